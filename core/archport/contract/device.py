@@ -1,0 +1,55 @@
+"""What a plan needs to know about a machine. Pure numbers: a plan for a machine you do not own is a value of this.
+
+Knows nothing of how the numbers were found; `archport.device` reads them from MLX or from a profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from archport.contract.spec import DType
+
+DeviceKind = Literal["cpu", "metal", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """One device.
+
+    Args:
+        name: the profile's name, or what the operating system calls the device.
+        kind: which MLX backend runs on it.
+        architecture: MLX's name of it ("applegpu_g14d", "sm_90", "x86_64").
+        total_memory: bytes the device holds; on a CPU the bytes this process may use (cgroup limits included).
+        working_set: Metal's recommended working set in bytes; None elsewhere.
+        max_buffer: the largest single allocation in bytes; None where the device states none.
+        flops: sustained matrix FLOP/s by element type, measured or profiled.
+        bandwidth: sustained bytes/s of device memory.
+        watchdog_seconds: longest one dispatch may take before the system kills it; None where nothing watches.
+        nax: whether MLX's matrix-accelerator kernels apply (Apple GPU generation 17 and later).
+        mlx_version: the MLX release whose routes are meant.
+        simulated: whether the numbers come from a profile and not from this machine.
+    """
+
+    name: str
+    kind: DeviceKind
+    architecture: str
+    total_memory: int
+    working_set: int | None = None
+    max_buffer: int | None = None
+    flops: Mapping[DType, float] = field(default_factory=dict["DType", float])
+    bandwidth: float = 0.0
+    watchdog_seconds: float | None = None
+    nax: bool = False
+    mlx_version: str = ""
+    simulated: bool = False
+
+    @property
+    def default_budget(self) -> int:
+        """Bytes archport plans with when the caller names no budget: a constant of the machine, never what is free."""
+        if self.kind == "metal":
+            # MLX's own memory limit on Metal is min(1.5 x working set, 0.95 x memory); the working set is the knee.
+            return min(int(0.9 * (self.working_set or self.total_memory)), int(0.95 * self.total_memory))
+        return int((0.9 if self.kind == "cuda" else 0.8) * self.total_memory)

@@ -1,0 +1,104 @@
+"""Every error archport raises on purpose. Knows nothing of how any of them comes about.
+
+One base class, few kinds. A message says what happened, the values, what was expected and what to do.
+Errors that mean "your argument is wrong" are also `ValueError`, so code that expects one keeps working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class ArchportError(Exception):
+    """Base of every error that archport raises on purpose."""
+
+
+class SpecError(ArchportError, ValueError):
+    """An ArchSpec or LayerSpec contradicts itself."""
+
+
+class PluginError(ArchportError):
+    """A plugin could not be loaded, or a hook of it answered something the contract does not allow."""
+
+
+class ClaimError(ArchportError):
+    """No plugin, or more than one, claims a checkpoint's config."""
+
+
+class ModelNotFound(ArchportError):
+    """A model name leads to no folder, package, cached repository or reachable hub repository."""
+
+
+class CheckpointError(ArchportError):
+    """A checkpoint folder is incomplete, damaged or not what its config says."""
+
+
+class InputError(ArchportError, ValueError):
+    """An argument of a call is not usable: the message names it, its value and what was expected."""
+
+
+class NonFiniteOutput(ArchportError, ArithmeticError):
+    """A model produced NaN or infinity; archport raises instead of returning it."""
+
+
+class AdmissionRefused(ArchportError, ValueError):
+    """A request was refused before anything was allocated.
+
+    Attributes:
+        code: `prefill_memory_exceeded`, `buffer_too_large`, `context_length_exceeded` or `work_bound_exceeded`.
+        required_bytes, limit_bytes: what the binding limit would need and what it is, in bytes.
+        binding: the limit that binds and the knob that moves it.
+        breakdown: bytes per component.
+        largest_buffer: (name, bytes, cap) of the largest single allocation; cap None where the device has none.
+        max_tokens_that_fit: the longest row, at the same batch, that the limit admits.
+        requested, ceiling: tokens asked for and allowed, where tokens are what binds.
+    """
+
+    code = "admission_refused"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        required_bytes: int | None = None,
+        limit_bytes: int | None = None,
+        binding: str = "",
+        breakdown: Mapping[str, int] | None = None,
+        largest_buffer: tuple[str, int, int | None] | None = None,
+        max_tokens_that_fit: int | None = None,
+        requested: int | None = None,
+        ceiling: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.required_bytes = required_bytes
+        self.limit_bytes = limit_bytes
+        self.binding = binding
+        self.breakdown = dict(breakdown or {})
+        self.largest_buffer = largest_buffer
+        self.max_tokens_that_fit = max_tokens_that_fit
+        self.requested = requested
+        self.ceiling = ceiling
+
+
+class MemoryBudgetExceeded(AdmissionRefused):
+    """The request's peak, or the model's weights, exceed the memory budget."""
+
+    code = "prefill_memory_exceeded"
+
+
+class BufferTooLarge(AdmissionRefused):
+    """One allocation exceeds the device's largest buffer, however much memory is free."""
+
+    code = "buffer_too_large"
+
+
+class ContextLengthExceeded(AdmissionRefused):
+    """More tokens than the context ceiling."""
+
+    code = "context_length_exceeded"
+
+
+class WorkBoundExceeded(AdmissionRefused):
+    """The smallest dispatch that can be made would outlast the GPU watchdog."""
+
+    code = "work_bound_exceeded"

@@ -1,0 +1,176 @@
+"""What passes between a plugin's module and the engine: the layer context, heads, inputs and the checkpoint's view.
+
+Protocols and pure data. Knows nothing of how attention runs, how tokens are batched or where files come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+from archport.contract.errors import SpecError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last"]
+Activation = Literal["identity", "tanh", "relu", "gelu", "sigmoid"]
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+
+
+class LayerContext(Protocol):
+    """All that a layer may know of the request it runs in. It holds every mask, cache and position there is."""
+
+    @property
+    def positions(self) -> mx.array:
+        """Position of each token inside its own document, (B, L) int32."""
+        ...
+
+    def attend(
+        self,
+        layer: int,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        """Attention of layer number `layer` as its spec declares it.
+
+        Shapes: q (B, H, L, Dh), k (B, K, L, Dh), v (B, K, L, Dv), all without repeated heads; returns (B, H, L, Dv).
+        """
+        ...
+
+    def rotate(
+        self, q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]
+    ) -> tuple[mx.array, mx.array]:
+        """Apply `rope(x, offset)` to q and k at this request's positions; `offset` is an int or one per row (B,)."""
+        ...
+
+
+class Trunk(Protocol):
+    """The module a plugin builds: token ids in, hidden states out. `archport_build` returns one."""
+
+    def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
+        """Hidden states (B, L, D) after the final norm, for token ids (B, L)."""
+        ...
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        """The checkpoint's tensors under this module's parameter names; drops what the module does not use."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """One Dense module of a sentence-transformers pipeline: `activation(x @ W.T + b)`, plus x when `residual`.
+
+    Args:
+        folder: where its weights are, relative to the checkpoint ("2_Dense").
+    """
+
+    folder: str
+    in_features: int
+    out_features: int
+    bias: bool = True
+    activation: Activation = "tanh"
+    residual: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingHead:
+    """How hidden rows become one vector: pool, concatenate the modes, Dense layers, then unit length.
+
+    Args:
+        pooling: modes in the order in which their results are concatenated.
+        include_prompt: whether prompt tokens take part in pooling.
+        dense: Dense layers in order.
+        normalize: whether vectors are scaled to unit length.
+        similarity: how vectors of this model are compared.
+        dimensions: default number of leading dimensions kept, None for all.
+        source: where this was read from, for `archport info`.
+    """
+
+    pooling: tuple[PoolingMode, ...]
+    include_prompt: bool = True
+    dense: tuple[Dense, ...] = ()
+    normalize: bool = False
+    similarity: Similarity = "cosine"
+    dimensions: int | None = None
+    source: str = "default"
+
+    def __post_init__(self) -> None:
+        unknown = [mode for mode in self.pooling if mode not in get_args(PoolingMode)]
+        if unknown or not self.pooling:
+            raise SpecError(
+                f"embedding head: pooling={self.pooling!r}; expected one or more of {', '.join(get_args(PoolingMode))}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TextInputs:
+    """How text becomes token ids.
+
+    Args:
+        max_tokens: tokens per text that the model takes by default, special tokens included; None: its positions.
+        prompts: name -> text put in front of an input.
+        query_prompt, document_prompt: names in `prompts` that `encode_query` and `encode_document`
+            use; None: no prompt.
+        default_prompt: name used by a plain `embed`, None for no prompt.
+        final_token: the id every sequence must end with; appended where the tokenizer does not; None: no rule.
+        lowercase: lower-case the text before tokenising (an old sentence-transformers setting).
+    """
+
+    max_tokens: int | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict[str, str])
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    default_prompt: str | None = None
+    final_token: int | None = None
+    lowercase: bool = False
+
+
+class CheckpointView(Protocol):
+    """What the head and inputs hooks may read of a checkpoint: its name, its normalised config and its small files."""
+
+    @property
+    def name(self) -> str:
+        """The hub id or folder it was loaded as."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """`config.json`, normalised across dialects."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        ...
+
+    def json(self, path: str) -> dict[str, Any] | None:
+        """A JSON file of the checkpoint, None when absent. Raises CheckpointError when it is not a JSON object."""
+        ...
+
+    def token_id(self, token: str) -> int | None:
+        """The vocabulary id of a token, None when the tokenizer does not hold it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A tiny config of this architecture for the conformance kit, and how to fill its random weights.
+
+    Args:
+        name: what is special about it ("gqa 4:1", "no pooler").
+        config: a `config.json` as the published checkpoints have it, two to four layers.
+        seed: of the random weights.
+        scale: standard deviation of the random matrices; vectors (norms, biases) are perturbed around their default.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    seed: int = 0
+    scale: float = 0.05

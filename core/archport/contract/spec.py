@@ -1,0 +1,269 @@
+"""What an architecture promises about one checkpoint: an ArchSpec, with one LayerSpec per layer.
+
+Pure data derived from `config.json` and validated on construction. Knows nothing of arrays, devices or plans.
+"""
+
+# Values come from plugins that nobody type-checked, so the checks below are not redundant.
+# pyright: reportUnnecessaryIsInstance=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from archport.contract.errors import SpecError
+
+Semantics = Literal["causal", "bidirectional"]
+Task = Literal["embed", "rerank", "classify", "generate", "fill_mask"]
+DType = Literal["float32", "float16", "bfloat16"]
+QuantMode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
+KVKind = Literal["own", "shared", "none"]
+
+UNLIMITED: tuple[None, None] = (None, None)
+
+
+def _positive(owner: str, **values: int) -> None:
+    for name, value in values.items():
+        # bool is an int: `True` heads would pass silently.
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise SpecError(f"{owner}: {name}={value!r} is not a positive integer")
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """One attention layer.
+
+    Args:
+        semantics: `causal` or `bidirectional`.
+        n_heads, n_kv_heads: query and key/value heads; the first is a multiple of the second.
+        head_dim: width of a query and key head.
+        v_head_dim: width of a value head; `head_dim` when left out.
+        reach: tokens seen to the (left, right), excluding the token itself; None is unlimited. A causal layer reaches
+            0 to the right. Hugging Face's `sliding_window` W of a causal layer is `(W - 1, 0)`.
+        sinks: whether the softmax holds one learned sink logit per head.
+        kv: `own` keeps a KV cache, `shared` reads another layer's and allocates nothing, `none` keeps no cache.
+            Left out: `own` for a causal layer, `none` for a bidirectional one.
+
+    Raises:
+        SpecError: on any contradiction, such as a bidirectional layer with a KV cache.
+    """
+
+    semantics: Semantics
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    v_head_dim: int = 0
+    reach: tuple[int | None, int | None] = UNLIMITED
+    sinks: bool = False
+    kv: KVKind | None = None
+
+    def __post_init__(self) -> None:
+        if self.semantics not in get_args(Semantics):
+            raise SpecError(f"attention layer: semantics={self.semantics!r}; expected 'causal' or 'bidirectional'")
+        _positive("attention layer", n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, head_dim=self.head_dim)
+        if self.n_heads % self.n_kv_heads:
+            raise SpecError(
+                f"attention layer: n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}; "
+                "grouped-query attention shares each key/value head between equally many query heads"
+            )
+        if self.v_head_dim == 0:
+            object.__setattr__(self, "v_head_dim", self.head_dim)
+        _positive("attention layer", v_head_dim=self.v_head_dim)
+        self._check_reach()
+        if self.kv is None:
+            object.__setattr__(self, "kv", "own" if self.semantics == "causal" else "none")
+        if self.kv not in get_args(KVKind):
+            raise SpecError(f"attention layer: kv={self.kv!r}; expected 'own', 'shared' or 'none'")
+        if self.semantics == "bidirectional" and self.kv != "none":
+            raise SpecError(
+                f"attention layer: a bidirectional layer with kv={self.kv!r} is impossible: every later token changes "
+                "what earlier tokens saw, so nothing can be cached; use kv='none'"
+            )
+
+    def _check_reach(self) -> None:
+        left, right = self.reach
+        for side, value in (("left", left), ("right", right)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise SpecError(
+                    f"attention layer: reach {side}={value!r}; expected None (unlimited) or an integer >= 0"
+                )
+        if self.semantics == "causal":
+            if right not in (None, 0):
+                raise SpecError(f"attention layer: a causal layer sees nothing to its right, but reach={self.reach}")
+            object.__setattr__(self, "reach", (left, 0))
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether some token may be out of reach."""
+        left, right = self.reach
+        return left is not None or (right is not None and self.semantics == "bidirectional")
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentLayer:
+    """One recurrent layer (gated delta net and the like).
+
+    Args:
+        state_bytes: recurrent state per sequence, in bytes; constant in the length of the sequence.
+        conv_taps: taps of the causal convolution in front of it, 0 when it has none.
+        conv_bytes: bytes of the convolution tail kept per sequence.
+    """
+
+    state_bytes: int
+    conv_taps: int = 0
+    conv_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        _positive("recurrent layer", state_bytes=self.state_bytes)
+        if self.conv_taps < 0 or self.conv_bytes < 0:
+            raise SpecError(f"recurrent layer: conv_taps={self.conv_taps}, conv_bytes={self.conv_bytes}; expected >= 0")
+
+
+LayerSpec = AttentionLayer | RecurrentLayer
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture-of-experts MLP.
+
+    Args:
+        count: experts per MoE layer.
+        per_token: experts each token visits.
+        intermediate_size: width inside one expert.
+        shared_intermediate_size: width of the expert that every token visits, 0 when there is none.
+        layers: indices of the layers that hold experts; the others hold a dense MLP.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    layers: tuple[int, ...]
+    shared_intermediate_size: int = 0
+
+    def __post_init__(self) -> None:
+        _positive("experts", count=self.count, per_token=self.per_token, intermediate_size=self.intermediate_size)
+        if self.per_token > self.count:
+            raise SpecError(f"experts: per_token={self.per_token} exceeds count={self.count}")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How a checkpoint's matrices are packed, as `quantization` in its config says.
+
+    Args:
+        bits: bits per element.
+        group_size: elements that share one scale.
+        mode: `affine` (scale and bias per group), `mxfp4`, `mxfp8` or `nvfp4`.
+        overrides: module path -> its own settings, or None for a module that stays unquantised.
+    """
+
+    bits: int
+    group_size: int
+    mode: QuantMode = "affine"
+    overrides: Mapping[str, Quantization | None] = field(default_factory=dict[str, "Quantization | None"])
+
+    def __post_init__(self) -> None:
+        _positive("quantization", bits=self.bits, group_size=self.group_size)
+        if self.mode not in get_args(QuantMode):
+            raise SpecError(f"quantization: mode={self.mode!r}; expected one of {', '.join(get_args(QuantMode))}")
+
+
+@dataclass(frozen=True, slots=True)
+class VisionTower:
+    """The image encoder in front of a language model: its own list of layers.
+
+    Args:
+        layers: one spec per block, bidirectional.
+        hidden_size, intermediate_size: widths inside a block.
+        patch_size: pixels per patch side.
+        merge_size: patches per side that become one token of the language model.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    hidden_size: int
+    intermediate_size: int
+    patch_size: int
+    merge_size: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(
+            "vision tower",
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            patch_size=self.patch_size,
+            merge_size=self.merge_size,
+            layers=len(self.layers),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ArchSpec:
+    """What a plugin promises about one checkpoint.
+
+    Args:
+        arch: the architecture's name, as the plugin knows it ("qwen3", "bert").
+        tasks: what the checkpoint can do.
+        layers: one LayerSpec per layer, in order; equal layers are equal values.
+        vocab_size, hidden_size, intermediate_size: widths V, D and that of the MLP.
+        max_positions: the longest sequence the position scheme admits, in tokens.
+        dtype: element type of the unquantised weights as stored.
+        tied_head: whether the output head is the embedding matrix.
+        experts, quantization, vision: None where the checkpoint has none.
+        dtypes_refused: element types that overflow in this family, each with the reason.
+    """
+
+    arch: str
+    tasks: tuple[Task, ...]
+    layers: tuple[LayerSpec, ...]
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    max_positions: int
+    dtype: DType = "float32"
+    tied_head: bool = True
+    experts: Experts | None = None
+    quantization: Quantization | None = None
+    vision: VisionTower | None = None
+    dtypes_refused: Mapping[DType, str] = field(default_factory=dict["DType", str])
+
+    def __post_init__(self) -> None:
+        if not self.arch:
+            raise SpecError("arch spec: arch is empty; expected the architecture's name")
+        unknown = [task for task in self.tasks if task not in get_args(Task)]
+        if unknown or not self.tasks:
+            raise SpecError(f"{self.arch}: tasks={self.tasks!r}; expected one or more of {', '.join(get_args(Task))}")
+        if not self.layers:
+            raise SpecError(f"{self.arch}: layers is empty; expected one LayerSpec per layer")
+        for index, layer in enumerate(self.layers):
+            if not isinstance(layer, AttentionLayer | RecurrentLayer):
+                raise SpecError(
+                    f"{self.arch}: layer {index} is a {type(layer).__name__}; expected AttentionLayer or RecurrentLayer"
+                )
+        _positive(
+            self.arch,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            max_positions=self.max_positions,
+        )
+        if self.dtype not in get_args(DType):
+            raise SpecError(f"{self.arch}: dtype={self.dtype!r}; expected one of {', '.join(get_args(DType))}")
+
+    @property
+    def attention_layers(self) -> tuple[AttentionLayer, ...]:
+        return tuple(layer for layer in self.layers if isinstance(layer, AttentionLayer))
+
+    @property
+    def semantics(self) -> Literal["causal", "bidirectional", "mixed"]:
+        """`causal` when no layer sees a later token, `bidirectional` when every attention layer does."""
+        # A recurrent layer reads left to right.
+        found: set[Semantics] = {
+            layer.semantics if isinstance(layer, AttentionLayer) else "causal" for layer in self.layers
+        }
+        return found.pop() if len(found) == 1 else "mixed"
+
+    @property
+    def head_dims(self) -> tuple[int, ...]:
+        """Distinct head dims of the attention layers, ascending."""
+        return tuple(sorted({layer.head_dim for layer in self.attention_layers}))

@@ -136,7 +136,7 @@ def find_fault(module: object) -> str | None:
     if not marked:
         return "no function is marked with @hookimpl (from archport.contract import hookimpl)"
     for name, function in marked:
-        if function.archport_impl.get("specname"):
+        if _options(function).get("specname"):
             return f"{name} uses specname=; name the function after its hook instead"
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty:

@@ -13,6 +13,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import mlx.core as mx
 import mlx.nn as nn
 
+from archport.contract import Trunk
+
 
 class MergedLinear(nn.Module):
     """Several linear layers over one input as one product; returns their outputs in order."""
@@ -23,7 +25,7 @@ class MergedLinear(nn.Module):
         self._edges = list(accumulate(widths))[:-1]
 
     def __call__(self, x: mx.array) -> list[mx.array]:
-        return mx.split(self.linear(x), self._edges, axis=-1)  # pyright: ignore[reportCallIssue]
+        return cast("list[mx.array]", mx.split(cast(Any, self.linear)(x), self._edges, axis=-1))
 
     @staticmethod
     def of(parts: Sequence[nn.Module]) -> MergedLinear | None:
@@ -53,8 +55,8 @@ class Merging(Protocol):
     def merge(self) -> None: ...
 
 
-def merge_projections(module: nn.Module) -> None:
-    """Merge every block under `module` that can; the parts are released block by block."""
-    for block in module.modules():
+def merge_projections(trunk: Trunk) -> None:
+    """Merge every block of a loaded trunk that can; the parts are released block by block."""
+    for block in cast(nn.Module, trunk).modules():
         if isinstance(block, Merging):
             block.merge()

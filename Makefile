@@ -7,6 +7,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # pip 25.1 reads dependency groups; the one that comes with Python 3.11 does not. -qq leaves errors only.
 PIP := -m pip --disable-pip-version-check install -qq
+# Prints the demo extra, so that its version is pinned in one place.
+DEMO := -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["demo"])'
 
 # Which build of MLX: Metal comes with plain mlx on macOS; on Linux an NVIDIA driver decides.
 ifeq ($(shell uname -s),Darwin)
@@ -40,7 +42,7 @@ $(VENV)/.stamp: pyproject.toml | $(PY)
 	@echo "installing $(INSTALL) and the dev tools into $(VENV), about a minute"
 	@$(PY) $(PIP) 'pip>=25.1'
 	@$(PY) $(PIP) --editable '$(INSTALL)' --group dev
-	@$(PY) $(PIP) --no-deps $$($(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["demo"])')
+	@$(PY) $(PIP) --no-deps $$($(PY) $(DEMO))
 	@touch $@
 
 demo: $(VENV)/.stamp
@@ -64,11 +66,14 @@ types: $(VENV)/.stamp
 	@test -x .venv-goldens/bin/python || $(PYTHON) -m venv --clear .venv-goldens || { rm -rf .venv-goldens; exit 1; }
 	@.venv-goldens/bin/python $(PIP) 'pip>=25.1'
 	@.venv-goldens/bin/python $(PIP) --group goldens
-	@.venv-goldens/bin/python $(PIP) --no-deps $$(.venv-goldens/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["demo"])')
+	@.venv-goldens/bin/python $(PIP) --no-deps $$(.venv-goldens/bin/python $(DEMO))
 	@touch $@
 
-goldens: .venv-goldens/.stamp
-	.venv-goldens/bin/python tests/goldens/make_goldens.py
+# Two environments, because mlx and torch are never in one: quantise.py writes checkpoints with mlx-lm, the rest records.
+goldens: .venv-goldens/.stamp $(VENV)/.stamp
+	.venv-goldens/bin/python tests/goldens/make_goldens.py minilm qwen3 bert
+	$(PY) tests/goldens/quantise.py
+	.venv-goldens/bin/python tests/goldens/make_goldens.py quantised
 
 bench: $(VENV)/.stamp
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done

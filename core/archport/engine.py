@@ -224,10 +224,10 @@ class Model:
 
     @property
     def dimensions(self) -> int:
-        """Width of a full vector."""
-        if self.head.dense:
-            return self.head.dense[-1].out_features
-        return self.spec.hidden_size * len(self.head.pooling)
+        """Width of this model's vectors."""
+        pooled = self.spec.hidden_size * len(self.head.pooling)
+        full = self.head.dense[-1].out_features if self.head.dense else pooled
+        return min(full, self.head.dimensions or full)
 
     def embed(
         self,
@@ -265,21 +265,13 @@ class Model:
         from archport.running.progress import track
 
         check_precision(precision)
-        width = self._width(dimensions)
+        _check_dimensions(dimensions, self.dimensions)
         tokeniser = self._embedder.tokeniser
-        request = EmbedRequest(tokeniser.prompt(prompt, prompt_name), width, normalize, max_tokens, overflow)
+        request = EmbedRequest(tokeniser.prompt(prompt, prompt_name), dimensions, normalize, max_tokens, overflow)
         inputs = [texts] if isinstance(texts, str) else _iterable(texts)
         parts = list(self._embedder.stream(track(inputs, "embedding") if progress else inputs, request))
-        vectors = np.concatenate(parts) if parts else np.zeros((0, width or self.dimensions), np.float32)
+        vectors = np.concatenate(parts) if parts else np.zeros((0, dimensions or self.dimensions), np.float32)
         return quantise(vectors, precision)
-
-    def _width(self, dimensions: int | None) -> int | None:
-        width = self.head.dimensions if dimensions is None else dimensions
-        if width is None:
-            return None
-        if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= self.dimensions:
-            raise InputError(f"{dimensions=}; expected 1 to {self.dimensions}, the width of this model's vectors")
-        return width
 
     def encode_query(self, texts: str | Iterable[str], **options: object) -> np.ndarray:
         """`embed` with the model's prompt for queries, unless another prompt is given."""
@@ -310,6 +302,13 @@ class Model:
             InputError: for wrong shapes, ids outside the vocabulary, or a mask with holes.
         """
         return self._embedder.encoder.forward(input_ids, attention_mask)
+
+
+def _check_dimensions(dimensions: object, width: int) -> None:
+    if dimensions is None:
+        return
+    if not isinstance(dimensions, int) or isinstance(dimensions, bool) or not 1 <= dimensions <= width:
+        raise InputError(f"{dimensions=}; expected 1 to {width}, the width of this model's vectors")
 
 
 def _iterable(texts: object) -> Iterable[str]:

@@ -41,12 +41,21 @@ class VectorHead:
         return rows
 
     def finish(self, rows: mx.array, *, dimensions: int | None, normalize: bool | None) -> mx.array:
-        """Keep the leading dimensions, then scale to unit length where asked (None: where the head says so)."""
-        if dimensions is not None:
+        """Cut to the leading dimensions and scale to unit length.
+
+        Args:
+            dimensions: asked for by the caller: cut first, then scaled, as models trained that way (Matryoshka) want.
+                None takes the number stored with the model, which its pipeline cuts last, after its own scaling.
+            normalize: None scales where the model's pipeline does; True always, False never.
+        """
+        if dimensions is None:
+            if self.head.normalize and normalize is not False:
+                rows = unit_length(rows)
+            rows = rows[:, : self.head.dimensions]
+        else:
             rows = rows[:, :dimensions]
-        if self.head.normalize if normalize is None else normalize:
-            rows = unit_length(rows)
-        return rows
+            normalize = self.head.normalize if normalize is None else normalize
+        return unit_length(rows) if normalize else rows
 
 
 def unit_length(rows: mx.array) -> mx.array:

@@ -40,5 +40,5 @@ def quantise(vectors: np.ndarray, precision: Precision) -> np.ndarray:
             "are all equal; embed more texts in one call, or quantise float32 vectors with ranges of your own"
         )
     steps = (high - low) / 255
-    scaled = (vectors - low) / np.where(steps > 0, steps, 1)
-    return (scaled - 128).astype(np.int8) if precision == "int8" else scaled.astype(np.uint8)
+    levels = np.clip(np.floor((vectors - low) / np.where(steps > 0, steps, 1)), 0, 255)
+    return (levels - 128).astype(np.int8) if precision == "int8" else levels.astype(np.uint8)

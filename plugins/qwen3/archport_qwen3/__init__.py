@@ -79,14 +79,18 @@ def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     return Qwen3(spec, config)
 
 
+def _has_pipeline(checkpoint: CheckpointView) -> bool:
+    return (checkpoint.folder / "modules.json").exists()
+
+
 def _is_embedding(checkpoint: CheckpointView) -> bool:
     # Embedding repositories carry a sentence-transformers pipeline; conversions often drop it but keep the name.
-    return checkpoint.json("modules.json") is not None or "embedding" in checkpoint.name.lower()
+    return _has_pipeline(checkpoint) or "embedding" in checkpoint.name.lower()
 
 
 @hookimpl
 def archport_head(checkpoint: CheckpointView) -> EmbeddingHead | None:
-    if checkpoint.json("modules.json") is not None or not _is_embedding(checkpoint):
+    if _has_pipeline(checkpoint) or not _is_embedding(checkpoint):
         return None
     return EmbeddingHead(pooling=("last",), normalize=True, source="the Qwen3-Embedding model card")
 

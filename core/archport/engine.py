@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -45,6 +45,7 @@ from archport.running.tokenise import Overflow
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import mlx.nn as nn
 
     from archport.running.embed import Embedder
 
@@ -187,7 +188,8 @@ def _assemble(
     checkpoint, spec = about.checkpoint, about.spec
     tokenizer = load_tokenizer(checkpoint)
     trunk = about.hooks.build(spec, checkpoint.config)
-    load_weights(checkpoint, trunk, quantization=spec.quantization, dtype=choice.dtype, dequantize=choice.dequantize)
+    module = cast("nn.Module", trunk)
+    load_weights(checkpoint, module, quantization=spec.quantization, dtype=choice.dtype, dequantize=choice.dequantize)
     merge_projections(trunk)
     return Embedder(
         TextTokeniser(tokenizer, inputs, max_tokens),

@@ -51,9 +51,7 @@ class Encoder:
         Raises:
             InputError: for a wrong shape, type, token id, or a mask with holes.
         """
-        ids = _integers("input_ids", input_ids)
-        if ids.ndim != 2 or 0 in ids.shape:
-            raise InputError(f"input_ids has shape {ids.shape}; expected (B, L), both at least 1")
+        ids = _token_ids(input_ids)
         L = ids.shape[1]
         if self.spec.max_positions < L:
             raise InputError(f"input_ids is {L} tokens long; this model has {self.spec.max_positions} positions")
@@ -77,11 +75,13 @@ class Encoder:
         return mx.where(mx.array(visible)[..., None], moved, mx.zeros((), dtype=moved.dtype))
 
 
-def _integers(name: str, value: object) -> np.ndarray:
-    array = np.asarray(value)
-    if array.dtype == bool or not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"{name} holds {array.dtype}; expected integers of shape (B, L)")
-    return array.astype(np.int64)
+def _token_ids(value: object) -> np.ndarray:
+    ids = np.asarray(value)
+    if ids.ndim != 2 or 0 in ids.shape:
+        raise InputError(f"input_ids has shape {ids.shape}; expected (B, L), both at least 1")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(f"input_ids holds {ids.dtype}; expected integers")
+    return ids.astype(np.int64)
 
 
 def _extents(attention_mask: object, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:

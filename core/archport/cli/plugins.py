@@ -16,18 +16,12 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("name", "distribution", "version", "architectures", "semantics", "head_dim", "hooks", "status"):
-        table.add_column(column)
     for row in rows:
-        cells = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in row.values()]
-        table.add_row(*cells)
-    Console(soft_wrap=True).print(table) if rows else typer.echo(
-        "no plugin is installed in the entry-point group 'archport'"
-    )
+        typer.echo(f"{row['name']}  {row['distribution']} {row['version']}  {row['status']}")
+        for key in ("architectures", "semantics", "head_dim", "hooks"):
+            typer.echo(f"    {key:<14} {', '.join(map(str, row[key])) or '-'}")
+    if not rows:
+        typer.echo("no plugin is installed in the entry-point group 'archport'")
 
 
 def describe(plugin: Plugin) -> dict[str, Any]:

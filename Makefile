@@ -70,6 +70,8 @@ types: $(VENV)/.stamp
 	@touch $@
 
 # Two environments, because mlx and torch are never in one: quantise.py writes checkpoints with mlx-lm, the rest records.
+# Offline, because nothing is downloaded and the converters write the setting into the files.
+goldens: export HF_HUB_OFFLINE = 1
 goldens: .venv-goldens/.stamp $(VENV)/.stamp
 	.venv-goldens/bin/python tests/goldens/make_goldens.py minilm qwen3 bert
 	$(PY) tests/goldens/quantise.py

@@ -3,7 +3,16 @@
 Read in this order: `spec` (what a plugin promises), `hookspecs` (what it may answer), `model` (what its module sees).
 """
 
-from archport.contract.attention import AttentionCall, Backend, MaskKind, MaskPolicy, Price
+from archport.contract.attention import (
+    AttentionCall,
+    AttentionLimits,
+    AttentionPath,
+    Backend,
+    MaskKind,
+    MaskPolicy,
+    PathChooser,
+    Price,
+)
 from archport.contract.device import DeviceFacts, DeviceKind
 from archport.contract.errors import (
     AdmissionRefused,
@@ -51,6 +60,8 @@ __all__ = [
     "ArchportError",
     "AttentionCall",
     "AttentionLayer",
+    "AttentionLimits",
+    "AttentionPath",
     "Backend",
     "BatchShape",
     "BufferTooLarge",
@@ -75,6 +86,7 @@ __all__ = [
     "MemoryBudgetExceeded",
     "ModelNotFound",
     "NonFiniteOutput",
+    "PathChooser",
     "PluginError",
     "PoolingMode",
     "Price",

@@ -1,21 +1,22 @@
-"""The words in which attention is planned: a call, a mask policy, a price, and what a backend is.
+"""The words in which attention is planned: a call, its limits, a price, a chosen path, and what a backend is.
 
 Pure data and protocols. Knows nothing of arrays beyond their names, of devices beyond their facts, or of any backend.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import SpecError
-from archport.contract.spec import DType, Semantics
+from archport.contract.spec import AttentionLayer, DType, Semantics
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 MaskKind = Literal["none", "causal", "window", "segments", "key_padding", "dense"]
+Reach = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,70 @@ class MaskPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionLimits:
+    """What one attention call may use. Fixed numbers of a request, never what happens to be free.
+
+    Args:
+        transient_bytes: bytes above live inputs and output at the peak; None takes `transient_on(device)`.
+        dispatch_seconds: longest stretch between two evaluations where the device has a watchdog.
+        chunk_threshold: keys from which the chunked backend is eligible.
+        chunk_size: keys per chunk.
+        force_chunk: take the chunked backend from `chunk_threshold` keys on, whatever is faster.
+    """
+
+    transient_bytes: int | None = None
+    dispatch_seconds: float = 0.5
+    chunk_threshold: int = 65_536
+    chunk_size: int = 32_768
+    force_chunk: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_threshold", "chunk_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SpecError(f"attention limits: {name}={value!r}; expected a number of keys >= 1")
+        if self.transient_bytes is not None and self.transient_bytes < 0:
+            raise SpecError(f"attention limits: transient_bytes={self.transient_bytes}; expected bytes >= 0, or None")
+        if not self.dispatch_seconds > 0:
+            raise SpecError(f"attention limits: dispatch_seconds={self.dispatch_seconds}; expected seconds > 0")
+
+    def transient_on(self, device: DeviceFacts) -> int:
+        """Bytes a call may hold above its inputs and output on this device."""
+        if self.transient_bytes is not None:
+            return self.transient_bytes
+        # On a CPU small tiles cost nothing and stay in the cache; a GPU wants tiles that fill it.
+        return 64 * 2**20 if device.kind == "cpu" else device.default_budget // 32
+
+    def seconds_on(self, device: DeviceFacts) -> float | None:
+        """Longest stretch between two evaluations on this device; None where nothing watches."""
+        if device.watchdog_seconds is None:
+            return None
+        return min(self.dispatch_seconds, device.watchdog_seconds)
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionCall:
     """The numbers of one scaled-dot-product attention, before any array exists.
+
+    Query row i of a row with q queries and s keys stands at position s - q + i (lower-right alignment). It sees key j
+    when j lies within `visible_reach` of it, when j is a real key of its row (or of its document), and when the array
+    mask, if there is one, admits it. Under `none` and `causal` q and s are q_len and kv_len, and lengths only say which
+    query rows are padding; under the other kinds they are those of the row or document.
 
     Args:
         B, n_heads, n_kv_heads, q_len, kv_len, head_dim, v_head_dim: shape; q is (B, n_heads, q_len, head_dim).
         dtype: the promoted element type of q, k and v.
         mask: what the call must make visible.
-        reach: (left, right) of the layer, None unlimited; read when `mask` is `window`.
-        lengths: real keys per row (`key_padding`) or per document (`segments`); empty when all are `kv_len`.
+        reach: (left, right) of the layer, None unlimited; read when `mask` is `window`, `segments`, `key_padding` or
+            `dense`. A causal layer reaches 0 to the right.
+        lengths: real keys per row, or per document when `mask` is `segments`; empty when all are `kv_len`.
+            Segments in one row (B == 1) lie one behind another; with B > 1 each row is one document.
+        q_lengths: real queries per row or document; empty when they are `lengths` (q_len == kv_len) or `q_len` (else).
+            The rows behind them are padding and come out as zeros.
         additive: whether an array mask is added to the scores (in q's dtype) instead of a bool.
+        mask_shape: broadcast shape of an array mask that the caller hands over; empty when there is none.
         sinks: whether the softmax holds a sink logit per head.
+        limits: what the call may use.
     """
 
     B: int
@@ -63,10 +117,54 @@ class AttentionCall:
     v_head_dim: int
     dtype: DType
     mask: MaskKind = "none"
-    reach: tuple[int | None, int | None] = (None, None)
+    reach: Reach = (None, None)
     lengths: tuple[int, ...] = ()
+    q_lengths: tuple[int, ...] = ()
     additive: bool = False
+    mask_shape: tuple[int, ...] = ()
     sinks: bool = False
+    limits: AttentionLimits = field(default_factory=AttentionLimits)
+
+    @classmethod
+    def of(
+        cls,
+        layer: AttentionLayer,
+        policy: MaskPolicy,
+        device: DeviceFacts,
+        *,
+        B: int,
+        q_len: int,
+        kv_len: int,
+        dtype: DType,
+        lengths: tuple[int, ...] = (),
+        q_lengths: tuple[int, ...] = (),
+        limits: AttentionLimits | None = None,
+    ) -> AttentionCall:
+        """The call of one layer under a mask policy.
+
+        Args:
+            q_len, kv_len: padded tokens of this step, and padded keys including cached ones.
+            lengths, q_lengths: as in the class; handed on as they are.
+        """
+        kind = policy.kind
+        return cls(
+            B=B,
+            n_heads=layer.n_heads,
+            n_kv_heads=layer.n_kv_heads,
+            q_len=q_len,
+            kv_len=kv_len,
+            head_dim=layer.head_dim,
+            v_head_dim=layer.v_head_dim,
+            dtype=dtype,
+            mask=kind,
+            reach=layer.reach if kind in ("window", "segments", "key_padding", "dense") else (None, None),
+            lengths=lengths,
+            q_lengths=q_lengths,
+            # A bool mask on CUDA becomes a full additive array; a broadcast additive one stays a view.
+            additive=device.kind == "cuda",
+            sinks=layer.sinks,
+            limits=limits or AttentionLimits(),
+        )
 
     @property
     def itemsize(self) -> int:
@@ -81,10 +179,22 @@ class AttentionCall:
     def output_bytes(self) -> int:
         return self.B * self.n_heads * self.q_len * self.v_head_dim * self.itemsize
 
+    @property
+    def real_queries(self) -> tuple[int, ...]:
+        """Real queries per row (per document under `segments`); empty when every query is real."""
+        return self.q_lengths or (self.lengths if self.q_len == self.kv_len else ())
+
+    @property
+    def visible_reach(self) -> Reach:
+        """Keys seen to the (left, right) of a query, excluding its own position; None unlimited."""
+        if self.mask == "causal":
+            return (None, 0)
+        return (None, None) if self.mask == "none" else self.reach
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What running one AttentionCall costs.
+    """What running one AttentionCall costs, and the decisions that the price rests on.
 
     Args:
         transient: bytes above live inputs at the peak, the output excluded.
@@ -94,7 +204,15 @@ class Price:
         dispatch_flops: arithmetic of the largest stretch between two evaluations.
         q_tile: query rows per tile; 0 when the call is not tiled.
         k_chunk: keys per chunk; 0 when keys are not chunked.
-        evaluations: how often the graph is evaluated.
+        evaluations: how often the graph is evaluated; 0 when the call stays lazy.
+        depth: tiles in flight at once.
+        lanes: (row, kv head) pairs per tile; 0 when a tile holds them all.
+        seconds: estimated time of the whole call on the device; a ranking, not a promise.
+        dispatch_seconds: estimated time of the largest stretch between two evaluations.
+        route: which kernel runs: `fused`, `forced` (fused only under force_fused) or `composite`; "" for mixed.
+        padded: (head_dim, v_head_dim) after zero-padding; (0, 0) when not padded.
+        parts: the path of each group of documents, in order, when the call runs per document.
+        rounds: how many parts run between two evaluations, in order.
     """
 
     transient: int
@@ -105,6 +223,26 @@ class Price:
     q_tile: int = 0
     k_chunk: int = 0
     evaluations: int = 0
+    depth: int = 1
+    lanes: int = 0
+    seconds: float = 0.0
+    dispatch_seconds: float = 0.0
+    route: str = ""
+    padded: tuple[int, int] = (0, 0)
+    parts: tuple[AttentionPath, ...] = ()
+    rounds: tuple[int, ...] = ()
+
+    def excess(self, call: AttentionCall, device: DeviceFacts) -> str:
+        """Why this price breaks the call's limits on this device, with both numbers; "" when it keeps them."""
+        limit = call.limits.transient_on(device)
+        if self.transient > limit:
+            return f"needs {self.transient:,} bytes of scratch, {limit:,} allowed"
+        if device.max_buffer is not None and self.largest_buffer > device.max_buffer:
+            return f"needs one buffer of {self.largest_buffer:,} bytes, the device's largest is {device.max_buffer:,}"
+        seconds = call.limits.seconds_on(device)
+        if seconds is not None and self.dispatch_seconds > seconds:
+            return f"one dispatch takes about {self.dispatch_seconds:.2f} s, the watchdog bound is {seconds:.2f} s"
+        return ""
 
 
 class Backend(Protocol):
@@ -120,7 +258,10 @@ class Backend(Protocol):
         ...
 
     def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
-        """What the call costs here. Touches no array. Only asked when `reasons_against` is empty."""
+        """What the call costs here. Touches no array. Only asked when `reasons_against` is empty.
+
+        A backend that can trade size for time keeps `call.limits` where it can; `Price.excess` says whether it did.
+        """
         ...
 
     def run(
@@ -135,5 +276,38 @@ class Backend(Protocol):
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        """Attention of q (B, H, L, Dh), k (B, K, S, Dh), v (B, K, S, Dv) -> (B, H, L, Dv), as priced."""
+        """Attention of q (B, H, L, Dh), k (B, K, S, Dh), v (B, K, S, Dv) -> (B, H, L, Dv), as priced.
+
+        Rows that see no key come out finite, whatever they hold. Padded rows are left to the caller.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPath:
+    """A call, the backend chosen for it, what it costs, and why not the others. Planned once, then enforced.
+
+    Args:
+        against: backend name -> why it was not taken, for `explain()`.
+        excess: why even the chosen path breaks the call's limits; "" when it keeps them. A plan refuses such a path.
+    """
+
+    call: AttentionCall
+    backend: Backend
+    price: Price
+    against: tuple[tuple[str, str], ...] = ()
+    excess: str = ""
+
+
+class PathChooser(Protocol):
+    """Chooses the path of a call. The engine hands one to the planner, so planning never imports attention."""
+
+    def __call__(self, call: AttentionCall, device: DeviceFacts, pin: str | None = None) -> AttentionPath:
+        """The fastest path within the call's limits, or the pinned one.
+
+        When nothing fits, the path that needs least, with `excess` set.
+
+        Raises:
+            InputError: when no backend accepts the call, or the pinned one refuses it; the message has the reasons.
+        """
         ...

@@ -92,9 +92,7 @@ def choose():
         for excess, backend, _ in found:
             if backend is not best[1]:
                 against[backend.name] = excess or "slower"
-        return AttentionPath(
-            call=call, backend=best[1], price=best[2], against=tuple(against.items()), excess=best[0]
-        )
+        return AttentionPath(call=call, backend=best[1], price=best[2], against=tuple(against.items()), excess=best[0])
 
     return chooser
 

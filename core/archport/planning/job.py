@@ -91,7 +91,9 @@ class Job:
     def chunkable(self) -> bool:
         """Whether a row may be run in pieces: every layer reads left to right and can remember."""
         return all(
-            layer.semantics == "causal" and layer.kv != "none" for layer in self.kinds if isinstance(layer, AttentionLayer)
+            layer.semantics == "causal" and layer.kv != "none"
+            for layer in self.kinds
+            if isinstance(layer, AttentionLayer)
         )
 
     def path(self, call: AttentionCall, pin: str | None) -> AttentionPath:

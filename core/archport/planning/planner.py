@@ -151,7 +151,9 @@ def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[
     known: dict[tuple[object, ...], Quote] = {}
     for group in groups:
         batch = _batch(job, group, rows, cached, others=len(groups) > 1)
-        uneven = batch.shape.ragged and (job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate")
+        uneven = batch.shape.ragged and (
+            job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
+        )
         key = (batch.shape, (batch.lengths, batch.cached) if uneven else ())
         best = known.get(key)
         if best is None:
@@ -273,7 +275,9 @@ def _schedule(job: Job, batch: Batch) -> Quote:
     layers, depth = len(job.layer_classes), best.schedule.in_flight
     if job.device.kind == "cpu" or depth == 1:
         return best
-    counts = sorted({layers, *(-(-layers // parts) for parts in (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96))}, reverse=True)
+    counts = sorted(
+        {layers, *(-(-layers // parts) for parts in (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96))}, reverse=True
+    )
     for count in counts:
         if count <= 1:
             break
@@ -350,7 +354,9 @@ def _notes(job: Job) -> tuple[str, ...]:
     if job.weights.estimated:
         notes.append("bytes of the weights are estimated from the config")
     if not job.device.flops.get(job.dtype):
-        notes.append(f"{job.device.name} states no rate for {job.dtype}; assumed {rate(job.device, job.dtype):.3g} FLOP/s")
+        notes.append(
+            f"{job.device.name} states no rate for {job.dtype}; assumed {rate(job.device, job.dtype):.3g} FLOP/s"
+        )
     if job.device.kind == "metal" and job.device.max_buffer is None:
         notes.append(f"{job.device.name} states no largest buffer; single allocations are not checked")
     if not job.chunkable and (job.chunk or job.pins.prefill_chunk(job.spec, BatchShape(1, 1), job.device)):

@@ -124,7 +124,17 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
             words[index] += [each for each in word if each not in words[index]]
         steps.append(StepPlan(start=start, tokens=min(chunk, shape.L - start), paths=tuple(paths)))
     return _settle(
-        job, batch, schedule, kv, tuple(masks), tuple(map(tuple, words)), tuple(steps[::-1]), fixed, caches, widest, widest_name
+        job,
+        batch,
+        schedule,
+        kv,
+        tuple(masks),
+        tuple(map(tuple, words)),
+        tuple(steps[::-1]),
+        fixed,
+        caches,
+        widest,
+        widest_name,
     )
 
 
@@ -216,9 +226,7 @@ def _heaviest(job: Job, per_class: Sequence[int], ends: Sequence[bool], width: i
     return best
 
 
-def _room(
-    job: Job, spent: int, width: int, linear: float, *, least: bool
-) -> tuple[AttentionLimits, ...]:
+def _room(job: Job, spent: int, width: int, linear: float, *, least: bool) -> tuple[AttentionLimits, ...]:
     """What one attention call may use when everything else takes `spent` bytes and `linear` seconds per layer.
 
     The second entry is for calls that no path runs within the usual scratch: all that the budget leaves.
@@ -297,7 +305,9 @@ def _lengths(
         keys = tuple(min(kv_len, c + n + ahead) for c, n in zip(batch.cached, batch.lengths, strict=True))
         return keys, (1,) * len(keys)
     queries = tuple(max(0, min(q_len, n - start)) for n in batch.lengths)
-    keys = tuple(min(kv_len, c + min(start, n) + q) for c, n, q in zip(batch.cached, batch.lengths, queries, strict=True))
+    keys = tuple(
+        min(kv_len, c + min(start, n) + q) for c, n, q in zip(batch.cached, batch.lengths, queries, strict=True)
+    )
     return keys, queries
 
 
@@ -402,7 +412,9 @@ def _largest_work(job: Job, step: StepPlan, tokens: int, schedule: Schedule, spe
         if path is not None:
             price = path.price
             if price.evaluations:
-                here = Work(f"one {path.backend.name} attention tile", price.dispatch_flops, price.dispatch_seconds, bound)
+                here = Work(
+                    f"one {path.backend.name} attention tile", price.dispatch_flops, price.dispatch_seconds, bound
+                )
                 tile = max(tile, here, key=lambda work: work.seconds)
             else:
                 seconds += price.dispatch_seconds or price.seconds

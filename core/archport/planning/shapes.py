@@ -97,8 +97,10 @@ def group_rows(
         # Rows much shorter than the first are left to a narrower batch.
         shortest = (1 - 2 * padding) * lengths[order[at]]
         alike = at
-        while alike < len(order) and alike - at < wanted and (
-            lengths[order[alike]] >= shortest or lengths[order[alike]] <= SHORTEST
+        while (
+            alike < len(order)
+            and alike - at < wanted
+            and (lengths[order[alike]] >= shortest or lengths[order[alike]] <= SHORTEST)
         ):
             alike += 1
         count = next(count for count in row_counts(wanted, kind) if count <= alike - at)

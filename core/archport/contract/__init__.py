@@ -22,6 +22,7 @@ from archport.contract.errors import (
     ClaimError,
     ContextLengthExceeded,
     InputError,
+    KvCeilingExceeded,
     MemoryBudgetExceeded,
     ModelNotFound,
     NonFiniteOutput,
@@ -30,7 +31,7 @@ from archport.contract.errors import (
     WorkBoundExceeded,
 )
 from archport.contract.hookspecs import hookimpl
-from archport.contract.memory import BatchShape, KVAllocation, Limits
+from archport.contract.memory import KV_STEP, BatchShape, KVAllocation, Limits, kv_capacity
 from archport.contract.model import (
     CheckpointView,
     Dense,
@@ -55,6 +56,7 @@ from archport.contract.spec import (
 )
 
 __all__ = [
+    "KV_STEP",
     "AdmissionRefused",
     "ArchSpec",
     "ArchportError",
@@ -78,6 +80,7 @@ __all__ = [
     "Experts",
     "InputError",
     "KVAllocation",
+    "KvCeilingExceeded",
     "LayerContext",
     "LayerSpec",
     "Limits",
@@ -100,4 +103,5 @@ __all__ = [
     "VisionTower",
     "WorkBoundExceeded",
     "hookimpl",
+    "kv_capacity",
 ]

@@ -51,6 +51,7 @@ class AdmissionRefused(ArchportError, ValueError):
         breakdown: bytes per component.
         largest_buffer: (name, bytes, cap) of the largest single allocation; cap None where the device has none.
         max_tokens_that_fit: the longest row, at the same batch, that the limit admits.
+        max_rows_that_fit: the largest batch, at the same length, that the limit admits.
         requested, ceiling: tokens asked for and allowed, where tokens are what binds.
     """
 
@@ -66,6 +67,7 @@ class AdmissionRefused(ArchportError, ValueError):
         breakdown: Mapping[str, int] | None = None,
         largest_buffer: tuple[str, int, int | None] | None = None,
         max_tokens_that_fit: int | None = None,
+        max_rows_that_fit: int | None = None,
         requested: int | None = None,
         ceiling: int | None = None,
     ) -> None:
@@ -76,6 +78,7 @@ class AdmissionRefused(ArchportError, ValueError):
         self.breakdown = dict(breakdown or {})
         self.largest_buffer = largest_buffer
         self.max_tokens_that_fit = max_tokens_that_fit
+        self.max_rows_that_fit = max_rows_that_fit
         self.requested = requested
         self.ceiling = ceiling
 
@@ -96,6 +99,10 @@ class ContextLengthExceeded(AdmissionRefused):
     """More tokens than the context ceiling."""
 
     code = "context_length_exceeded"
+
+
+class KvCeilingExceeded(ContextLengthExceeded):
+    """A cache was asked to hold more tokens than its ceiling; nothing was allocated or written."""
 
 
 class WorkBoundExceeded(AdmissionRefused):

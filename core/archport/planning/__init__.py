@@ -1,1 +1,27 @@
-"""Decide how a request runs, in pure Python on numbers: no arrays, no device calls."""
+"""From a request to a plan: how it runs on a device within a budget, or why it does not.
+
+Pure Python on numbers. Imports only the contract; is handed its attention paths and its hooks.
+"""
+
+from archport.planning.costs import Weights, estimate_weights
+from archport.planning.pins import NoPins, Pins
+from archport.planning.plan import BatchPlan, Buffer, KindPlan, Mode, Plan, StepPlan, Work
+from archport.planning.planner import plan_request
+from archport.planning.shapes import Group, group_rows
+
+__all__ = [
+    "BatchPlan",
+    "Buffer",
+    "Group",
+    "KindPlan",
+    "Mode",
+    "NoPins",
+    "Pins",
+    "Plan",
+    "StepPlan",
+    "Weights",
+    "Work",
+    "estimate_weights",
+    "group_rows",
+    "plan_request",
+]

@@ -1,0 +1,7 @@
+"""What a sequence leaves behind for its next tokens: keys and values, windows of them, recurrent state."""
+
+from archport.memory.cache import KVCache, KVView
+from archport.memory.caches import Caches, LayerState
+from archport.memory.recurrent import RecurrentState
+
+__all__ = ["Caches", "KVCache", "KVView", "LayerState", "RecurrentState"]

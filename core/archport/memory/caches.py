@@ -1,0 +1,68 @@
+"""The caches of all layers of a batch, made as the plan says and refused as one.
+
+Knows nothing of plans beyond the allocations in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from archport.contract import AttentionLayer, DType, InputError, KVAllocation, LayerSpec
+from archport.memory.cache import KVCache
+from archport.memory.recurrent import RecurrentState
+
+LayerState = KVCache | RecurrentState | None
+
+
+class Caches:
+    """One state per layer: a KVCache, a RecurrentState, or None for layers that keep nothing of their own.
+
+    Args:
+        layers: specs, one per layer.
+        allocations: how each is held, one per layer; None keeps nothing.
+        B: rows.
+        dtype: element type of keys and values.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerSpec], allocations: Sequence[KVAllocation | None], B: int, dtype: DType
+    ) -> None:
+        if len(layers) != len(allocations):
+            raise InputError(f"caches: {len(layers)} layers and {len(allocations)} allocations; expected one for each")
+        self.layers: tuple[LayerState, ...] = tuple(
+            None if allocation is None else _state(layer, allocation, B, dtype)
+            for layer, allocation in zip(layers, allocations, strict=True)
+        )
+
+    def __getitem__(self, layer: int) -> LayerState:
+        return self.layers[layer]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated now, over all layers."""
+        return sum(state.bytes for state in self.layers if state is not None)
+
+    def check(self, adding: Sequence[int]) -> None:
+        """Refuse tokens that some layer can't hold, before any layer allocates or writes.
+
+        Args:
+            adding: tokens per row.
+
+        Raises:
+            KvCeilingExceeded: with the row, what it would hold and the ceiling.
+        """
+        for state in self.layers:
+            if isinstance(state, KVCache):
+                state.check(adding)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keep only these rows, in this order, in every layer."""
+        for state in self.layers:
+            if state is not None:
+                state.keep_rows(rows)
+
+
+def _state(layer: LayerSpec, allocation: KVAllocation, B: int, dtype: DType) -> KVCache | RecurrentState:
+    if isinstance(layer, AttentionLayer):
+        return KVCache(layer, allocation, B, dtype)
+    return RecurrentState(layer, B)

@@ -1,0 +1,63 @@
+"""The state a recurrent layer carries from step to step. Knows how much there is and nothing of what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from archport.contract import InputError, RecurrentLayer
+
+
+class RecurrentState:
+    """Arrays of constant size, one row per sequence; empty before the first step.
+
+    Args:
+        layer: whose state this is; its bytes are what the plan reserved.
+        B: rows.
+    """
+
+    def __init__(self, layer: RecurrentLayer, B: int) -> None:
+        if B < 1:
+            raise InputError(f"recurrent state: B={B} rows; expected at least one")
+        self.layer, self.B = layer, B
+        self.arrays: tuple[mx.array, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held now."""
+        return sum(array.nbytes for array in self.arrays)
+
+    @property
+    def planned(self) -> int:
+        """Bytes the plan reserved."""
+        return self.B * (self.layer.state_bytes + self.layer.conv_bytes)
+
+    def store(self, arrays: Sequence[mx.array]) -> None:
+        """Keep the state that the next step starts from.
+
+        Args:
+            arrays: each with B rows.
+
+        Raises:
+            InputError: another number of rows, or more bytes than were planned.
+        """
+        rows = [array.shape[0] if array.ndim else 0 for array in arrays]
+        if any(count != self.B for count in rows):
+            raise InputError(f"recurrent state: arrays of {rows} rows; expected {self.B} each")
+        size = sum(array.nbytes for array in arrays)
+        if size > self.planned:
+            raise InputError(
+                f"recurrent state: {size:,} bytes for {self.B} rows, but the layer declares {self.planned:,}; "
+                "correct state_bytes and conv_bytes of its RecurrentLayer"
+            )
+        self.arrays = tuple(arrays)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keep only these rows, in this order."""
+        unknown = [row for row in rows if not 0 <= row < self.B]
+        if unknown or not rows:
+            raise InputError(f"recurrent state: rows {list(rows)}; expected at least one of 0 to {self.B - 1}")
+        index = mx.array(list(rows))
+        self.arrays = tuple(mx.take(array, index, axis=0) for array in self.arrays)
+        self.B = len(rows)

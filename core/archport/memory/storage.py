@@ -1,0 +1,180 @@
+"""Buffers of one layer's keys and values, plain or quantised. Knows nothing of rows' lengths or of ceilings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
+
+from archport.contract import AttentionLayer, DType, KVAllocation
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+class Storage(Protocol):
+    """Keys and values of (B, K, capacity, width)."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens per row."""
+        ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    def write(self, rows: slice, start: int, k: mx.array, v: mx.array) -> None:
+        """Put k and v of the given rows at `start`."""
+        ...
+
+    def read(self, first: int, last: int) -> tuple[mx.array, mx.array]:
+        """Keys and values of tokens `first` to `last` (excluded) of every row."""
+        ...
+
+    def grow(self, capacity: int, held: int) -> None:
+        """Move the first `held` tokens into buffers of `capacity`; nothing of the old ones remains."""
+        ...
+
+    def shift(self, dropping: Sequence[int], keeping: int) -> None:
+        """Move each row forward by its own number of tokens; at most `keeping` remain per row."""
+        ...
+
+    def take_rows(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order."""
+        ...
+
+
+class Buffers:
+    """A few arrays of (B, K, capacity, anything) that are written, grown and shifted together."""
+
+    def __init__(self, arrays: Sequence[mx.array]) -> None:
+        self.arrays = list(arrays)
+
+    @property
+    def capacity(self) -> int:
+        return self.arrays[0].shape[2]
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+    def write(self, rows: slice, start: int, parts: Sequence[mx.array]) -> None:
+        for index, part in enumerate(parts):
+            # In place where nobody else holds the buffer, which is what `del` in the readers is for.
+            self.arrays[index][rows, :, start : start + part.shape[2]] = part
+
+    def grow(self, capacity: int, held: int) -> None:
+        for index, old in enumerate(self.arrays):
+            B, K, _, width = old.shape
+            new = mx.zeros((B, K, capacity, width), dtype=old.dtype)
+            new[:, :, :held] = old[:, :, :held]
+            # Evaluated one by one: old and new of one array coexist, not of all layers.
+            mx.eval(new)
+            self.arrays[index] = new
+
+    def shift(self, dropping: Sequence[int], keeping: int) -> None:
+        for index, array in enumerate(self.arrays):
+            if len(set(dropping)) == 1:
+                tail = array[:, :, dropping[0] : dropping[0] + keeping]
+            else:
+                rows = [array[row : row + 1, :, drop : drop + keeping] for row, drop in enumerate(dropping)]
+                # A row that drops more may reach the end of the buffer sooner.
+                rows = [mx.pad(row, [(0, 0), (0, 0), (0, keeping - row.shape[2]), (0, 0)]) for row in rows]
+                tail = mx.concatenate(rows, axis=0)
+            # A copy of its own: writing over the tokens it was cut from must not copy the whole buffer.
+            tail = mx.contiguous(tail)
+            mx.eval(tail)
+            array[:, :, :keeping] = tail
+            self.arrays[index] = array
+
+    def take_rows(self, rows: list[int]) -> None:
+        index = mx.array(rows)
+        for at, array in enumerate(self.arrays):
+            self.arrays[at] = mx.take(array, index, axis=0)
+            mx.eval(self.arrays[at])
+
+
+class PlainStorage:
+    """Keys and values in the model's element type."""
+
+    def __init__(self, layer: AttentionLayer, B: int, capacity: int, dtype: DType) -> None:
+        shape = (B, layer.n_kv_heads, capacity)
+        self._buffers = Buffers(
+            [mx.zeros((*shape, width), dtype=DTYPES[dtype]) for width in (layer.head_dim, layer.v_head_dim)]
+        )
+
+    @property
+    def capacity(self) -> int:
+        return self._buffers.capacity
+
+    @property
+    def bytes(self) -> int:
+        return self._buffers.bytes
+
+    def write(self, rows: slice, start: int, k: mx.array, v: mx.array) -> None:
+        self._buffers.write(rows, start, (k, v))
+
+    def read(self, first: int, last: int) -> tuple[mx.array, mx.array]:
+        keys, values = self._buffers.arrays
+        return keys[:, :, first:last], values[:, :, first:last]
+
+    def grow(self, capacity: int, held: int) -> None:
+        self._buffers.grow(capacity, held)
+
+    def shift(self, dropping: Sequence[int], keeping: int) -> None:
+        self._buffers.shift(dropping, keeping)
+
+    def take_rows(self, rows: list[int]) -> None:
+        self._buffers.take_rows(rows)
+
+
+class QuantizedStorage:
+    """Keys and values as affine-quantised integers with a scale and a bias per group along each head."""
+
+    def __init__(self, layer: AttentionLayer, B: int, capacity: int, dtype: DType, bits: int, group_size: int) -> None:
+        self._bits, self._group_size, self._dtype = bits, group_size, DTYPES[dtype]
+        shape = (B, layer.n_kv_heads, capacity)
+        arrays: list[mx.array] = []
+        for width in (layer.head_dim, layer.v_head_dim):
+            arrays.append(mx.zeros((*shape, width * bits // 32), dtype=mx.uint32))
+            arrays += [mx.zeros((*shape, width // group_size), dtype=self._dtype) for _ in range(2)]
+        self._buffers = Buffers(arrays)
+
+    @property
+    def capacity(self) -> int:
+        return self._buffers.capacity
+
+    @property
+    def bytes(self) -> int:
+        return self._buffers.bytes
+
+    def write(self, rows: slice, start: int, k: mx.array, v: mx.array) -> None:
+        parts = [
+            part
+            for array in (k, v)
+            for part in mx.quantize(array.astype(self._dtype), group_size=self._group_size, bits=self._bits)
+        ]
+        self._buffers.write(rows, start, parts)
+
+    def read(self, first: int, last: int) -> tuple[mx.array, mx.array]:
+        held = [array[:, :, first:last] for array in self._buffers.arrays]
+        keys, values = (
+            mx.dequantize(*part, group_size=self._group_size, bits=self._bits) for part in (held[:3], held[3:])
+        )
+        return keys, values
+
+    def grow(self, capacity: int, held: int) -> None:
+        self._buffers.grow(capacity, held)
+
+    def shift(self, dropping: Sequence[int], keeping: int) -> None:
+        self._buffers.shift(dropping, keeping)
+
+    def take_rows(self, rows: list[int]) -> None:
+        self._buffers.take_rows(rows)
+
+
+def storage_for(layer: AttentionLayer, allocation: KVAllocation, B: int, capacity: int, dtype: DType) -> Storage:
+    """Buffers of `capacity` tokens per row, as the allocation says."""
+    if allocation.bits is None:
+        return PlainStorage(layer, B, capacity, dtype)
+    return QuantizedStorage(layer, B, capacity, dtype, allocation.bits, allocation.group_size)

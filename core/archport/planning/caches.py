@@ -1,0 +1,122 @@
+"""How each kind of layer keeps what it must remember, and what that weighs. Knows nothing of attention paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from archport.contract import (
+    AttentionLayer,
+    BatchShape,
+    ContextLengthExceeded,
+    KVAllocation,
+    LayerSpec,
+    Limits,
+    PluginError,
+    RecurrentLayer,
+    kv_capacity,
+)
+from archport.planning.costs import itemsize
+from archport.planning.job import Job
+
+# Tokens a growing cache starts with.
+INITIAL = 4096
+# A ring keeps room for so many decoded tokens before it moves its window to the front.
+RING_STEP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CacheBytes:
+    """Bytes of all caches of a batch.
+
+    Args:
+        cached: what the tokens cached before the request already hold.
+        new: what the request adds.
+        growth: the old buffers of one layer while it moves into larger ones.
+        conversion: full-width keys and values of one layer beside its quantised ones.
+        largest: the largest single buffer.
+    """
+
+    cached: int
+    new: int
+    growth: int
+    conversion: int
+    largest: int
+
+
+def needs_cache(job: Job, shape: BatchShape, chunk: int) -> bool:
+    """Whether the batch keeps anything between steps."""
+    return job.mode == "generate" or shape.S > 0 or chunk < shape.L
+
+
+def allocation(job: Job, layer: LayerSpec, shape: BatchShape, chunk: int) -> tuple[KVAllocation | None, str]:
+    """How a layer keeps its cache in this batch, and what a hook fixed about it in words.
+
+    Raises:
+        PluginError: when a hook's answer can't hold the layer's state.
+        ContextLengthExceeded: when a hook's ceiling is below what the batch needs.
+    """
+    if not needs_cache(job, shape, chunk) or (isinstance(layer, AttentionLayer) and layer.kv != "own"):
+        return None, ""
+    pinned = job.pins.kv_allocation(job.spec, layer, shape, Limits(max_context=job.max_context, budget=job.budget))
+    if pinned is not None:
+        return _checked(job, pinned, layer, shape, chunk), f"archport_kv_allocation of {job.plugin}: {pinned.storage}"
+    return _chosen(job, layer, shape, chunk), ""
+
+
+def _chosen(job: Job, layer: LayerSpec, shape: BatchShape, chunk: int) -> KVAllocation:
+    if isinstance(layer, RecurrentLayer):
+        return KVAllocation("recurrent", 0, 0)
+    total = shape.S + shape.L + shape.new_tokens
+    left = layer.reach[0]
+    if left is not None:
+        ring = left + max(chunk, RING_STEP)
+        if job.new_tokens is None or ring < total:
+            return KVAllocation("ring", ring, ring)
+    if job.new_tokens is None:
+        return KVAllocation("growing", min(INITIAL, job.max_context), job.max_context)
+    return KVAllocation("planned", total, total)
+
+
+def _checked(job: Job, pin: KVAllocation, layer: LayerSpec, shape: BatchShape, chunk: int) -> KVAllocation:
+    problems = pin.problems_with(layer)
+    if problems:
+        raise PluginError(f"{job.plugin}: archport_kv_allocation pins {pin}, but {'; '.join(problems)}")
+    needed = shape.S + shape.L + shape.new_tokens
+    if isinstance(layer, AttentionLayer) and pin.storage == "ring":
+        needed = min(needed, (layer.reach[0] or 0) + chunk)
+    if isinstance(layer, AttentionLayer) and pin.ceiling < needed:
+        raise ContextLengthExceeded(
+            f"this request needs a cache of {needed:,} tokens per row, but archport_kv_allocation of {job.plugin} pins "
+            f"a ceiling of {pin.ceiling:,}; shorten the input, or raise the pinned ceiling",
+            binding=f"the ceiling pinned by archport_kv_allocation of {job.plugin}",
+            requested=needed,
+            ceiling=pin.ceiling,
+            max_tokens_that_fit=max(0, pin.ceiling - shape.S - shape.new_tokens),
+        )
+    return pin
+
+
+def cache_bytes(job: Job, allocations: tuple[KVAllocation | None, ...], shape: BatchShape) -> CacheBytes:
+    """Bytes of all layers' caches, per the contract's formula."""
+    size, counts = itemsize(job.dtype), [0] * len(job.kinds)
+    for index in job.layer_classes:
+        counts[job.classes[index].kind] += 1
+    tokens = shape.S + shape.L + shape.new_tokens
+    cached = new = growth = conversion = largest = 0
+    for layer, kept, count in zip(job.kinds, allocations, counts, strict=True):
+        if kept is None:
+            continue
+        total = kept.bytes(layer, B=shape.B, tokens=tokens, itemsize=size)
+        before = 0
+        if shape.S > 0:
+            held = min(kv_capacity(shape.S), kept.capacity(tokens))
+            before = total if isinstance(layer, RecurrentLayer) else shape.B * kept.row_bytes(layer, held, size)
+        cached += count * before
+        new += count * (total - before)
+        largest = max(largest, kept.largest_buffer(layer, B=shape.B, tokens=tokens, itemsize=size))
+        if kept.storage == "growing":
+            growth = max(growth, shape.B * kept.row_bytes(layer, kept.capacity(tokens) // 2, size))
+        if kept.bits is not None:
+            wide = KVAllocation("planned", tokens, tokens)
+            conversion = max(conversion, wide.bytes(layer, B=shape.B, tokens=tokens, itemsize=size))
+    return CacheBytes(cached=cached, new=new, growth=growth, conversion=conversion, largest=largest)

@@ -1,0 +1,206 @@
+"""What a model weighs, what a token costs, and what stays in flight: every formula that needs no attention path.
+
+All of it from an ArchSpec alone, so a plan works from `config.json` without weights. Knows nothing of chunks or budgets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from archport.contract import ArchSpec, AttentionLayer, DeviceFacts, DType, LayerSpec, Quantization, RecurrentLayer
+
+MIB = 2**20
+
+# An embedding matrix, norms and biases aside, published checkpoints agree with `estimate_weights` to this share.
+# The spec does not say whether an MLP is gated, so two-matrix MLPs (BERT) are overstated, by up to a fifth.
+WEIGHT_TOLERANCE = 0.05
+
+# Arithmetic rate assumed where a device states none; said in the plan's notes.
+UNKNOWN_FLOPS = 1e12
+
+# Seconds that one wait for the device costs when nothing is queued behind it. CUDA: 553 against 640 TFLOP/s for 8192^3
+# products evaluated one by one or ten at a time. Metal: not measured, same order. CPU: a thread hand-over.
+WAIT_SECONDS = {"cuda": 0.5e-3, "metal": 0.4e-3, "cpu": 0.03e-3}
+# The same with another stretch already queued: only the host's share of starting it remains.
+OVERLAPPED_SECONDS = {"cuda": 0.02e-3, "metal": 0.02e-3, "cpu": 0.03e-3}
+
+# MLX queues at most this many command buffers (tasks) before it waits, whatever the graph holds.
+TASKS_IN_FLIGHT = 10
+
+
+def itemsize(dtype: DType) -> int:
+    return 4 if dtype == "float32" else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of the weights, the largest single tensor, and whether they were estimated."""
+
+    total: int
+    largest: int
+    largest_name: str
+    estimated: bool
+
+
+def element_bytes(dtype: DType, quantization: Quantization | None) -> float:
+    """Bytes per matrix element as it lies on the device, scales and biases included."""
+    if quantization is None:
+        return float(itemsize(dtype))
+    if quantization.mode == "affine":
+        return quantization.bits / 8 + 2 * 2 / quantization.group_size
+    # mxfp4, mxfp8: one scale byte per 32 elements; nvfp4: one per 16.
+    return quantization.bits / 8 + 1 / (16 if quantization.mode == "nvfp4" else 32)
+
+
+def estimate_weights(spec: ArchSpec, dtype: DType, *, packed: bool = True) -> Weights:
+    """Bytes of a checkpoint's weights on the device, from its spec alone.
+
+    Args:
+        dtype: element type of unquantised weights as they are held.
+        packed: whether quantised matrices stay packed; a CPU dequantises them.
+    """
+    per_element = element_bytes(dtype, spec.quantization if packed else None)
+    embedding = spec.vocab_size * spec.hidden_size
+    heads = 1 if spec.tied_head else 2
+    matrices = embedding * heads + sum(
+        matrix_elements(spec, layer, has_experts(spec, index)) for index, layer in enumerate(spec.layers)
+    )
+    norms = (4 * len(spec.layers) + 1) * spec.hidden_size * itemsize(dtype)
+    vision = sum(_vision_matrix_elements(spec, layer) for layer in spec.vision.layers) if spec.vision else 0
+    largest, name = embedding, "the embedding matrix"
+    if spec.experts is not None:
+        stack = spec.experts.count * spec.hidden_size * spec.experts.intermediate_size
+        if stack > largest:
+            largest, name = stack, "one stack of expert matrices"
+    # Vision towers stay unquantised in published checkpoints.
+    total = int(matrices * per_element) + norms + vision * itemsize(dtype)
+    return Weights(total=total, largest=int(largest * per_element), largest_name=name, estimated=True)
+
+
+def has_experts(spec: ArchSpec, index: int) -> bool:
+    return spec.experts is not None and index in spec.experts.layers
+
+
+def recurrent_widths(layer: RecurrentLayer, dtype_bytes: int = 2) -> tuple[int, int]:
+    """(convolution channels, value width) of a recurrent layer, read back from its state.
+
+    The spec gives bytes only. A gated delta net holds Hv x 128 x 128 fp32 numbers and taps - 1 rows of its channels.
+    """
+    value = max(1, layer.state_bytes // (4 * 128))
+    channels = layer.conv_bytes // (max(1, layer.conv_taps - 1) * dtype_bytes) if layer.conv_bytes else 3 * value
+    return channels, value
+
+
+def mixer_elements(spec: ArchSpec, layer: LayerSpec) -> int:
+    """Elements of the matrices around a layer's attention or recurrence."""
+    D = spec.hidden_size
+    if isinstance(layer, RecurrentLayer):
+        channels, value = recurrent_widths(layer)
+        return D * (channels + 2 * value)
+    return D * (
+        layer.n_heads * layer.head_dim
+        + layer.n_kv_heads * (layer.head_dim + layer.v_head_dim)
+        + layer.n_heads * layer.v_head_dim
+    )
+
+
+def matrix_elements(spec: ArchSpec, layer: LayerSpec, experts: bool) -> int:
+    """Elements of all matrices of a layer, every expert counted."""
+    D = spec.hidden_size
+    if experts and spec.experts is not None:
+        e = spec.experts
+        mlp = 3 * D * (e.count * e.intermediate_size + e.shared_intermediate_size) + D * e.count
+    else:
+        mlp = 3 * D * spec.intermediate_size
+    return mixer_elements(spec, layer) + mlp
+
+
+def active_elements(spec: ArchSpec, layer: LayerSpec, experts: bool) -> int:
+    """Elements of the matrices that one token meets in a layer; twice that is its arithmetic."""
+    D = spec.hidden_size
+    if experts and spec.experts is not None:
+        e = spec.experts
+        return mixer_elements(spec, layer) + 3 * D * (e.per_token * e.intermediate_size + e.shared_intermediate_size)
+    return mixer_elements(spec, layer) + 3 * D * spec.intermediate_size
+
+
+def _vision_matrix_elements(spec: ArchSpec, layer: LayerSpec) -> int:
+    assert spec.vision is not None
+    h, inner = spec.vision.hidden_size, spec.vision.intermediate_size
+    heads = layer.n_heads * layer.head_dim if isinstance(layer, AttentionLayer) else h
+    return 4 * h * heads + 2 * h * inner
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBytes:
+    """What one token of one layer leaves in memory until the stretch it belongs to was evaluated.
+
+    Args:
+        total: bytes of all temporaries.
+        widest: bytes of the largest of them.
+        widest_name: what that is.
+    """
+
+    total: int
+    widest: int
+    widest_name: str
+
+
+def token_bytes(spec: ArchSpec, layer: LayerSpec, experts: bool, dtype: DType) -> TokenBytes:
+    """Temporaries of one token in one layer: residuals, norms, projections, heads, MLP."""
+    s, D = itemsize(dtype), spec.hidden_size
+    widths: dict[str, int] = {}
+    if isinstance(layer, RecurrentLayer):
+        channels, value = recurrent_widths(layer)
+        # Projections and convolution in the model's type; q, k, v, gates and output per value head in fp32.
+        mixer = (3 * channels + 3 * value) * s + 6 * value * 4
+        widths["the recurrence's fp32 heads"] = value * 4
+        widths["the convolution's channels"] = channels * s
+    else:
+        q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
+        v, out = layer.n_kv_heads * layer.v_head_dim, layer.n_heads * layer.v_head_dim
+        mixer = (q + k + v + out) * s
+        widths["the projections of q, k and v"] = (q + k + v) * s
+    if experts and spec.experts is not None:
+        e = spec.experts
+        inner = 3 * (e.per_token * e.intermediate_size + e.shared_intermediate_size)
+        # Each token is copied to its experts and their answers are gathered again.
+        mlp = (inner + 2 * e.per_token * D) * s + 8 * e.count
+        widths["the experts' inputs"] = e.per_token * D * s
+        widths["the experts' gate and up"] = 2 * e.per_token * e.intermediate_size * s
+    else:
+        mlp = 3 * spec.intermediate_size * s
+        widths["gate and up"] = 2 * spec.intermediate_size * s
+    widths["hidden states"] = D * s
+    name = max(widths, key=lambda key: widths[key])
+    return TokenBytes(total=5 * D * s + mixer + mlp, widest=widths[name], widest_name=name)
+
+
+def vision_token_bytes(spec: ArchSpec, layer: AttentionLayer, dtype: DType) -> int:
+    """Temporaries of one patch in one block of the vision tower."""
+    assert spec.vision is not None
+    h, inner = spec.vision.hidden_size, spec.vision.intermediate_size
+    heads = layer.n_heads * (layer.head_dim + layer.v_head_dim) + layer.n_kv_heads * (layer.head_dim + layer.v_head_dim)
+    # q and k are rotated in fp32.
+    return (5 * h + heads + 2 * inner) * itemsize(dtype) + 4 * 2 * layer.n_heads * layer.head_dim
+
+
+def in_flight_cap(device: DeviceFacts, widest: int, dtype: DType) -> int:
+    """Bytes of temporaries that MLX has unfinished at most, however long the graph is.
+
+    It queues ten command buffers and closes one when its operations touched enough: 1,000 MiB on large CUDA cards,
+    50 x 2^20 elements on Metal. One operation more always fits in. A CPU queues ten tasks of ten operations.
+
+    Args:
+        widest: bytes of the largest temporary.
+    """
+    if device.kind == "cuda":
+        return TASKS_IN_FLIGHT * (1000 * MIB + widest)
+    if device.kind == "metal":
+        return TASKS_IN_FLIGHT * (50 * MIB * itemsize(dtype) + widest)
+    return TASKS_IN_FLIGHT * 10 * widest
+
+
+def rate(device: DeviceFacts, dtype: DType) -> float:
+    """Sustained arithmetic per second; the assumed one where the device states none."""
+    return device.flops.get(dtype) or min((value for value in device.flops.values() if value), default=UNKNOWN_FLOPS)

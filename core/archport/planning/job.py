@@ -1,0 +1,151 @@
+"""One request, resolved: everything that planning needs and that does not change while it searches.
+
+Knows nothing of chunks, batches or bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from archport.contract import (
+    ArchSpec,
+    AttentionCall,
+    AttentionLayer,
+    AttentionLimits,
+    AttentionPath,
+    BatchShape,
+    DeviceFacts,
+    DType,
+    LayerSpec,
+    MaskPolicy,
+    PathChooser,
+)
+from archport.planning.costs import TokenBytes, Weights, active_elements, element_bytes, has_experts, token_bytes
+from archport.planning.pins import Pins
+from archport.planning.plan import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class LayerClass:
+    """Layers that cost the same: equal specs, and both or neither with experts.
+
+    Args:
+        kind: index of the spec among the distinct ones.
+        token: temporaries of one token.
+        flops: arithmetic of one token, attention excluded.
+        matrix_bytes: bytes of the matrices that one token meets.
+    """
+
+    kind: int
+    token: TokenBytes
+    flops: float
+    matrix_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request with its defaults filled in; see `plan_request` for the arguments that are not explained here.
+
+    Args:
+        kinds: distinct layer specs, in order of appearance.
+        layer_classes: per layer an index into `classes`.
+        backend: name of the backend that the caller pinned for all attention.
+        memo, mask_pins, backend_pins: paths already chosen and hooks already asked.
+    """
+
+    spec: ArchSpec
+    device: DeviceFacts
+    dtype: DType
+    choose: PathChooser
+    pins: Pins
+    plugin: str
+    budget: int
+    max_context: int
+    weights: Weights
+    mode: Mode
+    new_tokens: int | None
+    limits: AttentionLimits
+    backend: str | None
+    chunk: int | None
+    tokens_per_batch: int | None
+    images: tuple[int, ...]
+    kinds: tuple[LayerSpec, ...] = ()
+    classes: tuple[LayerClass, ...] = ()
+    layer_classes: tuple[int, ...] = ()
+    memo: dict[tuple[AttentionCall, str | None], AttentionPath] = field(
+        default_factory=dict["tuple[AttentionCall, str | None]", AttentionPath]
+    )
+    mask_pins: dict[tuple[LayerSpec, BatchShape], MaskPolicy | None] = field(
+        default_factory=dict["tuple[LayerSpec, BatchShape]", "MaskPolicy | None"]
+    )
+    backend_pins: dict[tuple[LayerSpec, int, int], str | None] = field(
+        default_factory=dict["tuple[LayerSpec, int, int]", "str | None"]
+    )
+
+    @property
+    def new(self) -> int:
+        """Tokens to reserve for decoding."""
+        return self.new_tokens or 0
+
+    @property
+    def chunkable(self) -> bool:
+        """Whether a row may be run in pieces: every layer reads left to right and can remember."""
+        return all(
+            layer.semantics == "causal" and layer.kv != "none"
+            for layer in self.kinds
+            if isinstance(layer, AttentionLayer)
+        )
+
+    def path(self, call: AttentionCall, pin: str | None) -> AttentionPath:
+        """The chosen path of a call; a call is decided once."""
+        key = (call, pin)
+        found = self.memo.get(key)
+        if found is None:
+            found = self.memo[key] = self.choose(call, self.device, pin)
+        return found
+
+    def mask_pin(self, layer: LayerSpec, shape: BatchShape) -> MaskPolicy | None:
+        """What a hook fixed about visibility, asked once per layer spec and shape."""
+        key = (layer, shape)
+        if key not in self.mask_pins:
+            self.mask_pins[key] = self.pins.mask_policy(self.spec, layer, shape)
+        return self.mask_pins[key]
+
+    def backend_pin(self, layer: LayerSpec, call: AttentionCall) -> str | None:
+        """What a hook fixed about the backend, asked once per layer spec, rows and queries."""
+        key = (layer, call.B, call.q_len)
+        if key not in self.backend_pins:
+            self.backend_pins[key] = self.pins.sdpa_backend(self.spec, layer, call, self.device)
+        return self.backend_pins[key]
+
+
+def kinds_of(spec: ArchSpec) -> tuple[tuple[LayerSpec, ...], tuple[int, ...]]:
+    """Distinct layer specs in order of appearance, and the index of each layer's own."""
+    kinds: dict[LayerSpec, int] = {}
+    indices = tuple(kinds.setdefault(layer, len(kinds)) for layer in spec.layers)
+    return tuple(kinds), indices
+
+
+def classes_of(spec: ArchSpec, dtype: DType, *, packed: bool) -> tuple[tuple[LayerClass, ...], tuple[int, ...]]:
+    """Distinct layer classes, and the index of each layer's own."""
+    kinds, layer_kinds = kinds_of(spec)
+    per_element = element_bytes(dtype, spec.quantization if packed else None)
+    seen: dict[tuple[int, bool], int] = {}
+    classes: list[LayerClass] = []
+    indices: list[int] = []
+    for index, kind in enumerate(layer_kinds):
+        experts = has_experts(spec, index)
+        at = seen.get((kind, experts))
+        if at is None:
+            at = seen[kind, experts] = len(classes)
+            elements = active_elements(spec, kinds[kind], experts)
+            classes.append(
+                LayerClass(
+                    kind=kind,
+                    token=token_bytes(spec, kinds[kind], experts, dtype),
+                    flops=2.0 * elements,
+                    matrix_bytes=int(elements * per_element),
+                )
+            )
+        indices.append(at)
+    return tuple(classes), tuple(indices)

@@ -1,0 +1,202 @@
+"""What a plan is: the batches, chunks, paths and bytes that a request will run with. The runtime obeys it.
+
+Pure data. Knows nothing of how it was decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from archport.contract import (
+    AttentionPath,
+    BatchShape,
+    DeviceFacts,
+    DType,
+    KVAllocation,
+    LayerSpec,
+    MaskPolicy,
+)
+
+Mode = Literal["embed", "generate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """The largest single allocation: what it is, its bytes, and the device's cap (None where it states none)."""
+
+    name: str
+    bytes: int
+    cap: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The largest stretch between two evaluations: what it is, its arithmetic, its estimated seconds, their bound."""
+
+    name: str
+    flops: float
+    seconds: float
+    limit: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class KindPlan:
+    """What was decided for one kind of layer, that is for all layers with an equal spec.
+
+    Args:
+        layer: the spec.
+        count: layers of this kind.
+        mask: how visibility is handed over; None for a recurrent layer.
+        kv: how its cache or state is held; None when nothing is kept.
+        pins: what a hook fixed, in words.
+    """
+
+    layer: LayerSpec
+    count: int
+    mask: MaskPolicy | None
+    kv: KVAllocation | None
+    pins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One pass through the layers: a prefill chunk, a whole row, or one decoded token.
+
+    Args:
+        start: position of its first token behind the cached ones.
+        tokens: padded tokens per row.
+        paths: per kind of layer the attention path; None for recurrent kinds.
+    """
+
+    start: int
+    tokens: int
+    paths: tuple[AttentionPath | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """Rows that run together.
+
+    Args:
+        rows: their indices in the request.
+        lengths: their new tokens, in the order of `rows`.
+        shape: rows, padded tokens, cached tokens, tokens to decode; whether rows differ in length.
+        chunk: tokens per prefill step; `shape.L` when the row is not split.
+        kinds: decisions per kind of layer.
+        steps: prefill in order. The paths in them are the ones that run.
+        decode: one decoded token at the fullest cache; None when nothing is decoded.
+        eval_every_layers: evaluate the graph when so many layers were added to it.
+        in_flight: stretches of that many layers that may be unfinished at once. 1 waits for each; 2 starts one
+            (async_eval) and then waits for the one before it.
+        bytes: components that add up to the peak.
+        largest_buffer: the largest single allocation.
+        work: the largest stretch between two evaluations.
+        evaluations: how often the graph is evaluated for all its prefill steps.
+        seconds: estimated time of its prefill.
+        overhead: share of `seconds` that the evaluations cost.
+    """
+
+    rows: tuple[int, ...]
+    lengths: tuple[int, ...]
+    shape: BatchShape
+    chunk: int
+    kinds: tuple[KindPlan, ...]
+    steps: tuple[StepPlan, ...]
+    decode: StepPlan | None
+    eval_every_layers: int
+    in_flight: int
+    bytes: Mapping[str, int]
+    largest_buffer: Buffer
+    work: Work
+    evaluations: int
+    seconds: float
+    overhead: float
+
+    @property
+    def peak(self) -> int:
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one request runs on one device.
+
+    Args:
+        arch: the architecture's name.
+        mode: `embed` (rows may be split into groups) or `generate` (all rows keep their KV).
+        device: the machine it is for.
+        dtype: element type of the computation.
+        budget: bytes the plan may use.
+        max_context: tokens a row may reach.
+        layer_kinds: kind of each layer, an index into every `BatchPlan.kinds`.
+        batches: in the order in which they run.
+        minimum: the smallest peak that any schedule of this request has, in bytes.
+        cost: what a budget below twice the minimum costs in time; "" above it.
+        notes: assumptions and pins that the reader should know.
+    """
+
+    arch: str
+    mode: Mode
+    device: DeviceFacts
+    dtype: DType
+    budget: int
+    max_context: int
+    layer_kinds: tuple[int, ...]
+    batches: tuple[BatchPlan, ...]
+    minimum: int
+    cost: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def largest(self) -> BatchPlan:
+        """The batch with the highest peak."""
+        return max(self.batches, key=lambda batch: batch.peak)
+
+    @property
+    def peak(self) -> int:
+        return self.largest.peak
+
+    @property
+    def bytes(self) -> Mapping[str, int]:
+        """Components of the peak, in bytes."""
+        return self.largest.bytes
+
+    @property
+    def largest_buffer(self) -> Buffer:
+        return max((batch.largest_buffer for batch in self.batches), key=lambda buffer: buffer.bytes)
+
+    @property
+    def work(self) -> Work:
+        return max((batch.work for batch in self.batches), key=lambda work: work.seconds)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens per prefill step of the longest batch."""
+        return max(self.batches, key=lambda batch: batch.shape.L).chunk
+
+    @property
+    def evaluations(self) -> int:
+        return sum(batch.evaluations for batch in self.batches)
+
+    @property
+    def seconds(self) -> float:
+        return sum(batch.seconds for batch in self.batches)
+
+    @property
+    def shapes(self) -> frozenset[tuple[int, int]]:
+        """Distinct (B, L) that reach the device."""
+        return frozenset((batch.shape.B, step.tokens) for batch in self.batches for step in batch.steps)
+
+    def explain(self) -> str:
+        """The plan in plain text: paths, reasons against the others, bytes, chunks, evaluations."""
+        from archport.planning.report import explain
+
+        return explain(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready values."""
+        from archport.planning.report import as_dict
+
+        return as_dict(self)

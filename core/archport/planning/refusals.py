@@ -1,0 +1,150 @@
+"""Refusals with numbers: what was asked, what binds, which knob moves it, and the largest request that would fit.
+
+Knows nothing of how schedules are searched; it is handed the test of whether one exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NoReturn
+
+from archport.contract import (
+    AdmissionRefused,
+    BufferTooLarge,
+    ContextLengthExceeded,
+    MemoryBudgetExceeded,
+    WorkBoundExceeded,
+)
+from archport.planning.job import Job
+from archport.planning.quote import Batch, Quote
+
+Fits = Callable[[Job, Batch], bool]
+
+
+def refuse_context(job: Job, rows: Sequence[int], cached: Sequence[int]) -> None:
+    """Refuse rows beyond the context, and a context beyond the model's positions.
+
+    Raises:
+        ContextLengthExceeded: with both numbers.
+    """
+    positions = job.spec.max_positions
+    if job.max_context < 1 or job.max_context > positions:
+        raise ContextLengthExceeded(
+            f"max_context={job.max_context:,} tokens, but {job.spec.arch} has positions for {positions:,}; "
+            f"choose a max_context between 1 and {positions:,}",
+            binding="the model's positions",
+            requested=job.max_context,
+            ceiling=positions,
+            max_tokens_that_fit=positions,
+        )
+    for row, (length, before) in enumerate(zip(rows, cached, strict=True)):
+        total = length + before + job.new
+        if total > job.max_context:
+            parts = [f"{length:,} tokens"]
+            parts += [f"{before:,} cached"] if before else []
+            parts += [f"{job.new:,} to generate"] if job.new else []
+            raised = "raise max_context" if job.max_context < positions else "the model has no more positions"
+            raise ContextLengthExceeded(
+                f"row {row} needs a context of {total:,} tokens ({' + '.join(parts)}), but the limit is "
+                f"{job.max_context:,}; shorten the input, or {raised}",
+                binding="max_context" if job.max_context < positions else "the model's positions",
+                requested=total,
+                ceiling=job.max_context,
+                max_tokens_that_fit=max(0, job.max_context - before - job.new),
+            )
+
+
+def refuse_dense(job: Job, batch: Batch) -> None:
+    """Refuse a mask that is larger than any buffer the device can make.
+
+    Raises:
+        BufferTooLarge: before any other price is asked.
+    """
+    shape, cap = batch.shape, job.device.max_buffer
+    S = shape.S + shape.L
+    size = 4 * shape.B * shape.L * S
+    if cap is None or size <= cap:
+        return
+    widest = int((cap / (4 * shape.B)) ** 0.5)
+    raise BufferTooLarge(
+        f"a dense mask of ({shape.B}, 1, {shape.L:,}, {S:,}) in float32 takes {size:,} bytes in one buffer; the largest "
+        f"buffer of {job.device.name} is {cap:,} bytes. At {shape.B} rows it fits up to {widest:,} tokens. Leave the "
+        "mask policy to the planner: it needs no such array",
+        required_bytes=size,
+        limit_bytes=cap,
+        binding="the device's largest buffer; moved by another mask policy, fewer rows or shorter ones",
+        breakdown={"mask": size},
+        largest_buffer=("the mask", size, cap),
+        max_tokens_that_fit=widest,
+        max_rows_that_fit=cap // (4 * shape.L * S),
+        requested=shape.L,
+    )
+
+
+def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None) -> NoReturn:
+    """Refuse a batch whose leanest schedule breaks a limit.
+
+    Raises:
+        MemoryBudgetExceeded, BufferTooLarge, WorkBoundExceeded: by what binds.
+    """
+    shape = batch.shape
+    tokens = _largest(lambda L: fits is not None and fits(job, _resized(batch, L=L)), shape.L)
+    rows = _largest(lambda B: fits is not None and fits(job, _resized(batch, B=B)), shape.B) if shape.B > 1 else None
+    kind, binding = _binding(job, leanest)
+    required = leanest.buffer.bytes if kind is BufferTooLarge else leanest.peak
+    limit = leanest.buffer.cap if kind is BufferTooLarge else job.budget
+    pinned = [word for words in leanest.pins for word in words if "sdpa_backend" in word or "mask_policy" in word]
+    pinned += [f"backend={job.backend!r}"] if job.backend else []
+    if pinned:
+        binding += f"; the pin is what binds ({', '.join(pinned)})"
+    parts = ", ".join(f"{name} {size:,}" for name, size in leanest.bytes.items() if size)
+    what = f"{shape.B} x {shape.L:,} tokens" + (f" behind {shape.S:,} cached" if shape.S else "")
+    what += f" and {shape.new_tokens:,} to generate" if shape.new_tokens else ""
+    fitting = f"up to {tokens:,} tokens per row would fit" if tokens else "not one token would fit"
+    if rows:
+        fitting += f", or {rows} rows of this length"
+    raise kind(
+        f"{job.spec.arch} with {what} does not fit {job.device.name}: the leanest schedule {leanest.problem}. "
+        f"Bytes: {parts}. {fitting[0].upper()}{fitting[1:]}. What binds: {binding}",
+        required_bytes=required,
+        limit_bytes=limit,
+        binding=binding,
+        breakdown=leanest.bytes,
+        largest_buffer=(leanest.buffer.name, leanest.buffer.bytes, leanest.buffer.cap),
+        max_tokens_that_fit=tokens,
+        max_rows_that_fit=rows,
+        requested=shape.L,
+    )
+
+
+def _binding(job: Job, leanest: Quote) -> tuple[type[AdmissionRefused], str]:
+    if leanest.binds == "buffer":
+        return BufferTooLarge, "the device's largest buffer; moved by shorter rows or fewer of them"
+    if leanest.binds == "work":
+        return WorkBoundExceeded, (
+            "the work bound per dispatch; moved by shorter rows, a smaller chunk, or limits.dispatch_seconds where the "
+            "system's watchdog is known to be patient"
+        )
+    if job.weights.total > job.budget:
+        return MemoryBudgetExceeded, "the weights alone exceed the budget; moved by memory_budget or a smaller model"
+    return MemoryBudgetExceeded, "the memory budget; moved by memory_budget, shorter rows or fewer of them"
+
+
+def _resized(batch: Batch, *, B: int | None = None, L: int | None = None) -> Batch:
+    rows = batch.shape.B if B is None else B
+    lengths = tuple(min(length, L) if L else length for length in batch.lengths[:rows])
+    shape = replace(batch.shape, B=rows, L=L or batch.shape.L)
+    return replace(batch, lengths=lengths, cached=batch.cached[:rows], shape=shape)
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest value below `most` that fits, 0 when none does."""
+    low, high = 0, most - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low if low and fits(low) else 0

@@ -1,0 +1,231 @@
+"""A plan in words and as JSON. Decides nothing and touches no terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from archport.contract import AttentionLayer, AttentionPath, LayerSpec
+from archport.planning.plan import BatchPlan, KindPlan, Plan, StepPlan
+
+BAR = 32
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of 1000: 1536 -> "1.5 KB"."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if value < 999.95 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.2g} ms"
+
+
+def bars(components: dict[str, int], budget: int) -> list[str]:
+    """One line per component with a bar; the budget is the full width."""
+    shown = {name: value for name, value in components.items() if value}
+    names, most = max(map(len, shown)), max(max(sum(shown.values()), budget), 1)
+    return [
+        f"{name:<{names}}  {size(value):>9}  {'█' * max(1, round(BAR * value / most))}" for name, value in shown.items()
+    ]
+
+
+def describe(layer: LayerSpec) -> str:
+    """A kind of layer in a few words."""
+    if not isinstance(layer, AttentionLayer):
+        return f"recurrent, {size(layer.state_bytes)} of state per row"
+    width = f"{layer.head_dim}" if layer.head_dim == layer.v_head_dim else f"{layer.head_dim}/{layer.v_head_dim}"
+    words = [layer.semantics, f"{layer.n_heads}/{layer.n_kv_heads} heads of {width}"]
+    if layer.is_windowed:
+        left, right = layer.reach
+        words.append(f"sees {left if left is not None else 'all'} back, {right if right is not None else 'all'} ahead")
+    if layer.sinks:
+        words.append("sinks")
+    if layer.kv == "shared":
+        words.append("KV shared")
+    return ", ".join(words)
+
+
+def describe_path(path: AttentionPath) -> str:
+    """A chosen path in a few words."""
+    price, words = path.price, [path.backend.name]
+    if price.route:
+        words.append(price.route)
+    if price.q_tile:
+        words.append(f"{price.q_tile} queries per tile")
+    if price.k_chunk:
+        words.append(f"{price.k_chunk:,} keys per chunk")
+    if price.padded != (0, 0):
+        words.append(f"padded to {price.padded[0]}/{price.padded[1]}")
+    words.append(f"{size(price.transient)} of scratch")
+    words.append(f"{duration(price.seconds)}")
+    return ", ".join(words)
+
+
+def explain(plan: Plan) -> str:
+    """The plan in plain text, for `explain()` and the command line."""
+    device, largest = plan.device, plan.largest
+    where = f"{device.name} ({'profile' if device.simulated else 'this machine'})"
+    count = len(plan.batches)
+    batches = f"{count} batch{'es' if count > 1 else ''}, the largest {_shape(largest)}"
+    lines = [
+        f"{plan.arch}, {plan.mode}, {plan.dtype}, on {where}",
+        batches,
+        f"peak {size(plan.peak)} of {size(plan.budget)} budget; the smallest possible is {size(plan.minimum)}",
+        "",
+        *bars(dict(plan.bytes), plan.budget),
+        "",
+        f"largest buffer: {plan.largest_buffer.name}, {size(plan.largest_buffer.bytes)}"
+        + (f" of {size(plan.largest_buffer.cap)} allowed" if plan.largest_buffer.cap is not None else ""),
+        f"largest work between evaluations: {plan.work.name}, {duration(plan.work.seconds)}"
+        + (f" of {duration(plan.work.limit)} allowed" if plan.work.limit is not None else ", no watchdog"),
+        _evaluation(largest, len(plan.layer_kinds)),
+        f"estimated time: {duration(plan.seconds)}, of which {largest.overhead:.1%} is evaluation",
+    ]
+    if plan.cost:
+        lines.append(plan.cost)
+    for index, kind in enumerate(largest.kinds):
+        lines += ["", *_kind(kind, index, largest)]
+    lines += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
+    return "\n".join(lines)
+
+
+def _shape(batch: BatchPlan) -> str:
+    shape = batch.shape
+    words = f"{shape.B} x {shape.L:,} tokens"
+    words += f" behind {shape.S:,} cached" if shape.S else ""
+    words += f", {shape.new_tokens:,} to generate" if shape.new_tokens else ""
+    steps = len(batch.steps)
+    return words + (f", prefilled in {steps} chunks of {batch.chunk:,}" if steps > 1 else ", prefilled whole")
+
+
+def _evaluation(batch: BatchPlan, layers: int) -> str:
+    every = batch.eval_every_layers
+    often = "once per pass" if every >= layers else "after every layer" if every == 1 else f"every {every} layers"
+    ahead = ", two stretches in flight" if batch.in_flight > 1 else ""
+    return f"evaluated {often}{ahead}: {batch.evaluations:,} times"
+
+
+def _kind(kind: KindPlan, index: int, batch: BatchPlan) -> list[str]:
+    lines = [f"{kind.count} x {describe(kind.layer)}"]
+    if kind.mask is not None:
+        lines.append(f"  mask     {kind.mask.kind}" + (f" ({kind.mask.why})" if kind.mask.why else ""))
+    for label, step in _shown(batch):
+        path = step.paths[index]
+        if path is None:
+            continue
+        lines.append(f"  {label:<8} {path.call.q_len:,} x {path.call.kv_len:,}: {describe_path(path)}")
+        lines += [f"           not {name}: {reason}" for name, reason in path.against]
+    if kind.kv is not None:
+        kept = kind.kv.storage if kind.kv.bits is None else f"{kind.kv.storage}, {kind.kv.bits} bits"
+        room = f", {kind.kv.initial:,} tokens" if kind.kv.ceiling else ""
+        grows = f" growing to {kind.kv.ceiling:,}" if kind.kv.ceiling > kind.kv.initial else ""
+        lines.append(f"  cache    {kept}{room}{grows}")
+    lines += [f"  pinned   {pin}" for pin in kind.pins]
+    return lines
+
+
+def _shown(batch: BatchPlan) -> list[tuple[str, StepPlan]]:
+    """The steps worth a line: the last, and the first where its paths differ."""
+    last = batch.steps[-1]
+    shown = [("path", last)]
+    for label, step in (("first", batch.steps[0]), ("decode", batch.decode)):
+        if step is not None and step is not last and _names(step) != _names(last):
+            shown.append((label, step))
+    return shown
+
+
+def _names(step: StepPlan) -> list[tuple[str, int, int]]:
+    return [(p.backend.name, p.price.q_tile, p.price.k_chunk) for p in step.paths if p is not None]
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON-ready values; every number that `explain` prints, unrounded where it is bytes."""
+    return {
+        "arch": plan.arch,
+        "mode": plan.mode,
+        "device": {"name": plan.device.name, "kind": plan.device.kind, "simulated": plan.device.simulated},
+        "dtype": plan.dtype,
+        "budget": plan.budget,
+        "max_context": plan.max_context,
+        "peak": plan.peak,
+        "minimum": plan.minimum,
+        "bytes": dict(plan.bytes),
+        "largest_buffer": _buffer(plan.largest_buffer),
+        "work": _work(plan.work),
+        "evaluations": plan.evaluations,
+        "seconds": _round(plan.seconds),
+        "cost": plan.cost,
+        "notes": list(plan.notes),
+        "batches": [_batch_dict(batch) for batch in plan.batches],
+    }
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _buffer(buffer: Any) -> dict[str, Any]:
+    return {"name": buffer.name, "bytes": buffer.bytes, "cap": buffer.cap}
+
+
+def _work(work: Any) -> dict[str, Any]:
+    return {"name": work.name, "flops": _round(work.flops), "seconds": _round(work.seconds), "limit": work.limit}
+
+
+def _batch_dict(batch: BatchPlan) -> dict[str, Any]:
+    shape = batch.shape
+    return {
+        "rows": shape.B,
+        "tokens": shape.L,
+        "cached": shape.S,
+        "new_tokens": shape.new_tokens,
+        "real_tokens": sum(batch.lengths),
+        "chunk": batch.chunk,
+        "steps": len(batch.steps),
+        "eval_every_layers": batch.eval_every_layers,
+        "in_flight": batch.in_flight,
+        "evaluations": batch.evaluations,
+        "peak": batch.peak,
+        "bytes": dict(batch.bytes),
+        "largest_buffer": _buffer(batch.largest_buffer),
+        "work": _work(batch.work),
+        "kinds": [_kind_dict(kind, index, batch) for index, kind in enumerate(batch.kinds)],
+    }
+
+
+def _kind_dict(kind: KindPlan, index: int, batch: BatchPlan) -> dict[str, Any]:
+    return {
+        "layers": kind.count,
+        "layer": describe(kind.layer),
+        "mask": None if kind.mask is None else kind.mask.kind,
+        "kv": None
+        if kind.kv is None
+        else {
+            "storage": kind.kv.storage,
+            "initial": kind.kv.initial,
+            "ceiling": kind.kv.ceiling,
+            "bits": kind.kv.bits,
+        },
+        "pins": list(kind.pins),
+        "paths": {label: _path_dict(path) for label, step in _shown(batch) if (path := step.paths[index]) is not None},
+    }
+
+
+def _path_dict(path: AttentionPath) -> dict[str, Any]:
+    price = path.price
+    return {
+        "backend": path.backend.name,
+        "q_len": path.call.q_len,
+        "kv_len": path.call.kv_len,
+        "route": price.route,
+        "q_tile": price.q_tile,
+        "k_chunk": price.k_chunk,
+        "evaluations": price.evaluations,
+        "transient": price.transient,
+        "seconds": _round(price.seconds),
+        "against": dict(path.against),
+    }

@@ -1,0 +1,122 @@
+"""Which widths a plan may use, and which rows share a batch. Knows nothing of bytes.
+
+Few distinct shapes matter twice: freed buffers fit again, and on CUDA MLX keeps one plan per exact shape and aborts a
+process after some hundred of them.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from archport.contract import DeviceKind
+
+# Tokens per batch that keep each kind of device busy; more only costs memory.
+TOKENS_PER_BATCH: dict[DeviceKind, int] = {"cuda": 16_384, "metal": 16_384, "cpu": 4_096}
+# Distinct padded lengths per doubling on CUDA. Padding to them costs 10 % of the tokens on average.
+STEPS_PER_OCTAVE = 4
+SHORTEST = 32
+
+
+def _octaves() -> tuple[int, ...]:
+    widths = [SHORTEST]
+    while widths[-1] < 2**24:
+        low = widths[-1]
+        widths += [low + low * step // STEPS_PER_OCTAVE for step in range(1, STEPS_PER_OCTAVE + 1)]
+    return tuple(widths)
+
+
+_LATTICE = _octaves()
+# 32, 48, 64, 96, 128, ...: every chunk is a multiple of 16, and halving or doubling stays on the lattice.
+CHUNKS = tuple(sorted({32 * 2**i for i in range(20)} | {48 * 2**i for i in range(19)}))
+
+
+def padded_length(tokens: int, kind: DeviceKind, most: int) -> int:
+    """Tokens that a row of `tokens` is padded to on this kind of device, never above `most`.
+
+    CUDA takes few widths; Metal multiples of 32 above 64, whose freed buffers fit again; a CPU has nothing to gain.
+    """
+    if kind == "cpu":
+        return tokens
+    if kind == "metal":
+        width = tokens if tokens <= 64 else -(-tokens // 32) * 32
+    else:
+        width = _LATTICE[bisect.bisect_left(_LATTICE, tokens)]
+    return max(tokens, min(width, most))
+
+
+def row_counts(most: int, kind: DeviceKind) -> tuple[int, ...]:
+    """Numbers of rows that a batch may have, descending, when `most` fit: on CUDA `most` and its quarters only."""
+    if kind != "cuda":
+        return tuple(range(most, 0, -1))
+    counts: list[int] = []
+    while most >= 1:
+        counts.append(most)
+        most //= 4
+    return (*counts, 1) if counts[-1] != 1 else tuple(counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that run together: their indices in the request, and the tokens they are padded to."""
+
+    rows: tuple[int, ...]
+    padded: int
+
+
+def group_rows(
+    lengths: Sequence[int],
+    *,
+    kind: DeviceKind,
+    tokens_per_batch: int | None = None,
+    max_rows: Callable[[int], int] | None = None,
+    most: int = 2**24,
+    padding: float = 0.25,
+) -> tuple[Group, ...]:
+    """Rows sorted by length into batches of about equal tokens, longest first.
+
+    Longest first: what does not fit fails at once, and later, smaller batches reuse the first one's buffers.
+
+    Args:
+        lengths: tokens per row.
+        tokens_per_batch: padded tokens per batch; a row that is longer runs alone.
+        max_rows: rows of a padded length that may share a batch, when memory says so.
+        most: tokens that no row may be padded beyond.
+        padding: largest share of a batch's tokens that may be padding beyond the one that the width alone costs.
+    """
+    target = tokens_per_batch or TOKENS_PER_BATCH[kind]
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    groups: list[Group] = []
+    at = 0
+    while at < len(order):
+        width = padded_length(lengths[order[at]], kind, most)
+        wanted = max(1, target // width)
+        if max_rows is not None:
+            wanted = max(1, min(wanted, max_rows(width)))
+        # Rows much shorter than the first are left to a narrower batch.
+        shortest = (1 - 2 * padding) * lengths[order[at]]
+        alike = at
+        while (
+            alike < len(order)
+            and alike - at < wanted
+            and (lengths[order[alike]] >= shortest or lengths[order[alike]] <= SHORTEST)
+        ):
+            alike += 1
+        count = next(count for count in row_counts(wanted, kind) if count <= alike - at)
+        groups.append(Group(rows=tuple(order[at : at + count]), padded=width))
+        at += count
+    return tuple(groups)
+
+
+def chunk_widths(length: int, most: int) -> tuple[int, ...]:
+    """Prefill chunks to try for a row of `length` tokens, largest first; the whole row is one of them.
+
+    Args:
+        most: the largest chunk that a plugin or caller admits.
+    """
+    widths = [width for width in CHUNKS if width < length and width <= most]
+    if length <= most:
+        widths.append(length)
+    # A plugin may want fewer tokens than the smallest width.
+    return tuple(reversed(widths)) or (max(1, min(most, length)),)

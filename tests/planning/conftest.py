@@ -1,0 +1,126 @@
+"""A small chooser, so that planning is tested without the attention room, and specs of known models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionPath, DeviceFacts, InputError, Price
+
+
+@dataclass(frozen=True)
+class OneCall:
+    """One call: nothing above its inputs for heads up to 128, the whole score matrix beyond."""
+
+    name = "one"
+
+    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        return ["D of q and v differ"] if call.head_dim != call.v_head_dim else []
+
+    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
+        fused = call.head_dim <= 128 and device.kind != "cpu"
+        scratch = 0 if fused else call.score_bytes
+        flops = 2.0 * call.B * call.n_heads * call.q_len * call.kv_len * (call.head_dim + call.v_head_dim)
+        flops /= 2 if call.mask == "causal" and call.q_len == call.kv_len else 1
+        seconds = flops / device.flops[call.dtype]
+        return Price(
+            transient=scratch,
+            output=call.output_bytes,
+            largest_buffer=max(scratch, call.output_bytes),
+            flops=flops,
+            dispatch_flops=flops,
+            seconds=seconds,
+            dispatch_seconds=seconds,
+            route="fused" if fused else "composite",
+        )
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Query tiles that keep the call's limits, evaluated one by one."""
+
+    name = "tiles"
+
+    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        return ["one query has no tiles"] if call.q_len == 1 else []
+
+    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
+        per_row = call.B * call.n_heads * call.kv_len * call.itemsize
+        row_flops = 2.0 * call.B * call.n_heads * call.kv_len * (call.head_dim + call.v_head_dim)
+        rows = min(call.q_len, max(1, call.limits.transient_on(device) // per_row))
+        bound = call.limits.seconds_on(device)
+        if bound is not None:
+            rows = max(1, min(rows, int(bound * device.flops[call.dtype] / row_flops)))
+        flops = row_flops * call.q_len
+        return Price(
+            transient=rows * per_row,
+            output=call.output_bytes,
+            largest_buffer=max(rows * per_row, call.output_bytes),
+            flops=flops,
+            dispatch_flops=rows * row_flops,
+            q_tile=rows,
+            evaluations=-(-call.q_len // rows),
+            seconds=1.1 * flops / device.flops[call.dtype],
+            dispatch_seconds=rows * row_flops / device.flops[call.dtype],
+            route="composite",
+        )
+
+
+BACKENDS = (OneCall(), Tiles())
+
+
+@pytest.fixture(scope="session")
+def choose():
+    def chooser(call: AttentionCall, device: DeviceFacts, pin: str | None = None) -> AttentionPath:
+        against: dict[str, str] = {}
+        found = []
+        for backend in BACKENDS:
+            if pin is not None and backend.name != pin:
+                against[backend.name] = f"{pin} is pinned"
+                continue
+            reasons = backend.reasons_against(call, device)
+            if reasons:
+                against[backend.name] = "; ".join(reasons)
+                continue
+            price = backend.price(call, device)
+            found.append((price.excess(call, device), backend, price))
+        if not found:
+            raise InputError(f"no backend accepts the call: {against}")
+        fitting = [entry for entry in found if not entry[0]]
+        best = min(fitting, key=lambda entry: entry[2].seconds) if fitting else min(found, key=lambda e: e[2].transient)
+        for excess, backend, _ in found:
+            if backend is not best[1]:
+                against[backend.name] = excess or "slower"
+        return AttentionPath(call=call, backend=best[1], price=best[2], against=tuple(against.items()), excess=best[0])
+
+    return chooser
+
+
+@pytest.fixture(scope="session")
+def qwen3_06b() -> ArchSpec:
+    layer = AttentionLayer(semantics="causal", n_heads=16, n_kv_heads=8, head_dim=128)
+    return ArchSpec(
+        arch="qwen3",
+        tasks=("embed", "generate"),
+        layers=(layer,) * 28,
+        vocab_size=151_669,
+        hidden_size=1024,
+        intermediate_size=3072,
+        max_positions=32_768,
+        dtype="bfloat16",
+    )
+
+
+@pytest.fixture(scope="session")
+def bert() -> ArchSpec:
+    layer = AttentionLayer(semantics="bidirectional", n_heads=12, n_kv_heads=12, head_dim=64)
+    return ArchSpec(
+        arch="bert",
+        tasks=("embed",),
+        layers=(layer,) * 12,
+        vocab_size=30_522,
+        hidden_size=768,
+        intermediate_size=3072,
+        max_positions=8192,
+    )

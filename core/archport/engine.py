@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from archport.attention import Chooser, ProbedRoutes, TableRoutes, builtin_backends, limits_from_environment
 from archport.checkpoint import (
     Checkpoint,
     load_dense,
@@ -27,12 +28,14 @@ from archport.checkpoint import (
 from archport.checkpoint import defaults as checkpoint_defaults
 from archport.contract import (
     ArchSpec,
+    AttentionLimits,
     ContextLengthExceeded,
     DeviceFacts,
     EmbeddingHead,
     InputError,
     MemoryBudgetExceeded,
     TextInputs,
+    Trunk,
 )
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models
@@ -47,12 +50,11 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
+    from archport.planning import Plan
     from archport.running.embed import Embedder
+    from archport.running.planned import Planner
 
 log = logging.getLogger("archport")
-
-# Padded tokens per batch: large enough to fill the device, small enough to hold little.
-_TOKENS_PER_BATCH = {"cpu": 2048, "metal": 8192, "cuda": 16384}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ def load(
     dtype: str | None = None,
     max_context: int | None = None,
     memory_budget: int | str | None = None,
+    limits: AttentionLimits | None = None,
     overrides: Sequence[ModuleType] = (),
 ) -> Model:
     """Load a model that is ready to run.
@@ -114,6 +117,7 @@ def load(
             checkpoint's on a GPU, float32 on a CPU (where quantised weights are unpacked if they fit).
         max_context: longest text in tokens, at most the model's positions. Default: the model's own limit.
         memory_budget: bytes, or "16GB"; default: most of the device, a constant of the machine.
+        limits: what one attention call may use; MLX_SDPA_CHUNK_THRESHOLD and MLX_SDPA_CHUNK_SIZE change its chunks.
         overrides: modules whose hooks answer before the plugin's.
 
     Raises:
@@ -131,7 +135,9 @@ def load(
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
     max_tokens = _context(about, inputs, max_context)
     choice = _admit_weights(about, dtype, device, budget)
-    embedder = _assemble(about, device, choice, head, inputs, max_tokens)
+    trunk = _load_trunk(about, choice)
+    planner = _planner(about, trunk, device, budget, max_tokens, limits_from_environment(limits))
+    embedder = _embedder(about, trunk, planner, choice, head, inputs)
     return Model(about, device=device, budget=budget, dtype=choice, embedder=embedder)
 
 
@@ -171,31 +177,66 @@ def _admit_weights(about: Description, dtype: str | None, device: DeviceFacts, b
     return choice
 
 
-def _assemble(
+def _load_trunk(about: Description, choice: DTypeChoice) -> Trunk:
+    from archport.layers import merge_projections
+
+    trunk = about.hooks.build(about.spec, about.checkpoint.config)
+    load_weights(
+        about.checkpoint,
+        cast("nn.Module", trunk),
+        quantization=about.spec.quantization,
+        dtype=choice.dtype,
+        dequantize=choice.dequantize,
+    )
+    merge_projections(trunk)
+    return trunk
+
+
+def _planner(
+    about: Description, trunk: Trunk, device: DeviceFacts, budget: int, max_context: int, limits: AttentionLimits
+) -> Planner:
+    from archport.running.planned import Planner, hidden_dtype, parameter_bytes
+
+    return Planner(
+        spec=about.spec,
+        device=device,
+        budget=budget,
+        max_context=max_context,
+        choose=path_chooser(about.hooks),
+        pins=about.hooks,
+        plugin=about.plugin.label,
+        weight_bytes=parameter_bytes(trunk),
+        dtype=hidden_dtype(trunk),
+        limits=limits,
+    )
+
+
+def path_chooser(hooks: Hooks, *, simulated: bool = False) -> Chooser:
+    """Chooses attention paths among the built-in backends and those that a model's plugins bring.
+
+    Args:
+        simulated: believe the tables of routes, because the plan is for a machine that can't be asked.
+    """
+    return Chooser(builtin_backends(TableRoutes() if simulated else ProbedRoutes(), hooks.sdpa_backends()))
+
+
+def _embedder(
     about: Description,
-    device: DeviceFacts,
+    trunk: Trunk,
+    planner: Planner,
     choice: DTypeChoice,
     head: EmbeddingHead,
     inputs: TextInputs,
-    max_tokens: int,
 ) -> Embedder:
-    from archport.layers import merge_projections
     from archport.running.embed import Embedder
     from archport.running.encode import Encoder
     from archport.running.pool import VectorHead
     from archport.running.tokenise import TextTokeniser
 
-    checkpoint, spec = about.checkpoint, about.spec
-    tokenizer = load_tokenizer(checkpoint)
-    trunk = about.hooks.build(spec, checkpoint.config)
-    module = cast("nn.Module", trunk)
-    load_weights(checkpoint, module, quantization=spec.quantization, dtype=choice.dtype, dequantize=choice.dequantize)
-    merge_projections(trunk)
     return Embedder(
-        TextTokeniser(tokenizer, inputs, max_tokens),
-        Encoder(trunk, spec, additive_masks=device.kind == "cuda"),
-        VectorHead(head, tuple(load_dense(checkpoint, dense, choice.dtype) for dense in head.dense)),
-        _TOKENS_PER_BATCH[device.kind],
+        TextTokeniser(load_tokenizer(about.checkpoint), inputs, planner.max_context),
+        Encoder(trunk, about.spec, planner),
+        VectorHead(head, tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in head.dense)),
     )
 
 
@@ -286,6 +327,22 @@ class Model:
     def _role(self, prompt_name: str | None, options: dict[str, object]) -> dict[str, object]:
         chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
         return options if chosen else {**options, "prompt_name": prompt_name}
+
+    def plan(self, lengths: Sequence[int], *, cached: int | Sequence[int] = 0, new_tokens: int | None = 0) -> Plan:
+        """How rows of these lengths would run: batches, chunks, attention paths, bytes. Runs nothing.
+
+        Args:
+            lengths: tokens per row.
+            cached: tokens already cached, for all rows or one number per row.
+            new_tokens: tokens per row to reserve for decoding.
+
+        Returns:
+            The plan that `embed` runs for such texts; `plan.explain()` says why.
+
+        Raises:
+            AdmissionRefused: the rows do not fit; the message and attributes say what binds and what would fit.
+        """
+        return self._embedder.encoder.plan(lengths, cached=cached, new_tokens=new_tokens)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Similarity of every row of a (N, D) with every row of b (M, D), (N, M), as this model's vectors compare."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -251,3 +253,30 @@ def test_normalising_twice_changes_nothing():
     }
     once = normalise_config(raw)
     assert normalise_config(once) == once
+
+
+# Made by make_saved_configs.py.
+RECORDED = json.loads(Path(__file__).with_name("saved_configs.json").read_text())["pairs"]
+# The classic files state these and the saves do not: they say the same as `layer_types`.
+IMPLIED = {"full_attention_interval", "sliding_window_pattern", "global_attn_every_n_layers"}
+
+
+def differences(classic: dict, saved: dict, path: str = "") -> list[str]:
+    found = []
+    for key, value in classic.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            found += differences(value, saved.get(key, {}), f"{path}{key}.")
+        elif key not in IMPLIED and saved.get(key, "absent") != value:
+            found.append(f"{path}{key}: {value!r} became {saved.get(key, 'absent')!r}")
+    return found
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_config_and_what_transformers_saves_of_it_normalise_to_the_same(name: str):
+    pair = RECORDED[name]
+    assert differences(normalise_config(pair["classic"]), normalise_config(pair["saved"])) == []
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "gemma3_text", "modernbert", "llama3", "qwen3_vl"])
+def test_the_recorded_saves_really_differ_from_the_classic_files(name: str):
+    assert differences(RECORDED[name]["classic"], RECORDED[name]["saved"])

@@ -93,3 +93,20 @@ def test_a_damaged_tokenizer_is_named(opened: Callable[..., Checkpoint], text: s
     with pytest.raises(CheckpointError, match=message) as caught:
         load_tokenizer(opened(files={"tokenizer.json": text}))
     assert "tokenizer.json" in str(caught.value)
+
+
+def test_older_files_are_converted_by_transformers(opened: Callable[..., Checkpoint]):
+    vocabulary = {"h": 0, "i": 1, "hi": 2, "Ġ": 3, "Ġhi": 4, "<|endoftext|>": 5}
+    files = {
+        "vocab.json": vocabulary,
+        "merges.txt": "#version: 0.2\nh i\nĠ hi\n",
+        "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "unk_token": "<|endoftext|>"},
+    }
+    tokenizer = load_tokenizer(opened(vocabulary=False, config={"model_type": "gpt2"}, files=files))
+    assert tokenizer.encode("hi hi").ids == [2, 4]
+
+
+def test_older_files_that_can_not_be_converted_say_what_to_do(opened: Callable[..., Checkpoint]):
+    checkpoint = opened(vocabulary=False, config={"model_type": "gpt2"}, files={"vocab.json": "no json"})
+    with pytest.raises(CheckpointError, match=r"converting the older files failed(.|\n)*save_pretrained"):
+        load_tokenizer(checkpoint)

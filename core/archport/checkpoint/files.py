@@ -159,8 +159,14 @@ def weights_needed(names: Collection[str], read: Callable[[str], Any], where: st
     prefix = f"{body}/" if body else ""
     here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     main = weight_files({name for name in here if "/" not in name}, read(f"{prefix}{INDEX}"), where)
-    dense = [f"{str(entry['path']).strip('/')}/model.safetensors" for entry in entries if module_kind(entry) == "Dense"]
-    return [f"{prefix}{name}" for name in main] + [name for name in dense if name in names]
+    dense: list[str] = []
+    for folder in [str(entry["path"]).strip("/") for entry in entries if module_kind(entry) == "Dense"]:
+        inner = [name for name in names if name.startswith(f"{folder}/")]
+        if any(name.endswith(UNSAFE_WEIGHTS) for name in inner):
+            refuse_without_safetensors(inner, where)
+        # Some conversions keep these matrices in the main file, and no weights here.
+        dense += [name for name in inner if name == f"{folder}/model.safetensors"]
+    return [f"{prefix}{name}" for name in main] + dense
 
 
 def refuse_without_safetensors(names: Iterable[str], where: str) -> None:

@@ -279,10 +279,11 @@ def test_a_dense_module_that_is_only_a_pickle_is_refused_before_its_weights_are_
     assert "model.safetensors" not in hub.asked_for()
 
 
-def test_a_cached_model_loads_without_a_network(hub, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+def test_a_cached_model_loads_without_a_network(hub, make: Callable[..., Path], aim_hub_client):
     hub.add("owner/model", make())
     resolve("owner/model", models={})
-    hub.close()
+    # Nobody listens on the discard port.
+    aim_hub_client("http://127.0.0.1:9")
     assert resolve("owner/model", models={}).source == "cache"
 
 

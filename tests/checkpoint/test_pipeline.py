@@ -239,7 +239,7 @@ def test_the_length_limit_is_the_pipelines_else_the_tokenizers(opened: Callable[
     assert inputs(opened, **files).max_tokens == limit
 
 
-@pytest.mark.parametrize("value", [0, -1, "512", 1.5, True])
+@pytest.mark.parametrize("value", [0, -1, "512", 1.5, True, float("nan")])
 def test_a_length_limit_that_is_none_is_an_error(opened: Callable[..., Checkpoint], value):
     with pytest.raises(CheckpointError, match="max_seq_length"):
         inputs(opened, bert={"max_seq_length": value})

@@ -27,6 +27,7 @@ def test_paths_with_their_own_settings_and_without_any_are_overrides():
         "mode": "mxfp4",
         "model.mlp.gate": {"bits": 8, "group_size": 64},
         "model.embed_tokens": {"bits": 8, "group_size": 32, "mode": "mxfp8"},
+        "model.norm_like": {"mode": "nvfp4"},
         "lm_head": False,
     }
     found = read_quantization({"quantization": stated})
@@ -34,6 +35,7 @@ def test_paths_with_their_own_settings_and_without_any_are_overrides():
     assert found.overrides == {
         "model.mlp.gate": Quantization(8, 64),
         "model.embed_tokens": Quantization(8, 32, "mxfp8"),
+        "model.norm_like": Quantization(4, 16, "nvfp4"),
         "lm_head": None,
     }
 

@@ -222,7 +222,8 @@ def _max_tokens(checkpoint: CheckpointView, settings: Mapping[str, Any]) -> int 
     for key, value in stated.items():
         if value is None or (isinstance(value, int | float) and value > _NO_LIMIT):
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not whole or value < 1:
             raise CheckpointError(f"{checkpoint.folder}: {key}={value!r}; expected a number of tokens >= 1 or null.")
         return int(value)
     return None

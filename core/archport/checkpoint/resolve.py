@@ -108,7 +108,11 @@ def _kind(path: Path) -> str:
 
 def _from_folder(name: str | Path, revision: str | None, trail: _Trail) -> Checkpoint | None:
     requested = str(name)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    # No such user.
+    except RuntimeError:
+        path = Path(name)
     explicit = isinstance(name, Path) or path.is_absolute() or requested.startswith((".", "~")) or "\\" in requested
     if _kind(path) == "folder":
         if not explicit and not any((path / file).exists() for file in ("config.json", "modules.json")):

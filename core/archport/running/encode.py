@@ -74,7 +74,7 @@ class Encoder:
             hidden = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
             for index, row in enumerate(rows):
                 before, after = starts[row], L - starts[row] - lengths[row]
-                out[row] = mx.pad(hidden[index, : lengths[row]], ((before, after), (0, 0)))
+                out[row] = mx.pad(hidden[index, : lengths[row]], [(before, after), (0, 0)])
         blank = mx.zeros(
             (L, self.spec.hidden_size), dtype=next((row.dtype for row in out if row is not None), mx.float32)
         )

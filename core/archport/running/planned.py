@@ -107,5 +107,4 @@ def hidden_dtype(trunk: Trunk) -> DType:
 
 def parameter_bytes(trunk: Trunk) -> int:
     """Bytes that a loaded trunk holds."""
-    arrays: list[tuple[str, mx.array]] = tree_flatten(cast(Any, trunk).parameters())
-    return sum(array.nbytes for _, array in arrays)
+    return sum(array.nbytes for array in dict(tree_flatten(cast(Any, trunk).parameters())).values())

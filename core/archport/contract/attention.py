@@ -89,7 +89,8 @@ class AttentionCall:
 
     Query row i of a row with q queries and s keys stands at position s - q + i (lower-right alignment). It sees key j
     when j lies within `visible_reach` of it, when j is a real key of its row (or of its document), and when the array
-    mask, if there is one, admits it.
+    mask, if there is one, admits it. Under `none` and `causal` q and s are q_len and kv_len, and lengths only say which
+    query rows are padding; under the other kinds they are those of the row or document.
 
     Args:
         B, n_heads, n_kv_heads, q_len, kv_len, head_dim, v_head_dim: shape; q is (B, n_heads, q_len, head_dim).
@@ -99,7 +100,7 @@ class AttentionCall:
             `dense`. A causal layer reaches 0 to the right.
         lengths: real keys per row, or per document when `mask` is `segments`; empty when all are `kv_len`.
             Segments in one row (B == 1) lie one behind another; with B > 1 each row is one document.
-        q_lengths: real queries per row or document; empty when they are `lengths`, or `q_len` without `lengths`.
+        q_lengths: real queries per row or document; empty when they are `lengths` (q_len == kv_len) or `q_len` (else).
             The rows behind them are padding and come out as zeros.
         additive: whether an array mask is added to the scores (in q's dtype) instead of a bool.
         mask_shape: broadcast shape of an array mask that the caller hands over; empty when there is none.
@@ -179,6 +180,11 @@ class AttentionCall:
         return self.B * self.n_heads * self.q_len * self.v_head_dim * self.itemsize
 
     @property
+    def real_queries(self) -> tuple[int, ...]:
+        """Real queries per row (per document under `segments`); empty when every query is real."""
+        return self.q_lengths or (self.lengths if self.q_len == self.kv_len else ())
+
+    @property
     def visible_reach(self) -> Reach:
         """Keys seen to the (left, right) of a query, excluding its own position; None unlimited."""
         if self.mask == "causal":
@@ -200,11 +206,13 @@ class Price:
         k_chunk: keys per chunk; 0 when keys are not chunked.
         evaluations: how often the graph is evaluated; 0 when the call stays lazy.
         depth: tiles in flight at once.
+        lanes: (row, kv head) pairs per tile; 0 when a tile holds them all.
         seconds: estimated time of the whole call on the device; a ranking, not a promise.
         dispatch_seconds: estimated time of the largest stretch between two evaluations.
         route: which kernel runs: `fused`, `forced` (fused only under force_fused) or `composite`; "" for mixed.
         padded: (head_dim, v_head_dim) after zero-padding; (0, 0) when not padded.
         parts: the path of each group of documents, in order, when the call runs per document.
+        rounds: how many parts run between two evaluations, in order.
     """
 
     transient: int
@@ -216,11 +224,13 @@ class Price:
     k_chunk: int = 0
     evaluations: int = 0
     depth: int = 1
+    lanes: int = 0
     seconds: float = 0.0
     dispatch_seconds: float = 0.0
     route: str = ""
     padded: tuple[int, int] = (0, 0)
     parts: tuple[AttentionPath, ...] = ()
+    rounds: tuple[int, ...] = ()
 
     def excess(self, call: AttentionCall, device: DeviceFacts) -> str:
         """Why this price breaks the call's limits on this device, with both numbers; "" when it keeps them."""

@@ -1,0 +1,24 @@
+"""Attention paths: one file per backend, the tables and probes of what MLX fuses, and a drop-in for MLX's call.
+
+Importing it, pricing and choosing touch no array and no device; MLX is imported where a path runs.
+"""
+
+from archport.attention.builtin import builtin_backends
+from archport.attention.dropin import limits_from_environment, scaled_dot_product_attention
+from archport.attention.policies import legal_policies
+from archport.attention.probe import ProbedRoutes
+from archport.attention.routes import TableRoutes
+from archport.attention.running import attend
+from archport.attention.selection import Chooser, choose
+
+__all__ = [
+    "Chooser",
+    "ProbedRoutes",
+    "TableRoutes",
+    "attend",
+    "builtin_backends",
+    "choose",
+    "legal_policies",
+    "limits_from_environment",
+    "scaled_dot_product_attention",
+]

@@ -1,0 +1,98 @@
+"""Numbers of the blocks that attention is cut into: what MLX is called with, and the masks built for it.
+
+Pure Python: shared by the backends that price and by those that enumerate tiles. Holds no array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from archport.attention.routes import FastCall
+from archport.attention.visibility import Form, Visibility, visibility
+from archport.contract.attention import AttentionCall
+from archport.contract.device import DeviceFacts
+
+
+def whole(call: AttentionCall) -> FastCall:
+    """What MLX sees when the call runs in one piece, keys cut to the range that some query sees."""
+    seen = visibility(call)
+    lo, hi = seen.key_range(0, call.q_len)
+    return block(call, seen, call.q_len, hi - lo, seen.form(0, call.q_len, lo, hi), lanes=0)
+
+
+def block(call: AttentionCall, seen: Visibility, rows: int, keys: int, form: Form, *, lanes: int) -> FastCall:
+    """What MLX sees of a block of `rows` queries and `keys` keys, over `lanes` (row, kv head) pairs (0: all)."""
+    B, kv_heads = lane_shape(call, lanes)
+    group = call.n_heads // call.n_kv_heads
+    mask_rows, elements = (1, 0) if form != "array" else _mask_size(call, seen, B, rows, keys, kv_heads)
+    return FastCall(
+        B=B,
+        n_heads=kv_heads * group,
+        n_kv_heads=kv_heads,
+        q_len=rows,
+        kv_len=keys,
+        head_dim=call.head_dim,
+        v_head_dim=call.v_head_dim,
+        dtype=call.dtype,
+        form=form,
+        sinks=call.sinks,
+        additive=call.additive,
+        mask_elements=elements,
+        mask_rows=mask_rows,
+    )
+
+
+def lane_shape(call: AttentionCall, lanes: int) -> tuple[int, int]:
+    """(rows of the batch, kv heads) that a tile of `lanes` pairs holds."""
+    if lanes == 0 or lanes >= call.B * call.n_kv_heads:
+        return call.B, call.n_kv_heads
+    if lanes >= call.n_kv_heads:
+        return lanes // call.n_kv_heads, call.n_kv_heads
+    return 1, lanes
+
+
+def lane_blocks(call: AttentionCall, lanes: int) -> Iterator[tuple[slice, slice, slice]]:
+    """(rows of the batch, kv heads, query heads) of each block of lanes, in order."""
+    B, heads = lane_shape(call, lanes)
+    group = call.n_heads // call.n_kv_heads
+    for row in range(0, call.B, B):
+        for head in range(0, call.n_kv_heads, heads):
+            last = min(head + heads, call.n_kv_heads)
+            yield slice(row, min(row + B, call.B)), slice(head, last), slice(head * group, last * group)
+
+
+def mask_bytes(call: AttentionCall, fast: FastCall, device: DeviceFacts) -> int:
+    """Bytes that building the array mask of a block holds at the peak, the caller's own array excluded."""
+    del device
+    if fast.form != "array":
+        return 0
+    seen = visibility(call)
+    own = prod(call.mask_shape) if call.mask_shape else 0
+    limits = (seen.left is not None) + (seen.right is not None)
+    banded = (fast.q_len * fast.kv_len * min(2, limits)) if limits else 0
+    if seen.rows > 1 and limits:
+        banded *= fast.B
+    if not call.additive:
+        # Bool: the caller's array combined with the reach is one more; alone it is handed on as it is.
+        return banded + (fast.mask_elements if own and limits else 0) + (0 if own or limits else fast.mask_elements)
+    # Additive: a copy without -inf of the caller's array, or zeros and lowest values in q's dtype.
+    copies = 2 if own and limits else 1
+    return banded + fast.mask_elements * fast.itemsize * copies + (0 if own else fast.mask_elements)
+
+
+def _mask_size(call: AttentionCall, seen: Visibility, B: int, rows: int, keys: int, kv_heads: int) -> tuple[int, int]:
+    """(size of the first axis, elements) of the mask that a block hands to MLX."""
+    first, heads, down, across = 1, 1, 1, keys
+    if seen.rows > 1:
+        first = B
+    if seen.left is not None or seen.right is not None:
+        down = rows
+    if call.mask_shape:
+        shape = (1,) * (4 - len(call.mask_shape)) + call.mask_shape
+        first = max(first, B if shape[0] > 1 else 1)
+        heads = kv_heads * (call.n_heads // call.n_kv_heads) if shape[1] > 1 else 1
+        down = max(down, rows if shape[2] > 1 else 1)
+        if down == 1 and shape[3] == 1:
+            across = 1
+    return first, first * heads * down * across

@@ -1,0 +1,216 @@
+"""Key chunks with a streaming log-sum-exp merge: memory that grows neither with the keys nor with their chunks.
+
+For calls whose single row of scores is already too much, and for whoever asks by name, argument or environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from archport.attention import costs, masks
+from archport.attention.blocks import block, mask_bytes
+from archport.attention.evaluation import Pipeline, traced
+from archport.attention.tiles import SMALLEST
+from archport.attention.visibility import Visibility, visibility
+from archport.contract.attention import AttentionCall, Price
+from archport.contract.device import DeviceFacts
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+# A running maximum that starts finite, so that a chunk with every key hidden subtracts no infinities.
+LOWEST_LOGIT = -1e30
+MOST_ROWS = {"cpu": 256, "metal": 512, "cuda": 1024}
+
+
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """Chunks of keys merged as they come; running maximum, sum and weighted values in float32."""
+
+    name: str = "chunked"
+
+    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        if call.mask == "segments":
+            return ["documents are run one by one"]
+        threshold = call.limits.chunk_threshold
+        if call.kv_len < threshold:
+            return [f"{call.kv_len:,} keys are fewer than the threshold of {threshold:,}"]
+        return []
+
+    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
+        rows = min(call.q_len, MOST_ROWS[device.kind])
+        price = self._priced(call, device, rows)
+        while price.excess(call, device) and rows > 1:
+            rows = max(1, rows // 2) if rows <= SMALLEST[device.kind] else max(SMALLEST[device.kind], rows // 2)
+            price = self._priced(call, device, rows)
+        return price
+
+    def run(
+        self,
+        call: AttentionCall,
+        price: Price,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        mask: mx.array | None = None,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        import mlx.core as mx
+
+        seen = visibility(call)
+        pipeline = Pipeline(1, lazy=traced(q, k, v, mask, sinks))
+        out = mx.zeros((call.B, call.n_heads, call.q_len, call.v_head_dim), dtype=q.dtype)
+        for a in range(0, call.q_len, price.q_tile):
+            b = min(a + price.q_tile, call.q_len)
+            part = pipeline.ordered(q[:, :, a:b])
+            tile, _ = stream(
+                seen, part, k, v, a, b, price.k_chunk, scale=scale, mask=mask, sinks=sinks, lazy=pipeline.lazy
+            )
+            if b - a == call.q_len:
+                return tile
+            out[:, :, a:b] = tile
+            pipeline.wrote(out, tile)
+        return out
+
+    def _priced(self, call: AttentionCall, device: DeviceFacts, rows: int) -> Price:
+        seen = visibility(call)
+        chunk = min(call.limits.chunk_size, call.kv_len)
+        tile = block(call, seen, rows, chunk, "none", lanes=0)
+        scores = tile.scores
+        lines = call.B * call.n_heads * rows
+        # Scores and weights in float32, plus one of them in the input's type where that is narrower.
+        held = scores * (8 + (tile.itemsize if tile.itemsize < 4 else 0))
+        held += lines * (call.head_dim * tile.itemsize + call.v_head_dim * (12 + tile.itemsize) + 6 * 4)
+        array = replace(tile, form="array", mask_elements=rows * chunk * (call.B if seen.rows > 1 else 1))
+        hidden = mask_bytes(call, array, device)
+        count = -(-call.q_len // rows)
+        chunks = -(-call.kv_len // chunk)
+        share = 1.0
+        if seen.right == 0 and call.q_len > 1 and chunks > 1:
+            share = 1.0 - 0.5 * min(1.0, call.q_len / call.kv_len) * (1 - 1 / chunks)
+        time = tile.flops / (0.5 * costs.rate(device, call.dtype)) + scores * 40 / costs.bandwidth(device)
+        if device.kind == "cpu":
+            time += scores * 4e-8
+        total = time * count * chunks * share + count * chunks * costs.sync_seconds(device)
+        return Price(
+            transient=held + hidden + costs.SLACK[device.kind],
+            output=call.output_bytes,
+            largest_buffer=max(4 * scores, call.output_bytes),
+            flops=tile.flops * count * chunks * share,
+            dispatch_flops=tile.flops,
+            q_tile=rows,
+            k_chunk=chunk,
+            evaluations=count * chunks,
+            seconds=total,
+            dispatch_seconds=time,
+            route="composite",
+        )
+
+
+def stream(
+    seen: Visibility,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    a: int,
+    b: int,
+    chunk: int,
+    *,
+    scale: float,
+    mask: mx.array | None = None,
+    sinks: mx.array | None = None,
+    lazy: bool = False,
+) -> tuple[mx.array, mx.array]:
+    """Attention of query rows [a, b), which is all that `q` holds, merged over chunks of keys.
+
+    Args:
+        q, k, v: (B, H, b - a, Dh), (B, K, S, Dh), (B, K, S, Dv).
+        chunk: keys per chunk.
+        lazy: evaluate nothing.
+
+    Returns:
+        The output (B, H, b - a, Dv) in q's dtype, zeros where a query saw no key, and the float32 log-sum-exp of each
+        query's logits (B, H, b - a), sink included.
+    """
+    import mlx.core as mx
+
+    B, heads, rows, _ = q.shape
+    kv_heads, Dv = k.shape[1], v.shape[3]
+    group = heads // kv_heads
+    # One product per kv head, with the queries of its group stacked: keys and values are never repeated.
+    stacked = (q * mx.array(scale, q.dtype)).reshape(B, kv_heads, group * rows, q.shape[3])
+    shape = (B, kv_heads, group, rows)
+    if sinks is None:
+        top = mx.full((*shape, 1), LOWEST_LOGIT, dtype=mx.float32)
+        total = mx.zeros((*shape, 1), dtype=mx.float32)
+    else:
+        # The sink is one more logit with nothing to add; it counts once, before any chunk.
+        logit = sinks.astype(mx.float32).reshape(1, kv_heads, group, 1, 1)
+        top = mx.broadcast_to(logit, (*shape, 1))
+        total = mx.ones((*shape, 1), dtype=mx.float32)
+    values = mx.zeros((*shape, Dv), dtype=mx.float32)
+    first, last = seen.key_range(a, b)
+    for lo in range(first // chunk * chunk, last, chunk):
+        hi = min(lo + chunk, last)
+        logits = (stacked @ k[:, :, lo:hi].swapaxes(-1, -2)).astype(mx.float32).reshape(*shape, hi - lo)
+        if seen.form(a, b, lo, hi) != "none":
+            logits = _hide(logits, masks.build(seen, a, b, lo, hi, array=mask, additive=False, dtype=q.dtype), group)
+        peak = mx.maximum(top, logits.max(axis=-1, keepdims=True))
+        decay = mx.exp(top - peak)
+        weights = mx.exp(logits - peak)
+        del logits
+        total = total * decay + weights.sum(axis=-1, keepdims=True)
+        weighted = weights.astype(v.dtype).reshape(B, kv_heads, group * rows, hi - lo) @ v[:, :, lo:hi]
+        del weights
+        values = values * decay + weighted.reshape(*shape, Dv).astype(mx.float32)
+        top = peak
+        if not lazy:
+            mx.eval(top, total, values)
+    seen_any = total > 0
+    out = mx.where(seen_any, values / mx.where(seen_any, total, 1.0), 0.0).astype(q.dtype)
+    lse = mx.where(seen_any, top + mx.log(total), -mx.inf)
+    return out.reshape(B, heads, rows, Dv), lse.reshape(B, heads, rows)
+
+
+def merge(parts: list[tuple[mx.array, mx.array]]) -> tuple[mx.array, mx.array]:
+    """Attention over all keys from attention over disjoint sets of them.
+
+    Args:
+        parts: (output (B, H, L, Dv), log-sum-exp (B, H, L)) per set; a log-sum-exp of -inf saw no key and is skipped.
+
+    Returns:
+        (output in the first part's dtype, float32 log-sum-exp). Only a running sum is held, however many parts.
+    """
+    import mlx.core as mx
+
+    dtype = parts[0][0].dtype
+    top = mx.full(parts[0][1].shape, LOWEST_LOGIT, dtype=mx.float32)
+    total = mx.zeros(parts[0][1].shape, dtype=mx.float32)
+    values = mx.zeros(parts[0][0].shape, dtype=mx.float32)
+    for out, lse in parts:
+        peak = mx.maximum(top, lse)
+        decay, weight = mx.exp(top - peak), mx.exp(lse - peak)
+        total = total * decay + weight
+        # A part without keys may hold anything: it is left out rather than multiplied by zero.
+        part = mx.where(weight[..., None] > 0, out.astype(mx.float32), 0.0)
+        values = values * decay[..., None] + part * weight[..., None]
+        top = peak
+    some = total > 0
+    out = mx.where(some[..., None], values / mx.where(some, total, 1.0)[..., None], 0.0).astype(dtype)
+    return out, mx.where(some, top + mx.log(total), -mx.inf)
+
+
+def _hide(logits: mx.array, shown: mx.array, group: int) -> mx.array:
+    """Logits (B, K, G, T, C) under a mask broadcastable to (B, H, T, C)."""
+    import mlx.core as mx
+
+    if shown.shape[1] > 1:
+        shown = shown.reshape(shown.shape[0], shown.shape[1] // group, group, *shown.shape[2:])
+    else:
+        shown = shown[:, :, None]
+    if shown.dtype == mx.bool_:
+        return mx.where(shown, logits, -mx.inf)
+    return logits + shown.astype(mx.float32)

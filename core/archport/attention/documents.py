@@ -1,0 +1,190 @@
+"""Attention per document: several documents packed in one row, or one per row of a ragged batch.
+
+Each document, or run of equally long ones, becomes a call of its own that any other backend runs. Nothing is computed
+between documents, nothing for padding, and padded query rows come out as zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from archport.attention import costs
+from archport.attention.evaluation import traced
+from archport.attention.selection import choose
+from archport.contract.attention import AttentionCall, AttentionPath, Backend, MaskKind, Price
+from archport.contract.device import DeviceFacts
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Consecutive documents of equal lengths.
+
+    Args:
+        row, count: index of the first document, which is its row in a ragged batch, and number of documents.
+        q_start, k_start: first query and key of the first document.
+        queries, keys: tokens of each document.
+    """
+
+    row: int
+    count: int
+    q_start: int
+    k_start: int
+    queries: int
+    keys: int
+
+
+def groups(call: AttentionCall) -> tuple[Group, ...]:
+    """The documents of a `segments` call, equal neighbours together; empty documents are left out."""
+    queries = call.real_queries or (call.q_len,) * len(call.lengths)
+    packed = call.B == 1
+    found: list[Group] = []
+    q_start = k_start = 0
+    for row, (n_q, n_k) in enumerate(zip(queries, call.lengths, strict=True)):
+        if n_q and n_k:
+            last = found[-1] if found else None
+            if last and (last.queries, last.keys) == (n_q, n_k) and last.row + last.count == row:
+                found[-1] = replace(last, count=last.count + 1)
+            else:
+                found.append(Group(row, 1, q_start, k_start, n_q, n_k))
+        if packed:
+            q_start, k_start = q_start + n_q, k_start + n_k
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """Runs any of `inner` per document."""
+
+    inner: tuple[Backend, ...]
+    name: str = "segments"
+
+    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        if call.mask != "segments":
+            return ["the call is not divided into documents"]
+        if not call.lengths:
+            return ["the call names no document lengths"]
+        queries = call.real_queries
+        if queries and len(queries) != len(call.lengths):
+            return [f"{len(queries)} query lengths for {len(call.lengths)} documents"]
+        if call.B > 1:
+            if len(call.lengths) != call.B:
+                return [f"{len(call.lengths)} documents in {call.B} rows; expected one per row, or a single row"]
+            if max(call.lengths) > call.kv_len or (queries and max(queries) > call.q_len):
+                return [f"a document is longer than its row of {call.q_len} queries and {call.kv_len} keys"]
+        elif sum(call.lengths) > call.kv_len or sum(queries) > call.q_len:
+            return [f"documents of {sum(call.lengths)} tokens do not fit a row of {call.kv_len}"]
+        elif len(call.lengths) > 1 and call.q_len != call.kv_len:
+            return ["documents packed in one row can't have cached keys"]
+        if any(n_q > n_k for n_q, n_k in zip(queries, call.lengths, strict=False)):
+            return ["a document has more queries than keys"]
+        return []
+
+    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
+        parts = tuple(choose(_part(call, group), device, self.inner) for group in groups(call))
+        bound = call.limits.seconds_on(device)
+        rounds = _rounds(parts, call.limits.transient_on(device), bound)
+        stretches: list[tuple[AttentionPath, ...]] = []
+        for first, count in zip(_starts(rounds), rounds, strict=True):
+            stretches.append(parts[first : first + count])
+        evaluations = sum(part.price.evaluations for part in parts) + len(rounds) - 1
+        return Price(
+            transient=max((sum(map(_held, stretch)) for stretch in stretches), default=0) + costs.SLACK[device.kind],
+            output=call.output_bytes,
+            largest_buffer=max([call.output_bytes, *(part.price.largest_buffer for part in parts)]),
+            flops=sum(part.price.flops for part in parts),
+            dispatch_flops=max((sum(p.price.dispatch_flops for p in stretch) for stretch in stretches), default=0.0),
+            evaluations=max(0, evaluations),
+            seconds=sum(part.price.seconds for part in parts) + max(0, len(rounds) - 1) * costs.sync_seconds(device),
+            dispatch_seconds=max((sum(map(_longest, stretch)) for stretch in stretches), default=0.0),
+            parts=parts,
+            rounds=rounds,
+        )
+
+    def run(
+        self,
+        call: AttentionCall,
+        price: Price,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        mask: mx.array | None = None,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        import mlx.core as mx
+
+        del mask
+        out = mx.zeros((call.B, call.n_heads, call.q_len, call.v_head_dim), dtype=q.dtype)
+        lazy = traced(q, k, v, sinks)
+        ends = {first + count - 1 for first, count in zip(_starts(price.rounds), price.rounds, strict=True)}
+        for index, (group, part) in enumerate(zip(groups(call), price.parts, strict=True)):
+            part_q = _take(q, call.B, group.row, group.count, group.q_start, group.queries)
+            part_k = _take(k, call.B, group.row, group.count, group.k_start, group.keys)
+            part_v = _take(v, call.B, group.row, group.count, group.k_start, group.keys)
+            got = part.backend.run(part.call, part.price, part_q, part_k, part_v, scale=scale, sinks=sinks)
+            if call.B == 1:
+                stop = group.q_start + group.count * group.queries
+                got = got.swapaxes(0, 1).reshape(1, call.n_heads, stop - group.q_start, call.v_head_dim)
+                out[:, :, group.q_start : stop] = got
+            else:
+                out[group.row : group.row + group.count, :, : group.queries] = got
+            del got
+            # The last stretch stays lazy, so that a batch of short documents costs no evaluation at all.
+            if index in ends and index + 1 < len(price.parts) and not lazy:
+                mx.eval(out)
+        return out
+
+
+def _part(call: AttentionCall, group: Group) -> AttentionCall:
+    """The call of one group: its documents are whole, so only their reach is left to say."""
+    kind: MaskKind = "window"
+    if call.reach == (None, None):
+        kind = "none"
+    elif call.reach == (None, 0):
+        kind = "causal"
+    return replace(call, B=group.count, q_len=group.queries, kv_len=group.keys, mask=kind, lengths=(), q_lengths=())
+
+
+def _rounds(parts: Sequence[AttentionPath], limit: int, seconds: float | None) -> tuple[int, ...]:
+    """How many parts run between two evaluations, so that no stretch exceeds bytes or time; one part always runs."""
+    found: list[int] = []
+    held, time = 0, 0.0
+    for part in parts:
+        more, longer = _held(part), _longest(part)
+        if found and held + more <= limit and (seconds is None or time + longer <= seconds):
+            found[-1] += 1
+        else:
+            found.append(1)
+            held, time = 0, 0.0
+        held, time = held + more, time + longer
+    return tuple(found)
+
+
+def _starts(rounds: tuple[int, ...]) -> list[int]:
+    return [sum(rounds[:index]) for index in range(len(rounds))]
+
+
+def _held(part: AttentionPath) -> int:
+    """Bytes a part holds beyond the output of the whole call: its scratch and its own output, twice when packed."""
+    return part.price.transient + part.price.output * (2 if part.call.B > 1 else 1)
+
+
+def _longest(part: AttentionPath) -> float:
+    return part.price.dispatch_seconds
+
+
+def _take(x: mx.array, B: int, row: int, count: int, start: int, length: int) -> mx.array:
+    """Documents as a batch (count, heads, length, width): rows of a ragged batch, or a stretch of a packed row."""
+    if B > 1:
+        return x[row : row + count, :, :length]
+    stretch = x[:, :, start : start + count * length]
+    if count == 1:
+        return stretch
+    _, heads, _, width = stretch.shape
+    return stretch.reshape(heads, count, length, width).swapaxes(0, 1)

@@ -1,0 +1,156 @@
+"""A drop-in for `mx.fast.scaled_dot_product_attention` that plans the call it is given.
+
+Same shapes, meanings and errors, plus a window and a choice of backend. Reads no value of any array.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, get_args
+
+from archport.attention.builtin import builtin_backends
+from archport.attention.local import local_device
+from archport.attention.probe import ProbedRoutes
+from archport.attention.selection import Chooser
+from archport.contract.attention import AttentionCall, AttentionLimits, MaskKind, Reach
+from archport.contract.errors import InputError
+from archport.contract.spec import DType
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+THRESHOLD_VARIABLE = "MLX_SDPA_CHUNK_THRESHOLD"
+SIZE_VARIABLE = "MLX_SDPA_CHUNK_SIZE"
+
+_chooser: Chooser | None = None
+
+
+def limits_from_environment(
+    limits: AttentionLimits | None = None, environment: Mapping[str, str] = os.environ
+) -> AttentionLimits:
+    """`limits` with MLX_SDPA_CHUNK_THRESHOLD and MLX_SDPA_CHUNK_SIZE applied; the threshold also forces chunks.
+
+    Raises:
+        InputError: when a variable is set to anything but an integer >= 1.
+    """
+    limits = limits or AttentionLimits()
+    threshold = _positive(environment, THRESHOLD_VARIABLE)
+    size = _positive(environment, SIZE_VARIABLE)
+    if threshold is not None:
+        limits = replace(limits, chunk_threshold=threshold, force_chunk=True)
+    return limits if size is None else replace(limits, chunk_size=size)
+
+
+def _positive(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name)
+    if text is None:
+        return None
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise InputError(f"environment variable {name}={text!r}; expected a number of keys >= 1, or unset it")
+    return int(text)
+
+
+def scaled_dot_product_attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: str | mx.array | None = None,
+    sinks: mx.array | None = None,
+    window: Reach | None = None,
+    backend: str = "auto",
+    budget: int | None = None,
+) -> mx.array:
+    """Attention of q (B, H, L, Dh) on k (B, K, S, Dh) and v (B, K, S, Dv) -> (B, H, L, Dv).
+
+    Safe inside mx.compile (not with shapeless=True), mx.grad and mx.vmap over other axes: nothing is evaluated or read
+    there, which means that a tiled call then holds what its traced graph holds. Under a backend that evaluates per
+    tile the call is synchronous.
+
+    Args:
+        scale: factor of the scores.
+        mask: None, "causal" (lower-right aligned), or an array broadcastable to (B, H, L, S): bool, True where a key is
+            seen, or additive. A row that sees no key comes out finite.
+        sinks: (H,), one more logit per head in every softmax.
+        window: keys seen to the (left, right) of a query's own position, None unlimited; on top of the mask.
+        backend: "auto", or the name of the backend to run.
+        budget: bytes the call may hold above its inputs and output; left out: `AttentionLimits.transient_on`.
+
+    Raises:
+        ValueError: on whatever MLX refuses, on a bad window, budget or environment variable, and when the backend
+            refuses the call or is unknown.
+    """
+    import mlx.core as mx
+
+    # MLX's own checks, its promotion of types and its words: a lazy call that is never evaluated.
+    checked = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
+    dtype = checked.dtype
+    limits = limits_from_environment()
+    if budget is not None:
+        if not isinstance(budget, int) or isinstance(budget, bool) or budget < 0:
+            raise InputError(f"budget={budget!r}; expected bytes >= 0, or None")
+        limits = replace(limits, transient_bytes=budget)
+    device = local_device()
+    array = mask if isinstance(mask, mx.array) else None
+    if array is not None and device.kind == "cuda" and array.dtype == mx.bool_:
+        # MLX expands a bool mask to a full additive one there; in q's dtype its broadcast shape stays a view.
+        array = mx.where(array, mx.array(0, dtype), mx.array(float(mx.finfo(dtype).min) / 2, dtype))
+    call = AttentionCall(
+        B=q.shape[0],
+        n_heads=q.shape[1],
+        n_kv_heads=k.shape[1],
+        q_len=q.shape[2],
+        kv_len=k.shape[2],
+        head_dim=q.shape[3],
+        v_head_dim=v.shape[3],
+        dtype=_element_type(dtype),
+        mask=_kind(mask, window),
+        reach=_reach(mask, window),
+        additive=(device.kind == "cuda") if array is None else array.dtype != mx.bool_,
+        mask_shape=() if array is None else tuple(array.shape) or (1,),
+        sinks=sinks is not None,
+        limits=limits,
+    )
+    if not call.output_bytes or not call.kv_len:
+        # Nothing to plan; MLX says what an empty call returns.
+        return checked
+    path = _shared_chooser()(call, device, None if backend == "auto" else backend)
+    q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
+    return path.backend.run(call, path.price, q, k, v, scale=scale, mask=array, sinks=sinks)
+
+
+def _shared_chooser() -> Chooser:
+    global _chooser
+    if _chooser is None:
+        _chooser = Chooser(builtin_backends(ProbedRoutes()))
+    return _chooser
+
+
+def _kind(mask: str | mx.array | None, window: Reach | None) -> MaskKind:
+    if mask is not None and not isinstance(mask, str):
+        return "dense"
+    if window is not None:
+        return "window"
+    return "none" if mask is None else "causal"
+
+
+def _reach(mask: str | mx.array | None, window: Reach | None) -> Reach:
+    if window is None:
+        return (None, None)
+    if not isinstance(window, tuple) or len(window) != 2:
+        raise InputError(f"window={window!r}; expected (left, right), each None or a number of keys >= 0")
+    for side, value in zip(("left", "right"), window, strict=True):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise InputError(f"window {side}={value!r}; expected None or a number of keys >= 0")
+    return (window[0], 0) if isinstance(mask, str) else window
+
+
+def _element_type(dtype: mx.Dtype) -> DType:
+    name = str(dtype).rpartition(".")[2]
+    for known in get_args(DType):
+        if name == known:
+            return known
+    raise InputError(f"q, k and v promote to {name}; expected one of {', '.join(get_args(DType))}")

@@ -1,0 +1,59 @@
+"""The few facts of this machine that the drop-in call needs when nobody hands it a DeviceFacts. Measures nothing."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+from typing import Any
+
+from archport.contract.device import DeviceFacts, DeviceKind
+
+# Seconds after which Metal may kill a command buffer; reports start at one.
+METAL_WATCHDOG = 1.0
+GPU_GENERATION_WITH_NAX = 17
+
+
+def local_device() -> DeviceFacts:
+    """Facts of MLX's current default device."""
+    import mlx.core as mx
+
+    gpu = mx.default_device() == mx.Device(mx.gpu)
+    return _facts("cpu" if not gpu else "metal" if mx.metal.is_available() else "cuda")
+
+
+@functools.lru_cache(maxsize=4)
+def _facts(kind: DeviceKind) -> DeviceFacts:
+    import mlx.core as mx
+
+    info: dict[str, Any] = dict(mx.device_info()) if kind != "cpu" else {}
+    architecture = str(info.get("architecture", os.uname().machine))
+    memory = int(info.get("memory_size") or info.get("total_memory") or _host_memory())
+    return DeviceFacts(
+        name=str(info.get("device_name", kind)),
+        kind=kind,
+        architecture=architecture,
+        total_memory=memory,
+        working_set=info.get("max_recommended_working_set_size"),
+        max_buffer=info.get("max_buffer_length"),
+        watchdog_seconds=METAL_WATCHDOG if kind == "metal" else None,
+        nax=kind == "metal" and has_nax(architecture),
+        mlx_version=mlx_version(),
+    )
+
+
+@functools.cache
+def mlx_version() -> str:
+    """The installed MLX release."""
+    return importlib.metadata.version("mlx")
+
+
+def has_nax(architecture: str) -> bool:
+    """Whether an Apple GPU architecture ("applegpu_g17s") is of a generation with matrix accelerators."""
+    digits = "".join(c for c in architecture.rpartition("_g")[2] if c.isdigit())
+    generation = int(digits) if digits else 0
+    return generation >= GPU_GENERATION_WITH_NAX + (architecture[-1:] == "p")
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,185 @@
+"""Which kernel MLX really takes on this machine, asked once per class of calls and remembered on disk.
+
+Asking is free: a lazy call's graph names the primitive, and a lazy call with force_fused raises where no kernel exists.
+Nothing is allocated or evaluated. Knows nothing of prices. Simulated devices, and calls MLX can't be asked about, take
+the tables of `routes`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from archport.attention.local import local_device, mlx_version
+from archport.attention.routes import FastCall, Route, Routes, TableRoutes
+from archport.contract.device import DeviceFacts
+
+LOG = logging.getLogger(__name__)
+
+FORMAT = 1
+CACHE_VARIABLE = "ARCHPORT_CACHE_DIR"
+# Settings of MLX that move a route.
+_ENVIRONMENT = ("MLX_ENABLE_TF32", "MLX_SDPA_PAD_HEAD_DIM", "MLX_SDPA_D512_MIN_KL", "MLX_CUDA_USE_CUDNN_SDPA")
+_KEY_EDGES = (256, 1024, 4096, 8192)
+_QUERY_EDGES = (9, 1024, 2048)
+
+
+def cache_file() -> Path:
+    """Where answers are kept: ARCHPORT_CACHE_DIR, or the platform's folder for caches."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        base = Path(named)
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches" / "archport"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home())) / "archport"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "archport"
+    return base / "attention-routes.json"
+
+
+@dataclass(slots=True)
+class ProbedRoutes:
+    """Routes asked of MLX, corrected by the table where asking is known to mislead.
+
+    Args:
+        table: what to fall back to, and which kernel is meant where MLX only says "fused".
+        path: the cache file; None takes `cache_file()`.
+    """
+
+    table: Routes = field(default_factory=TableRoutes)
+    path: Path | None = None
+    _known: dict[str, tuple[bool, bool]] | None = field(default=None, init=False, repr=False)
+
+    def route(self, call: FastCall, device: DeviceFacts) -> Route:
+        believed = self.table.route(call, device)
+        # Whether cuDNN decodes depends on evaluated caches, and the blocked path looks fused in a graph.
+        if device.simulated or believed.kernel == "blocked" or (device.kind == "cuda" and call.q_len == 1):
+            return believed
+        answer = self._asked(call, device)
+        return believed if answer is None else _agree(call, believed, *answer)
+
+    def _asked(self, call: FastCall, device: DeviceFacts) -> tuple[bool, bool] | None:
+        if self._known is None:
+            self._known = read(self.path or cache_file())
+        key = class_of(call, device)
+        if key in self._known:
+            return self._known[key]
+        try:
+            answer = ask(call, device)
+        except Exception as error:
+            LOG.warning("attention probe failed for %s, the table is used: %s", key, error)
+            return None
+        if answer is not None:
+            self._known[key] = answer
+            write(self.path or cache_file(), self._known)
+        return answer
+
+
+def _agree(call: FastCall, believed: Route, fused: bool, forceable: bool) -> Route:
+    """The table's route where it agrees with the answer, else the answer with the likeliest kernel."""
+    likely = believed.forced or ("vector_two_pass" if call.q_len <= 8 else "full")
+    forced = (believed.forced or likely) if forceable else None
+    if fused:
+        return Route(believed.kernel if believed.kernel != "composite" else likely, forced)
+    why = believed.why or "MLX does not fuse this call here, against the table"
+    return Route("composite", forced, why)
+
+
+def class_of(call: FastCall, device: DeviceFacts) -> str:
+    """The name of the class of calls that take one route: everything MLX decides on, lengths by their class."""
+    group = call.n_heads // call.n_kv_heads
+    queries = str(call.q_len) if call.q_len <= 8 else f"class{sum(call.q_len >= edge for edge in _QUERY_EDGES)}"
+    keys = f"class{sum(call.kv_len >= edge for edge in _KEY_EDGES)}"
+    order = "=" if call.q_len == call.kv_len else "<" if call.q_len < call.kv_len else ">"
+    return " ".join(
+        (
+            f"mlx={mlx_version()}",
+            f"device={device.kind}:{device.architecture}",
+            f"os={sys.platform}:{platform.mac_ver()[0] or platform.release()}",
+            f"dtype={call.dtype}",
+            f"dims={call.head_dim},{call.v_head_dim}",
+            f"heads={call.n_heads},{call.n_kv_heads}",
+            f"mask={call.form}{'+' if call.form == 'array' and call.additive else ''}",
+            f"sinks={int(call.sinks)}",
+            f"q={queries}{order}k={keys}",
+            f"rows={int(call.q_len * group <= 32)}",
+            f"tall={int(call.B * call.n_heads * -(-call.q_len // 32) >= 1024)}",
+            *(f"{name}={os.environ[name]}" for name in _ENVIRONMENT if name in os.environ),
+        )
+    )
+
+
+def ask(call: FastCall, device: DeviceFacts) -> tuple[bool, bool] | None:
+    """(whether a plain call is fused, whether force_fused is accepted); None where this process can't tell.
+
+    It can't when MLX's default device is of another kind, and inside grad, where MLX fuses less.
+    """
+    import mlx.core as mx
+
+    if local_device().kind != device.kind or _in_grad():
+        return None
+    dtype = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}[call.dtype]
+    q = mx.zeros((call.B, call.n_heads, call.q_len, call.head_dim), dtype)
+    k = mx.zeros((call.B, call.n_kv_heads, call.kv_len, call.head_dim), dtype)
+    v = mx.zeros((call.B, call.n_kv_heads, call.kv_len, call.v_head_dim), dtype)
+    mask: mx.array | str | None = "causal" if call.form == "causal" else None
+    if call.form == "array":
+        mask = mx.zeros((1, 1, call.q_len, call.kv_len), dtype if call.additive else mx.bool_)
+    sinks = mx.zeros((call.n_heads,), dtype) if call.sinks else None
+    text = io.StringIO()
+    mx.export_to_dot(text, mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask, sinks=sinks))
+    fused = "ScaledDotProductAttention" in text.getvalue()
+    try:
+        mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask, sinks=sinks, force_fused=True)
+    except (ValueError, TypeError):
+        return fused, False
+    return fused, True
+
+
+def _in_grad() -> bool:
+    import mlx.core as mx
+
+    try:
+        mx.async_eval(mx.zeros((1,)) + 1)
+    except ValueError:
+        return True
+    return False
+
+
+def read(path: Path) -> dict[str, tuple[bool, bool]]:
+    """The answers in a cache file; none when it is absent, damaged or of another format."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["format"] != FORMAT:
+            return {}
+        return {str(key): (bool(fused), bool(forced)) for key, (fused, forced) in held["routes"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        LOG.info("attention routes in %s are not usable and will be asked again: %s", path, error)
+        return {}
+
+
+def write(path: Path, known: dict[str, tuple[bool, bool]]) -> None:
+    """Put the answers into the cache file in one step; without write access they last for this process."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        routes = {**read(path), **known}
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump({"format": FORMAT, "routes": routes}, file, indent=0, sort_keys=True)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        LOG.info("attention routes could not be kept in %s: %s", path, error)

@@ -1,0 +1,190 @@
+"""Which kernel MLX runs for one scaled-dot-product call, per device, as numbers.
+
+Written from MLX 0.32.3/0.32.4. Knows nothing of this machine: `probe` asks MLX where it can and falls back to this.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from archport.attention.visibility import Form
+from archport.contract.device import DeviceFacts
+from archport.contract.spec import DType
+
+Kernel = Literal["full", "vector", "vector_two_pass", "cudnn", "blocked", "composite"]
+
+METAL_FULL = frozenset({(d, d) for d in (64, 72, 80, 96, 128, 192, 256)} | {(96, 64)})
+METAL_VECTOR = frozenset({(d, d) for d in (64, 96, 128, 192, 256, 512)} | {(192, 128), (96, 64)})
+CUDA_VECTOR = frozenset({64, 96, 128})
+# The vector kernel takes over at this many query rows on Metal.
+VECTOR_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FastCall:
+    """One call of `mx.fast.scaled_dot_product_attention`, in numbers.
+
+    Args:
+        form: whether the mask is absent, "causal" or an array.
+        additive: whether an array mask is additive.
+        mask_elements: elements of the array mask as handed over (before broadcasting).
+        mask_rows: size of the array mask's first axis.
+    """
+
+    B: int
+    n_heads: int
+    n_kv_heads: int
+    q_len: int
+    kv_len: int
+    head_dim: int
+    v_head_dim: int
+    dtype: DType
+    form: Form = "none"
+    sinks: bool = False
+    additive: bool = False
+    mask_elements: int = 0
+    mask_rows: int = 1
+
+    @property
+    def itemsize(self) -> int:
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def scores(self) -> int:
+        """Elements of the score matrix."""
+        return self.B * self.n_heads * self.q_len * self.kv_len
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.scores * (self.head_dim + self.v_head_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What MLX does with a FastCall.
+
+    Args:
+        kernel: what a plain call runs.
+        forced: what `force_fused=True` runs; None where MLX refuses it.
+        why: the reason, when a plain call is not fused.
+    """
+
+    kernel: Kernel
+    forced: Kernel | None = None
+    why: str = ""
+
+
+class Routes(Protocol):
+    """Answers which kernel a call takes on a device."""
+
+    def route(self, call: FastCall, device: DeviceFacts) -> Route:
+        """The route of `call` on `device`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TableRoutes:
+    """Routes from the tables in this file."""
+
+    def route(self, call: FastCall, device: DeviceFacts) -> Route:
+        return _table(
+            # Sizes that no rule reads are dropped, so that the cache holds classes rather than calls.
+            replace(call, mask_elements=0, mask_rows=1),
+            device.kind,
+            device.nax,
+            device.architecture[-1:],
+        )
+
+
+@functools.lru_cache(maxsize=4096)
+def _table(call: FastCall, kind: str, nax: bool, suffix: str) -> Route:
+    if kind == "metal":
+        return _metal_vector(call, suffix) if call.q_len <= VECTOR_ROWS else _metal_full(call, nax)
+    if kind == "cuda":
+        return _cuda(call)
+    return Route("composite", None, "MLX has no fused attention kernel on a CPU")
+
+
+def _metal_full(call: FastCall, nax: bool) -> Route:
+    D, Dv, causal, array = call.head_dim, call.v_head_dim, call.form == "causal", call.form == "array"
+    half = call.dtype != "float32"
+    if causal and call.q_len > call.kv_len:
+        return Route("composite", None, f"causal with q_len {call.q_len} > kv_len {call.kv_len} has no fused kernel")
+    if (D, Dv) == (512, 512):
+        if nax:
+            tall = call.B * call.n_heads * -(-call.q_len // 32) >= 1024
+            if causal and call.q_len >= 1024 and tall:
+                return Route("full", "full")
+            return Route("composite", "full", "head_dim 512 is fused by default for large causal calls only")
+        if half and causal and not call.sinks and 1024 <= call.q_len <= call.kv_len:
+            # force_fused raises here although the plain call is bounded.
+            return Route("blocked", None)
+        return Route("composite", None, "head_dim 512 has only the blocked causal path on this GPU generation")
+    if (D, Dv) not in METAL_FULL:
+        return Route("composite", None, f"no fused kernel for head_dim {D}, v_head_dim {Dv}")
+    if D == 192:
+        return Route("composite", "full", "MLX leaves head_dim 192 unfused by default")
+    if D == 256:
+        if nax and call.q_len >= 1024 and (causal or array):
+            return Route("full", "full")
+        if not nax and causal and call.q_len >= 2048 and call.q_len == call.kv_len and half:
+            return Route("full", "full")
+        # Single precision needs more threadgroup memory than the GPU has.
+        forced = "full" if half or nax else None
+        return Route("composite", forced, "MLX leaves head_dim 256 unfused at this q_len and kv_len by default")
+    return Route("full", "full")
+
+
+def _metal_vector(call: FastCall, suffix: str) -> Route:
+    D, Dv = call.head_dim, call.v_head_dim
+    G = call.n_heads // call.n_kv_heads
+    if (D, Dv) not in METAL_VECTOR:
+        return Route("composite", None, f"no vector kernel for head_dim {D}, v_head_dim {Dv}")
+    if call.q_len > call.kv_len:
+        return Route("composite", None, f"the vector kernel needs q_len {call.q_len} <= kv_len {call.kv_len}")
+    if call.q_len * G > 32:
+        return Route("composite", None, f"the vector kernel takes 32 rows per kv head, this is {call.q_len} x {G}")
+    if D == 512 and not (call.q_len == 1 and G == 8 and call.form != "array" and call.kv_len >= 1024):
+        return Route("composite", None, "head_dim 512 decodes fused only for one query, 8 heads per kv head, long keys")
+    two_pass = (suffix in ("d", "s") and call.kv_len >= 1024) or (G > 1 and call.kv_len >= 4096)
+    kernel: Kernel = "vector_two_pass" if two_pass else "vector"
+    if D == Dv == 192:
+        return Route("composite", kernel, "MLX leaves head_dim 192 unfused by default")
+    return Route(kernel, kernel)
+
+
+def _cuda(call: FastCall) -> Route:
+    D, Dv, half, array = call.head_dim, call.v_head_dim, call.dtype != "float32", call.form == "array"
+    if call.q_len < 4 and Dv == D and D in CUDA_VECTOR and not array:
+        kernel: Kernel = "vector_two_pass" if call.kv_len > 1024 else "vector"
+        return Route(kernel, kernel)
+    if call.q_len == 1:
+        # cuDNN decode depends on how K and V lie in memory, which numbers can't tell.
+        return Route("composite", None, "decode without a vector kernel for this head_dim, or with an array mask")
+    if not half:
+        return Route("composite", None, "cuDNN attention takes 16-bit types only")
+    if D > 128 or Dv > 128:
+        return Route("composite", None, f"cuDNN attention takes head dims up to 128, this is ({D}, {Dv})")
+    if D % 8 or Dv % 8:
+        return Route("composite", None, f"cuDNN attention takes head dims in multiples of 8, this is ({D}, {Dv})")
+    if call.form == "causal" and call.q_len > call.kv_len:
+        return Route("composite", None, f"causal with q_len {call.q_len} > kv_len {call.kv_len} has no fused kernel")
+    return Route("cudnn", "cudnn")
+
+
+def padded_dims(call: FastCall, device: DeviceFacts) -> tuple[int, int]:
+    """The head dims a fused kernel exists for once q, k and v are padded with zeros; (0, 0) when there are none.
+
+    Padding is exact: zeros add nothing to a score, and the output's surplus columns are cut off.
+    """
+    D, Dv = call.head_dim, call.v_head_dim
+    if device.kind == "cuda":
+        wide = (-(-D // 8) * 8, -(-Dv // 8) * 8)
+        return wide if max(wide) <= 128 and wide != (D, Dv) else (0, 0)
+    # Padding K and V for a few query rows would copy the whole cache.
+    if device.kind != "metal" or call.q_len <= VECTOR_ROWS:
+        return (0, 0)
+    listed = sorted(pair for pair in METAL_FULL if pair[0] >= D and pair[1] >= Dv)
+    return listed[0] if listed and listed[0] != (D, Dv) else (0, 0)

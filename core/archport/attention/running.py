@@ -1,0 +1,65 @@
+"""Running a chosen path: what the engine calls for every layer. Obeys the path and decides nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from archport.contract.attention import AttentionCall, AttentionPath
+from archport.contract.errors import InputError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+def attend(
+    path: AttentionPath,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    sinks: mx.array | None = None,
+    zero_padding: bool = True,
+) -> mx.array:
+    """Attention as planned.
+
+    Args:
+        q, k, v: (B, H, L, Dh), (B, K, S, Dh), (B, K, S, Dv) of the path's call, padded on the right; keys in the order
+            of their positions, cached ones first. What lies in padded rows is never read into a real row, but must be
+            finite.
+        sinks: one logit per head, when the call has them.
+        zero_padding: whether padded query rows are set to zero; without it they hold finite values of no meaning.
+
+    Returns:
+        (B, H, L, Dv) in q's dtype.
+
+    Raises:
+        InputError: when the arrays are not those of the planned call.
+    """
+    call = path.call
+    expected = (
+        (call.B, call.n_heads, call.q_len, call.head_dim),
+        (call.B, call.n_kv_heads, call.kv_len, call.head_dim),
+        (call.B, call.n_kv_heads, call.kv_len, call.v_head_dim),
+    )
+    if (q.shape, k.shape, v.shape) != expected or (sinks is not None) != call.sinks:
+        raise InputError(
+            f"attention was planned for q, k, v {expected} with{'' if call.sinks else 'out'} sinks, but is run with "
+            f"{(q.shape, k.shape, v.shape)} with{'out' if sinks is None else ''} sinks; plan the shapes that are run"
+        )
+    out = path.backend.run(call, path.price, q, k, v, scale=scale, sinks=sinks)
+    return _zeroed(call, out) if zero_padding and call.mask != "segments" else out
+
+
+def _zeroed(call: AttentionCall, out: mx.array) -> mx.array:
+    """`out` with padded query rows set to zero; documents are written into zeros already."""
+    import mlx.core as mx
+
+    queries = call.real_queries
+    if not queries and call.lengths and 0 in call.lengths:
+        queries = tuple(call.q_len if n else 0 for n in call.lengths)
+    if not queries or min(queries) >= call.q_len:
+        return out
+    row = mx.arange(call.q_len, dtype=mx.int32).reshape(1, 1, -1, 1)
+    real = row < mx.array(queries, dtype=mx.int32).reshape(-1, 1, 1, 1)
+    return mx.where(real, out, mx.array(0, out.dtype))

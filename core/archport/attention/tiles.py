@@ -1,0 +1,244 @@
+"""Query tiles: how large they may be, what they cost, and running them one after another.
+
+Shared by the tiled and the banded backend, which differ only in the keys a tile is given. Planning half first, pure
+Python; the running half evaluates after every tile, because a lazy graph would hold all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from archport.attention import costs, masks
+from archport.attention.blocks import block, lane_blocks, lane_shape, mask_bytes
+from archport.attention.evaluation import Pipeline, traced
+from archport.attention.kernel import attend_block
+from archport.attention.routes import FastCall, Kernel, Routes
+from archport.attention.visibility import Form, Visibility, visibility
+from archport.contract.attention import AttentionCall, Price
+from archport.contract.device import DeviceFacts
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+# Rows below which a matrix product no longer fills the device.
+SMALLEST = {"cpu": 16, "metal": 32, "cuda": 32}
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One way to cut a call: rows per tile, lanes per tile (0 all)."""
+
+    rows: int
+    lanes: int = 0
+
+
+def tile_form(seen: Visibility) -> Form:
+    """The mask form that the tiles of a call take; some of them may need less."""
+    if seen.has_array or seen.rows > 1 or seen.left is not None or seen.right not in (None, 0):
+        return "array"
+    if seen.key_lengths[0] < seen.kv_len and seen.right is None:
+        # Keys are cut at the shared length, so nothing is left to hide.
+        return "none"
+    return "none" if seen.right is None else "causal"
+
+
+def cheapest(call: AttentionCall, device: DeviceFacts, routes: Routes, *, most_rows: int, key_grid: int = 1) -> Price:
+    """The price of the fastest cut within the call's limits, or of the smallest when none keeps them.
+
+    Args:
+        most_rows: rows per tile to start from.
+        key_grid: multiple to which a tile's key range is widened.
+    """
+    smallest = SMALLEST[device.kind]
+    best: Price | None = None
+    for lanes in _lane_choices(call):
+        rows = min(most_rows, call.q_len)
+        fitting = 0
+        while True:
+            for force in (False, True):
+                price = priced(call, device, routes, Cut(rows, lanes), key_grid=key_grid, force=force)
+                if price is None:
+                    continue
+                fits = not price.excess(call, device)
+                fitting += fits
+                if best is None or _rank(price, call, device) < _rank(best, call, device):
+                    best = price
+            if rows <= smallest or fitting >= 3:
+                break
+            rows = max(smallest, _half(rows))
+        if best is not None and not best.excess(call, device):
+            break
+    assert best is not None
+    return best
+
+
+def _rank(price: Price, call: AttentionCall, device: DeviceFacts) -> tuple[bool, float]:
+    over = bool(price.excess(call, device))
+    return over, float(price.transient) if over else price.seconds
+
+
+def _half(rows: int) -> int:
+    """The next smaller power of two, so that tiles of different calls reuse each other's buffers."""
+    return 1 << ((rows - 1).bit_length() - 1)
+
+
+def _lane_choices(call: AttentionCall) -> list[int]:
+    """All lanes at once, then fewer rows of the batch, then fewer kv heads of one row."""
+    choices = [0]
+    rows = call.B
+    while rows > 1:
+        rows = -(-rows // 4)
+        choices.append(rows * call.n_kv_heads)
+    heads = call.n_kv_heads
+    while heads > 1:
+        heads //= 2
+        choices.append(heads)
+    return choices
+
+
+def priced(
+    call: AttentionCall, device: DeviceFacts, routes: Routes, cut: Cut, *, key_grid: int = 1, force: bool = False
+) -> Price | None:
+    """What a cut costs; None when `force` is asked for and MLX has nothing to force, or needs no force."""
+    seen = visibility(call)
+    rows = min(cut.rows, call.q_len)
+    B, kv_heads = lane_shape(call, cut.lanes)
+    lanes = -(-call.B // B) * -(-call.n_kv_heads // kv_heads)
+    downs = -(-call.q_len // rows)
+    count = downs * lanes
+    width = min(call.kv_len, seen.widest(rows) + 2 * (key_grid - 1))
+    form = tile_form(seen)
+    tile = block(call, seen, rows, width, form, lanes=cut.lanes)
+    kernel = _kernel(tile, device, routes, force)
+    last_rows = call.q_len - (downs - 1) * rows
+    if kernel is not None and last_rows != rows:
+        last = _kernel(block(call, seen, last_rows, width, form, lanes=cut.lanes), device, routes, force)
+        kernel = None if last is None else ("composite" if last == "composite" else kernel)
+    if kernel is None:
+        return None
+    depth = 1 if device.kind == "cpu" or count == 1 else 2
+    mask = mask_bytes(call, tile, device)
+    tile_output = tile.B * tile.n_heads * rows * call.v_head_dim * call.itemsize
+    held = costs.transient(tile, kernel, device.kind) + mask + (tile_output if count > 1 else 0)
+    pairs = _visited(seen, call.q_len, rows, width)
+    work = pairs / (rows * width)
+    one = costs.seconds(tile, kernel, device)
+    narrow = 1.0 if device.kind == "cpu" else 1.0 + 32.0 / rows
+    return Price(
+        transient=depth * held + costs.SLACK[device.kind],
+        output=call.output_bytes,
+        largest_buffer=max(costs.largest_buffer(tile, kernel, device.kind), mask, call.output_bytes),
+        flops=2.0 * call.B * call.n_heads * pairs * (call.head_dim + call.v_head_dim),
+        dispatch_flops=tile.flops,
+        q_tile=rows,
+        evaluations=count,
+        depth=depth,
+        lanes=cut.lanes,
+        seconds=one * work * lanes * narrow + count * costs.sync_seconds(device) / depth,
+        dispatch_seconds=one * narrow,
+        route="forced" if force else ("composite" if kernel == "composite" else "fused"),
+    )
+
+
+def _kernel(tile: FastCall, device: DeviceFacts, routes: Routes, force: bool) -> Kernel | None:
+    route = routes.route(tile, device)
+    if not force:
+        return route.kernel
+    return route.forced if route.kernel == "composite" else None
+
+
+def _visited(seen: Visibility, q_len: int, rows: int, width: int) -> int:
+    """(query, key) pairs per head that the tiles compute, exact for causal and an upper bound for bands."""
+    if seen.left is not None or seen.right is None:
+        return q_len * width
+    offset = max(seen.offsets) + seen.right
+    full, rest = divmod(q_len, rows)
+    whole = rows * (full * offset + rows * full * (full + 1) // 2)
+    return min(q_len * width, max(q_len, whole + rest * (offset + q_len)))
+
+
+Keys = Callable[[Visibility, int, int], tuple[int, int]]
+
+
+def run(
+    call: AttentionCall,
+    price: Price,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | None,
+    sinks: mx.array | None,
+    keys: Keys,
+) -> mx.array:
+    """Attention tile by tile into one preallocated output.
+
+    Args:
+        keys: the keys [lo, hi) that a tile of queries [a, b) is given.
+    """
+    import mlx.core as mx
+
+    seen = visibility(call)
+    rows = price.q_tile
+    if price.evaluations <= 1:
+        lo, hi = keys(seen, 0, call.q_len)
+        return attend_block(call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks)
+    pipeline = Pipeline(price.depth, lazy=traced(q, k, v, mask, sinks))
+    out = mx.zeros((call.B, call.n_heads, call.q_len, call.v_head_dim), dtype=q.dtype)
+    for at, kv_heads, heads in lane_blocks(call, price.lanes):
+        lane = seen.of_rows(at.start, at.stop)
+        prepared: dict[tuple[int, int, int], mx.array] = {}
+        lane_q, lane_k, lane_v = q[at, heads], k[at, kv_heads], v[at, kv_heads]
+        lane_mask = None if mask is None else _mask_lane(mask, at, heads)
+        lane_sinks = None if sinks is None else sinks[heads]
+        for a in range(0, call.q_len, rows):
+            b = min(a + rows, call.q_len)
+            lo, hi = keys(lane, a, b)
+            tile = attend_block(
+                call,
+                price,
+                lane,
+                pipeline.ordered(lane_q[:, :, a:b]),
+                lane_k,
+                lane_v,
+                a,
+                b,
+                lo,
+                hi,
+                scale=scale,
+                mask=lane_mask,
+                sinks=lane_sinks,
+                prepared=_shared_mask(call, lane, a, b, lo, hi, q.dtype, prepared),
+            )
+            out[at, heads, a:b] = tile
+            pipeline.wrote(out, tile)
+    return out
+
+
+def _mask_lane(mask: mx.array, at: slice, heads: slice) -> mx.array:
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    return mask[at if mask.shape[0] > 1 else slice(None), heads if mask.shape[1] > 1 else slice(None)]
+
+
+def _shared_mask(
+    call: AttentionCall,
+    seen: Visibility,
+    a: int,
+    b: int,
+    lo: int,
+    hi: int,
+    dtype: mx.Dtype,
+    prepared: dict[tuple[int, int, int], mx.array],
+) -> mx.array | None:
+    """The mask that equally placed bands share: it depends on where the keys lie relative to the queries only."""
+    if seen.has_array or seen.rows > 1 or seen.key_lengths[0] < hi or seen.form(a, b, lo, hi) != "array":
+        return None
+    place = (b - a, hi - lo, a - lo)
+    if place not in prepared:
+        # One mask is held at a time: bands at the edges have masks of their own.
+        prepared.clear()
+        prepared[place] = masks.build(seen, a, b, lo, hi, array=None, additive=call.additive, dtype=dtype)
+    return prepared[place]

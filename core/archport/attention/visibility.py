@@ -1,0 +1,103 @@
+"""Which keys which queries see, in numbers: normalised reach, key ranges of a tile, and the form MLX can be told it in.
+
+Pure Python. Knows nothing of arrays; `masks` turns the same numbers into an array where no named form exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from archport.contract.attention import AttentionCall
+
+Form = Literal["none", "causal", "array"]
+
+
+@dataclass(frozen=True, slots=True)
+class Visibility:
+    """What one call makes visible.
+
+    Args:
+        q_len, kv_len: padded queries and keys.
+        left, right: reach, None unlimited; normalised, so a value means that some pair really is out of reach.
+        offsets: position of query 0 per row; one entry when all rows share it.
+        key_lengths: real keys per row; one entry when all rows share it.
+        has_array: whether the caller brings an array mask on top.
+    """
+
+    q_len: int
+    kv_len: int
+    left: int | None
+    right: int | None
+    offsets: tuple[int, ...]
+    key_lengths: tuple[int, ...]
+    has_array: bool
+
+    @property
+    def rows(self) -> int:
+        return max(len(self.offsets), len(self.key_lengths))
+
+    def of_rows(self, first: int, last: int) -> Visibility:
+        """The same for rows [first, last) of the batch alone."""
+        if self.rows == 1:
+            return self
+        offsets = self.offsets if len(self.offsets) == 1 else _shared(self.offsets[first:last])
+        keys = self.key_lengths if len(self.key_lengths) == 1 else _shared(self.key_lengths[first:last])
+        return replace(self, offsets=offsets, key_lengths=keys)
+
+    def widest(self, rows: int) -> int:
+        """Keys of the widest tile of `rows` queries; an upper bound where rows of the batch differ."""
+        lo, hi = self.key_range(0, self.q_len)
+        if self.left is None or self.right is None:
+            return hi - lo
+        spread = max(self.offsets) - min(self.offsets)
+        return min(hi - lo, rows + spread + self.left + self.right)
+
+    def key_range(self, a: int, b: int) -> tuple[int, int]:
+        """Keys [lo, hi) outside of which no query of [a, b) sees anything; never empty, so that softmax has a key."""
+        lo = 0 if self.left is None else max(0, min(self.offsets) + a - self.left)
+        hi = max(self.key_lengths)
+        if self.right is not None:
+            hi = min(hi, max(self.offsets) + b + self.right)
+        hi = min(max(hi, 1), self.kv_len)
+        return min(lo, hi - 1), hi
+
+    def form(self, a: int, b: int, lo: int, hi: int) -> Form:
+        """How MLX can be told what queries [a, b) see of keys [lo, hi): without mask, as "causal", or by an array."""
+        if self.has_array or self.rows > 1 or self.key_lengths[0] < hi:
+            return "array"
+        offset = self.offsets[0]
+        cut_left = self.left is not None and lo < offset + b - 1 - self.left
+        cut_right = self.right is not None and hi - 1 > offset + a + self.right
+        if not cut_left and not cut_right:
+            return "none"
+        # MLX aligns "causal" at the lower right and leaves rows without any key undefined.
+        if not cut_left and self.right == 0 and hi == offset + b and offset + a >= 0:
+            return "causal"
+        return "array"
+
+
+def visibility(call: AttentionCall) -> Visibility:
+    """What `call` makes visible, normalised: limits that exclude nothing are dropped. Not for `segments`."""
+    left, right = call.visible_reach
+    offsets: tuple[int, ...] = (call.kv_len - call.q_len,)
+    keys: tuple[int, ...] = (call.kv_len,)
+    if call.lengths and call.mask not in ("none", "causal"):
+        queries = call.real_queries or (call.q_len,) * len(call.lengths)
+        keys = _shared(call.lengths)
+        if call.visible_reach != (None, None):
+            offsets = _shared(tuple(s - n for s, n in zip(call.lengths, queries, strict=True)))
+        if right == 0 and offsets == (call.kv_len - call.q_len,):
+            # Padding lies to the right of every real query, where a causal layer never looks.
+            keys = (call.kv_len,)
+    if left is not None and left >= max(offsets) + call.q_len - 1:
+        left = None
+    if right is not None and right >= call.kv_len - 1 - min(offsets):
+        right = None
+    return Visibility(
+        call.q_len, call.kv_len, left, right, offsets, keys, call.mask == "dense" and bool(call.mask_shape)
+    )
+
+
+def _shared(values: tuple[int, ...]) -> tuple[int, ...]:
+    return values[:1] if len(set(values)) == 1 else values

@@ -123,4 +123,5 @@ def bert() -> ArchSpec:
         hidden_size=768,
         intermediate_size=3072,
         max_positions=8192,
+        gated_mlp=False,
     )

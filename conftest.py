@@ -1,0 +1,3 @@
+"""Import archport before any test module imports mlx, so that the tests run on the BLAS that users get."""
+
+import archport  # noqa: F401

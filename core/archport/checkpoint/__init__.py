@@ -1,0 +1,32 @@
+"""From a model's name to its folder, config, weights, tokenizer and pipeline: the only code with disk and hub.
+
+Knows published file layouts. Knows no architecture: renaming tensors is a module's `sanitize`, meaning is a plugin's.
+Imports neither mlx nor the hub client nor tokenizers until one of them is needed.
+"""
+
+from archport.checkpoint.checkpoint import Checkpoint, Source
+from archport.checkpoint.config import normalise_config
+from archport.checkpoint.dense import load_dense
+from archport.checkpoint.headers import TensorInfo
+from archport.checkpoint.pipeline import read_head, read_inputs
+from archport.checkpoint.quantization import read_quantization
+from archport.checkpoint.resolve import near_matches, resolve
+from archport.checkpoint.tokenizer import load_tokenizer
+from archport.checkpoint.weights import WeightDType, load_weights, weight_bytes
+
+__all__ = [
+    "Checkpoint",
+    "Source",
+    "TensorInfo",
+    "WeightDType",
+    "load_dense",
+    "load_tokenizer",
+    "load_weights",
+    "near_matches",
+    "normalise_config",
+    "read_head",
+    "read_inputs",
+    "read_quantization",
+    "resolve",
+    "weight_bytes",
+]

@@ -1,0 +1,95 @@
+"""A resolved checkpoint: its folder, its normalised config, and its small files and tensor headers on demand.
+
+Reads nothing but headers and JSON. Knows nothing of where the folder came from or of what a model does with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from archport.checkpoint.config import normalise_config
+from archport.checkpoint.files import body_folder, inside, read_object, shorten
+from archport.checkpoint.headers import TensorInfo, read_tensors
+from archport.contract.errors import CheckpointError
+
+Source = Literal["folder", "package", "cache", "hub"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """One checkpoint on this machine; what `resolve` returns, and a `CheckpointView`.
+
+    Args:
+        name: the hub id that the request led to, or the folder.
+        requested: the name as the caller wrote it.
+        source: where the files were found.
+        folder: where they are.
+        config: `config.json`, normalised.
+        revision: the commit of a hub checkpoint, None elsewhere.
+        body: where in the folder the transformer is, "" except in some old pipelines.
+    """
+
+    name: str
+    requested: str
+    source: Source
+    folder: Path
+    config: Mapping[str, Any]
+    revision: str | None = None
+    body: str = ""
+    # Headers and the tokenizer are read once, on first use; a frozen value with slots needs a place for them.
+    memo: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every stored tensor of the transformer by name, from the headers. Raises CheckpointError on damaged files."""
+        if "tensors" not in self.memo:
+            self.memo["tensors"] = read_tensors(self.folder, self.body)
+        return self.memo["tensors"]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the transformer's tensors as stored."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def body_path(self) -> Path:
+        """The folder of the transformer's config, weights and tokenizer."""
+        return inside(self.folder, self.body, "modules.json")
+
+    def json(self, path: str) -> dict[str, Any] | None:
+        """A JSON object of the checkpoint, None when the file is absent."""
+        return read_object(inside(self.folder, path, "the caller"))
+
+    def token_id(self, token: str) -> int | None:
+        """The vocabulary id of a token, None when the tokenizer does not hold it."""
+        from archport.checkpoint.tokenizer import load_tokenizer
+
+        return load_tokenizer(self).token_to_id(token)
+
+
+def open_checkpoint(
+    folder: Path, *, name: str, requested: str, source: Source, revision: str | None = None
+) -> Checkpoint:
+    """The checkpoint in a folder, with its config read and normalised.
+
+    Raises:
+        CheckpointError: no readable `config.json`.
+    """
+    body = body_folder(folder)
+    path = inside(folder, body, "modules.json") / "config.json"
+    raw = read_object(path)
+    if raw is None:
+        present = sorted(entry.name for entry in os.scandir(folder))
+        raise CheckpointError(
+            f"{folder}: there is no {path.relative_to(folder)}, so this is not a checkpoint. "
+            f"Found: {shorten(present) or 'nothing'}. Expected config.json, tokenizer.json and *.safetensors."
+        )
+    try:
+        config = normalise_config(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(name, requested, source, folder, config, revision, body)

@@ -1,0 +1,19 @@
+"""Core answers to the head and inputs hooks: what the checkpoint's own pipeline files say. Asked after every plugin."""
+
+from __future__ import annotations
+
+from archport.contract import CheckpointView, EmbeddingHead, TextInputs, hookimpl
+
+
+@hookimpl(trylast=True)
+def archport_head(checkpoint: CheckpointView) -> EmbeddingHead:
+    from archport.checkpoint import read_head
+
+    return read_head(checkpoint)
+
+
+@hookimpl(trylast=True)
+def archport_inputs(checkpoint: CheckpointView) -> TextInputs:
+    from archport.checkpoint import read_inputs
+
+    return read_inputs(checkpoint)

@@ -1,0 +1,86 @@
+"""The matrices of a pipeline's Dense modules, from their own folders or out of the main weights.
+
+Knows the sentence-transformers file layout and that some conversions move `2_Dense` to `dense.0`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from archport.checkpoint.checkpoint import Checkpoint
+from archport.checkpoint.files import UNSAFE_WEIGHTS, inside, module_kind, pipeline_modules, refuse_without_safetensors
+from archport.checkpoint.fit import check_fit
+from archport.checkpoint.headers import read_header
+from archport.checkpoint.quantization import packing
+from archport.checkpoint.weights import WeightDType
+from archport.contract.errors import CheckpointError
+from archport.contract.model import Dense
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+def load_dense(checkpoint: Checkpoint, dense: Dense, dtype: WeightDType) -> tuple[mx.array, mx.array | None]:
+    """The weight (out, in) and bias (out,) of one Dense module; the bias is None when it has none.
+
+    Raises:
+        CheckpointError: no weights for it, or names and shapes other than its config says.
+    """
+    import mlx.core as mx
+
+    where, tensors = _tensors(checkpoint, dense)
+    expected = {"weight": mx.zeros((dense.out_features, dense.in_features))}
+    if dense.bias:
+        expected["bias"] = mx.zeros((dense.out_features,))
+    if "scales" in tensors:
+        scales = tensors.pop("scales")
+        kind = str(scales.dtype).removeprefix("mlx.core.")
+        settings = packing(where, dense.in_features, tensors["weight"].shape[-1], scales.shape[-1], kind)
+        tensors["weight"] = mx.dequantize(
+            tensors["weight"],
+            scales,
+            tensors.pop("biases", None),
+            group_size=settings.group_size,
+            bits=settings.bits,
+            mode=settings.mode,
+            dtype=None if dtype == "checkpoint" else getattr(mx, dtype),
+        )
+    check_fit(where, tensors, expected)
+    if dtype != "checkpoint":
+        tensors = {name: array.astype(getattr(mx, dtype)) for name, array in tensors.items()}
+    mx.eval(list(tensors.values()))
+    return tensors["weight"], tensors.get("bias")
+
+
+def _tensors(checkpoint: Checkpoint, dense: Dense) -> tuple[str, dict[str, mx.array]]:
+    import mlx.core as mx
+
+    folder = inside(checkpoint.folder, dense.folder, "modules.json")
+    path = folder / "model.safetensors"
+    if path.is_file():
+        header = read_header(path, f"{dense.folder}/model.safetensors")
+        _only_linear(str(path), header)
+        loaded = mx.load(str(path))
+        assert isinstance(loaded, dict)
+        return str(path), {name.removeprefix("linear."): array for name, array in loaded.items()}
+    folders = [entry["path"] for entry in pipeline_modules(checkpoint.folder) or [] if module_kind(entry) == "Dense"]
+    prefix = f"dense.{folders.index(dense.folder)}." if dense.folder in folders else "dense.0."
+    inner = {name: info for name, info in checkpoint.tensors.items() if name.startswith(prefix)}
+    if inner:
+        loaded = {}
+        for file in {info.file for info in inner.values()}:
+            loaded.update(mx.load(str(inside(checkpoint.folder, file, "the index"))))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return f"{checkpoint.folder}: {prefix}*", {name.removeprefix(prefix): loaded[name] for name in inner}
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    if any(name.endswith(UNSAFE_WEIGHTS) for name in names):
+        refuse_without_safetensors(names, str(folder))
+    raise CheckpointError(
+        f"{folder}: there is no model.safetensors, and no {prefix}* among the main weights. "
+        "Fetch the Dense module's weights: vectors without it would be another model's."
+    )
+
+
+def _only_linear(where: str, names: object) -> None:
+    foreign = [name for name in names if not str(name).startswith("linear.")]  # type: ignore[attr-defined]
+    if foreign:
+        raise CheckpointError(f"{where}: holds {', '.join(foreign)}; expected linear.weight and linear.bias only.")

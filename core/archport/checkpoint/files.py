@@ -1,0 +1,202 @@
+"""Names of files: which ones a checkpoint needs, and reading its JSON without leaving its folder.
+
+Knows the published layouts (sharded, sentence-transformers, original formats). Knows nothing of the hub or of arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from archport.contract.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".pickle")
+
+_SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+_FOREIGN_FOLDERS = {"onnx", "openvino", "original", "coreml", "flax", "tf", "gguf", "runs", "logs", "assets", "figures"}
+_FOREIGN_INDEX = re.compile(r"(pytorch_model|tf_model|flax_model|consolidated).*\.json$")
+_SHARD = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<total>\d{5})\.safetensors$")
+_NOT_A_MODEL = re.compile(r"^(adapter_|optimizer|scheduler|rng_state|training_args)")
+
+
+def inside(folder: Path, relative: str, asked_by: str) -> Path:
+    """The path of a file inside `folder`; an absolute path or one that climbs out is a CheckpointError.
+
+    The check is lexical: the hub cache keeps its files as links that lead out of the snapshot folder.
+    """
+    path = PurePosixPath(relative)
+    windows_drive = bool(re.match(r"^[A-Za-z]:", relative))
+    if path.is_absolute() or windows_drive or "\\" in relative or "\0" in relative or ".." in path.parts:
+        raise CheckpointError(
+            f"{folder}: {asked_by} asks for {relative!r}, which is not a path inside the checkpoint. "
+            "Nothing outside the folder is read; the checkpoint is damaged or hostile."
+        )
+    return folder.joinpath(*path.parts)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value, None when the file is absent; text that is not JSON is a CheckpointError."""
+    try:
+        # Some editors put a byte order mark in front.
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: can't be read ({error}). Fetch the file again.") from error
+    if text.startswith("version https://git-lfs"):
+        raise CheckpointError(
+            f"{path} is a git-lfs pointer, not the file itself. Run `git lfs pull` in its repository."
+        )
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}). Fetch the file again.") from error
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON file that must hold an object, None when the file is absent."""
+    value = read_json(path)
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; expected an object ({{...}}).")
+    return value
+
+
+def pipeline_modules(folder: Path) -> list[dict[str, Any]] | None:
+    """The entries of `modules.json` in order, each with `type` and `path`; None when the file is absent."""
+    path = folder / "modules.json"
+    value = read_json(path)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise CheckpointError(f"{path}: expected a list of objects with `type` and `path`, one per pipeline module.")
+    for entry in value:
+        if not isinstance(entry.get("type"), str) or not isinstance(entry.get("path"), str):
+            raise CheckpointError(f"{path}: module {entry!r} lacks a text `type` or `path`.")
+        inside(folder, entry["path"], "modules.json")
+    order = [entry.get("idx") for entry in value]
+    if all(type(index) is int for index in order):
+        value.sort(key=lambda entry: entry["idx"])
+    return value
+
+
+def module_kind(entry: Mapping[str, Any]) -> str:
+    """The class name of a pipeline module: the last dotted component of its `type`."""
+    return str(entry["type"]).rsplit(".", 1)[-1]
+
+
+def body_folder(folder: Path) -> str:
+    """Where the transformer itself is, relative to the checkpoint: "" except in some old pipelines."""
+    for entry in pipeline_modules(folder) or []:
+        if module_kind(entry) == "Transformer":
+            return str(entry["path"]).strip("/")
+    return ""
+
+
+def small_files(names: Iterable[str]) -> list[str]:
+    """Of a repository's files, the configuration, tokenizer and template files: never weights, code or pickles."""
+    chosen: list[str] = []
+    for name in names:
+        parts = name.split("/")
+        foreign = any(part in _FOREIGN_FOLDERS or part.startswith(".") for part in parts[:-1])
+        if len(parts) > 3 or foreign or _FOREIGN_INDEX.match(parts[-1]) or parts[-1].startswith("."):
+            continue
+        if parts[-1].endswith(_SMALL_SUFFIXES):
+            chosen.append(name)
+    return sorted(chosen)
+
+
+def weight_files(names: Collection[str], index: Mapping[str, Any] | None, where: str) -> list[str]:
+    """The safetensors files, out of one folder's `names`, that together hold the model once.
+
+    The index decides; without one `model.safetensors`, then shards by their names, then what else looks like a model.
+    A repository often carries the same weights twice (`consolidated.safetensors`, a half-precision variant). A file
+    that the index names is returned even when it is not in `names`, for the caller to report; only an outdated index
+    next to an unsplit `model.safetensors` is passed over.
+
+    Raises:
+        CheckpointError: the index is malformed, a shard is missing, or there are only adapter weights.
+    """
+    stored = sorted(name for name in names if name.endswith(".safetensors"))
+    if index is not None:
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError(f"{where}/{INDEX}: `weight_map` is not an object of tensor name to file name.")
+        shards = sorted(set(weight_map.values()))
+        if shards and (all(shard in names for shard in shards) or "model.safetensors" not in names):
+            return shards
+    if "model.safetensors" in stored:
+        return ["model.safetensors"]
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name in stored:
+        if match := _SHARD.match(name):
+            groups.setdefault((match["stem"], int(match["total"])), []).append(name)
+    for (stem, total), shards in sorted(groups.items(), key=lambda item: not item[0][0].startswith("model")):
+        if len(shards) != total:
+            raise CheckpointError(
+                f"{where}: {len(shards)} of {total} shards of {stem!r} are here and there is no {INDEX}. "
+                "Fetch the missing shards."
+            )
+        return shards
+    models = [name for name in stored if not _NOT_A_MODEL.match(name)]
+    if stored and not models:
+        raise CheckpointError(
+            f"{where}: holds only {', '.join(stored)}, which is not a whole model. "
+            "An adapter has to be merged into its base model and saved before archport can load it."
+        )
+    preferred = [name for name in models if not name.startswith("consolidated")]
+    return preferred or models
+
+
+def weights_needed(names: Collection[str], read: Callable[[str], Any], where: str) -> list[str]:
+    """The weight files of a whole checkpoint: the transformer's and those of its Dense modules.
+
+    Args:
+        names: every file of the checkpoint, relative to its root.
+        read: gives the parsed JSON of one of them, None when absent.
+    """
+    entries = [entry for entry in read("modules.json") or [] if isinstance(entry, dict)]
+    body = next((str(entry["path"]).strip("/") for entry in entries if module_kind(entry) == "Transformer"), "")
+    prefix = f"{body}/" if body else ""
+    here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    main = weight_files({name for name in here if "/" not in name}, read(f"{prefix}{INDEX}"), where)
+    dense: list[str] = []
+    for folder in [str(entry["path"]).strip("/") for entry in entries if module_kind(entry) == "Dense"]:
+        inner = [name for name in names if name.startswith(f"{folder}/")]
+        if any(name.endswith(UNSAFE_WEIGHTS) for name in inner):
+            refuse_without_safetensors(inner, where)
+        # Some conversions keep these matrices in the main file, and no weights here.
+        dense += [name for name in inner if name == f"{folder}/model.safetensors"]
+    return [f"{prefix}{name}" for name in main] + dense
+
+
+def refuse_without_safetensors(names: Iterable[str], where: str) -> None:
+    """Say what a checkpoint without any safetensors file holds instead, and how to convert it."""
+    listed = list(names)
+    if any(name.endswith(".safetensors") for name in listed):
+        return
+    pickles = sorted(name for name in listed if name.endswith(UNSAFE_WEIGHTS))
+    gguf = sorted(name for name in listed if name.endswith(".gguf"))
+    if pickles:
+        raise CheckpointError(
+            f"{where}: its weights are only {shorten(pickles)}, formats that can run code when they are read, so "
+            "archport never opens them. Use a revision or a re-upload with *.safetensors (many repositories have one "
+            "as a pull request: revision='refs/pr/<number>'), or convert it where you trust it: "
+            "transformers.AutoModel.from_pretrained(...).save_pretrained(folder, safe_serialization=True)."
+        )
+    if gguf:
+        raise CheckpointError(
+            f"{where}: its weights are only {shorten(gguf)}; archport reads safetensors. "
+            "Use the repository that the GGUF files were made from."
+        )
+    raise CheckpointError(f"{where}: holds no weights; expected model.safetensors or shards with {INDEX}.")
+
+
+def shorten(items: Collection[str], limit: int = 8) -> str:
+    """A list in words, cut after `limit` items with the count of the rest."""
+    listed = list(items)
+    tail = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + tail

@@ -1,0 +1,199 @@
+"""From a name to a checkpoint on this machine: folder, package that carries it, hub cache, hub.
+
+Knows the order and words the failures. Knows no model: names and their targets come from the plugins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from archport.checkpoint import hub
+from archport.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from archport.checkpoint.files import inside
+from archport.contract.errors import CheckpointError, InputError, ModelNotFound, PluginError
+
+logger = logging.getLogger("archport")
+
+_PACKAGE = re.compile(r"^(?P<package>[A-Za-z_]\w*):(?P<folder>.*)$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
+_HUB_ID_LENGTH = 96
+_URL = re.compile(r"^https?://[^/]+/([\w.-]+/[\w.-]+)")
+
+
+@dataclass(slots=True)
+class _Trail:
+    """Where a name was looked for, for the error."""
+
+    requested: str
+    known: Mapping[str, str]
+    steps: list[str] = field(default_factory=list)
+
+    def not_found(self, reason: str) -> ModelNotFound:
+        lines = [f"no model {self.requested[:100]!r}: {reason}"]
+        if self.steps:
+            lines.append("tried: " + "; ".join(self.steps))
+        if close := near_matches(self.requested, self.known):
+            lines.append("did you mean: " + ", ".join(close) + "?")
+        return ModelNotFound("\n  ".join(lines))
+
+
+def resolve(
+    name: str | Path,
+    *,
+    models: Mapping[str, str],
+    revision: str | None = None,
+    progress: bool | None = None,
+) -> Checkpoint:
+    """Find a checkpoint, fetching it when it is nowhere on this machine.
+
+    The order: a folder of that name, an installed package that carries the model, the hub cache, the hub. A model in
+    the cache is used as it is; nothing asks the hub whether it has a newer version.
+
+    Args:
+        name: a folder, a hub id, or a name that `models` knows.
+        models: name -> hub id, another name, or `package:folder` of a package that carries the model.
+        revision: branch, tag or commit of a hub repository; a package, which has none, is then passed over.
+        progress: whether a download shows a bar; None on a terminal only.
+
+    Raises:
+        ModelNotFound: the name leads nowhere; the message lists what was tried and near matches.
+        CheckpointError: it leads to something that is not a usable checkpoint.
+        InputError: a name that can't be one, or a revision of a folder.
+        PluginError: the plugins' names go in a circle.
+    """
+    requested = str(name)
+    if not isinstance(name, str | Path) or not requested.strip() or "\0" in requested:
+        raise InputError(f"model name {name!r}: expected a folder, a hub id such as 'owner/name', or a known name.")
+    trail = _Trail(requested, models)
+    if found := _from_folder(name, revision, trail):
+        return found
+    targets = _chain(requested, models)
+    hub_id = next((target for target in reversed(targets) if not _PACKAGE.match(target)), requested)
+    for target in targets:
+        if match := _PACKAGE.match(target):
+            if revision is not None:
+                trail.steps.append(f"package {match['package']} (passed over: revision={revision!r} was asked for)")
+            elif found := _from_package(match["package"], match["folder"], hub_id, trail):
+                return found
+    return _from_hub(hub_id, revision, progress, trail)
+
+
+def _chain(requested: str, models: Mapping[str, str]) -> list[str]:
+    """The name and what it stands for, link by link."""
+    targets = [requested]
+    while (target := models.get(targets[-1])) is not None and target != targets[-1]:
+        targets.append(target)
+        if target in targets[:-1]:
+            raise PluginError(
+                f"model names go in a circle: {' -> '.join(targets)}. A plugin's archport_models is wrong."
+            )
+    return targets
+
+
+def _kind(path: Path) -> str:
+    """What is at a path: "folder", "file" or nothing."""
+    # A name may be too long for a path.
+    try:
+        return "folder" if path.is_dir() else "file" if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _from_folder(name: str | Path, revision: str | None, trail: _Trail) -> Checkpoint | None:
+    requested = str(name)
+    try:
+        path = Path(name).expanduser()
+    # No such user.
+    except RuntimeError:
+        path = Path(name)
+    explicit = isinstance(name, Path) or path.is_absolute() or requested.startswith((".", "~")) or "\\" in requested
+    if _kind(path) == "folder":
+        if not explicit and not any((path / file).exists() for file in ("config.json", "modules.json")):
+            trail.steps.append(f"folder {path} (holds no config.json)")
+            return None
+        if revision is not None:
+            raise InputError(f"revision={revision!r} with the folder {path}: a folder has no revisions; leave it out.")
+        folder = path.resolve()
+        return open_checkpoint(folder, name=str(folder), requested=requested, source="folder")
+    if _kind(path) == "file":
+        raise CheckpointError(f"{path} is a file; expected the folder that holds config.json and the weights.")
+    if explicit or (requested.count("/") > 1 and not _URL.match(requested)):
+        siblings = os.listdir(path.parent) if _kind(path.parent) == "folder" else []
+        close = difflib.get_close_matches(path.name, siblings, n=3)
+        hint = f" Near it: {', '.join(str(path.parent / other) for other in close)}." if close else ""
+        raise ModelNotFound(f"there is no folder {path} (working directory {Path.cwd()}).{hint}")
+    trail.steps.append(f"folder {requested[:100]} (absent)")
+    return None
+
+
+def _from_package(package: str, folder: str, name: str, trail: _Trail) -> Checkpoint | None:
+    """The checkpoint inside an installed package, found without importing the package."""
+    try:
+        spec = importlib.util.find_spec(package)
+    # A half-initialised module of that name.
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        trail.steps.append(f"package {package}, which carries it (not installed)")
+        return None
+    for location in spec.submodule_search_locations:
+        path = inside(Path(location), folder, f"the name of a model in package {package}")
+        if path.is_dir():
+            return open_checkpoint(path, name=name, requested=trail.requested, source="package")
+    trail.steps.append(f"package {package} (installed without a folder {folder!r})")
+    return None
+
+
+def _from_hub(hub_id: str, revision: str | None, progress: bool | None, trail: _Trail) -> Checkpoint:
+    if not _HUB_ID.match(hub_id) or len(hub_id) > _HUB_ID_LENGTH:
+        url = _URL.match(hub_id)
+        raise trail.not_found(f"pass {url[1]!r}, not its address" if url else "it is neither a folder nor a hub id")
+    snapshot = hub.find_cached(hub_id, revision)
+    if snapshot is not None and snapshot.complete:
+        return _open(snapshot, hub_id, "cache", trail)
+    trail.steps.append(f"hub cache {hub.cache_folder()} ({'incomplete' if snapshot else 'absent or incomplete'})")
+    if hub.offline():
+        reason = "HF_HUB_OFFLINE forbids asking the hub; unset it, or download the model once while online"
+        failure = trail.not_found(reason)
+    else:
+        try:
+            return _open(hub.download(hub_id, revision, progress), hub_id, "hub", trail)
+        except ModelNotFound as error:
+            trail.steps.append(f"hub {hub_id}")
+            failure = trail.not_found(str(error))
+            failure.__cause__ = error.__cause__
+    if snapshot is None:
+        raise failure
+    logger.warning(
+        "%s: using the cached copy, which another program made; whether it holds every pipeline file is unknown, and "
+        "the hub could not be asked",
+        hub_id,
+    )
+    return _open(snapshot, hub_id, "cache", trail)
+
+
+def _open(snapshot: hub.Snapshot, hub_id: str, source: str, trail: _Trail) -> Checkpoint:
+    kind = "hub" if source == "hub" else "cache"
+    return open_checkpoint(
+        snapshot.folder, name=hub_id, requested=trail.requested, source=kind, revision=snapshot.commit
+    )
+
+
+def near_matches(requested: str, known: Iterable[str]) -> list[str]:
+    """Known and cached names like the requested one, best first."""
+    names = sorted({*known, *hub.cached_repositories()})
+    by_lower = {name.lower(): name for name in reversed(names)}
+    by_tail: dict[str, list[str]] = {}
+    for name in names:
+        by_tail.setdefault(name.rsplit("/", 1)[-1].lower(), []).append(name)
+    whole = difflib.get_close_matches(requested.lower(), by_lower, n=3, cutoff=0.6)
+    tails = difflib.get_close_matches(requested.rsplit("/", 1)[-1].lower(), by_tail, n=3, cutoff=0.6)
+    found = [by_lower[name] for name in whole] + [name for tail in tails for name in by_tail[tail]]
+    return [name for name in dict.fromkeys(found) if name != requested][:4]

@@ -1,0 +1,232 @@
+"""Tensors from disk into a module: packed as published or unpacked, checked by name and shape, cast, evaluated.
+
+Knows MLX arrays and module trees. Knows no architecture: renaming is the module's own `sanitize`. Memory stays bounded:
+arrays are read lazily and evaluated in groups, so the peak is the module plus one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from archport.checkpoint.checkpoint import Checkpoint
+from archport.checkpoint.files import inside, shorten
+from archport.checkpoint.fit import check_fit
+from archport.checkpoint.headers import TensorInfo
+from archport.checkpoint.quantization import packed_bits, packing, read_quantization
+from archport.contract.errors import CheckpointError
+from archport.contract.spec import Quantization
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+WeightDType = Literal["float32", "float16", "bfloat16", "checkpoint"]
+
+# Bytes evaluated at once: enough to keep the disk busy, little against any model.
+_GROUP_BYTES = 256 << 20
+_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Buffers that older exports carry and no module has.
+_DERIVED = ("rotary_emb.inv_freq", "position_ids")
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    module: nn.Module,
+    *,
+    quantization: Quantization | None,
+    dtype: WeightDType,
+    dequantize: bool,
+) -> None:
+    """Fill a module with a checkpoint's tensors, and put it in evaluation mode.
+
+    A module is packed where the checkpoint has `<path>.scales`; how is read off the shapes, so mixed checkpoints load
+    with and without a per-path map.
+
+    Args:
+        module: an `mlx.nn.Module` with `sanitize`; its dense submodules are replaced by packed ones where needed.
+        quantization: what the config states (`read_quantization`), for the mode of what is packed.
+        dtype: element type of floating tensors; "checkpoint" keeps the stored one.
+        dequantize: unpack packed tensors into `dtype` instead of keeping them.
+
+    Raises:
+        CheckpointError: damaged files, or names and shapes that do not fit the module; the module is then unusable.
+    """
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    weights = _sanitized(checkpoint, module)
+    if dequantize:
+        _unpack(checkpoint, module, weights, dtype)
+    else:
+        _pack_modules(checkpoint, module, weights, quantization)
+    parameters: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    for name in [name for name in weights if name.endswith(_DERIVED) and name not in parameters]:
+        del weights[name]
+    check_fit(str(checkpoint.folder), weights, parameters)
+    del parameters
+    ready: list[tuple[str, mx.array]] = []
+    group: list[mx.array] = []
+    pending = 0
+    for name in list(weights):
+        array = _cast(weights.pop(name), dtype)
+        ready.append((name, array))
+        group.append(array)
+        pending += array.nbytes
+        if pending >= _GROUP_BYTES or not weights:
+            _evaluate(checkpoint, group)
+            # Sources of casts would otherwise stay in MLX's buffer cache next to the model.
+            mx.clear_cache()
+            group, pending = [], 0
+    module.load_weights(ready, strict=True)
+    module.eval()
+
+
+def _sanitized(checkpoint: Checkpoint, module: Any) -> dict[str, mx.array]:
+    """Every tensor, lazily, under the module's own names."""
+    weights = module.sanitize(_read_lazily(checkpoint, checkpoint.tensors))
+    if not isinstance(weights, dict):
+        raise CheckpointError(
+            f"{type(module).__name__}.sanitize answered {type(weights).__name__}; expected a dict of name to array."
+        )
+    return dict(weights)
+
+
+def _read_lazily(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> dict[str, mx.array]:
+    import mlx.core as mx
+
+    unreadable = [
+        f"{info.name} ({info.dtype})"
+        for info in tensors.values()
+        # The packed formats keep their scales as raw bytes, which some writers label as 8-bit floats.
+        if info.dtype in ("float64", "float4") or (info.dtype.startswith("float8") and not info.name.endswith("scales"))
+    ]
+    if unreadable:
+        raise CheckpointError(
+            f"{checkpoint.folder}: MLX can't compute with the element type of {shorten(unreadable)}. Use a bfloat16, "
+            "float16 or float32 version of this checkpoint, or an MLX conversion of it."
+        )
+    weights: dict[str, mx.array] = {}
+    for file in sorted({info.file for info in tensors.values()}):
+        path = inside(checkpoint.folder, file, "the index")
+        try:
+            loaded = mx.load(str(path))
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: MLX can't read it ({error}). Fetch the file again.") from error
+        weights.update(loaded)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return weights
+
+
+def _packed_paths(weights: Mapping[str, Any]) -> list[str]:
+    return [name.removesuffix(".scales") for name in weights if name.endswith(".scales")]
+
+
+def _proven(path: str, weights: Mapping[str, mx.array], in_features: int) -> Quantization:
+    if f"{path}.weight" not in weights:
+        raise CheckpointError(f"{path}: the checkpoint has its scales and not its packed weight.")
+    scales = weights[f"{path}.scales"]
+    words = weights[f"{path}.weight"].shape[-1]
+    return packing(path, in_features, words, scales.shape[-1], str(scales.dtype).removeprefix("mlx.core."))
+
+
+def _pack_modules(
+    checkpoint: Checkpoint, module: Any, weights: Mapping[str, mx.array], stated: Quantization | None
+) -> None:
+    """Replace the dense modules whose weights are packed by their packed kind."""
+    import mlx.nn as nn
+
+    found: dict[str, dict[str, Any]] = {}
+    dense = dict(module.named_modules())
+    for path in _packed_paths(weights):
+        target = dense.get(path)
+        if target is None:
+            # Reported with every other name that does not fit.
+            continue
+        if not callable(getattr(target, "to_quantized", None)):
+            raise CheckpointError(
+                f"{checkpoint.folder}: {path} is packed, and a {type(target).__name__} can't hold packed weights. "
+                "Load with dequantisation, or give the module a `to_quantized`."
+            )
+        settings = _proven(path, weights, target.weight.shape[-1])
+        own = stated.overrides.get(path, stated) if stated is not None else None
+        if own is not None and (own.mode == "affine") != (settings.mode == "affine"):
+            raise CheckpointError(
+                f"{checkpoint.folder}: {path} is packed as {settings.mode} and the config says {own.mode}. "
+                "The config and the weights belong to different conversions."
+            )
+        found[path] = {"group_size": settings.group_size, "bits": settings.bits, "mode": settings.mode}
+    if found:
+        # A module that is not in the map stays as it is.
+        nn.quantize(module, class_predicate=lambda path, _: found.get(path, False))
+
+
+def _unpack(checkpoint: Checkpoint, module: Any, weights: dict[str, mx.array], dtype: WeightDType) -> None:
+    """Replace packed tensors by lazily unpacked ones, in place."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    parameters: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    for path in _packed_paths(weights):
+        if f"{path}.weight" not in parameters:
+            continue
+        settings = _proven(path, weights, parameters[f"{path}.weight"].shape[-1])
+        scales, biases = weights.pop(f"{path}.scales"), weights.pop(f"{path}.biases", None)
+        target = getattr(mx, _dense_dtype(dtype, str(scales.dtype).removeprefix("mlx.core."), checkpoint.config))
+        if settings.mode == "affine":
+            # Widened first: MLX unpacks in the dtype of the scales and would round to 16 bits on the way.
+            scales, biases = scales.astype(target), None if biases is None else biases.astype(target)
+        weights[f"{path}.weight"] = mx.dequantize(
+            weights[f"{path}.weight"],
+            scales,
+            biases,
+            group_size=settings.group_size,
+            bits=settings.bits,
+            mode=settings.mode,
+            dtype=target,
+        )
+
+
+def _dense_dtype(dtype: WeightDType, scales_dtype: str, config: Mapping[str, Any]) -> str:
+    """The element type that an unpacked tensor gets."""
+    if dtype != "checkpoint":
+        return dtype
+    stated = config.get("dtype")
+    return scales_dtype if scales_dtype in _ITEMSIZE else stated if stated in _ITEMSIZE else "bfloat16"
+
+
+def _cast(array: mx.array, dtype: WeightDType) -> mx.array:
+    import mlx.core as mx
+
+    if dtype == "checkpoint" or not mx.issubdtype(array.dtype, mx.floating):
+        return array
+    return array.astype(getattr(mx, dtype))
+
+
+def _evaluate(checkpoint: Checkpoint, arrays: list[mx.array]) -> None:
+    import mlx.core as mx
+
+    try:
+        mx.eval(arrays)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.folder}: reading the weights failed ({error}).") from error
+
+
+def weight_bytes(checkpoint: Checkpoint, *, dtype: WeightDType, dequantize: bool) -> int:
+    """Bytes that the tensors take once loaded, from headers only.
+
+    An upper bound of what a module holds: a tensor that `sanitize` drops (a tied head, a tower of another task) counts.
+    """
+    tensors = checkpoint.tensors
+    stated = read_quantization(checkpoint.config)
+    total = 0
+    for name, info in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        scales = tensors.get(f"{path}.scales") if leaf in ("weight", "scales", "biases") else None
+        if name.endswith(_DERIVED):
+            continue
+        if scales is None or not dequantize:
+            total += info.size * _ITEMSIZE[dtype] if info.dtype in _ITEMSIZE and dtype != "checkpoint" else info.nbytes
+        elif leaf == "weight":
+            bits = packed_bits(path, info.shape[-1], scales.shape[-1], scales.dtype, stated)
+            total += info.size * 32 // bits * _ITEMSIZE[_dense_dtype(dtype, scales.dtype, checkpoint.config)]
+    return total

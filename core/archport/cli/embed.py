@@ -1,0 +1,134 @@
+"""`archport embed`: texts to vectors on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from archport.contract import InputError
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class Format(StrEnum):
+    json = "json"
+    jsonl = "jsonl"
+    npy = "npy"
+
+
+class Overflow(StrEnum):
+    error = "error"
+    truncate = "truncate"
+
+
+class Precision(StrEnum):
+    float32 = "float32"
+    int8 = "int8"
+    uint8 = "uint8"
+    binary = "binary"
+    ubinary = "ubinary"
+
+
+def embed(
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to embed.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="Folder, hub id or alias.")] = DEFAULT_MODEL,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="FILE|-",
+            help="One text per line; .jsonl: a string or an object with 'text' per line; - is standard input.",
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="json: one array; jsonl: one object per text; npy: float array.")] = (
+        Format.json
+    ),
+    prompt: Annotated[str | None, typer.Option(help="Text put in front of every input.")] = None,
+    prompt_name: Annotated[str | None, typer.Option(help="A prompt stored with the model, such as 'query'.")] = None,
+    dimensions: Annotated[int | None, typer.Option(help="Keep this many leading dimensions.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens per text, below the model's own limit.")] = None,
+    overflow: Annotated[Overflow, typer.Option(help="What to do with a text over the limit.")] = Overflow.error,
+    precision: Annotated[Precision, typer.Option(help="Element type of the vectors.")] = Precision.float32,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or checkpoint.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    memory_budget: Annotated[str | None, typer.Option(metavar="BYTES", help="For example 16GB.")] = None,
+) -> None:
+    """Embed texts and print their vectors.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+    """
+    if texts and input is not None:
+        raise typer.BadParameter("give texts as arguments or with --input, not both")
+    if not texts and input is None:
+        raise typer.BadParameter("nothing to embed: give texts as arguments, or --input FILE (- for standard input)")
+    if format is Format.npy and sys.stdout.isatty():
+        raise typer.BadParameter("npy is binary: send it to a file or another program, for example > vectors.npy")
+    source: Iterable[str] = texts if texts else read_texts(input or "-")
+
+    from archport import engine
+
+    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget)
+    vectors = loaded.embed(
+        source,
+        prompt=prompt,
+        prompt_name=prompt_name,
+        dimensions=dimensions,
+        max_tokens=max_tokens,
+        overflow=overflow.value,
+        precision=precision.value,
+        progress=sys.stderr.isatty(),
+    )
+    _write(vectors, format)
+
+
+def read_texts(source: str) -> Iterator[str]:
+    """Texts of a file, line by line; `-` is standard input, `.jsonl` holds JSON.
+
+    Raises:
+        InputError: for a file that can't be read, is not UTF-8, or holds a line that is not what it should be.
+    """
+    try:
+        stream = sys.stdin.buffer if source == "-" else Path(source).open("rb")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"--input {source!r} can't be read: {error.strerror}") from error
+    with stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{source}, line {number}: not UTF-8 ({error.reason} at byte {error.start})"
+                ) from error
+            yield _json_text(text, f"{source}, line {number}") if source.endswith(".jsonl") else text
+
+
+def _json_text(line: str, where: str) -> str:
+    try:
+        value: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise InputError(f"{where}: expected a string or an object with a 'text' string, found {line:.60}")
+    return text
+
+
+def _write(vectors: Any, format: Format) -> None:
+    if format is Format.npy:
+        import numpy as np
+
+        np.save(sys.stdout.buffer, vectors)
+    elif format is Format.jsonl:
+        for index, row in enumerate(vectors.tolist()):
+            sys.stdout.write(json.dumps({"index": index, "embedding": row}) + "\n")
+    else:
+        json.dump(vectors.tolist(), sys.stdout)
+        sys.stdout.write("\n")
+    sys.stdout.flush()

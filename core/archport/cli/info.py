@@ -1,0 +1,69 @@
+"""`archport info`: what a model is, from its files alone; no weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+
+from archport.cli.embed import DEFAULT_MODEL
+from archport.contract import AttentionLayer, LayerSpec
+
+
+def info(
+    model: Annotated[str, typer.Option("--model", "-m", help="Folder, hub id or alias.")] = DEFAULT_MODEL,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show who claims a model, its layers by kind, widths, semantics, context and parameter bytes."""
+    from archport import engine
+
+    facts = gather(engine.describe(model, revision=revision))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        lines = value if isinstance(value, list) else [value]
+        for index, line in enumerate(lines):
+            typer.echo(f"{name.replace('_', ' ') if index == 0 else '':<18} {line}")
+
+
+def gather(about: Any) -> dict[str, Any]:
+    """The facts of a described model, ready to print."""
+    from archport.device.sizes import format_bytes
+
+    spec, checkpoint = about.spec, about.checkpoint
+    head = about.hooks.head(spec, checkpoint)
+    inputs = about.hooks.inputs(spec, checkpoint)
+    pipeline = [f"pool {' + '.join(head.pooling)}" + ("" if head.include_prompt else " without the prompt")]
+    pipeline += [f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}" for dense in head.dense]
+    pipeline += ["unit length"] if head.normalize else []
+    quantised = spec.quantization and f"{spec.quantization.bits}-bit {spec.quantization.mode}"
+    return {
+        "model": checkpoint.name,
+        "found_in": f"{checkpoint.source}: {checkpoint.folder}",
+        "claimed_by": about.plugin.label,
+        "architecture": spec.arch,
+        "tasks": ", ".join(spec.tasks),
+        "semantics": spec.semantics,
+        "layers": [f"{count} x {_layer(layer)}" for layer, count in Counter(spec.layers).items()],
+        "head_dim": ", ".join(map(str, spec.head_dims)),
+        "hidden_size": spec.hidden_size,
+        "vocabulary": spec.vocab_size,
+        "context": f"{inputs.max_tokens or spec.max_positions} tokens by default, {spec.max_positions} positions",
+        "parameter_bytes": f"{checkpoint.weight_bytes:,} ({format_bytes(checkpoint.weight_bytes)})",
+        "stored_as": quantised or spec.dtype,
+        "pipeline": f"{', '.join(pipeline)} (from {head.source})",
+        "similarity": head.similarity,
+        "prompts": [f"{name}: {text!r}" for name, text in inputs.prompts.items()] or "none",
+    }
+
+
+def _layer(layer: LayerSpec) -> str:
+    if not isinstance(layer, AttentionLayer):
+        return f"recurrent, {layer.state_bytes:,} bytes of state per sequence, {layer.conv_taps} conv taps"
+    reach = "all" if not layer.is_windowed else "{} left, {} right".format(*layer.reach)
+    widths = f"head_dim {layer.head_dim}" + (f", v {layer.v_head_dim}" if layer.v_head_dim != layer.head_dim else "")
+    return f"{layer.semantics} attention, {layer.n_heads} heads on {layer.n_kv_heads} KV heads, {widths}, sees {reach}"

@@ -1,0 +1,199 @@
+"""Which plugins are installed, whether each is sound, and which one claims a config.
+
+Plugins come only from the entry-point group `archport`, ours like a stranger's. Each is imported and checked by itself,
+so a broken one becomes a row with its reason and never stops another. Knows nothing of what the answers mean.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from archport.contract import hookspecs
+from archport.contract.errors import ClaimError, PluginError
+from archport.contract.hooks import Hooks, Speaker
+from archport.contract.spec import ArchSpec
+
+GROUP = "archport"
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """One installed plugin: a row of `archport plugins`.
+
+    Args:
+        name: the entry point's name.
+        distribution, version: who ships it.
+        target: the module the entry point names.
+        module: the imported module; None when it did not load.
+        error: why it did not load; None when it did.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    target: str
+    module: ModuleType | None = None
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({self.distribution} {self.version})"
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        """Hooks the plugin implements, sorted."""
+        return tuple(sorted(name for name, _ in _marked(self.module))) if self.module else ()
+
+    def hooks(self) -> Hooks:
+        """The collecting hooks (`models`, `claim`, `examples`) of this plugin alone."""
+        assert self.module is not None, f"{self.label} did not load"
+        return Hooks([Speaker(self.label, self.module)])
+
+
+def discover() -> tuple[Plugin, ...]:
+    """Every installed plugin, loaded or with its error; found once per process and setting of the environment.
+
+    `ARCHPORT_PLUGINS=a,b` limits it to those names (empty: none). `ARCHPORT_STRICT=1` raises the first load error.
+    """
+    return _discover(os.environ.get("ARCHPORT_PLUGINS"), os.environ.get("ARCHPORT_STRICT") == "1")
+
+
+@functools.lru_cache(maxsize=8)
+def _discover(allowed: str | None, strict: bool) -> tuple[Plugin, ...]:
+    found = entry_points(group=GROUP)
+    names = None if allowed is None else {name.strip() for name in allowed.split(",") if name.strip()}
+    return load_plugins([point for point in found if names is None or point.name in names], strict=strict)
+
+
+def load_plugins(points: list[EntryPoint], *, strict: bool = False) -> tuple[Plugin, ...]:
+    """Load each entry point by itself, in the order of (name, distribution).
+
+    Raises:
+        PluginError: with `strict`, for the first plugin that is not sound.
+    """
+    rows: list[Plugin] = []
+    holders: dict[str, Plugin] = {}
+    for point in sorted(points, key=lambda point: (point.name, _distribution(point)[0])):
+        row = _load(point, holders.get(point.name))
+        if row.error and strict:
+            raise PluginError(f"plugin {row.label}, entry point {row.target!r}, did not load: {row.error}")
+        if row.error is None:
+            holders[row.name] = row
+        rows.append(row)
+    return tuple(rows)
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    return (point.dist.name, point.dist.version) if point.dist else ("unknown distribution", "?")
+
+
+def _load(point: EntryPoint, holder: Plugin | None) -> Plugin:
+    distribution, version = _distribution(point)
+    row = functools.partial(Plugin, point.name, distribution, version, point.value)
+    if holder is not None:
+        return row(error=f"the name {point.name!r} is taken by {holder.label}; uninstall one of the two")
+    try:
+        module = point.load()
+    # SystemExit too: a plugin that exits at import must not end the program that merely lists it.
+    except (Exception, SystemExit) as error:
+        return row(error=f"{type(error).__name__}: {error}")
+    fault = find_fault(module)
+    return row(error=fault) if fault else row(module=module)
+
+
+def _marked(module: object) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for name, value in vars(module).items():
+        if inspect.isfunction(value) and hasattr(value, "archport_impl"):
+            yield name, value
+
+
+def _options(function: object) -> dict[str, Any]:
+    return vars(function)["archport_impl"]
+
+
+def find_fault(module: object) -> str | None:
+    """What makes this module unusable as a plugin, or None.
+
+    Catches what pluggy lets through: a forgotten `@hookimpl`, defaults and keyword-only parameters (which pluggy does
+    not pass reliably), `specname=`; and what it reports late: an unknown hook, an unknown argument.
+    """
+    if not isinstance(module, ModuleType):
+        return f"the entry point names a {type(module).__name__}; expected a module"
+    for name, value in vars(module).items():
+        unmarked = inspect.isfunction(value) and not hasattr(value, "archport_impl")
+        if unmarked and name.startswith("archport_") and not hasattr(value, "archport_spec"):
+            return f"{name} is not marked: put @hookimpl above it (from archport.contract import hookimpl)"
+    marked = list(_marked(module))
+    if not marked:
+        return "no function is marked with @hookimpl (from archport.contract import hookimpl)"
+    for name, function in marked:
+        if _options(function).get("specname"):
+            return f"{name} uses specname=; name the function after its hook instead"
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.default is not parameter.empty:
+                return f"{name}: parameter {parameter.name!r} has a default; hook arguments take none"
+            if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+                return f"{name}: parameter {parameter.name!r} is {parameter.kind.description}; expected a plain one"
+    scratch = pluggy.PluginManager(GROUP)
+    scratch.add_hookspecs(hookspecs)
+    try:
+        scratch.register(module)
+        scratch.check_pending()
+    except pluggy.PluginValidationError as error:
+        known = ", ".join(sorted(name for name in vars(hookspecs) if name.startswith("archport_")))
+        return f"{' '.join(str(error).split())}; hooks are: {known}"
+    return None
+
+
+def known_models(plugins: tuple[Plugin, ...]) -> dict[str, str]:
+    """The names every sound plugin knows models by: name -> hub id or `package:folder`; the first plugin wins."""
+    names: dict[str, str] = {}
+    for plugin in plugins:
+        if plugin.module is not None:
+            for name, target in plugin.hooks().models().items():
+                names.setdefault(name, target)
+    return names
+
+
+def claim(config: Mapping[str, Any], plugins: tuple[Plugin, ...]) -> tuple[Plugin, ArchSpec]:
+    """The one plugin that claims a normalised config, and the spec it declares.
+
+    Raises:
+        ClaimError: when nobody claims it (naming what is installed and repeating load errors), or when two do.
+    """
+    claims: list[tuple[Plugin, ArchSpec]] = []
+    faults: list[str] = []
+    for plugin in plugins:
+        if plugin.module is None:
+            faults.append(f"  {plugin.label} did not load: {plugin.error}")
+            continue
+        try:
+            spec = plugin.hooks().claim(config)
+        # One plugin's fault must not hide another's claim; it is repeated when nobody claims.
+        except Exception as error:
+            faults.append(f"  {plugin.label} failed while looking at this config: {error}")
+            continue
+        if spec is not None:
+            claims.append((plugin, spec))
+    what = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')!r}"
+    if len(claims) > 1:
+        both = ", ".join(plugin.label for plugin, _ in claims)
+        names = ",".join(plugin.name for plugin in plugins if plugin.name != claims[-1][0].name)
+        raise ClaimError(
+            f"{what} is claimed by {len(claims)} plugins: {both}. Uninstall one, or choose with the allow-list, for "
+            f"example ARCHPORT_PLUGINS={names}"
+        )
+    if not claims:
+        installed = ", ".join(plugin.name for plugin in plugins) or "none"
+        hint = "\nARCHPORT_PLUGINS limits which plugins are used." if "ARCHPORT_PLUGINS" in os.environ else ""
+        raise ClaimError("\n".join([f"no plugin claims {what}; installed: {installed}.", *faults]) + hint)
+    return claims[0]

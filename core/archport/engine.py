@@ -1,0 +1,319 @@
+"""Load a model by name and use it: the stages in their order, and nothing else.
+
+name -> checkpoint -> claim -> dtype and budget -> weights -> Model
+texts -> tokens -> batches -> hidden rows -> vectors
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from archport.checkpoint import (
+    Checkpoint,
+    load_dense,
+    load_tokenizer,
+    load_weights,
+    read_quantization,
+    resolve,
+    weight_bytes,
+)
+from archport.checkpoint import defaults as checkpoint_defaults
+from archport.contract import (
+    ArchSpec,
+    ContextLengthExceeded,
+    DeviceFacts,
+    EmbeddingHead,
+    InputError,
+    MemoryBudgetExceeded,
+    TextInputs,
+)
+from archport.contract.hooks import Hooks, Speaker
+from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models
+from archport.device.blas import warn_if_late
+from archport.device.facts import this_device
+from archport.device.sizes import format_bytes, parse_bytes
+from archport.planning.dtype import DTypeChoice, LoadDType, choose_dtype
+from archport.running.precision import Precision, check_precision, quantise
+from archport.running.tokenise import Overflow
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    from archport.running.embed import Embedder
+
+log = logging.getLogger("archport")
+
+# Padded tokens per batch: large enough to fill the device, small enough to hold little.
+_TOKENS_PER_BATCH = {"cpu": 2048, "metal": 8192, "cuda": 16384}
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A model as its files describe it, before any weight is read."""
+
+    checkpoint: Checkpoint
+    plugin: Plugin
+    spec: ArchSpec
+    hooks: Hooks
+
+
+def describe(
+    name: str | Path, *, revision: str | None = None, overrides: Sequence[ModuleType] = (), progress: bool | None = None
+) -> Description:
+    """Resolve a name and ask the one plugin that claims it; reads configs and headers only.
+
+    Raises:
+        ModelNotFound, CheckpointError, ClaimError, PluginError: see `load`.
+    """
+    plugins = discover()
+    checkpoint = resolve(name, models=known_models(plugins), revision=revision, progress=progress)
+    if checkpoint.name != str(name) and checkpoint.source != "folder":
+        log.warning("%r is loaded as %r", str(name), checkpoint.name)
+    plugin, spec = claim(checkpoint.config, plugins)
+    # How tensors are packed is written the same way for every architecture, so plugins need not read it.
+    spec = replace(spec, quantization=spec.quantization or read_quantization(checkpoint.config))
+    return Description(checkpoint, plugin, spec, Hooks(_speakers(plugin, overrides)))
+
+
+def _speakers(plugin: Plugin, overrides: Sequence[ModuleType]) -> list[Speaker]:
+    assert plugin.module is not None, "a plugin that claims has been imported"
+    for module in overrides:
+        fault = find_fault(module)
+        if fault:
+            raise InputError(f"overrides: {getattr(module, '__name__', module)!r} is not usable as a plugin: {fault}")
+    return [
+        Speaker("core defaults", checkpoint_defaults),
+        Speaker(plugin.label, plugin.module),
+        *(Speaker(f"override {module.__name__}", module) for module in overrides),
+    ]
+
+
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    max_context: int | None = None,
+    memory_budget: int | str | None = None,
+    overrides: Sequence[ModuleType] = (),
+) -> Model:
+    """Load a model that is ready to run.
+
+    Args:
+        name: a folder, a hub id ("Qwen/Qwen3-Embedding-0.6B"), or an alias ("all-MiniLM-L6-v2").
+        revision: branch, tag or commit on the hub.
+        dtype: "float32", "float16", "bfloat16", or "checkpoint" for what is stored, quantisation included. Default: the
+            checkpoint's on a GPU, float32 on a CPU (where quantised weights are unpacked if they fit).
+        max_context: longest text in tokens, at most the model's positions. Default: the model's own limit.
+        memory_budget: bytes, or "16GB"; default: most of the device, a constant of the machine.
+        overrides: modules whose hooks answer before the plugin's.
+
+    Raises:
+        ModelNotFound: the name leads nowhere; near matches are listed.
+        ClaimError: no plugin, or more than one, claims the checkpoint.
+        CheckpointError: files are missing, damaged or inconsistent.
+        MemoryBudgetExceeded: the weights exceed the budget; raised before any is read.
+        ContextLengthExceeded: `max_context` is above the model's positions.
+    """
+    warn_if_late()
+    about = describe(name, revision=revision, overrides=overrides)
+    device = this_device()
+    budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget)
+    head = about.hooks.head(about.spec, about.checkpoint)
+    inputs = about.hooks.inputs(about.spec, about.checkpoint)
+    max_tokens = _context(about, inputs, max_context)
+    choice = _admit_weights(about, dtype, device, budget)
+    embedder = _assemble(about, device, choice, head, inputs, max_tokens)
+    return Model(about, device=device, budget=budget, dtype=choice, embedder=embedder)
+
+
+def _context(about: Description, inputs: TextInputs, max_context: int | None) -> int:
+    positions = about.spec.max_positions
+    if max_context is None:
+        return min(positions, inputs.max_tokens or positions)
+    if not isinstance(max_context, int) or isinstance(max_context, bool) or max_context < 1:
+        raise InputError(f"{max_context=}; expected a positive integer")
+    if max_context > positions:
+        raise ContextLengthExceeded(
+            f"{max_context=} is above the {positions} positions of {about.checkpoint.name}; it is refused, not lowered",
+            requested=max_context,
+            ceiling=positions,
+            max_tokens_that_fit=positions,
+            binding=f"max_position_embeddings {positions}",
+        )
+    return max_context
+
+
+def _admit_weights(about: Description, dtype: str | None, device: DeviceFacts, budget: int) -> DTypeChoice:
+    def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
+        return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
+
+    choice = choose_dtype(dtype, about.spec, device.kind, budget=budget, bytes_of=bytes_of)
+    needed = bytes_of(choice.dtype, choice.dequantize)
+    if needed > budget:
+        raise MemoryBudgetExceeded(
+            f"the weights of {about.checkpoint.name} need {format_bytes(needed)} ({needed:,} bytes) in {choice.dtype}; "
+            f"the memory budget is {format_bytes(budget)} ({budget:,} bytes). Raise memory_budget=, choose a smaller "
+            "dtype, or a quantised checkpoint",
+            required_bytes=needed,
+            limit_bytes=budget,
+            binding="memory_budget",
+            breakdown={"weights": needed},
+        )
+    return choice
+
+
+def _assemble(
+    about: Description,
+    device: DeviceFacts,
+    choice: DTypeChoice,
+    head: EmbeddingHead,
+    inputs: TextInputs,
+    max_tokens: int,
+) -> Embedder:
+    from archport.layers import merge_projections
+    from archport.running.embed import Embedder
+    from archport.running.encode import Encoder
+    from archport.running.pool import VectorHead
+    from archport.running.tokenise import TextTokeniser
+
+    checkpoint, spec = about.checkpoint, about.spec
+    tokenizer = load_tokenizer(checkpoint)
+    trunk = about.hooks.build(spec, checkpoint.config)
+    module = cast("nn.Module", trunk)
+    load_weights(checkpoint, module, quantization=spec.quantization, dtype=choice.dtype, dequantize=choice.dequantize)
+    merge_projections(trunk)
+    return Embedder(
+        TextTokeniser(tokenizer, inputs, max_tokens),
+        Encoder(trunk, spec, additive_masks=device.kind == "cuda"),
+        VectorHead(head, tuple(load_dense(checkpoint, dense, choice.dtype) for dense in head.dense)),
+        _TOKENS_PER_BATCH[device.kind],
+    )
+
+
+class Model:
+    """A loaded model. Made by `load`.
+
+    Attributes:
+        name: what was loaded: a hub id or a folder.
+        spec: what its plugin declares.
+        plugin: who claimed it.
+        device, budget: where it runs and the bytes it may use.
+        max_tokens: longest text it takes, in tokens.
+        dtype: what its weights became, and why.
+        head, inputs: its pooling pipeline and prompts.
+    """
+
+    def __init__(
+        self, about: Description, *, device: DeviceFacts, budget: int, dtype: DTypeChoice, embedder: Embedder
+    ) -> None:
+        self.name, self.spec, self.plugin = about.checkpoint.name, about.spec, about.plugin
+        self.device, self.budget, self.dtype = device, budget, dtype
+        self.head, self.inputs = embedder.head.head, embedder.tokeniser.inputs
+        self.max_tokens = embedder.tokeniser.max_tokens
+        self._embedder = embedder
+
+    def __repr__(self) -> str:
+        return f"<archport model {self.name!r}: {self.spec.arch}, {self.max_tokens} tokens, on {self.device.name}>"
+
+    @property
+    def dimensions(self) -> int:
+        """Width of this model's vectors."""
+        pooled = self.spec.hidden_size * len(self.head.pooling)
+        full = self.head.dense[-1].out_features if self.head.dense else pooled
+        return min(full, self.head.dimensions or full)
+
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        max_tokens: int | None = None,
+        overflow: Overflow = "error",
+        precision: Precision = "float32",
+        progress: bool = False,
+    ) -> np.ndarray:
+        """One vector per text, in the order of the texts.
+
+        Args:
+            texts: a string, or any iterable of strings; read as a stream.
+            prompt, prompt_name: text put in front of each input, literally or by its stored name; default: the model's.
+            dimensions: keep this many leading dimensions, for models trained that way (Matryoshka).
+            normalize: scale to unit length, after `dimensions`; None: where the model's pipeline does so.
+            max_tokens: a lower limit for this call.
+            overflow: `error` refuses a text over the limit, naming it; `truncate` cuts it, keeping the final special
+                tokens.
+            precision: `float32`, or `int8`, `uint8` (calibrated over this call), `binary`, `ubinary` (packed signs).
+            progress: show a progress bar on standard error.
+
+        Returns:
+            (N, D) float32, or as `precision` says. A single string gives (1, D).
+
+        Raises:
+            InputError, ContextLengthExceeded, NonFiniteOutput: naming the text's index.
+        """
+        from archport.running.embed import EmbedRequest
+        from archport.running.progress import track
+
+        check_precision(precision)
+        _check_dimensions(dimensions, self.dimensions)
+        tokeniser = self._embedder.tokeniser
+        request = EmbedRequest(tokeniser.prompt(prompt, prompt_name), dimensions, normalize, max_tokens, overflow)
+        inputs = [texts] if isinstance(texts, str) else _iterable(texts)
+        parts = list(self._embedder.stream(track(inputs, "embedding") if progress else inputs, request))
+        vectors = np.concatenate(parts) if parts else np.zeros((0, dimensions or self.dimensions), np.float32)
+        return quantise(vectors, precision)
+
+    def encode_query(self, texts: str | Iterable[str], **options: object) -> np.ndarray:
+        """`embed` with the model's prompt for queries, unless another prompt is given."""
+        return self.embed(texts, **self._role(self.inputs.query_prompt, options))  # pyright: ignore[reportArgumentType]
+
+    def encode_document(self, texts: str | Iterable[str], **options: object) -> np.ndarray:
+        """`embed` with the model's prompt for documents, unless another prompt is given."""
+        return self.embed(texts, **self._role(self.inputs.document_prompt, options))  # pyright: ignore[reportArgumentType]
+
+    def _role(self, prompt_name: str | None, options: dict[str, object]) -> dict[str, object]:
+        chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
+        return options if chosen else {**options, "prompt_name": prompt_name}
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Similarity of every row of a (N, D) with every row of b (M, D), (N, M), as this model's vectors compare."""
+        from archport.running.similarity import similarity
+
+        return similarity(a, b, self.head.similarity)
+
+    def forward(self, input_ids: object, attention_mask: object = None) -> mx.array:
+        """Hidden states (B, L, D) after the final norm, for people who pad themselves.
+
+        Args:
+            input_ids: (B, L) token ids.
+            attention_mask: (B, L), 1 at real tokens, padded left or right; None: all real. Padding comes back as zeros.
+
+        Raises:
+            InputError: for wrong shapes, ids outside the vocabulary, or a mask with holes.
+        """
+        return self._embedder.encoder.forward(input_ids, attention_mask)
+
+
+def _check_dimensions(dimensions: object, width: int) -> None:
+    if dimensions is None:
+        return
+    if not isinstance(dimensions, int) or isinstance(dimensions, bool) or not 1 <= dimensions <= width:
+        raise InputError(f"{dimensions=}; expected 1 to {width}, the width of this model's vectors")
+
+
+def _iterable(texts: object) -> Iterable[str]:
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+        raise InputError(f"texts is a {type(texts).__name__}; expected a str or an iterable of str")
+    return texts

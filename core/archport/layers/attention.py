@@ -1,0 +1,73 @@
+"""Multi-head attention over the layer context: project, normalise, rotate, attend, project back."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from archport.contract import AttentionLayer, LayerContext
+from archport.layers.merging import MergedLinear
+from archport.layers.rotary import Rotary
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of one layer.
+
+    Parameters: `q_proj`, `k_proj`, `v_proj`, `o_proj`, and `q_norm`, `k_norm` when `qk_norm_eps` is given; `merge`
+    replaces the first three by one product.
+
+    Args:
+        index: number of the layer, which is how the context knows its spec and cache.
+        spec: its heads and widths.
+        hidden_size: model width D.
+        bias, output_bias: whether the projections carry biases.
+        qk_norm_eps: epsilon of an RMS norm over head_dim of q and k, before rotation; None for none.
+        rotary: position embedding; None where positions were added to the input.
+        scale: of the scores; head_dim**-0.5 when left out.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        spec: AttentionLayer,
+        hidden_size: int,
+        *,
+        bias: bool,
+        output_bias: bool,
+        qk_norm_eps: float | None = None,
+        rotary: Rotary | None = None,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self._index, self._spec, self._rotary = index, spec, rotary
+        self._scale = spec.head_dim**-0.5 if scale is None else scale
+        self.q_proj = nn.Linear(hidden_size, spec.n_heads * spec.head_dim, bias=bias)
+        self.k_proj = nn.Linear(hidden_size, spec.n_kv_heads * spec.head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, spec.n_kv_heads * spec.v_head_dim, bias=bias)
+        self.o_proj = nn.Linear(spec.n_heads * spec.v_head_dim, hidden_size, bias=output_bias)
+        if qk_norm_eps is not None:
+            self.q_norm = nn.RMSNorm(spec.head_dim, eps=qk_norm_eps)
+            self.k_norm = nn.RMSNorm(spec.head_dim, eps=qk_norm_eps)
+
+    def merge(self) -> None:
+        """Replace q_proj, k_proj and v_proj by one product, where their kinds allow."""
+        merged = MergedLinear.of([self.q_proj, self.k_proj, self.v_proj])
+        if merged is not None:
+            self.qkv_proj = merged
+            del self.q_proj, self.k_proj, self.v_proj
+
+    def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
+        """Attention output (B, L, D) for x (B, L, D)."""
+        B, L, _ = x.shape
+        spec = self._spec
+        q, k, v = self.qkv_proj(x) if "qkv_proj" in self else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q = q.reshape(B, L, spec.n_heads, spec.head_dim)
+        k = k.reshape(B, L, spec.n_kv_heads, spec.head_dim)
+        v = v.reshape(B, L, spec.n_kv_heads, spec.v_head_dim).transpose(0, 2, 1, 3)
+        if "q_norm" in self:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)
+        if self._rotary is not None:
+            q, k = ctx.rotate(q, k, self._rotary)
+        out = ctx.attend(self._index, q, k, v, scale=self._scale)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))

@@ -1,0 +1,23 @@
+"""The pre-norm block of decoder families: normalise, mix, add; normalise, transform, add."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from archport.contract import LayerContext
+
+
+class PreNormBlock(nn.Module):
+    """One decoder layer; parameters `input_layernorm`, `self_attn`, `post_attention_layernorm`, `mlp`."""
+
+    def __init__(self, attention: nn.Module, mlp: nn.Module, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(hidden_size, eps=eps)
+        self.self_attn = attention
+        self.post_attention_layernorm = nn.RMSNorm(hidden_size, eps=eps)
+        self.mlp = mlp
+
+    def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), ctx)  # pyright: ignore[reportCallIssue]
+        return x + self.mlp(self.post_attention_layernorm(x))  # pyright: ignore[reportCallIssue]

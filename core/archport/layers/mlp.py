@@ -1,0 +1,67 @@
+"""Position-wise feed-forward blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from archport.contract import SpecError
+from archport.layers.merging import MergedLinear
+
+Activation = Callable[[mx.array], mx.array]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": nn.gelu,  # the erf form
+    "gelu_new": nn.gelu_approx,
+    "gelu_pytorch_tanh": nn.gelu_approx,
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+def activation(name: str) -> Activation:
+    """The activation a config names in `hidden_act`.
+
+    Raises:
+        SpecError: for a name that is not known.
+    """
+    if name not in ACTIVATIONS:
+        raise SpecError(f"activation {name!r} is not supported; known: {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]
+
+
+class MLP(nn.Module):
+    """Two linear layers around an activation; parameters `up_proj` and `down_proj`."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, act: Activation, *, bias: bool) -> None:
+        super().__init__()
+        self._act = act
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self._act(self.up_proj(x)))
+
+
+class GatedMLP(nn.Module):
+    """Gated feed-forward (SwiGLU with `silu`); parameters `gate_proj`, `up_proj`, `down_proj`."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, act: Activation, *, bias: bool = False) -> None:
+        super().__init__()
+        self._act = act
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+
+    def merge(self) -> None:
+        """Replace gate_proj and up_proj by one product, where their kinds allow."""
+        merged = MergedLinear.of([self.gate_proj, self.up_proj])
+        if merged is not None:
+            self.gate_up_proj = merged
+            del self.gate_proj, self.up_proj
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate, up = self.gate_up_proj(x) if "gate_up_proj" in self else (self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(self._act(gate) * up)

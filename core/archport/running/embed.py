@@ -1,0 +1,106 @@
+"""Texts to vectors: tokenise, batch, encode, pool, stage by stage, in bounded memory for any number of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import mlx.core as mx
+import numpy as np
+
+from archport.contract import NonFiniteOutput
+from archport.planning.batching import Batch, group_rows
+from archport.running.encode import Encoder, run_ahead
+from archport.running.pool import VectorHead
+from archport.running.tokenise import Overflow, TextTokeniser, Tokens
+
+# Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold.
+_WINDOW = 2048
+_MAX_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """What a caller asked of `embed`, checked.
+
+    Args:
+        prompt: text in front of every input.
+        dimensions: leading dimensions to keep; None for all.
+        normalize: unit length; None where the model says so.
+        max_tokens, overflow: as TextTokeniser takes them.
+    """
+
+    prompt: str
+    dimensions: int | None
+    normalize: bool | None
+    max_tokens: int | None
+    overflow: Overflow
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Some consecutive texts, tokenised, and where their vectors go."""
+
+    first: int
+    tokens: Tokens
+    vectors: list[np.ndarray | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """The embedding path of a loaded model.
+
+    Args:
+        token_budget: padded tokens per batch.
+    """
+
+    tokeniser: TextTokeniser
+    encoder: Encoder
+    head: VectorHead
+    token_budget: int
+
+    def stream(self, texts: Iterable[str], request: EmbedRequest) -> Iterator[np.ndarray]:
+        """Vectors (n, D) float32 of consecutive texts, in order, as they are done.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a text that can't be embedded, when it is reached.
+            NonFiniteOutput: when a vector holds NaN or infinity.
+        """
+        finished: _Window | None = None
+        for (window, batch), rows in run_ahead(self._batches(texts, request), lambda item: self._start(*item, request)):
+            if finished is not None and window is not finished:
+                yield _stack(finished)
+            finished = window
+            vectors = np.array(rows)
+            bad = ~np.isfinite(vectors).all(axis=1)
+            if bad.any():
+                text = window.first + batch.rows[int(bad.argmax())]
+                raise NonFiniteOutput(
+                    f"the vector of text {text} holds NaN or infinity; it is not returned. The weights may be damaged, "
+                    "or overflow in this dtype: try dtype='float32'"
+                )
+            for row, vector in zip(batch.rows, vectors, strict=True):
+                window.vectors[row] = vector
+        if finished is not None:
+            yield _stack(finished)
+
+    def _batches(self, texts: Iterable[str], request: EmbedRequest) -> Iterator[tuple[_Window, Batch]]:
+        source, first = iter(texts), 0
+        while chunk := list(islice(source, _WINDOW)):
+            tokens = self.tokeniser(
+                chunk, prompt=request.prompt, max_tokens=request.max_tokens, overflow=request.overflow, first=first
+            )
+            window = _Window(first, tokens, [None] * len(chunk))
+            for batch in group_rows(tokens.lengths, token_budget=self.token_budget, max_rows=_MAX_ROWS):
+                yield window, batch
+            first += len(chunk)
+
+    def _start(self, window: _Window, batch: Batch, request: EmbedRequest) -> mx.array:
+        hidden = self.encoder.encode([window.tokens.ids[row] for row in batch.rows])
+        rows = self.head(hidden, batch.lengths, window.tokens.prompt_tokens)
+        return self.head.finish(rows, dimensions=request.dimensions, normalize=request.normalize)
+
+
+def _stack(window: _Window) -> np.ndarray:
+    return np.stack([vector for vector in window.vectors if vector is not None])

@@ -1,0 +1,175 @@
+"""Texts to ragged token ids: prompts, limits, the final token. Knows nothing of batches or padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from archport.contract import ContextLengthExceeded, InputError, TextInputs
+
+Overflow = Literal["error", "truncate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Ragged token ids, without padding.
+
+    Args:
+        ids: one int32 array per text.
+        prompt_tokens: leading tokens of each row that belong to the prompt.
+        truncated: indices of the texts that were cut.
+    """
+
+    ids: tuple[np.ndarray, ...]
+    prompt_tokens: int = 0
+    truncated: tuple[int, ...] = ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(len(row) for row in self.ids)
+
+
+class TextTokeniser:
+    """Turns texts into ids as a checkpoint's inputs declare.
+
+    User text is tokenised as the reference libraries do: the text of a special token inside it becomes that token.
+
+    Args:
+        tokenizer: without padding and truncation.
+        inputs: prompts and limits.
+        max_tokens: tokens a text may have at most, special tokens included.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, inputs: TextInputs, max_tokens: int) -> None:
+        self._tokenizer, self.inputs, self.max_tokens = tokenizer, inputs, max_tokens
+        self._cutters: dict[int, Tokenizer] = {}
+
+    def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
+        """The text in front of every input: `prompt` itself, the stored one of `prompt_name`, or the default.
+
+        Raises:
+            InputError: when both are given, or the name is not stored.
+        """
+        if prompt is not None and prompt_name is not None:
+            raise InputError(f"both prompt={prompt!r} and prompt_name={prompt_name!r} are given; give one of them")
+        if prompt is not None:
+            return prompt
+        name = prompt_name if prompt_name is not None else self.inputs.default_prompt
+        if name is None:
+            return ""
+        if name not in self.inputs.prompts:
+            stored = ", ".join(sorted(self.inputs.prompts)) or "none"
+            raise InputError(f"{prompt_name=} is not among this model's prompts; stored: {stored}")
+        return self.inputs.prompts[name]
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        max_tokens: int | None = None,
+        overflow: Overflow = "error",
+        first: int = 0,
+    ) -> Tokens:
+        """Ids of every text.
+
+        Args:
+            prompt: put in front of each text.
+            max_tokens: limit of this call, at most the model's.
+            overflow: `error`, or `truncate`, which cuts the text and keeps the final special tokens.
+            first: index of the first text in the caller's sequence, for messages.
+
+        Raises:
+            InputError: for a text that is not a string, can't be encoded, or has no tokens.
+            ContextLengthExceeded: for a text over the limit, unless truncation was asked for.
+        """
+        limit = self._limit(max_tokens)
+        if overflow not in get_args(Overflow):
+            raise InputError(f"{overflow=}; expected 'error' or 'truncate'")
+        prepared = [self._prepare(text, first + index, prompt) for index, text in enumerate(texts)]
+        rows = [self._finish(encoding.ids) for encoding in self._tokenizer.encode_batch(prepared)]
+        truncated: list[int] = []
+        for index, row in enumerate(rows):
+            if not len(row):
+                raise InputError(
+                    f"text {first + index} ({texts[index]!r:.60}) has no tokens; this model needs at least one"
+                )
+            if len(row) <= limit:
+                continue
+            if overflow == "error":
+                raise ContextLengthExceeded(
+                    f"text {first + index} has {len(row)} tokens; the limit is {limit}. Pass overflow='truncate' to "
+                    f"cut it, or max_tokens= (this model takes at most {self.max_tokens})",
+                    requested=len(row),
+                    ceiling=limit,
+                    max_tokens_that_fit=limit,
+                    binding=f"max_tokens {limit}",
+                )
+            rows[index] = self._finish(self._cutter(limit).encode(prepared[index]).ids)
+            truncated.append(first + index)
+        return Tokens(tuple(rows), self._prompt_length(prompt), tuple(truncated))
+
+    def _limit(self, max_tokens: int | None) -> int:
+        if max_tokens is None:
+            return self.max_tokens
+        # Two tokens may be special; a limit that leaves none for the text is a mistake.
+        if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
+            raise InputError(f"{max_tokens=}; expected a positive integer")
+        if max_tokens > self.max_tokens:
+            raise ContextLengthExceeded(
+                f"{max_tokens=} is above what this model takes ({self.max_tokens}); it is refused rather than lowered",
+                requested=max_tokens,
+                ceiling=self.max_tokens,
+                max_tokens_that_fit=self.max_tokens,
+                binding="the model's context",
+            )
+        return max_tokens
+
+    def _prepare(self, text: object, index: int, prompt: str) -> str:
+        if not isinstance(text, str):
+            raise InputError(f"text {index} is {_describe(text)}; expected a str")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"text {index} holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; it "
+                "has no encoding. Repair it, for example with text.encode('utf-8', 'replace').decode()"
+            ) from error
+        text = prompt + text
+        return text.lower() if self.inputs.lowercase else text
+
+    def _finish(self, ids: list[int]) -> np.ndarray:
+        final = self.inputs.final_token
+        if final is not None and (not ids or ids[-1] != final):
+            ids = [*ids, final]
+        return np.asarray(ids, dtype=np.int32)
+
+    def _cutter(self, limit: int) -> Tokenizer:
+        """A copy of the tokenizer that cuts the text, not the special tokens around it."""
+        if limit not in self._cutters:
+            cutter = Tokenizer.from_str(self._tokenizer.to_str())
+            probe = self._tokenizer.encode("").ids
+            appended = self.inputs.final_token is not None and probe[-1:] != [self.inputs.final_token]
+            room, special = limit - appended, cutter.num_special_tokens_to_add(False)
+            if room < special:
+                raise InputError(
+                    f"max_tokens={limit} leaves no room for this model's {special + appended} special tokens"
+                )
+            cutter.enable_truncation(room)
+            self._cutters[limit] = cutter
+        return self._cutters[limit]
+
+    def _prompt_length(self, prompt: str) -> int:
+        if not prompt:
+            return 0
+        encoding = self._tokenizer.encode(prompt)
+        # A final special token (SEP, EOS) closes the sequence; it is not part of the prompt.
+        return len(encoding.ids) - (encoding.special_tokens_mask[-1:] == [1])
+
+
+def _describe(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__} ({value!r:.40})"

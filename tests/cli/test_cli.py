@@ -1,0 +1,142 @@
+"""The command line as a user meets it: data on stdout, the rest on stderr, exit codes, no traceback."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from archport import engine
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+BERT, QWEN = str(GOLDENS / "bert-plain"), str(GOLDENS / "qwen3-embed")
+
+
+def run(*arguments, stdin=b"", **environment):
+    command = [sys.executable, "-c", "from archport.cli import main; main()", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, env={**os.environ, **environment}, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return engine.load(BERT).embed(["one", "two words"])
+
+
+def close(got, want):
+    return np.abs(np.array(got) - want).max() <= 1e-5
+
+
+def test_texts_become_one_json_array_on_stdout_and_nothing_else(vectors):
+    done = run("embed", "one", "two words", "-m", BERT)
+    assert done.returncode == 0
+    assert close(json.loads(done.stdout), vectors)
+
+
+def test_lines_of_standard_input_become_json_lines(vectors):
+    done = run("embed", "-m", BERT, "--input", "-", "--format", "jsonl", stdin=b"one\ntwo words\n")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["index"] for row in rows] == [0, 1]
+    assert close([row["embedding"] for row in rows], vectors)
+
+
+def test_a_jsonl_file_becomes_an_npy_array(vectors, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('"one"\n{"text": "two words", "id": 7}\n')
+    done = run("embed", "-m", BERT, "--input", str(file), "--format", "npy")
+    array = np.load(io.BytesIO(done.stdout))
+    assert array.dtype == np.float32
+    assert close(array, vectors)
+
+
+def test_the_options_reach_the_model():
+    done = run("embed", "x", "-m", QWEN, "--prompt-name", "query", "--dimensions", "16")
+    want = engine.load(QWEN).embed("x", prompt_name="query", dimensions=16)
+    assert close(json.loads(done.stdout), want)
+
+
+def test_the_default_model_runs_with_no_network():
+    done = run("embed", "a sentence", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert np.linalg.norm(json.loads(done.stdout)[0]) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["embed", "word " * 600, "-m", BERT], 1, "the limit is 512"),
+        (["embed", "x", "-m", "/no/such/folder"], 1, "/no/such/folder"),
+        (["embed", "x", "-m", BERT, "--prompt-name", "nope"], 1, "stored: none"),
+        (["embed", "x", "-m", BERT, "--memory-budget", "lots"], 1, "lots"),
+        (["embed", "-m", BERT, "--input", "/no/such/file"], 1, "can't be read"),
+        (["embed", "-m", BERT], 2, "nothing to embed"),
+        (["embed", "x", "--input", "-"], 2, "not both"),
+        (["embed", "x", "--format", "csv"], 2, "csv"),
+        (["info", "-m", "nobody/nothing-like-this"], 1, "nobody/nothing-like-this"),
+    ],
+)
+def test_a_user_s_mistake_ends_in_one_message_and_its_exit_code(arguments, code, message):
+    done = run(*arguments, HF_HUB_OFFLINE="1")
+    text = done.stderr.decode()
+    assert done.returncode == code, text
+    assert message in text
+    assert "Traceback" not in text
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("stdin", "name", "message"),
+    [
+        (b"fine\n\xff\xfe\n", "-", "line 2: not UTF-8"),
+        (b'"ok"\n{oops\n', "x.jsonl", "line 2: not JSON"),
+        (b"3\n", "x.jsonl", "found 3"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_number(stdin, name, message, tmp_path):
+    source = name
+    if name != "-":
+        source = str(tmp_path / name)
+        Path(source).write_bytes(stdin)
+    done = run("embed", "-m", BERT, "--input", source, stdin=stdin)
+    assert done.returncode == 1
+    assert message in done.stderr.decode()
+
+
+def test_info_shows_what_a_model_is_without_reading_weights():
+    facts = json.loads(run("info", "-m", QWEN, "--json").stdout)
+    assert facts["claimed_by"].startswith("qwen3 (archport")
+    assert facts["semantics"] == "causal"
+    assert facts["head_dim"] == "32"
+    assert facts["layers"] == ["3 x causal attention, 4 heads on 2 KV heads, head_dim 32, sees all"]
+    assert "512 positions" in facts["context"]
+    text = run("info", "-m", QWEN).stdout.decode()
+    assert "causal attention" in text
+
+
+def test_plugins_lists_each_with_what_it_serves():
+    rows = {row["name"]: row for row in json.loads(run("plugins", "--json").stdout)}
+    assert rows["qwen3"]["semantics"] == ["causal"]
+    assert rows["qwen3"]["head_dim"] == [32, 256]
+    assert rows["bidirectional"]["architectures"] == ["bert"]
+    assert all(row["status"] == "ok" for row in rows.values() if row["distribution"] == "archport")
+    assert b"qwen3" in run("plugins").stdout
+
+
+def test_doctor_names_every_part_and_mends_what_is_slow():
+    healthy = run("doctor").stdout.decode()
+    for part in ("python", "mlx", "device", "memory", "BLAS", "plugins", "hub"):
+        assert part in healthy
+    none = run("doctor", ARCHPORT_PLUGINS="")
+    assert none.returncode == 1
+    assert "! no plugin is found" in none.stdout.decode()
+
+
+def test_a_reader_that_leaves_early_is_no_traceback():
+    archport = f"{sys.executable} -c 'from archport.cli import main; main()'"
+    command = f"{archport} embed --format jsonl -m {BERT} --input - | head -1"
+    done = subprocess.run(command, shell=True, input=b"word\n" * 3000, capture_output=True, timeout=120)
+    assert b"Traceback" not in done.stderr
+    assert done.stdout.count(b"\n") == 1

@@ -1,0 +1,39 @@
+"""Make the goldens of this folder again: `python make_goldens.py [minilm|qwen3|bert|quantised ...]`, all by default.
+
+Runs in an environment with torch, transformers and sentence-transformers of the versions in the `goldens` dependency
+group. `quantised` only records: quantise.py, which needs mlx and mlx-lm, makes those checkpoints first.
+"""
+
+import sys
+
+import torch
+
+
+def main(names: list[str]) -> None:
+    """Run the named parts in order."""
+    torch.set_num_threads(1)  # one order of summation, so that a second run writes the same bytes
+    for name in names or ["minilm", "qwen3", "bert", "quantised"]:
+        if name == "minilm":
+            from golden_minilm import record
+
+            record()
+        elif name == "qwen3":
+            from golden_qwen3 import record_embedding, record_sharded
+
+            record_embedding()
+            record_sharded()
+        elif name == "bert":
+            from golden_bert import record_plain, record_prefixed
+
+            record_plain()
+            record_prefixed()
+        elif name == "quantised":
+            from golden_quantised import record
+
+            record()
+        else:
+            raise SystemExit(f"no golden is called {name!r}; there are minilm, qwen3, bert and quantised")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -119,7 +119,7 @@ def priced(
     if kernel is None:
         return None
     depth = 1 if device.kind == "cpu" or count == 1 else 2
-    mask = mask_bytes(call, tile, device)
+    mask = mask_bytes(call, tile)
     tile_output = tile.B * tile.n_heads * rows * call.v_head_dim * call.itemsize
     held = costs.transient(tile, kernel, device.kind) + mask + (tile_output if count > 1 else 0)
     pairs = _visited(seen, call.q_len, rows, width)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from archport.attention import costs, masks
 from archport.attention.blocks import block, mask_bytes
-from archport.attention.evaluation import Pipeline, traced
+from archport.attention.evaluation import Pipeline
 from archport.attention.tiles import SMALLEST, tile_form
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
 from archport.contract.device import DeviceFacts
+from archport.device.tracing import traced
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from archport.attention import costs
-from archport.attention.evaluation import traced
 from archport.attention.selection import choose
 from archport.contract.attention import AttentionCall, AttentionPath, Backend, MaskKind, Price
 from archport.contract.device import DeviceFacts
+from archport.device.tracing import traced
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from archport.attention import builtin_backends, choose
 from archport.contract import AttentionCall, AttentionLimits, DeviceFacts
 
@@ -43,7 +44,7 @@ def _attention64(q, k, v, *, scale, shown=None, added=None, sinks=None):
 
 
 def _visible(L, S, left=None, right=None, offset=None):
-    """Bool (L, S): key j within (left, right) of query i, which stands at offset + i; lower right aligned by default."""
+    """Bool (L, S): key j within (left, right) of query i at offset + i, lower right aligned by default."""
     at = np.arange(L)[:, None] + (S - L if offset is None else offset)
     keys = np.arange(S)[None]
     shown = np.ones((L, S), dtype=bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from archport.attention import chunked, scaled_dot_product_attention
 
 BACKENDS = ("auto", "composite", "tiled", "banded", "chunked")
@@ -25,8 +26,9 @@ def sdpa(monkeypatch):
         try:
             return scaled_dot_product_attention(q, k, v, scale=SCALE, backend=backend, **kwargs)
         except ValueError as error:
-            assert backend in ("banded", "tiled"), error
-            assert "window" in str(error), error
+            # Windows are what banded is for and tiled is not; any other refusal is a failure.
+            if backend not in ("banded", "tiled") or "window" not in str(error):
+                raise
             return None
 
     return run

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from archport.attention import attend, builtin_backends, choose
 from archport.contract import AttentionCall, AttentionLimits, DeviceFacts
 
@@ -37,9 +38,7 @@ def _covering(seed=20240611, budget=1_300_000):
     """Rows that contain every affordable pair of factor values at least once, cheapest of a few random tries."""
     rng = random.Random(seed)
     names = list(FACTORS)
-    missing = {
-        ((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in FACTORS[a] for y in FACTORS[b]
-    }
+    missing = {((a, x), (b, y)) for a, b in itertools.combinations(names, 2) for x in FACTORS[a] for y in FACTORS[b]}
     rows = []
 
     def pairs(row):

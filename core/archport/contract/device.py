@@ -27,8 +27,7 @@ class DeviceFacts:
         max_buffer: the largest single allocation in bytes; None where the device states none.
         flops: sustained matrix FLOP/s by element type, measured or profiled.
         bandwidth: sustained bytes/s of device memory.
-        watchdog_seconds: longest one dispatch may take without risk of the system killing it; None where nothing
-            watches. Metal's own bound is undocumented, reported between 1 and 10 s.
+        watchdog_seconds: longest one dispatch may take before the system kills it; None where nothing watches.
         nax: whether MLX's matrix-accelerator kernels apply (Apple GPU generation 17 and later).
         mlx_version: the MLX release whose routes are meant.
         simulated: whether the numbers come from a profile and not from this machine.

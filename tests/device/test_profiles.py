@@ -42,5 +42,5 @@ def test_a_misspelt_profile_gets_its_near_match():
 
 
 def test_an_unknown_profile_lists_all():
-    with pytest.raises(InputError, match="h200.*cpu"):
+    with pytest.raises(InputError, match=r"h200.*cpu"):
         profile("zzzzzz")

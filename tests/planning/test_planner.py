@@ -32,9 +32,10 @@ def requests(seed: int, count: int) -> list[tuple[list[int], int, int]]:
     rng = random.Random(seed)
     made = []
     for _ in range(count):
-        lengths = [int(2 ** rng.uniform(0, 13)) for _ in range(rng.choice((1, 1, 2, 7, 40)))]
         cached, new = rng.choice(((0, 0), (0, 0), (0, 100), (2000, 0), (999, 50)))
-        made.append((lengths, cached, new))
+        # Rows that decode are resident together; the smallest machine must hold them.
+        rows = rng.choice((1, 1, 2, 7) if new else (1, 2, 7, 40))
+        made.append(([int(2 ** rng.uniform(0, 11 if new else 13)) for _ in range(rows)], cached, new))
     return made
 
 
@@ -113,7 +114,7 @@ def test_evaluating_costs_under_three_percent_at_twice_the_minimum(name, lengths
     device = profile(name)
     minimum = plan_request(qwen3_06b, lengths, device=device, choose=choose).minimum
     plan = plan_request(qwen3_06b, lengths, device=device, choose=choose, budget=2 * minimum)
-    assert all(batch.overhead < 0.03 for batch in plan.batches)
+    assert plan.overhead < 0.03
     assert plan.cost == ""
 
 
@@ -127,7 +128,7 @@ def test_below_twice_the_minimum_the_plan_states_its_cost_in_time(qwen3_06b: Arc
 def test_a_generating_request_that_does_not_fit_says_what_would(qwen3_06b: ArchSpec, choose):
     budget = 4 * GIB
     with pytest.raises(MemoryBudgetExceeded) as refused:
-        plan_request(qwen3_06b, [30_000] * 8, device=M4, choose=choose, new_tokens=100, budget=budget)
+        plan_request(qwen3_06b, [12_000] * 8, device=M4, choose=choose, new_tokens=100, budget=budget)
     error = refused.value
     assert error.code == "prefill_memory_exceeded"
     assert error.limit_bytes == budget
@@ -135,7 +136,7 @@ def test_a_generating_request_that_does_not_fit_says_what_would(qwen3_06b: ArchS
     assert error.required_bytes > budget
     assert sum(error.breakdown.values()) == error.required_bytes
     assert error.largest_buffer is not None
-    assert error.requested == 30_000
+    assert error.requested == 12_000
     assert "budget" in error.binding
     assert f"{error.required_bytes:,}" in str(error)
     assert f"{budget:,}" in str(error)
@@ -143,10 +144,10 @@ def test_a_generating_request_that_does_not_fit_says_what_would(qwen3_06b: ArchS
     tokens, rows = error.max_tokens_that_fit, error.max_rows_that_fit
     assert tokens
     assert rows
-    for lengths in ([tokens] * 8, [30_000] * rows):
+    for lengths in ([tokens] * 8, [12_000] * rows):
         plan_request(qwen3_06b, lengths, device=M4, choose=choose, new_tokens=100, budget=budget)
     with pytest.raises(MemoryBudgetExceeded):
-        plan_request(qwen3_06b, [30_000] * (rows + 1), device=M4, choose=choose, new_tokens=100, budget=budget)
+        plan_request(qwen3_06b, [12_000] * (rows + 1), device=M4, choose=choose, new_tokens=100, budget=budget)
     with pytest.raises(MemoryBudgetExceeded):
         plan_request(qwen3_06b, [tokens + 300] * 8, device=M4, choose=choose, new_tokens=100, budget=budget)
 
@@ -246,7 +247,7 @@ def test_windowed_layers_keep_a_ring_and_see_no_more(windowed: ArchSpec, choose)
     assert far.kv.storage == "planned"
     last = plan.batches[0].steps[-1]
     assert [path.call.kv_len for path in last.paths if path] == [511 + last.tokens, 60_000]
-    assert plan.bytes["kv"] == 4 * (256 * 2) * 4 * 2 * (5 * 2560 + 60_160)
+    assert plan.bytes["kv"] == 4 * (4 * (128 + 128) * 2) * (5 * 2560 + 60_160)
 
 
 def test_an_unknown_number_of_new_tokens_gets_caches_that_grow(qwen3_06b: ArchSpec, choose):
@@ -268,22 +269,21 @@ def test_shared_layers_pay_nothing(choose):
 
 class Pinned(NoPins):
     def __init__(self, mask=None, kv=None, chunk=None, backend=None):
-        self.asked: list[str] = []
+        self.asked: list[tuple] = []
         self.mask, self.kv, self.chunk, self.backend = mask, kv, chunk, backend
 
     def mask_policy(self, spec, layer, shape):
-        self.asked.append("mask")
+        self.asked.append(("mask", layer, shape))
         return self.mask
 
     def kv_allocation(self, spec, layer, shape, limits):
         return self.kv
 
     def prefill_chunk(self, spec, shape, device):
-        self.asked.append("chunk")
         return self.chunk
 
     def sdpa_backend(self, spec, layer, call, device):
-        self.asked.append("backend")
+        self.asked.append(("backend", layer, call.B, call.q_len))
         return self.backend
 
 
@@ -291,7 +291,7 @@ def test_a_plugins_chunk_is_an_upper_bound(qwen3_06b: ArchSpec, choose):
     plan = plan_request(qwen3_06b, [9000], device=M2, choose=choose, new_tokens=9, pins=Pinned(chunk=700))
     assert plan.chunk == 512
     tight = plan_request(
-        qwen3_06b, [9000], device=M2, choose=choose, new_tokens=9, pins=Pinned(chunk=700), budget=int(2.35 * GIB)
+        qwen3_06b, [9000], device=M2, choose=choose, new_tokens=9, pins=Pinned(chunk=700), budget=plan.minimum + 2**20
     )
     assert tight.chunk < 512
 
@@ -349,9 +349,9 @@ def test_quantised_caches_are_priced_with_both_widths_of_one_layer(qwen3_06b: Ar
 
 def test_hooks_are_asked_once_per_kind_and_shape_and_not_per_layer(qwen3_06b: ArchSpec, choose):
     pins = Pinned()
-    plan_request(qwen3_06b, [500], device=CPU, choose=choose, pins=pins)
-    assert pins.asked.count("mask") <= 2
-    assert pins.asked.count("backend") <= 2
+    plan_request(qwen3_06b, [500] * 20, device=H200, choose=choose, pins=pins)
+    assert pins.asked
+    assert len(pins.asked) == len(set(pins.asked)) < 28
 
 
 def test_images_are_priced_with_their_tower(choose):
@@ -398,10 +398,6 @@ def test_weights_given_replace_the_estimate_and_its_note(qwen3_06b: ArchSpec, ch
 
 def test_a_device_without_rates_is_planned_conservatively_and_said(qwen3_06b: ArchSpec, choose):
     unknown = replace(M2, flops={"bfloat16": 0.0}, watchdog_seconds=None)
-
-    class Any1(dict):
-        pass
-
     plan = plan_request(qwen3_06b, [10], device=replace(unknown, flops={"float32": 5e12}), choose=_any(choose))
     assert any("states no rate for bfloat16" in note for note in plan.notes)
 

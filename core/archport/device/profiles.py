@@ -127,7 +127,7 @@ def _all() -> dict[str, DeviceFacts]:
             total_memory=16 * GIB,
             flops=MappingProxyType({"float32": 166e9, "float16": 3.5e9, "bfloat16": 4.5e9}),
             bandwidth=20e9,
-            vector_math=True,
+            vector_threads=2,
             mlx_version=MLX,
             simulated=True,
         ),

@@ -229,6 +229,8 @@ def _softmax(scores: np.ndarray, hidden: list[Hidden], logits: np.ndarray | None
     total = np.sum(scores, axis=-2, keepdims=True)
     if logits is not None:
         total += np.exp(logits - top)
+    # A query that an additive mask left without any key: zeros, not a division by zero.
+    np.copyto(total, 1.0, where=total == 0)
     return total
 
 

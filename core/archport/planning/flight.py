@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from archport.contract import AttentionCall, AttentionLayer, MaskPolicy
+from archport.contract import AttentionCall, AttentionLayer, AttentionPath, MaskPolicy
 from archport.planning.costs import in_flight_cap, vision_token_bytes
 from archport.planning.job import Job
 
@@ -20,17 +20,44 @@ def layers_in_flight(job: Job, eval_every_layers: int, in_flight: int, *, others
     return min(eval_every_layers * in_flight, most)
 
 
-def activations_in_flight(job: Job, tokens: int, width: int, evaluates: Sequence[bool] = ()) -> int:
-    """Bytes of temporaries when `width` layers of `tokens` tokens are unfinished at once.
+def in_flight(
+    job: Job, tokens: int, width: int, paths: Sequence[AttentionPath | None] | None = None
+) -> tuple[int, int]:
+    """(bytes of temporaries, bytes of attention's scratch) when `width` layers of `tokens` tokens are unfinished at once.
 
     Args:
-        evaluates: per kind of layer whether its attention evaluates the graph by itself; empty for none.
+        paths: per kind of layer the path of its attention; without them everything is taken as one lazy stretch.
     """
-    ends = evaluates or [False] * len(job.kinds)
-    per_class = [tokens * (each.token.split if ends[each.kind] else each.token.lazy) for each in job.classes]
+    per_kind: list[tuple[str, int]] = [("lazy", 0)] * len(job.kinds)
+    if paths is not None:
+        per_kind = [_manner(path) for path in paths]
+    ends = [manner == "split" for manner, _ in per_kind]
+    plain: list[int] = []
+    loaded: list[int] = []
+    for each in job.classes:
+        manner, more = per_kind[each.kind]
+        token = each.token
+        if manner == "split":
+            # The scratch is gone when the rest of the layer runs.
+            plain.append(tokens * token.split)
+            loaded.append(max(tokens * token.split, tokens * token.held + more))
+        else:
+            plain.append(tokens * (token.documents if manner == "documents" else token.lazy))
+            loaded.append(plain[-1] + more)
     widest = tokens * max(each.token.widest for each in job.classes)
-    cap = max(max(per_class), in_flight_cap(job.device, widest, job.dtype))
-    return min(heaviest_run(job, per_class, ends, width), cap)
+    cap = max(max(plain), in_flight_cap(job.device, widest, job.dtype))
+    scratch = heaviest_run(job, [per_kind[each.kind][1] for each in job.classes], ends, width)
+    total = min(heaviest_run(job, loaded, ends, width), cap + scratch)
+    return max(0, total - scratch), min(scratch, total)
+
+
+def _manner(path: AttentionPath | None) -> tuple[str, int]:
+    """(how a layer's temporaries coexist with its attention, the scratch of that)."""
+    if path is None:
+        return "lazy", 0
+    if path.price.evaluations:
+        return "split", path.price.transient
+    return ("documents" if path.price.parts else "lazy"), path.price.transient
 
 
 def heaviest_run(job: Job, per_class: Sequence[int], ends: Sequence[bool], width: int) -> int:

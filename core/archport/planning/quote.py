@@ -11,7 +11,7 @@ from archport.contract import AttentionLimits, KVAllocation
 from archport.planning.batch import Batch, Steps
 from archport.planning.caches import CacheBytes, allocation, cache_bytes
 from archport.planning.costs import WAIT_SECONDS, itemsize, rate
-from archport.planning.flight import activations_in_flight, heaviest_run, layers_in_flight, vision_transient
+from archport.planning.flight import in_flight, layers_in_flight, vision_transient
 from archport.planning.job import Job
 from archport.planning.plan import Buffer, StepPlan, Work
 from archport.planning.steps import prefill_steps
@@ -72,7 +72,7 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
     fixed = _fixed_bytes(job, batch, caches, chunk)
     tokens = shape.B * min(chunk, shape.L)
     width = layers_in_flight(job, schedule.eval_every_layers, schedule.in_flight, others=batch.others)
-    activations = activations_in_flight(job, tokens, width)
+    activations, _ = in_flight(job, tokens, width)
     spent = sum(fixed.values()) + activations + _margin(job, activations, fixed, width)
     linear = max(tokens * each.flops for each in job.classes) / rate(job.device, job.dtype)
     room = _room(job, spent, width, linear, least=least)
@@ -177,23 +177,26 @@ def _components(
 ) -> dict[str, int]:
     """Everything that adds up to the peak."""
     activations = attention = 0
-    # Steps that evaluate in the same places are taken together: the most tokens, and the most scratch of each kind.
-    alike: dict[tuple[bool, ...], tuple[int, list[int]]] = {}
+    # Steps that differ in their keys only are taken together, by the one with the most scratch.
+    alike: dict[tuple[object, ...], StepPlan] = {}
     for step in steps:
-        prices = [path.price if path else None for path in step.paths]
-        ends = tuple(price is not None and price.evaluations > 0 for price in prices)
-        tokens, most = alike.get(ends, (0, [0] * len(prices)))
-        scratch = [max(price.transient if price else 0, held) for price, held in zip(prices, most, strict=True)]
-        alike[ends] = (max(tokens, batch.shape.B * step.tokens), scratch)
-    for ends, (tokens, scratch) in alike.items():
-        activations = max(activations, activations_in_flight(job, tokens, width, ends))
-        attention = max(attention, heaviest_run(job, [scratch[c.kind] for c in job.classes], ends, width))
+        key = (step.tokens, *(path and (path.price.evaluations > 0, bool(path.price.parts)) for path in step.paths))
+        if key not in alike or _scratch(step) > _scratch(alike[key]):
+            alike[key] = step
+    for step in alike.values():
+        here, more = in_flight(job, batch.shape.B * step.tokens, width, step.paths)
+        if here + more > activations + attention:
+            activations, attention = here, more
     components = {**fixed, "activations": activations, "attention": attention}
     if components["vision"]:
         # The tower runs before the text: what it needs beyond the text's own peak comes on top.
         components["vision"] += max(0, vision_transient(job) - activations - attention)
     components["margin"] = _margin(job, activations + attention, fixed, width)
     return components
+
+
+def _scratch(step: StepPlan) -> int:
+    return sum(path.price.transient for path in step.paths if path is not None)
 
 
 def _largest_buffer(

@@ -68,14 +68,22 @@ class Description:
 
 
 def describe(
-    name: str | Path, *, revision: str | None = None, overrides: Sequence[ModuleType] = (), progress: bool | None = None
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    overrides: Sequence[ModuleType] = (),
+    plugins: Sequence[Plugin] | None = None,
+    progress: bool | None = None,
 ) -> Description:
     """Resolve a name and ask the one plugin that claims it; reads configs and headers only.
+
+    Args:
+        plugins: who may claim it; the installed ones when left out.
 
     Raises:
         ModelNotFound, CheckpointError, ClaimError, PluginError: see `load`.
     """
-    plugins = discover()
+    plugins = discover() if plugins is None else tuple(plugins)
     checkpoint = resolve(name, models=known_models(plugins), revision=revision, progress=progress)
     if checkpoint.name != str(name) and checkpoint.source != "folder":
         log.warning("%r is loaded as %r", str(name), checkpoint.name)
@@ -107,6 +115,7 @@ def load(
     memory_budget: int | str | None = None,
     limits: AttentionLimits | None = None,
     overrides: Sequence[ModuleType] = (),
+    plugins: Sequence[Plugin] | None = None,
 ) -> Model:
     """Load a model that is ready to run.
 
@@ -119,6 +128,7 @@ def load(
         memory_budget: bytes, or "16GB"; default: most of the device, a constant of the machine.
         limits: what one attention call may use; MLX_SDPA_CHUNK_THRESHOLD and MLX_SDPA_CHUNK_SIZE change its chunks.
         overrides: modules whose hooks answer before the plugin's.
+        plugins: who may claim the checkpoint; the installed ones when left out.
 
     Raises:
         ModelNotFound: the name leads nowhere; near matches are listed.
@@ -128,7 +138,7 @@ def load(
         ContextLengthExceeded: `max_context` is above the model's positions.
     """
     warn_if_late()
-    about = describe(name, revision=revision, overrides=overrides)
+    about = describe(name, revision=revision, overrides=overrides, plugins=plugins)
     device = this_device()
     budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget)
     head = about.hooks.head(about.spec, about.checkpoint)

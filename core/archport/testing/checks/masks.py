@@ -168,9 +168,9 @@ def backends_agree(t: Tiny) -> str:
 
 
 def _backends(t: Tiny) -> tuple[Any, ...]:
-    from archport import engine
+    from archport.loading import path_chooser
 
-    return engine.path_chooser(t.hooks).backends
+    return path_chooser(t.hooks).backends
 
 
 @check("tiny", hook="archport_mask_policy")

@@ -16,6 +16,7 @@ import numpy as np
 from archport import loading
 from archport.attention import limits_from_environment
 from archport.contract import AttentionLimits, DeviceFacts, InputError
+from archport.contract.plugins import Plugin
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
 from archport.device.sizes import parse_bytes
@@ -42,6 +43,7 @@ def load(
     memory_budget: int | str | None = None,
     limits: AttentionLimits | None = None,
     overrides: Sequence[ModuleType] = (),
+    plugins: Sequence[Plugin] | None = None,
 ) -> Model:
     """Load a model that is ready to run.
 
@@ -54,6 +56,7 @@ def load(
         memory_budget: bytes, or "16GB"; default: most of the device, a constant of the machine.
         limits: what one attention call may use; MLX_SDPA_CHUNK_THRESHOLD and MLX_SDPA_CHUNK_SIZE change its chunks.
         overrides: modules whose hooks answer before the plugin's.
+        plugins: who may claim the checkpoint; the installed ones when left out.
 
     Raises:
         ModelNotFound: the name leads nowhere; near matches are listed.
@@ -63,7 +66,7 @@ def load(
         ContextLengthExceeded: `max_context` is above the model's positions.
     """
     warn_if_late()
-    about = describe(name, revision=revision, overrides=overrides)
+    about = describe(name, revision=revision, overrides=overrides, plugins=plugins)
     device = this_device()
     budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget)
     head = about.hooks.head(about.spec, about.checkpoint)

@@ -56,14 +56,22 @@ class Description:
 
 
 def describe(
-    name: str | Path, *, revision: str | None = None, overrides: Sequence[ModuleType] = (), progress: bool | None = None
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    overrides: Sequence[ModuleType] = (),
+    plugins: Sequence[Plugin] | None = None,
+    progress: bool | None = None,
 ) -> Description:
     """Resolve a name and ask the one plugin that claims it; reads configs and headers only.
+
+    Args:
+        plugins: who may claim it; the installed ones when left out.
 
     Raises:
         ModelNotFound, CheckpointError, ClaimError, PluginError: see `load`.
     """
-    plugins = discover()
+    plugins = discover() if plugins is None else tuple(plugins)
     checkpoint = resolve(name, models=known_models(plugins), revision=revision, progress=progress)
     if checkpoint.name != str(name) and checkpoint.source != "folder":
         log.warning("%r is loaded as %r", str(name), checkpoint.name)

@@ -187,7 +187,7 @@ def archport_examples() -> Sequence[Example]:
 '''
 
 MODEL = '''\
-"""The $title trunk: token ids to hidden states after the final norm. Knows nothing of heads, masks or caches."""
+"""The $title trunk: token ids to hidden states after the final norm."""
 
 from __future__ import annotations
 

@@ -12,24 +12,27 @@ CORE = ROOT / "core" / "archport"
 PLUGINS = sorted(folder for folder in (ROOT / "plugins").iterdir() if any(folder.glob("archport_*/__init__.py")))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
-# A room may import rooms of a lower level, and itself. The package's own page is public names only.
+# A room may import rooms of a lower level, and itself (docs/adr/0006). The package's own page is public names only.
 LEVELS = {
     "contract": 0,
     "archport": 0,
     "device": 1,
-    "checkpoint": 1,
-    "planning": 1,
-    "attention": 1,
-    "memory": 1,
-    "layers": 1,
-    "running": 2,
-    "engine": 3,
-    "testing": 4,
-    "cli": 5,
+    "checkpoint": 2,
+    "planning": 2,
+    "attention": 2,
+    "memory": 2,
+    "layers": 2,
+    "running": 3,
+    "engine": 4,
+    "testing": 5,
+    "cli": 6,
 }
+# A plan is made from facts it is handed, also for machines that are not this one.
+NARROWER = {"planning": {"contract"}}
 PUBLIC_MODULES = {"archport", "archport.contract"}
 PUBLIC_PACKAGES = ("archport.layers.", "archport.testing.")  # with what lies in them
 MAX_LINES = 330
+MAX_LINES_OF_TESTS = 400  # a list of independent properties reads on; code does not
 
 
 def sources(*folders: Path) -> list[Path]:
@@ -75,7 +78,9 @@ def backward_imports(room: str, source: str) -> list[str]:
             other = rest.partition(".")[0] or "archport"
             if other not in LEVELS:
                 wrong.append(f"{name} is no room of the layout")
-            elif other != room and LEVELS[other] >= LEVELS[room] and other != "archport":
+            elif other in (room, "archport"):
+                continue
+            elif LEVELS[other] >= LEVELS[room] or other not in NARROWER.get(room, LEVELS):
                 wrong.append(f"{name} is not below {room}")
     return wrong
 
@@ -115,6 +120,8 @@ def test_core_imports_flow_one_way(path: Path):
     [
         ("contract", "from archport.device import blas"),
         ("planning", "import archport.attention.fused"),
+        ("planning", "from archport.device.facts import this_device"),
+        ("device", "from archport.attention import choose"),
         ("layers", "def f():\n    from archport.memory import ring"),
         ("running", "from archport import engine"),
         ("engine", "from archport.cli import main"),
@@ -163,7 +170,8 @@ def test_an_import_for_types_only_is_told_from_one_at_run_time():
 
 @pytest.mark.parametrize("path", sources(CORE, ROOT / "plugins", ROOT / "tests"), ids=relative)
 def test_a_file_is_short_enough_to_read_in_one_go(path: Path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+    most = MAX_LINES_OF_TESTS if "tests" in path.relative_to(ROOT).parts else MAX_LINES
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= most
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from archport.attention.chunked import Chunked
 from archport.attention.composite import Composite
 from archport.attention.documents import Documents
 from archport.attention.fused import Fused
+from archport.attention.host import Host
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.tiled import Tiled
 from archport.contract.attention import Backend
@@ -26,6 +27,7 @@ def builtin_backends(routes: Routes | None = None, extra: tuple[Backend, ...] = 
         Composite(routes),
         Banded(routes),
         Tiled(routes),
+        Host(),
         Chunked(),
     )
     return (*plain, Documents(plain))

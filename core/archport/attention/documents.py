@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from archport.attention import costs
-from archport.attention.evaluation import traced
 from archport.attention.selection import choose
 from archport.contract.attention import AttentionCall, AttentionPath, Backend, MaskKind, Price
 from archport.contract.device import DeviceFacts
+from archport.device.tracing import traced
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -87,13 +87,15 @@ class Documents:
     def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
         parts = tuple(choose(_part(call, group), device, self.inner) for group in groups(call))
         bound = call.limits.seconds_on(device)
-        rounds = _rounds(parts, call.limits.transient_on(device), bound)
+        packed = call.B == 1
+        rounds = _rounds(packed, parts, call.limits.transient_on(device), bound)
         stretches: list[tuple[AttentionPath, ...]] = []
         for first, count in zip(_starts(rounds), rounds, strict=True):
             stretches.append(parts[first : first + count])
         evaluations = sum(part.price.evaluations for part in parts) + len(rounds) - 1
         return Price(
-            transient=max((sum(map(_held, stretch)) for stretch in stretches), default=0) + costs.SLACK[device.kind],
+            transient=max((sum(_held(packed, part) for part in s) for s in stretches), default=0)
+            + costs.SLACK[device.kind],
             output=call.output_bytes,
             largest_buffer=max([call.output_bytes, *(part.price.largest_buffer for part in parts)]),
             flops=sum(part.price.flops for part in parts),
@@ -151,12 +153,12 @@ def _part(call: AttentionCall, group: Group) -> AttentionCall:
     return replace(call, B=group.count, q_len=group.queries, kv_len=group.keys, mask=kind, lengths=(), q_lengths=())
 
 
-def _rounds(parts: Sequence[AttentionPath], limit: int, seconds: float | None) -> tuple[int, ...]:
+def _rounds(packed: bool, parts: Sequence[AttentionPath], limit: int, seconds: float | None) -> tuple[int, ...]:
     """How many parts run between two evaluations, so that no stretch exceeds bytes or time; one part always runs."""
     found: list[int] = []
     held, time = 0, 0.0
     for part in parts:
-        more, longer = _held(part), _longest(part)
+        more, longer = _held(packed, part), _longest(part)
         if found and held + more <= limit and (seconds is None or time + longer <= seconds):
             found[-1] += 1
         else:
@@ -170,9 +172,12 @@ def _starts(rounds: tuple[int, ...]) -> list[int]:
     return [sum(rounds[:index]) for index in range(len(rounds))]
 
 
-def _held(part: AttentionPath) -> int:
-    """Bytes a part holds beyond the output of the whole call: its scratch and its own output, twice when packed."""
-    return part.price.transient + part.price.output * (2 if part.call.B > 1 else 1)
+def _held(packed: bool, part: AttentionPath) -> int:
+    """Bytes a part holds beyond the output of the whole call: its scratch and its own output.
+
+    Equal documents of a packed row come out as a batch and are copied once more to lie in their row again.
+    """
+    return part.price.transient + part.price.output * (2 if packed and part.call.B > 1 else 1)
 
 
 def _longest(part: AttentionPath) -> float:

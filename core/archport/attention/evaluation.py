@@ -1,4 +1,4 @@
-"""When an attention path may evaluate its tiles, and how. Knows nothing of attention."""
+"""How an attention path evaluates its tiles. Knows nothing of attention."""
 
 from __future__ import annotations
 
@@ -6,23 +6,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import mlx.core as mx
-
-
-def traced(*arrays: mx.array | None) -> bool:
-    """Whether any of the arrays belongs to a function that MLX is transforming (compile, grad, vmap, export).
-
-    `mx.async_eval` refuses arrays of a transformation, grad included, before it runs anything; `mx.eval` would run
-    under grad. Asked on a new one-element slice, because an array that already has its value is never refused.
-    Outside a transformation this starts computing the arrays.
-    """
-    import mlx.core as mx
-
-    held = [array for array in arrays if array is not None and array.size]
-    try:
-        mx.async_eval([array[(slice(0, 1),) * array.ndim] if array.ndim else array + 0 for array in held])
-    except ValueError:
-        return True
-    return False
 
 
 class Pipeline:
@@ -47,7 +30,9 @@ class Pipeline:
 
         if not (self.lazy and self._running):
             return tile_input
-        return mx.depends([tile_input], [self._running[-1]])[0]
+        # `mx.depends` says the same but can't be vmapped; a choice never taken reads no value that could spread.
+        earlier = self._running[-1]
+        return mx.where(mx.array(False), earlier[(slice(0, 1),) * earlier.ndim], tile_input)
 
     def wrote(self, out: mx.array, tile: mx.array) -> None:
         """Note that `out` now contains `tile`, and evaluate as the depth demands."""

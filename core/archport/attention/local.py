@@ -18,8 +18,11 @@ def local_device() -> DeviceFacts:
     """Facts of MLX's current default device."""
     import mlx.core as mx
 
-    gpu = mx.default_device() == mx.Device(mx.gpu)
-    return _facts("cpu" if not gpu else "metal" if mx.metal.is_available() else "cuda")
+    from archport.device.facts import host_device
+
+    if mx.default_device() != mx.Device(mx.gpu):
+        return host_device()
+    return _facts("metal" if mx.metal.is_available() else "cuda")
 
 
 @functools.lru_cache(maxsize=4)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from archport.attention import costs, masks
 from archport.attention.blocks import block, lane_blocks, lane_shape, mask_bytes
-from archport.attention.evaluation import Pipeline, traced
+from archport.attention.evaluation import Pipeline
 from archport.attention.kernel import attend_block
 from archport.attention.routes import FastCall, Kernel, Routes
 from archport.attention.visibility import Form, Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
 from archport.contract.device import DeviceFacts
+from archport.device.tracing import traced
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -119,10 +120,10 @@ def priced(
     if kernel is None:
         return None
     depth = 1 if device.kind == "cpu" or count == 1 else 2
-    mask = mask_bytes(call, tile, device)
+    mask = mask_bytes(call, tile)
     tile_output = tile.B * tile.n_heads * rows * call.v_head_dim * call.itemsize
     held = costs.transient(tile, kernel, device.kind) + mask + (tile_output if count > 1 else 0)
-    pairs = _visited(seen, call.q_len, rows, width)
+    pairs = visited(seen, call.q_len, rows, width)
     work = pairs / (rows * width)
     one = costs.seconds(tile, kernel, device)
     narrow = 1.0 if device.kind == "cpu" else 1.0 + 32.0 / rows
@@ -149,7 +150,7 @@ def _kernel(tile: FastCall, device: DeviceFacts, routes: Routes, force: bool) ->
     return route.forced if route.kernel == "composite" else None
 
 
-def _visited(seen: Visibility, q_len: int, rows: int, width: int) -> int:
+def visited(seen: Visibility, q_len: int, rows: int, width: int) -> int:
     """(query, key) pairs per head that the tiles compute, exact for causal and an upper bound for bands."""
     if seen.left is not None or seen.right is None:
         return q_len * width

@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from archport.contract.device import DeviceFacts
 from archport.contract.spec import DType
-from archport.device import blas
+from archport.device import blas, vectormath
 from archport.device.limits import usable_memory
 
 GB = 10**9
@@ -54,16 +54,25 @@ CPU_BANDWIDTH = 15 * GB
 def this_device() -> DeviceFacts:
     """Facts of MLX's default device, found once per process."""
     device = mx.default_device()
-    info = mx.device_info(device)
     if device.type == mx.DeviceType.cpu:
-        return cpu_facts(info, usable_memory(), _usable_cores(), blas.status().kind)
+        return host_device()
+    info = mx.device_info(device)
     if mx.metal.is_available():
         return metal_facts(info, platform.mac_ver()[0], _metal_wheel_tags())
     return cuda_facts(info)
 
 
-def cpu_facts(info: Mapping[str, str | int], memory: int, cores: int, blas_kind: blas.BlasKind) -> DeviceFacts:
-    """Facts of a CPU from MLX's `device_info`, the bytes the process may use, its cores and the BLAS it reaches."""
+@functools.cache
+def host_device() -> DeviceFacts:
+    """Facts of this machine's CPU, also beside a GPU, found once per process."""
+    info = mx.device_info(mx.Device(mx.cpu))
+    return cpu_facts(info, usable_memory(), _usable_cores(), blas.status().kind, vectormath.available())
+
+
+def cpu_facts(
+    info: Mapping[str, str | int], memory: int, cores: int, blas_kind: blas.BlasKind, vector_math: bool = False
+) -> DeviceFacts:
+    """Facts of a CPU from MLX's `device_info`, the bytes and cores the process may use, its BLAS and vector math."""
     fast = blas_kind in ("mkl", "openblas", "path", "not-needed")
     flops = dict(CPU_REFERENCE)
     if fast:
@@ -75,6 +84,7 @@ def cpu_facts(info: Mapping[str, str | int], memory: int, cores: int, blas_kind:
         total_memory=memory,
         flops=flops,
         bandwidth=CPU_BANDWIDTH,
+        vector_math=vector_math,
         mlx_version=MLX_VERSION,
     )
 

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import SpecError
+from archport.layers.activations import Activation
 from archport.layers.merging import MergedLinear
-
-Activation = Callable[[mx.array], mx.array]
-
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": nn.gelu,  # the erf form
-    "gelu_new": nn.gelu_approx,
-    "gelu_pytorch_tanh": nn.gelu_approx,
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
-
-
-def activation(name: str) -> Activation:
-    """The activation a config names in `hidden_act`.
-
-    Raises:
-        SpecError: for a name that is not known.
-    """
-    if name not in ACTIVATIONS:
-        raise SpecError(f"activation {name!r} is not supported; known: {', '.join(sorted(ACTIVATIONS))}")
-    return ACTIVATIONS[name]
 
 
 class MLP(nn.Module):

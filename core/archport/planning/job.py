@@ -20,6 +20,7 @@ from archport.contract import (
     MaskPolicy,
     PathChooser,
 )
+from archport.planning.batch import Batch, Steps
 from archport.planning.costs import TokenBytes, Weights, active_elements, element_bytes, has_experts, token_bytes
 from archport.planning.pins import Pins
 from archport.planning.plan import Mode
@@ -50,7 +51,7 @@ class Job:
         kinds: distinct layer specs, in order of appearance.
         layer_classes: per layer an index into `classes`.
         backend: name of the backend that the caller pinned for all attention.
-        memo, mask_pins, backend_pins: paths already chosen and hooks already asked.
+        memo, mask_pins, backend_pins, prefills: paths already chosen, hooks already asked, steps already laid out.
     """
 
     spec: ArchSpec
@@ -80,6 +81,9 @@ class Job:
     )
     backend_pins: dict[tuple[LayerSpec, int, int], str | None] = field(
         default_factory=dict["tuple[LayerSpec, int, int]", "str | None"]
+    )
+    prefills: dict[tuple[Batch, int, tuple[AttentionLimits, ...], bool], Steps] = field(
+        default_factory=dict["tuple[Batch, int, tuple[AttentionLimits, ...], bool]", "Steps"]
     )
 
     @property
@@ -126,7 +130,9 @@ def kinds_of(spec: ArchSpec) -> tuple[tuple[LayerSpec, ...], tuple[int, ...]]:
     return tuple(kinds), indices
 
 
-def classes_of(spec: ArchSpec, dtype: DType, *, packed: bool) -> tuple[tuple[LayerClass, ...], tuple[int, ...]]:
+def classes_of(
+    spec: ArchSpec, dtype: DType, device: DeviceFacts, *, packed: bool
+) -> tuple[tuple[LayerClass, ...], tuple[int, ...]]:
     """Distinct layer classes, and the index of each layer's own."""
     kinds, layer_kinds = kinds_of(spec)
     per_element = element_bytes(dtype, spec.quantization if packed else None)
@@ -142,7 +148,7 @@ def classes_of(spec: ArchSpec, dtype: DType, *, packed: bool) -> tuple[tuple[Lay
             classes.append(
                 LayerClass(
                     kind=kind,
-                    token=token_bytes(spec, kinds[kind], experts, dtype),
+                    token=token_bytes(spec, kinds[kind], experts, dtype, device.kind),
                     flops=2.0 * elements,
                     matrix_bytes=int(elements * per_element),
                 )

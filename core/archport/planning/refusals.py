@@ -16,8 +16,9 @@ from archport.contract import (
     MemoryBudgetExceeded,
     WorkBoundExceeded,
 )
+from archport.planning.batch import Batch
 from archport.planning.job import Job
-from archport.planning.quote import Batch, Quote
+from archport.planning.quote import Quote
 
 Fits = Callable[[Job, Batch], bool]
 
@@ -68,9 +69,9 @@ def refuse_dense(job: Job, batch: Batch) -> None:
         return
     widest = int((cap / (4 * shape.B)) ** 0.5)
     raise BufferTooLarge(
-        f"a dense mask of ({shape.B}, 1, {shape.L:,}, {S:,}) in float32 takes {size:,} bytes in one buffer; the largest "
-        f"buffer of {job.device.name} is {cap:,} bytes. At {shape.B} rows it fits up to {widest:,} tokens. Leave the "
-        "mask policy to the planner: it needs no such array",
+        f"a dense mask of ({shape.B}, 1, {shape.L:,}, {S:,}) in float32 takes {size:,} bytes in one buffer; the "
+        f"largest buffer of {job.device.name} is {cap:,} bytes. At {shape.B} rows it fits up to {widest:,} tokens. "
+        "Leave the mask policy to the planner: it needs no such array",
         required_bytes=size,
         limit_bytes=cap,
         binding="the device's largest buffer; moved by another mask policy, fewer rows or shorter ones",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from archport.attention import attend
-from archport.attention.evaluation import traced
+from archport.device.tracing import traced
 from archport.contract import ArchportError
 from archport.memory import Caches, KVCache
 from archport.planning import BatchPlan, Plan, StepPlan

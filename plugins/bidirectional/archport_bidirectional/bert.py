@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import MLP, Attention, PostNormBlock
-from archport.layers.mlp import activation
+from archport.layers.activations import activation
 
 # Published name -> name of the shared block's parameter.
 _RENAMES = (

@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary
-from archport.layers.mlp import activation
+from archport.layers.activations import activation
 
 
 class Qwen3(nn.Module):

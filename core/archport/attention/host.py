@@ -1,0 +1,260 @@
+"""Attention of a CPU's float32 prefill through MKL: tiles of scores in one scratch of numpy's, softmax in place.
+
+MLX's softmax takes 69 ns per score on a CPU, MKL's exponential and numpy's passes around it about 1.5. Scores lie
+transposed, (keys, queries), so that maximum and sum run over rows of memory, and q, k and v are read where they are,
+whatever their strides: heads that share keys repeat an address, not an array. Knows nothing of other devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from archport.attention import costs, tiles
+from archport.attention.blocks import lane_blocks, lane_shape
+from archport.attention.visibility import Visibility, visibility
+from archport.contract.attention import AttentionCall, Price
+from archport.contract.device import DeviceFacts
+from archport.device import vectormath
+from archport.device.tracing import traced
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+# Queries below which MLX's own call is as fast: a decode step is one pass over the keys.
+FEWEST_QUERIES = 8
+# Bytes of scores per tile: they pass through the cache six times, and a tile costs some 60 us of Python.
+TILE_BYTES = 2 << 20
+MOST_ROWS, FEWEST_ROWS = 256, 16
+# Seconds per score outside matrix products, without and with hidden keys, and per tile; two cores of an AMD EPYC.
+SCORE_SECONDS, HIDDEN_SECONDS, TILE_SECONDS = 1.5e-9, 0.5e-9, 6e-5
+# The value of a hidden score: far below any other, and finite, so that a row without a single key stays finite.
+HIDDEN = np.float32(-1e30)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Query tiles per (row, kv head) lane on the host, each on the keys that it can see."""
+
+    name: str = "host"
+
+    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        if device.kind != "cpu":
+            return ["MLX computes on a GPU"]
+        reasons: list[str] = []
+        if not device.vector_math:
+            reasons.append("MKL's vector functions are not there")
+        if call.dtype != "float32":
+            reasons.append(f"it computes in float32, not {call.dtype}")
+        if call.q_len < FEWEST_QUERIES:
+            reasons.append(f"{call.q_len} queries are fewer than {FEWEST_QUERIES}, where MLX's own call is as fast")
+        if call.mask == "segments":
+            reasons.append("documents are run one by one")
+        return reasons
+
+    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
+        """What the tiles cost.
+
+        The scratch is numpy's, so MLX's own counter never shows it; it is priced all the same, because the process
+        holds it. One tile's scores, maxima and sums exist at a time, which is all of the transient.
+        """
+        seen = visibility(call)
+        rows, lanes = _cut(call, seen)
+        B, kv_heads = lane_shape(call, lanes)
+        group = call.n_heads // call.n_kv_heads
+        width = seen.widest(rows)
+        count = _tiles(call, rows, lanes)
+        scores = B * kv_heads * group * rows * width
+        pairs = call.B * call.n_heads * tiles.visited(seen, call.q_len, rows, width)
+        flops = 2.0 * pairs * (call.head_dim + call.v_head_dim)
+        hiding = seen.has_array or seen.rows > 1 or seen.left is not None or seen.right is not None
+        per_score = SCORE_SECONDS + (HIDDEN_SECONDS if hiding else 0.0)
+        held = _scratch_bytes(scores, B * kv_heads * group * rows)
+        seconds = flops / (costs.rate(device, call.dtype) * 0.8) + pairs * per_score + count * TILE_SECONDS
+        return Price(
+            transient=held + costs.SLACK[device.kind],
+            output=call.output_bytes,
+            largest_buffer=max(held, call.output_bytes),
+            flops=flops,
+            dispatch_flops=flops,
+            q_tile=rows,
+            # The inputs are evaluated once; the tiles are no graph.
+            evaluations=1,
+            lanes=lanes,
+            seconds=seconds + costs.sync_seconds(device),
+            dispatch_seconds=seconds,
+        )
+
+    def run(
+        self,
+        call: AttentionCall,
+        price: Price,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        mask: mx.array | None = None,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        import mlx.core as mx
+
+        if not vectormath.available() or traced(q, k, v, mask, sinks):
+            # A transformation has no values to read. MLX's own call per tile, in order, as `tiled` does there.
+            lazy = replace(price, evaluations=_tiles(call, price.q_tile, price.lanes), route="composite")
+            return tiles.run(call, lazy, q, k, v, scale=scale, mask=mask, sinks=sinks, keys=Visibility.key_range)
+        # Zeros that nobody else holds: the view writes into the array's own memory. Heads lie beside each other as the
+        # output projection wants them.
+        out = mx.zeros((call.B, call.q_len, call.n_heads, call.v_head_dim), dtype=q.dtype)
+        mx.eval([array for array in (q, k, v, mask, sinks, out) if array is not None])
+        _fill(np.asarray(out), call, price, q, k, v, scale=scale, mask=mask, sinks=sinks)
+        return out.transpose(0, 2, 1, 3)
+
+
+def _cut(call: AttentionCall, seen: Visibility) -> tuple[int, int]:
+    """Rows and lanes of a tile: as many as keep its scores within TILE_BYTES, or within the call's own limit."""
+    allowed = TILE_BYTES
+    if call.limits.transient_bytes is not None:
+        allowed = min(allowed, call.limits.transient_bytes - costs.SLACK["cpu"])
+    group = call.n_heads // call.n_kv_heads
+    rows = min(call.q_len, MOST_ROWS)
+
+    def held(rows: int, lanes: int) -> int:
+        queries = lanes * group * rows
+        return _scratch_bytes(queries * seen.widest(rows), queries)
+
+    while rows > FEWEST_ROWS and held(rows, 1) > allowed:
+        rows = max(FEWEST_ROWS, rows // 2)
+    lanes = 1
+    for more in (*range(2, call.n_kv_heads + 1), *(call.n_kv_heads * many for many in range(2, call.B + 1))):
+        if held(rows, more) > allowed:
+            break
+        lanes = more
+    return rows, 0 if lanes == call.B * call.n_kv_heads else lanes
+
+
+def _tiles(call: AttentionCall, rows: int, lanes: int) -> int:
+    B, kv_heads = lane_shape(call, lanes)
+    return -(-call.q_len // rows) * -(-call.B // B) * -(-call.n_kv_heads // kv_heads)
+
+
+def _scratch_bytes(scores: int, queries: int) -> int:
+    """Bytes of a tile: its scores, and for each query a maximum, a sum and what numpy needs to divide by it."""
+    return 4 * scores + 16 * queries
+
+
+def _fill(
+    out: np.ndarray,
+    call: AttentionCall,
+    price: Price,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | None,
+    sinks: mx.array | None,
+) -> None:
+    """Write the attention of evaluated arrays into `out` (B, L, H, Dv), tile by tile."""
+    seen = visibility(call)
+    B, L, K, rows = call.B, call.q_len, call.n_kv_heads, price.q_tile
+    group = call.n_heads // K
+    # Views with one more axis, for the query heads that share keys.
+    queries = _rows(q).reshape(B, K, group, L, call.head_dim)
+    keys, values = _rows(k)[:, :, None], _rows(v)[:, :, None]
+    result = out.reshape(B, L, K, group, call.v_head_dim).transpose(0, 2, 3, 1, 4)
+    shown = None if mask is None else _grouped(np.asarray(mask), K, group)
+    logits = None if sinks is None else np.asarray(sinks).reshape(1, K, group, 1, 1)
+    most_rows, most_heads = lane_shape(call, price.lanes)
+    scratch = np.empty(most_rows * most_heads * group * min(L, rows) * seen.widest(rows), dtype=np.float32)
+    for at, heads, _ in lane_blocks(call, price.lanes):
+        lane = seen.of_rows(at.start, at.stop)
+        for a in range(0, L, rows):
+            b = min(a + rows, L)
+            lo, hi = lane.key_range(a, b)
+            tile_q = queries[at, heads, :, a:b]
+            shape = (*tile_q.shape[:3], hi - lo, b - a)
+            scores = scratch[: prod(shape)].reshape(shape)
+            tile_k = np.broadcast_to(keys[at, heads, :, lo:hi], (*shape[:4], call.head_dim))
+            vectormath.matmul(tile_k, tile_q.swapaxes(-1, -2), scores, scale=scale)
+            hidden = _hidden(lane, a, b, lo, hi)
+            if shown is not None:
+                part = _cut_mask(shown, at, heads, a, b, lo, hi)
+                if part.dtype == np.bool_:
+                    hidden.append((slice(None), slice(None), ~part))
+                else:
+                    scores += part
+            total = _softmax(scores, hidden, None if logits is None else logits[:, heads])
+            tile_v = np.broadcast_to(values[at, heads, :, lo:hi], (*shape[:4], call.v_head_dim))
+            tile_out = result[at, heads, :, a:b]
+            vectormath.matmul(scores.swapaxes(-1, -2), tile_v, tile_out)
+            tile_out /= total.swapaxes(-1, -2)
+
+
+# Rows of the batch and keys of a tile, and which of their (.., keys, queries) are hidden.
+Hidden = tuple[slice, slice, np.ndarray]
+
+
+def _softmax(scores: np.ndarray, hidden: list[Hidden], logits: np.ndarray | None) -> np.ndarray:
+    """Turn scores (b, K, G, keys, queries) into weights before division; returns what to divide by.
+
+    Args:
+        logits: sinks (1, K, G, 1, 1), one more score of every query.
+    """
+    for rows, keys, where in hidden:
+        np.copyto(scores[rows, :, :, keys], HIDDEN, where=where)
+    top = np.max(scores, axis=-2, keepdims=True)
+    # An additive mask may have hidden every key with -inf.
+    np.maximum(top, HIDDEN if logits is None else logits, out=top)
+    scores -= top
+    # Weights of 1e-38 instead of less change nothing, and spare MKL its slow path.
+    np.maximum(scores, np.float32(vectormath.LOWEST_EXPONENT), out=scores)
+    vectormath.exp(scores, scores)
+    for rows, keys, where in hidden:
+        np.copyto(scores[rows, :, :, keys], np.float32(0), where=where)
+    total = np.sum(scores, axis=-2, keepdims=True)
+    if logits is not None:
+        total += np.exp(logits - top)
+    # A query without any key: 0 / tiny is 0.
+    return np.maximum(total, np.finfo(np.float32).tiny, out=total)
+
+
+def _hidden(seen: Visibility, a: int, b: int, lo: int, hi: int) -> list[Hidden]:
+    """What reach and lengths hide from queries [a, b) of keys [lo, hi), where they hide anything."""
+    found: list[Hidden] = []
+    for row in range(seen.rows):
+        rows = slice(None) if seen.rows == 1 else slice(row, row + 1)
+        offset = seen.offsets[row if len(seen.offsets) > 1 else 0]
+        length = seen.key_lengths[row if len(seen.key_lengths) > 1 else 0]
+        at = np.arange(offset + a, offset + b)
+        if seen.right is not None and (first := max(lo, offset + a + seen.right + 1)) < hi:
+            found.append((rows, slice(first - lo, hi - lo), np.arange(first, hi)[:, None] > at + seen.right))
+        if seen.left is not None and (last := min(hi, offset + b - 1 - seen.left)) > lo:
+            found.append((rows, slice(0, last - lo), np.arange(lo, last)[:, None] < at - seen.left))
+        if length < hi:
+            found.append((rows, slice(max(0, length - lo), hi - lo), np.ones((1, 1), dtype=np.bool_)))
+    return found
+
+
+def _rows(x: mx.array) -> np.ndarray:
+    """A view of x (B, H, L, D) whose rows MKL can read; a copy of an x whose rows are scattered or repeated."""
+    view = np.asarray(x)
+    if view.strides[-1] == view.itemsize and view.strides[-2] >= view.shape[-1] * view.itemsize:
+        return view
+    return np.ascontiguousarray(view)
+
+
+def _grouped(mask: np.ndarray, K: int, group: int) -> np.ndarray:
+    """A mask in broadcast form as a view (B or 1, K or 1, G or 1, S or 1, L or 1)."""
+    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+    B, heads, L, S = mask.shape
+    return mask.reshape(B, K if heads > 1 else 1, group if heads > 1 else 1, L, S).swapaxes(-1, -2)
+
+
+def _cut_mask(mask: np.ndarray, at: slice, heads: slice, a: int, b: int, lo: int, hi: int) -> np.ndarray:
+    """The part of a grouped mask that one tile needs."""
+    places = (at, heads, slice(None), slice(lo, hi), slice(a, b))
+    return mask[tuple(place if length > 1 else slice(None) for place, length in zip(places, mask.shape, strict=True))]

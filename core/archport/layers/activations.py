@@ -1,0 +1,109 @@
+"""Activation functions by the names configs use; on a CPU with MKL, in float32, through its vector functions.
+
+A model's function is the same either way, within rounding. Inside a transformation (compile, grad, vmap), on other
+devices and in other element types it is MLX's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import pi, sqrt
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from archport.contract import SpecError
+from archport.device import vectormath
+from archport.device.tracing import traced
+
+Activation = Callable[[mx.array], mx.array]
+InPlace = Callable[[np.ndarray, np.ndarray], None]
+
+# Elements worked on at a time: two arrays of this size stay in a core's second-level cache.
+_BLOCK = 1 << 16
+# Below this a round through numpy costs more than it gains.
+_WORTH = 1 << 12
+
+
+def activation(name: str) -> Activation:
+    """The activation a config names in `hidden_act`.
+
+    Raises:
+        SpecError: for a name that is not known.
+    """
+    if name not in ACTIVATIONS:
+        raise SpecError(f"activation {name!r} is not supported; known: {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]
+
+
+def gelu(x: mx.array) -> mx.array:
+    """x * P(X <= x) for a standard normal X, by erf."""
+    return _on_host(x, _gelu) if _host_is_faster(x) else nn.gelu(x)
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """The approximation of `gelu` by tanh."""
+    return _on_host(x, _gelu_tanh) if _host_is_faster(x) else nn.gelu_approx(x)
+
+
+def silu(x: mx.array) -> mx.array:
+    """x * sigmoid(x)."""
+    return _on_host(x, _silu) if _host_is_faster(x) else nn.silu(x)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": nn.relu,
+    "silu": silu,
+}
+
+
+def _host_is_faster(x: mx.array) -> bool:
+    if x.dtype != mx.float32 or x.size < _WORTH or not vectormath.available():
+        return False
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return False
+    return not traced(x)
+
+
+def _on_host(x: mx.array, function: InPlace) -> mx.array:
+    """`function` of x, block by block into a new array."""
+    mx.eval(x)
+    source = np.ascontiguousarray(np.asarray(x)).reshape(-1)
+    # Zeros that nobody else holds: the view writes into the array's own memory, so nothing is copied into MLX.
+    made = mx.zeros(x.shape, dtype=mx.float32)
+    mx.eval(made)
+    target = np.asarray(made).reshape(-1)
+    for first in range(0, source.size, _BLOCK):
+        function(source[first : first + _BLOCK], target[first : first + _BLOCK])
+    return made
+
+
+def _gelu(x: np.ndarray, out: np.ndarray) -> None:
+    # One function and one product, and exact where 1 + erf(x) cancels.
+    vectormath.normal_cdf(x, out)
+    out *= x
+
+
+def _gelu_tanh(x: np.ndarray, out: np.ndarray) -> None:
+    np.multiply(x, x, out=out)
+    out *= np.float32(0.044715)
+    out += np.float32(1)
+    out *= x
+    out *= np.float32(sqrt(2 / pi))
+    vectormath.tanh(out, out)
+    out += np.float32(1)
+    out *= x
+    out *= np.float32(0.5)
+
+
+def _silu(x: np.ndarray, out: np.ndarray) -> None:
+    np.negative(x, out=out)
+    # Beyond these bounds the result is x or 0 to the last bit but one in 1e38.
+    np.clip(out, vectormath.LOWEST_EXPONENT, vectormath.HIGHEST_EXPONENT, out=out)
+    vectormath.exp(out, out)
+    out += np.float32(1)
+    np.divide(x, out, out=out)

@@ -1,0 +1,81 @@
+"""What MLX has unfinished at once: temporaries of the layers between two evaluations, and of the vision tower.
+
+Knows nothing of budgets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from archport.contract import AttentionCall, AttentionLayer, MaskPolicy
+from archport.planning.costs import in_flight_cap, vision_token_bytes
+from archport.planning.job import Job
+
+
+def layers_in_flight(job: Job, eval_every_layers: int, in_flight: int, *, others: bool) -> int:
+    """Layers whose temporaries may coexist; two batches' worth when one starts before the other is done."""
+    layers = len(job.layer_classes)
+    most = 2 * layers if others and in_flight > 1 else layers
+    return min(eval_every_layers * in_flight, most)
+
+
+def activations_in_flight(job: Job, tokens: int, width: int, evaluates: Sequence[bool] = ()) -> int:
+    """Bytes of temporaries when `width` layers of `tokens` tokens are unfinished at once.
+
+    Args:
+        evaluates: per kind of layer whether its attention evaluates the graph by itself; empty for none.
+    """
+    ends = evaluates or [False] * len(job.kinds)
+    per_class = [tokens * (each.token.split if ends[each.kind] else each.token.lazy) for each in job.classes]
+    widest = tokens * max(each.token.widest for each in job.classes)
+    cap = max(max(per_class), in_flight_cap(job.device, widest, job.dtype))
+    return min(heaviest_run(job, per_class, ends, width), cap)
+
+
+def heaviest_run(job: Job, per_class: Sequence[int], ends: Sequence[bool], width: int) -> int:
+    """The heaviest run of at most `width` layers in a row, by bytes per layer class.
+
+    Args:
+        ends: per kind of layer whether it evaluates the graph, so that nothing before it is unfinished.
+    """
+    layers = len(job.layer_classes)
+    if len(per_class) == 1:
+        return per_class[0] * (1 if ends[job.classes[0].kind] else width)
+    run: deque[int] = deque()
+    total = best = 0
+    # Two batches in flight follow each other: a run may go on in the next one.
+    for turn in range(layers if width <= layers else 2 * layers):
+        at = job.layer_classes[turn % layers]
+        if ends[job.classes[at].kind]:
+            run.clear()
+            total = 0
+        run.append(per_class[at])
+        total += per_class[at]
+        if len(run) > width:
+            total -= run.popleft()
+        best = max(best, total)
+    return best
+
+
+def vision_transient(job: Job) -> int:
+    """Bytes in flight while the largest image passes one block of the vision tower, which is evaluated per block."""
+    vision = job.spec.vision
+    if vision is None or not job.images:
+        return 0
+    patches, largest = max(job.images), 0
+    for layer in set(vision.layers):
+        if isinstance(layer, AttentionLayer):
+            call = AttentionCall.of(
+                layer,
+                MaskPolicy("none"),
+                job.device,
+                B=1,
+                q_len=patches,
+                kv_len=patches,
+                dtype=job.dtype,
+                limits=job.limits,
+            )
+            scratch = job.path(call, None).price.transient
+            largest = max(largest, patches * vision_token_bytes(job.spec, layer, job.dtype) + scratch)
+    return largest

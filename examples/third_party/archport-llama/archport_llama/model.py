@@ -9,8 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary
-from archport.layers.mlp import activation
+from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary, activation
 
 
 class Llama(nn.Module):

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from archport.attention import attend
-from archport.device.tracing import traced
 from archport.contract import ArchportError
+from archport.device.tracing import traced
 from archport.memory import Caches, KVCache
 from archport.planning import BatchPlan, Plan, StepPlan
 

@@ -3,10 +3,10 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from archport_sdpa_demo.backend import Stream32
 
 from archport.contract import AttentionCall, AttentionLimits
 from archport.device.facts import this_device
-from archport_sdpa_demo.backend import Stream32
 
 STREAM, DEVICE = Stream32(), this_device()
 

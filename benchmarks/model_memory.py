@@ -30,7 +30,7 @@ from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import claim, discover
 from archport.device.facts import this_device
 from archport.device.sizes import format_bytes
-from archport.engine import path_chooser
+from archport.loading import path_chooser
 from archport.running.encode import Encoder
 from archport.running.planned import Planner, hidden_dtype, parameter_bytes
 from archport.running.pool import VectorHead

@@ -171,7 +171,7 @@ class HubServer:
         for key, value in {**headers, "Content-Length": str(len(content))}.items():
             handler.send_header(key, value)
         handler.end_headers()
-        if body:
+        if body and handler.command != "HEAD":
             part = content if sent is None else sent
             handler.wfile.write(part)
             if len(part) < len(content):

@@ -23,9 +23,10 @@ LEVELS = {
     "memory": 2,
     "layers": 2,
     "running": 3,
-    "engine": 4,
-    "testing": 5,
-    "cli": 6,
+    "loading": 4,
+    "engine": 5,
+    "testing": 6,
+    "cli": 7,
 }
 # A plan is made from facts it is handed, also for machines that are not this one.
 NARROWER = {"planning": {"contract"}}

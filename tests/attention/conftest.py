@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from archport.attention import builtin_backends, choose
 from archport.contract import AttentionCall, AttentionLimits, DeviceFacts
 

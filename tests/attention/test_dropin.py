@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from archport.attention import chunked, scaled_dot_product_attention
 
 BACKENDS = ("auto", "composite", "tiled", "banded", "chunked")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from archport.attention import attend, builtin_backends, choose
 from archport.contract import AttentionCall, AttentionLimits, DeviceFacts
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from archport.attention import Chooser, builtin_backends
-
 from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionPath, DeviceFacts, InputError, Price
 from archport.contract.hooks import Hooks, Speaker
 

@@ -2,13 +2,17 @@
 
     python benchmarks/model_memory.py [--write]
 
-Every case plans rows of given lengths within a budget, runs the plan, and compares MLX's peak counter (after a warm-up of
-the same plan) with the plan's. On a GPU the shapes are those of Qwen3-Embedding-0.6B and BERT-base; on a CPU small ones.
+Every case plans rows of given lengths within a budget, runs the plan, and compares MLX's peak counter (after a warm-up
+of the same plan) with the plan's. On a GPU the shapes are those of Qwen3-Embedding-0.6B and BERT-base; on a CPU small.
 Exits 1 when a plan was too low, or too high where more than 32 MB moves (1.25x on a CPU, 1.5x on a GPU).
 """
 
 from __future__ import annotations
 
+# First, because it loads the BLAS that MLX uses on a CPU.
+import archport
+
+# isort: split
 import argparse
 import gc
 import platform
@@ -23,7 +27,6 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
-import archport  # first: it loads the BLAS that MLX uses on a CPU
 from archport.checkpoint import normalise_config
 from archport.contract import AdmissionRefused, AttentionLimits, EmbeddingHead
 from archport.contract.hooks import Hooks, Speaker
@@ -120,6 +123,21 @@ def measure(encoder: Encoder, head: VectorHead, lengths: list[int]) -> tuple[int
     return plan.peak, measured, measured - base, seconds, len(plan.batches)
 
 
+def planner_for(trunk: Any, spec: Any, hooks: Hooks, budget: int) -> Planner:
+    return Planner(
+        spec=spec,
+        device=this_device(),
+        budget=budget,
+        max_context=spec.max_positions,
+        choose=path_chooser(hooks),
+        pins=hooks,
+        plugin="benchmark",
+        weight_bytes=parameter_bytes(trunk),
+        dtype=hidden_dtype(trunk),
+        limits=AttentionLimits(),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the output to benchmarks/results too")
@@ -139,12 +157,9 @@ def main() -> None:
         head = VectorHead(EmbeddingHead(("last",) if spec.semantics == "causal" else ("mean",)))
         for lengths in requests:
             for share in (None, 2.0, 1.2):
-                planner = Planner(spec, device, device.default_budget, spec.max_positions, path_chooser(hooks), hooks,
-                                  "benchmark", parameter_bytes(trunk), hidden_dtype(trunk), AttentionLimits())  # fmt: skip
+                planner = planner_for(trunk, spec, hooks, device.default_budget)
                 if share is not None:
-                    least = planner(lengths).minimum
-                    planner = Planner(spec, device, int(share * least), spec.max_positions, path_chooser(hooks), hooks,
-                                      "benchmark", parameter_bytes(trunk), hidden_dtype(trunk), AttentionLimits())  # fmt: skip
+                    planner = planner_for(trunk, spec, hooks, int(share * planner(lengths).minimum))
                 try:
                     predicted, measured, moved, seconds, batches = measure(Encoder(trunk, spec, planner), head, lengths)
                 except AdmissionRefused as refused:

@@ -44,7 +44,7 @@ def _attention64(q, k, v, *, scale, shown=None, added=None, sinks=None):
 
 
 def _visible(L, S, left=None, right=None, offset=None):
-    """Bool (L, S): key j within (left, right) of query i, which stands at offset + i; lower right aligned by default."""
+    """Bool (L, S): key j within (left, right) of query i at offset + i, lower right aligned by default."""
     at = np.arange(L)[:, None] + (S - L if offset is None else offset)
     keys = np.arange(S)[None]
     shown = np.ones((L, S), dtype=bool)

@@ -26,8 +26,9 @@ def sdpa(monkeypatch):
         try:
             return scaled_dot_product_attention(q, k, v, scale=SCALE, backend=backend, **kwargs)
         except ValueError as error:
-            assert backend in ("banded", "tiled"), error
-            assert "window" in str(error), error
+            # Windows are what banded is for and tiled is not; any other refusal is a failure.
+            if backend not in ("banded", "tiled") or "window" not in str(error):
+                raise
             return None
 
     return run

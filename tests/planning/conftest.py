@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from archport.attention import Chooser, builtin_backends
-from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionPath, DeviceFacts, InputError, Price
-from archport.contract.hooks import Hooks, Speaker
+from archport.contract import ArchSpec, AttentionCall, AttentionPath, DeviceFacts, InputError, Price
 
 
 @dataclass(frozen=True)
@@ -108,72 +107,42 @@ def real_choose() -> Chooser:
     return Chooser(tuple(builtin_backends()))
 
 
-DATA = Path(__file__).parent / "data"
+@pytest.fixture(scope="session")
+def goldens() -> ModuleType:
+    """The script that freezes plans."""
+    return _module("goldens")
 
 
 @pytest.fixture(scope="session")
-def hybrid_27b() -> ArchSpec:
-    """The 4-bit hybrid shape of 27B, as a plugin claims it."""
-    found = importlib.util.spec_from_file_location("hybrid_plugin", DATA.parent / "hybrid_plugin.py")
+def models() -> dict[str, ArchSpec]:
+    """The models that plans are tested with."""
+    return _module("models").models()
+
+
+@pytest.fixture(scope="session")
+def qwen3_06b(models: dict[str, ArchSpec]) -> ArchSpec:
+    return models["qwen3_06b"]
+
+
+@pytest.fixture(scope="session")
+def hybrid_27b(models: dict[str, ArchSpec]) -> ArchSpec:
+    return models["hybrid_27b"]
+
+
+@pytest.fixture(scope="session")
+def windowed(models: dict[str, ArchSpec]) -> ArchSpec:
+    return models["windowed"]
+
+
+@pytest.fixture(scope="session")
+def bert(models: dict[str, ArchSpec]) -> ArchSpec:
+    return models["bert"]
+
+
+def _module(name: str) -> ModuleType:
+    found = importlib.util.spec_from_file_location(f"planning_{name}", Path(__file__).parent / f"{name}.py")
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
-    claimed = Hooks([Speaker("hybrid (tests)", module)]).claim(json.loads((DATA / "hybrid_27b_4bit.json").read_text()))
-    assert claimed is not None
-    return claimed
-
-
-@pytest.fixture(scope="session")
-def qwen3_06b() -> ArchSpec:
-    """Qwen3-Embedding-0.6B, from its published config."""
-    config = json.loads((DATA / "qwen3_embedding_06b.json").read_text())
-    layer = AttentionLayer(
-        semantics="causal",
-        n_heads=config["num_attention_heads"],
-        n_kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
-    )
-    return ArchSpec(
-        arch="qwen3",
-        tasks=("embed", "generate"),
-        layers=(layer,) * config["num_hidden_layers"],
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        max_positions=config["max_position_embeddings"],
-        dtype=config["torch_dtype"],
-        tied_head=config["tie_word_embeddings"],
-    )
-
-
-@pytest.fixture(scope="session")
-def windowed() -> ArchSpec:
-    """Five windowed layers to one full one, causal."""
-    near = AttentionLayer(semantics="causal", n_heads=8, n_kv_heads=4, head_dim=128, reach=(511, 0))
-    far = AttentionLayer(semantics="causal", n_heads=8, n_kv_heads=4, head_dim=128)
-    return ArchSpec(
-        arch="windowed",
-        tasks=("generate",),
-        layers=((near,) * 5 + (far,)) * 4,
-        vocab_size=32_000,
-        hidden_size=1024,
-        intermediate_size=4096,
-        max_positions=131_072,
-        dtype="bfloat16",
-    )
-
-
-@pytest.fixture(scope="session")
-def bert() -> ArchSpec:
-    layer = AttentionLayer(semantics="bidirectional", n_heads=12, n_kv_heads=12, head_dim=64)
-    return ArchSpec(
-        arch="bert",
-        tasks=("embed",),
-        layers=(layer,) * 12,
-        vocab_size=30_522,
-        hidden_size=768,
-        intermediate_size=3072,
-        max_positions=8192,
-        gated_mlp=False,
-    )
+    return module

@@ -7,6 +7,7 @@ whatever their strides: heads that share keys repeat an address, not an array. K
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from archport.attention.blocks import lane_blocks, lane_shape
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
 from archport.contract.device import DeviceFacts
-from archport.device import vectormath
+from archport.device import vectormath, workers
 from archport.device.tracing import traced
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ FEWEST_QUERIES = 8
 TILE_BYTES = 2 << 20
 MOST_ROWS, FEWEST_ROWS = 256, 16
 # Seconds per score outside matrix products, without and with hidden keys, and per tile; two cores of an AMD EPYC.
-SCORE_SECONDS, HIDDEN_SECONDS, TILE_SECONDS = 1.5e-9, 0.5e-9, 6e-5
+SCORE_SECONDS, HIDDEN_SECONDS, TILE_SECONDS, START_SECONDS = 1.0e-9, 0.5e-9, 1e-4, 1e-4
 # The value of a hidden score: far below any other, and finite, so that a row without a single key stays finite.
 HIDDEN = np.float32(-1e30)
 
@@ -45,7 +46,7 @@ class Host:
         if device.kind != "cpu":
             return ["MLX computes on a GPU"]
         reasons: list[str] = []
-        if not device.vector_math:
+        if not device.vector_threads:
             reasons.append("MKL's vector functions are not there")
         if call.dtype != "float32":
             reasons.append(f"it computes in float32, not {call.dtype}")
@@ -62,20 +63,16 @@ class Host:
         holds it. One tile's scores, maxima and sums exist at a time, which is all of the transient.
         """
         seen = visibility(call)
-        rows, lanes = _cut(call, seen)
-        B, kv_heads = lane_shape(call, lanes)
-        group = call.n_heads // call.n_kv_heads
-        width = seen.widest(rows)
+        rows, lanes, threads = _cut(call, seen, device)
         count = _tiles(call, rows, lanes)
-        scores = B * kv_heads * group * rows * width
-        pairs = call.B * call.n_heads * tiles.visited(seen, call.q_len, rows, width)
+        pairs = call.B * call.n_heads * tiles.visited(seen, call.q_len, rows, seen.widest(rows))
         flops = 2.0 * pairs * (call.head_dim + call.v_head_dim)
         hiding = seen.has_array or seen.rows > 1 or seen.left is not None or seen.right is not None
-        per_score = SCORE_SECONDS + (HIDDEN_SECONDS if hiding else 0.0)
-        held = _scratch_bytes(scores, B * kv_heads * group * rows)
-        seconds = flops / (costs.rate(device, call.dtype) * 0.8) + pairs * per_score + count * TILE_SECONDS
+        host = pairs * (SCORE_SECONDS + (HIDDEN_SECONDS if hiding else 0.0)) + count * TILE_SECONDS
+        seconds = flops / (costs.rate(device, call.dtype) * 0.8) + host / threads + START_SECONDS
+        held = _tile_bytes(call, seen, rows, lanes)
         return Price(
-            transient=held + costs.SLACK[device.kind],
+            transient=threads * held + costs.SLACK[device.kind],
             output=call.output_bytes,
             largest_buffer=max(held, call.output_bytes),
             flops=flops,
@@ -83,8 +80,9 @@ class Host:
             q_tile=rows,
             # The inputs are evaluated once; the tiles are no graph.
             evaluations=1,
+            depth=threads,
             lanes=lanes,
-            seconds=seconds + costs.sync_seconds(device),
+            seconds=seconds,
             dispatch_seconds=seconds,
         )
 
@@ -114,26 +112,23 @@ class Host:
         return out.transpose(0, 2, 1, 3)
 
 
-def _cut(call: AttentionCall, seen: Visibility) -> tuple[int, int]:
-    """Rows and lanes of a tile: as many as keep its scores within TILE_BYTES, or within the call's own limit."""
-    allowed = TILE_BYTES
-    if call.limits.transient_bytes is not None:
-        allowed = min(allowed, call.limits.transient_bytes - costs.SLACK["cpu"])
-    group = call.n_heads // call.n_kv_heads
+def _cut(call: AttentionCall, seen: Visibility, device: DeviceFacts) -> tuple[int, int, int]:
+    """Rows and lanes of a tile, and tiles at once: as many as keep TILE_BYTES and the call's own limit."""
+    threads = max(1, device.vector_threads)
+    room = call.limits.transient_on(device) - costs.SLACK["cpu"]
+    allowed = min(TILE_BYTES, room // threads)
     rows = min(call.q_len, MOST_ROWS)
-
-    def held(rows: int, lanes: int) -> int:
-        queries = lanes * group * rows
-        return _scratch_bytes(queries * seen.widest(rows), queries)
-
-    while rows > FEWEST_ROWS and held(rows, 1) > allowed:
+    while rows > FEWEST_ROWS and _tile_bytes(call, seen, rows, 1) > allowed:
         rows = max(FEWEST_ROWS, rows // 2)
+    every = call.B * call.n_kv_heads
+    most = -(-every // threads) if rows >= call.q_len else every
     lanes = 1
     for more in (*range(2, call.n_kv_heads + 1), *(call.n_kv_heads * many for many in range(2, call.B + 1))):
-        if held(rows, more) > allowed:
+        if more > most or _tile_bytes(call, seen, rows, more) > allowed:
             break
         lanes = more
-    return rows, 0 if lanes == call.B * call.n_kv_heads else lanes
+    fitting = max(1, room // _tile_bytes(call, seen, rows, lanes))
+    return rows, lanes, min(threads, fitting, _tiles(call, rows, lanes))
 
 
 def _tiles(call: AttentionCall, rows: int, lanes: int) -> int:
@@ -141,9 +136,15 @@ def _tiles(call: AttentionCall, rows: int, lanes: int) -> int:
     return -(-call.q_len // rows) * -(-call.B // B) * -(-call.n_kv_heads // kv_heads)
 
 
-def _scratch_bytes(scores: int, queries: int) -> int:
-    """Bytes of a tile: its scores, and for each query a maximum, a sum and what numpy needs to divide by it."""
-    return 4 * scores + 16 * queries
+def _queries(call: AttentionCall, lanes: int, rows: int) -> int:
+    B, kv_heads = lane_shape(call, lanes)
+    return B * kv_heads * (call.n_heads // call.n_kv_heads) * rows
+
+
+def _tile_bytes(call: AttentionCall, seen: Visibility, rows: int, lanes: int) -> int:
+    """Bytes of a tile: its scores, and per query a maximum, a sum and what numpy holds while it divides by that."""
+    queries = _queries(call, lanes, rows)
+    return 4 * queries * seen.widest(rows) + 16 * queries
 
 
 def _fill(
@@ -168,12 +169,14 @@ def _fill(
     result = out.reshape(B, L, K, group, call.v_head_dim).transpose(0, 2, 3, 1, 4)
     shown = None if mask is None else _grouped(np.asarray(mask), K, group)
     logits = None if sinks is None else np.asarray(sinks).reshape(1, K, group, 1, 1)
-    most_rows, most_heads = lane_shape(call, price.lanes)
-    scratch = np.empty(most_rows * most_heads * group * min(L, rows) * seen.widest(rows), dtype=np.float32)
-    for at, heads, _ in lane_blocks(call, price.lanes):
-        lane = seen.of_rows(at.start, at.stop)
-        for a in range(0, L, rows):
-            b = min(a + rows, L)
+    most = _queries(call, price.lanes, min(rows, L)) * seen.widest(rows)
+
+    def worker() -> Callable[[Piece], None]:
+        scratch = np.empty(most, dtype=np.float32)
+
+        def work(piece: Piece) -> None:
+            at, heads, a, b = piece
+            lane = seen.of_rows(at.start, at.stop)
             lo, hi = lane.key_range(a, b)
             tile_q = queries[at, heads, :, a:b]
             shape = (*tile_q.shape[:3], hi - lo, b - a)
@@ -193,7 +196,19 @@ def _fill(
             vectormath.matmul(scores.swapaxes(-1, -2), tile_v, tile_out)
             tile_out /= total.swapaxes(-1, -2)
 
+        return work
 
+    pieces = [
+        (at, heads, a, min(a + rows, L))
+        for at, heads, _ in lane_blocks(call, price.lanes)
+        # Late queries of a causal call see the most keys; the longest pieces first keep all threads busy to the end.
+        for a in reversed(range(0, L, rows))
+    ]
+    workers.spread(pieces, worker, price.depth)
+
+
+# Rows of the batch, kv heads, and queries [a, b) of a tile.
+Piece = tuple[slice, slice, int, int]
 # Rows of the batch and keys of a tile, and which of their (.., keys, queries) are hidden.
 Hidden = tuple[slice, slice, np.ndarray]
 
@@ -210,16 +225,11 @@ def _softmax(scores: np.ndarray, hidden: list[Hidden], logits: np.ndarray | None
     # An additive mask may have hidden every key with -inf.
     np.maximum(top, HIDDEN if logits is None else logits, out=top)
     scores -= top
-    # Weights of 1e-38 instead of less change nothing, and spare MKL its slow path.
-    np.maximum(scores, np.float32(vectormath.LOWEST_EXPONENT), out=scores)
-    vectormath.exp(scores, scores)
-    for rows, keys, where in hidden:
-        np.copyto(scores[rows, :, :, keys], np.float32(0), where=where)
+    np.exp(scores, out=scores)
     total = np.sum(scores, axis=-2, keepdims=True)
     if logits is not None:
         total += np.exp(logits - top)
-    # A query without any key: 0 / tiny is 0.
-    return np.maximum(total, np.finfo(np.float32).tiny, out=total)
+    return total
 
 
 def _hidden(seen: Visibility, a: int, b: int, lo: int, hi: int) -> list[Hidden]:

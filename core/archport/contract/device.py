@@ -29,8 +29,8 @@ class DeviceFacts:
         bandwidth: sustained bytes/s of device memory.
         watchdog_seconds: longest one dispatch may take without risk of the system killing it; None where nothing
             watches. Metal's own bound is undocumented, reported between 1 and 10 s.
-        vector_math: whether MKL's vector functions are there, which turn a CPU's float32 softmax and activations from
-            the largest part of a forward pass into a small one.
+        vector_threads: threads on which this CPU computes float32 attention outside MLX, through MKL; 0 where MKL is
+            not loaded, and on GPUs.
         nax: whether MLX's matrix-accelerator kernels apply (Apple GPU generation 17 and later).
         mlx_version: the MLX release whose routes are meant.
         simulated: whether the numbers come from a profile and not from this machine.
@@ -45,7 +45,7 @@ class DeviceFacts:
     flops: Mapping[DType, float] = field(default_factory=dict["DType", float])
     bandwidth: float = 0.0
     watchdog_seconds: float | None = None
-    vector_math: bool = False
+    vector_threads: int = 0
     nax: bool = False
     mlx_version: str = ""
     simulated: bool = False

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
 import platform
 import re
-import sys
 from collections.abc import Mapping
 
 import mlx.core as mx
 
 from archport.contract.device import DeviceFacts
 from archport.contract.spec import DType
-from archport.device import blas, vectormath
+from archport.device import blas, workers
 from archport.device.limits import usable_memory
 
 GB = 10**9
@@ -66,13 +64,13 @@ def this_device() -> DeviceFacts:
 def host_device() -> DeviceFacts:
     """Facts of this machine's CPU, also beside a GPU, found once per process."""
     info = mx.device_info(mx.Device(mx.cpu))
-    return cpu_facts(info, usable_memory(), _usable_cores(), blas.status().kind, vectormath.available())
+    return cpu_facts(info, usable_memory(), workers.cores(), blas.status().kind, workers.threads())
 
 
 def cpu_facts(
-    info: Mapping[str, str | int], memory: int, cores: int, blas_kind: blas.BlasKind, vector_math: bool = False
+    info: Mapping[str, str | int], memory: int, cores: int, blas_kind: blas.BlasKind, vector_threads: int = 0
 ) -> DeviceFacts:
-    """Facts of a CPU from MLX's `device_info`, the bytes and cores the process may use, its BLAS and vector math."""
+    """Facts of a CPU from MLX's `device_info`, the bytes and cores the process may use, its BLAS and vector threads."""
     fast = blas_kind in ("mkl", "openblas", "path", "not-needed")
     flops = dict(CPU_REFERENCE)
     if fast:
@@ -84,7 +82,7 @@ def cpu_facts(
         total_memory=memory,
         flops=flops,
         bandwidth=CPU_BANDWIDTH,
-        vector_math=vector_math,
+        vector_threads=vector_threads,
         mlx_version=MLX_VERSION,
     )
 
@@ -144,9 +142,3 @@ def _metal_wheel_tags() -> tuple[str, ...]:
     except importlib.metadata.PackageNotFoundError:
         return ()
     return tuple(line.partition(":")[2].strip() for line in wheel.splitlines() if line.startswith("Tag:"))
-
-
-def _usable_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from archport.contract import SpecError
-from archport.device import vectormath
+from archport.device import vectormath, workers
 from archport.device.tracing import traced
 
 Activation = Callable[[mx.array], mx.array]
@@ -39,7 +39,7 @@ def activation(name: str) -> Activation:
 
 def gelu(x: mx.array) -> mx.array:
     """x * P(X <= x) for a standard normal X, by erf."""
-    return _on_host(x, _gelu) if _host_is_faster(x) else nn.gelu(x)
+    return _on_host(x, _gelu) if vectormath.available() and _host_is_faster(x) else nn.gelu(x)
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
@@ -62,7 +62,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def _host_is_faster(x: mx.array) -> bool:
-    if x.dtype != mx.float32 or x.size < _WORTH or not vectormath.available():
+    if x.dtype != mx.float32 or x.size < _WORTH:
         return False
     if mx.default_device().type != mx.DeviceType.cpu:
         return False
@@ -77,8 +77,11 @@ def _on_host(x: mx.array, function: InPlace) -> mx.array:
     made = mx.zeros(x.shape, dtype=mx.float32)
     mx.eval(made)
     target = np.asarray(made).reshape(-1)
-    for first in range(0, source.size, _BLOCK):
+
+    def work(first: int) -> None:
         function(source[first : first + _BLOCK], target[first : first + _BLOCK])
+
+    workers.spread(range(0, source.size, _BLOCK), lambda: work, workers.cores())
     return made
 
 
@@ -94,7 +97,7 @@ def _gelu_tanh(x: np.ndarray, out: np.ndarray) -> None:
     out += np.float32(1)
     out *= x
     out *= np.float32(sqrt(2 / pi))
-    vectormath.tanh(out, out)
+    np.tanh(out, out=out)
     out += np.float32(1)
     out *= x
     out *= np.float32(0.5)
@@ -102,8 +105,7 @@ def _gelu_tanh(x: np.ndarray, out: np.ndarray) -> None:
 
 def _silu(x: np.ndarray, out: np.ndarray) -> None:
     np.negative(x, out=out)
-    # Beyond these bounds the result is x or 0 to the last bit but one in 1e38.
-    np.clip(out, vectormath.LOWEST_EXPONENT, vectormath.HIGHEST_EXPONENT, out=out)
-    vectormath.exp(out, out)
+    np.minimum(out, np.float32(88), out=out)  # exp of more is infinite, and numpy warns
+    np.exp(out, out=out)
     out += np.float32(1)
     np.divide(x, out, out=out)

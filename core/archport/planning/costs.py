@@ -27,11 +27,9 @@ WEIGHT_TOLERANCE = 0.05
 # Arithmetic rate assumed where a device states none; said in the plan's notes.
 UNKNOWN_FLOPS = 1e12
 
-# Seconds that one wait for the device costs when nothing is queued behind it. CUDA: 553 against 640 TFLOP/s for 8192^3
-# products evaluated one by one or ten at a time. Metal: not measured, same order. CPU: a thread hand-over.
-WAIT_SECONDS = {"cuda": 0.5e-3, "metal": 0.4e-3, "cpu": 0.03e-3}
-# The same with another stretch already queued: only the host's share of starting it remains.
-OVERLAPPED_SECONDS = {"cuda": 0.02e-3, "metal": 0.02e-3, "cpu": 0.03e-3}
+# Seconds from the end of a stretch until the host has noticed and started the next one. CUDA: 8192^3 products run at
+# 553 TFLOP/s evaluated one by one and at 640 ten at a time. Metal: not measured, same order. CPU: a thread hand-over.
+WAIT_SECONDS: dict[DeviceKind, float] = {"cuda": 0.3e-3, "metal": 0.3e-3, "cpu": 0.03e-3}
 
 # MLX queues at most this many command buffers (tasks) before it waits, whatever the graph holds.
 TASKS_IN_FLIGHT = 10
@@ -187,12 +185,12 @@ def token_bytes(spec: ArchSpec, layer: LayerSpec, experts: bool, dtype: DType, k
         inner = e.per_token * e.intermediate_size + e.shared_intermediate_size
         # Each token is copied to its experts and their answers are gathered again.
         extra = 2 * e.per_token * D * s + 8 * e.count
-        lazy, split = lazy + 4 * inner * s + extra, split + 3 * inner * s + extra
+        lazy, split = (each + 3 * inner * s + extra for each in (lazy, split))
         widths["the experts' inputs"] = e.per_token * D * s
         widths["the experts' gate and up"] = 2 * e.per_token * e.intermediate_size * s
     else:
         inner = spec.intermediate_size * s
-        lazy, split = (lazy + 4 * inner, split + 3 * inner) if spec.gated_mlp else (lazy + inner, split + inner)
+        lazy, split = (each + (3 if spec.gated_mlp else 1) * inner for each in (lazy, split))
         widths["gate and up" if spec.gated_mlp else "the MLP's inside"] = (2 if spec.gated_mlp else 1) * inner
     name = max(widths, key=lambda key: widths[key])
     return TokenBytes(lazy=lazy, split=split, widest=widths[name], widest_name=name)

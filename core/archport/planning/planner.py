@@ -25,7 +25,7 @@ from archport.planning.pins import NoPins, Pins
 from archport.planning.plan import BatchPlan, KindPlan, Mode, Plan
 from archport.planning.quote import Quote, Schedule, quote
 from archport.planning.refusals import refuse, refuse_context, refuse_dense
-from archport.planning.search import chunks, even, rows_that_fit, schedule_of
+from archport.planning.search import even, minimum, rows_that_fit, schedule_of
 from archport.planning.shapes import Group, group_rows, padded_length
 from archport.planning.steps import decode_step
 
@@ -89,8 +89,9 @@ def plan_request(
         raise InputError(
             f"{len(rows)} lengths and {len(start)} cached counts; expected at least one length, and as many of both"
         )
-    for name, value in (("new_tokens", new_tokens or 0), ("chunk", (chunk or 1) - 1), ("budget", (budget or 1) - 1)):
-        _whole(name, [value], 0)
+    for name, value, least in (("new_tokens", new_tokens, 0), ("chunk", chunk, 1), ("budget", budget, 1)):
+        if value is not None:
+            _whole(name, [value], least)
     used: DType = dtype or ("float32" if device.kind == "cpu" else spec.dtype)
     packed = device.kind != "cpu"
     weights = estimate_weights(spec, used if device.kind == "cpu" or dtype else spec.dtype, packed=packed)
@@ -122,7 +123,7 @@ def plan_request(
     )
     refuse_context(job, rows, start)
     batches = _dense_batch(job, rows, start) if dense else _batches(job, rows, start)
-    minimum = _minimum(job, rows, start) if not dense else max(batch.peak for batch in batches)
+    smallest = _minimum(job, rows, start) if not dense else max(batch.peak for batch in batches)
     plan = Plan(
         arch=spec.arch,
         mode=job.mode,
@@ -132,7 +133,7 @@ def plan_request(
         max_context=ceiling,
         layer_kinds=layer_kinds,
         batches=batches,
-        minimum=minimum,
+        minimum=smallest,
         notes=_notes(job, batches),
     )
     return replace(plan, cost=_cost(job, plan, rows, start))
@@ -234,11 +235,12 @@ def _dense_batch(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tu
 
 
 def _minimum(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> int:
-    """The smallest peak of any schedule: the longest row alone, in the smallest chunk or whole, evaluated per layer."""
+    """The smallest peak of any schedule: the longest row alone, or all rows that decode together."""
     count = len(rows) if job.mode == "generate" else 1
-    batch = even(job, count, max(rows), max(cached), others=False)
-    widths = chunks(job, batch.shape)
-    return min(quote(job, batch, Schedule(width, 1, 1), least=True).peak for width in {widths[0], widths[-1]})
+    most = max(job.max_context - max(cached) - job.new, max(rows))
+    width = padded_length(max(rows), job.device.kind, most)
+    others = job.mode == "embed" and len(rows) > 1
+    return minimum(job, even(job, count, width, max(cached), others=others))
 
 
 def _cost(job: Job, plan: Plan, rows: tuple[int, ...], cached: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from archport.contract import AttentionLimits, KVAllocation
 from archport.planning.batch import Batch, Steps
 from archport.planning.caches import CacheBytes, allocation, cache_bytes
-from archport.planning.costs import OVERLAPPED_SECONDS, WAIT_SECONDS, itemsize, rate
+from archport.planning.costs import WAIT_SECONDS, itemsize, rate
 from archport.planning.flight import activations_in_flight, heaviest_run, layers_in_flight, vision_transient
 from archport.planning.job import Job
 from archport.planning.plan import Buffer, StepPlan, Work
@@ -72,8 +72,8 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
     fixed = _fixed_bytes(job, batch, caches, chunk)
     tokens = shape.B * min(chunk, shape.L)
     width = layers_in_flight(job, schedule.eval_every_layers, schedule.in_flight, others=batch.others)
-    spent = sum(fixed.values()) + int(activations_in_flight(job, tokens, width) * (1 + MARGIN))
-    spent += _rounding(job, width)
+    activations = activations_in_flight(job, tokens, width)
+    spent = sum(fixed.values()) + activations + _margin(job, activations, fixed, width)
     linear = max(tokens * each.flops for each in job.classes) / rate(job.device, job.dtype)
     room = _room(job, spent, width, linear, least=least)
     prefill = _laid_out(job, batch, chunk, room[:1], kv, every=every_step)
@@ -87,8 +87,10 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
     passes = -(-shape.L // chunk)
     seconds = _seconds(job, batch, prefill.steps) * passes / len(prefill.steps)
     evaluations = passes * -(-len(job.layer_classes) // schedule.eval_every_layers)
-    waits = WAIT_SECONDS if schedule.in_flight == 1 else OVERLAPPED_SECONDS
-    cost = evaluations * waits[job.device.kind]
+    # With another stretch queued the device idles only when that one is shorter than the host's reaction. Each pass
+    # ends in an evaluation whatever the plan; those within it are the plan's.
+    hidden = seconds / evaluations if schedule.in_flight > 1 else 0.0
+    cost = (evaluations - passes) * max(0.0, WAIT_SECONDS[job.device.kind] - hidden)
     problem, binds = _problem(job, components, buffer, work)
     return Quote(
         schedule=schedule,
@@ -130,9 +132,14 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
     return fixed
 
 
-def _rounding(job: Job, width: int) -> int:
-    """Two pages for each small or rounded buffer: about ten per layer in flight, two per layer at rest."""
-    return 2 * PAGE * (10 * width + 2 * len(job.layer_classes)) if job.device.kind != "cpu" else 2 * PAGE
+def _margin(job: Job, moving: int, fixed: dict[str, int], width: int) -> int:
+    """A share of everything that comes and goes, and two pages for each buffer that a GPU's allocator rounds.
+
+    There are about ten such buffers per layer in flight and two per layer at rest.
+    """
+    share = int(MARGIN * (moving + fixed["logits"] + fixed["outputs"]))
+    buffers = 10 * width + 2 * len(job.layer_classes) if job.device.kind != "cpu" else 1
+    return share + 2 * PAGE * buffers
 
 
 def _room(job: Job, spent: int, width: int, linear: float, *, least: bool) -> tuple[AttentionLimits, ...]:
@@ -185,8 +192,7 @@ def _components(
     if components["vision"]:
         # The tower runs before the text: what it needs beyond the text's own peak comes on top.
         components["vision"] += max(0, vision_transient(job) - activations - attention)
-    moving = activations + attention + components["logits"] + components["outputs"]
-    components["margin"] = int(MARGIN * moving) + _rounding(job, width)
+    components["margin"] = _margin(job, activations + attention, fixed, width)
     return components
 
 

@@ -5,6 +5,7 @@ Monotone in the budget. Knows nothing of how requests become batches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from archport.contract import BatchShape
@@ -43,32 +44,54 @@ def chunks(job: Job, shape: BatchShape) -> tuple[int, ...]:
     return chunk_widths(shape.L, most, LARGEST_CHUNK[job.device.kind], whole=whole)
 
 
-def _chunk(job: Job, batch: Batch) -> Quote:
-    """The largest chunk that fits, evaluating after every layer; otherwise the cheapest one, with its problem.
+def _chunk(job: Job, batch: Batch, *, every_step: bool = True) -> Quote:
+    """The largest chunk that fits, evaluating after every layer; without one the leanest quote, with its problem.
 
-    More budget never gives a smaller chunk: what fits a budget fits a larger one, the largest of the fitting is taken,
-    and the fallback of waiting for every stretch considers no chunk above the smallest peak with two in flight.
+    On a GPU two stretches are in flight, which hides the waiting. Where that is what does not fit, a chunk may wait for
+    each stretch, but only one whose peak is then below the smallest of any chunk with two. So more budget never gives a
+    smaller chunk: both sets of candidates only grow with it.
     """
     widths, depth = chunks(job, batch.shape), _depth(job)
-    tried: list[Quote] = []
+    fitting = _largest(job, batch, widths, depth, every_step=every_step)
+    if fitting is not None and (depth == 1 or fitting.schedule.chunk == widths[0]):
+        return fitting
+    if depth > 1:
+        bar = min(quote(job, batch, Schedule(width, 1, depth), least=True).peak for width in _ends(widths))
+        larger = [width for width in widths if fitting is None or width > fitting.schedule.chunk]
+        lean = replace(job, budget=min(job.budget, bar))
+        waiting = _largest(lean, batch, larger, 1, every_step=every_step)
+        if waiting is not None:
+            return waiting
+    return fitting or _leanest(job, batch, widths)
+
+
+def _largest(job: Job, batch: Batch, widths: Sequence[int], depth: int, *, every_step: bool) -> Quote | None:
+    """The first of the chunks, largest first, that fits with `depth` stretches in flight."""
     for width in widths:
-        found = quote(job, batch, Schedule(width, 1, depth))
-        if not found.problem:
-            found = quote(job, batch, Schedule(width, 1, depth), every_step=True)
+        schedule = Schedule(width, 1, depth)
+        found = quote(job, batch, schedule)
+        if not found.problem and every_step:
+            found = quote(job, batch, schedule, every_step=True)
         if not found.problem:
             return found
-        tried.append(found)
-    leanest = min(tried, key=lambda each: (each.peak, each.schedule.chunk))
-    if depth > 1:
-        for width in widths:
-            if width <= leanest.schedule.chunk:
-                found = quote(job, batch, Schedule(width, 1, 1), every_step=True)
-                if not found.problem:
-                    return found
-                leanest = min(leanest, found, key=lambda each: each.peak)
-    # A narrower problem than bytes decides what to say when any chunk fits the budget.
-    by_work = [each for each in tried if each.binds in ("work", "buffer")]
-    return leanest if leanest.binds != "memory" or not by_work else min(by_work, key=lambda each: each.schedule.chunk)
+    return None
+
+
+def _ends(widths: Sequence[int]) -> tuple[int, ...]:
+    """The two chunks of which one has the smallest peak: it grows with the chunk, but a whole row needs no cache."""
+    return tuple(dict.fromkeys((widths[0], widths[-1])))
+
+
+def _leanest(job: Job, batch: Batch, widths: Sequence[int]) -> Quote:
+    """The quote that comes closest, for a refusal: what breaks a limit other than bytes where bytes would do."""
+    tried = [quote(job, batch, Schedule(width, 1, 1), least=True) for width in _ends(widths)]
+    affordable = [found for found in tried if found.binds != "memory"]
+    return min(affordable or tried, key=lambda found: found.peak)
+
+
+def minimum(job: Job, batch: Batch) -> int:
+    """The smallest peak of any schedule of a batch, in bytes."""
+    return _leanest(job, batch, chunks(job, batch.shape)).peak
 
 
 def rows_that_fit(job: Job, width: int, S: int, *, others: bool) -> int:
@@ -78,10 +101,9 @@ def rows_that_fit(job: Job, width: int, S: int, *, others: bool) -> int:
     if first.problem:
         refuse(job, one, first, _fits)
     low, high = 1, max(1, (job.tokens_per_batch or TOKENS_PER_BATCH[job.device.kind]) // width)
-    schedule = replace(first.schedule)
     while low < high:
         middle = (low + high + 1) // 2
-        if quote(job, even(job, middle, width, S, others=others), schedule).problem:
+        if quote(job, even(job, middle, width, S, others=others), first.schedule).problem:
             high = middle - 1
         else:
             low = middle
@@ -89,7 +111,8 @@ def rows_that_fit(job: Job, width: int, S: int, *, others: bool) -> int:
 
 
 def _fits(job: Job, batch: Batch) -> bool:
-    return not _chunk(job, batch).problem
+    # A refusal asks this often; it names what would fit, and does not plan it.
+    return not _chunk(job, batch, every_step=False).problem
 
 
 def schedule_of(job: Job, batch: Batch) -> Quote:

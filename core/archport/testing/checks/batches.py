@@ -58,20 +58,22 @@ def no_state_between_calls(t: Tiny) -> str:
     Keep positions, masks and caches out of the module: they belong to the context of one call.
     """
     short, long = t.tokens(6), t.tokens(t.length(70))
-    before = _held_by(t.trunk)
-    first = as_array(t.model.forward(short[None]))
-    t.model.forward(long[None])
-    left = as_array(t.model.forward(*padded([short, long], "left")))[0, -len(short) :]
-    again = as_array(t.model.forward(short[None]))
-    difference = gap(again, first)
-    if difference:
-        fail(f"a row of {len(short)} tokens differs by {difference:.2g} (limit 0) after one of {len(long)}")
-    if gap(left, first[0]) > t.limit:
-        fail(f"a row of {len(short)} tokens differs by {gap(left, first[0]):.2g} (limit {t.limit:.0e}) beside a longer one")
-    kept = _held_by(t.trunk) - before
+    model = t.load(t.folder)
+    before = _held_by(model._embedder.encoder.trunk)
+    first = as_array(model.forward(short[None]))
+    for name, (ids, mask) in {
+        f"one of {len(long)}": (long[None], None),
+        "a batch padded on the left": padded([short, long], "left"),
+        "a batch padded on the right": padded([long, short, long], "right"),
+    }.items():
+        model.forward(ids, mask)
+        difference = gap(model.forward(short[None]), first)
+        if difference:
+            fail(f"a row of {len(short)} tokens differs by {difference:.2g} (limit 0) after {name}")
+    kept = _held_by(model._embedder.encoder.trunk) - before
     if kept:
-        fail(f"after three calls the module holds new arrays: {', '.join(sorted(kept))}")
-    return f"{len(short)}, {len(long)}, {len(short)} tokens: equal"
+        fail(f"after seven calls the module holds new arrays: {', '.join(sorted(kept))}")
+    return f"{len(short)}, {len(long)}, {len(short)}, padded, {len(short)} tokens: equal"
 
 
 def _held_by(trunk: object) -> set[str]:

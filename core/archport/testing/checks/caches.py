@@ -80,7 +80,7 @@ def kv_allocated_equals_kv_planned(t: Tiny) -> str:
     """
     needs_steps(t)
     told: list[str] = []
-    for length, chunk, new in ((t.length(50), 16, 0), (t.length(6), None, 4), (t.length(40), None, None)):
+    for length, chunk, new in ((t.length(50), 16, 0), (t.length(2), None, 4), (t.length(40), None, None)):
         plan = t.plan([length], chunk=chunk, new_tokens=new)
         (batch,) = plan.batches
         caches = t.caches(plan)

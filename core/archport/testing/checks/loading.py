@@ -78,7 +78,9 @@ def saved_model_loads_equal(t: Tiny) -> str:
     again = t.load(t.write("resaved-embedding", t.weights))
     difference = gap(t.hidden(row, trunk=again._embedder.encoder.trunk), t.hidden(row, trunk=t.bare()))
     if difference > t.limit:
-        fail(f"saved and loaded again it differs by {difference:.2g} (limit {t.limit:.0e}): `sanitize` is not idempotent")
+        fail(
+            f"saved and loaded again it differs by {difference:.2g} (limit {t.limit:.0e}): `sanitize` is not idempotent"
+        )
     return f"{difference:.1e}"
 
 
@@ -146,7 +148,9 @@ def quantised_round_trip(t: Tiny) -> str:
                 difference = gap(t.hidden(row, trunk=trunk), want)
             # The module meets packed weights here for the first time.
             except Exception as error:
-                fail(f"{bits} bits, {'packed' if dtype == 'checkpoint' else 'unpacked'}: {type(error).__name__}: {error}")
+                fail(
+                    f"{bits} bits, {'packed' if dtype == 'checkpoint' else 'unpacked'}: {type(error).__name__}: {error}"
+                )
             worst = max(worst, difference)
             if difference > 10 * t.limit:
                 how = "packed" if dtype == "checkpoint" else "unpacked"

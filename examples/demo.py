@@ -1,4 +1,4 @@
-"""Embed a few sentences with real weights and print which are similar. Needs no network: a package carries the model."""
+"""Embed a few sentences with real weights and print which are similar; a package carries the model, no network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main() -> None:
     done = time.perf_counter()
     scores = model.similarity(vectors, vectors)
     print(f"\n{model.name} ({model.spec.arch}, {model.spec.semantics}) on {model.device.name}")
-    print(f"loaded in {loaded - started:.2f} s, {len(SENTENCES)} sentences to vectors {vectors.shape} in {done - loaded:.2f} s\n")
+    print(f"loaded in {loaded - started:.2f} s; {len(SENTENCES)} sentences embedded in {done - loaded:.2f} s\n")
     for index, sentence in enumerate(SENTENCES):
         scores[index, index] = -1
         nearest = int(scores[index].argmax())

@@ -6,11 +6,10 @@ import hashlib
 import http.server
 import json
 import re
-import shutil
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -33,6 +32,7 @@ class HubServer:
         gated: repository -> token that opens its files; without it they are refused as the hub does.
         statuses: repository -> status with which everything about it is answered.
         broken: file name -> status with which requests for it are answered.
+        bad_tokens: tokens that the hub answers with "invalid credentials".
         reset: whether a cut drops the connection without closing it.
     """
 
@@ -47,6 +47,7 @@ class HubServer:
         self.gated: dict[str, str] = {}
         self.statuses: dict[str, int] = {}
         self.broken: dict[str, int] = {}
+        self.bad_tokens: set[str] = set()
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -97,6 +98,8 @@ class HubServer:
         repo, revision = match["repo"], match["revision"]
         if repo in self.statuses:
             return self._refuse(handler, self.statuses[repo], "", "as told by the test")
+        if handler.headers.get("Authorization", "").removeprefix("Bearer ") in self.bad_tokens:
+            return self._refuse(handler, 401, "", "Invalid credentials in Authorization header")
         if repo not in self.repos:
             # The hub hides whether a repository exists from those who may not read it.
             return self._refuse(handler, 401, "RepoNotFound", "Invalid username or password.")
@@ -168,7 +171,7 @@ class HubServer:
         for key, value in {**headers, "Content-Length": str(len(content))}.items():
             handler.send_header(key, value)
         handler.end_headers()
-        if body:
+        if body and handler.command != "HEAD":
             part = content if sent is None else sent
             handler.wfile.write(part)
             if len(part) < len(content):
@@ -214,6 +217,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 @pytest.fixture
+def aim_hub_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Aim the client at any address: `aim_hub_client(endpoint)`."""
+    return lambda endpoint: point_hub_client_at(monkeypatch, endpoint, tmp_path / "hub_home")
+
+
+@pytest.fixture
 def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The client's hub is an address where nobody listens; answers that address."""
     with socket.socket() as probe:
@@ -221,13 +230,3 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"
     point_hub_client_at(monkeypatch, endpoint, tmp_path / "hub_home")
     return endpoint
-
-
-@pytest.fixture
-def copy_folder(tmp_path: Path):
-    """Copy a folder into this test's own space, to damage it there."""
-
-    def copy(source: Path, name: str = "copy") -> Path:
-        return Path(shutil.copytree(source, tmp_path / name))
-
-    return copy

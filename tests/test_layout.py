@@ -23,15 +23,17 @@ LEVELS = {
     "memory": 2,
     "layers": 2,
     "running": 3,
-    "engine": 4,
-    "testing": 5,
-    "cli": 6,
+    "loading": 4,
+    "engine": 5,
+    "testing": 6,
+    "cli": 7,
 }
 # A plan is made from facts it is handed, also for machines that are not this one.
 NARROWER = {"planning": {"contract"}}
 PUBLIC_MODULES = {"archport", "archport.contract"}
 PUBLIC_PACKAGES = ("archport.layers.", "archport.testing.")  # with what lies in them
 MAX_LINES = 330
+MAX_LINES_OF_TESTS = 400  # a list of independent properties reads on; code does not
 
 
 def sources(*folders: Path) -> list[Path]:
@@ -169,7 +171,8 @@ def test_an_import_for_types_only_is_told_from_one_at_run_time():
 
 @pytest.mark.parametrize("path", sources(CORE, ROOT / "plugins", ROOT / "tests"), ids=relative)
 def test_a_file_is_short_enough_to_read_in_one_go(path: Path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+    most = MAX_LINES_OF_TESTS if "tests" in path.relative_to(ROOT).parts else MAX_LINES
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= most
 
 
 @pytest.mark.parametrize(

@@ -1,99 +1,37 @@
 """Load a model by name and use it: the stages in their order, and nothing else.
 
 name -> checkpoint -> claim -> dtype and budget -> weights -> Model
-texts -> tokens -> batches -> hidden rows -> vectors
+texts -> tokens -> plan -> hidden rows -> vectors
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from archport.checkpoint import (
-    Checkpoint,
-    load_dense,
-    load_tokenizer,
-    load_weights,
-    read_quantization,
-    resolve,
-    weight_bytes,
-)
-from archport.checkpoint import defaults as checkpoint_defaults
-from archport.contract import (
-    ArchSpec,
-    ContextLengthExceeded,
-    DeviceFacts,
-    EmbeddingHead,
-    InputError,
-    MemoryBudgetExceeded,
-    TextInputs,
-)
-from archport.contract.hooks import Hooks, Speaker
-from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models
+from archport import loading
+from archport.attention import limits_from_environment
+from archport.contract import AttentionLimits, DeviceFacts, InputError
+from archport.contract.plugins import Plugin
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
-from archport.device.sizes import format_bytes, parse_bytes
-from archport.planning.dtype import DTypeChoice, LoadDType, choose_dtype
+from archport.device.sizes import parse_bytes
+from archport.loading import Description, describe
+from archport.planning.dtype import DTypeChoice
 from archport.running.precision import Precision, check_precision, quantise
 from archport.running.tokenise import Overflow
 
 if TYPE_CHECKING:
     import mlx.core as mx
-    import mlx.nn as nn
 
+    from archport.planning import Plan
     from archport.running.embed import Embedder
 
-log = logging.getLogger("archport")
-
-# Padded tokens per batch: large enough to fill the device, small enough to hold little.
-_TOKENS_PER_BATCH = {"cpu": 2048, "metal": 8192, "cuda": 16384}
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A model as its files describe it, before any weight is read."""
-
-    checkpoint: Checkpoint
-    plugin: Plugin
-    spec: ArchSpec
-    hooks: Hooks
-
-
-def describe(
-    name: str | Path, *, revision: str | None = None, overrides: Sequence[ModuleType] = (), progress: bool | None = None
-) -> Description:
-    """Resolve a name and ask the one plugin that claims it; reads configs and headers only.
-
-    Raises:
-        ModelNotFound, CheckpointError, ClaimError, PluginError: see `load`.
-    """
-    plugins = discover()
-    checkpoint = resolve(name, models=known_models(plugins), revision=revision, progress=progress)
-    if checkpoint.name != str(name) and checkpoint.source != "folder":
-        log.warning("%r is loaded as %r", str(name), checkpoint.name)
-    plugin, spec = claim(checkpoint.config, plugins)
-    # How tensors are packed is written the same way for every architecture, so plugins need not read it.
-    spec = replace(spec, quantization=spec.quantization or read_quantization(checkpoint.config))
-    return Description(checkpoint, plugin, spec, Hooks(_speakers(plugin, overrides)))
-
-
-def _speakers(plugin: Plugin, overrides: Sequence[ModuleType]) -> list[Speaker]:
-    assert plugin.module is not None, "a plugin that claims has been imported"
-    for module in overrides:
-        fault = find_fault(module)
-        if fault:
-            raise InputError(f"overrides: {getattr(module, '__name__', module)!r} is not usable as a plugin: {fault}")
-    return [
-        Speaker("core defaults", checkpoint_defaults),
-        Speaker(plugin.label, plugin.module),
-        *(Speaker(f"override {module.__name__}", module) for module in overrides),
-    ]
+__all__ = ["Model", "describe", "load"]
 
 
 def load(
@@ -103,7 +41,9 @@ def load(
     dtype: str | None = None,
     max_context: int | None = None,
     memory_budget: int | str | None = None,
+    limits: AttentionLimits | None = None,
     overrides: Sequence[ModuleType] = (),
+    plugins: Sequence[Plugin] | None = None,
 ) -> Model:
     """Load a model that is ready to run.
 
@@ -114,7 +54,9 @@ def load(
             checkpoint's on a GPU, float32 on a CPU (where quantised weights are unpacked if they fit).
         max_context: longest text in tokens, at most the model's positions. Default: the model's own limit.
         memory_budget: bytes, or "16GB"; default: most of the device, a constant of the machine.
+        limits: what one attention call may use; MLX_SDPA_CHUNK_THRESHOLD and MLX_SDPA_CHUNK_SIZE change its chunks.
         overrides: modules whose hooks answer before the plugin's.
+        plugins: who may claim the checkpoint; the installed ones when left out.
 
     Raises:
         ModelNotFound: the name leads nowhere; near matches are listed.
@@ -124,79 +66,17 @@ def load(
         ContextLengthExceeded: `max_context` is above the model's positions.
     """
     warn_if_late()
-    about = describe(name, revision=revision, overrides=overrides)
+    about = describe(name, revision=revision, overrides=overrides, plugins=plugins)
     device = this_device()
     budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget)
     head = about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
-    max_tokens = _context(about, inputs, max_context)
-    choice = _admit_weights(about, dtype, device, budget)
-    embedder = _assemble(about, device, choice, head, inputs, max_tokens)
+    max_tokens = loading.context_ceiling(about, inputs, max_context)
+    choice = loading.admit_weights(about, dtype, device, budget)
+    trunk = loading.load_trunk(about, choice)
+    planner = loading.make_planner(about, trunk, device, budget, max_tokens, limits_from_environment(limits))
+    embedder = loading.make_embedder(about, trunk, planner, choice, head, inputs)
     return Model(about, device=device, budget=budget, dtype=choice, embedder=embedder)
-
-
-def _context(about: Description, inputs: TextInputs, max_context: int | None) -> int:
-    positions = about.spec.max_positions
-    if max_context is None:
-        return min(positions, inputs.max_tokens or positions)
-    if not isinstance(max_context, int) or isinstance(max_context, bool) or max_context < 1:
-        raise InputError(f"{max_context=}; expected a positive integer")
-    if max_context > positions:
-        raise ContextLengthExceeded(
-            f"{max_context=} is above the {positions} positions of {about.checkpoint.name}; it is refused, not lowered",
-            requested=max_context,
-            ceiling=positions,
-            max_tokens_that_fit=positions,
-            binding=f"max_position_embeddings {positions}",
-        )
-    return max_context
-
-
-def _admit_weights(about: Description, dtype: str | None, device: DeviceFacts, budget: int) -> DTypeChoice:
-    def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
-        return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
-
-    choice = choose_dtype(dtype, about.spec, device.kind, budget=budget, bytes_of=bytes_of)
-    needed = bytes_of(choice.dtype, choice.dequantize)
-    if needed > budget:
-        raise MemoryBudgetExceeded(
-            f"the weights of {about.checkpoint.name} need {format_bytes(needed)} ({needed:,} bytes) in {choice.dtype}; "
-            f"the memory budget is {format_bytes(budget)} ({budget:,} bytes). Raise memory_budget=, choose a smaller "
-            "dtype, or a quantised checkpoint",
-            required_bytes=needed,
-            limit_bytes=budget,
-            binding="memory_budget",
-            breakdown={"weights": needed},
-        )
-    return choice
-
-
-def _assemble(
-    about: Description,
-    device: DeviceFacts,
-    choice: DTypeChoice,
-    head: EmbeddingHead,
-    inputs: TextInputs,
-    max_tokens: int,
-) -> Embedder:
-    from archport.layers import merge_projections
-    from archport.running.embed import Embedder
-    from archport.running.encode import Encoder
-    from archport.running.pool import VectorHead
-    from archport.running.tokenise import TextTokeniser
-
-    checkpoint, spec = about.checkpoint, about.spec
-    tokenizer = load_tokenizer(checkpoint)
-    trunk = about.hooks.build(spec, checkpoint.config)
-    module = cast("nn.Module", trunk)
-    load_weights(checkpoint, module, quantization=spec.quantization, dtype=choice.dtype, dequantize=choice.dequantize)
-    merge_projections(trunk)
-    return Embedder(
-        TextTokeniser(tokenizer, inputs, max_tokens),
-        Encoder(trunk, spec, additive_masks=device.kind == "cuda"),
-        VectorHead(head, tuple(load_dense(checkpoint, dense, choice.dtype) for dense in head.dense)),
-        _TOKENS_PER_BATCH[device.kind],
-    )
 
 
 class Model:
@@ -286,6 +166,22 @@ class Model:
     def _role(self, prompt_name: str | None, options: dict[str, object]) -> dict[str, object]:
         chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
         return options if chosen else {**options, "prompt_name": prompt_name}
+
+    def plan(self, lengths: Sequence[int], *, cached: int | Sequence[int] = 0, new_tokens: int | None = 0) -> Plan:
+        """How rows of these lengths would run: batches, chunks, attention paths, bytes. Runs nothing.
+
+        Args:
+            lengths: tokens per row.
+            cached: tokens already cached, for all rows or one number per row.
+            new_tokens: tokens per row to reserve for decoding.
+
+        Returns:
+            The plan that `embed` runs for such texts; `plan.explain()` says why.
+
+        Raises:
+            AdmissionRefused: the rows do not fit; the message and attributes say what binds and what would fit.
+        """
+        return self._embedder.encoder.plan(lengths, cached=cached, new_tokens=new_tokens)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Similarity of every row of a (N, D) with every row of b (M, D), (N, M), as this model's vectors compare."""

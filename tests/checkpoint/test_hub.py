@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,14 @@ def test_the_token_of_the_environment_opens_a_gated_model(
     assert tokens(hub) == {"Bearer hf_right"}
 
 
+def test_a_token_that_is_not_valid_is_said(hub, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    hub.add("owner/model", make())
+    hub.bad_tokens = {"hf_old"}
+    monkeypatch.setenv("HF_TOKEN", "hf_old")
+    with pytest.raises(ModelNotFound, match=r"asked with the token in HF_TOKEN(.|\n)*Check that HF_TOKEN is valid"):
+        resolve("owner/model", models={})
+
+
 @pytest.mark.parametrize("status", [403, 500])
 def test_other_refusals_of_the_hub_name_the_status(hub, make: Callable[..., Path], status: int):
     hub.add("owner/model", make())
@@ -236,10 +245,45 @@ def test_no_network_is_said_with_the_address(no_hub: str):
         resolve("owner/model", models={})
 
 
-def test_a_cached_model_loads_without_a_network(hub, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aim_hub_client):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        aim_hub_client(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("archport.checkpoint.hub._TIMEOUT", 0.2)
+        with pytest.raises(ModelNotFound, match="can't be reached \\(ReadTimeout"):
+            resolve("owner/model", models={})
+
+
+def test_a_connection_that_keeps_breaking_is_given_up(hub, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.add("owner/model", make())
+    hub.cut["model.safetensors"] = [10] * 100
+    with pytest.raises(ModelNotFound, match="can't be reached"):
+        resolve("owner/model", models={})
+
+
+def test_a_cache_that_can_not_be_written_is_said_with_its_place(
+    hub, make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hub.add("owner/model", make())
+    (tmp_path / "occupied").write_text("a file where the cache should be")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "occupied"))
+    with pytest.raises(ModelNotFound, match=r"can't be stored in the cache .*occupied(.|\n)*set HF_HOME"):
+        resolve("owner/model", models={})
+
+
+def test_a_dense_module_that_is_only_a_pickle_is_refused_before_its_weights_are_fetched(hub, make: Callable[..., Path]):
+    files = {name: value for name, value in PIPELINE.items() if name != "2_Dense/model.safetensors"}
+    hub.add("owner/model", make(files={**files, "2_Dense/pytorch_model.bin": b"\x80\x04"}))
+    with pytest.raises(CheckpointError, match=r"only 2_Dense/pytorch_model\.bin"):
+        resolve("owner/model", models={})
+    assert "model.safetensors" not in hub.asked_for()
+
+
+def test_a_cached_model_loads_without_a_network(hub, make: Callable[..., Path], aim_hub_client):
     hub.add("owner/model", make())
     resolve("owner/model", models={})
-    hub.close()
+    # Nobody listens on the discard port.
+    aim_hub_client("http://127.0.0.1:9")
     assert resolve("owner/model", models={}).source == "cache"
 
 

@@ -154,7 +154,7 @@ def test_a_ring_shows_exactly_what_its_window_reaches():
 
 def test_a_ring_of_uneven_rows_keeps_each_rows_window():
     cache = KVCache(WINDOW, KVAllocation("ring", 31 + 64, 31 + 64), 2, "float32")
-    k, v = tokens(2, 2000)
+    k, _ = tokens(2, 2000)
     done = [0, 0]
     for step in range(30):
         adding = (64, 1 + step % 40)

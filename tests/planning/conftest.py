@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionPath, DeviceFacts, InputError, Price
+from archport.attention import Chooser, builtin_backends
+from archport.contract import ArchSpec, AttentionCall, AttentionPath, DeviceFacts, InputError, Price
 
 
 @dataclass(frozen=True)
@@ -98,29 +102,47 @@ def choose():
 
 
 @pytest.fixture(scope="session")
-def qwen3_06b() -> ArchSpec:
-    layer = AttentionLayer(semantics="causal", n_heads=16, n_kv_heads=8, head_dim=128)
-    return ArchSpec(
-        arch="qwen3",
-        tasks=("embed", "generate"),
-        layers=(layer,) * 28,
-        vocab_size=151_669,
-        hidden_size=1024,
-        intermediate_size=3072,
-        max_positions=32_768,
-        dtype="bfloat16",
-    )
+def real_choose() -> Chooser:
+    """The chooser that the engine hands to the planner, with the built-in backends."""
+    return Chooser(tuple(builtin_backends()))
 
 
 @pytest.fixture(scope="session")
-def bert() -> ArchSpec:
-    layer = AttentionLayer(semantics="bidirectional", n_heads=12, n_kv_heads=12, head_dim=64)
-    return ArchSpec(
-        arch="bert",
-        tasks=("embed",),
-        layers=(layer,) * 12,
-        vocab_size=30_522,
-        hidden_size=768,
-        intermediate_size=3072,
-        max_positions=8192,
-    )
+def goldens() -> ModuleType:
+    """The script that freezes plans."""
+    return _module("goldens")
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, ArchSpec]:
+    """The models that plans are tested with."""
+    return _module("models").models()
+
+
+@pytest.fixture(scope="session")
+def qwen3_06b(models: dict[str, ArchSpec]) -> ArchSpec:
+    return models["qwen3_06b"]
+
+
+@pytest.fixture(scope="session")
+def hybrid_27b(models: dict[str, ArchSpec]) -> ArchSpec:
+    return models["hybrid_27b"]
+
+
+@pytest.fixture(scope="session")
+def windowed(models: dict[str, ArchSpec]) -> ArchSpec:
+    return models["windowed"]
+
+
+@pytest.fixture(scope="session")
+def bert(models: dict[str, ArchSpec]) -> ArchSpec:
+    return models["bert"]
+
+
+def _module(name: str) -> ModuleType:
+    found = importlib.util.spec_from_file_location(f"planning_{name}", Path(__file__).parent / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module

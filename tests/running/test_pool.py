@@ -5,11 +5,19 @@ import numpy as np
 import pytest
 
 from archport.contract import Dense, EmbeddingHead
-from archport.running.pool import VectorHead, pool, unit_length
+from archport.running.pool import Pooling, VectorHead, unit_length
 
 RNG = np.random.default_rng(0)
 LENGTHS = [5, 1, 7, 3]
 HIDDEN = RNG.standard_normal((4, 7, 6)).astype(np.float32)
+
+
+def pool(hidden, lengths, modes, skip=0, steps=1):
+    """Pool in one step, or in pieces as a chunked prefill hands them over."""
+    pooling, L = Pooling(lengths, modes, skip), hidden.shape[1]
+    for start in range(0, L, -(-L // steps)):
+        pooling.add(hidden[:, start : start + -(-L // steps)], start)
+    return pooling.rows()
 
 
 def reference(rows: np.ndarray, mode: str, skip: int) -> np.ndarray:
@@ -28,13 +36,14 @@ def reference(rows: np.ndarray, mode: str, skip: int) -> np.ndarray:
 MODES = ("cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last")
 
 
+@pytest.mark.parametrize("steps", [1, 3, 7])
 @pytest.mark.parametrize("skip", [0, 2])
 @pytest.mark.parametrize("mode", MODES)
-def test_each_mode_equals_a_per_row_reference_that_never_sees_padding(mode, skip):
+def test_each_mode_equals_a_per_row_reference_that_never_sees_padding_in_any_number_of_steps(mode, skip, steps):
     noisy = HIDDEN.copy()
     for row, length in enumerate(LENGTHS):
         noisy[row, length:] = np.nan
-    got = np.array(pool(mx.array(noisy), LENGTHS, [mode], skip))
+    got = np.array(pool(mx.array(noisy), LENGTHS, [mode], skip, steps))
     want = np.stack([reference(HIDDEN[row, :length], mode, skip) for row, length in enumerate(LENGTHS)])
     assert np.abs(got - want).max() < 1e-6
 
@@ -62,7 +71,7 @@ def test_half_precision_rows_are_pooled_in_float32():
 def test_a_dense_layer_applies_weight_bias_activation_and_residual(activation, function):
     weight, bias = RNG.standard_normal((6, 6)).astype(np.float32), RNG.standard_normal(6).astype(np.float32)
     head = EmbeddingHead(("mean",), dense=(Dense("2_Dense", 6, 6, activation=activation, residual=True),))
-    got = VectorHead(head, ((mx.array(weight), mx.array(bias)),))(mx.array(HIDDEN), LENGTHS)
+    got = VectorHead(head, ((mx.array(weight), mx.array(bias)),)).project(pool(mx.array(HIDDEN), LENGTHS, ["mean"]))
     mean = np.stack([reference(HIDDEN[row, :length], "mean", 0) for row, length in enumerate(LENGTHS)])
     assert np.abs(np.array(got) - (mean + function(mean @ weight.T + bias))).max() < 1e-5
 

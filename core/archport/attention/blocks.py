@@ -6,12 +6,10 @@ Pure Python: shared by the backends that price and by those that enumerate tiles
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 from archport.attention.routes import FastCall
 from archport.attention.visibility import Form, Visibility, visibility
 from archport.contract.attention import AttentionCall
-from archport.contract.device import DeviceFacts
 
 
 def whole(call: AttentionCall) -> FastCall:
@@ -62,23 +60,22 @@ def lane_blocks(call: AttentionCall, lanes: int) -> Iterator[tuple[slice, slice,
             yield slice(row, min(row + B, call.B)), slice(head, last), slice(head * group, last * group)
 
 
-def mask_bytes(call: AttentionCall, fast: FastCall, device: DeviceFacts) -> int:
+def mask_bytes(call: AttentionCall, fast: FastCall) -> int:
     """Bytes that building the array mask of a block holds at the peak, the caller's own array excluded."""
-    del device
     if fast.form != "array":
         return 0
     seen = visibility(call)
-    own = prod(call.mask_shape) if call.mask_shape else 0
     limits = (seen.left is not None) + (seen.right is not None)
-    banded = (fast.q_len * fast.kv_len * min(2, limits)) if limits else 0
-    if seen.rows > 1 and limits:
-        banded *= fast.B
-    if not call.additive:
-        # Bool: the caller's array combined with the reach is one more; alone it is handed on as it is.
-        return banded + (fast.mask_elements if own and limits else 0) + (0 if own or limits else fast.mask_elements)
-    # Additive: a copy without -inf of the caller's array, or zeros and lowest values in q's dtype.
-    copies = 2 if own and limits else 1
-    return banded + fast.mask_elements * fast.itemsize * copies + (0 if own else fast.mask_elements)
+    # One bool per limit, joined in place, and the positions they are compared from.
+    reach = fast.q_len * fast.kv_len * limits * (fast.B if seen.rows > 1 else 1)
+    held = reach + 16 * (fast.q_len + fast.kv_len)
+    if call.additive:
+        # Zeros and lowest values in q's dtype, or a copy without -inf of the caller's array.
+        return held + fast.mask_elements * fast.itemsize + (0 if call.mask_shape or limits else fast.mask_elements)
+    if call.mask_shape:
+        # Joined with the reach in place, unless the caller's array differs per head; alone it is handed on as it is.
+        return held + (fast.mask_elements if limits and fast.mask_elements * limits > reach else 0)
+    return held + (0 if limits else fast.mask_elements)
 
 
 def _mask_size(call: AttentionCall, seen: Visibility, B: int, rows: int, keys: int, kv_heads: int) -> tuple[int, int]:

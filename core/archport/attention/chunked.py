@@ -5,13 +5,13 @@ For calls whose single row of scores is already too much, and for whoever asks b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from archport.attention import costs, masks
 from archport.attention.blocks import block, mask_bytes
 from archport.attention.evaluation import Pipeline
-from archport.attention.tiles import SMALLEST
+from archport.attention.tiles import SMALLEST, tile_form
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
 from archport.contract.device import DeviceFacts
@@ -82,11 +82,16 @@ class Chunked:
         tile = block(call, seen, rows, chunk, "none", lanes=0)
         scores = tile.scores
         lines = call.B * call.n_heads * rows
-        # Scores and weights in float32, plus one of them in the input's type where that is narrower.
-        held = scores * (8 + (tile.itemsize if tile.itemsize < 4 else 0))
+        # Scores, then weights in their place, in float32; plus either in the input's type where that is narrower.
+        held = scores * (4 + (tile.itemsize if tile.itemsize < 4 else 0))
         held += lines * (call.head_dim * tile.itemsize + call.v_head_dim * (12 + tile.itemsize) + 6 * 4)
-        array = replace(tile, form="array", mask_elements=rows * chunk * (call.B if seen.rows > 1 else 1))
-        hidden = mask_bytes(call, array, device)
+        hidden = 0
+        if tile_form(seen) != "none":
+            masked = block(call, seen, rows, chunk, "array", lanes=0)
+            hidden = mask_bytes(call, masked)
+            if call.mask_shape and call.additive and tile.itemsize < 4:
+                # MLX promotes an additive mask to the float32 of the scores.
+                hidden += 4 * masked.mask_elements
         count = -(-call.q_len // rows)
         chunks = -(-call.kv_len // chunk)
         share = 1.0
@@ -160,6 +165,9 @@ def stream(
         if seen.form(a, b, lo, hi) != "none":
             logits = _hide(logits, masks.build(seen, a, b, lo, hi, array=mask, additive=False, dtype=q.dtype), group)
         peak = mx.maximum(top, logits.max(axis=-1, keepdims=True))
+        if not lazy:
+            # Both passes over the scores need them: once the maximum is known the second one overwrites them.
+            mx.eval(peak)
         decay = mx.exp(top - peak)
         weights = mx.exp(logits - peak)
         del logits

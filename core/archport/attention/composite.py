@@ -33,7 +33,7 @@ class Composite:
 
     def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
         seen = whole(call)
-        built = mask_bytes(call, seen, device)
+        built = mask_bytes(call, seen)
         time = costs.seconds(seen, "composite", device)
         return Price(
             transient=costs.transient(seen, "composite", device.kind) + built + costs.SLACK[device.kind],

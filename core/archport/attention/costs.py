@@ -18,7 +18,7 @@ SLACK: Mapping[DeviceKind, int] = {"cpu": 1 << 14, "metal": 1 << 19, "cuda": 1 <
 _NOMINAL_FLOPS: Mapping[DeviceKind, float] = {"cpu": 5e9, "metal": 8e12, "cuda": 3e14}
 _NOMINAL_BANDWIDTH: Mapping[DeviceKind, float] = {"cpu": 2e10, "metal": 2e11, "cuda": 3e12}
 # Time of one evaluation that the device waits for.
-_SYNC: Mapping[DeviceKind, float] = {"cpu": 2e-5, "metal": 3e-4, "cuda": 1e-4}
+_SYNC: Mapping[DeviceKind, float] = {"cpu": 1e-4, "metal": 3e-4, "cuda": 1e-4}
 # Share of the matrix rate that a kernel reaches; head_dim 256 on Metal spills registers.
 _SHARE: Mapping[Kernel, float] = {
     "full": 0.7,
@@ -56,7 +56,7 @@ def transient(call: FastCall, kernel: Kernel, kind: DeviceKind) -> int:
         if kind == "cuda" and s == 4:
             held += -(-call.scores * s * 11 // 10)
         if call.form == "causal":
-            held += call.q_len * call.kv_len + 4 * (call.q_len + call.kv_len)
+            held += call.q_len * call.kv_len + 16 * (call.q_len + call.kv_len)
         return held + _expanded_mask(call, kernel, kind)
     if kernel == "blocked":
         return call.B * call.n_heads * min(256, call.q_len) * (call.kv_len + 1024) * s

@@ -7,11 +7,11 @@ between documents, nothing for padding, and padded query rows come out as zeros.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from archport.attention import costs
-from archport.attention.selection import choose
+from archport.attention.selection import Chooser
 from archport.contract.attention import AttentionCall, AttentionPath, Backend, MaskKind, Price
 from archport.contract.device import DeviceFacts
 from archport.device.tracing import traced
@@ -62,6 +62,11 @@ class Documents:
 
     inner: tuple[Backend, ...]
     name: str = "segments"
+    _choose: Chooser = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Documents of one length recur in every batch, so their paths are remembered.
+        object.__setattr__(self, "_choose", Chooser(self.inner))
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if call.mask != "segments":
@@ -85,22 +90,28 @@ class Documents:
         return []
 
     def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
-        parts = tuple(choose(_part(call, group), device, self.inner) for group in groups(call))
-        bound = call.limits.seconds_on(device)
-        rounds = _rounds(parts, call.limits.transient_on(device), bound)
+        limit, bound = call.limits.transient_on(device), call.limits.seconds_on(device)
+        slack = costs.SLACK[device.kind]
+        parts = tuple(
+            self._choose(_part(call, piece, limit - slack), device)
+            for group in groups(call)
+            for piece in _split(call, group, (limit - slack) // 2)
+        )
+        rounds = _rounds(call, parts, limit - slack, bound)
         stretches: list[tuple[AttentionPath, ...]] = []
         for first, count in zip(_starts(rounds), rounds, strict=True):
             stretches.append(parts[first : first + count])
-        evaluations = sum(part.price.evaluations for part in parts) + len(rounds) - 1
+        pauses = max(0, len(rounds) - 1)
+        held = max((sum(_held(call, part) for part in stretch) for stretch in stretches), default=0)
         return Price(
-            transient=max((sum(map(_held, stretch)) for stretch in stretches), default=0) + costs.SLACK[device.kind],
+            transient=held + slack,
             output=call.output_bytes,
             largest_buffer=max([call.output_bytes, *(part.price.largest_buffer for part in parts)]),
             flops=sum(part.price.flops for part in parts),
             dispatch_flops=max((sum(p.price.dispatch_flops for p in stretch) for stretch in stretches), default=0.0),
-            evaluations=max(0, evaluations),
-            seconds=sum(part.price.seconds for part in parts) + max(0, len(rounds) - 1) * costs.sync_seconds(device),
-            dispatch_seconds=max((sum(map(_longest, stretch)) for stretch in stretches), default=0.0),
+            evaluations=sum(part.price.evaluations for part in parts) + pauses,
+            seconds=sum(part.price.seconds for part in parts) + pauses * costs.sync_seconds(device),
+            dispatch_seconds=max((sum(_longest(part) for part in stretch) for stretch in stretches), default=0.0),
             parts=parts,
             rounds=rounds,
         )
@@ -120,43 +131,87 @@ class Documents:
         import mlx.core as mx
 
         del mask
+        parts = price.parts
+        if len(parts) == 1 and _is_whole(call, parts[0].call):
+            return parts[0].backend.run(parts[0].call, parts[0].price, q, k, v, scale=scale, sinks=sinks)
         out = mx.zeros((call.B, call.n_heads, call.q_len, call.v_head_dim), dtype=q.dtype)
         lazy = traced(q, k, v, sinks)
         ends = {first + count - 1 for first, count in zip(_starts(price.rounds), price.rounds, strict=True)}
-        for index, (group, part) in enumerate(zip(groups(call), price.parts, strict=True)):
-            part_q = _take(q, call.B, group.row, group.count, group.q_start, group.queries)
-            part_k = _take(k, call.B, group.row, group.count, group.k_start, group.keys)
-            part_v = _take(v, call.B, group.row, group.count, group.k_start, group.keys)
+        for index, (piece, part) in enumerate(zip(_pieces(call, parts), parts, strict=True)):
+            part_q = _take(q, call.B, piece, piece.q_start, piece.queries)
+            part_k = _take(k, call.B, piece, piece.k_start, piece.keys)
+            part_v = _take(v, call.B, piece, piece.k_start, piece.keys)
             got = part.backend.run(part.call, part.price, part_q, part_k, part_v, scale=scale, sinks=sinks)
             if call.B == 1:
-                stop = group.q_start + group.count * group.queries
-                got = got.swapaxes(0, 1).reshape(1, call.n_heads, stop - group.q_start, call.v_head_dim)
-                out[:, :, group.q_start : stop] = got
+                stop = piece.q_start + piece.count * piece.queries
+                got = got.swapaxes(0, 1).reshape(1, call.n_heads, stop - piece.q_start, call.v_head_dim)
+                out[:, :, piece.q_start : stop] = got
             else:
-                out[group.row : group.row + group.count, :, : group.queries] = got
+                out[piece.row : piece.row + piece.count, :, : piece.queries] = got
             del got
             # The last stretch stays lazy, so that a batch of short documents costs no evaluation at all.
-            if index in ends and index + 1 < len(price.parts) and not lazy:
+            if index in ends and index + 1 < len(parts) and not lazy:
                 mx.eval(out)
         return out
 
 
-def _part(call: AttentionCall, group: Group) -> AttentionCall:
+def _part(call: AttentionCall, group: Group, limit: int) -> AttentionCall:
     """The call of one group: its documents are whole, so only their reach is left to say."""
     kind: MaskKind = "window"
     if call.reach == (None, None):
         kind = "none"
     elif call.reach == (None, 0):
         kind = "causal"
-    return replace(call, B=group.count, q_len=group.queries, kv_len=group.keys, mask=kind, lengths=(), q_lengths=())
+    part = replace(call, B=group.count, q_len=group.queries, kv_len=group.keys, mask=kind, lengths=(), q_lengths=())
+    own = 0 if _is_whole(call, part) else _copies(call, part) * part.output_bytes
+    return replace(part, limits=replace(call.limits, transient_bytes=max(0, limit - own)))
 
 
-def _rounds(parts: Sequence[AttentionPath], limit: int, seconds: float | None) -> tuple[int, ...]:
+def _split(call: AttentionCall, group: Group, limit: int) -> list[Group]:
+    """The group in pieces whose outputs, and the copies of them, keep half of what a stretch may hold."""
+    each = 2 * call.n_heads * group.queries * call.v_head_dim * call.itemsize
+    return _cut(group, call.B == 1, max(1, limit // each))
+
+
+def _cut(group: Group, packed: bool, most: int) -> list[Group]:
+    found: list[Group] = []
+    for first in range(0, group.count, most):
+        ahead = first if packed else 0
+        piece = Group(
+            group.row + first,
+            min(most, group.count - first),
+            group.q_start + ahead * group.queries,
+            group.k_start + ahead * group.keys,
+            group.queries,
+            group.keys,
+        )
+        found.append(piece)
+    return found
+
+
+def _pieces(call: AttentionCall, parts: Sequence[AttentionPath]) -> list[Group]:
+    """The documents that each planned part runs, found again from how many each takes."""
+    found: list[Group] = []
+    for group in groups(call):
+        found.extend(_cut(group, call.B == 1, parts[len(found)].call.B))
+    return found
+
+
+def _is_whole(call: AttentionCall, part: AttentionCall) -> bool:
+    return (part.B, part.q_len, part.kv_len) == (call.B, call.q_len, call.kv_len)
+
+
+def _copies(call: AttentionCall, part: AttentionCall) -> int:
+    """Outputs a part holds: its own, and once more when a batch of documents goes back into one packed row."""
+    return 2 if call.B == 1 and part.B > 1 else 1
+
+
+def _rounds(call: AttentionCall, parts: Sequence[AttentionPath], limit: int, seconds: float | None) -> tuple[int, ...]:
     """How many parts run between two evaluations, so that no stretch exceeds bytes or time; one part always runs."""
     found: list[int] = []
     held, time = 0, 0.0
     for part in parts:
-        more, longer = _held(part), _longest(part)
+        more, longer = _held(call, part), _longest(part)
         if found and held + more <= limit and (seconds is None or time + longer <= seconds):
             found[-1] += 1
         else:
@@ -170,21 +225,22 @@ def _starts(rounds: tuple[int, ...]) -> list[int]:
     return [sum(rounds[:index]) for index in range(len(rounds))]
 
 
-def _held(part: AttentionPath) -> int:
-    """Bytes a part holds beyond the output of the whole call: its scratch and its own output, twice when packed."""
-    return part.price.transient + part.price.output * (2 if part.call.B > 1 else 1)
+def _held(call: AttentionCall, part: AttentionPath) -> int:
+    """Bytes a part holds beyond the output of the whole call."""
+    own = 0 if _is_whole(call, part.call) else _copies(call, part.call) * part.price.output
+    return part.price.transient + own
 
 
 def _longest(part: AttentionPath) -> float:
     return part.price.dispatch_seconds
 
 
-def _take(x: mx.array, B: int, row: int, count: int, start: int, length: int) -> mx.array:
+def _take(x: mx.array, B: int, piece: Group, start: int, length: int) -> mx.array:
     """Documents as a batch (count, heads, length, width): rows of a ragged batch, or a stretch of a packed row."""
     if B > 1:
-        return x[row : row + count, :, :length]
-    stretch = x[:, :, start : start + count * length]
-    if count == 1:
+        return x[piece.row : piece.row + piece.count, :, :length]
+    stretch = x[:, :, start : start + piece.count * length]
+    if piece.count == 1:
         return stretch
     _, heads, _, width = stretch.shape
-    return stretch.reshape(heads, count, length, width).swapaxes(0, 1)
+    return stretch.reshape(heads, piece.count, length, width).swapaxes(0, 1)

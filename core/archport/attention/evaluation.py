@@ -30,7 +30,9 @@ class Pipeline:
 
         if not (self.lazy and self._running):
             return tile_input
-        return mx.depends([tile_input], [self._running[-1]])[0]
+        # `mx.depends` says the same but can't be vmapped; a choice never taken reads no value that could spread.
+        earlier = self._running[-1]
+        return mx.where(mx.array(False), earlier[(slice(0, 1),) * earlier.ndim], tile_input)
 
     def wrote(self, out: mx.array, tile: mx.array) -> None:
         """Note that `out` now contains `tile`, and evaluate as the depth demands."""

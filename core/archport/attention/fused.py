@@ -74,7 +74,7 @@ class Fused:
         answer = self.routes.route(seen, device)
         kernel = answer.kernel if route == "fused" else answer.forced
         assert kernel is not None
-        held = costs.transient(seen, kernel, device.kind) + mask_bytes(call, seen, device) + costs.SLACK[device.kind]
+        held = costs.transient(seen, kernel, device.kind) + mask_bytes(call, seen) + costs.SLACK[device.kind]
         time = costs.seconds(seen, kernel, device)
         if padded != (0, 0):
             copied = seen.itemsize * (
@@ -85,7 +85,7 @@ class Fused:
         return Price(
             transient=held,
             output=call.output_bytes,
-            largest_buffer=max(costs.largest_buffer(seen, kernel, device.kind), mask_bytes(call, seen, device)),
+            largest_buffer=max(costs.largest_buffer(seen, kernel, device.kind), mask_bytes(call, seen)),
             flops=seen.flops,
             dispatch_flops=seen.flops,
             seconds=time,

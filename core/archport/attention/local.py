@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
+import re
 from typing import Any
 
 from archport.contract.device import DeviceFacts, DeviceKind
@@ -53,9 +54,11 @@ def mlx_version() -> str:
 
 def has_nax(architecture: str) -> bool:
     """Whether an Apple GPU architecture ("applegpu_g17s") is of a generation with matrix accelerators."""
-    digits = "".join(c for c in architecture.rpartition("_g")[2] if c.isdigit())
-    generation = int(digits) if digits else 0
-    return generation >= GPU_GENERATION_WITH_NAX + (architecture[-1:] == "p")
+    found = re.fullmatch(r"applegpu_g(\d+)(\w)", architecture)
+    if found is None:
+        return False
+    # Phone GPUs carry the suffix p and get them one generation later.
+    return int(found[1]) >= GPU_GENERATION_WITH_NAX + (found[2] == "p")
 
 
 def _host_memory() -> int:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from archport.attention.local import local_device, mlx_version
 from archport.attention.routes import FastCall, Route, Routes, TableRoutes
@@ -27,6 +28,7 @@ FORMAT = 1
 CACHE_VARIABLE = "ARCHPORT_CACHE_DIR"
 # Settings of MLX that move a route.
 _ENVIRONMENT = ("MLX_ENABLE_TF32", "MLX_SDPA_PAD_HEAD_DIM", "MLX_SDPA_D512_MIN_KL", "MLX_CUDA_USE_CUDNN_SDPA")
+ALWAYS_FUSED = FastCall(1, 1, 1, 64, 64, 64, 64, "float16")
 _KEY_EDGES = (256, 1024, 4096, 8192)
 _QUERY_EDGES = (9, 1024, 2048)
 
@@ -120,12 +122,23 @@ def class_of(call: FastCall, device: DeviceFacts) -> str:
 def ask(call: FastCall, device: DeviceFacts) -> tuple[bool, bool] | None:
     """(whether a plain call is fused, whether force_fused is accepted); None where this process can't tell.
 
-    It can't when MLX's default device is of another kind, and inside grad, where MLX fuses less.
+    It can't when MLX's default device is of another kind, and inside grad, where MLX fuses less and does not say so:
+    there, not even a call that every GPU fuses is fused.
     """
+    if local_device().kind != device.kind or (device.kind != "cpu" and not _lazy_call(ALWAYS_FUSED)):
+        return None
+    fused = _lazy_call(call)
+    try:
+        _lazy_call(call, force_fused=True)
+    except (ValueError, TypeError):
+        return fused, False
+    return fused, True
+
+
+def _lazy_call(call: FastCall, **options: Any) -> bool:
+    """Whether the graph of a call that is never evaluated holds the fused primitive."""
     import mlx.core as mx
 
-    if local_device().kind != device.kind or _in_grad():
-        return None
     dtype = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}[call.dtype]
     q = mx.zeros((call.B, call.n_heads, call.q_len, call.head_dim), dtype)
     k = mx.zeros((call.B, call.n_kv_heads, call.kv_len, call.head_dim), dtype)
@@ -135,23 +148,9 @@ def ask(call: FastCall, device: DeviceFacts) -> tuple[bool, bool] | None:
         mask = mx.zeros((1, 1, call.q_len, call.kv_len), dtype if call.additive else mx.bool_)
     sinks = mx.zeros((call.n_heads,), dtype) if call.sinks else None
     text = io.StringIO()
-    mx.export_to_dot(text, mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask, sinks=sinks))
-    fused = "ScaledDotProductAttention" in text.getvalue()
-    try:
-        mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask, sinks=sinks, force_fused=True)
-    except (ValueError, TypeError):
-        return fused, False
-    return fused, True
-
-
-def _in_grad() -> bool:
-    import mlx.core as mx
-
-    try:
-        mx.async_eval(mx.zeros((1,)) + 1)
-    except ValueError:
-        return True
-    return False
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0, mask=mask, sinks=sinks, **options)
+    mx.export_to_dot(text, out)
+    return "ScaledDotProductAttention" in text.getvalue()
 
 
 def read(path: Path) -> dict[str, tuple[bool, bool]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from archport.attention import costs, masks
-from archport.attention.blocks import block, lane_blocks, lane_shape, mask_bytes
+from archport.attention.blocks import block, lane_blocks, lane_shape, mask_bytes, whole
 from archport.attention.evaluation import Pipeline
 from archport.attention.kernel import attend_block
 from archport.attention.routes import FastCall, Kernel, Routes
@@ -52,32 +52,55 @@ def cheapest(call: AttentionCall, device: DeviceFacts, routes: Routes, *, most_r
         most_rows: rows per tile to start from.
         key_grid: multiple to which a tile's key range is widened.
     """
-    smallest = SMALLEST[device.kind]
+    # Where MLX fuses the whole call unasked, cutting it is for its limits and not a reason to materialise scores.
+    route = routes.route(whole(call), device)
+    fused = route.kernel != "composite"
+    choices = (False,) if route.forced is None else (False, True)
     best: Price | None = None
     for lanes in _lane_choices(call):
-        rows = min(most_rows, call.q_len)
-        fitting = 0
-        while True:
-            for force in (False, True):
-                price = priced(call, device, routes, Cut(rows, lanes), key_grid=key_grid, force=force)
-                if price is None:
-                    continue
-                fits = not price.excess(call, device)
-                fitting += fits
-                if best is None or _rank(price, call, device) < _rank(best, call, device):
-                    best = price
-            if rows <= smallest or fitting >= 3:
+        found = _best_rows(call, device, routes, lanes, most_rows, key_grid, fused, choices)
+        if best is not None and not _better(found, best, call, device, fused):
+            if not best.excess(call, device):
                 break
-            rows = max(smallest, _half(rows))
-        if best is not None and not best.excess(call, device):
-            break
+            continue
+        best = found
     assert best is not None
     return best
 
 
-def _rank(price: Price, call: AttentionCall, device: DeviceFacts) -> tuple[bool, float]:
+def _best_rows(
+    call: AttentionCall,
+    device: DeviceFacts,
+    routes: Routes,
+    lanes: int,
+    most_rows: int,
+    key_grid: int,
+    fused: bool,
+    choices: tuple[bool, ...],
+) -> Price:
+    """The best price over rows per tile, halved from `most_rows` for as long as that helps."""
+    smallest = SMALLEST[device.kind]
+    rows = min(most_rows, call.q_len)
+    best: Price | None = None
+    while True:
+        improved = False
+        for force in choices:
+            price = priced(call, device, routes, Cut(rows, lanes), key_grid=key_grid, force=force)
+            if price is not None and (best is None or _better(price, best, call, device, fused)):
+                best, improved = price, True
+        assert best is not None
+        if rows <= smallest or not (improved or best.excess(call, device)):
+            return best
+        rows = max(smallest, _half(rows))
+
+
+def _better(one: Price, other: Price, call: AttentionCall, device: DeviceFacts, fused: bool) -> bool:
+    return _rank(one, call, device, fused) < _rank(other, call, device, fused)
+
+
+def _rank(price: Price, call: AttentionCall, device: DeviceFacts, fused: bool) -> tuple[bool, bool, float]:
     over = bool(price.excess(call, device))
-    return over, float(price.transient) if over else price.seconds
+    return over, fused and price.route == "composite", float(price.transient) if over else price.seconds
 
 
 def _half(rows: int) -> int:
@@ -120,13 +143,13 @@ def priced(
     if kernel is None:
         return None
     depth = 1 if device.kind == "cpu" or count == 1 else 2
-    mask = mask_bytes(call, tile, device)
+    mask = mask_bytes(call, tile)
     tile_output = tile.B * tile.n_heads * rows * call.v_head_dim * call.itemsize
     held = costs.transient(tile, kernel, device.kind) + mask + (tile_output if count > 1 else 0)
     pairs = visited(seen, call.q_len, rows, width)
     work = pairs / (rows * width)
     one = costs.seconds(tile, kernel, device)
-    narrow = 1.0 if device.kind == "cpu" else 1.0 + 32.0 / rows
+    narrow = 1.0 + (4.0 if device.kind == "cpu" else 32.0) / rows
     return Price(
         transient=depth * held + costs.SLACK[device.kind],
         output=call.output_bytes,

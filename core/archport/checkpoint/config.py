@@ -46,6 +46,8 @@ def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: a value that contradicts another, such as a layer pattern of another length.
     """
     config = _level(_decode(copy.deepcopy(dict(raw))))
+    if isinstance(config.get("architectures"), str):
+        config["architectures"] = [config["architectures"]]
     if "text_config" not in config and isinstance(config.get("llm_config"), dict):
         config["text_config"] = config.pop("llm_config")
     text = config.get("text_config")

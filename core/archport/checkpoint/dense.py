@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from archport.checkpoint.checkpoint import Checkpoint
-from archport.checkpoint.files import inside, module_kind, pipeline_modules, refuse_without_safetensors
+from archport.checkpoint.files import UNSAFE_WEIGHTS, inside, module_kind, pipeline_modules, refuse_without_safetensors
 from archport.checkpoint.fit import check_fit
 from archport.checkpoint.headers import read_header
 from archport.checkpoint.quantization import packing
@@ -72,7 +72,7 @@ def _tensors(checkpoint: Checkpoint, dense: Dense) -> tuple[str, dict[str, mx.ar
             loaded.update(mx.load(str(inside(checkpoint.folder, file, "the index"))))  # pyright: ignore[reportCallIssue, reportArgumentType]
         return f"{checkpoint.folder}: {prefix}*", {name.removeprefix(prefix): loaded[name] for name in inner}
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    if names:
+    if any(name.endswith(UNSAFE_WEIGHTS) for name in names):
         refuse_without_safetensors(names, str(folder))
     raise CheckpointError(
         f"{folder}: there is no model.safetensors, and no {prefix}* among the main weights. "

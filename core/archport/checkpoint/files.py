@@ -41,7 +41,8 @@ def inside(folder: Path, relative: str, asked_by: str) -> Path:
 def read_json(path: Path) -> Any:
     """A JSON file's value, None when the file is absent; text that is not JSON is a CheckpointError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors put a byte order mark in front.
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -76,7 +77,10 @@ def pipeline_modules(folder: Path) -> list[dict[str, Any]] | None:
         if not isinstance(entry.get("type"), str) or not isinstance(entry.get("path"), str):
             raise CheckpointError(f"{path}: module {entry!r} lacks a text `type` or `path`.")
         inside(folder, entry["path"], "modules.json")
-    return sorted(value, key=lambda entry: entry.get("idx", 0))
+    order = [entry.get("idx") for entry in value]
+    if all(type(index) is int for index in order):
+        value.sort(key=lambda entry: entry["idx"])
+    return value
 
 
 def module_kind(entry: Mapping[str, Any]) -> str:
@@ -159,8 +163,14 @@ def weights_needed(names: Collection[str], read: Callable[[str], Any], where: st
     prefix = f"{body}/" if body else ""
     here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     main = weight_files({name for name in here if "/" not in name}, read(f"{prefix}{INDEX}"), where)
-    dense = [f"{str(entry['path']).strip('/')}/model.safetensors" for entry in entries if module_kind(entry) == "Dense"]
-    return [f"{prefix}{name}" for name in main] + [name for name in dense if name in names]
+    dense: list[str] = []
+    for folder in [str(entry["path"]).strip("/") for entry in entries if module_kind(entry) == "Dense"]:
+        inner = [name for name in names if name.startswith(f"{folder}/")]
+        if any(name.endswith(UNSAFE_WEIGHTS) for name in inner):
+            refuse_without_safetensors(inner, where)
+        # Some conversions keep these matrices in the main file, and no weights here.
+        dense += [name for name in inner if name == f"{folder}/model.safetensors"]
+    return [f"{prefix}{name}" for name in main] + dense
 
 
 def refuse_without_safetensors(names: Iterable[str], where: str) -> None:

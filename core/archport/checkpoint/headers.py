@@ -177,9 +177,8 @@ def read_tensors(folder: Path, body: str = "") -> dict[str, TensorInfo]:
     files = weight_files(names, index, str(here))
     missing = [file for file in files if not inside(here, file, INDEX).is_file()]
     if missing:
-        raise CheckpointError(
-            f"{here}: {INDEX} names {shorten(missing)}, which is not there. Fetch the missing shards."
-        )
+        named = f", which {INDEX} names," if index is not None else ""
+        raise CheckpointError(f"{here}: {shorten(missing)}{named} is missing. Fetch the checkpoint again.")
     prefix = f"{body}/" if body else ""
     tensors: dict[str, TensorInfo] = {}
     for file in files:

@@ -212,15 +212,12 @@ def _ask(repo: str, revision: str | None, call: Callable[[], Any], attempts: int
                 logger.warning("%s: the connection broke (%s); taking it up again", repo, error)
                 time.sleep(0.2 * attempt)
                 continue
-            reason = _reason(repo, revision, error)
-            if reason is None:
-                raise
-            raise ModelNotFound(reason) from error
+            raise ModelNotFound(_reason(repo, revision, error)) from error
     raise AssertionError("unreachable")
 
 
-def _reason(repo: str, revision: str | None, error: BaseException) -> str | None:
-    """What a failure of the client means and what to do; None for one that is not the hub's."""
+def _reason(repo: str, revision: str | None, error: BaseException) -> str:
+    """What a failure of the client means and what to do."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -260,9 +257,17 @@ def _reason(repo: str, revision: str | None, error: BaseException) -> str | None
         if status == 404:
             return f"{where} knows no model {repo!r} (404)."
         return f"{where} answered {status} for {repo}; try again later."
-    if isinstance(error, HTTPError) or (isinstance(error, OSError) and "size" in str(error)):
+    said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    if isinstance(error, HTTPError) or "Consistency check failed" in said:
         return (
-            f"{where} can't be reached ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
-            "Check the network and HF_ENDPOINT, or download the model elsewhere and pass its folder."
+            f"{where} can't be reached ({said}). Check the network and HF_ENDPOINT, or download the model elsewhere "
+            "and pass its folder."
         )
-    return None
+    if isinstance(error, OSError):
+        return (
+            f"{repo} can't be stored in the cache {cache_folder()} ({said}). Free space there, or set HF_HOME to a "
+            "folder that can be written."
+        )
+    return (
+        f"the hub client failed ({said}). Update huggingface_hub, or download the model elsewhere and pass its folder."
+    )

@@ -67,8 +67,9 @@ def read_head(checkpoint: CheckpointView) -> EmbeddingHead:
     include_prompt, normalize, dense = True, False, []
     for entry in entries:
         kind, folder = module_kind(entry), str(entry["path"]).strip("/")
-        before = kind in ("Transformer", "Dropout") or (kind == "Pooling" and not pooling)
-        if not before and (not pooling or normalize) and kind in ("Pooling", "Dense", "Normalize"):
+        # Pooling comes first and once, and nothing follows Normalize.
+        early, late = not pooling and kind in ("Dense", "Normalize"), normalize or (pooling and kind == "Pooling")
+        if early or (late and kind in ("Pooling", "Dense", "Normalize")):
             raise CheckpointError(
                 f"{checkpoint.folder}: modules.json has {kind} out of order; expected Transformer, Pooling, Dense "
                 "modules, Normalize."
@@ -221,7 +222,8 @@ def _max_tokens(checkpoint: CheckpointView, settings: Mapping[str, Any]) -> int 
     for key, value in stated.items():
         if value is None or (isinstance(value, int | float) and value > _NO_LIMIT):
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not whole or value < 1:
             raise CheckpointError(f"{checkpoint.folder}: {key}={value!r}; expected a number of tokens >= 1 or null.")
         return int(value)
     return None

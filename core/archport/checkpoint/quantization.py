@@ -61,21 +61,22 @@ def _settings(key: str, stated: Mapping[str, Any]) -> Quantization:
             continue
         if value is False:
             overrides[path] = None
-        elif isinstance(value, dict) and ("bits" in value or "group_size" in value):
-            # An override that names no mode is affine: in the other modes the bits can't differ.
-            overrides[path] = _one(f"{key}[{path!r}]", {**_defaults(stated), **value})
+        elif isinstance(value, dict) and any(name in value for name in _SETTINGS):
+            # An override that names no mode is affine: in the other modes nothing can differ.
+            inherited = {} if "mode" in value else {name: stated.get(name) for name in ("bits", "group_size")}
+            overrides[path] = _one(f"{key}[{path!r}]", {**inherited, **value})
     return _one(key, stated, overrides)
-
-
-def _defaults(stated: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: stated[name] for name in ("bits", "group_size") if name in stated}
 
 
 def _one(
     key: str, stated: Mapping[str, Any], overrides: Mapping[str, Quantization | None] | None = None
 ) -> Quantization:
+    mode = stated.get("mode") or "affine"
+    for (bits, group_size), only in _MX_MODES.items():
+        if mode == only:
+            stated = {"bits": bits, "group_size": group_size, **stated}
     try:
-        found = Quantization(stated["bits"], stated["group_size"], stated.get("mode") or "affine", overrides or {})
+        found = Quantization(stated["bits"], stated["group_size"], mode, overrides or {})
     except KeyError as error:
         raise CheckpointError(f"{key}={dict(stated)!r} lacks {error}; expected bits and group_size.") from error
     except SpecError as error:

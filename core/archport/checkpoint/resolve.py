@@ -23,6 +23,7 @@ logger = logging.getLogger("archport")
 
 _PACKAGE = re.compile(r"^(?P<package>[A-Za-z_]\w*):(?P<folder>.*)$")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?$")
+_HUB_ID_LENGTH = 96
 _URL = re.compile(r"^https?://[^/]+/([\w.-]+/[\w.-]+)")
 
 
@@ -35,7 +36,7 @@ class _Trail:
     steps: list[str] = field(default_factory=list)
 
     def not_found(self, reason: str) -> ModelNotFound:
-        lines = [f"no model {self.requested!r}: {reason}"]
+        lines = [f"no model {self.requested[:100]!r}: {reason}"]
         if self.steps:
             lines.append("tried: " + "; ".join(self.steps))
         if close := near_matches(self.requested, self.known):
@@ -96,19 +97,24 @@ def _chain(requested: str, models: Mapping[str, str]) -> list[str]:
     return targets
 
 
-def _is_folder(path: Path) -> bool:
+def _kind(path: Path) -> str:
+    """What is at a path: "folder", "file" or nothing."""
     # A name may be too long for a path.
     try:
-        return path.is_dir()
+        return "folder" if path.is_dir() else "file" if path.is_file() else ""
     except OSError:
-        return False
+        return ""
 
 
 def _from_folder(name: str | Path, revision: str | None, trail: _Trail) -> Checkpoint | None:
     requested = str(name)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    # No such user.
+    except RuntimeError:
+        path = Path(name)
     explicit = isinstance(name, Path) or path.is_absolute() or requested.startswith((".", "~")) or "\\" in requested
-    if _is_folder(path):
+    if _kind(path) == "folder":
         if not explicit and not any((path / file).exists() for file in ("config.json", "modules.json")):
             trail.steps.append(f"folder {path} (holds no config.json)")
             return None
@@ -116,14 +122,14 @@ def _from_folder(name: str | Path, revision: str | None, trail: _Trail) -> Check
             raise InputError(f"revision={revision!r} with the folder {path}: a folder has no revisions; leave it out.")
         folder = path.resolve()
         return open_checkpoint(folder, name=str(folder), requested=requested, source="folder")
-    if path.is_file():
+    if _kind(path) == "file":
         raise CheckpointError(f"{path} is a file; expected the folder that holds config.json and the weights.")
     if explicit or (requested.count("/") > 1 and not _URL.match(requested)):
-        siblings = os.listdir(path.parent) if _is_folder(path.parent) else []
+        siblings = os.listdir(path.parent) if _kind(path.parent) == "folder" else []
         close = difflib.get_close_matches(path.name, siblings, n=3)
         hint = f" Near it: {', '.join(str(path.parent / other) for other in close)}." if close else ""
         raise ModelNotFound(f"there is no folder {path} (working directory {Path.cwd()}).{hint}")
-    trail.steps.append(f"folder {path} (absent)")
+    trail.steps.append(f"folder {requested[:100]} (absent)")
     return None
 
 
@@ -146,7 +152,7 @@ def _from_package(package: str, folder: str, name: str, trail: _Trail) -> Checkp
 
 
 def _from_hub(hub_id: str, revision: str | None, progress: bool | None, trail: _Trail) -> Checkpoint:
-    if not _HUB_ID.match(hub_id):
+    if not _HUB_ID.match(hub_id) or len(hub_id) > _HUB_ID_LENGTH:
         url = _URL.match(hub_id)
         raise trail.not_found(f"pass {url[1]!r}, not its address" if url else "it is neither a folder nor a hub id")
     snapshot = hub.find_cached(hub_id, revision)

@@ -170,15 +170,19 @@ def _unpack(checkpoint: Checkpoint, module: Any, weights: dict[str, mx.array], d
         if f"{path}.weight" not in parameters:
             continue
         settings = _proven(path, weights, parameters[f"{path}.weight"].shape[-1])
-        scales = weights.pop(f"{path}.scales")
+        scales, biases = weights.pop(f"{path}.scales"), weights.pop(f"{path}.biases", None)
+        target = getattr(mx, _dense_dtype(dtype, str(scales.dtype).removeprefix("mlx.core."), checkpoint.config))
+        if settings.mode == "affine":
+            # Widened first: MLX unpacks in the dtype of the scales and would round to 16 bits on the way.
+            scales, biases = scales.astype(target), None if biases is None else biases.astype(target)
         weights[f"{path}.weight"] = mx.dequantize(
             weights[f"{path}.weight"],
             scales,
-            weights.pop(f"{path}.biases", None),
+            biases,
             group_size=settings.group_size,
             bits=settings.bits,
             mode=settings.mode,
-            dtype=getattr(mx, _dense_dtype(dtype, str(scales.dtype).removeprefix("mlx.core."), checkpoint.config)),
+            dtype=target,
         )
 
 

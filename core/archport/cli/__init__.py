@@ -14,6 +14,8 @@ import typer
 from archport.cli.doctor import doctor
 from archport.cli.embed import embed
 from archport.cli.info import info
+from archport.cli.new import new
+from archport.cli.plan import plan
 from archport.cli.plugins import plugins
 from archport.contract import ArchportError
 
@@ -24,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, info, plugins, doctor):
+for command in (embed, info, plan, plugins, doctor, new):
     app.command()(command)
 
 

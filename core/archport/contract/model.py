@@ -168,9 +168,12 @@ class Example:
         config: a `config.json` as the published checkpoints have it, two to four layers.
         seed: of the random weights.
         scale: standard deviation of the random matrices; vectors (norms, biases) are perturbed around their default.
+        publish: the module's tensors (name -> mx.array) as published checkpoints name and shape them, the inverse of
+            `sanitize`; None where the two are the same.
     """
 
     name: str
     config: Mapping[str, Any]
     seed: int = 0
     scale: float = 0.05
+    publish: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None

@@ -209,6 +209,7 @@ class ArchSpec:
         max_positions: the longest sequence the position scheme admits, in tokens.
         dtype: element type of the unquantised weights as stored.
         tied_head: whether the output head is the embedding matrix.
+        gated_mlp: whether the MLP has a gate matrix beside up and down (SwiGLU, GeGLU), which plans price.
         experts, quantization, vision: None where the checkpoint has none.
         dtypes_refused: element types that overflow in this family, each with the reason.
     """
@@ -222,6 +223,7 @@ class ArchSpec:
     max_positions: int
     dtype: DType = "float32"
     tied_head: bool = True
+    gated_mlp: bool = True
     experts: Experts | None = None
     quantization: Quantization | None = None
     vision: VisionTower | None = None

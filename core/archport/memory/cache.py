@@ -55,7 +55,8 @@ class KVCache:
             raise SpecError(f"KV cache: {'; '.join(problems)}")
         if B < 1:
             raise InputError(f"KV cache: B={B} rows; expected at least one")
-        self.layer, self.allocation, self.B, self.dtype = layer, allocation, B, dtype
+        self.layer, self.allocation, self.B = layer, allocation, B
+        self.dtype: DType = dtype
         self._storage: Storage | None = None
         # Tokens ever written per row, and tokens that a window dropped in front of the buffer.
         self._written = [0] * B

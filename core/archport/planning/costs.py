@@ -1,28 +1,35 @@
 """What a model weighs, what a token costs, and what stays in flight: every formula that needs no attention path.
 
-All of it from an ArchSpec alone, so a plan works from `config.json` without weights. Knows nothing of chunks or budgets.
+All of it from an ArchSpec alone, so a plan needs no weights. Knows nothing of chunks or budgets.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archport.contract import ArchSpec, AttentionLayer, DeviceFacts, DType, LayerSpec, Quantization, RecurrentLayer
+from archport.contract import (
+    ArchSpec,
+    AttentionLayer,
+    DeviceFacts,
+    DeviceKind,
+    DType,
+    LayerSpec,
+    Quantization,
+    RecurrentLayer,
+)
 
 MIB = 2**20
 
-# An embedding matrix, norms and biases aside, published checkpoints agree with `estimate_weights` to this share.
-# The spec does not say whether an MLP is gated, so two-matrix MLPs (BERT) are overstated, by up to a fifth.
+# Published checkpoints agree with `estimate_weights` to this share: position tables, biases and poolers are not in a
+# spec, and a recurrent layer's matrices are read back from its state.
 WEIGHT_TOLERANCE = 0.05
 
 # Arithmetic rate assumed where a device states none; said in the plan's notes.
 UNKNOWN_FLOPS = 1e12
 
-# Seconds that one wait for the device costs when nothing is queued behind it. CUDA: 553 against 640 TFLOP/s for 8192^3
-# products evaluated one by one or ten at a time. Metal: not measured, same order. CPU: a thread hand-over.
-WAIT_SECONDS = {"cuda": 0.5e-3, "metal": 0.4e-3, "cpu": 0.03e-3}
-# The same with another stretch already queued: only the host's share of starting it remains.
-OVERLAPPED_SECONDS = {"cuda": 0.02e-3, "metal": 0.02e-3, "cpu": 0.03e-3}
+# Seconds from the end of a stretch until the host has noticed and started the next one. CUDA: 8192^3 products run at
+# 553 TFLOP/s evaluated one by one and at 640 ten at a time. Metal: not measured, same order. CPU: a thread hand-over.
+WAIT_SECONDS: dict[DeviceKind, float] = {"cuda": 0.3e-3, "metal": 0.3e-3, "cpu": 0.03e-3}
 
 # MLX queues at most this many command buffers (tasks) before it waits, whatever the graph holds.
 TASKS_IN_FLIGHT = 10
@@ -111,7 +118,7 @@ def matrix_elements(spec: ArchSpec, layer: LayerSpec, experts: bool) -> int:
         e = spec.experts
         mlp = 3 * D * (e.count * e.intermediate_size + e.shared_intermediate_size) + D * e.count
     else:
-        mlp = 3 * D * spec.intermediate_size
+        mlp = mlp_matrices(spec) * D * spec.intermediate_size
     return mixer_elements(spec, layer) + mlp
 
 
@@ -121,7 +128,11 @@ def active_elements(spec: ArchSpec, layer: LayerSpec, experts: bool) -> int:
     if experts and spec.experts is not None:
         e = spec.experts
         return mixer_elements(spec, layer) + 3 * D * (e.per_token * e.intermediate_size + e.shared_intermediate_size)
-    return mixer_elements(spec, layer) + 3 * D * spec.intermediate_size
+    return mixer_elements(spec, layer) + mlp_matrices(spec) * D * spec.intermediate_size
+
+
+def mlp_matrices(spec: ArchSpec) -> int:
+    return 3 if spec.gated_mlp else 2
 
 
 def _vision_matrix_elements(spec: ArchSpec, layer: LayerSpec) -> int:
@@ -136,44 +147,68 @@ class TokenBytes:
     """What one token of one layer leaves in memory until the stretch it belongs to was evaluated.
 
     Args:
-        total: bytes of all temporaries.
+        lazy: bytes of all temporaries when the layer runs in one stretch.
+        documents: the same when attention runs document by document.
+        split: bytes in flight when attention evaluates the graph in its middle, so that only one half is.
+        held: of those, what is there while such an attention runs.
         widest: bytes of the largest of them.
         widest_name: what that is.
     """
 
-    total: int
+    lazy: int
+    documents: int
+    split: int
+    held: int
     widest: int
     widest_name: str
 
 
-def token_bytes(spec: ArchSpec, layer: LayerSpec, experts: bool, dtype: DType) -> TokenBytes:
-    """Temporaries of one token in one layer: residuals, norms, projections, heads, MLP."""
+def token_bytes(spec: ArchSpec, layer: LayerSpec, experts: bool, dtype: DType, kind: DeviceKind) -> TokenBytes:
+    """Temporaries of one token in one layer: residuals, norms, projections, heads, MLP.
+
+    The counts of arrays are fitted to MLX's peak counter with pre-norm (Qwen3, merged projections) and post-norm (BERT)
+    blocks over widths varied one by one: never below the measurement, at most a quarter above it.
+    """
     s, D = itemsize(dtype), spec.hidden_size
-    widths: dict[str, int] = {}
+    inner, mlp_widths = _mlp_bytes(spec, experts, s)
     if isinstance(layer, RecurrentLayer):
         channels, value = recurrent_widths(layer)
         # Projections and convolution in the model's type; q, k, v, gates and output per value head in fp32.
-        mixer = (3 * channels + 3 * value) * s + 6 * value * 4
-        widths["the recurrence's fp32 heads"] = value * 4
-        widths["the convolution's channels"] = channels * s
+        mixer = (8 * D + 3 * channels + 3 * value) * s + 6 * value * 4
+        lazy = documents = split = held = mixer + inner
+        mixer_widths = {"the recurrence's fp32 heads": value * 4, "the convolution's channels": channels * s}
     else:
         q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
-        v, out = layer.n_kv_heads * layer.v_head_dim, layer.n_heads * layer.v_head_dim
-        mixer = (q + k + v + out) * s
-        widths["the projections of q, k and v"] = (q + k + v) * s
-    if experts and spec.experts is not None:
-        e = spec.experts
-        inner = 3 * (e.per_token * e.intermediate_size + e.shared_intermediate_size)
-        # Each token is copied to its experts and their answers are gathered again.
-        mlp = (inner + 2 * e.per_token * D) * s + 8 * e.count
-        widths["the experts' inputs"] = e.per_token * D * s
-        widths["the experts' gate and up"] = 2 * e.per_token * e.intermediate_size * s
-    else:
-        mlp = 3 * spec.intermediate_size * s
-        widths["gate and up"] = 2 * spec.intermediate_size * s
-    widths["hidden states"] = D * s
+        out, v = layer.n_heads * layer.v_head_dim, layer.n_kv_heads * layer.v_head_dim
+        if kind != "cpu":
+            lazy = (8 * D + 3 * q + 2 * (out + k + v)) * s
+        elif spec.gated_mlp:
+            # An unfused call copies keys and values into rows and spreads them over the query heads.
+            lazy = (7 * D + 4 * (q + out + k + v)) * s
+        else:
+            # Families without a gate are older than rotary positions and norms of q and k: fewer copies of each.
+            lazy = (9 * D + 3 * (q + out + k + v)) * s
+        split = (8 * D + 2 * (q + out) + 3 * (k + v) // 2) * s
+        held = (4 * D + 5 * (q + out) // 2 + 2 * (k + v)) * s
+        lazy, documents, split = (each + inner for each in (lazy, split + (q + out) * s, split))
+        mixer_widths = {"the projections of q, k and v": (q + k + v) * s}
+    widths = {"hidden states": D * s, **mixer_widths, **mlp_widths}
     name = max(widths, key=lambda key: widths[key])
-    return TokenBytes(total=5 * D * s + mixer + mlp, widest=widths[name], widest_name=name)
+    return TokenBytes(lazy=lazy, documents=documents, split=split, held=held, widest=widths[name], widest_name=name)
+
+
+def _mlp_bytes(spec: ArchSpec, experts: bool, s: int) -> tuple[int, dict[str, int]]:
+    """(bytes of the temporaries inside the MLP, the widest of them by name) of one token."""
+    if experts and spec.experts is not None:
+        e, D = spec.experts, spec.hidden_size
+        wide = e.per_token * e.intermediate_size + e.shared_intermediate_size
+        # Each token is copied to its experts and their answers are gathered again.
+        total = 3 * wide * s + 2 * e.per_token * D * s + 8 * e.count
+        copies, gate = e.per_token * D * s, 2 * e.per_token * e.intermediate_size * s
+        return total, {"the experts' inputs": copies, "the experts' gate and up": gate}
+    if spec.gated_mlp:
+        return 3 * spec.intermediate_size * s, {"gate and up": 2 * spec.intermediate_size * s}
+    return spec.intermediate_size * s, {"the MLP's inside": spec.intermediate_size * s}
 
 
 def vision_token_bytes(spec: ArchSpec, layer: AttentionLayer, dtype: DType) -> int:

@@ -50,7 +50,7 @@ def check_pin(pin: MaskPolicy, layer: AttentionLayer, right: tuple[MaskPolicy, .
     if pin.kind not in legal or pin.contradicts(layer.semantics):
         raise PluginError(
             f"{who}: archport_mask_policy pins {pin.kind!r} for a {layer.semantics} layer with reach {layer.reach} "
-            f"where {' or '.join(sorted(kinds))} is needed; pin one of {', '.join(sorted(legal))}, or declare the layer "
-            "otherwise"
+            f"where {' or '.join(sorted(kinds))} is needed; pin one of {', '.join(sorted(legal))}, or declare the "
+            "layer otherwise"
         )
     return MaskPolicy(pin.kind, pin.why or f"pinned by {who}")

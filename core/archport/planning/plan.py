@@ -95,7 +95,7 @@ class BatchPlan:
         work: the largest stretch between two evaluations.
         evaluations: how often the graph is evaluated for all its prefill steps.
         seconds: estimated time of its prefill.
-        overhead: share of `seconds` that the evaluations cost.
+        overhead: share of `seconds` that evaluations within a pass cost.
     """
 
     rows: tuple[int, ...]
@@ -183,6 +183,11 @@ class Plan:
     @property
     def seconds(self) -> float:
         return sum(batch.seconds for batch in self.batches)
+
+    @property
+    def overhead(self) -> float:
+        """Share of the time that evaluations within passes cost."""
+        return sum(batch.overhead * batch.seconds for batch in self.batches) / self.seconds if self.seconds else 0.0
 
     @property
     def shapes(self) -> frozenset[tuple[int, int]]:

@@ -18,16 +18,18 @@ from archport.contract import (
     InputError,
     PathChooser,
 )
+from archport.planning.batch import Batch
 from archport.planning.costs import Weights, estimate_weights, rate
 from archport.planning.job import Job, classes_of, kinds_of
 from archport.planning.pins import NoPins, Pins
 from archport.planning.plan import BatchPlan, KindPlan, Mode, Plan
-from archport.planning.quote import Batch, Quote, Schedule, decode_step, quote
+from archport.planning.quote import Quote, Schedule, quote
 from archport.planning.refusals import refuse, refuse_context, refuse_dense
-from archport.planning.shapes import TOKENS_PER_BATCH, Group, chunk_widths, group_rows, padded_length
+from archport.planning.search import even, minimum, rows_that_fit, schedule_of
+from archport.planning.shapes import Group, group_rows, padded_length
+from archport.planning.steps import decode_step
 
-# Largest prefill chunk of a generating request: longer ones gain no speed and hold more.
-GENERATE_CHUNK = {"cuda": 8192, "metal": 2048, "cpu": 2048}
+CHUNK_HOOK = "archport_prefill_chunk"
 # Below this share of the time the evaluations are not worth a word.
 CHEAP = 0.03
 
@@ -87,15 +89,16 @@ def plan_request(
         raise InputError(
             f"{len(rows)} lengths and {len(start)} cached counts; expected at least one length, and as many of both"
         )
-    for name, value in (("new_tokens", new_tokens or 0), ("chunk", (chunk or 1) - 1), ("budget", (budget or 1) - 1)):
-        _whole(name, [value], 0)
+    for name, value, least in (("new_tokens", new_tokens, 0), ("chunk", chunk, 1), ("budget", budget, 1)):
+        if value is not None:
+            _whole(name, [value], least)
     used: DType = dtype or ("float32" if device.kind == "cpu" else spec.dtype)
     packed = device.kind != "cpu"
     weights = estimate_weights(spec, used if device.kind == "cpu" or dtype else spec.dtype, packed=packed)
     if weight_bytes is not None:
         weights = Weights(weight_bytes, min(weights.largest, weight_bytes), weights.largest_name, estimated=False)
     kinds, layer_kinds = kinds_of(spec)
-    classes, layer_classes = classes_of(spec, used, packed=packed)
+    classes, layer_classes = classes_of(spec, used, device, packed=packed)
     ceiling = spec.max_positions if max_context is None else max_context
     job = Job(
         spec=spec,
@@ -120,7 +123,7 @@ def plan_request(
     )
     refuse_context(job, rows, start)
     batches = _dense_batch(job, rows, start) if dense else _batches(job, rows, start)
-    minimum = _minimum(job, rows, start) if not dense else max(batch.peak for batch in batches)
+    smallest = _minimum(job, rows, start) if not dense else max(batch.peak for batch in batches)
     plan = Plan(
         arch=spec.arch,
         mode=job.mode,
@@ -130,8 +133,8 @@ def plan_request(
         max_context=ceiling,
         layer_kinds=layer_kinds,
         batches=batches,
-        minimum=minimum,
-        notes=_notes(job),
+        minimum=smallest,
+        notes=_notes(job, batches),
     )
     return replace(plan, cost=_cost(job, plan, rows, start))
 
@@ -157,7 +160,7 @@ def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[
         key = (batch.shape, (batch.lengths, batch.cached) if uneven else ())
         best = known.get(key)
         if best is None:
-            best = known[key] = _schedule(job, batch)
+            best = known[key] = schedule_of(job, batch)
         found.append(_plan_batch(job, group, batch, best))
     return tuple(found)
 
@@ -167,14 +170,13 @@ def _groups(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[G
     kind = job.device.kind
     if job.mode == "generate":
         # All rows decode together, so they are prefilled together.
-        longest = padded_length(max(rows), kind, most) if job.new_tokens is not None else max(rows)
-        return (Group(rows=tuple(range(len(rows))), padded=min(longest, max(most, max(rows)))),)
+        return (Group(rows=tuple(range(len(rows))), padded=padded_length(max(rows), kind, max(most, max(rows)))),)
     alone = len(rows) == 1
     fitting: dict[int, int] = {}
 
     def max_rows(width: int) -> int:
         if width not in fitting:
-            fitting[width] = _rows_that_fit(job, width, max(cached), others=not alone)
+            fitting[width] = rows_that_fit(job, width, max(cached), others=not alone)
         return fitting[width]
 
     return group_rows(
@@ -194,108 +196,13 @@ def _batch(job: Job, group: Group, rows: tuple[int, ...], cached: tuple[int, ...
     return Batch(lengths=lengths, cached=start, shape=shape, others=others)
 
 
-def _even(job: Job, B: int, L: int, S: int, *, others: bool) -> Batch:
-    """A batch of equal rows; bidirectional ones are taken as ragged, which costs more."""
-    ragged = B > 1 and job.spec.semantics != "causal"
-    lengths = (L,) + (max(1, L - 1) if ragged else L,) * (B - 1)
-    shape = BatchShape(B=B, L=L, S=S, new_tokens=job.new, ragged=ragged)
-    return Batch(lengths=lengths, cached=(S,) * B, shape=shape, others=others)
-
-
-def _depth(job: Job) -> int:
-    """Stretches in flight: a GPU starts the next one before it waits; a CPU gains nothing by it."""
-    return 1 if job.device.kind == "cpu" else 2
-
-
-def _chunks(job: Job, shape: BatchShape) -> tuple[int, ...]:
-    """Chunks to try, largest first."""
-    if not job.chunkable:
-        return (shape.L,)
-    most = job.chunk or shape.L
-    if job.mode == "generate":
-        most = min(most, GENERATE_CHUNK[job.device.kind])
-    pinned = job.pins.prefill_chunk(job.spec, shape, job.device)
-    return chunk_widths(shape.L, min(most, pinned or most))
-
-
-def _chunk(job: Job, batch: Batch) -> Quote:
-    """The largest chunk that fits, evaluating after every layer; otherwise the cheapest one, with its problem.
-
-    More budget never gives a smaller chunk: what fits a budget fits a larger one, the largest of the fitting is taken,
-    and the fallback of waiting for every stretch considers no chunk above the smallest peak with two in flight.
-    """
-    widths, depth = _chunks(job, batch.shape), _depth(job)
-    tried: list[Quote] = []
-    for width in widths:
-        found = quote(job, batch, Schedule(width, 1, depth))
-        if not found.problem:
-            found = quote(job, batch, Schedule(width, 1, depth), every_step=True)
-        if not found.problem:
-            return found
-        tried.append(found)
-    leanest = min(tried, key=lambda each: (each.peak, each.schedule.chunk))
-    if depth > 1:
-        for width in widths:
-            if width <= leanest.schedule.chunk:
-                found = quote(job, batch, Schedule(width, 1, 1), every_step=True)
-                if not found.problem:
-                    return found
-                leanest = min(leanest, found, key=lambda each: each.peak)
-    # A narrower problem than bytes decides what to say when any chunk fits the budget.
-    by_work = [each for each in tried if each.binds in ("work", "buffer")]
-    return leanest if leanest.binds != "memory" or not by_work else min(by_work, key=lambda each: each.schedule.chunk)
-
-
-def _rows_that_fit(job: Job, width: int, S: int, *, others: bool) -> int:
-    """Rows of `width` tokens that may share a batch; refuses when not even one fits."""
-    one = _even(job, 1, width, S, others=others)
-    first = _chunk(job, one)
-    if first.problem:
-        refuse(job, one, first, _fits)
-    low, high = 1, max(1, (job.tokens_per_batch or TOKENS_PER_BATCH[job.device.kind]) // width)
-    schedule = replace(first.schedule)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if quote(job, _even(job, middle, width, S, others=others), schedule).problem:
-            high = middle - 1
-        else:
-            low = middle
-    return low
-
-
-def _fits(job: Job, batch: Batch) -> bool:
-    return not _chunk(job, batch).problem
-
-
-def _schedule(job: Job, batch: Batch) -> Quote:
-    """The chunk of a batch, and the fewest evaluations that keep its peak and work within their limits."""
-    best = _chunk(job, batch)
-    if best.problem:
-        refuse(job, batch, best, _fits)
-    layers, depth = len(job.layer_classes), best.schedule.in_flight
-    if job.device.kind == "cpu" or depth == 1:
-        return best
-    counts = sorted(
-        {layers, *(-(-layers // parts) for parts in (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96))}, reverse=True
-    )
-    for count in counts:
-        if count <= 1:
-            break
-        found = quote(job, batch, Schedule(best.schedule.chunk, count, depth))
-        if not found.problem:
-            found = quote(job, batch, Schedule(best.schedule.chunk, count, depth), every_step=True)
-        if not found.problem:
-            return found
-    return best
-
-
 def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
     counts = [0] * len(job.kinds)
     for index in job.layer_classes:
         counts[job.classes[index].kind] += 1
     kinds = tuple(
         KindPlan(layer=layer, count=count, mask=mask, kv=kv, pins=pins)
-        for layer, count, mask, kv, pins in zip(job.kinds, counts, best.masks, best.kv, best.pins, strict=True)
+        for layer, count, mask, kv, pins in zip(job.kinds, counts, best.prefill.masks, best.kv, best.pins, strict=True)
     )
     return BatchPlan(
         rows=group.rows,
@@ -303,7 +210,7 @@ def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
         shape=batch.shape,
         chunk=best.schedule.chunk,
         kinds=kinds,
-        steps=best.steps,
+        steps=best.prefill.steps,
         decode=decode_step(job, batch, best.kv),
         eval_every_layers=best.schedule.eval_every_layers,
         in_flight=best.schedule.in_flight,
@@ -328,18 +235,19 @@ def _dense_batch(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tu
 
 
 def _minimum(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> int:
-    """The smallest peak of any schedule: the longest row alone, in the smallest chunk or whole, evaluated per layer."""
+    """The smallest peak of any schedule: the longest row alone, or all rows that decode together."""
     count = len(rows) if job.mode == "generate" else 1
-    batch = _even(job, count, max(rows), max(cached), others=False)
-    widths = _chunks(job, batch.shape)
-    return min(quote(job, batch, Schedule(width, 1, 1), least=True).peak for width in {widths[0], widths[-1]})
+    most = max(job.max_context - max(cached) - job.new, max(rows))
+    width = padded_length(max(rows), job.device.kind, most)
+    others = job.mode == "embed" and len(rows) > 1
+    return minimum(job, even(job, count, width, max(cached), others=others))
 
 
 def _cost(job: Job, plan: Plan, rows: tuple[int, ...], cached: tuple[int, ...]) -> str:
     """What a tight budget costs in time, in words."""
     if plan.budget >= 2 * plan.minimum:
         return ""
-    free = replace(job, budget=2**60, memo={}, mask_pins={}, backend_pins={})
+    free = replace(job, budget=2**60, memo={}, mask_pins={}, backend_pins={}, prefills={})
     best = sum(batch.seconds for batch in _batches(free, rows, cached))
     extra = plan.seconds / best - 1 if best else 0.0
     word = f"about {extra:.0%} more time" if extra >= CHEAP else "no noticeable time"
@@ -349,7 +257,7 @@ def _cost(job: Job, plan: Plan, rows: tuple[int, ...], cached: tuple[int, ...]) 
     )
 
 
-def _notes(job: Job) -> tuple[str, ...]:
+def _notes(job: Job, batches: tuple[BatchPlan, ...]) -> tuple[str, ...]:
     notes: list[str] = []
     if job.weights.estimated:
         notes.append("bytes of the weights are estimated from the config")
@@ -359,6 +267,13 @@ def _notes(job: Job) -> tuple[str, ...]:
         )
     if job.device.kind == "metal" and job.device.max_buffer is None:
         notes.append(f"{job.device.name} states no largest buffer; single allocations are not checked")
-    if not job.chunkable and (job.chunk or job.pins.prefill_chunk(job.spec, BatchShape(1, 1), job.device)):
+    wished = job.pins.prefill_chunk(job.spec, max((batch.shape for batch in batches), key=_tokens), job.device)
+    if not job.chunkable and (job.chunk or wished):
         notes.append("the prefill chunk is ignored: a layer that sees later tokens runs whole rows")
+    elif wished:
+        notes.append(f"prefill chunks of at most {wished:,} tokens: archport_prefill_chunk of {job.who(CHUNK_HOOK)}")
     return tuple(notes)
+
+
+def _tokens(shape: BatchShape) -> int:
+    return shape.B * shape.L

@@ -16,8 +16,9 @@ from archport.contract import (
     MemoryBudgetExceeded,
     WorkBoundExceeded,
 )
+from archport.planning.batch import Batch
 from archport.planning.job import Job
-from archport.planning.quote import Batch, Quote
+from archport.planning.quote import Quote
 
 Fits = Callable[[Job, Batch], bool]
 
@@ -44,10 +45,12 @@ def refuse_context(job: Job, rows: Sequence[int], cached: Sequence[int]) -> None
             parts = [f"{length:,} tokens"]
             parts += [f"{before:,} cached"] if before else []
             parts += [f"{job.new:,} to generate"] if job.new else []
-            raised = "raise max_context" if job.max_context < positions else "the model has no more positions"
+            raised = (
+                "or raise max_context" if job.max_context < positions else "because the model has no more positions"
+            )
             raise ContextLengthExceeded(
                 f"row {row} needs a context of {total:,} tokens ({' + '.join(parts)}), but the limit is "
-                f"{job.max_context:,}; shorten the input, or {raised}",
+                f"{job.max_context:,}; shorten the input, {raised}",
                 binding="max_context" if job.max_context < positions else "the model's positions",
                 requested=total,
                 ceiling=job.max_context,
@@ -68,9 +71,9 @@ def refuse_dense(job: Job, batch: Batch) -> None:
         return
     widest = int((cap / (4 * shape.B)) ** 0.5)
     raise BufferTooLarge(
-        f"a dense mask of ({shape.B}, 1, {shape.L:,}, {S:,}) in float32 takes {size:,} bytes in one buffer; the largest "
-        f"buffer of {job.device.name} is {cap:,} bytes. At {shape.B} rows it fits up to {widest:,} tokens. Leave the "
-        "mask policy to the planner: it needs no such array",
+        f"a dense mask of ({shape.B}, 1, {shape.L:,}, {S:,}) in float32 takes {size:,} bytes in one buffer; the "
+        f"largest buffer of {job.device.name} is {cap:,} bytes. At {shape.B} rows it fits up to {widest:,} tokens. "
+        "Leave the mask policy to the planner: it needs no such array",
         required_bytes=size,
         limit_bytes=cap,
         binding="the device's largest buffer; moved by another mask policy, fewer rows or shorter ones",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from archport.contract import AttentionLayer, AttentionPath, LayerSpec
@@ -24,12 +25,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.2g} ms"
 
 
-def bars(components: dict[str, int], budget: int) -> list[str]:
-    """One line per component with a bar; the budget is the full width."""
+def bars(components: Mapping[str, int]) -> list[str]:
+    """One line per component with a bar; the largest has the full width."""
     shown = {name: value for name, value in components.items() if value}
-    names, most = max(map(len, shown)), max(max(sum(shown.values()), budget), 1)
+    names, most = max(map(len, shown)), max(shown.values())
     return [
-        f"{name:<{names}}  {size(value):>9}  {'█' * max(1, round(BAR * value / most))}" for name, value in shown.items()
+        f"{name:<{names}}  {size(value):>9}  {'█' * round(BAR * value / most)}".rstrip()
+        for name, value in shown.items()
     ]
 
 
@@ -76,14 +78,14 @@ def explain(plan: Plan) -> str:
         batches,
         f"peak {size(plan.peak)} of {size(plan.budget)} budget; the smallest possible is {size(plan.minimum)}",
         "",
-        *bars(dict(plan.bytes), plan.budget),
+        *bars(plan.bytes),
         "",
         f"largest buffer: {plan.largest_buffer.name}, {size(plan.largest_buffer.bytes)}"
         + (f" of {size(plan.largest_buffer.cap)} allowed" if plan.largest_buffer.cap is not None else ""),
         f"largest work between evaluations: {plan.work.name}, {duration(plan.work.seconds)}"
         + (f" of {duration(plan.work.limit)} allowed" if plan.work.limit is not None else ", no watchdog"),
         _evaluation(largest, len(plan.layer_kinds)),
-        f"estimated time: {duration(plan.seconds)}, of which {largest.overhead:.1%} is evaluation",
+        f"estimated time: {duration(plan.seconds)}, of which {plan.overhead:.1%} for evaluations",
     ]
     if plan.cost:
         lines.append(plan.cost)
@@ -132,10 +134,9 @@ def _shown(batch: BatchPlan) -> list[tuple[str, StepPlan]]:
     """The steps worth a line: the last, and the first where its paths differ."""
     last = batch.steps[-1]
     shown = [("path", last)]
-    for label, step in (("first", batch.steps[0]), ("decode", batch.decode)):
-        if step is not None and step is not last and _names(step) != _names(last):
-            shown.append((label, step))
-    return shown
+    if _names(batch.steps[0]) != _names(last):
+        shown.append(("first", batch.steps[0]))
+    return [*shown, ("decode", batch.decode)] if batch.decode is not None else shown
 
 
 def _names(step: StepPlan) -> list[tuple[str, int, int]]:

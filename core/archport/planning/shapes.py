@@ -33,17 +33,14 @@ CHUNKS = tuple(sorted({32 * 2**i for i in range(20)} | {48 * 2**i for i in range
 
 
 def padded_length(tokens: int, kind: DeviceKind, most: int) -> int:
-    """Tokens that a row of `tokens` is padded to on this kind of device, never above `most`.
+    """Tokens that the longest row of a batch, of `tokens`, is padded to on this kind of device; never above `most`.
 
-    CUDA takes few widths; Metal multiples of 32 above 64, whose freed buffers fit again; a CPU has nothing to gain.
+    CUDA takes few widths. Elsewhere nothing is gained: Metal reuses freed buffers of up to twice the size, and batches
+    run from long to short.
     """
-    if kind == "cpu":
+    if kind != "cuda":
         return tokens
-    if kind == "metal":
-        width = tokens if tokens <= 64 else -(-tokens // 32) * 32
-    else:
-        width = _LATTICE[bisect.bisect_left(_LATTICE, tokens)]
-    return max(tokens, min(width, most))
+    return max(tokens, min(_LATTICE[bisect.bisect_left(_LATTICE, tokens)], most))
 
 
 def row_counts(most: int, kind: DeviceKind) -> tuple[int, ...]:
@@ -109,14 +106,16 @@ def group_rows(
     return tuple(groups)
 
 
-def chunk_widths(length: int, most: int) -> tuple[int, ...]:
-    """Prefill chunks to try for a row of `length` tokens, largest first; the whole row is one of them.
+def chunk_widths(length: int, most: int, usual: int, *, whole: bool) -> tuple[int, ...]:
+    """Prefill chunks to try for a row of `length` tokens, largest first.
 
     Args:
         most: the largest chunk that a plugin or caller admits.
+        usual: the largest chunk of a row that is split.
+        whole: whether the row is tried unsplit even when it is longer than that.
     """
-    widths = [width for width in CHUNKS if width < length and width <= most]
-    if length <= most:
-        widths.append(length)
+    widths = {width for width in CHUNKS if width < length and width <= min(most, usual)}
+    if length <= most and (whole or length <= usual):
+        widths.add(length)
     # A plugin may want fewer tokens than the smallest width.
-    return tuple(reversed(widths)) or (max(1, min(most, length)),)
+    return tuple(sorted(widths, reverse=True)) or (max(1, min(most, length)),)

@@ -1,40 +1,39 @@
-"""The layer context of an encode pass: right-padded rows, no cache. It owns the masks and positions of one batch."""
+"""The layer context of one planned step: it owns the caches, the positions and the order of evaluation.
+
+Every decision was made in the plan; here each layer's call finds its path and runs it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import mlx.core as mx
 
-from archport.contract import ArchportError, ArchSpec, AttentionLayer
+from archport.attention import attend
+from archport.contract import ArchportError
+from archport.device.tracing import traced
+from archport.memory import Caches, KVCache
+from archport.planning import BatchPlan, Plan, StepPlan
 
 
-class EncodeContext:
-    """What layers see of one batch of right-padded rows.
-
-    Right padding makes a causal batch exact without any padding mask: no real token sees a later one. A bidirectional
-    batch needs none when all rows are equally long, else one key mask (B, 1, 1, L), shared by all layers.
+class StepContext:
+    """What layers see of one step of a batch of right-padded rows.
 
     Args:
-        spec: the architecture, for each layer's semantics.
-        lengths: real tokens per row.
-        L: padded length.
-        additive: whether a key mask is added to the scores instead of a bool; on CUDA a bool costs 60 times the memory.
+        plan, batch, step: what was decided.
+        offsets: position of the step's first token, per row.
+        caches: of the batch; None when nothing is kept between steps.
     """
 
-    def __init__(self, spec: ArchSpec, lengths: Sequence[int], L: int, *, additive: bool) -> None:
-        self._spec, self._lengths, self._L, self._additive = spec, tuple(lengths), L, additive
-        self._positions = mx.broadcast_to(mx.arange(L, dtype=mx.int32), (len(lengths), L))
-        self._key_mask: mx.array | None = None
-
-    def _padding_mask(self, dtype: mx.Dtype) -> mx.array | None:
-        """The key mask (B, 1, 1, L) of a ragged batch, built once; None when all rows are equally long."""
-        if self._key_mask is None and any(length != self._L for length in self._lengths):
-            real = mx.arange(self._L)[None] < mx.array(self._lengths)[:, None]
-            mask = real[:, None, None, :]
-            # The smallest finite value, not -inf: a row of padding must stay finite.
-            self._key_mask = mx.where(mask, 0.0, mx.finfo(dtype).min).astype(dtype) if self._additive else mask
-        return self._key_mask
+    def __init__(
+        self, plan: Plan, batch: BatchPlan, step: StepPlan, offsets: tuple[int, ...], caches: Caches | None
+    ) -> None:
+        self._kinds, self._paths, self._caches = plan.layer_kinds, step.paths, caches
+        self._every, self._in_flight = batch.eval_every_layers, batch.in_flight
+        self._unfinished: list[tuple[mx.array, ...]] = []
+        starts = mx.array(offsets, dtype=mx.int32)
+        self._offset = offsets[0] if len(set(offsets)) == 1 else starts
+        self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
 
     @property
     def positions(self) -> mx.array:
@@ -43,7 +42,7 @@ class EncodeContext:
     def rotate(
         self, q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]
     ) -> tuple[mx.array, mx.array]:
-        return rope(q, 0), rope(k, 0)
+        return rope(q, self._offset), rope(k, self._offset)
 
     def attend(
         self,
@@ -55,13 +54,25 @@ class EncodeContext:
         scale: float,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        spec = self._spec.layers[layer]
-        if not isinstance(spec, AttentionLayer):
+        path = self._paths[self._kinds[layer]]
+        if path is None:
             raise ArchportError(f"layer {layer} is declared recurrent but called attend; declare it an AttentionLayer")
-        if spec.is_windowed and self._L - 1 > min(side for side in spec.reach if side):
-            raise ArchportError(
-                f"layer {layer} reaches {spec.reach} tokens and the batch is {self._L} tokens long; attention windows "
-                "shorter than the text are not implemented yet"
-            )
-        mask = "causal" if spec.semantics == "causal" else self._padding_mask(q.dtype)
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
+        self._evaluate(layer, q, k, v)
+        cache = None if self._caches is None else self._caches[layer]
+        if isinstance(cache, KVCache):
+            view = cache.append(k, v)
+            k, v = view.k, view.v
+        # Padded rows need no zeros: their keys are hidden from real rows, and pooling knows the lengths.
+        return attend(path, q, k, v, scale=scale, sinks=sinks, zero_padding=False)
+
+    def _evaluate(self, layer: int, *inputs: mx.array) -> None:
+        """Evaluate what the layers before this one left unfinished, as often as the plan's peak needs."""
+        if layer == 0 or layer % self._every or traced(*inputs):
+            return
+        if self._in_flight == 1:
+            mx.eval(*inputs)
+            return
+        mx.async_eval(*inputs)
+        self._unfinished.append(inputs)
+        if len(self._unfinished) >= self._in_flight:
+            mx.eval(*self._unfinished.pop(0))

@@ -10,14 +10,14 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import NonFiniteOutput
-from archport.planning.batching import Batch, group_rows
+from archport.planning import BatchPlan, Plan
 from archport.running.encode import Encoder, run_ahead
 from archport.running.pool import VectorHead
 from archport.running.tokenise import Overflow, TextTokeniser, Tokens
+from archport.running.verify import verified
 
 # Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold.
 _WINDOW = 2048
-_MAX_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +40,21 @@ class EmbedRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Some consecutive texts, tokenised, and where their vectors go."""
+    """Some consecutive texts, tokenised and planned, and where their vectors go."""
 
     first: int
     tokens: Tokens
+    plan: Plan
     vectors: list[np.ndarray | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """The embedding path of a loaded model.
-
-    Args:
-        token_budget: padded tokens per batch.
-    """
+    """The embedding path of a loaded model: the stages of one request, in order."""
 
     tokeniser: TextTokeniser
     encoder: Encoder
     head: VectorHead
-    token_budget: int
 
     def stream(self, texts: Iterable[str], request: EmbedRequest) -> Iterator[np.ndarray]:
         """Vectors (n, D) float32 of consecutive texts, in order, as they are done.
@@ -85,20 +81,21 @@ class Embedder:
         if finished is not None:
             yield _stack(finished)
 
-    def _batches(self, texts: Iterable[str], request: EmbedRequest) -> Iterator[tuple[_Window, Batch]]:
+    def _batches(self, texts: Iterable[str], request: EmbedRequest) -> Iterator[tuple[_Window, BatchPlan]]:
         source, first = iter(texts), 0
         while chunk := list(islice(source, _WINDOW)):
             tokens = self.tokeniser(
                 chunk, prompt=request.prompt, max_tokens=request.max_tokens, overflow=request.overflow, first=first
             )
-            window = _Window(first, tokens, [None] * len(chunk))
-            for batch in group_rows(tokens.lengths, token_budget=self.token_budget, max_rows=_MAX_ROWS):
-                yield window, batch
+            window = _Window(first, tokens, self.encoder.plan(tokens.lengths), [None] * len(chunk))
+            with verified(window.plan):
+                for batch in window.plan.batches:
+                    yield window, batch
             first += len(chunk)
 
-    def _start(self, window: _Window, batch: Batch, request: EmbedRequest) -> mx.array:
-        hidden = self.encoder.encode([window.tokens.ids[row] for row in batch.rows])
-        rows = self.head(hidden, batch.lengths, window.tokens.prompt_tokens)
+    def _start(self, window: _Window, batch: BatchPlan, request: EmbedRequest) -> mx.array:
+        ids = [window.tokens.ids[row] for row in batch.rows]
+        rows = self.encoder.pooled(window.plan, batch, ids, self.head, window.tokens.prompt_tokens)
         return self.head.finish(rows, dimensions=request.dimensions, normalize=request.normalize)
 
 

@@ -1,4 +1,4 @@
-"""Run batches through a trunk: token ids in, hidden states out. Obeys the batches it is given."""
+"""Encode rows through a trunk as planned: vectors for `embed`, hidden states for `forward`."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import ArchSpec, InputError, Trunk
-from archport.running.context import EncodeContext
+from archport.planning import BatchPlan, Plan
+from archport.running.planned import Planner, batch_caches, run_steps
+from archport.running.pool import Pooling, VectorHead
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A loaded trunk with what a pass needs to know.
+    """A loaded trunk and the planner of its requests.
 
     Args:
         trunk: ids (B, L) to hidden states (B, L, D).
         spec: its architecture.
-        additive_masks: whether this device wants additive key masks.
     """
 
     trunk: Trunk
     spec: ArchSpec
-    additive_masks: bool
+    plan: Planner
 
-    def encode(self, ids: Sequence[np.ndarray]) -> mx.array:
-        """Hidden states (B, L, D) of ragged rows, padded on the right; unevaluated, noise past each length."""
-        lengths = [len(row) for row in ids]
-        L = max(lengths)
-        padded = np.zeros((len(ids), L), dtype=np.int32)
-        for index, row in enumerate(ids):
-            padded[index, : len(row)] = row
-        context = EncodeContext(self.spec, lengths, L, additive=self.additive_masks)
-        return self.trunk(mx.array(padded), context)
+    def pooled(
+        self, plan: Plan, batch: BatchPlan, ids: Sequence[np.ndarray], head: VectorHead, prompt_tokens: int
+    ) -> mx.array:
+        """Vectors (B, D') of a batch's rows, before dimensions and unit length; unevaluated for a single step."""
+        pooling = Pooling(batch.lengths, head.head.pooling, head.skipped(prompt_tokens))
+        for step, hidden in run_steps(self.trunk, plan, batch, ids, batch_caches(self.spec, plan, batch)):
+            pooling.add(hidden, step.start)
+            if len(batch.steps) > 1:
+                pooling.evaluate()
+        return head.project(pooling.rows())
 
     def forward(self, input_ids: object, attention_mask: object = None) -> mx.array:
         """Hidden states (B, L, D) in the caller's own layout, padded left or right; zeros at padding.
 
-        The rows are moved to the right-padded layout, run, and moved back, so no mask array of (L, L) ever exists.
+        The rows are run as the planner batches them and moved to where they were, so no mask of (L, L) ever exists.
 
         Args:
             input_ids: (B, L) integers below the vocabulary size.
@@ -50,29 +52,33 @@ class Encoder:
 
         Raises:
             InputError: for a wrong shape, type, token id, or a mask with holes.
+            AdmissionRefused: when the rows do not fit the memory budget.
         """
         ids = _token_ids(input_ids)
         L = ids.shape[1]
-        if self.spec.max_positions < L:
+        if L > self.spec.max_positions:
             raise InputError(f"input_ids is {L} tokens long; this model has {self.spec.max_positions} positions")
         starts, lengths = _extents(attention_mask, ids.shape)
-        real = [
-            ids[row, start : start + length] for row, (start, length) in enumerate(zip(starts, lengths, strict=True))
-        ]
-        vocab = self.spec.vocab_size
-        for row, tokens in enumerate(real):
-            if len(tokens) and (tokens.min() < 0 or tokens.max() >= vocab):
-                bad = int(tokens.min() if tokens.min() < 0 else tokens.max())
-                raise InputError(f"row {row} of input_ids holds token id {bad}; the vocabulary has {vocab} entries")
-        # A row without a single real token still needs one to be a row; its output is replaced by zeros below.
-        hidden = self.encode([tokens if len(tokens) else np.zeros(1, np.int32) for tokens in real])
-        if all(length == L for length in lengths):
-            return hidden
-        column = np.arange(L)[None] - np.asarray(starts)[:, None]
-        visible = (column >= 0) & (column < np.asarray(lengths)[:, None])
-        source = mx.array(np.where(visible, column, 0))
-        moved = mx.take_along_axis(hidden, source[..., None], axis=1)
-        return mx.where(mx.array(visible)[..., None], moved, mx.zeros((), dtype=moved.dtype))
+        _check_vocabulary(ids, starts, lengths, self.spec.vocab_size)
+        real = [row for row, length in enumerate(lengths) if length]
+        out: list[mx.array | None] = [None] * len(ids)
+        plan = self.plan([lengths[row] for row in real]) if real else None
+        for batch in plan.batches if plan else ():
+            rows = [real[index] for index in batch.rows]
+            tokens = [ids[row, starts[row] : starts[row] + lengths[row]] for row in rows]
+            assert plan is not None
+            pieces = []
+            for _step, hidden in run_steps(self.trunk, plan, batch, tokens, batch_caches(self.spec, plan, batch)):
+                mx.eval(hidden)
+                pieces.append(hidden)
+            hidden = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
+            for index, row in enumerate(rows):
+                before, after = starts[row], L - starts[row] - lengths[row]
+                out[row] = mx.pad(hidden[index, : lengths[row]], [(before, after), (0, 0)])
+        blank = mx.zeros(
+            (L, self.spec.hidden_size), dtype=next((row.dtype for row in out if row is not None), mx.float32)
+        )
+        return mx.stack([blank if row is None else row for row in out])
 
 
 def _token_ids(value: object) -> np.ndarray:
@@ -82,6 +88,14 @@ def _token_ids(value: object) -> np.ndarray:
     if not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"input_ids holds {ids.dtype}; expected integers")
     return ids.astype(np.int64)
+
+
+def _check_vocabulary(ids: np.ndarray, starts: Sequence[int], lengths: Sequence[int], vocabulary: int) -> None:
+    for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        tokens = ids[row, start : start + length]
+        bad = tokens[(tokens < 0) | (tokens >= vocabulary)]
+        if len(bad):
+            raise InputError(f"row {row} of input_ids holds token id {bad[0]}; the vocabulary has {vocabulary} entries")
 
 
 def _extents(attention_mask: object, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:

@@ -32,13 +32,15 @@ class VectorHead:
     head: EmbeddingHead
     weights: tuple[tuple[mx.array, mx.array | None], ...] = ()
 
-    def __call__(self, hidden: mx.array, lengths: Sequence[int], prompt_tokens: int = 0) -> mx.array:
-        """Vectors (B, D') in float32 of hidden states (B, L, D), before `dimensions` and unit length."""
-        skip = 0 if self.head.include_prompt else prompt_tokens
-        rows = pool(hidden, lengths, self.head.pooling, skip)
+    def skipped(self, prompt_tokens: int) -> int:
+        """Leading tokens that pooling leaves out."""
+        return 0 if self.head.include_prompt else prompt_tokens
+
+    def project(self, pooled: mx.array) -> mx.array:
+        """Pooled rows (B, D x modes) through the Dense layers, float32."""
         for dense, (weight, bias) in zip(self.head.dense, self.weights, strict=True):
-            rows = _dense(rows, dense, weight, bias)
-        return rows
+            pooled = _dense(pooled, dense, weight, bias)
+        return pooled
 
     def finish(self, rows: mx.array, *, dimensions: int | None, normalize: bool | None) -> mx.array:
         """Cut to the leading dimensions and scale to unit length.
@@ -63,38 +65,59 @@ def unit_length(rows: mx.array) -> mx.array:
     return rows / mx.maximum(mx.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 
-def pool(hidden: mx.array, lengths: Sequence[int], modes: Sequence[PoolingMode], skip: int = 0) -> mx.array:
-    """One float32 row per sequence, (B, D x modes), from right-padded hidden states (B, L, D).
+class Pooling:
+    """Pools right-padded hidden states as they come, step by step, into one float32 row per sequence.
 
     Args:
         lengths: real tokens per row.
         modes: pooled one by one and concatenated in this order.
         skip: leading tokens left out of every mode (a prompt's); a row no longer than that keeps its final token.
     """
-    B, L, _ = hidden.shape
-    ends = mx.array(list(lengths))[:, None]
-    starts = mx.minimum(skip, ends - 1)
-    position = mx.arange(L)[None]
-    real = ((position >= starts) & (position < ends))[..., None]
-    x = hidden.astype(mx.float32)
-    zeroed = mx.where(real, x, 0.0)
-    batch = mx.arange(B)
 
-    def one(mode: PoolingMode) -> mx.array:
-        if mode == "cls":
-            return x[batch, starts[:, 0]]
-        if mode == "last":
-            return x[batch, ends[:, 0] - 1]
+    def __init__(self, lengths: Sequence[int], modes: Sequence[PoolingMode], skip: int = 0) -> None:
+        self._modes = tuple(modes)
+        self._ends = mx.array(list(lengths))[:, None]
+        self._starts = mx.minimum(skip, self._ends - 1)
+        self._so_far: dict[PoolingMode, mx.array] = {}
+
+    def add(self, hidden: mx.array, start: int = 0) -> None:
+        """Take in hidden states (B, L, D) of the tokens from `start` on."""
+        position = start + mx.arange(hidden.shape[1])[None]
+        real = ((position >= self._starts) & (position < self._ends))[..., None]
+        for mode in dict.fromkeys(self._modes):
+            self._so_far[mode] = self._pooled(mode, hidden, position, real)
+
+    def _pooled(self, mode: PoolingMode, hidden: mx.array, position: mx.array, real: mx.array) -> mx.array:
+        before = self._so_far.get(mode)
+        if mode in ("cls", "last"):
+            index = (self._starts if mode == "cls" else self._ends - 1)[:, 0] - position[0, 0]
+            here = (index >= 0) & (index < hidden.shape[1])
+            picked = hidden[mx.arange(len(index)), mx.where(here, index, 0)].astype(mx.float32)
+            return mx.where(here[:, None], picked, 0.0 if before is None else before)
+        x = hidden.astype(mx.float32)
         if mode == "max":
-            return mx.where(real, x, -mx.inf).max(axis=1)
+            highest = mx.where(real, x, -mx.inf).max(axis=1)
+            return highest if before is None else mx.maximum(before, highest)
+        x = mx.where(real, x, 0.0)
         if mode == "weighted_mean":
             # A prompt that is left out still counts as positions passed.
-            weights = mx.where(real, (position + 1)[..., None].astype(mx.float32), 0.0)
-            return (zeroed * weights).sum(axis=1) / weights.sum(axis=1)
-        count = (ends - starts).astype(mx.float32)
-        return zeroed.sum(axis=1) / (mx.sqrt(count) if mode == "mean_sqrt_len" else count)
+            x = x * (position + 1)[..., None].astype(mx.float32)
+        return x.sum(axis=1) if before is None else before + x.sum(axis=1)
 
-    return mx.concatenate([one(mode) for mode in modes], axis=-1)
+    def evaluate(self) -> None:
+        """Finish what was added, so that the hidden states can be released."""
+        mx.eval(self._so_far)
+
+    def rows(self) -> mx.array:
+        """The pooled rows (B, D x modes)."""
+        first, last = self._starts.astype(mx.float32), self._ends.astype(mx.float32)
+        divisor = {
+            "mean": last - first,
+            "mean_sqrt_len": mx.sqrt(last - first),
+            # The sum of first + 1 .. last.
+            "weighted_mean": (last * (last + 1) - first * (first + 1)) / 2,
+        }
+        return mx.concatenate([self._so_far[mode] / divisor.get(mode, 1.0) for mode in self._modes], axis=-1)
 
 
 def _dense(x: mx.array, dense: Dense, weight: mx.array, bias: mx.array | None) -> mx.array:

@@ -28,7 +28,8 @@ def archport_models() -> Mapping[str, str]:
 
 @hookimpl
 def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    if not any(name in BERT for name in config.get("architectures") or []):
+    # With `is_decoder` the same names mean a causal model.
+    if config.get("causal") or not any(name in BERT for name in config.get("architectures") or []):
         return None
     kind = config.get("position_embedding_type", "absolute")
     if kind != "absolute":
@@ -59,10 +60,10 @@ def archport_examples() -> Sequence[Example]:
     config = {
         "architectures": ["BertModel"],
         "model_type": "bert",
-        "hidden_size": 48,
+        "hidden_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "intermediate_size": 80,
+        "intermediate_size": 96,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-12,
         "vocab_size": 199,

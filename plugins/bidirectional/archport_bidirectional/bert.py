@@ -68,7 +68,8 @@ class Embeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(spec.hidden_size, eps=config.get("layer_norm_eps", 1e-12))
 
     def __call__(self, input_ids: mx.array, positions: mx.array) -> mx.array:
-        segment = self.token_type_embeddings.weight[0]
+        # Asked of the module: a packed table's weight holds integers.
+        segment = self.token_type_embeddings(mx.zeros((1, 1), dtype=mx.int32))
         return self.LayerNorm(self.word_embeddings(input_ids) + self.position_embeddings(positions) + segment)
 
 

@@ -1,0 +1,176 @@
+"""`archport plan`: what a request would need on this machine or another, without running it or reading a weight."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from archport.cli.embed import DEFAULT_MODEL
+from archport.contract import InputError
+
+if TYPE_CHECKING:
+    from archport.contract import AdmissionRefused, ArchSpec, DeviceFacts
+    from archport.contract.hooks import Hooks
+    from archport.planning import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a plan needs to know of a model.
+
+    Args:
+        weight_bytes: bytes of the weights on the planned device; None to estimate them from the spec.
+    """
+
+    spec: ArchSpec
+    hooks: Hooks
+    label: str
+    weight_bytes: int | None
+
+
+def plan(
+    tokens: Annotated[int, typer.Option(help="Tokens per row, cached ones not counted.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Folder, config.json, hub id or alias.")] = DEFAULT_MODEL,
+    batch: Annotated[int, typer.Option(help="Rows.")] = 1,
+    cached: Annotated[int, typer.Option(help="Tokens already cached per row.")] = 0,
+    new: Annotated[int, typer.Option(help="Tokens to generate per row; 0 plans an embedding.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="A profile such as m2-ultra-128gb; default: this machine.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Bytes the plan may use, such as 16GB.")] = None,
+    mask: Annotated[str | None, typer.Option(help="'dense' prices one (B,1,S,S) mask in float32.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show the path of every kind of layer, why not the others, bytes per component, chunk and evaluations.
+
+    Exit code 1 when the request does not fit; the message, or the JSON object, says what binds and what would fit.
+    """
+    from archport.contract import AdmissionRefused
+    from archport.device.sizes import parse_bytes
+
+    if mask not in (None, "dense"):
+        raise InputError(f"--mask {mask}: expected 'dense', or no --mask to let the planner choose")
+    if batch < 1:
+        raise InputError(f"--batch {batch}: expected at least one row")
+    where = _device(device)
+    about = described(model, where)
+    try:
+        planned = make(
+            about,
+            where,
+            lengths=[tokens] * batch,
+            cached=cached,
+            new_tokens=new,
+            budget=None if budget is None else parse_bytes(budget, what="--budget"),
+            dense=mask == "dense",
+        )
+    except AdmissionRefused as refusal:
+        if not as_json:
+            raise
+        typer.echo(json.dumps(refusal_dict(refusal), indent=2))
+        raise typer.Exit(1) from refusal
+    typer.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned.explain())
+
+
+def make(
+    about: Described,
+    device: DeviceFacts,
+    *,
+    lengths: list[int],
+    cached: int,
+    new_tokens: int,
+    budget: int | None,
+    dense: bool,
+) -> Plan:
+    """The plan of a request; raises AdmissionRefused when there is none."""
+    from archport.attention import Chooser, ProbedRoutes, TableRoutes, builtin_backends
+    from archport.planning import plan_request
+
+    routes = TableRoutes() if device.simulated else ProbedRoutes()
+    return plan_request(
+        about.spec,
+        lengths,
+        device=device,
+        choose=Chooser(builtin_backends(routes, about.hooks.sdpa_backends())),
+        cached=cached,
+        new_tokens=new_tokens,
+        budget=budget,
+        pins=about.hooks,
+        plugin=about.label,
+        weight_bytes=about.weight_bytes,
+        dense=dense,
+    )
+
+
+def described(model: str, device: DeviceFacts) -> Described:
+    """A model's spec and hooks, from its config alone where there are no weights.
+
+    Raises:
+        ModelNotFound, CheckpointError, ClaimError: as loading it would.
+    """
+    path = Path(model).expanduser()
+    config = path / "config.json" if path.is_dir() else path
+    if config.suffix == ".json" and config.is_file() and not any(config.parent.glob("*.safetensors")):
+        return _from_config(config)
+    from archport import engine
+    from archport.checkpoint import weight_bytes
+    from archport.planning.dtype import LoadDType, choose_dtype
+
+    about = engine.describe(model)
+
+    def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
+        return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
+
+    choice = choose_dtype(None, about.spec, device.kind, budget=device.default_budget, bytes_of=bytes_of)
+    return Described(about.spec, about.hooks, about.plugin.label, bytes_of(choice.dtype, choice.dequantize))
+
+
+def _from_config(path: Path) -> Described:
+    """A model of which there is only a config: its weights are estimated."""
+    from dataclasses import replace
+
+    from archport.checkpoint import normalise_config, read_quantization
+    from archport.checkpoint.files import read_object
+    from archport.contract import CheckpointError
+    from archport.contract.hooks import Hooks, Speaker
+    from archport.contract.plugins import claim, discover
+
+    raw = read_object(path)
+    if raw is None:
+        raise CheckpointError(f"{path} is not a JSON object; expected a model's config.json")
+    config = normalise_config(raw)
+    plugin, spec = claim(config, discover())
+    assert plugin.module is not None, "a plugin that claims has been imported"
+    spec = replace(spec, quantization=spec.quantization or read_quantization(config))
+    return Described(spec, Hooks([Speaker(plugin.label, plugin.module)]), plugin.label, None)
+
+
+def _device(name: str | None) -> DeviceFacts:
+    if name is not None:
+        from archport.device.profiles import profile
+
+        return profile(name)
+    from archport.device.facts import this_device
+
+    return this_device()
+
+
+def refusal_dict(refusal: AdmissionRefused) -> dict[str, object]:
+    """A refusal as JSON-ready values."""
+    return {
+        "refused": refusal.code,
+        "message": str(refusal),
+        "required_bytes": refusal.required_bytes,
+        "limit_bytes": refusal.limit_bytes,
+        "binding": refusal.binding,
+        "breakdown": refusal.breakdown,
+        "largest_buffer": refusal.largest_buffer,
+        "max_tokens_that_fit": refusal.max_tokens_that_fit,
+        "max_rows_that_fit": refusal.max_rows_that_fit,
+        "requested": refusal.requested,
+        "ceiling": refusal.ceiling,
+    }

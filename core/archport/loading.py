@@ -1,0 +1,197 @@
+"""The stages between a model's name and a loaded model, one function each. `engine.load` calls them in order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+from archport.attention import Chooser, ProbedRoutes, TableRoutes, builtin_backends
+from archport.checkpoint import (
+    Checkpoint,
+    load_dense,
+    load_tokenizer,
+    load_weights,
+    read_quantization,
+    resolve,
+    weight_bytes,
+)
+from archport.checkpoint import defaults as checkpoint_defaults
+from archport.contract import (
+    ArchSpec,
+    AttentionLimits,
+    ContextLengthExceeded,
+    DeviceFacts,
+    EmbeddingHead,
+    InputError,
+    MemoryBudgetExceeded,
+    TextInputs,
+    Trunk,
+)
+from archport.contract.hooks import Hooks, Speaker
+from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models
+from archport.device.sizes import format_bytes
+from archport.planning.dtype import DTypeChoice, LoadDType, choose_dtype
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+    from archport.running.embed import Embedder
+    from archport.running.planned import Planner
+
+log = logging.getLogger("archport")
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A model as its files describe it, before any weight is read."""
+
+    checkpoint: Checkpoint
+    plugin: Plugin
+    spec: ArchSpec
+    hooks: Hooks
+
+
+def describe(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    overrides: Sequence[ModuleType] = (),
+    plugins: Sequence[Plugin] | None = None,
+    progress: bool | None = None,
+) -> Description:
+    """Resolve a name and ask the one plugin that claims it; reads configs and headers only.
+
+    Args:
+        plugins: who may claim it; the installed ones when left out.
+
+    Raises:
+        ModelNotFound, CheckpointError, ClaimError, PluginError: see `load`.
+    """
+    plugins = discover() if plugins is None else tuple(plugins)
+    checkpoint = resolve(name, models=known_models(plugins), revision=revision, progress=progress)
+    if checkpoint.name != str(name) and checkpoint.source != "folder":
+        log.warning("%r is loaded as %r", str(name), checkpoint.name)
+    plugin, spec = claim(checkpoint.config, plugins)
+    # How tensors are packed is written the same way for every architecture, so plugins need not read it.
+    spec = replace(spec, quantization=spec.quantization or read_quantization(checkpoint.config))
+    return Description(checkpoint, plugin, spec, Hooks(_speakers(plugin, overrides)))
+
+
+def _speakers(plugin: Plugin, overrides: Sequence[ModuleType]) -> list[Speaker]:
+    assert plugin.module is not None, "a plugin that claims has been imported"
+    for module in overrides:
+        fault = find_fault(module)
+        if fault:
+            raise InputError(f"overrides: {getattr(module, '__name__', module)!r} is not usable as a plugin: {fault}")
+    return [
+        Speaker("core defaults", checkpoint_defaults),
+        Speaker(plugin.label, plugin.module),
+        *(Speaker(f"override {module.__name__}", module) for module in overrides),
+    ]
+
+
+def context_ceiling(about: Description, inputs: TextInputs, max_context: int | None) -> int:
+    """Tokens a text may have; raises ContextLengthExceeded when more is asked for than the model has positions."""
+    positions = about.spec.max_positions
+    if max_context is None:
+        return min(positions, inputs.max_tokens or positions)
+    if not isinstance(max_context, int) or isinstance(max_context, bool) or max_context < 1:
+        raise InputError(f"{max_context=}; expected a positive integer")
+    if max_context > positions:
+        raise ContextLengthExceeded(
+            f"{max_context=} is above the {positions} positions of {about.checkpoint.name}; it is refused, not lowered",
+            requested=max_context,
+            ceiling=positions,
+            max_tokens_that_fit=positions,
+            binding=f"max_position_embeddings {positions}",
+        )
+    return max_context
+
+
+def admit_weights(about: Description, dtype: str | None, device: DeviceFacts, budget: int) -> DTypeChoice:
+    """The element type of the weights; raises MemoryBudgetExceeded when they do not fit, before any is read."""
+
+    def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
+        return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
+
+    choice = choose_dtype(dtype, about.spec, device.kind, budget=budget, bytes_of=bytes_of)
+    needed = bytes_of(choice.dtype, choice.dequantize)
+    if needed > budget:
+        raise MemoryBudgetExceeded(
+            f"the weights of {about.checkpoint.name} need {format_bytes(needed)} ({needed:,} bytes) in {choice.dtype}; "
+            f"the memory budget is {format_bytes(budget)} ({budget:,} bytes). Raise memory_budget=, choose a smaller "
+            "dtype, or a quantised checkpoint",
+            required_bytes=needed,
+            limit_bytes=budget,
+            binding="memory_budget",
+            breakdown={"weights": needed},
+        )
+    return choice
+
+
+def load_trunk(about: Description, choice: DTypeChoice) -> Trunk:
+    """The plugin's module, filled from the checkpoint."""
+    from archport.layers import merge_projections
+
+    trunk = about.hooks.build(about.spec, about.checkpoint.config)
+    load_weights(
+        about.checkpoint,
+        cast("nn.Module", trunk),
+        quantization=about.spec.quantization,
+        dtype=choice.dtype,
+        dequantize=choice.dequantize,
+    )
+    merge_projections(trunk)
+    return trunk
+
+
+def make_planner(
+    about: Description, trunk: Trunk, device: DeviceFacts, budget: int, max_context: int, limits: AttentionLimits
+) -> Planner:
+    from archport.running.planned import Planner, hidden_dtype, parameter_bytes
+
+    return Planner(
+        spec=about.spec,
+        device=device,
+        budget=budget,
+        max_context=max_context,
+        choose=path_chooser(about.hooks),
+        pins=about.hooks,
+        plugin=about.plugin.label,
+        weight_bytes=parameter_bytes(trunk),
+        dtype=hidden_dtype(trunk),
+        limits=limits,
+    )
+
+
+def path_chooser(hooks: Hooks, *, simulated: bool = False) -> Chooser:
+    """Chooses attention paths among the built-in backends and those that a model's plugins bring.
+
+    Args:
+        simulated: believe the tables of routes, because the plan is for a machine that can't be asked.
+    """
+    return Chooser(builtin_backends(TableRoutes() if simulated else ProbedRoutes(), hooks.sdpa_backends()))
+
+
+def make_embedder(
+    about: Description,
+    trunk: Trunk,
+    planner: Planner,
+    choice: DTypeChoice,
+    head: EmbeddingHead,
+    inputs: TextInputs,
+) -> Embedder:
+    from archport.running.embed import Embedder
+    from archport.running.encode import Encoder
+    from archport.running.pool import VectorHead
+    from archport.running.tokenise import TextTokeniser
+
+    return Embedder(
+        TextTokeniser(load_tokenizer(about.checkpoint), inputs, planner.max_context),
+        Encoder(trunk, about.spec, planner),
+        VectorHead(head, tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in head.dense)),
+    )

@@ -1,0 +1,155 @@
+"""The attention path of each layer in each step: which mask policies are right, which paths they lead to.
+
+Asks hooks and the chooser; sums nothing up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from archport.contract import (
+    AttentionCall,
+    AttentionLayer,
+    AttentionLimits,
+    AttentionPath,
+    KVAllocation,
+    MaskPolicy,
+)
+from archport.planning.batch import Batch, Steps
+from archport.planning.job import Job
+from archport.planning.masks import DENSE, check_pin, policies
+from archport.planning.plan import StepPlan
+
+
+def prefill_steps(
+    job: Job,
+    batch: Batch,
+    chunk: int,
+    room: tuple[AttentionLimits, ...],
+    kv: Sequence[KVAllocation | None],
+    *,
+    every: bool,
+) -> Steps:
+    """The steps of a prefill in chunks.
+
+    Args:
+        room: what one attention call may use; later entries are tried where no path keeps the ones before.
+        every: all steps; otherwise the first, the last full one and the last.
+    """
+    L = batch.shape.L
+    steps: list[StepPlan] = []
+    masks: list[MaskPolicy | None] = [None] * len(job.kinds)
+    words: list[list[str]] = [[] for _ in job.kinds]
+    # Backwards: hooks are asked once, with the call that sees most.
+    for start in reversed(_starts(L, chunk, every=every)):
+        paths: list[AttentionPath | None] = []
+        for index, layer in enumerate(job.kinds):
+            if not isinstance(layer, AttentionLayer):
+                paths.append(None)
+                continue
+            path, mask, pinned = _path(job, batch, layer, start, min(chunk, L - start), room, kv[index])
+            paths.append(path)
+            masks[index] = masks[index] or mask
+            words[index] += [word for word in pinned if word not in words[index]]
+        steps.append(StepPlan(start=start, tokens=min(chunk, L - start), paths=tuple(paths)))
+    return Steps(steps=tuple(steps[::-1]), masks=tuple(masks), pins=tuple(map(tuple, words)))
+
+
+def decode_step(job: Job, batch: Batch, kv: Sequence[KVAllocation | None]) -> StepPlan | None:
+    """One decoded token at the fullest cache; None when nothing is decoded."""
+    if job.mode != "generate":
+        return None
+    # Padding is never cached, so the fullest row counts, not the padded one.
+    held = max(cached + new for cached, new in zip(batch.cached, batch.lengths, strict=True))
+    start = held - batch.shape.S + max(batch.shape.new_tokens, 1) - 1
+    paths = tuple(
+        _path(job, batch, layer, start, 1, (job.limits,), kv[index], decode=True)[0]
+        if isinstance(layer, AttentionLayer)
+        else None
+        for index, layer in enumerate(job.kinds)
+    )
+    return StepPlan(start=start, tokens=1, paths=paths)
+
+
+def _starts(length: int, chunk: int, *, every: bool) -> list[int]:
+    starts = list(range(0, length, chunk))
+    if every or len(starts) <= 3:
+        return starts
+    return [starts[0], starts[-2], starts[-1]]
+
+
+def _path(
+    job: Job,
+    batch: Batch,
+    layer: AttentionLayer,
+    start: int,
+    q_len: int,
+    room: tuple[AttentionLimits, ...],
+    kept: KVAllocation | None,
+    *,
+    decode: bool = False,
+) -> tuple[AttentionPath, MaskPolicy, list[str]]:
+    """The path of one layer in one step, its mask policy, and what hooks fixed in words."""
+    shape, left = batch.shape, layer.reach[0]
+    kv_len = shape.S + start + q_len
+    if kept is not None and kept.storage == "ring" and left is not None:
+        kv_len = min(kv_len, left + q_len)
+    ragged = not batch.even_end if decode else layer.semantics == "bidirectional" or not batch.even_start
+    ragged = ragged and shape.ragged
+    options, words = _options(job, batch, layer, q_len, kv_len, ragged=ragged, decode=decode)
+    lengths, q_lengths = _lengths(batch, start, q_len, kv_len, decode=decode) if ragged else ((), ())
+    found: list[tuple[bool, float, int, AttentionPath, MaskPolicy]] = []
+    for order, policy in enumerate(options):
+        call = AttentionCall.of(
+            layer,
+            policy,
+            job.device,
+            B=shape.B,
+            q_len=q_len,
+            kv_len=kv_len,
+            dtype=job.dtype,
+            lengths=lengths,
+            q_lengths=q_lengths,
+            limits=room[0],
+        )
+        if batch.dense:
+            call = replace(call, mask_shape=(shape.B, 1, q_len, kv_len), additive=True)
+        name = job.backend
+        if name is None:
+            name, who = job.backend_pin(layer, call)
+            words += [f"archport_sdpa_backend of {who}: {name}"] if name else []
+        path = job.path(call, name)
+        if path.excess and room[1:]:
+            path = job.path(replace(call, limits=room[-1]), name)
+        found.append((bool(path.excess), path.price.seconds, order, path, policy))
+    *_, path, policy = min(found, key=lambda entry: entry[:3])
+    return path, policy, words
+
+
+def _options(
+    job: Job, batch: Batch, layer: AttentionLayer, q_len: int, kv_len: int, *, ragged: bool, decode: bool
+) -> tuple[tuple[MaskPolicy, ...], list[str]]:
+    """The mask policies to price, and what a hook fixed in words."""
+    if batch.dense:
+        return (DENSE,), []
+    right = policies(layer, q_len=q_len, kv_len=kv_len, ragged=ragged)
+    pin, who = job.mask_pin(layer, replace(batch.shape, L=q_len) if decode else batch.shape)
+    if pin is None:
+        return right, []
+    return (check_pin(pin, layer, right, who),), [f"archport_mask_policy of {who}: {pin.kind}"]
+
+
+def _lengths(
+    batch: Batch, start: int, q_len: int, kv_len: int, *, decode: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(keys per row, queries per row) of one step."""
+    rows = tuple(zip(batch.cached, batch.lengths, strict=True))
+    if decode:
+        ahead = max(batch.shape.new_tokens, 1)
+        return tuple(min(kv_len, cached + new + ahead) for cached, new in rows), (1,) * len(rows)
+    queries = tuple(max(0, min(q_len, new - start)) for _, new in rows)
+    keys = tuple(
+        min(kv_len, cached + min(start, new) + more) for (cached, new), more in zip(rows, queries, strict=True)
+    )
+    return keys, queries

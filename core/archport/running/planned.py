@@ -1,0 +1,110 @@
+"""Plan requests of one loaded model, and run a planned batch step by step. Decides nothing that a plan has decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from archport.contract import ArchSpec, AttentionLimits, DeviceFacts, DType, PathChooser, Trunk
+from archport.memory import Caches
+from archport.planning import BatchPlan, Pins, Plan, StepPlan, plan_request
+from archport.running.context import StepContext
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """What every plan of one loaded model has in common.
+
+    Args:
+        choose: chooses attention paths, the ones that also run.
+        pins: the model's policy hooks.
+        plugin: who answers them.
+        weight_bytes: bytes of the loaded weights.
+        dtype: element type of its hidden states.
+    """
+
+    spec: ArchSpec
+    device: DeviceFacts
+    budget: int
+    max_context: int
+    choose: PathChooser
+    pins: Pins
+    plugin: str
+    weight_bytes: int | None
+    dtype: DType | None
+    limits: AttentionLimits
+
+    def __call__(self, lengths: Sequence[int], *, cached: int | Sequence[int] = 0, new_tokens: int | None = 0) -> Plan:
+        """The plan of rows of these lengths; raises AdmissionRefused when they do not fit."""
+        return plan_request(
+            self.spec,
+            lengths,
+            cached=cached,
+            new_tokens=new_tokens,
+            device=self.device,
+            budget=self.budget,
+            max_context=self.max_context,
+            choose=self.choose,
+            pins=self.pins,
+            plugin=self.plugin,
+            weight_bytes=self.weight_bytes,
+            dtype=self.dtype,
+            limits=self.limits,
+        )
+
+
+def run_steps(
+    trunk: Trunk, plan: Plan, batch: BatchPlan, ids: Sequence[np.ndarray], caches: Caches | None = None
+) -> Iterator[tuple[StepPlan, mx.array]]:
+    """Run a batch as planned; yields each step with its hidden states (B, tokens, D), unevaluated.
+
+    The caller evaluates what it keeps of a step before it takes the next one; that is what bounds a chunked prefill.
+
+    Args:
+        ids: the batch's rows in its order, ragged.
+        caches: what the steps write to; `batch_caches` makes them.
+    """
+    padded = np.zeros((batch.shape.B, batch.shape.L), dtype=np.int32)
+    for row, tokens in enumerate(ids):
+        padded[row, : len(tokens)] = tokens
+    for step in batch.steps:
+        offsets = tuple(batch.shape.S + step.start for _ in ids)
+        context = StepContext(plan, batch, step, offsets, caches)
+        yield step, trunk(mx.array(padded[:, step.start : step.start + step.tokens]), context)
+
+
+def batch_caches(spec: ArchSpec, plan: Plan, batch: BatchPlan) -> Caches | None:
+    """The caches a batch needs, empty; None when the plan keeps nothing between its steps."""
+    allocations = [batch.kinds[kind].kv for kind in plan.layer_kinds]
+    if not any(allocation is not None for allocation in allocations):
+        return None
+    return Caches(spec.layers, allocations, batch.shape.B, plan.dtype)
+
+
+class _DTypeProbe:
+    """A layer context that runs nothing, to learn the element type of hidden states from an unevaluated graph."""
+
+    positions = mx.zeros((1, 1), dtype=mx.int32)
+
+    def rotate(self, q: mx.array, k: mx.array, rope: object) -> tuple[mx.array, mx.array]:
+        return q, k
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, **_: object) -> mx.array:
+        return mx.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
+
+
+def hidden_dtype(trunk: Trunk) -> DType:
+    """Element type of a loaded trunk's hidden states; builds a graph of one token and evaluates nothing."""
+    hidden = trunk(mx.zeros((1, 1), dtype=mx.int32), _DTypeProbe())
+    names: dict[mx.Dtype, DType] = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+    return names[hidden.dtype]
+
+
+def parameter_bytes(trunk: Trunk) -> int:
+    """Bytes that a loaded trunk holds."""
+    return sum(array.nbytes for array in dict(tree_flatten(cast(Any, trunk).parameters())).values())

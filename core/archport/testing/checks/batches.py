@@ -1,0 +1,142 @@
+"""Tiny tier: the same numbers whatever shares the batch, came before, or fills the memory; and under mx.compile."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+
+from archport.testing.check import check, fail
+from archport.testing.measure import as_array, gap
+from archport.testing.subject import Tiny, held
+
+
+def padded(rows: list[np.ndarray], side: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask (B, L) of rows padded on one side, with a real token's id as padding."""
+    L = max(len(row) for row in rows)
+    ids, mask = np.full((len(rows), L), 3, dtype=np.int32), np.zeros((len(rows), L), dtype=np.int32)
+    for index, row in enumerate(rows):
+        at = slice(L - len(row), L) if side == "left" else slice(0, len(row))
+        ids[index, at], mask[index, at] = row, 1
+    return ids, mask
+
+
+@check("tiny")
+def row_alone_equals_row_in_batch(t: Tiny) -> str:
+    """A row gives the same hidden states alone and in a batch, padded left or right, through forward and embed.
+
+    Never reduce over the batch or over padding; positions and visibility come from the context.
+    """
+    rows = [t.tokens(t.length(length), seed) for seed, length in enumerate((23, 31, 5, 1, 31))]
+    worst = 0.0
+    for side in ("left", "right"):
+        ids, mask = padded(rows, side)
+        together = as_array(t.model.forward(ids, mask))
+        for index, row in enumerate(rows):
+            alone = as_array(t.model.forward(row[None]))[0]
+            difference = gap(together[index, mask[index] == 1], alone)
+            worst = max(worst, difference)
+            if difference > t.limit:
+                fail(
+                    f"row {index} of {len(row)} tokens differs by {difference:.2g} (limit {t.limit:.0e}) in a batch of "
+                    f"{len(rows)} padded on the {side}"
+                )
+    texts = ["abc", "a longer text than the others", "b", "abc"]
+    together = t.model.embed(texts)
+    for index, text in enumerate(texts):
+        difference = gap(together[index], t.model.embed(text)[0])
+        worst = max(worst, difference)
+        if difference > t.limit:
+            fail(f"the vector of text {index} differs by {difference:.2g} (limit {t.limit:.0e}) in a batch of {len(texts)}")
+    return f"{2 * len(rows)} rows and {len(texts)} texts, {worst:.1e}"
+
+
+@check("tiny")
+def no_state_between_calls(t: Tiny) -> str:
+    """A short input gives the same numbers before and after a long one, and the module keeps nothing of either.
+
+    Keep positions, masks and caches out of the module: they belong to the context of one call.
+    """
+    short, long = t.tokens(6), t.tokens(t.length(70))
+    model = t.load(t.folder)
+    before = _held_by(model._embedder.encoder.trunk)
+    first = as_array(model.forward(short[None]))
+    for name, (ids, mask) in {
+        f"one of {len(long)}": (long[None], None),
+        "a batch padded on the left": padded([short, long], "left"),
+        "a batch padded on the right": padded([long, short, long], "right"),
+    }.items():
+        model.forward(ids, mask)
+        difference = gap(model.forward(short[None]), first)
+        if difference:
+            fail(f"a row of {len(short)} tokens differs by {difference:.2g} (limit 0) after {name}")
+    kept = _held_by(model._embedder.encoder.trunk) - before
+    if kept:
+        fail(f"after seven calls the module holds new arrays: {', '.join(sorted(kept))}")
+    return f"{len(short)}, {len(long)}, {len(short)}, padded, {len(short)} tokens: equal"
+
+
+def _held_by(trunk: object) -> set[str]:
+    """Arrays that any part of a module holds, public or private, by path and shape."""
+    import mlx.core as mx
+
+    found: set[str] = set()
+    for path, part in cast(Any, trunk).named_modules():
+        for name, value in {**dict(part), **vars(part)}.items():
+            for item in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(item, mx.array):
+                    found.add(f"{path or type(part).__name__}.{name} {tuple(item.shape)}")
+    return found
+
+
+@check("tiny")
+def deterministic(t: Tiny) -> str:
+    """The same request gives the same numbers and the same plan again, and when memory is taken by others.
+
+    Use no randomness at inference (dropout, noise) and decide nothing by what happens to be free.
+    """
+    rows = [t.tokens(t.length(length), seed) for seed, length in enumerate((30, 11))]
+    ids, mask = padded(rows, "right")
+    first, plan = as_array(t.model.forward(ids, mask)), t.model.plan([30, 11])
+    for _ in range(2):
+        difference = gap(t.model.forward(ids, mask), first)
+        if difference:
+            fail(f"the same request again differs by {difference:.2g} (limit 0)")
+    megabytes = 256
+    with held(megabytes << 20):
+        difference = gap(t.model.forward(ids, mask), first)
+        if difference:
+            fail(f"with {megabytes} MiB taken by others the same request differs by {difference:.2g} (limit 0)")
+        if t.model.plan([30, 11]) != plan:
+            fail(f"with {megabytes} MiB taken by others the same request is planned differently")
+    difference = gap(t.load(t.folder).forward(ids, mask), first)
+    if difference:
+        fail(f"loaded again the same request differs by {difference:.2g} (limit 0)")
+    return "5 runs: equal"
+
+
+@check("tiny")
+def compile_safe(t: Tiny) -> str:
+    """Under mx.compile the module gives the same numbers: it reads no value of an array while it runs.
+
+    Use shapes instead of `.item()`, `.tolist()` and numpy, and call no mx.eval.
+    """
+    import mlx.core as mx
+
+    from archport.running.context import StepContext
+
+    row = t.tokens(t.length(20))
+    plan = t.plan([len(row)])
+    (batch,) = plan.batches
+    (step,) = batch.steps
+    compiled = mx.compile(lambda ids: t.trunk(ids, StepContext(plan, batch, step, (0,), None)))
+    try:
+        got = compiled(mx.array(row[None]))
+        mx.eval(got)
+    # MLX raises ValueError or RuntimeError, by what the module does.
+    except Exception as error:
+        fail(f"compiling a pass of {len(row)} tokens failed: {type(error).__name__}: {str(error).splitlines()[0]}")
+    difference = gap(got[0], t.hidden(row))
+    if difference > t.limit:
+        fail(f"compiled it differs by {difference:.2g} (limit {t.limit:.0e}) for {len(row)} tokens")
+    return f"{difference:.1e}"

@@ -1,0 +1,56 @@
+"""Tiny tier: bytes that a run takes against bytes that its plan says."""
+
+from __future__ import annotations
+
+from archport.planning import Plan
+from archport.testing.check import check, fail
+from archport.testing.subject import Tiny
+
+# Below this a measurement is mostly page rounding.
+WORTH_MEASURING = 32 << 20
+FACTOR = 1.25
+
+
+@check("tiny")
+def peak_is_predicted(t: Tiny) -> str:
+    """A run's measured peak is at most what its plan predicts, and above 32 MB the prediction is within 1.25 of it.
+
+    Make no arrays that the declared widths do not account for: masks, repeated heads, wide temporaries.
+    """
+    length = t.length(256)
+    count, plan = 16, None
+    while True:
+        plan = t.plan([length] * count, tokens_per_batch=length * count)
+        if plan.peak - plan.bytes["weights"] > 2 * WORTH_MEASURING or count >= 4096:
+            break
+        count *= 2
+    measured = _measure(t, plan, length, count)
+    if measured > plan.peak:
+        fail(
+            f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} "
+            f"(measured / predicted {measured / plan.peak:.2f}, limit 1)"
+        )
+    if measured > WORTH_MEASURING and plan.peak > FACTOR * measured:
+        parts = ", ".join(f"{name} {size:,}" for name, size in plan.bytes.items() if size)
+        fail(
+            f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} (predicted / "
+            f"measured {plan.peak / measured:.2f}, limit {FACTOR}): {parts}"
+        )
+    return f"{count} x {length} tokens: {measured >> 20} MiB, predicted {plan.peak >> 20} MiB, {plan.peak / measured:.2f}"
+
+
+def _measure(t: Tiny, plan: Plan, length: int, count: int) -> int:
+    """Peak bytes of encoding and pooling the planned rows, weights included."""
+    import mlx.core as mx
+
+    rows = [t.tokens(length, seed) for seed in range(count)]
+    embedder = t.model._embedder
+    mx.synchronize()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    # What other models of this process hold is not part of the plan.
+    others = mx.get_active_memory() - plan.bytes["weights"]
+    for batch in plan.batches:
+        mx.eval(embedder.encoder.pooled(plan, batch, [rows[row] for row in batch.rows], embedder.head, 0))
+    mx.synchronize()
+    return mx.get_peak_memory() - max(0, others)

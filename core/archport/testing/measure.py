@@ -1,0 +1,172 @@
+"""Measuring: differences, a float64 reference of attention, and contexts that watch what a module asks for.
+
+Knows what attention means and how a LayerContext is used; knows no plugin and no limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from archport.attention import attend
+from archport.contract import AttentionCall, AttentionLayer, LayerContext, LayerSpec, MaskPolicy
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from archport.running.planned import Planner
+
+
+def gap(got: object, want: object) -> float:
+    """Largest difference, relative to the largest magnitude of `want`; infinite when either is not finite."""
+    a, b = as_array(got), as_array(want)
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    return float(np.abs(a - b).max(initial=0.0) / max(float(np.abs(b).max(initial=0.0)), 1e-30))
+
+
+def as_array(value: object) -> np.ndarray:
+    """A float64 numpy array of any array, bfloat16 of MLX included."""
+    if isinstance(value, np.ndarray):
+        return value.astype(np.float64)
+    import mlx.core as mx
+
+    return np.array(value.astype(mx.float32) if isinstance(value, mx.array) else value, dtype=np.float64)
+
+
+def visible(layer: AttentionLayer, q_len: int, kv_len: int) -> np.ndarray:
+    """Which of `kv_len` keys the last `q_len` positions see, (q_len, kv_len) bool, by the layer's reach."""
+    ahead = np.arange(kv_len)[None] - (np.arange(q_len) + kv_len - q_len)[:, None]
+    left, right = layer.reach
+    seen = np.ones_like(ahead, dtype=bool)
+    if left is not None:
+        seen &= ahead >= -left
+    if layer.semantics == "causal":
+        seen &= ahead <= 0
+    elif right is not None:
+        seen &= ahead <= right
+    return seen
+
+
+def reference(
+    q: object, k: object, v: object, scale: float, seen: np.ndarray, sinks: object | None = None
+) -> np.ndarray:
+    """Attention in float64: q (B, H, L, Dh), k (B, K, S, Dh), v (B, K, S, Dv), seen broadcastable to (B, H, L, S)."""
+    q, k, v = as_array(q), as_array(k), as_array(v)
+    repeat = q.shape[1] // k.shape[1]
+    k, v = np.repeat(k, repeat, axis=1), np.repeat(v, repeat, axis=1)
+    scores = np.where(seen, q @ k.swapaxes(-1, -2) * scale, -np.inf)
+    if sinks is not None:
+        extra = np.broadcast_to(as_array(sinks).reshape(1, -1, 1, 1), (*scores.shape[:-1], 1))
+        scores = np.concatenate([scores, extra], axis=-1)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights[..., : k.shape[2]] @ v
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """One call of `ctx.attend` as a module made it."""
+
+    layer: int
+    q: mx.array
+    k: mx.array
+    v: mx.array
+    scale: float
+    sinks: mx.array | None
+    out: mx.array
+
+
+@dataclass(slots=True)
+class Tap:
+    """A context that notes every attend and hands it on.
+
+    Args:
+        inner: the context that runs it.
+        calls: where they are noted.
+        tokens: where the tokens of each step are noted.
+    """
+
+    inner: Any
+    calls: list[Attended] = field(default_factory=list[Attended])
+    again: Callable[[Tap, Attended], None] | None = None
+
+    @property
+    def positions(self) -> mx.array:
+        return self.inner.positions
+
+    def rotate(self, q: mx.array, k: mx.array, rope: Any) -> tuple[mx.array, mx.array]:
+        return self.inner.rotate(q, k, rope)
+
+    def attend(
+        self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None
+    ) -> mx.array:
+        out = self.inner.attend(layer, q, k, v, scale=scale, sinks=sinks)
+        call = Attended(layer, q, k, v, scale, sinks, out)
+        self.calls.append(call)
+        if self.again is not None:
+            self.again(self, call)
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class PackedContext:
+    """Several documents one behind another in a single row: each has its own positions and sees only itself.
+
+    Args:
+        layers: specs of the trunk.
+        lengths: tokens per document.
+        planner: whose device and chooser run the attention.
+    """
+
+    def __init__(self, layers: Sequence[LayerSpec], lengths: Sequence[int], planner: Planner) -> None:
+        import mlx.core as mx
+
+        self._layers, self._lengths, self._planner = layers, tuple(lengths), planner
+        self._positions = mx.concatenate([mx.arange(length, dtype=mx.int32) for length in lengths])[None]
+
+    @property
+    def positions(self) -> mx.array:
+        return self._positions
+
+    def rotate(self, q: mx.array, k: mx.array, rope: Any) -> tuple[mx.array, mx.array]:
+        import mlx.core as mx
+
+        edges = np.cumsum(self._lengths)[:-1].tolist()
+        turned = [
+            mx.concatenate([rope(part, 0) for part in mx.split(array, edges, axis=2)], axis=2) for array in (q, k)
+        ]
+        return turned[0], turned[1]
+
+    def attend(
+        self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None
+    ) -> mx.array:
+        spec = self._layers[layer]
+        assert isinstance(spec, AttentionLayer), "packed rows are asked of attention layers only"
+        L = sum(self._lengths)
+        call = AttentionCall.of(
+            spec,
+            MaskPolicy("segments"),
+            self._planner.device,
+            B=1,
+            q_len=L,
+            kv_len=L,
+            dtype=self._planner.dtype or "float32",
+            lengths=self._lengths,
+        )
+        return attend(self._planner.choose(call, self._planner.device), q, k, v, scale=scale, sinks=sinks)
+
+
+def taps(store: list[Tap], again: Callable[[Tap, Attended], None] | None = None) -> Callable[[LayerContext], Any]:
+    """A wrapper of contexts that keeps each step's Tap in `store`."""
+
+    def wrap(ctx: LayerContext) -> Tap:
+        store.append(Tap(ctx, again=again))
+        return store[-1]
+
+    return wrap

@@ -1,0 +1,333 @@
+"""What checks are given: a plugin, each of its examples as a tiny model on disk, or a model with real weights.
+
+A tiny model is written in the published layout and loaded through `engine.load`, so every stage between a folder and a
+vector takes part. Knows how to plan and run rows with any option of the planner; knows no property that is checked.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from archport import engine
+from archport.checkpoint import defaults, normalise_config
+from archport.contract import ArchSpec, AttentionLayer, Example, LayerContext, SpecError, Trunk
+from archport.contract.hooks import Hooks, Speaker
+from archport.contract.plugins import Plugin, discover, find_fault
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from archport.memory import Caches
+    from archport.planning import Plan
+    from archport.running.planned import Planner
+
+
+class Subject:
+    """A plugin under check.
+
+    Args:
+        plugin: the plugin.
+        others: every other sound plugin that is installed.
+    """
+
+    def __init__(self, plugin: Plugin, others: Sequence[Plugin] = ()) -> None:
+        self.plugin, self.others = plugin, tuple(others)
+
+    @property
+    def module(self) -> ModuleType:
+        assert self.plugin.module is not None, "a plugin that did not load is reported before any check"
+        return self.plugin.module
+
+    @cached_property
+    def hooks(self) -> Hooks:
+        """The plugin's collecting hooks."""
+        return self.plugin.hooks()
+
+    @cached_property
+    def examples(self) -> tuple[Example, ...]:
+        return self.hooks.examples()
+
+    @cached_property
+    def tinies(self) -> tuple[Tiny, ...]:
+        """One per example."""
+        return tuple(Tiny(self, example) for example in self.examples)
+
+
+class Tiny:
+    """One example as a loaded model; everything is made on first use and kept."""
+
+    def __init__(self, subject: Subject, example: Example) -> None:
+        self.subject, self.example = subject, example
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The example's config, normalised."""
+        return normalise_config(dict(self.example.config))
+
+    @cached_property
+    def spec(self) -> ArchSpec:
+        """What the plugin declares for the example.
+
+        Raises:
+            SpecError: the plugin does not claim its own example.
+        """
+        spec = self.subject.hooks.claim(self.config)
+        if spec is None:
+            raise SpecError(f"the plugin does not claim its own example {self.example.name!r}")
+        return spec
+
+    @cached_property
+    def _home(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="archport-check-")
+
+    @cached_property
+    def weights(self) -> dict[str, mx.array]:
+        """The random tensors under the module's own names."""
+        from archport.testing.writing import random_weights
+
+        return random_weights(self.build(), self.example)
+
+    @cached_property
+    def published(self) -> dict[str, mx.array]:
+        """The same tensors as the published layout names and shapes them."""
+        publish = self.example.publish
+        return dict(publish(self.weights)) if publish else dict(self.weights)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The checkpoint in the published layout."""
+        return self.write("tiny-embedding", self.published)
+
+    def write(self, name: str, weights: Mapping[str, mx.array], **more: Any) -> Path:
+        """A checkpoint of this example with these tensors; `more` goes into its config.json."""
+        from archport.testing.writing import write_checkpoint
+
+        folder = Path(self._home.name) / name
+        write_checkpoint(folder, {**self.example.config, **more}, weights, self.spec)
+        return folder
+
+    def load(self, folder: Path, **options: Any) -> engine.Model:
+        """A checkpoint through `engine.load`, with this plugin as the only one asked; float32 unless told otherwise."""
+        return engine.load(folder, plugins=(self.subject.plugin,), **{"dtype": "float32", **options})
+
+    @cached_property
+    def model(self) -> engine.Model:
+        return self.load(self.folder)
+
+    @cached_property
+    def broken(self) -> str:
+        """Why the example can't be loaded, "" when it can."""
+        try:
+            _ = self.model
+        # Whatever a stranger's module raises; the check of loading itself reports it in full.
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def build(self) -> Trunk:
+        """A fresh module, with the seed of the example."""
+        import mlx.core as mx
+
+        mx.random.seed(self.example.seed)
+        return self.hooks.build(self.spec, self.config)
+
+    def bare(self, weights: Mapping[str, mx.array] | None = None) -> Trunk:
+        """A fresh module filled directly, past every file and loader."""
+        trunk = self.build()
+        module = cast(Any, trunk)
+        module.load_weights(list((weights or self.weights).items()), strict=True)
+        module.eval()
+        return trunk
+
+    @cached_property
+    def hooks(self) -> Hooks:
+        """The hooks of this one model: core defaults and the plugin."""
+        plugin = self.subject.plugin
+        return Hooks([Speaker("core defaults", defaults), Speaker(plugin.label, self.subject.module)])
+
+    @property
+    def trunk(self) -> Trunk:
+        return self.model._embedder.encoder.trunk
+
+    @property
+    def planner(self) -> Planner:
+        return self.model._embedder.encoder.plan
+
+    @property
+    def limit(self) -> float:
+        """Relative difference that rounding alone may make in float32 on this device."""
+        # Matrix products of a GPU round float32 inputs to fewer bits.
+        return 2e-5 if self.model.device.kind == "cpu" else 5e-3
+
+    @property
+    def attention(self) -> tuple[tuple[int, AttentionLayer], ...]:
+        """(index, spec) of the first layer of each distinct attention spec."""
+        first: dict[AttentionLayer, int] = {}
+        for index, layer in enumerate(self.spec.layers):
+            if isinstance(layer, AttentionLayer):
+                first.setdefault(layer, index)
+        return tuple((index, layer) for layer, index in first.items())
+
+    @property
+    def keeps(self) -> bool:
+        """Whether rows may be run in steps: every layer reads left to right and remembers."""
+        return self.spec.semantics == "causal" and all(layer.kv != "none" for layer in self.spec.attention_layers)
+
+    def tokens(self, length: int, seed: int = 0) -> np.ndarray:
+        """Random ids (length,) of the vocabulary."""
+        rng = np.random.default_rng(1000 * self.example.seed + seed + length)
+        return rng.integers(0, self.spec.vocab_size, length).astype(np.int32)
+
+    def length(self, wanted: int) -> int:
+        """`wanted` tokens, or as many as the example has positions for."""
+        return min(wanted, self.model.max_tokens, self.spec.max_positions)
+
+    def plan(self, lengths: Sequence[int], *, planner: Planner | None = None, **options: Any) -> Plan:
+        """The plan of the loaded model, with any further option of the planner (`chunk`, `backend`, `new_tokens`...)."""
+        from archport.planning import plan_request
+
+        own = planner or self.planner
+        fixed: dict[str, Any] = {
+            "device": own.device,
+            "choose": own.choose,
+            "budget": own.budget,
+            "max_context": own.max_context,
+            "pins": own.pins,
+            "plugin": own.plugin,
+            "weight_bytes": own.weight_bytes,
+            "dtype": own.dtype,
+            "limits": own.limits,
+        }
+        return plan_request(self.spec, lengths, **{**fixed, **options})
+
+    def caches(self, plan: Plan) -> Caches | None:
+        """Empty caches of the plan's only batch."""
+        from archport.running.planned import batch_caches
+
+        (batch,) = plan.batches
+        return batch_caches(self.spec, plan, batch)
+
+    def run(
+        self,
+        plan: Plan,
+        rows: Sequence[np.ndarray],
+        *,
+        caches: Caches | None = None,
+        trunk: Trunk | None = None,
+        wrap: Callable[[LayerContext], LayerContext] = lambda ctx: ctx,
+    ) -> np.ndarray:
+        """Hidden states (B, L, D) float32 of the plan's only batch, step by step, in the order of the request.
+
+        Args:
+            caches: what steps write to; made as planned when left out.
+            trunk: the module to run; the loaded one when left out.
+            wrap: put around every step's context.
+        """
+        import mlx.core as mx
+
+        from archport.running.planned import run_steps
+
+        (batch,) = plan.batches
+        inner = trunk or self.trunk
+
+        def outer(ids: mx.array, ctx: LayerContext) -> mx.array:
+            return inner(ids, wrap(ctx))
+
+        caches = self.caches(plan) if caches is None else caches
+        pieces: list[np.ndarray] = []
+        for _, hidden in run_steps(cast(Trunk, outer), plan, batch, [rows[row] for row in batch.rows], caches):
+            pieces.append(np.array(hidden.astype(mx.float32)))
+        out = np.concatenate(pieces, axis=1)
+        return out[np.argsort(batch.rows)]
+
+    def hidden(self, row: np.ndarray, **options: Any) -> np.ndarray:
+        """Hidden states (L, D) of one row in one pass, or as `run` and its options say."""
+        return self.run(self.plan([len(row)]), [row], **options)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A model with real weights.
+
+    Args:
+        model: loaded by the plugin under check.
+        stored: (texts, vectors (N, D)) recorded earlier; None when there are none.
+    """
+
+    model: engine.Model
+    stored: tuple[list[str], np.ndarray] | None
+
+
+def find(plugin: str | ModuleType | Plugin) -> Plugin:
+    """The plugin of this entry-point name or module, installed or not.
+
+    Raises:
+        SpecError: neither an installed plugin nor an importable module has this name.
+    """
+    installed = discover()
+    if isinstance(plugin, Plugin):
+        return plugin
+    if isinstance(plugin, str):
+        for row in installed:
+            if row.name == plugin:
+                return row
+        module = _imported(plugin, [row.name for row in installed])
+    else:
+        module = plugin
+        for row in installed:
+            if row.module is module:
+                return row
+    fault = find_fault(module)
+    row = Plugin(module.__name__.split(".")[-1], "not installed", "0", module.__name__, module)
+    return replace(row, module=None, error=fault) if fault else row
+
+
+def _imported(name: str, installed: Sequence[str]) -> ModuleType:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        raise SpecError(
+            f"plugin {name!r} is neither installed nor an importable module; installed: "
+            f"{', '.join(installed) or 'none'}. Install it (`pip install -e .` in its folder), or name its module"
+        ) from error
+
+
+_SUBJECTS: dict[int, Subject] = {}
+
+
+def subject_of(plugin: Plugin) -> Subject:
+    """The subject of a plugin, kept for the life of the process, because checks share its tiny models."""
+    key = id(plugin.module)
+    if key not in _SUBJECTS:
+        others = [row for row in discover() if row.module is not None and row.module is not plugin.module]
+        _SUBJECTS[key] = Subject(plugin, others)
+    return _SUBJECTS[key]
+
+
+def release(plugin: Plugin) -> None:
+    """Forget a plugin's tiny models and their folders."""
+    _SUBJECTS.pop(id(plugin.module), None)
+
+
+@contextmanager
+def held(bytes_: int) -> Iterator[None]:
+    """Run a block while so many bytes of the device are taken by somebody else."""
+    import mlx.core as mx
+
+    ballast = mx.zeros((bytes_ // 4,), dtype=mx.float32) + 1
+    mx.eval(ballast)
+    yield
+    del ballast

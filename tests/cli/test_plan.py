@@ -1,0 +1,74 @@
+"""`archport plan` as a user meets it: from a config without weights, for machines nobody here owns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from archport.cli.plan import plan
+from archport.contract import BufferTooLarge, InputError
+
+HERE = Path(__file__).parent
+QWEN = str(HERE.parent / "planning" / "data" / "qwen3_embedding_06b.json")
+BERT = str(HERE.parent / "goldens" / "bert-plain")
+
+
+@pytest.fixture(scope="module")
+def invoke():
+    app = typer.Typer()
+    app.command()(plan)
+    return lambda *arguments: CliRunner().invoke(app, arguments)
+
+
+ROWS = ("-m", QWEN, "--tokens", "32768", "--batch", "32", "--device", "m2-ultra-128gb")
+
+
+def test_a_config_alone_is_planned_for_another_machine(invoke):
+    done = invoke(*ROWS)
+    assert done.exit_code == 0, done.output
+    for word in ("m2-ultra-128gb (profile)", "weights", "█", "activations", "causal", "not composite", "budget"):
+        assert word in done.output
+
+
+def test_json_holds_the_same_plan(invoke):
+    read = json.loads(invoke(*ROWS, "--json").output)
+    assert read["peak"] == sum(read["bytes"].values()) <= read["budget"]
+    assert sum(batch["rows"] for batch in read["batches"]) == 32
+
+
+def test_a_dense_mask_is_refused_with_both_numbers(invoke):
+    done = invoke(*ROWS, "--mask", "dense")
+    assert isinstance(done.exception, BufferTooLarge)
+    assert "137,438,953,472" in str(done.exception)
+    assert "86,586,540,032" in str(done.exception)
+
+
+def test_a_refusal_in_json_keeps_its_numbers_and_its_exit_code(invoke):
+    done = invoke(*ROWS, "--mask", "dense", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.output)["required_bytes"] == 137_438_953_472
+
+
+def test_cached_new_and_budget_reach_the_plan(invoke):
+    arguments = ("-m", QWEN, "--tokens", "1000", "--cached", "9000", "--new", "24", "--device", "h200")
+    read = json.loads(invoke(*arguments, "--budget", "16GB", "--json").output)
+    assert read["mode"] == "generate"
+    assert read["budget"] == 16 * 10**9
+    assert read["batches"][0]["cached"] == 9000
+    assert read["batches"][0]["new_tokens"] == 24
+
+
+def test_a_checkpoint_on_this_machine_is_planned_with_its_own_bytes(invoke):
+    done = invoke("-m", BERT, "--tokens", "32", "--json")
+    assert done.exit_code == 0, done.output
+    read = json.loads(done.output)
+    assert not read["device"]["simulated"]
+    assert not any("estimated" in note for note in read["notes"])
+
+
+def test_an_unknown_mask_is_named(invoke):
+    assert isinstance(invoke(*ROWS, "--mask", "sparse").exception, InputError)

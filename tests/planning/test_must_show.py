@@ -1,0 +1,94 @@
+"""The requests that made other implementations fail, planned for machines they failed on."""
+
+from __future__ import annotations
+
+import pytest
+
+from archport.attention import Chooser
+from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionLimits, BufferTooLarge, MaskPolicy
+from archport.device.profiles import PROFILES, profile
+from archport.planning import plan_request
+
+M2 = profile("m2-ultra-128gb")
+
+
+def test_32_rows_of_32768_tokens_fit_an_m2_ultra(qwen3_06b: ArchSpec, real_choose: Chooser):
+    plan = plan_request(qwen3_06b, [32_768] * 32, device=M2, choose=real_choose)
+    assert plan.peak <= plan.budget
+    assert sorted(row for batch in plan.batches for row in batch.rows) == list(range(32))
+    assert plan.bytes["mask"] == 0
+    assert plan.work.seconds <= 0.5
+
+
+def test_the_same_with_a_dense_mask_is_refused_with_its_137_gigabytes(qwen3_06b: ArchSpec, real_choose: Chooser):
+    with pytest.raises(BufferTooLarge, match=r"137,438,953,472.*86,586,540,032") as refused:
+        plan_request(qwen3_06b, [32_768] * 32, device=M2, choose=real_choose, dense=True)
+    assert refused.value.required_bytes == 137_438_953_472
+    assert refused.value.limit_bytes == 86_586_540_032
+    assert refused.value.code == "buffer_too_large"
+    assert refused.value.max_rows_that_fit == 20
+
+
+def test_the_27b_hybrid_takes_327000_tokens_on_an_m2_ultra(hybrid_27b: ArchSpec, real_choose: Chooser):
+    plan = plan_request(hybrid_27b, [327_000], device=M2, choose=real_choose, new_tokens=500)
+    scratch = [path.price.transient for step in plan.batches[0].steps for path in step.paths if path is not None]
+    assert plan.peak <= plan.budget
+    # 24 query heads x 2,048 x 327,000 scores in 16 bits would be 32 GB.
+    assert max(scratch) <= AttentionLimits().transient_on(M2) < 4e9
+    assert max(scratch) <= plan.bytes["attention"]
+    assert plan.work.seconds <= 0.5
+
+
+def test_only_a_quarter_of_the_hybrids_layers_pays_for_its_context(hybrid_27b: ArchSpec, real_choose: Chooser):
+    plan = plan_request(hybrid_27b, [327_000], device=M2, choose=real_choose, new_tokens=0, mode="generate")
+    state = 48 * (48 * 128 * 128 * 4 + 3 * (2 * 16 * 128 + 48 * 128) * 2)
+    assert plan.bytes["kv"] == 16 * 327_168 * 4 * (256 + 256) * 2 + state
+
+
+def test_1000_tokens_behind_99000_cached_grow_the_cache_by_1000_and_see_100000(
+    hybrid_27b: ArchSpec, real_choose: Chooser
+):
+    plan = plan_request(hybrid_27b, [1000], device=M2, choose=real_choose, cached=99_000)
+    per_token = 16 * 4 * (256 + 256) * 2
+    rounded = 100_096 - 99_072
+    assert plan.bytes["kv"] == rounded * per_token
+    assert rounded <= 1000 + 256
+    assert plan.bytes["kv_cached"] >= 99_000 * per_token
+    calls = [path.call for step in plan.batches[0].steps for path in step.paths if path is not None]
+    assert (calls[-1].q_len, calls[-1].kv_len) == (1000, 100_000)
+
+
+CASES = [(2048, 16_384), (2048, 65_536), (2048, 131_072), (1, 131_072)]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("head_dim", [192, 256])
+@pytest.mark.parametrize(("q_len", "kv_len"), CASES)
+def test_wide_heads_never_materialise_their_scores_nor_outlast_the_watchdog(
+    name: str, head_dim: int, q_len: int, kv_len: int, real_choose: Chooser
+):
+    device = profile(name)
+    dtype = "float32" if device.kind == "cpu" else "bfloat16"
+    layer = AttentionLayer("causal", 24, 4, head_dim)
+    call = AttentionCall.of(
+        layer, MaskPolicy("causal" if q_len > 1 else "none"), device, B=1, q_len=q_len, kv_len=kv_len, dtype=dtype
+    )
+    path = real_choose(call, device)
+    limit = call.limits.transient_on(device)
+    assert path.excess == ""
+    assert path.price.transient <= limit
+    if call.score_bytes > limit:
+        assert path.price.transient < call.score_bytes
+    bound = call.limits.seconds_on(device)
+    assert bound is None or path.price.dispatch_seconds <= bound
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_long_prompt_of_wide_heads_is_planned_within_every_limit_of_every_machine(name: str, real_choose: Chooser):
+    layer = AttentionLayer("causal", 24, 4, 256)
+    spec = ArchSpec("wide", ("generate",), (layer,) * 4, 32_000, 2048, 6144, 262_144, dtype="bfloat16")
+    device = profile(name)
+    plan = plan_request(spec, [131_072], device=device, choose=real_choose, new_tokens=16, budget=10 * 2**30)
+    assert plan.peak <= plan.budget
+    assert plan.largest_buffer.cap is None or plan.largest_buffer.bytes <= plan.largest_buffer.cap
+    assert plan.work.limit is None or plan.work.seconds <= plan.work.limit

@@ -1,0 +1,76 @@
+"""Few shapes reach CUDA, no row is lost, and padding stays small."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from archport.contract import ArchSpec
+from archport.device.profiles import profile
+from archport.planning import group_rows, plan_request
+from archport.planning.shapes import chunk_widths, padded_length
+
+
+def test_2000_random_requests_reach_cuda_in_at_most_128_shapes(qwen3_06b: ArchSpec, choose):
+    rng = random.Random(7)
+    seen: set[tuple[int, int]] = set()
+    misses = 0
+    for _ in range(2000):
+        rows = rng.choice((1, 1, 1, 2, 3, 8))
+        lengths = [min(32_768, int(2 ** rng.uniform(0, 15.01))) for _ in range(rows)]
+        plan = plan_request(qwen3_06b, lengths, device=profile("h200"), choose=choose)
+        misses += len(plan.shapes - seen)
+        seen |= plan.shapes
+    # MLX keeps 256 attention plans per thread and aborts after 512 misses.
+    assert misses == len(seen) <= 128
+
+
+def test_every_row_is_in_one_group():
+    rng = random.Random(3)
+    for kind in ("cuda", "metal", "cpu"):
+        for _ in range(50):
+            lengths = [int(2 ** rng.uniform(0, 12)) for _ in range(rng.randint(1, 300))]
+            groups = group_rows(lengths, kind=kind)
+            assert sorted(row for group in groups for row in group.rows) == list(range(len(lengths)))
+            assert all(lengths[row] <= group.padded for group in groups for row in group.rows)
+
+
+def test_groups_come_longest_first():
+    groups = group_rows([5, 900, 30, 4000, 31], kind="metal", tokens_per_batch=1000)
+    assert [group.padded for group in groups] == sorted((group.padded for group in groups), reverse=True)
+
+
+def test_a_batch_keeps_its_token_budget_unless_one_row_is_longer():
+    rng = random.Random(5)
+    lengths = [int(2 ** rng.uniform(0, 12)) for _ in range(500)]
+    for group in group_rows(lengths, kind="metal", tokens_per_batch=2048):
+        assert len(group.rows) * group.padded <= 2048 or len(group.rows) == 1
+
+
+@pytest.mark.parametrize("kind", ["cuda", "metal", "cpu"])
+def test_padding_of_a_mixed_corpus_stays_below_a_fifth(kind):
+    rng = random.Random(11)
+    lengths = [min(8192, max(4, int(rng.lognormvariate(5, 1)))) for _ in range(4096)]
+    groups = group_rows(lengths, kind=kind)
+    computed = sum(len(group.rows) * group.padded for group in groups)
+    assert computed <= sum(lengths) / 0.8
+
+
+def test_rows_are_limited_by_what_fits():
+    groups = group_rows([100] * 10, kind="metal", max_rows=lambda width: 3)
+    assert [len(group.rows) for group in groups] == [3, 3, 3, 1]
+
+
+def test_a_row_is_never_padded_beyond_its_context():
+    assert padded_length(1000, "cuda", 1005) == 1005
+    assert padded_length(1000, "cuda", 4096) == 1024
+    assert padded_length(1000, "metal", 4096) == 1000
+
+
+def test_chunks_are_tried_largest_first_within_the_upper_bound():
+    widths = chunk_widths(5000, 1000, 2048, whole=True)
+    assert widths[:4] == (768, 512, 384, 256)
+    assert chunk_widths(5000, 5000, 2048, whole=True)[0] == 5000
+    assert chunk_widths(5000, 5000, 2048, whole=False)[0] == 2048
+    assert chunk_widths(5000, 7, 2048, whole=True) == (7,)

@@ -1,0 +1,48 @@
+"""The liar matrix: every check is failed by a plugin that breaks its rule, and off the diagonal only what is declared."""
+
+import numpy as np
+import pytest
+
+from archport.testing import CHECKS, run_checks
+from archport.testing.checks.golden import TEXTS
+from archport.testing.subject import find, release, subject_of
+
+
+@pytest.fixture(scope="module")
+def golden(toy, tmp_path_factory):
+    """The honest decoder as real weights, with the vectors it gives."""
+    tiny = subject_of(find(toy)).tinies[0]
+    file = tmp_path_factory.mktemp("golden") / "vectors.npz"
+    np.savez(file, texts=np.array(TEXTS), vectors=tiny.model.embed(TEXTS))
+    return {"model": str(tiny.folder), "vectors": file}
+
+
+def outcomes(liar, golden):
+    try:
+        return run_checks(liar.module, tier=liar.tier, **(golden if liar.tier == "golden" else {}))
+    finally:
+        release(find(liar.module))
+
+
+def test_a_liar_fails_its_check_with_the_reason_and_no_other_than_declared(liar, golden):
+    found = {outcome.check.name: outcome for outcome in outcomes(liar, golden)}
+    failed = {name for name, outcome in found.items() if outcome.status == "fail"}
+    assert failed == {liar.breaks, *liar.also}, {name: found[name].message for name in failed ^ {liar.breaks, *liar.also}}
+    assert liar.says in found[liar.breaks].message
+
+
+def test_every_check_has_a_liar(liars):
+    assert {liar.breaks for liar in liars} == {check.name for check in CHECKS}
+
+
+def test_every_extra_failure_has_a_reason_and_names_a_check(liars):
+    names = {check.name for check in CHECKS}
+    for liar in liars:
+        assert set(liar.also) <= names
+        assert all(len(reason) > 10 for reason in liar.also.values())
+
+
+def test_the_honest_plugin_that_liars_are_made_of_passes_every_check(toy, golden):
+    bad = {o.check.name: o.message for o in run_checks(toy) if o.status not in ("ok", "not applicable")}
+    assert bad == {}
+    assert {o.status for o in run_checks(toy, tier="golden", **golden)} == {"ok"}

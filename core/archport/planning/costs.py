@@ -190,7 +190,8 @@ def token_bytes(spec: ArchSpec, layer: LayerSpec, experts: bool, dtype: DType, k
             lazy = (9 * D + 3 * (q + out + k + v)) * s
         split = (8 * D + 2 * (q + out) + 3 * (k + v) // 2) * s
         held = (4 * D + 5 * (q + out) // 2 + 2 * (k + v)) * s
-        lazy, documents, split = (each + inner for each in (lazy, split + (q + out) * s, split))
+        documents = split + (3 if spec.gated_mlp else 2) * (q + out) * s // 2
+        lazy, documents, split = (each + inner for each in (lazy, documents, split))
         mixer_widths = {"the projections of q, k and v": (q + k + v) * s}
     widths = {"hidden states": D * s, **mixer_widths, **mlp_widths}
     name = max(widths, key=lambda key: widths[key])

@@ -23,9 +23,10 @@ def layers_in_flight(job: Job, eval_every_layers: int, in_flight: int, *, others
 def in_flight(
     job: Job, tokens: int, width: int, paths: Sequence[AttentionPath | None] | None = None
 ) -> tuple[int, int]:
-    """(bytes of temporaries, bytes of attention's scratch) when `width` layers of `tokens` tokens are unfinished at once.
+    """(bytes of temporaries, bytes of attention's scratch) when `width` layers are unfinished at once.
 
     Args:
+        tokens: tokens of the step, padding included.
         paths: per kind of layer the path of its attention; without them everything is taken as one lazy stretch.
     """
     per_kind: list[tuple[str, int]] = [("lazy", 0)] * len(job.kinds)

@@ -7,25 +7,54 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from math import ceil
 
 from archport.contract import AttentionCall, AttentionLayer, AttentionPath, MaskPolicy
-from archport.planning.costs import in_flight_cap, vision_token_bytes
+from archport.planning.costs import (
+    BUSY_SECONDS,
+    HOST_BOUND_LAYERS,
+    LATER_LAYERS,
+    RELEASE_SECONDS,
+    in_flight_cap,
+    rate,
+    vision_token_bytes,
+)
 from archport.planning.job import Job
 
 
-def layers_in_flight(job: Job, eval_every_layers: int, in_flight: int, *, others: bool) -> int:
-    """Layers whose temporaries may coexist; two batches' worth when one starts before the other is done."""
+def layer_seconds(job: Job, tokens: int) -> float:
+    """Time of one layer's matrix products on the device, attention excluded."""
+    return tokens * max(each.flops for each in job.classes) / rate(job.device, job.dtype)
+
+
+def layers_in_flight(job: Job, tokens: int, eval_every_layers: int, in_flight: int, *, others: bool) -> int:
+    """Layers whose temporaries may coexist.
+
+    Args:
+        tokens: tokens of the step.
+        in_flight: stretches that may be unfinished at once.
+        others: whether another batch runs behind this one, whose first stretch starts before the last is done.
+    """
     layers = len(job.layer_classes)
+    if job.device.kind == "cpu":
+        return min(eval_every_layers * in_flight, layers)
+    seconds = layer_seconds(job, tokens)
+    if in_flight > 1:
+        late = min(4, ceil(RELEASE_SECONDS / seconds))
+        width = eval_every_layers * in_flight + late + (eval_every_layers if others else 0)
+    else:
+        width = eval_every_layers + (0 if seconds >= RELEASE_SECONDS else 1 if seconds >= BUSY_SECONDS else 2)
     most = 2 * layers if others and in_flight > 1 else layers
-    return min(eval_every_layers * in_flight, most)
+    return min(width, most, HOST_BOUND_LAYERS) if seconds < BUSY_SECONDS else min(width, most)
 
 
 def in_flight(
     job: Job, tokens: int, width: int, paths: Sequence[AttentionPath | None] | None = None
 ) -> tuple[int, int]:
-    """(bytes of temporaries, bytes of attention's scratch) when `width` layers of `tokens` tokens are unfinished at once.
+    """(bytes of temporaries, bytes of attention's scratch) when `width` layers are unfinished at once.
 
     Args:
+        tokens: tokens of the step, padding included.
         paths: per kind of layer the path of its attention; without them everything is taken as one lazy stretch.
     """
     per_kind: list[tuple[str, int]] = [("lazy", 0)] * len(job.kinds)
@@ -47,7 +76,9 @@ def in_flight(
     widest = tokens * max(each.token.widest for each in job.classes)
     cap = max(max(plain), in_flight_cap(job.device, widest, job.dtype))
     scratch = heaviest_run(job, [per_kind[each.kind][1] for each in job.classes], ends, width)
-    total = min(heaviest_run(job, loaded, ends, width), cap + scratch)
+    share = LATER_LAYERS[job.device.kind]
+    run = share * heaviest_run(job, loaded, ends, width) + (1 - share) * max(loaded)
+    total = min(ceil(run), cap + scratch)
     return max(0, total - scratch), min(scratch, total)
 
 

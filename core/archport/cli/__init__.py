@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from archport.cli.check import check
 from archport.cli.doctor import doctor
 from archport.cli.embed import embed
 from archport.cli.info import info
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, info, plugins, doctor):
+for command in (embed, info, plugins, check, doctor):
     app.command()(command)
 
 

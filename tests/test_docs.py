@@ -129,13 +129,7 @@ class Reader:
         self.printed = stream.getvalue()
 
     def output(self, block: Block) -> None:
-        if os.environ.get("ARCHPORT_REWRITE_DOCS") == "1" and not matches(block.body, self.printed):
-            page = next(page for page in PAGES if page.name == block.page)
-            clean = "\n".join(line.rstrip() for line in self.printed.strip().splitlines())
-            lines = page.read_text(encoding="utf-8").splitlines()
-            end = lines.index("```", block.line)
-            page.write_text("\n".join([*lines[: block.line], clean, *lines[end:]]) + "\n", encoding="utf-8")
-            pytest.fail(f"{block.place} was rewritten; run again and read the difference")
+        self._rewrite(block, block.body, self.printed)
         assert matches(block.body, self.printed), f"{block.place} shows\n{block.body}\nbut this is\n{self.printed}"
 
     def console(self, block: Block) -> None:
@@ -151,7 +145,16 @@ class Reader:
             )
             shown = f"{block.place}: {command}\nexits with {done.returncode} and prints\n{done.stdout}"
             assert done.returncode == 0, shown
+            self._rewrite(block, f"$ {command}\n{expected}", f"$ {command}\n{done.stdout}")
             assert matches(expected, done.stdout), f"{shown}\nbut the page shows\n{expected}"
+
+    def _rewrite(self, block: Block, shown: str, printed: str) -> None:
+        if os.environ.get("ARCHPORT_REWRITE_DOCS") != "1" or matches(shown, printed):
+            return
+        page = next(page for page in PAGES if page.name == block.page)
+        clean = "\n".join(line.rstrip() for line in printed.strip().splitlines())
+        page.write_text(page.read_text(encoding="utf-8").replace(shown.strip(), clean, 1), encoding="utf-8")
+        pytest.fail(f"{block.place} was rewritten; run again and read the difference")
 
     def toml(self, block: Block) -> None:
         tomllib.loads(block.body)

@@ -38,9 +38,9 @@ pass those with keywords.
 def hooks() -> list[tuple[str, Callable[..., Any], bool]]:
     """(name, function, whether the first answer wins) of every hook, in the order of the file."""
     marked = [
-        (name, value, value.archport_spec.get("firstresult", False))
+        (name, value, options.get("firstresult", False))
         for name, value in vars(hookspecs).items()
-        if inspect.isfunction(value) and hasattr(value, "archport_spec")
+        if inspect.isfunction(value) and (options := vars(value).get("archport_spec")) is not None
     ]
     return sorted(marked, key=lambda hook: inspect.getsourcelines(hook[1])[1])
 

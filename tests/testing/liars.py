@@ -212,7 +212,7 @@ class KeepsPositions(Toy):
 class LooksAtFreeMemory(Toy):
     def enter(self, ids, ctx):
         x = super().enter(ids, ctx)
-        return x * 1.001 if mx.get_active_memory() > 200 << 20 else x
+        return x * 1.001 if mx.get_active_memory() > 64 << 20 else x
 
 
 class ReadsValues(Toy):

@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from archport.cli.check import check
 from archport.cli.doctor import doctor
 from archport.cli.embed import embed
 from archport.cli.info import info
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, info, plan, plugins, doctor, new):
+for command in (embed, info, plan, plugins, new, check, doctor):
     app.command()(command)
 
 

@@ -142,6 +142,7 @@ def classes_of(
     """Distinct layer classes, and the index of each layer's own."""
     kinds, layer_kinds = kinds_of(spec)
     per_element = element_bytes(dtype, spec.quantization if packed else None)
+    host = device.kind == "cpu" and device.vector_threads > 0 and dtype == "float32"
     seen: dict[tuple[int, bool], int] = {}
     classes: list[LayerClass] = []
     indices: list[int] = []
@@ -154,7 +155,7 @@ def classes_of(
             classes.append(
                 LayerClass(
                     kind=kind,
-                    token=token_bytes(spec, kinds[kind], experts, dtype, device.kind),
+                    token=token_bytes(spec, kinds[kind], experts, dtype, device.kind, host=host),
                     flops=2.0 * elements,
                     matrix_bytes=int(elements * per_element),
                 )

@@ -45,6 +45,7 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
         intermediate_size=config["intermediate_size"],
         max_positions=config["max_position_embeddings"],
         dtype=config.get("dtype", "float32"),
+        gated_mlp=False,
     )
 
 

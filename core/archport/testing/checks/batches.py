@@ -102,7 +102,7 @@ def deterministic(t: Tiny) -> str:
         difference = gap(t.model.forward(ids, mask), first)
         if difference:
             fail(f"the same request again differs by {difference:.2g} (limit 0)")
-    megabytes = 256
+    megabytes = 64
     with held(megabytes << 20):
         difference = gap(t.model.forward(ids, mask), first)
         if difference:

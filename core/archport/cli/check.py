@@ -1,0 +1,60 @@
+"""`archport check`: run the conformance checks on plugins, installed or named by their module."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archport.contract.plugins import discover
+
+
+def check(
+    plugins: Annotated[
+        list[str] | None, typer.Argument(help="Entry-point names or modules; every installed plugin when left out.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Real weights for the golden tier: folder, hub id or alias.")
+    ] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="Stored vectors of that model: an .npz with `texts` and `vectors`.")
+    ] = None,
+    tier: Annotated[str | None, typer.Option(help="contract (no model), tiny (random weights) or golden.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print one table of all plugins.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every check with its figure.")] = False,
+) -> None:
+    """Check that plugins keep their promises. Exit code 1 when one does not, or when a known failure passes."""
+    from archport.testing import BAD, run_checks
+    from archport.testing.check import TIERS, Outcome
+    from archport.testing.report import as_dict, as_markdown, as_text
+
+    if tier is not None and tier not in TIERS:
+        raise typer.BadParameter(f"{tier!r}; expected one of {', '.join(TIERS)}", param_hint="--tier")
+    # A module that is not installed lies where the author works.
+    sys.path.insert(0, "")
+    runs: dict[str, list[Outcome]] = {}
+    for name in plugins or _all(model):
+        runs[name] = run_checks(name, tier=tier, model=model, vectors=vectors)  # pyright: ignore[reportArgumentType]
+        if not (as_json or markdown):
+            typer.echo(as_text(runs[name], verbose=verbose))
+    if as_json:
+        typer.echo(json.dumps([as_dict(outcome) for outcomes in runs.values() for outcome in outcomes], indent=2))
+    if markdown:
+        typer.echo(as_markdown(runs), nl=False)
+    if not runs:
+        typer.echo("no plugin is installed in the entry-point group 'archport'", err=True)
+    bad = any(outcome.status in BAD for outcomes in runs.values() for outcome in outcomes)
+    raise typer.Exit(1 if bad or not runs else 0)
+
+
+def _all(model: str | None) -> list[str]:
+    """Every installed plugin, or the one that claims the model."""
+    if model is None:
+        return [plugin.name for plugin in discover()]
+    from archport import engine
+
+    return [engine.describe(model).plugin.name]

@@ -1,0 +1,197 @@
+"""The kit's two front ends and its rules: known failures are strict, reports say what to do, a stranger needs one file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from archport.contract import InputError
+from archport.testing import CHECKS, parametrize_conformance, run_checks
+from archport.testing.report import as_markdown, as_text
+
+HERE = str(Path(__file__).parent)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, *(path for path in sys.path if path)])}
+
+
+def named(liars, breaks):
+    return next(liar.module for liar in liars if liar.breaks == breaks)
+
+
+def only(module, check, **options):
+    (outcome,) = run_checks(module, only=[check], **options)
+    return outcome
+
+
+def archport(*arguments, cwd=None):
+    command = [sys.executable, "-c", "from archport.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, timeout=120)
+
+
+def pytest_run(folder, source):
+    (folder / "test_acme.py").write_text(source)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme.py", "-rA"]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=folder, timeout=120)
+
+
+def test_a_known_failure_that_fails_is_reported_as_known_with_its_reason(liars):
+    outcome = only(
+        named(liars, "compile_safe"), "compile_safe", known_failures={"compile_safe": "acme#7: reads a value"}
+    )
+    assert outcome.status == "known failure"
+    assert "acme#7" in outcome.message
+    assert "compiling a pass" in outcome.message
+
+
+def test_a_known_failure_that_passes_is_a_failure(toy):
+    outcome = only(toy, "compile_safe", known_failures={"compile_safe": "acme#7: reads a value"})
+    assert outcome.status == "unexpected pass"
+    assert "remove the entry" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"compile_sane": "acme#7"}, "'compile_sane', which is no check; known: .*compile_safe"),
+        ({"compile_safe": " "}, "expected the reason"),
+        ({"compile_safe": None}, "expected the reason"),
+        ({"spec_matches_config": "acme#8"}, "can't be excused"),
+        ({"published_checkpoint_loads": "acme#9"}, "can't be excused"),
+    ],
+)
+def test_a_known_failure_without_a_check_or_a_reason_stops_the_collection(known, message):
+    with pytest.raises(InputError, match=message):
+        parametrize_conformance("toy", known_failures=known)
+
+
+def test_a_check_that_does_not_apply_says_what_was_declared(toy):
+    outcome = only(toy, "chunked_prefill_equals_whole")
+    assert [part.status for part in outcome.parts] == ["ok", "not applicable"]
+    assert "declared bidirectional" in outcome.parts[1].message
+
+
+def test_every_check_states_its_rule_what_to_do_and_a_figure(toy):
+    for outcome in run_checks(toy):
+        assert outcome.check.rule.endswith("."), outcome.check.name
+        assert len(outcome.check.advice) > 20, outcome.check.name
+        assert all(any(letter.isdigit() for letter in part.message) for part in outcome.parts if part.status == "ok")
+
+
+def test_an_example_that_does_not_load_is_one_failure_and_the_rest_waits(liars):
+    module = ModuleType("halfway")
+    for name, value in vars(named(liars, "compile_safe")).items():
+        setattr(module, name, value)
+
+    def archport_build(spec, config):
+        raise KeyError("rope_theta")
+
+    from archport.contract import hookimpl
+
+    module.archport_build = hookimpl(archport_build)
+    found = run_checks(module, tier="tiny")
+    assert [outcome.check.name for outcome in found if outcome.status == "fail"] == ["published_checkpoint_loads"]
+    assert {outcome.status for outcome in found} == {"fail", "blocked"}
+    text = as_text(found)
+    assert "archport_build" in text
+    assert "rope_theta" in text
+    assert "test_kit.py" in text
+    assert len(text.splitlines()) < 20
+
+
+def test_a_failure_is_shown_with_rule_reason_place_and_advice(liars):
+    text = as_text([only(named(liars, "flags_change_the_semantics"), "flags_change_the_semantics")])
+    for word in ("FAIL  flags_change_the_semantics", "what", "why", "still declared causal", "where", "do", "causal"):
+        assert word in text
+    assert "liars.py" in text
+
+
+def test_the_table_has_a_row_per_check_and_a_column_per_plugin(toy):
+    found = run_checks(toy, tier="contract")
+    table = as_markdown({"toy": found, "again": found})
+    assert table.splitlines()[0] == "| check | toy | again |"
+    assert sum(line.startswith("| `") for line in table.splitlines()) == len(found)
+
+
+def test_the_golden_tier_without_a_model_and_an_unknown_tier_are_refused(toy):
+    with pytest.raises(InputError, match="name a model"):
+        run_checks(toy, tier="golden")
+    with pytest.raises(InputError, match="expected one of contract, tiny, golden"):
+        run_checks(toy, tier="quick")
+
+
+def test_the_kit_needs_no_pytest():
+    code = (
+        "import sys; import archport.testing as t; print(len(t.CHECKS), 'pytest' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stdout.split() == [str(len(CHECKS)), "False"]
+
+
+BROKEN = """
+from archport.contract import hookimpl
+from toy import archport_build, archport_examples, archport_claim as honest
+
+@hookimpl
+def archport_claim(config):
+    return honest({**config, "causal": True}) if config.get("architectures") == ["ToyDecoder"] else honest(config)
+"""
+
+
+def test_a_broken_plugin_ends_the_command_with_1_and_one_screen(tmp_path):
+    (tmp_path / "acme.py").write_text(BROKEN)
+    done = archport("check", "acme", "--tier", "contract", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert 5 < len(lines) <= 40
+    assert any(line.startswith("FAIL  flags_change_the_semantics") for line in lines)
+    for word in ("  what ", "  why ", "  where ", "  do "):
+        assert any(line.startswith(word) for line in lines)
+    assert "acme.py:" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_plugin_that_does_not_load_says_why_and_ends_with_1(tmp_path):
+    (tmp_path / "acme.py").write_text("def archport_claim(config):\n    return None\n")
+    done = archport("check", "acme", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "put @hookimpl above it" in done.stdout
+
+
+def test_a_sound_plugin_ends_with_0_and_its_figures_in_json():
+    done = archport("check", "toy", "--tier", "contract", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["status"] for row in rows} == {"ok"}
+    assert all(row["message"] and row["rule"] for row in rows)
+
+
+def test_a_name_that_nobody_has_is_one_message():
+    done = archport("check", "nobody")
+    assert done.returncode == 1
+    assert "neither installed nor an importable module" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_author_s_three_lines_run_every_check_and_a_wrong_name_stops_them(tmp_path):
+    source = "from archport.testing import parametrize_conformance\n@parametrize_conformance('toy', tier='contract'{})\n"
+    source += "def test_conformance(check):\n    check()\n"
+    done = pytest_run(tmp_path, source.format(""))
+    contract = [check.name for check in CHECKS if check.tier == "contract"]
+    assert f"{len(contract)} passed" in done.stdout
+    assert all(f"[{name}]" in done.stdout for name in contract)
+    done = pytest_run(tmp_path, source.format(", known_failures={'no_such_check': 'acme#1'}"))
+    assert done.returncode == 2
+    assert "no_such_check" in done.stdout
+
+
+def test_a_failing_check_fails_its_test_with_the_whole_story(tmp_path):
+    (tmp_path / "acme.py").write_text(BROKEN)
+    source = "import acme\nfrom archport.testing import parametrize_conformance\n"
+    source += "@parametrize_conformance(acme, tier='contract')\ndef test_conformance(check):\n    check()\n"
+    done = pytest_run(tmp_path, source)
+    assert done.returncode == 1
+    assert "FAILED test_acme.py::test_conformance[flags_change_the_semantics]" in done.stdout
+    assert "still declared causal" in done.stdout

@@ -129,13 +129,7 @@ class Reader:
         self.printed = stream.getvalue()
 
     def output(self, block: Block) -> None:
-        if os.environ.get("ARCHPORT_REWRITE_DOCS") == "1" and not matches(block.body, self.printed):
-            page = next(page for page in PAGES if page.name == block.page)
-            clean = "\n".join(line.rstrip() for line in self.printed.strip().splitlines())
-            lines = page.read_text(encoding="utf-8").splitlines()
-            end = lines.index("```", block.line)
-            page.write_text("\n".join([*lines[: block.line], clean, *lines[end:]]) + "\n", encoding="utf-8")
-            pytest.fail(f"{block.place} was rewritten; run again and read the difference")
+        self._rewrite(block, block.body, self.printed)
         assert matches(block.body, self.printed), f"{block.place} shows\n{block.body}\nbut this is\n{self.printed}"
 
     def console(self, block: Block) -> None:
@@ -151,7 +145,16 @@ class Reader:
             )
             shown = f"{block.place}: {command}\nexits with {done.returncode} and prints\n{done.stdout}"
             assert done.returncode == 0, shown
+            self._rewrite(block, f"$ {command}\n{expected}", f"$ {command}\n{done.stdout}")
             assert matches(expected, done.stdout), f"{shown}\nbut the page shows\n{expected}"
+
+    def _rewrite(self, block: Block, shown: str, printed: str) -> None:
+        if os.environ.get("ARCHPORT_REWRITE_DOCS") != "1" or matches(shown, printed):
+            return
+        page = next(page for page in PAGES if page.name == block.page)
+        clean = "\n".join(line.rstrip() for line in printed.strip().splitlines())
+        page.write_text(page.read_text(encoding="utf-8").replace(shown.strip(), clean, 1), encoding="utf-8")
+        pytest.fail(f"{block.place} was rewritten; run again and read the difference")
 
     def toml(self, block: Block) -> None:
         tomllib.loads(block.body)
@@ -240,3 +243,32 @@ def test_the_guide_s_author_writes_fewer_lines_than_promised():
     lines = sum(len(block.body.splitlines()) for block in written)
     assert {block.note.rsplit("/", 1)[-1] for block in written} >= {"__init__.py", "model.py"}
     assert 0 < lines < WRITTEN_LINES
+
+
+@pytest.mark.parametrize("name", ["archport-llama", "archport-sdpa-demo"])
+def test_an_example_s_own_tests_pass_beside_this_archport(reader: Reader, name: str):
+    example = ROOT / "examples" / "third_party" / name
+    reader.console(Block(name, 1, "console", f"$ pip install --editable examples/third_party/{name}\n", "", ""))
+    tests = [path for path in (example / "tests").glob("test_*.py") if path.name != "test_conformance.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, tests)],
+        env=reader.environment,
+        cwd=example,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "third_party").rglob("*.py")), ids=lambda path: path.name)
+def test_outside_code_uses_public_names_alone(path: Path):
+    public = {"archport", "archport.contract", "archport.layers", "archport.testing"}
+    used = set(re.findall(r"^\s*(?:from|import) (archport(?:\.\w+)*)\b(?!_)", path.read_text(encoding="utf-8"), re.M))
+    assert used - public == set()
+
+
+def test_a_whole_outside_architecture_is_shorter_than_promised():
+    sources = (ROOT / "examples" / "third_party" / "archport-llama" / "archport_llama").glob("*.py")
+    assert 0 < sum(len(path.read_text(encoding="utf-8").splitlines()) for path in sources) < WRITTEN_LINES

@@ -13,6 +13,7 @@ from archport.checkpoint import normalise_config
 from archport.cli.new import check_name, write_skeleton
 from archport.contract import InputError, PluginError
 from archport.contract.plugins import load_plugins
+from archport.testing import run_checks
 
 
 def run(*arguments, cwd):
@@ -113,3 +114,13 @@ def test_a_name_that_an_installed_plugin_has_is_refused(tmp_path):
     assert done.returncode == 1
     assert "qwen3 (archport" in done.stderr
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_conformance_of_the_skeleton_fails_only_at_its_todos(skeleton):
+    _, plugin = skeleton
+    outcomes = run_checks(plugin.module)
+    unfinished = [outcome for outcome in outcomes if outcome.status not in ("ok", "not applicable")]
+    assert {outcome.check.tier for outcome in outcomes if outcome.status == "ok"} == {"contract"}
+    assert {outcome.check.name for outcome in unfinished if outcome.status == "fail"} == {"published_checkpoint_loads"}
+    for part in (part for outcome in unfinished for part in outcome.parts):
+        assert "TODO: build the layers, in archport_acme_small/model.py" in part.message

@@ -205,11 +205,11 @@ class $title(nn.Module):
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any]) -> None:
         super().__init__()
         # TODO: embedding, blocks and final norm. archport.layers has Attention, GatedMLP, PreNormBlock, Rotary.
-        raise NotImplementedError("TODO: build the layers in $title.__init__, in $package/model.py")
+        raise NotImplementedError("TODO: build the layers, in $package/model.py")
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
         # TODO: (B, L) ids to (B, L, D). Attention goes through ctx.attend; build no mask and keep no state.
-        raise NotImplementedError("TODO: run the layers in $title.__call__, in $package/model.py")
+        raise NotImplementedError("TODO: run the layers, in $package/model.py")
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         # TODO: rename what is published under other names, and drop what embedding does not use.

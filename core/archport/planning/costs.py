@@ -213,7 +213,9 @@ def token_bytes(
         lazy, documents, split = (each + inner for each in (lazy, documents, split))
         mixer_widths = {"the projections of q, k and v": (q + k + v) * s}
         if host and not (experts and spec.experts is not None):
-            lazy = documents = split = _host_floats(spec, layer) * s
+            attention, whole = _host_floats(spec, layer)
+            lazy = documents = split = whole * s
+            held = attention * s
     widths = {"hidden states": D * s, **mixer_widths, **mlp_widths}
     name = max(widths, key=lambda key: widths[key])
     return TokenBytes(lazy=lazy, documents=documents, split=split, held=held, widest=widths[name], widest_name=name)
@@ -233,8 +235,8 @@ def _mlp_bytes(spec: ArchSpec, experts: bool, s: int) -> tuple[int, dict[str, in
     return spec.intermediate_size * s, {"the MLP's inside": spec.intermediate_size * s}
 
 
-def _host_floats(spec: ArchSpec, layer: AttentionLayer) -> int:
-    """Floats of one token where attention and activations evaluate by themselves: the larger half of a layer.
+def _host_floats(spec: ArchSpec, layer: AttentionLayer) -> tuple[int, int]:
+    """Floats of one token where attention and activations evaluate by themselves: (while attention runs, at most).
 
     Fitted like the others, over 50 Qwen3 and 12 BERT shapes: at most 4 % below the measurement, which the plan's margin
     covers, and where D is not far above the heads' widths at most a fifth above it.
@@ -244,8 +246,10 @@ def _host_floats(spec: ArchSpec, layer: AttentionLayer) -> int:
     out, v = layer.n_heads * layer.v_head_dim, layer.n_kv_heads * layer.v_head_dim
     if spec.gated_mlp:
         # q and k are copied by their norms and by the rotation, from a product that v keeps alive.
-        return 4 * D + max(5 * (q + k) + out + v, 2 * q + out + 3 * k + v + 3 * inner)
-    return max(5 * D + q + k + v + out, 4 * D + 2 * inner)
+        attention = 4 * D + 5 * (q + k) + out + v
+        return attention, max(attention, 4 * D + 2 * q + out + 3 * k + v + 3 * inner)
+    attention = 5 * D + q + k + v + out
+    return attention, max(attention, 4 * D + 2 * inner)
 
 
 def vision_token_bytes(spec: ArchSpec, layer: AttentionLayer, dtype: DType) -> int:

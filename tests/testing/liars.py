@@ -250,12 +250,11 @@ def boundless(layer, limits):
 
 
 def changing_wish():
-    asked = set()
+    last = {}
 
     def archport_prefill_chunk(shape):
-        first = shape not in asked
-        asked.add(shape)
-        return 128 if first else 32
+        last[shape] = max(1, last.get(shape, 512) // 2)
+        return last[shape]
 
     return archport_prefill_chunk
 
@@ -497,9 +496,9 @@ LIARS = [
     ),
     Liar(
         "chunk_wish_is_an_upper_bound",
-        "its wish for a chunk shrinks once it was asked",
+        "its wish for a chunk is halved whenever it is asked",
         plugin("wish", archport_prefill_chunk=changing_wish()),
-        "the hook answers 32",
+        "the hook answers",
         also={"policy_hooks_answer_legally": "the same hook answers differently when asked again"},
     ),
     Liar(

@@ -134,7 +134,9 @@ def _part(subject: Subject, each: Check, example: str, given: Subject | Tiny | G
     except NotApplicable as reason:
         return Part(example, "not applicable", str(reason))
     except CheckFailed as failure:
-        return Part(example, "fail", str(failure), hook_location(subject.module, each.hook))
+        cause = failure.__cause__
+        where = frame_location(subject.module, cause) if cause else hook_location(subject.module, each.hook)
+        return Part(example, "fail", str(failure), where)
     # Anything else that a stranger's code raises is a failure of the property, told with its place.
     except Exception as error:
         return Part(example, "fail", f"{type(error).__name__}: {error}", frame_location(subject.module, error))

@@ -1,4 +1,4 @@
-"""Make the goldens of this folder again: `python make_goldens.py [minilm|qwen3|bert|quantised ...]`, all by default.
+"""Make the goldens of this folder again: `python make_goldens.py [NAME ...]` of those in NAMES, all by default.
 
 Runs in an environment with torch, transformers and sentence-transformers of the versions in the `goldens` dependency
 group. `quantised` only records: quantise.py, which needs mlx and mlx-lm, makes those checkpoints first.
@@ -8,11 +8,13 @@ import sys
 
 import torch
 
+NAMES = ("minilm", "qwen3", "qwen2", "bert", "quantised")
+
 
 def main(names: list[str]) -> None:
     """Run the named parts in order."""
     torch.set_num_threads(1)  # one order of summation, so that a second run writes the same bytes
-    for name in names or ["minilm", "qwen3", "bert", "quantised"]:
+    for name in names or NAMES:
         if name == "minilm":
             from golden_minilm import record
 
@@ -22,6 +24,10 @@ def main(names: list[str]) -> None:
 
             record_embedding()
             record_sharded()
+        elif name == "qwen2":
+            from golden_qwen2 import record
+
+            record()
         elif name == "bert":
             from golden_bert import record_plain, record_prefixed
 
@@ -32,7 +38,7 @@ def main(names: list[str]) -> None:
 
             record()
         else:
-            raise SystemExit(f"no golden is called {name!r}; there are minilm, qwen3, bert and quantised")
+            raise SystemExit(f"no golden is called {name!r}; there are {', '.join(NAMES)}")
 
 
 if __name__ == "__main__":

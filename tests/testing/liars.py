@@ -538,7 +538,9 @@ LIARS = [
         "the largest embedding has 192 rows",
         also={"spec_matches_weights": "the same table, compared with the spec"},
     ),
-    Liar("golden_vectors_repeat", "it adds noise", plugin("noise", trunk=Noisy), "embedded again differ", tier="golden"),
+    Liar(
+        "golden_vectors_repeat", "it adds noise", plugin("noise", trunk=Noisy), "embedded again differ", tier="golden"
+    ),
     Liar(
         "golden_batch_invariance",
         "it subtracts the mean over the batch",

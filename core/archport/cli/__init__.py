@@ -15,6 +15,8 @@ from archport.cli.check import check
 from archport.cli.doctor import doctor
 from archport.cli.embed import embed
 from archport.cli.info import info
+from archport.cli.new import new
+from archport.cli.plan import plan
 from archport.cli.plugins import plugins
 from archport.contract import ArchportError
 
@@ -25,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, info, plugins, check, doctor):
+for command in (embed, info, plan, plugins, check, doctor, new):
     app.command()(command)
 
 

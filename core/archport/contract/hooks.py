@@ -42,6 +42,7 @@ class Hooks:
 
     def __init__(self, speakers: Sequence[Speaker]) -> None:
         self.speakers = tuple(speakers)
+        self._answered: dict[str, str] = {}
         self._manager = pluggy.PluginManager("archport")
         self._manager.add_hookspecs(hookspecs)
         if os.environ.get("ARCHPORT_TRACE") == "1":
@@ -167,8 +168,13 @@ class Hooks:
         for who, caller in self._askers(hook):
             answer = self._ask(hook, who, caller, arguments)
             if answer is not None:
+                self._answered[hook] = who
                 return who, answer
         return "nobody", None
+
+    def answered_by(self, hook: str) -> str:
+        """Whose answer to a first-answer hook was the latest that counted; "" when it had none."""
+        return self._answered.get(hook, "")
 
 
 def _wrong(who: str, hook: str, value: object, expected: str) -> PluginError:

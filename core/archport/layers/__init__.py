@@ -1,5 +1,6 @@
 """Blocks that a plugin composes into its module. They build no mask, own no cache and keep no state."""
 
+from archport.layers.activations import activation
 from archport.layers.attention import Attention
 from archport.layers.decoder import PreNormBlock
 from archport.layers.encoder import PostNormBlock
@@ -7,4 +8,4 @@ from archport.layers.merging import merge_projections
 from archport.layers.mlp import MLP, GatedMLP
 from archport.layers.rotary import Rotary
 
-__all__ = ["MLP", "Attention", "GatedMLP", "PostNormBlock", "PreNormBlock", "Rotary", "merge_projections"]
+__all__ = ["MLP", "Attention", "GatedMLP", "PostNormBlock", "PreNormBlock", "Rotary", "activation", "merge_projections"]

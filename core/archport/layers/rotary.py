@@ -1,13 +1,20 @@
-"""Rotary position embedding (RoPE), applied at positions that the layer context supplies."""
+"""Rotary position embedding (RoPE), applied at positions that the layer context supplies.
+
+Knows the published ways of stretching its frequencies that do not depend on the length of a request. Those that do
+(`dynamic`, `longrope`) are refused: a row's result must not depend on how long the batch around it is.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
 
 from archport.contract import SpecError
+
+KNOWN = ("default", "linear", "llama3", "yarn")
 
 
 class Rotary:
@@ -17,11 +24,12 @@ class Rotary:
         dims: rotated width, even and at most head_dim.
         theta: base of the frequencies.
         scaling: `rope_scaling` of the config; None or type `default` leaves frequencies alone, `linear` divides
-            positions by `factor`.
+            positions by `factor`, `llama3` stretches slow frequencies, `yarn` also scales what is rotated.
         interleaved: rotate neighbouring pairs instead of the two halves.
 
     Raises:
-        SpecError: for a scaling type this block does not know, before any weight is read.
+        SpecError: for a scaling type this block does not know, or one that lacks a number it needs, before any weight
+            is read.
     """
 
     def __init__(
@@ -29,15 +37,101 @@ class Rotary:
     ) -> None:
         if dims <= 0 or dims % 2:
             raise SpecError(f"rotary embedding: {dims=} is not a positive even number")
-        self.dims, self.theta, self.interleaved, self.scale = dims, theta, interleaved, 1.0
-        kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
+        self.dims, self.interleaved, self.scale, self.gain = dims, interleaved, 1.0, 1.0
+        self._theta: float | None = theta
+        self._periods: mx.array | None = None
+        scaling = scaling or {}
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind == "linear":
-            self.scale = 1.0 / float((scaling or {})["factor"])
+            self.scale = 1.0 / _number(scaling, kind, "factor")
+        elif kind == "llama3":
+            self._stretch(_llama3(dims, theta, scaling))
+        elif kind == "yarn":
+            self._stretch(_yarn(dims, theta, scaling))
+            self.gain = _yarn_gain(scaling)
         elif kind != "default":
-            raise SpecError(f"rotary embedding: rope_type={kind!r} is not supported; known: default, linear")
+            raise SpecError(f"rotary embedding: rope_type={kind!r} is not supported; known: {', '.join(KNOWN)}")
+
+    def _stretch(self, frequencies: list[float]) -> None:
+        # MLX divides positions by what it is handed, so it takes periods in radians.
+        self._theta, self._periods = None, mx.array([1.0 / each for each in frequencies], dtype=mx.float32)
 
     def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """Rotate x (B, H, L, Dh); token i of row b stands at position offset[b] + i (or offset + i)."""
+        if self.gain != 1.0:
+            x = mx.concatenate([x[..., : self.dims] * self.gain, x[..., self.dims :]], axis=-1)
         return mx.fast.rope(
-            x, self.dims, traditional=self.interleaved, base=self.theta, scale=self.scale, offset=offset
+            x,
+            self.dims,
+            traditional=self.interleaved,
+            base=self._theta,
+            scale=self.scale,
+            offset=offset,
+            freqs=self._periods,
         )
+
+
+def _number(scaling: Mapping[str, Any], kind: str, name: str, default: float | None = None) -> float:
+    value = scaling.get(name, default)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise SpecError(f"rotary embedding: rope_scaling of type {kind!r} has {name}={value!r}; expected a number > 0")
+    return float(value)
+
+
+def _plain(dims: int, theta: float) -> list[float]:
+    """Radians per position of each rotated pair."""
+    return [theta ** (-index / dims) for index in range(0, dims, 2)]
+
+
+def _llama3(dims: int, theta: float, scaling: Mapping[str, Any]) -> list[float]:
+    """Pairs that turn rarely within the trained context are slowed by `factor`, those that turn often are kept."""
+    factor, low, high, trained = (
+        _number(scaling, "llama3", name)
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    )
+    if low >= high:
+        raise SpecError(
+            f"rotary embedding: rope_scaling of type 'llama3' has low_freq_factor={low}, high_freq_factor={high}; "
+            "expected the first below the second"
+        )
+    found: list[float] = []
+    for frequency in _plain(dims, theta):
+        turns = trained * frequency / (2 * math.pi)
+        # Between the two bounds, a blend; beyond them the share is all or nothing.
+        kept = min(1.0, max(0.0, (turns - low) / (high - low)))
+        found.append(frequency * (kept + (1 - kept) / factor))
+    return found
+
+
+def _yarn(dims: int, theta: float, scaling: Mapping[str, Any]) -> list[float]:
+    """A ramp over the pairs' indices, from kept to slowed by `factor` (arXiv:2309.00071)."""
+    factor, trained = (_number(scaling, "yarn", name) for name in ("factor", "original_max_position_embeddings"))
+
+    def index_of(turns: float) -> float:
+        return dims * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first = index_of(_number(scaling, "yarn", "beta_fast", 32))
+    last = index_of(_number(scaling, "yarn", "beta_slow", 1))
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, dims - 1)
+    width = (last - first) or 0.001
+    found: list[float] = []
+    for index, frequency in enumerate(_plain(dims, theta)):
+        slowed = min(1.0, max(0.0, (index - first) / width))
+        found.append(frequency * (1 - slowed + slowed / factor))
+    return found
+
+
+def _yarn_gain(scaling: Mapping[str, Any]) -> float:
+    """What yarn multiplies the rotated part of q and k by."""
+    if scaling.get("attention_factor") is not None:
+        return _number(scaling, "yarn", "attention_factor")
+    factor = _number(scaling, "yarn", "factor")
+
+    def gain(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    weight, everywhere = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return gain(weight) / gain(everywhere) if weight and everywhere else gain(1.0)

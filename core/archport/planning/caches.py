@@ -59,7 +59,8 @@ def allocation(job: Job, layer: LayerSpec, shape: BatchShape, chunk: int) -> tup
         return None, ""
     pinned = job.pins.kv_allocation(job.spec, layer, shape, Limits(max_context=job.max_context, budget=job.budget))
     if pinned is not None:
-        return _checked(job, pinned, layer, shape, chunk), f"archport_kv_allocation of {job.plugin}: {pinned.storage}"
+        who = job.who("archport_kv_allocation")
+        return _checked(pinned, layer, shape, chunk, who), f"archport_kv_allocation of {who}: {pinned.storage}"
     return _chosen(job, layer, shape, chunk), ""
 
 
@@ -77,18 +78,18 @@ def _chosen(job: Job, layer: LayerSpec, shape: BatchShape, chunk: int) -> KVAllo
     return KVAllocation("planned", total, total)
 
 
-def _checked(job: Job, pin: KVAllocation, layer: LayerSpec, shape: BatchShape, chunk: int) -> KVAllocation:
+def _checked(pin: KVAllocation, layer: LayerSpec, shape: BatchShape, chunk: int, who: str) -> KVAllocation:
     problems = pin.problems_with(layer)
     if problems:
-        raise PluginError(f"{job.plugin}: archport_kv_allocation pins {pin}, but {'; '.join(problems)}")
+        raise PluginError(f"{who}: archport_kv_allocation pins {pin}, but {'; '.join(problems)}")
     needed = shape.S + shape.L + shape.new_tokens
     if isinstance(layer, AttentionLayer) and pin.storage == "ring":
         needed = min(needed, (layer.reach[0] or 0) + chunk)
     if isinstance(layer, AttentionLayer) and pin.ceiling < needed:
         raise ContextLengthExceeded(
-            f"this request needs a cache of {needed:,} tokens per row, but archport_kv_allocation of {job.plugin} pins "
+            f"this request needs a cache of {needed:,} tokens per row, but archport_kv_allocation of {who} pins "
             f"a ceiling of {pin.ceiling:,}; shorten the input, or raise the pinned ceiling",
-            binding=f"the ceiling pinned by archport_kv_allocation of {job.plugin}",
+            binding=f"the ceiling pinned by archport_kv_allocation of {who}",
             requested=needed,
             ceiling=pin.ceiling,
             max_tokens_that_fit=max(0, pin.ceiling - shape.S - shape.new_tokens),

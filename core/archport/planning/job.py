@@ -76,11 +76,11 @@ class Job:
     memo: dict[tuple[AttentionCall, str | None], AttentionPath] = field(
         default_factory=dict["tuple[AttentionCall, str | None]", AttentionPath]
     )
-    mask_pins: dict[tuple[LayerSpec, BatchShape], MaskPolicy | None] = field(
-        default_factory=dict["tuple[LayerSpec, BatchShape]", "MaskPolicy | None"]
+    mask_pins: dict[tuple[LayerSpec, BatchShape], tuple[MaskPolicy | None, str]] = field(
+        default_factory=dict["tuple[LayerSpec, BatchShape]", "tuple[MaskPolicy | None, str]"]
     )
-    backend_pins: dict[tuple[LayerSpec, int, int], str | None] = field(
-        default_factory=dict["tuple[LayerSpec, int, int]", "str | None"]
+    backend_pins: dict[tuple[LayerSpec, int, int], tuple[str | None, str]] = field(
+        default_factory=dict["tuple[LayerSpec, int, int]", "tuple[str | None, str]"]
     )
     prefills: dict[tuple[Batch, int, tuple[AttentionLimits, ...], bool], Steps] = field(
         default_factory=dict["tuple[Batch, int, tuple[AttentionLimits, ...], bool]", "Steps"]
@@ -108,18 +108,24 @@ class Job:
             found = self.memo[key] = self.choose(call, self.device, pin)
         return found
 
-    def mask_pin(self, layer: LayerSpec, shape: BatchShape) -> MaskPolicy | None:
-        """What a hook fixed about visibility, asked once per layer spec and shape."""
+    def who(self, hook: str) -> str:
+        """Who has just answered a hook, for messages: the plugin, or an override in front of it."""
+        return self.pins.answered_by(hook) or self.plugin
+
+    def mask_pin(self, layer: LayerSpec, shape: BatchShape) -> tuple[MaskPolicy | None, str]:
+        """What a hook fixed about visibility and who did, asked once per layer spec and shape."""
         key = (layer, shape)
         if key not in self.mask_pins:
-            self.mask_pins[key] = self.pins.mask_policy(self.spec, layer, shape)
+            pin = self.pins.mask_policy(self.spec, layer, shape)
+            self.mask_pins[key] = (pin, self.who("archport_mask_policy"))
         return self.mask_pins[key]
 
-    def backend_pin(self, layer: LayerSpec, call: AttentionCall) -> str | None:
-        """What a hook fixed about the backend, asked once per layer spec, rows and queries."""
+    def backend_pin(self, layer: LayerSpec, call: AttentionCall) -> tuple[str | None, str]:
+        """What a hook fixed about the backend and who did, asked once per layer spec, rows and queries."""
         key = (layer, call.B, call.q_len)
         if key not in self.backend_pins:
-            self.backend_pins[key] = self.pins.sdpa_backend(self.spec, layer, call, self.device)
+            pin = self.pins.sdpa_backend(self.spec, layer, call, self.device)
+            self.backend_pins[key] = (pin, self.who("archport_sdpa_backend"))
         return self.backend_pins[key]
 
 

@@ -34,6 +34,10 @@ class Pins(Protocol):
         self, spec: ArchSpec, layer: LayerSpec, call: AttentionCall, device: DeviceFacts
     ) -> str | None: ...
 
+    def answered_by(self, hook: str) -> str:
+        """Who gave the latest answer of a hook ("qwen3 (archport 0.1.0)"); "" when nobody has yet."""
+        ...
+
 
 class NoPins:
     """Fixes nothing."""
@@ -49,3 +53,6 @@ class NoPins:
 
     def sdpa_backend(self, spec: ArchSpec, layer: LayerSpec, call: AttentionCall, device: DeviceFacts) -> str | None:
         return None
+
+    def answered_by(self, hook: str) -> str:
+        return ""

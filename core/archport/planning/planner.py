@@ -29,6 +29,7 @@ from archport.planning.search import even, minimum, rows_that_fit, schedule_of
 from archport.planning.shapes import Group, group_rows, padded_length
 from archport.planning.steps import decode_step
 
+CHUNK_HOOK = "archport_prefill_chunk"
 # Below this share of the time the evaluations are not worth a word.
 CHEAP = 0.03
 
@@ -92,8 +93,10 @@ def plan_request(
         if value is not None:
             _whole(name, [value], least)
     used: DType = dtype or ("float32" if device.kind == "cpu" else spec.dtype)
-    packed = device.kind != "cpu"
-    weights = estimate_weights(spec, used if device.kind == "cpu" or dtype else spec.dtype, packed=packed)
+    limit = device.default_budget if budget is None else budget
+    # A CPU computes faster on unpacked matrices, where they fit.
+    packed = device.kind != "cpu" or estimate_weights(spec, used, packed=False).total > limit
+    weights = estimate_weights(spec, used, packed=packed)
     if weight_bytes is not None:
         weights = Weights(weight_bytes, min(weights.largest, weight_bytes), weights.largest_name, estimated=False)
     kinds, layer_kinds = kinds_of(spec)
@@ -106,7 +109,7 @@ def plan_request(
         choose=choose,
         pins=pins or NoPins(),
         plugin=plugin,
-        budget=device.default_budget if budget is None else budget,
+        budget=limit,
         max_context=ceiling,
         weights=weights,
         mode=mode or ("embed" if new_tokens == 0 else "generate"),
@@ -133,7 +136,7 @@ def plan_request(
         layer_kinds=layer_kinds,
         batches=batches,
         minimum=smallest,
-        notes=_notes(job),
+        notes=_notes(job, batches),
     )
     return replace(plan, cost=_cost(job, plan, rows, start))
 
@@ -256,7 +259,7 @@ def _cost(job: Job, plan: Plan, rows: tuple[int, ...], cached: tuple[int, ...]) 
     )
 
 
-def _notes(job: Job) -> tuple[str, ...]:
+def _notes(job: Job, batches: tuple[BatchPlan, ...]) -> tuple[str, ...]:
     notes: list[str] = []
     if job.weights.estimated:
         notes.append("bytes of the weights are estimated from the config")
@@ -266,6 +269,13 @@ def _notes(job: Job) -> tuple[str, ...]:
         )
     if job.device.kind == "metal" and job.device.max_buffer is None:
         notes.append(f"{job.device.name} states no largest buffer; single allocations are not checked")
-    if not job.chunkable and (job.chunk or job.pins.prefill_chunk(job.spec, BatchShape(1, 1), job.device)):
+    wished = job.pins.prefill_chunk(job.spec, max((batch.shape for batch in batches), key=_tokens), job.device)
+    if not job.chunkable and (job.chunk or wished):
         notes.append("the prefill chunk is ignored: a layer that sees later tokens runs whole rows")
+    elif wished:
+        notes.append(f"prefill chunks of at most {wished:,} tokens: archport_prefill_chunk of {job.who(CHUNK_HOOK)}")
     return tuple(notes)
+
+
+def _tokens(shape: BatchShape) -> int:
+    return shape.B * shape.L

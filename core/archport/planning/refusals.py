@@ -45,10 +45,12 @@ def refuse_context(job: Job, rows: Sequence[int], cached: Sequence[int]) -> None
             parts = [f"{length:,} tokens"]
             parts += [f"{before:,} cached"] if before else []
             parts += [f"{job.new:,} to generate"] if job.new else []
-            raised = "raise max_context" if job.max_context < positions else "the model has no more positions"
+            raised = (
+                "or raise max_context" if job.max_context < positions else "because the model has no more positions"
+            )
             raise ContextLengthExceeded(
                 f"row {row} needs a context of {total:,} tokens ({' + '.join(parts)}), but the limit is "
-                f"{job.max_context:,}; shorten the input, or {raised}",
+                f"{job.max_context:,}; shorten the input, {raised}",
                 binding="max_context" if job.max_context < positions else "the model's positions",
                 requested=total,
                 ceiling=job.max_context,

@@ -115,9 +115,10 @@ def _path(
         )
         if batch.dense:
             call = replace(call, mask_shape=(shape.B, 1, q_len, kv_len), additive=True)
-        name = job.backend or job.backend_pin(layer, call)
-        if name is not None and job.backend is None:
-            words.append(f"archport_sdpa_backend of {job.plugin}: {name}")
+        name = job.backend
+        if name is None:
+            name, who = job.backend_pin(layer, call)
+            words += [f"archport_sdpa_backend of {who}: {name}"] if name else []
         path = job.path(call, name)
         if path.excess and room[1:]:
             path = job.path(replace(call, limits=room[-1]), name)
@@ -133,10 +134,10 @@ def _options(
     if batch.dense:
         return (DENSE,), []
     right = policies(layer, q_len=q_len, kv_len=kv_len, ragged=ragged)
-    pin = job.mask_pin(layer, replace(batch.shape, L=q_len) if decode else batch.shape)
+    pin, who = job.mask_pin(layer, replace(batch.shape, L=q_len) if decode else batch.shape)
     if pin is None:
         return right, []
-    return (check_pin(pin, layer, right, job.plugin),), [f"archport_mask_policy of {job.plugin}: {pin.kind}"]
+    return (check_pin(pin, layer, right, who),), [f"archport_mask_policy of {who}: {pin.kind}"]
 
 
 def _lengths(

@@ -56,9 +56,19 @@ class Subject:
     def examples(self) -> tuple[Example, ...]:
         return self.hooks.examples()
 
+    @property
+    def is_guest(self) -> bool:
+        """Whether it only brings backends or policy hooks to models that other plugins claim."""
+        names = set(self.plugin.hook_names)
+        return bool(names) and not names & {"archport_claim", "archport_build", "archport_examples"}
+
     @cached_property
     def tinies(self) -> tuple[Tiny, ...]:
-        """One per example."""
+        """One per example; for a guest, examples of the plugins it visits."""
+        if self.is_guest:
+            from archport.testing.guests import guest_tinies
+
+            return guest_tinies(self, self.others)
         return tuple(Tiny(self, example) for example in self.examples)
 
 

@@ -47,7 +47,9 @@ def row_alone_equals_row_in_batch(t: Tiny) -> str:
         difference = gap(together[index], t.model.embed(text)[0])
         worst = max(worst, difference)
         if difference > t.limit:
-            fail(f"the vector of text {index} differs by {difference:.2g} (limit {t.limit:.0e}) in a batch of {len(texts)}")
+            fail(
+                f"the vector of text {index} differs by {difference:.2g} (limit {t.limit:.0e}) in a batch of {len(texts)}"
+            )
     return f"{2 * len(rows)} rows and {len(texts)} texts, {worst:.1e}"
 
 

@@ -60,6 +60,8 @@ def hooks_match_the_contract(s: Subject) -> str:
     if fault:
         fail(fault)
     names = s.plugin.hook_names
+    if s.is_guest:
+        return f"{len(names)} hooks, for models that other plugins claim"
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         fail(f"{len(names)} hooks, but {', '.join(missing)} is not among them")

@@ -78,7 +78,9 @@ def saved_model_loads_equal(t: Tiny) -> str:
     again = t.load(t.write("resaved-embedding", t.weights))
     difference = gap(t.hidden(row, trunk=again._embedder.encoder.trunk), t.hidden(row, trunk=t.bare()))
     if difference > t.limit:
-        fail(f"saved and loaded again it differs by {difference:.2g} (limit {t.limit:.0e}): `sanitize` is not idempotent")
+        fail(
+            f"saved and loaded again it differs by {difference:.2g} (limit {t.limit:.0e}): `sanitize` is not idempotent"
+        )
     return f"{difference:.1e}"
 
 

@@ -106,9 +106,7 @@ def each_layer_sees_its_reach(t: Tiny) -> str:
 
         at = L // 2
         bump = mx.zeros((1, 1, L, 1)).at[:, :, at].add(1.0).astype(call.k.dtype)
-        out = tap.inner.attend(
-            call.layer, call.q, call.k + bump, call.v + 2 * bump, scale=call.scale, sinks=call.sinks
-        )
+        out = tap.inner.attend(call.layer, call.q, call.k + bump, call.v + 2 * bump, scale=call.scale, sinks=call.sinks)
         moved = np.abs(as_array(out) - as_array(call.out)).max(axis=(0, 1, 3)) / np.abs(as_array(call.v)).max()
         want = visible(layer, L, L)[:, at]
         wrong = np.flatnonzero((moved > STILL) != want)
@@ -240,5 +238,7 @@ def packed_documents_do_not_leak(t: Tiny) -> str:
         difference = gap(packed[start : start + len(document)], t.hidden(document))
         worst, start = max(worst, difference), start + len(document)
         if difference > t.limit:
-            fail(f"document {index} of {len(document)} tokens differs by {difference:.2g} (limit {t.limit:.0e}) when packed")
+            fail(
+                f"document {index} of {len(document)} tokens differs by {difference:.2g} (limit {t.limit:.0e}) when packed"
+            )
     return f"{len(documents)} documents, {worst:.1e}"

@@ -36,7 +36,9 @@ def peak_is_predicted(t: Tiny) -> str:
             f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} (predicted / "
             f"measured {plan.peak / measured:.2f}, limit {FACTOR}): {parts}"
         )
-    return f"{count} x {length} tokens: {measured >> 20} MiB, predicted {plan.peak >> 20} MiB, {plan.peak / measured:.2f}"
+    return (
+        f"{count} x {length} tokens: {measured >> 20} MiB, predicted {plan.peak >> 20} MiB, {plan.peak / measured:.2f}"
+    )
 
 
 def _measure(t: Tiny, plan: Plan, length: int, count: int) -> int:

@@ -83,7 +83,9 @@ def prompts_are_as_declared(t: Tiny) -> str:
     stored = t.load(piped(t, "mean"))
     for name, prompt in PROMPTS.items():
         if stored.inputs.prompts.get(name) != prompt:
-            fail(f"the checkpoint stores the prompt {name}={prompt!r}, the model has {stored.inputs.prompts.get(name)!r}")
+            fail(
+                f"the checkpoint stores the prompt {name}={prompt!r}, the model has {stored.inputs.prompts.get(name)!r}"
+            )
     asked = 0
     for model in (t.model, stored):
         inputs = model.inputs

@@ -1,0 +1,252 @@
+"""`archport new`: the skeleton of a plugin that installs, is discovered, and fails conformance only at its TODOs.
+
+Knows the shape of a plugin's folder. Knows nothing of any architecture beyond what its name suggests.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+import archport
+from archport.contract import InputError
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+LONGEST = 30
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Lower case, such as qwen2 or acme_bert.")],
+    into: Annotated[Path, typer.Option("--into", metavar="DIR", help="Folder to create archport-NAME in.")] = Path("."),
+) -> None:
+    """Write the skeleton of a plugin: pyproject, hooks, model, conformance test, README."""
+    from archport.contract.plugins import discover
+
+    check_name(name, taken={plugin.name: plugin.label for plugin in discover()})
+    folder = write_skeleton(name, into)
+    typer.echo(f"wrote {folder}:")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        todos = path.read_text(encoding="utf-8").count("TODO:")
+        note = f"  {todos} TODO{'s' if todos > 1 else ''}" if todos else ""
+        typer.echo(f"  {path.relative_to(folder)}{note}")
+    typer.echo(f"next:\n  pip install --editable {folder}\n  archport plugins\n  archport check {name}")
+
+
+def check_name(name: str, taken: dict[str, str]) -> None:
+    """Accept a name that works as entry point, as `archport-<name>` and as `archport_<name>`.
+
+    Args:
+        taken: names of installed plugins, each with its label.
+
+    Raises:
+        InputError: for a name of another form, or one that an installed plugin has.
+    """
+    if len(name) > LONGEST or not _NAME.fullmatch(name):
+        close = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_").removeprefix("archport_").lstrip("0123456789_")
+        hint = f", for example {close[:LONGEST]!r}" if close else ""
+        raise InputError(
+            f"{name!r} is no name for a plugin; expected lower-case letters, digits and single underscores, a letter "
+            f"first, at most {LONGEST} characters{hint}"
+        )
+    if name.startswith("archport"):
+        raise InputError(f"{name!r} would be the distribution archport-{name}; leave the prefix out")
+    if name in taken:
+        raise InputError(
+            f"a plugin called {name!r} is installed: {taken[name]}. Two plugins can't share a name; choose another, or "
+            "uninstall that one"
+        )
+
+
+def write_skeleton(name: str, into: Path) -> Path:
+    """Write `into`/archport-<name> and return it; all of it or nothing.
+
+    Raises:
+        InputError: when that folder exists, or `into` can't be written to.
+    """
+    folder = into / f"archport-{name.replace('_', '-')}"
+    if folder.exists():
+        raise InputError(f"{folder} exists; nothing was written. Choose another name or --into, or remove it")
+    major, minor = archport.__version__.split(".")[:2]
+    words = {
+        "name": name,
+        "distribution": folder.name,
+        "package": f"archport_{name}",
+        "title": "".join(part.capitalize() for part in name.split("_")),
+        "requires": f"archport>={major}.{minor},<{major}.{int(minor) + 1}",
+    }
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=into, prefix=".archport-new-") as made:
+            whole = Path(made) / "plugin"
+            for path, text in FILES.items():
+                target = whole / Template(path).substitute(words)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(Template(text).substitute(words), encoding="utf-8")
+            whole.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder} can't be written: {error.strerror or error}") from error
+    return folder
+
+
+PYPROJECT = """\
+[build-system]
+requires = ["hatchling>=1.27"]
+build-backend = "hatchling.build"
+
+[project]
+name = "$distribution"
+version = "0.1.0"
+description = "$title for archport."
+readme = "README.md"
+requires-python = ">=3.11"
+dependencies = ["$requires"]
+
+[project.optional-dependencies]
+test = ["pytest>=8"]
+
+[project.entry-points.archport]
+$name = "$package"
+
+[tool.hatch.build.targets.wheel]
+packages = ["$package"]
+
+[tool.pytest.ini_options]
+addopts = "--import-mode=importlib"
+"""
+
+HOOKS = '''\
+"""$title: what the architecture is. Imports no mlx, because every command of archport loads every plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from archport.contract import ArchSpec, AttentionLayer, Example, Trunk, hookimpl
+
+# TODO: what `architectures` says in the config.json files that are yours. These are guesses.
+ARCHITECTURES = ("${title}Model", "${title}ForCausalLM")
+
+
+@hookimpl
+def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
+    if not config.get("causal", True) or not any(name in ARCHITECTURES for name in config.get("architectures") or []):
+        return None
+    # TODO: a plain decoder is assumed. Declare what each layer really sees: semantics, heads, reach.
+    heads = config["num_attention_heads"]
+    layer = AttentionLayer(
+        "causal",
+        n_heads=heads,
+        n_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+    )
+    return ArchSpec(
+        arch="$name",
+        tasks=("embed",),
+        layers=(layer,) * config["num_hidden_layers"],
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        dtype=config.get("dtype", "float32"),
+        tied_head=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+@hookimpl
+def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
+    from $package.model import $title
+
+    return $title(spec, config)
+
+
+@hookimpl
+def archport_examples() -> Sequence[Example]:
+    # TODO: one tiny config per kind of checkpoint that you claim, with every key that your module reads.
+    config = {
+        "architectures": ["${title}Model"],
+        "model_type": "$name",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "vocab_size": 199,
+        "max_position_embeddings": 512,
+        "hidden_act": "silu",
+        "torch_dtype": "float32",
+    }
+    return [Example("a tiny $name", config)]
+'''
+
+MODEL = '''\
+"""The $title trunk: token ids to hidden states after the final norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from archport.contract import ArchSpec, LayerContext
+
+
+class $title(nn.Module):
+    """Parameters are named as in the published checkpoints, after `sanitize`."""
+
+    def __init__(self, spec: ArchSpec, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        # TODO: embedding, blocks and final norm. archport.layers has Attention, GatedMLP, PreNormBlock, Rotary.
+        raise NotImplementedError("TODO: build the layers, in $package/model.py")
+
+    def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
+        # TODO: (B, L) ids to (B, L, D). Attention goes through ctx.attend; build no mask and keep no state.
+        raise NotImplementedError("TODO: run the layers, in $package/model.py")
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        # TODO: rename what is published under other names, and drop what embedding does not use.
+        return {name: value for name, value in weights.items() if "lm_head." not in name}
+'''
+
+TEST = '''\
+"""Everything archport asks of a plugin; `archport check $name` runs the same list."""
+
+from archport.testing import parametrize_conformance
+
+
+@parametrize_conformance("$name")
+def test_conformance(check):
+    check()
+'''
+
+README = """\
+# $distribution
+
+$title for archport.
+
+    pip install --editable ".[test]"
+    archport plugins             # is it found, and what does it declare?
+    archport check $name         # what is still to do?
+    pytest                       # the same list, for continuous integration
+
+`$package/__init__.py` says what the architecture is,
+`$package/model.py` builds it. Search both for TODO.
+Then compare hidden states with the original implementation: conformance shows that the parts agree with each other, not
+that they are the right parts.
+"""
+
+FILES = {
+    "pyproject.toml": PYPROJECT,
+    "README.md": README,
+    "$package/__init__.py": HOOKS,
+    "$package/model.py": MODEL,
+    "tests/test_conformance.py": TEST,
+}

@@ -1,4 +1,4 @@
-"""The kit's two front ends and its rules: known failures are strict, reports say what to do, a stranger needs one file."""
+"""The kit's two front ends and its rules: known failures are strict, reports say what to do, authors need one file."""
 
 import json
 import os

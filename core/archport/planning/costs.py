@@ -213,7 +213,7 @@ def token_bytes(
         lazy, documents, split = (each + inner for each in (lazy, documents, split))
         mixer_widths = {"the projections of q, k and v": (q + k + v) * s}
         if host and not (experts and spec.experts is not None):
-            lazy = documents = split = _host_floats(spec, layer) * s
+            lazy = documents = split = held = _host_floats(spec, layer) * s
     widths = {"hidden states": D * s, **mixer_widths, **mlp_widths}
     name = max(widths, key=lambda key: widths[key])
     return TokenBytes(lazy=lazy, documents=documents, split=split, held=held, widest=widths[name], widest_name=name)

@@ -108,7 +108,7 @@ def run_check(subject: Subject, each: Check, golden: Golden | None = None) -> Ou
         parts = [_part(subject, each, "", golden)]
     else:
         parts = _per_example(subject, each)
-    status = min((part.status for part in parts), key=_WORST.index)
+    status: Status = min((part.status for part in parts), key=_WORST.index)
     return Outcome(subject.plugin.name, each, status, tuple(parts), time.perf_counter() - started)
 
 
@@ -189,6 +189,6 @@ def _stored(path: str | Path | None) -> tuple[list[str], np.ndarray] | None:
             return [str(text) for text in file["texts"]], np.asarray(file["vectors"], dtype=np.float32)
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
-            f"vectors={str(path)!r} can't be read ({type(error).__name__}: {error}); expected an .npz with `texts` (N,) "
-            "and `vectors` (N, D)"
+            f"vectors={str(path)!r} can't be read ({type(error).__name__}: {error}); expected an .npz with `texts` "
+            "(N,) and `vectors` (N, D)"
         ) from error

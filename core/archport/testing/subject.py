@@ -202,7 +202,7 @@ class Tiny:
         return min(wanted, self.model.max_tokens, self.spec.max_positions)
 
     def plan(self, lengths: Sequence[int], *, planner: Planner | None = None, **options: Any) -> Plan:
-        """The plan of the loaded model, with any further option of the planner (`chunk`, `backend`, `new_tokens`...)."""
+        """The plan of the loaded model, with any further option of the planner (`chunk`, `backend`...)."""
         from archport.planning import plan_request
 
         own = planner or self.planner

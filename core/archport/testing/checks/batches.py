@@ -48,7 +48,7 @@ def row_alone_equals_row_in_batch(t: Tiny) -> str:
         worst = max(worst, difference)
         if difference > t.limit:
             fail(
-                f"the vector of text {index} differs by {difference:.2g} (limit {t.limit:.0e}) in a batch of {len(texts)}"
+                f"the vector of text {index} differs by {difference:.2g} (limit {t.limit:.0e}) among {len(texts)} texts"
             )
     return f"{2 * len(rows)} rows and {len(texts)} texts, {worst:.1e}"
 

@@ -1,4 +1,4 @@
-"""The kit's two front ends and its rules: known failures are strict, reports say what to do, a stranger needs one file."""
+"""The kit's two front ends and its rules: known failures are strict, reports say what to do, authors need one file."""
 
 import json
 import os
@@ -130,11 +130,13 @@ def test_the_kit_needs_no_pytest():
 
 BROKEN = """
 from archport.contract import hookimpl
-from toy import archport_build, archport_examples, archport_claim as honest
+import toy
+from toy import archport_build, archport_examples
 
 @hookimpl
 def archport_claim(config):
-    return honest({**config, "causal": True}) if config.get("architectures") == ["ToyDecoder"] else honest(config)
+    decoder = config.get("architectures") == ["ToyDecoder"]
+    return toy.archport_claim({**config, "causal": True} if decoder else config)
 """
 
 

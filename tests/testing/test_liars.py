@@ -1,4 +1,4 @@
-"""The liar matrix: every check is failed by a plugin that breaks its rule, and off the diagonal only what is declared."""
+"""The liar matrix: every check is failed by a plugin that breaks its rule, and others only as declared."""
 
 import numpy as np
 import pytest

@@ -103,6 +103,10 @@ def rows_that_fit(job: Job, width: int, S: int, *, others: bool) -> int:
     if first.problem:
         refuse(job, one, first, _fits)
     low, high = 1, max(1, (job.tokens_per_batch or TOKENS_PER_BATCH[job.device.kind]) // width)
+    # Usually all of them fit, and a search would price a dozen batches to find that out.
+    if high > 1 and not quote(job, even(job, high, width, S, others=others), first.schedule).problem:
+        return high
+    high = max(1, high - 1)
     while low < high:
         middle = (low + high + 1) // 2
         if quote(job, even(job, middle, width, S, others=others), first.schedule).problem:

@@ -68,8 +68,8 @@ def decode_equals_full_forward(t: Tiny) -> str:
     if difference > t.limit:
         at = int(np.abs(np.concatenate(pieces) - whole).max(axis=-1).argmax())
         fail(
-            f"{new} tokens decoded behind {prompt} differ by {difference:.2g} (limit {t.limit:.0e}) from one pass, most "
-            f"at token {at}"
+            f"{new} tokens decoded behind {prompt} differ by {difference:.2g} (limit {t.limit:.0e}) from one pass, "
+            f"most at token {at}"
         )
     return f"{prompt} + {new} tokens, {difference:.1e}"
 
@@ -78,7 +78,7 @@ def decode_equals_full_forward(t: Tiny) -> str:
 def kv_allocated_equals_kv_planned(t: Tiny) -> str:
     """The caches of a run hold exactly the bytes that its plan says, layer by layer.
 
-    Each layer with kv='own' attends in every step, whatever its length; declare kv='shared' or 'none' where it does not.
+    Each layer with kv='own' attends in every step, however short; declare kv='shared' or 'none' where it does not.
     """
     needs_steps(t)
     told: list[str] = []

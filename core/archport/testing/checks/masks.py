@@ -81,7 +81,7 @@ def _reachable(spec: ArchSpec, L: int) -> np.ndarray:
 
 
 def _surely(spec: ArchSpec, L: int) -> np.ndarray:
-    """(token, output): whether some single layer leads from the one to the other, so that the influence is no rounding."""
+    """(token, output): whether a single layer leads from the one to the other, so that the influence is no rounding."""
     return np.any([seen for seen in _layer_masks(spec, L)], axis=0).T
 
 
@@ -114,8 +114,8 @@ def each_layer_sees_its_reach(t: Tiny) -> str:
             i = int(wrong[0])
             verb = "moved" if moved[i] > STILL else "did not move"
             fail(
-                f"layer {call.layer} is declared {layer.semantics} with reach {layer.reach}, but key {at} of {L} {verb} "
-                f"row {i} ({i - at:+d}; by {moved[i]:.3g}); {len(wrong)} rows are wrong"
+                f"layer {call.layer} is declared {layer.semantics} with reach {layer.reach}, but key {at} of {L} "
+                f"{verb} row {i} ({i - at:+d}; by {moved[i]:.3g}); {len(wrong)} rows are wrong"
             )
         if layer.is_windowed and want.all():
             unseen.append(f"reach {layer.reach} is longer than the example's {L} positions")
@@ -239,6 +239,6 @@ def packed_documents_do_not_leak(t: Tiny) -> str:
         worst, start = max(worst, difference), start + len(document)
         if difference > t.limit:
             fail(
-                f"document {index} of {len(document)} tokens differs by {difference:.2g} (limit {t.limit:.0e}) when packed"
+                f"document {index} of {len(document)} tokens, packed, differs by {difference:.2g} (limit {t.limit:.0e})"
             )
     return f"{len(documents)} documents, {worst:.1e}"

@@ -1,4 +1,4 @@
-"""The liar matrix: every check is failed by a plugin that breaks its rule, and off the diagonal only what is declared."""
+"""The liar matrix: every check is failed by a plugin that breaks its rule, and others only as declared."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,9 @@ def outcomes(liar, golden):
 def test_a_liar_fails_its_check_with_the_reason_and_no_other_than_declared(liar, golden):
     found = {outcome.check.name: outcome for outcome in outcomes(liar, golden)}
     failed = {name for name, outcome in found.items() if outcome.status == "fail"}
-    assert failed == {liar.breaks, *liar.also}, {name: found[name].message for name in failed ^ {liar.breaks, *liar.also}}
+    assert failed == {liar.breaks, *liar.also}, {
+        name: found[name].message for name in failed ^ {liar.breaks, *liar.also}
+    }
     assert liar.says in found[liar.breaks].message
 
 

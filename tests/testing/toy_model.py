@@ -14,7 +14,13 @@ class Toy(nn.Module):
         self.layers = [
             PreNormBlock(
                 Attention(
-                    self.index(spec, index), layer, D, bias=False, output_bias=False, qk_norm_eps=1e-6, rotary=Rotary(layer.head_dim, 1e4)
+                    self.index(spec, index),
+                    layer,
+                    D,
+                    bias=False,
+                    output_bias=False,
+                    qk_norm_eps=1e-6,
+                    rotary=Rotary(layer.head_dim, 1e4),
                 ),
                 GatedMLP(D, spec.intermediate_size, nn.silu),
                 D,

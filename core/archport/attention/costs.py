@@ -52,7 +52,10 @@ def transient(call: FastCall, kernel: Kernel, kind: DeviceKind) -> int:
     """Bytes a kernel holds above its inputs and its output at the peak, array masks it is handed excluded."""
     s, rows = call.itemsize, call.B * call.n_heads * call.q_len
     if kernel == "composite":
-        held = call.scores * s * (3 if call.sinks else 1) + rows * call.head_dim * s
+        held = call.scores * s + rows * call.head_dim * s
+        if call.sinks:
+            # The scores are copied to make room for one more logit per row, and normalised into a third buffer.
+            held += 2 * call.scores * s + 3 * rows * s
         if kind == "cuda" and s == 4:
             held += -(-call.scores * s * 11 // 10)
         if call.form == "causal":

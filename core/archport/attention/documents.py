@@ -7,11 +7,11 @@ between documents, nothing for padding, and padded query rows come out as zeros.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from archport.attention import costs
-from archport.attention.selection import choose
+from archport.attention.selection import Chooser
 from archport.contract.attention import AttentionCall, AttentionPath, Backend, MaskKind, Price
 from archport.contract.device import DeviceFacts
 from archport.device.tracing import traced
@@ -62,6 +62,11 @@ class Documents:
 
     inner: tuple[Backend, ...]
     name: str = "segments"
+    _choose: Chooser = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Documents of one length recur in every batch, so their paths are remembered.
+        object.__setattr__(self, "_choose", Chooser(self.inner))
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if call.mask != "segments":
@@ -88,7 +93,7 @@ class Documents:
         limit, bound = call.limits.transient_on(device), call.limits.seconds_on(device)
         slack = costs.SLACK[device.kind]
         parts = tuple(
-            choose(_part(call, piece, limit - slack), device, self.inner)
+            self._choose(_part(call, piece, limit - slack), device)
             for group in groups(call)
             for piece in _split(call, group, (limit - slack) // 2)
         )

@@ -229,7 +229,8 @@ def _softmax(scores: np.ndarray, hidden: list[Hidden], logits: np.ndarray | None
     total = np.sum(scores, axis=-2, keepdims=True)
     if logits is not None:
         total += np.exp(logits - top)
-    return total
+    # A query whose every key -inf hides: 0 / tiny is 0, where 0 / 0 would be NaN.
+    return np.maximum(total, np.finfo(np.float32).tiny, out=total)
 
 
 def _hidden(seen: Visibility, a: int, b: int, lo: int, hi: int) -> list[Hidden]:

@@ -53,10 +53,12 @@ def cheapest(call: AttentionCall, device: DeviceFacts, routes: Routes, *, most_r
         key_grid: multiple to which a tile's key range is widened.
     """
     # Where MLX fuses the whole call unasked, cutting it is for its limits and not a reason to materialise scores.
-    fused = routes.route(whole(call), device).kernel != "composite"
+    route = routes.route(whole(call), device)
+    fused = route.kernel != "composite"
+    choices = (False,) if route.forced is None else (False, True)
     best: Price | None = None
     for lanes in _lane_choices(call):
-        found = _best_rows(call, device, routes, lanes, most_rows, key_grid, fused)
+        found = _best_rows(call, device, routes, lanes, most_rows, key_grid, fused, choices)
         if best is not None and not _better(found, best, call, device, fused):
             if not best.excess(call, device):
                 break
@@ -74,6 +76,7 @@ def _best_rows(
     most_rows: int,
     key_grid: int,
     fused: bool,
+    choices: tuple[bool, ...],
 ) -> Price:
     """The best price over rows per tile, halved from `most_rows` for as long as that helps."""
     smallest = SMALLEST[device.kind]
@@ -81,7 +84,7 @@ def _best_rows(
     best: Price | None = None
     while True:
         improved = False
-        for force in (False, True):
+        for force in choices:
             price = priced(call, device, routes, Cut(rows, lanes), key_grid=key_grid, force=force)
             if price is not None and (best is None or _better(price, best, call, device, fused)):
                 best, improved = price, True

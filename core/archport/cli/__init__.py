@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, info, plan, plugins, new, check, doctor):
+for command in (embed, info, plan, plugins, check, doctor, new):
     app.command()(command)
 
 

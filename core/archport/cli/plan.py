@@ -38,9 +38,7 @@ def plan(
     batch: Annotated[int, typer.Option(help="Rows.")] = 1,
     cached: Annotated[int, typer.Option(help="Tokens already cached per row.")] = 0,
     new: Annotated[int, typer.Option(help="Tokens to generate per row; 0 plans an embedding.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="A profile such as m2-ultra-128gb; default: this machine.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="A profile such as m2-ultra-128gb; default: this machine.")] = None,
     budget: Annotated[str | None, typer.Option(help="Bytes the plan may use, such as 16GB.")] = None,
     mask: Annotated[str | None, typer.Option(help="'dense' prices one (B,1,S,S) mask in float32.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

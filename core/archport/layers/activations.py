@@ -105,7 +105,7 @@ def _gelu_tanh(x: np.ndarray, out: np.ndarray) -> None:
 
 def _silu(x: np.ndarray, out: np.ndarray) -> None:
     np.negative(x, out=out)
-    np.minimum(out, np.float32(88), out=out)  # exp of more is infinite, and numpy warns
-    np.exp(out, out=out)
+    with np.errstate(over="ignore"):  # x / infinity is the 0 it should be
+        np.exp(out, out=out)
     out += np.float32(1)
     np.divide(x, out, out=out)

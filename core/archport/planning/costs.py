@@ -27,9 +27,22 @@ WEIGHT_TOLERANCE = 0.05
 # Arithmetic rate assumed where a device states none; said in the plan's notes.
 UNKNOWN_FLOPS = 1e12
 
-# Seconds from the end of a stretch until the host has noticed and started the next one. CUDA: 8192^3 products run at
-# 553 TFLOP/s evaluated one by one and at 640 ten at a time. Metal: not measured, same order. CPU: a thread hand-over.
-WAIT_SECONDS: dict[DeviceKind, float] = {"cuda": 0.3e-3, "metal": 0.3e-3, "cpu": 0.03e-3}
+# What evaluating costs. CUDA: measured on an H200 with 28 layers of 1024, MLP 3072, 128 to 32,768 tokens. Metal: not
+# measured, taken as CUDA. CPU: a thread hand-over.
+#
+# Waiting for a stretch before the next one is started leaves the device idle for so long:
+WAIT_SECONDS: dict[DeviceKind, float] = {"cuda": 0.7e-3, "metal": 0.7e-3, "cpu": 0.03e-3}
+# The host spends so long on a layer whatever its size; a layer that the device does faster is bound by the host.
+HOST_SECONDS: dict[DeviceKind, float] = {"cuda": 0.17e-3, "metal": 0.17e-3, "cpu": 0.0}
+# With the next stretch already started, waiting is free once a layer keeps the device busy for so long by its
+# arithmetic: 32 x 512 tokens take 43.3 ms evaluated after every layer and 45.5 ms in one graph, of 2.2 and 11 GB.
+BUSY_SECONDS = 0.06e-3
+# A finished stretch gives its buffers back so much later.
+RELEASE_SECONDS = 0.25e-3
+# Layers in flight beyond the first add this share of a layer's temporaries: the rest is reused along the stretch.
+LATER_LAYERS: dict[DeviceKind, float] = {"cuda": 0.71, "metal": 1.0, "cpu": 1.0}
+# Layers that a host-bound graph has unfinished at most, however long it is.
+HOST_BOUND_LAYERS = 17
 
 # MLX queues at most this many command buffers (tasks) before it waits, whatever the graph holds.
 TASKS_IN_FLIGHT = 10
@@ -148,13 +161,17 @@ class TokenBytes:
 
     Args:
         lazy: bytes of all temporaries when the layer runs in one stretch.
+        documents: the same when attention runs document by document.
         split: bytes in flight when attention evaluates the graph in its middle, so that only one half is.
+        held: of those, what is there while such an attention runs.
         widest: bytes of the largest of them.
         widest_name: what that is.
     """
 
     lazy: int
+    documents: int
     split: int
+    held: int
     widest: int
     widest_name: str
 
@@ -172,36 +189,48 @@ def token_bytes(
     blocks over widths varied one by one: never below the measurement, at most a quarter above it.
     """
     s, D = itemsize(dtype), spec.hidden_size
-    widths: dict[str, int] = {"hidden states": D * s}
+    inner, mlp_widths = _mlp_bytes(spec, experts, s)
     if isinstance(layer, RecurrentLayer):
         channels, value = recurrent_widths(layer)
         # Projections and convolution in the model's type; q, k, v, gates and output per value head in fp32.
-        lazy = split = (8 * D + 3 * channels + 3 * value) * s + 6 * value * 4
-        widths["the recurrence's fp32 heads"] = value * 4
-        widths["the convolution's channels"] = channels * s
+        mixer = (8 * D + 3 * channels + 3 * value) * s + 6 * value * 4
+        lazy = documents = split = held = mixer + inner
+        mixer_widths = {"the recurrence's fp32 heads": value * 4, "the convolution's channels": channels * s}
     else:
         q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
         out, v = layer.n_heads * layer.v_head_dim, layer.n_kv_heads * layer.v_head_dim
+        if kind != "cpu":
+            lazy = (8 * D + 3 * q + 2 * (out + k + v)) * s
+        elif spec.gated_mlp:
+            # An unfused call copies keys and values into rows and spreads them over the query heads.
+            lazy = (7 * D + 4 * (q + out + k + v)) * s
+        else:
+            # Families without a gate are older than rotary positions and norms of q and k: fewer copies of each.
+            lazy = (9 * D + 3 * (q + out + k + v)) * s
         split = (8 * D + 2 * (q + out) + 3 * (k + v) // 2) * s
-        # On a CPU an unfused call copies keys and values into rows and spreads them over the query heads.
-        lazy = (7 * D + 4 * (q + out + k + v)) * s if kind == "cpu" else (8 * D + 3 * q + 2 * (out + k + v)) * s
-        widths["the projections of q, k and v"] = (q + k + v) * s
-    if experts and spec.experts is not None:
-        e = spec.experts
-        inner = e.per_token * e.intermediate_size + e.shared_intermediate_size
-        # Each token is copied to its experts and their answers are gathered again.
-        extra = 2 * e.per_token * D * s + 8 * e.count
-        lazy, split = (each + 3 * inner * s + extra for each in (lazy, split))
-        widths["the experts' inputs"] = e.per_token * D * s
-        widths["the experts' gate and up"] = 2 * e.per_token * e.intermediate_size * s
-    else:
-        inner = spec.intermediate_size * s
-        lazy, split = (each + (3 if spec.gated_mlp else 1) * inner for each in (lazy, split))
-        widths["gate and up" if spec.gated_mlp else "the MLP's inside"] = (2 if spec.gated_mlp else 1) * inner
-    if host and isinstance(layer, AttentionLayer) and not (experts and spec.experts is not None):
-        lazy = split = _host_floats(spec, layer) * s
+        held = (4 * D + 5 * (q + out) // 2 + 2 * (k + v)) * s
+        documents = split + (3 if spec.gated_mlp else 2) * (q + out) * s // 2
+        lazy, documents, split = (each + inner for each in (lazy, documents, split))
+        mixer_widths = {"the projections of q, k and v": (q + k + v) * s}
+        if host and not (experts and spec.experts is not None):
+            lazy = documents = split = held = _host_floats(spec, layer) * s
+    widths = {"hidden states": D * s, **mixer_widths, **mlp_widths}
     name = max(widths, key=lambda key: widths[key])
-    return TokenBytes(lazy=lazy, split=split, widest=widths[name], widest_name=name)
+    return TokenBytes(lazy=lazy, documents=documents, split=split, held=held, widest=widths[name], widest_name=name)
+
+
+def _mlp_bytes(spec: ArchSpec, experts: bool, s: int) -> tuple[int, dict[str, int]]:
+    """(bytes of the temporaries inside the MLP, the widest of them by name) of one token."""
+    if experts and spec.experts is not None:
+        e, D = spec.experts, spec.hidden_size
+        wide = e.per_token * e.intermediate_size + e.shared_intermediate_size
+        # Each token is copied to its experts and their answers are gathered again.
+        total = 3 * wide * s + 2 * e.per_token * D * s + 8 * e.count
+        copies, gate = e.per_token * D * s, 2 * e.per_token * e.intermediate_size * s
+        return total, {"the experts' inputs": copies, "the experts' gate and up": gate}
+    if spec.gated_mlp:
+        return 3 * spec.intermediate_size * s, {"gate and up": 2 * spec.intermediate_size * s}
+    return spec.intermediate_size * s, {"the MLP's inside": spec.intermediate_size * s}
 
 
 def _host_floats(spec: ArchSpec, layer: AttentionLayer) -> int:

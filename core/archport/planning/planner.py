@@ -93,8 +93,10 @@ def plan_request(
         if value is not None:
             _whole(name, [value], least)
     used: DType = dtype or ("float32" if device.kind == "cpu" else spec.dtype)
-    packed = device.kind != "cpu"
-    weights = estimate_weights(spec, used if device.kind == "cpu" or dtype else spec.dtype, packed=packed)
+    limit = device.default_budget if budget is None else budget
+    # A CPU computes faster on unpacked matrices, where they fit.
+    packed = device.kind != "cpu" or estimate_weights(spec, used, packed=False).total > limit
+    weights = estimate_weights(spec, used, packed=packed)
     if weight_bytes is not None:
         weights = Weights(weight_bytes, min(weights.largest, weight_bytes), weights.largest_name, estimated=False)
     kinds, layer_kinds = kinds_of(spec)
@@ -107,7 +109,7 @@ def plan_request(
         choose=choose,
         pins=pins or NoPins(),
         plugin=plugin,
-        budget=device.default_budget if budget is None else budget,
+        budget=limit,
         max_context=ceiling,
         weights=weights,
         mode=mode or ("embed" if new_tokens == 0 else "generate"),

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from archport.contract import AttentionLimits, KVAllocation
 from archport.planning.batch import Batch, Steps
 from archport.planning.caches import CacheBytes, allocation, cache_bytes
-from archport.planning.costs import WAIT_SECONDS, itemsize, rate
-from archport.planning.flight import activations_in_flight, heaviest_run, layers_in_flight, vision_transient
+from archport.planning.costs import BUSY_SECONDS, HOST_SECONDS, WAIT_SECONDS, itemsize, rate
+from archport.planning.flight import in_flight, layer_seconds, layers_in_flight, vision_transient
 from archport.planning.job import Job
 from archport.planning.plan import Buffer, StepPlan, Work
 from archport.planning.steps import prefill_steps
@@ -71,11 +71,10 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
     caches = cache_bytes(job, kv, shape)
     fixed = _fixed_bytes(job, batch, caches, chunk)
     tokens = shape.B * min(chunk, shape.L)
-    width = layers_in_flight(job, schedule.eval_every_layers, schedule.in_flight, others=batch.others)
-    activations = activations_in_flight(job, tokens, width)
+    width = layers_in_flight(job, tokens, schedule.eval_every_layers, schedule.in_flight, others=batch.others)
+    activations, _ = in_flight(job, tokens, width)
     spent = sum(fixed.values()) + activations + _margin(job, activations, fixed, width)
-    linear = max(tokens * each.flops for each in job.classes) / rate(job.device, job.dtype)
-    room = _room(job, spent, width, linear, least=least)
+    room = _room(job, spent, width, layer_seconds(job, tokens), least=least)
     prefill = _laid_out(job, batch, chunk, room[:1], kv, every=every_step)
     if room[1:] and prefill.exceeds:
         prefill = _laid_out(job, batch, chunk, room, kv, every=every_step)
@@ -87,10 +86,8 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
     passes = -(-shape.L // chunk)
     seconds = _seconds(job, batch, prefill.steps) * passes / len(prefill.steps)
     evaluations = passes * -(-len(job.layer_classes) // schedule.eval_every_layers)
-    # With another stretch queued the device idles only when that one is shorter than the host's reaction. Each pass
-    # ends in an evaluation whatever the plan; those within it are the plan's.
-    hidden = seconds / evaluations if schedule.in_flight > 1 else 0.0
-    cost = (evaluations - passes) * max(0.0, WAIT_SECONDS[job.device.kind] - hidden)
+    # Each pass ends in an evaluation whatever the plan; those within it are the plan's.
+    cost = (evaluations - passes) * _evaluation_seconds(job, tokens, schedule)
     problem, binds = _problem(job, components, buffer, work)
     return Quote(
         schedule=schedule,
@@ -177,23 +174,26 @@ def _components(
 ) -> dict[str, int]:
     """Everything that adds up to the peak."""
     activations = attention = 0
-    # Steps that evaluate in the same places are taken together: the most tokens, and the most scratch of each kind.
-    alike: dict[tuple[bool, ...], tuple[int, list[int]]] = {}
+    # Steps that differ in their keys only are taken together, by the one with the most scratch.
+    alike: dict[tuple[object, ...], StepPlan] = {}
     for step in steps:
-        prices = [path.price if path else None for path in step.paths]
-        ends = tuple(price is not None and price.evaluations > 0 for price in prices)
-        tokens, most = alike.get(ends, (0, [0] * len(prices)))
-        scratch = [max(price.transient if price else 0, held) for price, held in zip(prices, most, strict=True)]
-        alike[ends] = (max(tokens, batch.shape.B * step.tokens), scratch)
-    for ends, (tokens, scratch) in alike.items():
-        activations = max(activations, activations_in_flight(job, tokens, width, ends))
-        attention = max(attention, heaviest_run(job, [scratch[c.kind] for c in job.classes], ends, width))
+        key = (step.tokens, *(path and (path.price.evaluations > 0, bool(path.price.parts)) for path in step.paths))
+        if key not in alike or _scratch(step) > _scratch(alike[key]):
+            alike[key] = step
+    for step in alike.values():
+        here, scratch = in_flight(job, batch.shape.B * step.tokens, width, step.paths)
+        total, attention = max(activations + attention, here + scratch), max(attention, scratch)
+        activations = total - attention
     components = {**fixed, "activations": activations, "attention": attention}
     if components["vision"]:
         # The tower runs before the text: what it needs beyond the text's own peak comes on top.
         components["vision"] += max(0, vision_transient(job) - activations - attention)
     components["margin"] = _margin(job, activations + attention, fixed, width)
     return components
+
+
+def _scratch(step: StepPlan) -> int:
+    return sum(path.price.transient for path in step.paths if path is not None)
 
 
 def _largest_buffer(
@@ -239,6 +239,13 @@ def _work(job: Job, batch: Batch, steps: tuple[StepPlan, ...], schedule: Schedul
     return Work("one layer" if count == 1 else f"{count} layers", count * layer[1], count * layer[0], bound)
 
 
+def _evaluation_seconds(job: Job, tokens: int, schedule: Schedule) -> float:
+    """What one evaluation inside a pass costs in time."""
+    if schedule.in_flight == 1 or job.device.kind == "cpu":
+        return WAIT_SECONDS[job.device.kind]
+    return max(0.0, BUSY_SECONDS - layer_seconds(job, tokens))
+
+
 def _seconds(job: Job, batch: Batch, steps: tuple[StepPlan, ...]) -> float:
     """Estimated time of the steps, evaluations aside."""
     speed, bandwidth = rate(job.device, job.dtype), job.device.bandwidth or float("inf")
@@ -250,8 +257,9 @@ def _seconds(job: Job, batch: Batch, steps: tuple[StepPlan, ...]) -> float:
         tokens = batch.shape.B * step.tokens
         for each, count in zip(job.classes, counts, strict=True):
             path = step.paths[each.kind]
-            linear = max(tokens * each.flops / speed, each.matrix_bytes / bandwidth)
-            total += count * (linear + (path.price.seconds if path else 0.0))
+            device = max(tokens * each.flops / speed, each.matrix_bytes / bandwidth)
+            device += path.price.seconds if path else 0.0
+            total += count * max(device, HOST_SECONDS[job.device.kind])
     return total
 
 

@@ -10,6 +10,8 @@ from dataclasses import replace
 
 from archport.contract import BatchShape
 from archport.planning.batch import Batch
+from archport.planning.costs import BUSY_SECONDS
+from archport.planning.flight import layer_seconds
 from archport.planning.job import Job
 from archport.planning.quote import Quote, Schedule, quote
 from archport.planning.refusals import refuse
@@ -101,6 +103,10 @@ def rows_that_fit(job: Job, width: int, S: int, *, others: bool) -> int:
     if first.problem:
         refuse(job, one, first, _fits)
     low, high = 1, max(1, (job.tokens_per_batch or TOKENS_PER_BATCH[job.device.kind]) // width)
+    # Usually all of them fit, and a search would price a dozen batches to find that out.
+    if high > 1 and not quote(job, even(job, high, width, S, others=others), first.schedule).problem:
+        return high
+    high = max(1, high - 1)
     while low < high:
         middle = (low + high + 1) // 2
         if quote(job, even(job, middle, width, S, others=others), first.schedule).problem:
@@ -116,17 +122,20 @@ def _fits(job: Job, batch: Batch) -> bool:
 
 
 def schedule_of(job: Job, batch: Batch) -> Quote:
-    """The chunk of a batch, and the fewest evaluations that keep its peak and work within their limits."""
+    """The chunk of a batch, and how often the graph is evaluated.
+
+    Evaluating after every layer with the next one already started costs nothing while layers keep the device busy, and
+    holds the least. Where layers are so small that the host binds, the fewest evaluations that fit are taken.
+    """
     best = _chunk(job, batch)
     if best.problem:
         refuse(job, batch, best, _fits)
     layers, depth = len(job.layer_classes), best.schedule.in_flight
-    if job.device.kind == "cpu" or depth == 1:
+    tokens = batch.shape.B * min(best.schedule.chunk, batch.shape.L)
+    if job.device.kind == "cpu" or depth == 1 or layer_seconds(job, tokens) >= BUSY_SECONDS:
         return best
-    counts = sorted(
-        {layers, *(-(-layers // parts) for parts in (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96))}, reverse=True
-    )
-    for count in counts:
+    parts = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+    for count in sorted({-(-layers // part) for part in parts}, reverse=True):
         if count <= 1:
             break
         found = quote(job, batch, Schedule(best.schedule.chunk, count, depth))

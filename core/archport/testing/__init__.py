@@ -10,7 +10,7 @@ A plugin is named by its entry point, or handed over as a module before it is pa
 """
 
 from archport.testing import checks as _checks
-from archport.testing.check import CHECKS, BAD, Check, Outcome, Part, fail, skip
+from archport.testing.check import BAD, CHECKS, Check, Outcome, Part, fail, skip
 from archport.testing.collect import parametrize_conformance
 from archport.testing.runner import run_checks
 from archport.testing.subject import Golden, Subject, Tiny

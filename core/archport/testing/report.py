@@ -85,7 +85,12 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     counts: dict[str, int] = {}
     for outcome in outcomes:
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
-    words = {"ok": "passed", "fail": "failed", "known failure": "known to fail", "unexpected pass": "passed unexpectedly"}
+    words = {
+        "ok": "passed",
+        "fail": "failed",
+        "known failure": "known to fail",
+        "unexpected pass": "passed unexpectedly",
+    }
     parts = [f"{counts[status]} {words.get(status, status)}" for status in _MARKS if status in counts]
     seconds = sum(outcome.seconds for outcome in outcomes)
     return f"{outcomes[0].plugin if outcomes else 'no plugin'}: {', '.join(parts)} in {seconds:.1f} s"

@@ -108,7 +108,7 @@ def run_check(subject: Subject, each: Check, golden: Golden | None = None) -> Ou
         parts = [_part(subject, each, "", golden)]
     else:
         parts = _per_example(subject, each)
-    status = min((part.status for part in parts), key=_WORST.index)
+    status: Status = min((part.status for part in parts), key=_WORST.index)
     return Outcome(subject.plugin.name, each, status, tuple(parts), time.perf_counter() - started)
 
 
@@ -134,7 +134,9 @@ def _part(subject: Subject, each: Check, example: str, given: Subject | Tiny | G
     except NotApplicable as reason:
         return Part(example, "not applicable", str(reason))
     except CheckFailed as failure:
-        return Part(example, "fail", str(failure), hook_location(subject.module, each.hook))
+        cause = failure.__cause__
+        where = frame_location(subject.module, cause) if cause else hook_location(subject.module, each.hook)
+        return Part(example, "fail", str(failure), where)
     # Anything else that a stranger's code raises is a failure of the property, told with its place.
     except Exception as error:
         return Part(example, "fail", f"{type(error).__name__}: {error}", frame_location(subject.module, error))
@@ -187,6 +189,6 @@ def _stored(path: str | Path | None) -> tuple[list[str], np.ndarray] | None:
             return [str(text) for text in file["texts"]], np.asarray(file["vectors"], dtype=np.float32)
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
-            f"vectors={str(path)!r} can't be read ({type(error).__name__}: {error}); expected an .npz with `texts` (N,) "
-            "and `vectors` (N, D)"
+            f"vectors={str(path)!r} can't be read ({type(error).__name__}: {error}); expected an .npz with `texts` "
+            "(N,) and `vectors` (N, D)"
         ) from error

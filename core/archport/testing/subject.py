@@ -202,7 +202,7 @@ class Tiny:
         return min(wanted, self.model.max_tokens, self.spec.max_positions)
 
     def plan(self, lengths: Sequence[int], *, planner: Planner | None = None, **options: Any) -> Plan:
-        """The plan of the loaded model, with any further option of the planner (`chunk`, `backend`, `new_tokens`...)."""
+        """The plan of the loaded model, with any further option of the planner (`chunk`, `backend`...)."""
         from archport.planning import plan_request
 
         own = planner or self.planner
@@ -337,7 +337,7 @@ def held(bytes_: int) -> Iterator[None]:
     """Run a block while so many bytes of the device are taken by somebody else."""
     import mlx.core as mx
 
-    ballast = mx.zeros((bytes_ // 4,), dtype=mx.float32) + 1
+    ballast = mx.zeros((bytes_ // 4,), dtype=mx.float32)
     mx.eval(ballast)
     yield
     del ballast

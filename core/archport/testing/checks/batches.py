@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from archport.testing.check import check, fail
+from archport.testing.check import CheckFailed, check, fail
 from archport.testing.measure import as_array, gap
 from archport.testing.subject import Tiny, held
 
@@ -28,13 +28,13 @@ def row_alone_equals_row_in_batch(t: Tiny) -> str:
     Never reduce over the batch or over padding; positions and visibility come from the context.
     """
     rows = [t.tokens(t.length(length), seed) for seed, length in enumerate((23, 31, 5, 1, 31))]
+    singles = [as_array(t.model.forward(row[None]))[0] for row in rows]
     worst = 0.0
     for side in ("left", "right"):
         ids, mask = padded(rows, side)
         together = as_array(t.model.forward(ids, mask))
         for index, row in enumerate(rows):
-            alone = as_array(t.model.forward(row[None]))[0]
-            difference = gap(together[index, mask[index] == 1], alone)
+            difference = gap(together[index, mask[index] == 1], singles[index])
             worst = max(worst, difference)
             if difference > t.limit:
                 fail(
@@ -47,7 +47,9 @@ def row_alone_equals_row_in_batch(t: Tiny) -> str:
         difference = gap(together[index], t.model.embed(text)[0])
         worst = max(worst, difference)
         if difference > t.limit:
-            fail(f"the vector of text {index} differs by {difference:.2g} (limit {t.limit:.0e}) in a batch of {len(texts)}")
+            fail(
+                f"the vector of text {index} differs by {difference:.2g} (limit {t.limit:.0e}) among {len(texts)} texts"
+            )
     return f"{2 * len(rows)} rows and {len(texts)} texts, {worst:.1e}"
 
 
@@ -135,7 +137,8 @@ def compile_safe(t: Tiny) -> str:
         mx.eval(got)
     # MLX raises ValueError or RuntimeError, by what the module does.
     except Exception as error:
-        fail(f"compiling a pass of {len(row)} tokens failed: {type(error).__name__}: {str(error).splitlines()[0]}")
+        said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise CheckFailed(f"compiling a pass of {len(row)} tokens failed: {said}") from error
     difference = gap(got[0], t.hidden(row))
     if difference > t.limit:
         fail(f"compiled it differs by {difference:.2g} (limit {t.limit:.0e}) for {len(row)} tokens")

@@ -41,7 +41,9 @@ def chunked_prefill_equals_whole(t: Tiny) -> str:
         difference = gap(t.run(t.plan([len(row)], chunk=chunk), [row])[0], whole)
         worst = max(worst, difference)
         if difference > t.limit:
-            fail(f"{len(row)} tokens in chunks of {chunk} differ by {difference:.2g} (limit {t.limit:.0e}) from one pass")
+            fail(
+                f"{len(row)} tokens in chunks of {chunk} differ by {difference:.2g} (limit {t.limit:.0e}) from one pass"
+            )
     return f"L={len(row)} in chunks of {', '.join(map(str, chunks))}: {worst:.1e}"
 
 
@@ -66,8 +68,8 @@ def decode_equals_full_forward(t: Tiny) -> str:
     if difference > t.limit:
         at = int(np.abs(np.concatenate(pieces) - whole).max(axis=-1).argmax())
         fail(
-            f"{new} tokens decoded behind {prompt} differ by {difference:.2g} (limit {t.limit:.0e}) from one pass, most "
-            f"at token {at}"
+            f"{new} tokens decoded behind {prompt} differ by {difference:.2g} (limit {t.limit:.0e}) from one pass, "
+            f"most at token {at}"
         )
     return f"{prompt} + {new} tokens, {difference:.1e}"
 
@@ -76,7 +78,7 @@ def decode_equals_full_forward(t: Tiny) -> str:
 def kv_allocated_equals_kv_planned(t: Tiny) -> str:
     """The caches of a run hold exactly the bytes that its plan says, layer by layer.
 
-    Each layer with kv='own' attends in every step, whatever its length; declare kv='shared' or 'none' where it does not.
+    Each layer with kv='own' attends in every step, however short; declare kv='shared' or 'none' where it does not.
     """
     needs_steps(t)
     told: list[str] = []
@@ -123,7 +125,9 @@ def growing_kv_keeps_its_contents(t: Tiny) -> str:
     assert caches is not None
     difference = gap(t.run(plan, [row], caches=caches)[0], t.hidden(row))
     if difference > t.limit:
-        fail(f"{length} tokens in a cache grown from 256 differ by {difference:.2g} (limit {t.limit:.0e}) from one pass")
+        fail(
+            f"{length} tokens in a cache grown from 256 differ by {difference:.2g} (limit {t.limit:.0e}) from one pass"
+        )
     return f"256 to {caches[t.attention[0][0]].capacity} tokens, {difference:.1e}"  # pyright: ignore
 
 
@@ -143,7 +147,9 @@ def ceiling_refuses_before_allocation(t: Tiny) -> str:
         fail(f"a plan of {ceiling + 1} tokens is made, the context is {ceiling}")
     except ContextLengthExceeded as refused:
         if (refused.requested, refused.ceiling) != (ceiling + 1, ceiling):
-            fail(f"the refusal names {refused.requested} and {refused.ceiling} tokens; expected {ceiling + 1}, {ceiling}")
+            fail(
+                f"the refusal names {refused.requested} and {refused.ceiling} tokens; expected {ceiling + 1}, {ceiling}"
+            )
     if t.keeps:
         caches = t.caches(t.plan([t.length(8)], new_tokens=None))
         assert caches is not None
@@ -204,5 +210,3 @@ class Wish(NoPins):
 
     def prefill_chunk(self, spec: ArchSpec, shape: BatchShape, device: object) -> int | None:
         return self.chunk
-
-

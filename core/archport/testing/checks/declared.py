@@ -1,4 +1,4 @@
-"""Contract tier: the module itself, and the spec it declares against the config it was declared from. Builds no model."""
+"""Contract tier: the module itself, and the spec it declares against the config it comes from. Builds no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny tier: from files to a module. Published layout, saved again, packed, damaged; the built module against its spec."""
+"""Tiny tier: from files to a module (published layout, saved again, packed, damaged), and the module against its spec."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from archport.contract import AttentionLayer, CheckpointError
-from archport.testing.check import check, fail, skip
+from archport.testing.check import CheckFailed, check, fail, skip
 from archport.testing.measure import Tap, gap, taps
 from archport.testing.subject import Tiny
 
@@ -78,7 +78,9 @@ def saved_model_loads_equal(t: Tiny) -> str:
     again = t.load(t.write("resaved-embedding", t.weights))
     difference = gap(t.hidden(row, trunk=again._embedder.encoder.trunk), t.hidden(row, trunk=t.bare()))
     if difference > t.limit:
-        fail(f"saved and loaded again it differs by {difference:.2g} (limit {t.limit:.0e}): `sanitize` is not idempotent")
+        fail(
+            f"saved and loaded again it differs by {difference:.2g} (limit {t.limit:.0e}): `sanitize` is not idempotent"
+        )
     return f"{difference:.1e}"
 
 
@@ -141,15 +143,15 @@ def quantised_round_trip(t: Tiny) -> str:
         folder = t.write(f"{bits}bit-embedding", weights, quantization=quantization)
         want = t.hidden(row, trunk=t.bare(dense))
         for dtype in ("float32", "checkpoint"):
-            trunk = t.load(folder, dtype=dtype)._embedder.encoder.trunk
+            how = "packed" if dtype == "checkpoint" else "unpacked"
             try:
+                trunk = t.load(folder, dtype=dtype)._embedder.encoder.trunk
                 difference = gap(t.hidden(row, trunk=trunk), want)
             # The module meets packed weights here for the first time.
             except Exception as error:
-                fail(f"{bits} bits, {'packed' if dtype == 'checkpoint' else 'unpacked'}: {type(error).__name__}: {error}")
+                raise CheckFailed(f"{bits} bits, {how}: {type(error).__name__}: {error}") from error
             worst = max(worst, difference)
             if difference > 10 * t.limit:
-                how = "packed" if dtype == "checkpoint" else "unpacked"
                 fail(f"{bits} bits, {how}: differs by {difference:.2g} (limit {10 * t.limit:.0e}), {count} matrices")
     return f"{count} matrices, {worst:.1e}"
 

@@ -81,7 +81,7 @@ def _reachable(spec: ArchSpec, L: int) -> np.ndarray:
 
 
 def _surely(spec: ArchSpec, L: int) -> np.ndarray:
-    """(token, output): whether some single layer leads from the one to the other, so that the influence is no rounding."""
+    """(token, output): whether a single layer leads from the one to the other, so that the influence is no rounding."""
     return np.any([seen for seen in _layer_masks(spec, L)], axis=0).T
 
 
@@ -106,9 +106,7 @@ def each_layer_sees_its_reach(t: Tiny) -> str:
 
         at = L // 2
         bump = mx.zeros((1, 1, L, 1)).at[:, :, at].add(1.0).astype(call.k.dtype)
-        out = tap.inner.attend(
-            call.layer, call.q, call.k + bump, call.v + 2 * bump, scale=call.scale, sinks=call.sinks
-        )
+        out = tap.inner.attend(call.layer, call.q, call.k + bump, call.v + 2 * bump, scale=call.scale, sinks=call.sinks)
         moved = np.abs(as_array(out) - as_array(call.out)).max(axis=(0, 1, 3)) / np.abs(as_array(call.v)).max()
         want = visible(layer, L, L)[:, at]
         wrong = np.flatnonzero((moved > STILL) != want)
@@ -116,8 +114,8 @@ def each_layer_sees_its_reach(t: Tiny) -> str:
             i = int(wrong[0])
             verb = "moved" if moved[i] > STILL else "did not move"
             fail(
-                f"layer {call.layer} is declared {layer.semantics} with reach {layer.reach}, but key {at} of {L} {verb} "
-                f"row {i} ({i - at:+d}; by {moved[i]:.3g}); {len(wrong)} rows are wrong"
+                f"layer {call.layer} is declared {layer.semantics} with reach {layer.reach}, but key {at} of {L} "
+                f"{verb} row {i} ({i - at:+d}; by {moved[i]:.3g}); {len(wrong)} rows are wrong"
             )
         if layer.is_windowed and want.all():
             unseen.append(f"reach {layer.reach} is longer than the example's {L} positions")
@@ -240,5 +238,7 @@ def packed_documents_do_not_leak(t: Tiny) -> str:
         difference = gap(packed[start : start + len(document)], t.hidden(document))
         worst, start = max(worst, difference), start + len(document)
         if difference > t.limit:
-            fail(f"document {index} of {len(document)} tokens differs by {difference:.2g} (limit {t.limit:.0e}) when packed")
+            fail(
+                f"document {index} of {len(document)} tokens, packed, differs by {difference:.2g} (limit {t.limit:.0e})"
+            )
     return f"{len(documents)} documents, {worst:.1e}"

@@ -18,12 +18,12 @@ def peak_is_predicted(t: Tiny) -> str:
     Make no arrays that the declared widths do not account for: masks, repeated heads, wide temporaries.
     """
     length = t.length(256)
-    count, plan = 16, None
+    count = 8
     while True:
         plan = t.plan([length] * count, tokens_per_batch=length * count)
-        if plan.peak - plan.bytes["weights"] > 2 * WORTH_MEASURING or count >= 4096:
+        if plan.peak > 1.5 * WORTH_MEASURING or count >= 4096:
             break
-        count *= 2
+        count += count // 2
     measured = _measure(t, plan, length, count)
     if measured > plan.peak:
         fail(
@@ -36,7 +36,9 @@ def peak_is_predicted(t: Tiny) -> str:
             f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} (predicted / "
             f"measured {plan.peak / measured:.2f}, limit {FACTOR}): {parts}"
         )
-    return f"{count} x {length} tokens: {measured >> 20} MiB, predicted {plan.peak >> 20} MiB, {plan.peak / measured:.2f}"
+    return (
+        f"{count} x {length} tokens: {measured >> 20} MiB, predicted {plan.peak >> 20} MiB, {plan.peak / measured:.2f}"
+    )
 
 
 def _measure(t: Tiny, plan: Plan, length: int, count: int) -> int:

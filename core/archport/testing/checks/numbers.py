@@ -44,7 +44,9 @@ def half_precision_is_finite(t: Tiny) -> str:
                 fail(f"{dtype}: row {bad} of {len(rows[bad])} tokens, padded on the {side}, holds NaN or infinity")
             worst = _cosine(got, want)
             if worst < CLOSE[dtype]:
-                fail(f"{dtype}: a hidden state has cosine {worst:.5f} with float32 (limit {CLOSE[dtype]}), padded {side}")
+                fail(
+                    f"{dtype}: a hidden state has cosine {worst:.5f} with float32 (limit {CLOSE[dtype]}), padded {side}"
+                )
         worst = min(worst, _cosine(model.embed(["abc", "a longer text"]), vectors))  # pyright: ignore[reportPossiblyUnboundVariable]
         if worst < CLOSE[dtype]:
             fail(f"{dtype}: a vector has cosine {worst:.5f} with float32 (limit {CLOSE[dtype]})")

@@ -1,0 +1,107 @@
+"""What hooks fix is kept, said and refused where it is wrong; the planner asks each of them once."""
+
+from __future__ import annotations
+
+import pytest
+
+from archport.contract import (
+    ArchSpec,
+    AttentionLayer,
+    ContextLengthExceeded,
+    KVAllocation,
+    MaskPolicy,
+    MemoryBudgetExceeded,
+    PluginError,
+)
+from archport.device.profiles import profile
+from archport.planning import NoPins, plan_request
+
+M2, H200 = profile("m2-ultra-128gb"), profile("h200")
+GIB = 2**30
+
+
+class Pinned(NoPins):
+    def __init__(self, mask=None, kv=None, chunk=None, backend=None):
+        self.asked: list[tuple] = []
+        self.mask, self.kv, self.chunk, self.backend = mask, kv, chunk, backend
+
+    def mask_policy(self, spec, layer, shape):
+        self.asked.append(("mask", layer, shape))
+        return self.mask
+
+    def kv_allocation(self, spec, layer, shape, limits):
+        return self.kv
+
+    def prefill_chunk(self, spec, shape, device):
+        return self.chunk
+
+    def sdpa_backend(self, spec, layer, call, device):
+        self.asked.append(("backend", layer, call.B, call.q_len))
+        return self.backend
+
+
+def test_a_plugins_chunk_is_an_upper_bound(qwen3_06b: ArchSpec, choose):
+    plan = plan_request(qwen3_06b, [9000], device=M2, choose=choose, new_tokens=9, pins=Pinned(chunk=700))
+    assert plan.chunk == 512
+    tight = plan_request(
+        qwen3_06b, [9000], device=M2, choose=choose, new_tokens=9, pins=Pinned(chunk=700), budget=plan.minimum + 2**20
+    )
+    assert tight.chunk < 512
+
+
+def test_a_mask_that_hides_what_a_layer_must_see_is_an_error_that_names_the_plugin(bert: ArchSpec, choose):
+    with pytest.raises(PluginError, match=r"acme \(acme 1.0\).*'causal'.*bidirectional"):
+        plan_request(
+            bert, [50], device=M2, choose=choose, pins=Pinned(mask=MaskPolicy("causal")), plugin="acme (acme 1.0)"
+        )
+
+
+def test_a_mask_that_shows_what_a_layer_must_not_see_is_an_error(qwen3_06b: ArchSpec, choose):
+    with pytest.raises(PluginError, match="pins 'none' for a causal layer"):
+        plan_request(qwen3_06b, [50], device=M2, choose=choose, pins=Pinned(mask=MaskPolicy("none")))
+
+
+def test_a_pinned_backend_is_taken_and_said(qwen3_06b: ArchSpec, choose):
+    plan = plan_request(qwen3_06b, [50], device=M2, choose=choose, pins=Pinned(backend="tiles"), plugin="acme")
+    path = plan.batches[0].steps[0].paths[0]
+    assert path is not None
+    assert path.backend.name == "tiles"
+    assert plan.batches[0].kinds[0].pins == ("archport_sdpa_backend of acme: tiles",)
+
+
+def test_a_pinned_backend_that_does_not_fit_is_named_as_what_binds(choose):
+    layer = AttentionLayer("causal", 64, 8, 256)
+    spec = ArchSpec("wide", ("embed",), (layer,) * 2, 1000, 512, 1024, 2**20, dtype="bfloat16")
+    with pytest.raises(MemoryBudgetExceeded, match="the pin is what binds") as refused:
+        plan_request(
+            spec, [200_000], device=M2, choose=choose, pins=Pinned(backend="one"), plugin="acme", budget=2 * GIB
+        )
+    assert "acme" in refused.value.binding
+
+
+def test_a_pinned_cache_that_can_not_hold_the_layer_is_an_error(qwen3_06b: ArchSpec, choose):
+    with pytest.raises(PluginError, match="sees all of them"):
+        plan_request(
+            qwen3_06b, [50], device=M2, choose=choose, new_tokens=5, pins=Pinned(kv=KVAllocation("ring", 64, 64))
+        )
+
+
+def test_a_pinned_ceiling_below_the_request_is_a_refusal_that_says_so(qwen3_06b: ArchSpec, choose):
+    pins = Pinned(kv=KVAllocation("planned", 64, 64))
+    with pytest.raises(ContextLengthExceeded, match=r"105 tokens.*pins a ceiling of 64"):
+        plan_request(qwen3_06b, [100], device=M2, choose=choose, new_tokens=5, pins=pins)
+
+
+def test_quantised_caches_are_priced_with_both_widths_of_one_layer(qwen3_06b: ArchSpec, choose):
+    pins = Pinned(kv=KVAllocation("planned", 8192, 8192, bits=4))
+    plan = plan_request(qwen3_06b, [8000], device=M2, choose=choose, new_tokens=100, pins=pins)
+    elements = 8192 * 8 * 256
+    assert plan.bytes["kv"] == 28 * (elements // 2 + elements // 64 * 4)
+    assert plan.bytes["kv_conversion"] >= elements * 2
+
+
+def test_hooks_are_asked_once_per_kind_and_shape_and_not_per_layer(qwen3_06b: ArchSpec, choose):
+    pins = Pinned()
+    plan_request(qwen3_06b, [500] * 20, device=H200, choose=choose, pins=pins)
+    assert pins.asked
+    assert len(pins.asked) == len(set(pins.asked)) < 28

@@ -55,7 +55,7 @@ def test_all_experts_are_weighed_but_few_are_computed(qwen3_06b: ArchSpec):
 
 def test_an_evaluating_attention_holds_half_a_layer_only(qwen3_06b: ArchSpec):
     token = token_bytes(qwen3_06b, qwen3_06b.layers[0], False, "float32", "cpu")
-    assert token.held < token.split < token.documents < token.lazy
+    assert token.held < token.split < token.documents < token.lazy == token.unfused
 
 
 # Floats per token that MLX's peak counter showed on a CPU, 64 x 32 tokens, heads of 64: (D, MLP, heads, KV heads,

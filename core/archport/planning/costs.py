@@ -223,13 +223,9 @@ def token_bytes(
         lazy, unfused, documents, split = (each + inner for each in (lazy, unfused, documents, split))
         mixer_widths = {"the projections of q, k and v": (q + k + v) * s}
         if host and not (experts and spec.experts is not None):
-<<<<<<< HEAD
-            lazy = documents = split = held = _host_floats(spec, layer) * s
-=======
             attention, whole = _host_floats(spec, layer)
             lazy = documents = split = whole * s
             held = attention * s
->>>>>>> integration
     widths = {"hidden states": D * s, **mixer_widths, **mlp_widths}
     name = max(widths, key=lambda key: widths[key])
     return TokenBytes(
@@ -268,7 +264,8 @@ def _host_floats(spec: ArchSpec, layer: AttentionLayer) -> tuple[int, int]:
     out, v = layer.n_heads * layer.v_head_dim, layer.n_kv_heads * layer.v_head_dim
     if spec.gated_mlp and not spec.qk_norm:
         # Over 18 Llama and Qwen2 shapes and five runs of each, the plan is 1 to 27 % above the measurement.
-        return 2 * D + max(4 * (q + k) + out + v, 2 * D + q + k + v + out + 3 * inner)
+        attention = 2 * D + 4 * (q + k) + out + v
+        return attention, max(attention, 4 * D + q + k + v + out + 3 * inner)
     if spec.gated_mlp:
         # q and k are copied by their norms and by the rotation, from a product that v keeps alive.
         attention = 4 * D + 5 * (q + k) + out + v

@@ -23,7 +23,7 @@ class Stretches:
         self._running: list[tuple[mx.array, ...]] = []
 
     def evaluate(self, arrays: tuple[mx.array, ...], depth: int) -> None:
-        """Start evaluating `arrays` and wait until fewer than `depth` stretches are unfinished; 1 waits for this one."""
+        """Start evaluating `arrays`, and wait until fewer than `depth` stretches are unfinished."""
         if depth == 1:
             mx.eval(*arrays)
             return

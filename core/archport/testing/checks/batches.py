@@ -125,13 +125,13 @@ def compile_safe(t: Tiny) -> str:
     """
     import mlx.core as mx
 
-    from archport.running.context import StepContext
+    from archport.running.context import StepContext, Stretches
 
     row = t.tokens(t.length(20))
     plan = t.plan([len(row)])
     (batch,) = plan.batches
     (step,) = batch.steps
-    compiled = mx.compile(lambda ids: t.trunk(ids, StepContext(plan, batch, step, (0,), None)))
+    compiled = mx.compile(lambda ids: t.trunk(ids, StepContext(plan, batch, step, (0,), None, Stretches())))
     try:
         got = compiled(mx.array(row[None]))
         mx.eval(got)

@@ -1,14 +1,14 @@
 """What checks are given: a plugin, each of its examples as a tiny model on disk, or a model with real weights.
 
-A tiny model is written in the published layout and loaded through `engine.load`, so every stage between a folder and a
-vector takes part. Knows how to plan and run rows with any option of the planner; knows no property that is checked.
+A tiny model is written in the published layout and loaded through `engine.load`, so every stage takes part.
+Knows how to plan and run rows with any option of the planner; knows no property that is checked.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -296,8 +296,8 @@ def find(plugin: str | ModuleType | Plugin) -> Plugin:
             if row.module is module:
                 return row
     fault = find_fault(module)
-    row = Plugin(module.__name__.split(".")[-1], "not installed", "0", module.__name__, module)
-    return replace(row, module=None, error=fault) if fault else row
+    name = module.__name__
+    return Plugin(name.split(".")[-1], "not installed", "0", name, None if fault else module, fault)
 
 
 def _imported(name: str, installed: Sequence[str]) -> ModuleType:
@@ -321,8 +321,7 @@ def subject_of(plugin: Plugin) -> Subject:
     """The subject of a plugin, kept for the life of the process, because checks share its tiny models."""
     key = id(plugin.module)
     if key not in _SUBJECTS:
-        others = [row for row in discover() if row.module is not None and row.module is not plugin.module]
-        _SUBJECTS[key] = Subject(plugin, others)
+        _SUBJECTS[key] = Subject(plugin, [row for row in discover() if row.module not in (None, plugin.module)])
     return _SUBJECTS[key]
 
 

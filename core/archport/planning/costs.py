@@ -214,6 +214,9 @@ def token_bytes(
         mixer_widths = {"the projections of q, k and v": (q + k + v) * s}
         if host and not (experts and spec.experts is not None):
             lazy = documents = split = held = _host_floats(spec, layer) * s
+        elif kind == "cpu" and not experts:
+            # Heads far wider than the model were not among the fitted shapes; their halves weigh at least this.
+            split, documents = (max(each, _host_floats(spec, layer) * s) for each in (split, documents))
     widths = {"hidden states": D * s, **mixer_widths, **mlp_widths}
     name = max(widths, key=lambda key: widths[key])
     return TokenBytes(lazy=lazy, documents=documents, split=split, held=held, widest=widths[name], widest_name=name)
@@ -244,7 +247,8 @@ def _host_floats(spec: ArchSpec, layer: AttentionLayer) -> int:
     out, v = layer.n_heads * layer.v_head_dim, layer.n_kv_heads * layer.v_head_dim
     if spec.gated_mlp:
         # q and k are copied by their norms and by the rotation, from a product that v keeps alive.
-        return 4 * D + max(5 * (q + k) + out + v, 2 * q + out + 3 * k + v + 3 * inner)
+        attention = 3 * D + max(0, D - q - k) + 5 * (q + k) + out + v
+        return max(attention, 4 * D + 2 * q + out + 3 * k + v + 3 * inner)
     return max(5 * D + q + k + v + out, 4 * D + 2 * inner)
 
 

@@ -25,6 +25,7 @@ from archport.attention import attend
 from archport.contract import AttentionCall, AttentionLayer, EmbeddingHead, MaskPolicy
 from archport.device.facts import this_device
 from archport.loading import path_chooser
+from archport.running.context import Stretches
 from archport.running.encode import Encoder
 from archport.running.pool import VectorHead
 
@@ -43,8 +44,9 @@ def embed(encoder: Encoder, lengths: list[int], runs: int) -> tuple[Any, int, fl
         mx.clear_cache()
         mx.reset_peak_memory()
         started = time.perf_counter()
+        stretches = Stretches()
         for batch in plan.batches:
-            rows = encoder.pooled(plan, batch, [ids[row] for row in batch.rows], head, 0)
+            rows = encoder.pooled(plan, batch, [ids[row] for row in batch.rows], head, 0, stretches)
             mx.async_eval(rows)
         assert np.isfinite(np.array(rows)).all()
         mx.synchronize()

@@ -34,6 +34,7 @@ from archport.contract.plugins import claim, discover
 from archport.device.facts import this_device
 from archport.device.sizes import format_bytes
 from archport.loading import path_chooser
+from archport.running.context import Stretches
 from archport.running.encode import Encoder
 from archport.running.planned import Planner, hidden_dtype, parameter_bytes
 from archport.running.pool import VectorHead
@@ -115,8 +116,9 @@ def measure(encoder: Encoder, head: VectorHead, lengths: list[int]) -> tuple[int
         mx.reset_peak_memory()
         base = mx.get_active_memory()
         started = time.perf_counter()
+        stretches = Stretches()
         for batch in plan.batches:
-            rows = encoder.pooled(plan, batch, [ids[row] for row in batch.rows], head, 0)
+            rows = encoder.pooled(plan, batch, [ids[row] for row in batch.rows], head, 0, stretches)
             mx.async_eval(rows)
         mx.synchronize()
         seconds, measured = time.perf_counter() - started, mx.get_peak_memory()

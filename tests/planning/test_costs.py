@@ -55,7 +55,7 @@ def test_all_experts_are_weighed_but_few_are_computed(qwen3_06b: ArchSpec):
 
 def test_an_evaluating_attention_holds_half_a_layer_only(qwen3_06b: ArchSpec):
     token = token_bytes(qwen3_06b, qwen3_06b.layers[0], False, "float32", "cpu")
-    assert token.held < token.split < token.documents < token.lazy
+    assert token.held < token.split < token.documents < token.lazy == token.unfused
 
 
 # Floats per token that MLX's peak counter showed on a CPU, 64 x 32 tokens, heads of 64: (D, MLP, heads, KV heads,
@@ -90,3 +90,10 @@ def test_what_mlx_queues_is_bounded_on_every_kind_of_device():
     widest = 100 * 2**20
     for name, most in (("h200", 12e9), ("m2-ultra-128gb", 3e9), ("cpu", 11e9)):
         assert widest <= in_flight_cap(profile(name), widest, "bfloat16") <= most
+
+
+def test_a_model_without_norms_on_q_and_k_is_priced_without_their_copies(qwen3_06b):
+    layer = qwen3_06b.layers[0]
+    with_norms = token_bytes(qwen3_06b, layer, False, "float32", "cpu", host=True)
+    without = token_bytes(replace(qwen3_06b, qk_norm=False), layer, False, "float32", "cpu", host=True)
+    assert without.lazy < with_norms.lazy

@@ -102,7 +102,7 @@ class Documents:
         for first, count in zip(_starts(rounds), rounds, strict=True):
             stretches.append(parts[first : first + count])
         pauses = max(0, len(rounds) - 1)
-        held = max((sum(_held(call, part) for part in stretch) for stretch in stretches), default=0)
+        held = max((_held(call, stretch) for stretch in stretches), default=0)
         return Price(
             transient=held + slack,
             output=call.output_bytes,
@@ -209,15 +209,15 @@ def _copies(call: AttentionCall, part: AttentionCall) -> int:
 def _rounds(call: AttentionCall, parts: Sequence[AttentionPath], limit: int, seconds: float | None) -> tuple[int, ...]:
     """How many parts run between two evaluations, so that no stretch exceeds bytes or time; one part always runs."""
     found: list[int] = []
-    held, time = 0, 0.0
+    stretch: list[AttentionPath] = []
     for part in parts:
-        more, longer = _held(call, part), _longest(part)
-        if found and held + more <= limit and (seconds is None or time + longer <= seconds):
+        stretch.append(part)
+        late = seconds is not None and sum(map(_longest, stretch)) > seconds
+        if len(stretch) > 1 and not late and _held(call, stretch) <= limit:
             found[-1] += 1
         else:
             found.append(1)
-            held, time = 0, 0.0
-        held, time = held + more, time + longer
+            stretch = [part]
     return tuple(found)
 
 
@@ -225,10 +225,13 @@ def _starts(rounds: tuple[int, ...]) -> list[int]:
     return [sum(rounds[:index]) for index in range(len(rounds))]
 
 
-def _held(call: AttentionCall, part: AttentionPath) -> int:
-    """Bytes a part holds beyond the output of the whole call."""
-    own = 0 if _is_whole(call, part.call) else _copies(call, part.call) * part.price.output
-    return part.price.transient + own
+def _held(call: AttentionCall, stretch: Sequence[AttentionPath]) -> int:
+    """Bytes that parts between two evaluations hold beyond the output of the whole call."""
+    own = sum(_copies(call, part.call) * part.price.output for part in stretch if not _is_whole(call, part.call))
+    lazy = sum(part.price.transient for part in stretch if not part.price.evaluations)
+    # A part that evaluates itself is done with its scratch before the next one starts.
+    alone = max((part.price.transient for part in stretch if part.price.evaluations), default=0)
+    return own + lazy + alone
 
 
 def _longest(part: AttentionPath) -> float:

@@ -1,8 +1,8 @@
-"""Attention of a CPU's float32 prefill through MKL: tiles of scores in one scratch of numpy's, softmax in place.
+"""Attention of a CPU's float32 prefill: MKL's products and numpy's softmax, tile by tile on every core.
 
-MLX's softmax takes 69 ns per score on a CPU, MKL's exponential and numpy's passes around it about 1.5. Scores lie
-transposed, (keys, queries), so that maximum and sum run over rows of memory, and q, k and v are read where they are,
-whatever their strides: heads that share keys repeat an address, not an array. Knows nothing of other devices.
+MLX's softmax takes 69 ns per score on a CPU, numpy's passes in place about 1. Scores lie transposed, (keys, queries),
+so that maximum and sum run over rows of memory, and q, k and v are read where they are, whatever their strides: heads
+that share keys repeat an address, not an array. Knows nothing of other devices.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Host:
         """What the tiles cost.
 
         The scratch is numpy's, so MLX's own counter never shows it; it is priced all the same, because the process
-        holds it. One tile's scores, maxima and sums exist at a time, which is all of the transient.
+        holds it: one tile's scores, maxima and sums per thread, at most 2 MiB each unless 16 queries need more.
+        `depth` is the number of threads.
         """
         seen = visibility(call)
         rows, lanes, threads = _cut(call, seen, device)

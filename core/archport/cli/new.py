@@ -155,6 +155,7 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
         max_positions=config["max_position_embeddings"],
         dtype=config.get("dtype", "float32"),
         tied_head=bool(config.get("tie_word_embeddings", False)),
+        qk_norm=False,
     )
 
 
@@ -173,7 +174,7 @@ def archport_examples() -> Sequence[Example]:
         "model_type": "$name",
         "hidden_size": 64,
         "num_hidden_layers": 2,
-        "intermediate_size": 96,
+        "intermediate_size": 176,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-6,

@@ -210,6 +210,7 @@ class ArchSpec:
         dtype: element type of the unquantised weights as stored.
         tied_head: whether the output head is the embedding matrix.
         gated_mlp: whether the MLP has a gate matrix beside up and down (SwiGLU, GeGLU), which plans price.
+        qk_norm: whether q and k are normalised per head, which copies them; plans price it.
         experts, quantization, vision: None where the checkpoint has none.
         dtypes_refused: element types that overflow in this family, each with the reason.
     """
@@ -224,6 +225,7 @@ class ArchSpec:
     dtype: DType = "float32"
     tied_head: bool = True
     gated_mlp: bool = True
+    qk_norm: bool = True
     experts: Experts | None = None
     quantization: Quantization | None = None
     vision: VisionTower | None = None

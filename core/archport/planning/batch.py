@@ -17,6 +17,7 @@ class Batch:
         cached: cached tokens per row.
         shape: their padded shape.
         others: whether other batches run before or after this one.
+        mixed: whether one of those has another shape.
         dense: whether one mask of (B,1,S,S) in float32 is to be built, as a naive implementation does.
     """
 
@@ -24,6 +25,7 @@ class Batch:
     cached: tuple[int, ...]
     shape: BatchShape
     others: bool = False
+    mixed: bool = False
     dense: bool = False
 
     @property

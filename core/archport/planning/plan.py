@@ -88,8 +88,8 @@ class BatchPlan:
         steps: prefill in order. The paths in them are the ones that run.
         decode: one decoded token at the fullest cache; None when nothing is decoded.
         eval_every_layers: evaluate the graph when so many layers were added to it.
-        in_flight: stretches of that many layers that may be unfinished at once. 1 waits for each; 2 starts one
-            (async_eval) and then waits for the one before it.
+        in_flight: stretches of that many layers that may be unfinished at once, counted over all batches. 1 waits for
+            each; 2 starts one (async_eval) and then waits for the one before it, be it the last of another batch.
         bytes: components that add up to the peak.
         largest_buffer: the largest single allocation.
         work: the largest stretch between two evaluations.

@@ -152,10 +152,11 @@ def _whole(name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
 def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[BatchPlan, ...]:
     """All batches of a request, in order."""
     groups = _groups(job, rows, cached)
+    mixed = len({(len(group.rows), group.padded) for group in groups}) > 1
     found: list[BatchPlan] = []
     known: dict[tuple[object, ...], Quote] = {}
     for group in groups:
-        batch = _batch(job, group, rows, cached, others=len(groups) > 1)
+        batch = replace(_batch(job, group, rows, cached, others=len(groups) > 1), mixed=mixed)
         uneven = batch.shape.ragged and (
             job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
         )

@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from archport.contract import AttentionLimits, KVAllocation
 from archport.planning.batch import Batch, Steps
 from archport.planning.caches import CacheBytes, allocation, cache_bytes
-from archport.planning.costs import BUSY_SECONDS, HOST_SECONDS, WAIT_SECONDS, itemsize, rate
+from archport.planning.costs import (
+    BUSY_SECONDS,
+    HOST_SECONDS,
+    POINTWISE_BANDWIDTH,
+    WAIT_SECONDS,
+    WORKSPACE,
+    itemsize,
+    rate,
+)
 from archport.planning.flight import in_flight, layer_seconds, layers_in_flight, vision_transient
 from archport.planning.job import Job
 from archport.planning.plan import Buffer, StepPlan, Work
@@ -71,7 +79,7 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
     caches = cache_bytes(job, kv, shape)
     fixed = _fixed_bytes(job, batch, caches, chunk)
     tokens = shape.B * min(chunk, shape.L)
-    width = layers_in_flight(job, tokens, schedule.eval_every_layers, schedule.in_flight, others=batch.others)
+    width = layers_in_flight(job, tokens, schedule.eval_every_layers, schedule.in_flight, mixed=batch.mixed)
     activations, _ = in_flight(job, tokens, width)
     spent = sum(fixed.values()) + activations + _margin(job, activations, fixed, width)
     room = _room(job, spent, width, layer_seconds(job, tokens), least=least)
@@ -136,7 +144,7 @@ def _margin(job: Job, moving: int, fixed: dict[str, int], width: int) -> int:
     """
     share = int(MARGIN * (moving + fixed["logits"] + fixed["outputs"]))
     buffers = 10 * width + 2 * len(job.layer_classes) if job.device.kind != "cpu" else 1
-    return share + 2 * PAGE * buffers
+    return share + 2 * PAGE * buffers + WORKSPACE[job.device.kind]
 
 
 def _room(job: Job, spent: int, width: int, linear: float, *, least: bool) -> tuple[AttentionLimits, ...]:
@@ -249,6 +257,7 @@ def _evaluation_seconds(job: Job, tokens: int, schedule: Schedule) -> float:
 def _seconds(job: Job, batch: Batch, steps: tuple[StepPlan, ...]) -> float:
     """Estimated time of the steps, evaluations aside."""
     speed, bandwidth = rate(job.device, job.dtype), job.device.bandwidth or float("inf")
+    pointwise = POINTWISE_BANDWIDTH * bandwidth
     counts = [0] * len(job.classes)
     for index in job.layer_classes:
         counts[index] += 1
@@ -258,6 +267,7 @@ def _seconds(job: Job, batch: Batch, steps: tuple[StepPlan, ...]) -> float:
         for each, count in zip(job.classes, counts, strict=True):
             path = step.paths[each.kind]
             device = max(tokens * each.flops / speed, each.matrix_bytes / bandwidth)
+            device += tokens * each.token.lazy / pointwise
             device += path.price.seconds if path else 0.0
             total += count * max(device, HOST_SECONDS[job.device.kind])
     return total

@@ -27,7 +27,7 @@ def even(job: Job, B: int, L: int, S: int, *, others: bool) -> Batch:
     ragged = B > 1 and job.spec.semantics != "causal"
     lengths = (L,) + (max(1, L - 1) if ragged else L,) * (B - 1)
     shape = BatchShape(B=B, L=L, S=S, new_tokens=job.new, ragged=ragged)
-    return Batch(lengths=lengths, cached=(S,) * B, shape=shape, others=others)
+    return Batch(lengths=lengths, cached=(S,) * B, shape=shape, others=others, mixed=others)
 
 
 def _depth(job: Job) -> int:

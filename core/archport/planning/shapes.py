@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from archport.contract import DeviceKind
 
 # Tokens per batch that keep each kind of device busy; more only costs memory.
-TOKENS_PER_BATCH: dict[DeviceKind, int] = {"cuda": 16_384, "metal": 16_384, "cpu": 4_096}
+TOKENS_PER_BATCH: dict[DeviceKind, int] = {"cuda": 16_384, "metal": 16_384, "cpu": 2_048}
 # Distinct padded lengths per doubling on CUDA. Padding to them costs 10 % of the tokens on average.
 STEPS_PER_OCTAVE = 4
 SHORTEST = 32

@@ -16,6 +16,23 @@ from archport.memory import Caches, KVCache
 from archport.planning import BatchPlan, Plan, StepPlan
 
 
+class Stretches:
+    """Stretches of layers that are being evaluated, oldest first, over all batches of a request."""
+
+    def __init__(self) -> None:
+        self._running: list[tuple[mx.array, ...]] = []
+
+    def evaluate(self, arrays: tuple[mx.array, ...], depth: int) -> None:
+        """Start evaluating `arrays`, and wait until fewer than `depth` stretches are unfinished."""
+        if depth == 1:
+            mx.eval(*arrays)
+            return
+        mx.async_eval(*arrays)
+        self._running.append(arrays)
+        while len(self._running) >= depth:
+            mx.eval(*self._running.pop(0))
+
+
 class StepContext:
     """What layers see of one step of a batch of right-padded rows.
 
@@ -23,14 +40,21 @@ class StepContext:
         plan, batch, step: what was decided.
         offsets: position of the step's first token, per row.
         caches: of the batch; None when nothing is kept between steps.
+        stretches: evaluations of the request that are under way.
     """
 
     def __init__(
-        self, plan: Plan, batch: BatchPlan, step: StepPlan, offsets: tuple[int, ...], caches: Caches | None
+        self,
+        plan: Plan,
+        batch: BatchPlan,
+        step: StepPlan,
+        offsets: tuple[int, ...],
+        caches: Caches | None,
+        stretches: Stretches,
     ) -> None:
         self._kinds, self._paths, self._caches = plan.layer_kinds, step.paths, caches
         self._every, self._in_flight = batch.eval_every_layers, batch.in_flight
-        self._unfinished: list[tuple[mx.array, ...]] = []
+        self._stretches = stretches
         starts = mx.array(offsets, dtype=mx.int32)
         self._offset = offsets[0] if len(set(offsets)) == 1 else starts
         self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
@@ -69,10 +93,4 @@ class StepContext:
         """Evaluate what the layers before this one left unfinished, as often as the plan's peak needs."""
         if layer == 0 or layer % self._every or traced(*inputs):
             return
-        if self._in_flight == 1:
-            mx.eval(*inputs)
-            return
-        mx.async_eval(*inputs)
-        self._unfinished.append(inputs)
-        if len(self._unfinished) >= self._in_flight:
-            mx.eval(*self._unfinished.pop(0))
+        self._stretches.evaluate(inputs, self._in_flight)

@@ -11,6 +11,7 @@ import numpy as np
 
 from archport.contract import NonFiniteOutput
 from archport.planning import BatchPlan, Plan
+from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
 from archport.running.pool import VectorHead
 from archport.running.tokenise import Overflow, TextTokeniser, Tokens
@@ -64,7 +65,10 @@ class Embedder:
             NonFiniteOutput: when a vector holds NaN or infinity.
         """
         finished: _Window | None = None
-        for (window, batch), rows in run_ahead(self._batches(texts, request), lambda item: self._start(*item, request)):
+        stretches = Stretches()
+        for (window, batch), rows in run_ahead(
+            self._batches(texts, request), lambda item: self._start(*item, request, stretches)
+        ):
             if finished is not None and window is not finished:
                 yield _stack(finished)
             finished = window
@@ -93,9 +97,9 @@ class Embedder:
                     yield window, batch
             first += len(chunk)
 
-    def _start(self, window: _Window, batch: BatchPlan, request: EmbedRequest) -> mx.array:
+    def _start(self, window: _Window, batch: BatchPlan, request: EmbedRequest, stretches: Stretches) -> mx.array:
         ids = [window.tokens.ids[row] for row in batch.rows]
-        rows = self.encoder.pooled(window.plan, batch, ids, self.head, window.tokens.prompt_tokens)
+        rows = self.encoder.pooled(window.plan, batch, ids, self.head, window.tokens.prompt_tokens, stretches)
         return self.head.finish(rows, dimensions=request.dimensions, normalize=request.normalize)
 
 

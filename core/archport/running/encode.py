@@ -11,6 +11,7 @@ import numpy as np
 
 from archport.contract import ArchSpec, InputError, Trunk
 from archport.planning import BatchPlan, Plan
+from archport.running.context import Stretches
 from archport.running.planned import Planner, batch_caches, run_steps
 from archport.running.pool import Pooling, VectorHead
 
@@ -31,11 +32,18 @@ class Encoder:
     plan: Planner
 
     def pooled(
-        self, plan: Plan, batch: BatchPlan, ids: Sequence[np.ndarray], head: VectorHead, prompt_tokens: int
+        self,
+        plan: Plan,
+        batch: BatchPlan,
+        ids: Sequence[np.ndarray],
+        head: VectorHead,
+        prompt_tokens: int,
+        stretches: Stretches | None = None,
     ) -> mx.array:
         """Vectors (B, D') of a batch's rows, before dimensions and unit length; unevaluated for a single step."""
         pooling = Pooling(batch.lengths, head.head.pooling, head.skipped(prompt_tokens))
-        for step, hidden in run_steps(self.trunk, plan, batch, ids, batch_caches(self.spec, plan, batch)):
+        caches = batch_caches(self.spec, plan, batch)
+        for step, hidden in run_steps(self.trunk, plan, batch, ids, caches, stretches):
             pooling.add(hidden, step.start)
             if len(batch.steps) > 1:
                 pooling.evaluate()

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from archport.contract import ArchSpec, AttentionLimits, DeviceFacts, DType, PathChooser, Trunk
 from archport.memory import Caches
 from archport.planning import BatchPlan, Pins, Plan, StepPlan, plan_request
-from archport.running.context import StepContext
+from archport.running.context import StepContext, Stretches
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,12 @@ class Planner:
 
 
 def run_steps(
-    trunk: Trunk, plan: Plan, batch: BatchPlan, ids: Sequence[np.ndarray], caches: Caches | None = None
+    trunk: Trunk,
+    plan: Plan,
+    batch: BatchPlan,
+    ids: Sequence[np.ndarray],
+    caches: Caches | None = None,
+    stretches: Stretches | None = None,
 ) -> Iterator[tuple[StepPlan, mx.array]]:
     """Run a batch as planned; yields each step with its hidden states (B, tokens, D), unevaluated.
 
@@ -68,13 +73,20 @@ def run_steps(
     Args:
         ids: the batch's rows in its order, ragged.
         caches: what the steps write to; `batch_caches` makes them.
+        stretches: shared by the batches of a request, so that the plan's depth holds across them.
+
+    Raises:
+        KvCeilingExceeded: before a step writes anything that a cache can't hold.
     """
+    stretches = stretches or Stretches()
     padded = np.zeros((batch.shape.B, batch.shape.L), dtype=np.int32)
     for row, tokens in enumerate(ids):
         padded[row, : len(tokens)] = tokens
     for step in batch.steps:
         offsets = tuple(batch.shape.S + step.start for _ in ids)
-        context = StepContext(plan, batch, step, offsets, caches)
+        if caches is not None:
+            caches.check([step.tokens] * batch.shape.B)
+        context = StepContext(plan, batch, step, offsets, caches, stretches)
         yield step, trunk(mx.array(padded[:, step.start : step.start + step.tokens]), context)
 
 

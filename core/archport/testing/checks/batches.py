@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 
 from archport.testing.check import CheckFailed, check, fail
-from archport.testing.measure import as_array, gap
-from archport.testing.subject import Tiny, held
+from archport.testing.measure import as_array, gap, held
+from archport.testing.subject import Tiny
 
 
 def padded(rows: list[np.ndarray], side: str) -> tuple[np.ndarray, np.ndarray]:
@@ -125,13 +125,13 @@ def compile_safe(t: Tiny) -> str:
     """
     import mlx.core as mx
 
-    from archport.running.context import StepContext
+    from archport.running.context import StepContext, Stretches
 
     row = t.tokens(t.length(20))
     plan = t.plan([len(row)])
     (batch,) = plan.batches
     (step,) = batch.steps
-    compiled = mx.compile(lambda ids: t.trunk(ids, StepContext(plan, batch, step, (0,), None)))
+    compiled = mx.compile(lambda ids: t.trunk(ids, StepContext(plan, batch, step, (0,), None, Stretches())))
     try:
         got = compiled(mx.array(row[None]))
         mx.eval(got)

@@ -31,6 +31,7 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
         max_positions=config.get("max_position_embeddings", 2048),
         dtype=config.get("dtype", "float32"),
         tied_head=bool(config.get("tie_word_embeddings", False)),
+        qk_norm=False,
     )
 
 
@@ -48,7 +49,7 @@ def archport_examples() -> Sequence[Example]:
         "model_type": "llama",
         "hidden_size": 64,
         "num_hidden_layers": 2,
-        "intermediate_size": 96,
+        "intermediate_size": 176,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-5,

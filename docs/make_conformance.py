@@ -71,7 +71,7 @@ def liar_matrix() -> tuple[str, str]:
 
     from archport.testing import CHECKS, run_checks
     from archport.testing.checks.golden import TEXTS
-    from archport.testing.subject import find, release, subject_of
+    from archport.testing.finding import find, release, subject_of
 
     tiny = subject_of(find(toy)).tinies[0]
     with tempfile.TemporaryDirectory() as folder:

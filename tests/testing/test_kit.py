@@ -105,7 +105,7 @@ def test_a_failure_is_shown_with_rule_reason_place_and_advice(liars):
     text = as_text([only(named(liars, "flags_change_the_semantics"), "flags_change_the_semantics")])
     for word in ("FAIL  flags_change_the_semantics", "what", "why", "still declared causal", "where", "do", "causal"):
         assert word in text
-    assert "liars.py" in text
+    assert "lies.py" in text
 
 
 def test_the_table_has_a_row_per_check_and_a_column_per_plugin(toy):

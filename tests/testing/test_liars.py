@@ -5,7 +5,7 @@ import pytest
 
 from archport.testing import CHECKS, run_checks
 from archport.testing.checks.golden import TEXTS
-from archport.testing.subject import find, release, subject_of
+from archport.testing.finding import find, release, subject_of
 
 
 @pytest.fixture(scope="module")

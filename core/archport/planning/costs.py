@@ -226,6 +226,9 @@ def token_bytes(
             attention, whole = _host_floats(spec, layer)
             lazy = documents = split = whole * s
             held = attention * s
+        elif kind == "cpu" and not experts:
+            # Heads far wider than the model were not among the fitted shapes; their halves weigh at least this.
+            split, documents = (max(each, _host_floats(spec, layer)[1] * s) for each in (split, documents))
     widths = {"hidden states": D * s, **mixer_widths, **mlp_widths}
     name = max(widths, key=lambda key: widths[key])
     return TokenBytes(
@@ -268,7 +271,7 @@ def _host_floats(spec: ArchSpec, layer: AttentionLayer) -> tuple[int, int]:
         return attention, max(attention, 4 * D + q + k + v + out + 3 * inner)
     if spec.gated_mlp:
         # q and k are copied by their norms and by the rotation, from a product that v keeps alive.
-        attention = 4 * D + 5 * (q + k) + out + v
+        attention = 3 * D + max(0, D - q - k) + 5 * (q + k) + out + v
         return attention, max(attention, 4 * D + 2 * q + out + 3 * k + v + 3 * inner)
     attention = 5 * D + q + k + v + out
     return attention, max(attention, 4 * D + 2 * inner)

@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from archport.testing.check import BAD, Check, Tier
+from archport.testing.finding import find, subject_of
 from archport.testing.runner import check_known_failures, choose_checks, excused, run_check, run_checks
-from archport.testing.subject import find, subject_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from archport import engine
 from archport.contract import InputError
 from archport.contract.plugins import Plugin
 from archport.testing.check import CHECKS, TIERS, Check, CheckFailed, NotApplicable, Outcome, Part, Status, Tier
-from archport.testing.subject import Golden, Subject, Tiny, find, subject_of
+from archport.testing.finding import find, subject_of
+from archport.testing.subject import Golden, Subject, Tiny
 
 # A plugin that does not even load fails this one, and nothing else is run.
 LOADS = "hooks_match_the_contract"

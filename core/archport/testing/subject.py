@@ -1,7 +1,7 @@
 """What checks are given: a plugin, each of its examples as a tiny model on disk, or a model with real weights.
 
-A tiny model is written in the published layout and loaded through `engine.load`, so every stage takes part.
-Knows how to plan and run rows with any option of the planner; knows no property that is checked.
+A tiny model is written in the published layout and loaded through `engine.load`, so every stage between a folder and a
+vector takes part. Knows how to plan and run rows with any option of the planner; knows no property that is checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from archport import engine
 from archport.checkpoint import defaults, normalise_config
 from archport.contract import ArchSpec, AttentionLayer, Example, LayerContext, SpecError, Trunk
 from archport.contract.hooks import Hooks, Speaker
-from archport.contract.plugins import Plugin, discover, find_fault
+from archport.contract.plugins import Plugin
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -274,57 +274,3 @@ class Golden:
 
     model: engine.Model
     stored: tuple[list[str], np.ndarray] | None
-
-
-def find(plugin: str | ModuleType | Plugin) -> Plugin:
-    """The plugin of this entry-point name or module, installed or not.
-
-    Raises:
-        SpecError: neither an installed plugin nor an importable module has this name.
-    """
-    installed = discover()
-    if isinstance(plugin, Plugin):
-        return plugin
-    if isinstance(plugin, str):
-        for row in installed:
-            if row.name == plugin:
-                return row
-        module = _imported(plugin, [row.name for row in installed])
-    else:
-        module = plugin
-        for row in installed:
-            if row.module is module:
-                return row
-    fault = find_fault(module)
-    name = module.__name__
-    return Plugin(name.split(".")[-1], "not installed", "0", name, None if fault else module, fault)
-
-
-def _imported(name: str, installed: Sequence[str]) -> ModuleType:
-    from importlib import import_module
-
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
-            raise
-        raise SpecError(
-            f"plugin {name!r} is neither installed nor an importable module; installed: "
-            f"{', '.join(installed) or 'none'}. Install it (`pip install -e .` in its folder), or name its module"
-        ) from error
-
-
-_SUBJECTS: dict[int, Subject] = {}
-
-
-def subject_of(plugin: Plugin) -> Subject:
-    """The subject of a plugin, kept for the life of the process, because checks share its tiny models."""
-    key = id(plugin.module)
-    if key not in _SUBJECTS:
-        _SUBJECTS[key] = Subject(plugin, [row for row in discover() if row.module not in (None, plugin.module)])
-    return _SUBJECTS[key]
-
-
-def release(plugin: Plugin) -> None:
-    """Forget a plugin's tiny models and their folders."""
-    _SUBJECTS.pop(id(plugin.module), None)

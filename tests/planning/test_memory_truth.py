@@ -9,6 +9,7 @@ import pytest
 from archport.attention import Chooser, attend
 from archport.contract import ArchSpec, AttentionLayer
 from archport.device.profiles import profile
+from archport.layers.activations import activation
 from archport.layers.attention import Attention
 from archport.layers.decoder import PreNormBlock
 from archport.layers.mlp import GatedMLP
@@ -34,7 +35,7 @@ class PlannedContext:
 
 
 def trunk(spec: ArchSpec) -> list[nn.Module]:
-    act = nn.silu
+    act = activation("silu")
     blocks = []
     for index, layer in enumerate(spec.attention_layers):
         attention = Attention(

@@ -197,3 +197,9 @@ def test_a_failing_check_fails_its_test_with_the_whole_story(tmp_path):
     assert done.returncode == 1
     assert "FAILED test_acme.py::test_conformance[flags_change_the_semantics]" in done.stdout
     assert "still declared causal" in done.stdout
+
+
+def test_the_page_of_figures_has_every_check_and_every_liar(liars):
+    page = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text(encoding="utf-8")
+    assert [check.name for check in CHECKS if f"| `{check.name}` |" not in page] == []
+    assert [liar.lie for liar in liars if " ".join(liar.lie.split()) not in " ".join(page.split())] == []

@@ -5,7 +5,8 @@ Knows what attention means and how a LayerContext is used; knows no plugin and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -170,3 +171,14 @@ def taps(store: list[Tap], again: Callable[[Tap, Attended], None] | None = None)
         return store[-1]
 
     return wrap
+
+
+@contextmanager
+def held(bytes_: int) -> Iterator[None]:
+    """Run a block while so many bytes of the device are taken by somebody else."""
+    import mlx.core as mx
+
+    ballast = mx.zeros((bytes_ // 4,), dtype=mx.float32)
+    mx.eval(ballast)
+    yield
+    del ballast

@@ -108,7 +108,8 @@ def run_check(subject: Subject, each: Check, golden: Golden | None = None) -> Ou
         parts = [_part(subject, each, "", golden)]
     else:
         parts = _per_example(subject, each)
-    status: Status = min((part.status for part in parts), key=_WORST.index)
+    statuses: list[Status] = [part.status for part in parts]
+    status = min(statuses, key=_WORST.index)
     return Outcome(subject.plugin.name, each, status, tuple(parts), time.perf_counter() - started)
 
 

@@ -7,8 +7,7 @@ vector takes part. Knows how to plan and run rows with any option of the planner
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -330,14 +329,3 @@ def subject_of(plugin: Plugin) -> Subject:
 def release(plugin: Plugin) -> None:
     """Forget a plugin's tiny models and their folders."""
     _SUBJECTS.pop(id(plugin.module), None)
-
-
-@contextmanager
-def held(bytes_: int) -> Iterator[None]:
-    """Run a block while so many bytes of the device are taken by somebody else."""
-    import mlx.core as mx
-
-    ballast = mx.zeros((bytes_ // 4,), dtype=mx.float32)
-    mx.eval(ballast)
-    yield
-    del ballast

@@ -73,4 +73,11 @@ def archport_examples() -> Sequence[Example]:
         "pad_token_id": 0,
         "torch_dtype": "float32",
     }
-    return [Example("bert, learned positions", config)]
+    return [Example("bert, learned positions", config, publish=_published)]
+
+
+def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The trunk's tensors as published BERT checkpoints name them."""
+    from archport_bidirectional.bert import published
+
+    return published(weights)

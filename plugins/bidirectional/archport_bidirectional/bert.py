@@ -57,6 +57,17 @@ class Bert(nn.Module):
         return kept
 
 
+def published(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The inverse of `sanitize`: the module's tensors under published names, behind the usual prefix."""
+    named: dict[str, mx.array] = {}
+    for name, value in weights.items():
+        if name.startswith("encoder."):
+            new_to_old = next(((new, old) for old, new in _RENAMES if f".{new}" in name), ("", ""))
+            name = name.replace(*new_to_old) if new_to_old[0] else name
+        named[f"bert.{name}"] = value
+    return named
+
+
 class Embeddings(nn.Module):
     """Word, position and segment embeddings, normalised. Every token is of segment 0."""
 

@@ -111,6 +111,11 @@ def archport_inputs(checkpoint: CheckpointView) -> TextInputs | None:
     )
 
 
+def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The trunk's tensors as embedding repositories name them: without the prefix."""
+    return {name.removeprefix("model."): value for name, value in weights.items()}
+
+
 @hookimpl
 def archport_examples() -> Sequence[Example]:
     config = {
@@ -132,6 +137,6 @@ def archport_examples() -> Sequence[Example]:
         "torch_dtype": "float32",
     }
     return [
-        Example("gqa 2:1, head_dim independent of width", config),
+        Example("gqa 2:1, head_dim independent of width", config, publish=_published),
         Example("head_dim 256, attention bias", {**config, "head_dim": 256, "attention_bias": True}, seed=1),
     ]

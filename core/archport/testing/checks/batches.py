@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 
 from archport.testing.check import CheckFailed, check, fail
-from archport.testing.measure import as_array, gap
-from archport.testing.subject import Tiny, held
+from archport.testing.measure import as_array, gap, held
+from archport.testing.subject import Tiny
 
 
 def padded(rows: list[np.ndarray], side: str) -> tuple[np.ndarray, np.ndarray]:

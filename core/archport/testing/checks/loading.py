@@ -1,4 +1,4 @@
-"""Tiny tier: from files to a module (as published, saved again, packed, damaged), and the module against its spec."""
+"""Tiny tier: from files to a module (published, saved again, packed, damaged), and the module against its spec."""
 
 from __future__ import annotations
 

@@ -238,7 +238,5 @@ def packed_documents_do_not_leak(t: Tiny) -> str:
         difference = gap(packed[start : start + len(document)], t.hidden(document))
         worst, start = max(worst, difference), start + len(document)
         if difference > t.limit:
-            fail(
-                f"document {index} of {len(document)} tokens, packed, differs by {difference:.2g} (limit {t.limit:.0e})"
-            )
+            fail(f"packed document {index} of {len(document)} tokens differs by {difference:.2g} (limit {t.limit:.0e})")
     return f"{len(documents)} documents, {worst:.1e}"

@@ -121,7 +121,7 @@ def refusal(call: Callable[[], object], kind: type[ArchportError], *mentions: st
 
 @check("tiny", hook="archport_inputs")
 def over_long_input_is_refused(t: Tiny) -> str:
-    """The longest declared row runs; one token more is refused with the row or text and both lengths, or cut.
+    """The longest declared row runs; one token more is refused with the text and both lengths, or cut on request.
 
     Declare in `max_positions` what the module can really place, and limits of text in `archport_inputs`.
     """

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -152,6 +154,8 @@ def malformed_input_is_refused(t: Tiny) -> str:
 
     Declare the `vocab_size` that the embedding really has: ids are checked against it, and a GPU reads past its end.
     """
+    from archport.running.embed import EmbedRequest
+
     V, forward, embed = t.spec.vocab_size, t.model.forward, t.model.embed
     table = max((a.shape[0] for name, a in t.weights.items() if a.ndim == 2 and _embeds(t, name)), default=V)
     if table < V:
@@ -169,10 +173,25 @@ def malformed_input_is_refused(t: Tiny) -> str:
         "a surrogate": refusal(lambda: embed(["a", "b\ud800"]), InputError, "text 1"),
         "an unknown prompt": refusal(lambda: embed("a", prompt_name="nobody's"), InputError, "nobody's"),
     }
+    tokeniser = t.model._embedder.tokeniser
+    stray = replace(t.model._embedder, tokeniser=cast(Any, _WithStray(tokeniser, V)))
+    request = EmbedRequest("", None, None, None, "error")
+    cases["a tokenizer's id V"] = refusal(lambda: list(stray.stream(["a", "b"], request)), InputError, "text 0", str(V))
     for name, wrong in cases.items():
         if wrong:
             fail(f"{name}: {wrong}")
     return f"{len(cases)} kinds refused"
+
+
+class _WithStray:
+    """A tokeniser whose last token is behind the vocabulary, as when tokens were added to it alone."""
+
+    def __init__(self, inner: Any, stray: int) -> None:
+        self._inner, self._stray = inner, stray
+
+    def __call__(self, texts: Any, **options: Any) -> Any:
+        tokens = self._inner(texts, **options)
+        return replace(tokens, ids=tuple(np.append(ids[:-1], self._stray).astype(np.int32) for ids in tokens.ids))
 
 
 def _embeds(t: Tiny, name: str) -> bool:

@@ -48,8 +48,9 @@ def refuse_context(job: Job, rows: Sequence[int], cached: Sequence[int]) -> None
             raised = (
                 "or raise max_context" if job.max_context < positions else "because the model has no more positions"
             )
+            made = f" ({' + '.join(parts)})" if len(parts) > 1 else ""
             raise ContextLengthExceeded(
-                f"row {row} needs a context of {total:,} tokens ({' + '.join(parts)}), but the limit is "
+                f"row {row} needs a context of {total:,} tokens{made}, but the limit is "
                 f"{job.max_context:,}; shorten the input, {raised}",
                 binding="max_context" if job.max_context < positions else "the model's positions",
                 requested=total,

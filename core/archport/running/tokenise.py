@@ -101,9 +101,10 @@ class TextTokeniser:
             if len(row) <= limit:
                 continue
             if overflow == "error":
+                more = f", or raise max_tokens= (at most {self.max_tokens})" if limit < self.max_tokens else ""
                 raise ContextLengthExceeded(
                     f"text {first + index} has {len(row)} tokens; the limit is {limit}. Pass overflow='truncate' to "
-                    f"cut it, or max_tokens= (this model takes at most {self.max_tokens})",
+                    f"cut it{more}",
                     requested=len(row),
                     ceiling=limit,
                     max_tokens_that_fit=limit,

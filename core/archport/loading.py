@@ -118,7 +118,10 @@ def admit_weights(about: Description, dtype: str | None, device: DeviceFacts, bu
     def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
         return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
 
-    choice = choose_dtype(dtype, about.spec, device.kind, budget=budget, bytes_of=bytes_of)
+    stored = {info.dtype for info in about.checkpoint.tensors.values()}
+    choice = choose_dtype(dtype, about.spec, device.kind, budget=budget, bytes_of=bytes_of, stored=stored)
+    if choice.promoted:
+        log.warning("%s: %s", about.checkpoint.name, choice.why)
     needed = bytes_of(choice.dtype, choice.dequantize)
     if needed > budget:
         raise MemoryBudgetExceeded(

@@ -64,6 +64,11 @@ class Checkpoint:
         """A JSON object of the checkpoint, None when the file is absent."""
         return read_object(inside(self.folder, path, "the caller"))
 
+    def tensor_shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a stored tensor of the transformer, None when absent."""
+        found = self.tensors.get(name)
+        return None if found is None else tuple(found.shape)
+
     def token_id(self, token: str) -> int | None:
         """The vocabulary id of a token, None when the tokenizer does not hold it."""
         from archport.checkpoint.tokenizer import load_tokenizer

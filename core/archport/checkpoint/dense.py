@@ -1,6 +1,7 @@
 """The matrices of a pipeline's Dense modules, from their own folders or out of the main weights.
 
-Knows the sentence-transformers file layout and that some conversions move `2_Dense` to `dense.0`.
+Knows the sentence-transformers file layout, that some conversions move `2_Dense` to `dense.0`, and that a plugin may
+name matrices of the main weights.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _tensors(checkpoint: Checkpoint, dense: Dense) -> tuple[str, dict[str, mx.ar
         assert isinstance(loaded, dict)
         return str(path), {name.removeprefix("linear."): array for name, array in loaded.items()}
     folders = [entry["path"] for entry in pipeline_modules(checkpoint.folder) or [] if module_kind(entry) == "Dense"]
-    prefix = f"dense.{folders.index(dense.folder)}." if dense.folder in folders else "dense.0."
+    prefix = f"dense.{folders.index(dense.folder)}." if dense.folder in folders else f"{dense.folder}."
     inner = {name: info for name, info in checkpoint.tensors.items() if name.startswith(prefix)}
     if inner:
         loaded = {}

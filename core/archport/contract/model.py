@@ -15,7 +15,7 @@ from archport.contract.errors import SpecError
 if TYPE_CHECKING:
     import mlx.core as mx
 
-PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last"]
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum"]
 Activation = Literal["identity", "tanh", "relu", "gelu", "sigmoid"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
@@ -68,7 +68,8 @@ class Dense:
     """One Dense module of a sentence-transformers pipeline: `activation(x @ W.T + b)`, plus x when `residual`.
 
     Args:
-        folder: where its weights are, relative to the checkpoint ("2_Dense").
+        folder: where its weights are, relative to the checkpoint ("2_Dense"), or the name in front of them among the
+            main weights ("linear", "dense.0").
     """
 
     folder: str
@@ -152,6 +153,10 @@ class CheckpointView(Protocol):
 
     def json(self, path: str) -> dict[str, Any] | None:
         """A JSON file of the checkpoint, None when absent. Raises CheckpointError when it is not a JSON object."""
+        ...
+
+    def tensor_shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a stored tensor as the file has it (packed ones are narrower), None when absent."""
         ...
 
     def token_id(self, token: str) -> int | None:

@@ -6,6 +6,17 @@ from archport.layers.decoder import PreNormBlock
 from archport.layers.encoder import PostNormBlock
 from archport.layers.merging import merge_projections
 from archport.layers.mlp import MLP, GatedMLP
+from archport.layers.norms import ZeroCentredRMSNorm
 from archport.layers.rotary import Rotary
 
-__all__ = ["MLP", "Attention", "GatedMLP", "PostNormBlock", "PreNormBlock", "Rotary", "activation", "merge_projections"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "GatedMLP",
+    "PostNormBlock",
+    "PreNormBlock",
+    "Rotary",
+    "ZeroCentredRMSNorm",
+    "activation",
+    "merge_projections",
+]

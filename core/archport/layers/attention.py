@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from archport.contract import AttentionLayer, LayerContext
 from archport.layers.merging import MergedLinear
+from archport.layers.norms import ZeroCentredRMSNorm
 from archport.layers.rotary import Rotary
 
 
@@ -22,6 +23,7 @@ class Attention(nn.Module):
         hidden_size: model width D.
         bias, output_bias: whether the projections carry biases.
         qk_norm_eps: epsilon of an RMS norm over head_dim of q and k, before rotation; None for none.
+        qk_norm: the kind of that norm.
         rotary: position embedding; None where positions were added to the input.
         scale: of the scores; head_dim**-0.5 when left out.
     """
@@ -35,6 +37,7 @@ class Attention(nn.Module):
         bias: bool,
         output_bias: bool,
         qk_norm_eps: float | None = None,
+        qk_norm: type[nn.RMSNorm | ZeroCentredRMSNorm] = nn.RMSNorm,
         rotary: Rotary | None = None,
         scale: float | None = None,
     ) -> None:
@@ -46,8 +49,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(hidden_size, spec.n_kv_heads * spec.v_head_dim, bias=bias)
         self.o_proj = nn.Linear(spec.n_heads * spec.v_head_dim, hidden_size, bias=output_bias)
         if qk_norm_eps is not None:
-            self.q_norm = nn.RMSNorm(spec.head_dim, eps=qk_norm_eps)
-            self.k_norm = nn.RMSNorm(spec.head_dim, eps=qk_norm_eps)
+            self.q_norm = qk_norm(spec.head_dim, eps=qk_norm_eps)
+            self.k_norm = qk_norm(spec.head_dim, eps=qk_norm_eps)
 
     def merge(self) -> None:
         """Replace q_proj, k_proj and v_proj by one product, where their kinds allow."""

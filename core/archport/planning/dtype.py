@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,11 +21,13 @@ class DTypeChoice:
         dtype: of unquantised weights; `checkpoint` keeps what is stored.
         dequantize: whether packed matrices are unpacked to `dtype`.
         why: one sentence for `archport info`.
+        promoted: whether the stored element type was left because this family overflows in it.
     """
 
     dtype: LoadDType
     dequantize: bool
     why: str
+    promoted: bool = False
 
 
 def choose_dtype(
@@ -35,6 +37,7 @@ def choose_dtype(
     *,
     budget: int,
     bytes_of: Callable[[LoadDType, bool], int],
+    stored: Collection[str] = (),
 ) -> DTypeChoice:
     """The dtype policy: what was asked for; else the checkpoint's dtype on a GPU and float32 on a CPU.
 
@@ -44,6 +47,7 @@ def choose_dtype(
         requested: the caller's `dtype`, or None.
         budget: bytes the weights may take.
         bytes_of: (dtype, dequantize) -> bytes of the loaded weights.
+        stored: element types of the checkpoint's tensors; a config may leave them out, or be wrong about them.
 
     Raises:
         InputError: for an unknown dtype, or one this family overflows in.
@@ -53,14 +57,16 @@ def choose_dtype(
     for dtype, reason in spec.dtypes_refused.items():
         if requested == dtype:
             raise InputError(f"dtype={requested!r} is refused for {spec.arch}: {reason}; use 'float32' or 'bfloat16'")
+    overflows = next((dtype for dtype in spec.dtypes_refused if dtype in stored or dtype == spec.dtype), None)
+    if overflows is not None and requested in (None, "checkpoint"):
+        why = f"promoted from {overflows} to float32: {spec.dtypes_refused[overflows]}"
+        unpack = requested is None and device == "cpu" and spec.quantization is not None
+        return DTypeChoice("float32", unpack and bytes_of("float32", True) <= budget, why, promoted=True)
     if requested == "checkpoint":
         return DTypeChoice("checkpoint", False, "as stored, because dtype='checkpoint'")
     if device != "cpu":
         if requested is not None:
             return DTypeChoice(_named(requested), False, f"dtype={requested!r} was asked for")
-        if spec.dtype in spec.dtypes_refused:
-            why = f"promoted from {spec.dtype}: {spec.dtypes_refused[spec.dtype]}"
-            return DTypeChoice("float32", False, why)
         return DTypeChoice("checkpoint", False, "the checkpoint's own, the default on a GPU")
     dtype = _named(requested or "float32")
     why = f"dtype={requested!r} was asked for" if requested else "float32, the default on a CPU"

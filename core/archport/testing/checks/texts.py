@@ -38,6 +38,7 @@ def pooled(hidden: np.ndarray, mode: str) -> np.ndarray:
         "last": lambda: hidden[-1],
         "mean": lambda: hidden.mean(axis=0),
         "max": lambda: hidden.max(axis=0),
+        "sum": lambda: hidden.sum(axis=0),
         "mean_sqrt_len": lambda: hidden.sum(axis=0) / np.sqrt(n),
         "weighted_mean": lambda: (hidden * ramp).sum(axis=0) / ramp.sum(),
     }[mode]()

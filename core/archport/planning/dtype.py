@@ -57,11 +57,11 @@ def choose_dtype(
     for dtype, reason in spec.dtypes_refused.items():
         if requested == dtype:
             raise InputError(f"dtype={requested!r} is refused for {spec.arch}: {reason}; use 'float32' or 'bfloat16'")
-    overflows = next((dtype for dtype in spec.dtypes_refused if dtype in stored or dtype == spec.dtype), None)
-    if overflows is not None and requested in (None, "checkpoint"):
-        why = f"promoted from {overflows} to float32: {spec.dtypes_refused[overflows]}"
-        unpack = requested is None and device == "cpu" and spec.quantization is not None
-        return DTypeChoice("float32", unpack and bytes_of("float32", True) <= budget, why, promoted=True)
+    for overflows, reason in spec.dtypes_refused.items():
+        if requested in (None, "checkpoint") and (overflows in stored or overflows == spec.dtype):
+            unpack = requested is None and device == "cpu" and spec.quantization is not None
+            why = f"promoted from {overflows} to float32: {reason}"
+            return DTypeChoice("float32", unpack and bytes_of("float32", True) <= budget, why, promoted=True)
     if requested == "checkpoint":
         return DTypeChoice("checkpoint", False, "as stored, because dtype='checkpoint'")
     if device != "cpu":

@@ -15,6 +15,7 @@ from archport.checkpoint.config import normalise_config
 from archport.checkpoint.files import body_folder, inside, read_object, shorten
 from archport.checkpoint.headers import TensorInfo, read_tensors
 from archport.contract.errors import CheckpointError
+from archport.contract.model import EmbeddingHead, TextInputs
 
 Source = Literal["folder", "package", "cache", "hub"]
 
@@ -63,6 +64,18 @@ class Checkpoint:
     def json(self, path: str) -> dict[str, Any] | None:
         """A JSON object of the checkpoint, None when the file is absent."""
         return read_object(inside(self.folder, path, "the caller"))
+
+    def stored_head(self) -> EmbeddingHead:
+        """What the pipeline files say of the head; see `read_head`."""
+        from archport.checkpoint.pipeline import read_head
+
+        return read_head(self)
+
+    def stored_inputs(self) -> TextInputs:
+        """What the pipeline files say of prompts and limits; see `read_inputs`."""
+        from archport.checkpoint.pipeline import read_inputs
+
+        return read_inputs(self)
 
     def tensor_shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of a stored tensor of the transformer, None when absent."""

@@ -155,6 +155,14 @@ class CheckpointView(Protocol):
         """A JSON file of the checkpoint, None when absent. Raises CheckpointError when it is not a JSON object."""
         ...
 
+    def stored_head(self) -> EmbeddingHead:
+        """What the checkpoint's pipeline files say of the head, or the documented default without them."""
+        ...
+
+    def stored_inputs(self) -> TextInputs:
+        """What the checkpoint's pipeline files say of prompts and limits."""
+        ...
+
     def tensor_shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of a stored tensor as the file has it (packed ones are narrower), None when absent."""
         ...

@@ -1,4 +1,4 @@
-"""The BERT trunk: post-norm encoder with learned positions. The pooler and pre-training heads are not part of it."""
+"""The BERT and RoBERTa trunk: a post-norm encoder with learned positions. Heads are not part of it."""
 
 from __future__ import annotations
 
@@ -25,21 +25,30 @@ _RENAMES = (
     ("output.LayerNorm.", "output_norm."),
 )
 # Heads of pre-training checkpoints, and a buffer that old versions stored.
-_UNUSED = re.compile(r"^(pooler\.|cls\.|embeddings\.position_ids$)")
+_UNUSED = re.compile(r"^(pooler\.|cls\.|lm_head\.|embeddings\.position_ids$)")
+_PREFIXES = ("bert.", "roberta.")
 # TensorFlow conversions kept its names for the norms' parameters.
 _OLD_NORMS = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
 
 
 class Bert(nn.Module):
-    """Parameters `embeddings` and `encoder.layer.N`, the latter renamed to the shared encoder block."""
+    """Parameters `embeddings` and `encoder.layer.N`, the latter renamed to the shared encoder block.
 
-    def __init__(self, spec: ArchSpec, config: Mapping[str, Any]) -> None:
+    Args:
+        padding: RoBERTa's padding index, behind which its positions start; None counts positions from zero.
+    """
+
+    def __init__(self, spec: ArchSpec, config: Mapping[str, Any], padding: int | None = None) -> None:
         super().__init__()
-        self.embeddings = Embeddings(spec, config)
+        self._padding = padding
+        self.embeddings = Embeddings(spec, config, 0 if padding is None else padding + 1)
         self.encoder = Encoder(spec, config)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
-        x = self.embeddings(input_ids, ctx.positions)
+        positions = ctx.positions
+        if self._padding is not None:
+            positions = _behind_padding(input_ids, positions, self._padding)
+        x = self.embeddings(input_ids, positions)
         for block in self.encoder.layer:
             x = block(x, ctx)
         return x
@@ -47,7 +56,8 @@ class Bert(nn.Module):
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         kept: dict[str, mx.array] = {}
         for name, value in weights.items():
-            name = name.removeprefix("bert.")
+            for prefix in _PREFIXES:
+                name = name.removeprefix(prefix)
             if _UNUSED.match(name):
                 continue
             for old, new in (*_OLD_NORMS, *_RENAMES):
@@ -57,24 +67,34 @@ class Bert(nn.Module):
         return kept
 
 
-def published(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+def _behind_padding(input_ids: mx.array, positions: mx.array, padding: int) -> mx.array:
+    """Rows of RoBERTa's position table (B, L): a padding token inside a text takes row `padding` and is not counted."""
+    blank = (input_ids == padding).astype(mx.int32)
+    before = mx.cumsum(blank, axis=1) - blank
+    # Documents that share a row count their own padding only.
+    first = mx.arange(input_ids.shape[1], dtype=mx.int32) - positions
+    before = before - mx.take_along_axis(before, mx.broadcast_to(first, before.shape), axis=1)
+    return mx.where(blank > 0, padding, positions - before + padding + 1)
+
+
+def published(weights: Mapping[str, mx.array], prefix: str) -> dict[str, mx.array]:
     """The inverse of `sanitize`: the module's tensors under published names, behind the usual prefix."""
     named: dict[str, mx.array] = {}
     for name, value in weights.items():
         if name.startswith("encoder."):
             new_to_old = next(((new, old) for old, new in _RENAMES if f".{new}" in name), ("", ""))
             name = name.replace(*new_to_old) if new_to_old[0] else name
-        named[f"bert.{name}"] = value
+        named[f"{prefix}{name}"] = value
     return named
 
 
 class Embeddings(nn.Module):
     """Word, position and segment embeddings, normalised. Every token is of segment 0."""
 
-    def __init__(self, spec: ArchSpec, config: Mapping[str, Any]) -> None:
+    def __init__(self, spec: ArchSpec, config: Mapping[str, Any], unused_positions: int) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.position_embeddings = nn.Embedding(spec.max_positions, spec.hidden_size)
+        self.position_embeddings = nn.Embedding(spec.max_positions + unused_positions, spec.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.get("type_vocab_size", 2), spec.hidden_size)
         self.LayerNorm = nn.LayerNorm(spec.hidden_size, eps=config.get("layer_norm_eps", 1e-12))
 

@@ -1,0 +1,35 @@
+"""What several families read off a config or a checkpoint in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from archport.contract import CheckpointView, TextInputs
+
+
+def named(config: Mapping[str, Any], names: Collection[str]) -> str | None:
+    """The first of the config's architectures that is among `names`, None when none is."""
+    return next((name for name in config.get("architectures") or [] if name in names), None)
+
+
+def has_pipeline(checkpoint: CheckpointView) -> bool:
+    """Whether the checkpoint says itself how rows become vectors."""
+    return (checkpoint.folder / "modules.json").exists()
+
+
+def prompted(checkpoint: CheckpointView, known: Mapping[str, str], *, query: str, document: str) -> TextInputs:
+    """The checkpoint's own inputs with a family's published prompts behind those that it stores.
+
+    Args:
+        known: name -> text.
+        query, document: names in `known` for the two roles.
+    """
+    stored = checkpoint.stored_inputs()
+    return replace(
+        stored,
+        prompts={**known, **stored.prompts},
+        query_prompt=stored.query_prompt or query,
+        document_prompt=stored.document_prompt or document,
+    )

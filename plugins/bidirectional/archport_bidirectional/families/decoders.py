@@ -1,0 +1,169 @@
+"""Decoder blocks that run without a causal mask: Llama (llama_bidirec) and Qwen3, told from decoders by a flag."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from archport.contract import (
+    ArchSpec,
+    AttentionLayer,
+    CheckpointView,
+    Dense,
+    EmbeddingHead,
+    Example,
+    PoolingMode,
+    SpecError,
+    TextInputs,
+    Trunk,
+)
+from archport_bidirectional.families.common import has_pipeline, named, prompted
+
+LLAMA, QWEN3 = "llama_bidirec", "qwen3_bidirectional"
+ARCHS = (LLAMA, QWEN3)
+ARCHITECTURES = {
+    "LlamaBidirectionalModel": LLAMA,
+    # With a flag in their config these are encoders, too.
+    "LlamaModel": LLAMA,
+    "Qwen3Model": QWEN3,
+    "Qwen3ForCausalLM": QWEN3,
+    "Qwen3BidirectionalModel": QWEN3,
+    "PPLXQwen3Model": QWEN3,
+}
+MODELS = {
+    name: name
+    for name in (
+        "nvidia/llama-nemotron-embed-1b-v2",
+        "nvidia/llama-3.2-nv-embedqa-1b-v2",
+        "voyageai/voyage-4-nano",
+    )
+}
+# How `pooling` of a llama_bidirec config names the modes. `weighted_avg` of its published code divides by nothing.
+POOLING: Mapping[str, PoolingMode] = {
+    "avg": "mean",
+    "cls": "cls",
+    "cls_last": "cls",
+    "last": "last",
+    "weighted_avg": "sum",
+}
+VOYAGE_PROMPTS = {
+    "query": "Represent the query for retrieving supporting documents: ",
+    "document": "Represent the document for retrieval: ",
+}
+# Pooling that is linear in its rows gives the same whether a matrix comes before or behind it.
+LINEAR: tuple[PoolingMode, ...] = ("cls", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum")
+
+
+def claim(config: Mapping[str, Any]) -> ArchSpec | None:
+    name = named(config, ARCHITECTURES)
+    if name is None:
+        return None
+    return decoder_spec(ARCHITECTURES[name], config)
+
+
+def decoder_spec(arch: str, config: Mapping[str, Any]) -> ArchSpec:
+    """The spec of decoder blocks in which every token sees every other."""
+    kinds = config.get("layer_types") or []
+    if any(kind != "full_attention" for kind in kinds):
+        raise SpecError(
+            f"{arch}: layer_types holds {sorted(set(kinds))}; how far a windowed layer of this family sees without a "
+            "causal mask is not published. Expected full_attention only"
+        )
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or (128 if arch == QWEN3 else config["hidden_size"] // heads)
+    layer = AttentionLayer("bidirectional", heads, config.get("num_key_value_heads") or heads, head_dim)
+    return ArchSpec(
+        arch=arch,
+        tasks=("embed",),
+        layers=(layer,) * config["num_hidden_layers"],
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        dtype=config.get("dtype", "float32"),
+        qk_norm=arch == QWEN3,
+    )
+
+
+def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
+    from archport_bidirectional.models.decoders import DecoderEncoder
+
+    return DecoderEncoder(spec, config)
+
+
+def config_pooling(checkpoint: CheckpointView) -> PoolingMode:
+    """The pooling that a config names; the mean where it names none."""
+    stated = checkpoint.config.get("pooling") or "avg"
+    if stated not in POOLING:
+        raise SpecError(f"{LLAMA}: pooling={stated!r} of the config is not known; expected {', '.join(POOLING)}")
+    return POOLING[stated]
+
+
+def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
+    if spec.arch == LLAMA:
+        if has_pipeline(checkpoint):
+            return None
+        return EmbeddingHead((config_pooling(checkpoint),), normalize=True, source="pooling of the config, unit length")
+    shape = checkpoint.tensor_shape("linear.weight")
+    if shape is None:
+        return None
+    default = EmbeddingHead(("mean",), normalize=True, source="the model card: linear per token, mean, unit length")
+    stored = checkpoint.stored_head() if has_pipeline(checkpoint) else default
+    if any(mode not in LINEAR for mode in stored.pooling) or len(stored.pooling) > 1 or stored.dense:
+        raise SpecError(
+            f"{spec.arch}: the projection of every token, linear.weight, is applied behind pooling, which is the same "
+            f"for one of {', '.join(LINEAR)}; the checkpoint asks for {' + '.join(stored.pooling)} and "
+            f"{len(stored.dense)} Dense modules"
+        )
+    # Published as a matrix per token in front of the pooling. It has no bias, so behind the pooling it gives the same,
+    # for one row of a text instead of all.
+    projection = Dense("linear", spec.hidden_size, shape[0], bias=False, activation="identity")
+    return replace(stored, dense=(projection,))
+
+
+def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    if spec.arch == LLAMA:
+        known = {"query": "query: ", "passage": "passage: "}
+        return prompted(checkpoint, known, query="query", document="passage")
+    if "voyage" in checkpoint.name.lower():
+        return prompted(checkpoint, VOYAGE_PROMPTS, query="query", document="document")
+    return None
+
+
+EXAMPLE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 500000.0,
+    "vocab_size": 199,
+    "max_position_embeddings": 512,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+}
+
+
+def examples() -> Sequence[Example]:
+    stretched = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    llama = {**EXAMPLE, "architectures": ["LlamaBidirectionalModel"], "model_type": "llama_bidirec", "pooling": "avg"}
+    qwen3 = {**EXAMPLE, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    return [
+        Example("llama_bidirec, stretched rope", {**llama, "rope_scaling": stretched}, seed=5, publish=_bare),
+        Example("qwen3 blocks, bidirectional by flag", {**qwen3, "use_bidirectional_attention": True}, seed=6),
+    ]
+
+
+def _bare(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The trunk's tensors as embedding repositories name them: without the prefix."""
+    return {name.removeprefix("model."): value for name, value in weights.items()}

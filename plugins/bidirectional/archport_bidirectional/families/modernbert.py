@@ -1,0 +1,120 @@
+"""ModernBERT: pre-norm encoders whose layers see a window, every third one everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from archport.contract import (
+    ArchSpec,
+    AttentionLayer,
+    CheckpointView,
+    EmbeddingHead,
+    Example,
+    SpecError,
+    TextInputs,
+    Trunk,
+)
+from archport_bidirectional.families.common import has_pipeline, named, prompted
+
+ARCHS = ("modernbert",)
+ARCHITECTURES = ("ModernBertModel", "ModernBertForMaskedLM")
+MODELS = {
+    name: name
+    for name in (
+        "answerdotai/ModernBERT-base",
+        "answerdotai/ModernBERT-large",
+        "nomic-ai/modernbert-embed-base",
+        "Alibaba-NLP/gte-modernbert-base",
+        "ibm-granite/granite-embedding-english-r2",
+    )
+}
+OVERFLOWS = "its residual stream grows past float16's largest number, and padded batches have come out as NaN"
+# What transformers takes where a config leaves it out.
+GLOBAL_EVERY, LOCAL_ATTENTION, GLOBAL_THETA, LOCAL_THETA = 3, 128, 160_000.0, 10_000.0
+
+
+def claim(config: Mapping[str, Any]) -> ArchSpec | None:
+    if named(config, ARCHITECTURES) is None:
+        return None
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    if width % heads:
+        raise SpecError(f"modernbert: hidden_size={width} is not a multiple of num_attention_heads={heads}")
+    # `local_attention` counts both sides; the token that stands half of it away is still seen.
+    reach = config.get("local_attention", LOCAL_ATTENTION) // 2
+    local = AttentionLayer("bidirectional", heads, heads, width // heads, reach=(reach, reach))
+    everything = AttentionLayer("bidirectional", heads, heads, width // heads)
+    return ArchSpec(
+        arch="modernbert",
+        tasks=("embed",),
+        layers=tuple(local if kind == "sliding_attention" else everything for kind in layer_types(config)),
+        vocab_size=config["vocab_size"],
+        hidden_size=width,
+        intermediate_size=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        dtype=config.get("dtype", "float32"),
+        qk_norm=False,
+        dtypes_refused={"float16": OVERFLOWS},
+    )
+
+
+def layer_types(config: Mapping[str, Any]) -> list[str]:
+    """`sliding_attention` or `full_attention` per layer."""
+    every = config.get("global_attn_every_n_layers") or GLOBAL_EVERY
+    derived = ["sliding_attention" if i % every else "full_attention" for i in range(config["num_hidden_layers"])]
+    return config.get("layer_types") or derived
+
+
+def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
+    from archport_bidirectional.models.modernbert import ModernBert
+
+    return ModernBert(spec, config)
+
+
+def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
+    name = checkpoint.name.lower()
+    if not has_pipeline(checkpoint) and ("gte-modernbert" in name or "granite-embedding" in name):
+        return EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
+    return None
+
+
+def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    # The card asks for these words; the repository's pipeline file does not hold them.
+    if "nomic" in checkpoint.name.lower():
+        known = {"query": "search_query: ", "document": "search_document: "}
+        known |= {"classification": "classification: ", "clustering": "clustering: "}
+        return prompted(checkpoint, known, query="query", document="document")
+    return None
+
+
+EXAMPLE = {
+    "architectures": ["ModernBertModel"],
+    "model_type": "modernbert",
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "hidden_activation": "gelu",
+    "norm_eps": 1e-5,
+    "norm_bias": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "local_attention": 16,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0,
+    "local_rope_theta": 10000.0,
+    "vocab_size": 199,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "torch_dtype": "float32",
+}
+
+
+def examples() -> Sequence[Example]:
+    return [Example("modernbert, windows of 8 tokens each side", EXAMPLE, seed=3, publish=_published)]
+
+
+def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    from archport_bidirectional.models.modernbert import published
+
+    return published(weights)

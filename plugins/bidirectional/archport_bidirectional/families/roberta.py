@@ -1,0 +1,92 @@
+"""RoBERTa and XLM-RoBERTa: BERT blocks whose learned positions start behind the padding index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from archport.contract import ArchSpec, CheckpointView, EmbeddingHead, Example, SpecError, TextInputs, Trunk
+from archport_bidirectional.families.bert import EXAMPLE, learned_positions
+from archport_bidirectional.families.common import has_pipeline, named, prompted
+
+ARCHS = ("xlm_roberta", "roberta")
+ARCHITECTURES = {
+    "XLMRobertaModel": "xlm_roberta",
+    "XLMRobertaForMaskedLM": "xlm_roberta",
+    "RobertaModel": "roberta",
+    "RobertaForMaskedLM": "roberta",
+}
+MODELS = {
+    name: name
+    for name in (
+        "BAAI/bge-m3",
+        "Snowflake/snowflake-arctic-embed-l-v2.0",
+        "intfloat/multilingual-e5-small",
+        "intfloat/multilingual-e5-base",
+        "intfloat/multilingual-e5-large",
+        "sentence-transformers/all-roberta-large-v1",
+    )
+}
+
+
+def claim(config: Mapping[str, Any]) -> ArchSpec | None:
+    name = named(config, ARCHITECTURES)
+    if name is None:
+        return None
+    # The rows of the table up to the padding index belong to no token.
+    first = padding_index(config) + 1
+    positions = config["max_position_embeddings"] - first
+    if positions < 1:
+        raise SpecError(
+            f"{ARCHITECTURES[name]}: max_position_embeddings={config['max_position_embeddings']} leaves no position "
+            f"behind pad_token_id={first - 1}; expected a larger table"
+        )
+    return learned_positions(ARCHITECTURES[name], config, positions)
+
+
+def padding_index(config: Mapping[str, Any]) -> int:
+    """The id of the padding token, which is also the position that padding gets."""
+    stated = config.get("pad_token_id")
+    return 1 if stated is None else stated
+
+
+def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
+    from archport_bidirectional.models.bert import Bert
+
+    return Bert(spec, config, padding=padding_index(config))
+
+
+def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
+    if has_pipeline(checkpoint):
+        return None
+    name = checkpoint.name.lower()
+    if "bge-m3" in name or "arctic-embed" in name:
+        return EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
+    return None
+
+
+def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    # The card asks for these words; the repository's pipeline file does not hold them.
+    if "multilingual-e5" in checkpoint.name.lower() and "instruct" not in checkpoint.name.lower():
+        known = {"query": "query: ", "passage": "passage: "}
+        return prompted(checkpoint, known, query="query", document="passage")
+    return None
+
+
+def examples() -> Sequence[Example]:
+    config = {
+        **EXAMPLE,
+        "architectures": ["XLMRobertaModel"],
+        "model_type": "xlm-roberta",
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": 1,
+        "type_vocab_size": 1,
+        "max_position_embeddings": 322,
+    }
+    return [Example("xlm-roberta, positions behind the padding index", config, seed=2, publish=_published)]
+
+
+def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    from archport_bidirectional.models.bert import published
+
+    return published(weights, "roberta.")

@@ -22,6 +22,7 @@ LEVELS = {
     "attention": 2,
     "memory": 2,
     "layers": 2,
+    "media": 2,
     "running": 3,
     "loading": 4,
     "engine": 5,
@@ -31,7 +32,7 @@ LEVELS = {
 # A plan is made from facts it is handed, also for machines that are not this one.
 NARROWER = {"planning": {"contract"}}
 PUBLIC_MODULES = {"archport", "archport.contract"}
-PUBLIC_PACKAGES = ("archport.layers.", "archport.testing.")  # with what lies in them
+PUBLIC_PACKAGES = ("archport.layers.", "archport.media.", "archport.testing.")  # with what lies in them
 MAX_LINES = 330
 MAX_LINES_OF_TESTS = 400  # a list of independent properties reads on; code does not
 

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-NAMES = ("minilm", "qwen3", "qwen2", "bert", "quantised")
+NAMES = ("minilm", "qwen3", "qwen2", "bert", "encoders", "quantised")
 
 
 def main(names: list[str]) -> None:
@@ -33,6 +33,12 @@ def main(names: list[str]) -> None:
 
             record_plain()
             record_prefixed()
+        elif name == "encoders":
+            import golden_bidirectional_decoders
+            import golden_encoders
+
+            golden_encoders.record()
+            golden_bidirectional_decoders.record()
         elif name == "quantised":
             from golden_quantised import record
 

@@ -38,23 +38,19 @@ class Rotary:
         if dims <= 0 or dims % 2:
             raise SpecError(f"rotary embedding: {dims=} is not a positive even number")
         self.dims, self.interleaved, self.scale, self.gain = dims, interleaved, 1.0, 1.0
-        self._theta: float | None = theta
-        self._periods: mx.array | None = None
+        # In float64 here: the kernel's own powers of theta turn a position of 8,192 by up to 1e-4 rad too far.
+        self._periods = _periods(_plain(dims, theta))
         scaling = scaling or {}
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind == "linear":
             self.scale = 1.0 / _number(scaling, kind, "factor")
         elif kind == "llama3":
-            self._stretch(_llama3(dims, theta, scaling))
+            self._periods = _periods(_llama3(dims, theta, scaling))
         elif kind == "yarn":
-            self._stretch(_yarn(dims, theta, scaling))
+            self._periods = _periods(_yarn(dims, theta, scaling))
             self.gain = _yarn_gain(scaling)
         elif kind != "default":
             raise SpecError(f"rotary embedding: rope_type={kind!r} is not supported; known: {', '.join(KNOWN)}")
-
-    def _stretch(self, frequencies: list[float]) -> None:
-        # MLX divides positions by what it is handed, so it takes periods in radians.
-        self._theta, self._periods = None, mx.array([1.0 / each for each in frequencies], dtype=mx.float32)
 
     def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """Rotate x (B, H, L, Dh); token i of row b stands at position offset[b] + i (or offset + i)."""
@@ -64,7 +60,7 @@ class Rotary:
             x,
             self.dims,
             traditional=self.interleaved,
-            base=self._theta,
+            base=None,
             scale=self.scale,
             offset=offset,
             freqs=self._periods,
@@ -77,6 +73,11 @@ def _number(scaling: Mapping[str, Any], kind: str, name: str, default: float | N
     if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
         raise SpecError(f"rotary embedding: rope_scaling of type {kind!r} has {name}={value!r}; expected a number > 0")
     return float(value)
+
+
+def _periods(frequencies: list[float]) -> mx.array:
+    """What MLX divides positions by, in radians."""
+    return mx.array([1.0 / each for each in frequencies], dtype=mx.float32)
 
 
 def _plain(dims: int, theta: float) -> list[float]:

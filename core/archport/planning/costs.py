@@ -266,9 +266,9 @@ def _host_floats(spec: ArchSpec, layer: AttentionLayer) -> tuple[int, int]:
     q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
     out, v = layer.n_heads * layer.v_head_dim, layer.n_kv_heads * layer.v_head_dim
     if spec.gated_mlp and not spec.qk_norm:
-        # Over 18 Llama and Qwen2 shapes and five runs of each, the plan is 1 to 28 % above the measurement.
+        # Over 26 Llama, Qwen2 and ModernBERT shapes the plan is up to 34 % above the measurement.
         attention = 2 * D + 4 * (q + k) + out + v
-        return attention, max(attention, 4 * D + 5 * (q + k) // 4 + v + out + 3 * inner)
+        return attention, max(attention, 4 * D + 7 * (q + k) // 4 + v + out + 3 * inner)
     if spec.gated_mlp:
         # q and k are copied by their norms and by the rotation, from a product that v keeps alive.
         attention = 3 * D + max(0, D - q - k) + 5 * (q + k) + out + v

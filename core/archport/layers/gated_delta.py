@@ -1,7 +1,7 @@
 """The gated delta rule: S <- g S + k u', u = beta (v - g S'k), y = S'q, per value head, in float32.
 
-Two forms in plain operations that agree on every input: chunks of tokens at once, and one token. Gates come as log g, and
-decays are sums of them, never differences of prefixes, so log g = -inf is a reset that leaks nothing. A token with
+Two forms in plain operations that agree on every input: chunks of tokens at once, and one token. Gates come as log g,
+and decays are sums of them, never differences of prefixes, so log g = -inf is a reset that leaks nothing. A token with
 log g = 0 and beta = 0 leaves the state as it is. Knows nothing of projections, convolutions or devices.
 
 Shapes, shared by all forms: q, k (B, T, Hk, Dk), v (B, T, Hv, Dv), log_decay, beta (B, T, Hv), state (B, Hv, Dk, Dv);
@@ -58,8 +58,8 @@ def chunked(
     edges = sorted({*range(0, whole, span), whole, T})
     for start, stop in pairwise(edges):
         piece = slice(start, stop)
-        inputs = (each[:, piece] for each in (q, k, v, log_decay, beta))
-        y, S = _span(*inputs, S, min(chunk, stop - start))
+        tokens = (q[:, piece], k[:, piece], v[:, piece], log_decay[:, piece], beta[:, piece])
+        y, S = _span(*tokens, S, min(chunk, stop - start))
         parts.append(y)
     y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
     return y.reshape(B, T, Hv, Dv), S.reshape(B, Hv, Dk, Dv)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from archport.attention import Chooser
-from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionLimits, BufferTooLarge, MaskPolicy
+from archport.contract import (
+    ArchSpec,
+    AttentionCall,
+    AttentionLayer,
+    AttentionLimits,
+    AttentionPath,
+    BufferTooLarge,
+    MaskPolicy,
+)
 from archport.device.profiles import PROFILES, profile
 from archport.planning import plan_request
 
@@ -31,7 +39,9 @@ def test_the_same_with_a_dense_mask_is_refused_with_its_137_gigabytes(qwen3_06b:
 
 def test_the_27b_hybrid_takes_327000_tokens_on_an_m2_ultra(hybrid_27b: ArchSpec, real_choose: Chooser):
     plan = plan_request(hybrid_27b, [327_000], device=M2, choose=real_choose, new_tokens=500)
-    scratch = [path.price.transient for step in plan.batches[0].steps for path in step.paths if path is not None]
+    scratch = [
+        path.price.transient for step in plan.batches[0].steps for path in step.paths if isinstance(path, AttentionPath)
+    ]
     assert plan.peak <= plan.budget
     # 24 query heads x 2,048 x 327,000 scores in 16 bits would be 32 GB.
     assert max(scratch) <= AttentionLimits().transient_on(M2) < 4e9
@@ -54,7 +64,7 @@ def test_1000_tokens_behind_99000_cached_grow_the_cache_by_1000_and_see_100000(
     assert plan.bytes["kv"] == rounded * per_token
     assert rounded <= 1000 + 256
     assert plan.bytes["kv_cached"] >= 99_000 * per_token
-    calls = [path.call for step in plan.batches[0].steps for path in step.paths if path is not None]
+    calls = [path.call for step in plan.batches[0].steps for path in step.paths if isinstance(path, AttentionPath)]
     assert (calls[-1].q_len, calls[-1].kv_len) == (1000, 100_000)
 
 

@@ -12,6 +12,7 @@ import pytest
 from archport.contract import (
     ArchSpec,
     AttentionLayer,
+    AttentionPath,
     ContextLengthExceeded,
     InputError,
     KVAllocation,
@@ -244,7 +245,7 @@ def test_windowed_layers_keep_a_ring_and_see_no_more(windowed: ArchSpec, choose)
     assert far.kv is not None
     assert far.kv.storage == "planned"
     last = plan.batches[0].steps[-1]
-    assert [path.call.kv_len for path in last.paths if path] == [511 + last.tokens, 60_000]
+    assert [path.call.kv_len for path in last.paths if isinstance(path, AttentionPath)] == [511 + last.tokens, 60_000]
     assert plan.bytes["kv"] == 4 * (4 * (128 + 128) * 2) * (5 * 2560 + 60_160)
 
 

@@ -13,6 +13,7 @@ from archport.contract.attention import (
     PathChooser,
     Price,
 )
+from archport.contract.delta import DeltaHeads
 from archport.contract.device import DeviceFacts, DeviceKind
 from archport.contract.errors import (
     AdmissionRefused,
@@ -42,6 +43,7 @@ from archport.contract.model import (
     TextInputs,
     Trunk,
 )
+from archport.contract.recurrence import RecurrentForm, RecurrentPath, RecurrentStep, Segments
 from archport.contract.spec import (
     ArchSpec,
     AttentionLayer,
@@ -72,6 +74,7 @@ __all__ = [
     "ClaimError",
     "ContextLengthExceeded",
     "DType",
+    "DeltaHeads",
     "Dense",
     "DeviceFacts",
     "DeviceKind",
@@ -94,7 +97,11 @@ __all__ = [
     "PoolingMode",
     "Price",
     "Quantization",
+    "RecurrentForm",
     "RecurrentLayer",
+    "RecurrentPath",
+    "RecurrentStep",
+    "Segments",
     "Semantics",
     "SpecError",
     "Task",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from archport.contract.errors import SpecError
+from archport.contract.recurrence import RecurrentStep, Segments
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -48,6 +49,19 @@ class LayerContext(Protocol):
         self, q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]
     ) -> tuple[mx.array, mx.array]:
         """Apply `rope(x, offset)` to q and k at this request's positions; `offset` is an int or one per row (B,)."""
+        ...
+
+    def state(self, layer: int, *inputs: mx.array) -> RecurrentStep:
+        """How recurrent layer number `layer` runs in this step, and its state.
+
+        Args:
+            inputs: what the layer computed so far, evaluated here where the plan wants the layers before it finished.
+        """
+        ...
+
+    @property
+    def segments(self) -> Segments:
+        """Where documents begin and padding starts, for layers that pass something on from token to token."""
         ...
 
 

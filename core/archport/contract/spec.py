@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from archport.contract.delta import DeltaHeads
 from archport.contract.errors import SpecError
 
 Semantics = Literal["causal", "bidirectional"]
@@ -44,6 +45,7 @@ class AttentionLayer:
         sinks: whether the softmax holds one learned sink logit per head.
         kv: `own` keeps a KV cache, `shared` reads another layer's and allocates nothing, `none` keeps no cache.
             Left out: `own` for a causal layer, `none` for a bidirectional one.
+        gated: whether its output is multiplied by a gate as wide, which plans price.
 
     Raises:
         SpecError: on any contradiction, such as a bidirectional layer with a KV cache.
@@ -57,6 +59,7 @@ class AttentionLayer:
     reach: tuple[int | None, int | None] = UNLIMITED
     sinks: bool = False
     kv: KVKind | None = None
+    gated: bool = False
 
     def __post_init__(self) -> None:
         if self.semantics not in get_args(Semantics):
@@ -108,11 +111,23 @@ class RecurrentLayer:
         state_bytes: recurrent state per sequence, in bytes; constant in the length of the sequence.
         conv_taps: taps of the causal convolution in front of it, 0 when it has none.
         conv_bytes: bytes of the convolution tail kept per sequence.
+        heads: of a gated delta net, so that plans choose and price its form; None for other recurrences.
     """
 
     state_bytes: int
     conv_taps: int = 0
     conv_bytes: int = 0
+    heads: DeltaHeads | None = None
+
+    @classmethod
+    def gated_delta(cls, heads: DeltaHeads, conv_taps: int) -> RecurrentLayer:
+        """A gated delta net: a float32 state of key_dim x value_dim per value head, and a float32 convolution tail."""
+        return cls(
+            state_bytes=4 * heads.values * heads.key_dim,
+            conv_taps=conv_taps,
+            conv_bytes=4 * (conv_taps - 1) * heads.channels,
+            heads=heads,
+        )
 
     def __post_init__(self) -> None:
         _positive("recurrent layer", state_bytes=self.state_bytes)

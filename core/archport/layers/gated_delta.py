@@ -5,7 +5,7 @@ and decays are sums of them, never differences of prefixes, so log g = -inf is a
 log g = 0 and beta = 0 leaves the state as it is. Knows nothing of projections, convolutions or devices.
 
 Shapes, shared by all forms: q, k (B, T, Hk, Dk), v (B, T, Hv, Dv), log_decay, beta (B, T, Hv), state (B, Hv, Dk, Dv);
-value heads h R .. h R + R - 1 read key head h. All float32.
+value heads h R .. h R + R - 1 read key head h. Float32 in both forms.
 """
 
 from __future__ import annotations
@@ -14,8 +14,35 @@ from itertools import pairwise
 
 import mlx.core as mx
 
+from archport.contract import RecurrentPath
+from archport.layers import gated_delta_kernels as kernels
+
 # Chunks whose inner products are made at once: enough to fill a device, few enough to stay small.
 SPAN = 512
+
+
+def run_rule(
+    path: RecurrentPath,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    log_decay: mx.array,
+    beta: mx.array,
+    state: mx.array,
+) -> tuple[mx.array, mx.array]:
+    """The rule in the planned form; q, k and v in any float type, gates and state in float32.
+
+    Returns:
+        y (B, T, Hv, Dv) in v's type from a kernel and in float32 otherwise, and the state after the last token.
+    """
+    if path.form == "cuda":
+        return kernels.cuda(q, k, v, log_decay, beta, state)
+    if path.form == "metal":
+        return kernels.metal(q, k, v, log_decay, beta, state)
+    q, k, v = (each.astype(mx.float32) for each in (q, k, v))
+    if path.form == "chunked":
+        return chunked(q, k, v, log_decay, beta, state, path.chunk)
+    return sequential(q, k, v, log_decay, beta, state)
 
 
 def sequential(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archport.contract import BatchShape, MaskPolicy
+from archport.contract import AttentionPath, BatchShape, MaskPolicy
 from archport.planning.plan import StepPlan
 
 
@@ -50,4 +50,4 @@ class Steps:
     @property
     def exceeds(self) -> bool:
         """Whether some path breaks the limits it was chosen within."""
-        return any(path.excess for step in self.steps for path in step.paths if path is not None)
+        return any(path.excess for step in self.steps for path in step.paths if isinstance(path, AttentionPath))

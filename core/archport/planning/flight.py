@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Literal
 
-from archport.contract import AttentionCall, AttentionLayer, AttentionPath, MaskPolicy
+from archport.contract import AttentionCall, AttentionLayer, AttentionPath, MaskPolicy, RecurrentPath
 from archport.planning.costs import (
     BUSY_SECONDS,
     HOST_BOUND_LAYERS,
@@ -57,7 +57,7 @@ def layers_in_flight(job: Job, tokens: int, eval_every_layers: int, in_flight: i
 
 
 def in_flight(
-    job: Job, tokens: int, width: int, paths: Sequence[AttentionPath | None] | None = None
+    job: Job, tokens: int, width: int, paths: Sequence[AttentionPath | RecurrentPath] | None = None
 ) -> tuple[int, int]:
     """(bytes of temporaries, bytes of attention's scratch) when `width` layers are unfinished at once.
 
@@ -95,10 +95,8 @@ def in_flight(
     return max(0, total - scratch), min(scratch, total)
 
 
-def _manner(path: AttentionPath | None) -> tuple[Manner, int]:
+def _manner(path: AttentionPath | RecurrentPath) -> tuple[Manner, int]:
     """(how a layer's temporaries coexist with its attention, the scratch of that)."""
-    if path is None:
-        return "lazy", 0
     price = path.price
     if price.evaluations:
         return "split", price.transient

@@ -17,6 +17,7 @@ from archport.contract import (
     KVAllocation,
     LayerSpec,
     MaskPolicy,
+    RecurrentPath,
 )
 
 Mode = Literal["embed", "generate"]
@@ -67,12 +68,12 @@ class StepPlan:
     Args:
         start: position of its first token behind the cached ones.
         tokens: padded tokens per row.
-        paths: per kind of layer the attention path; None for recurrent kinds.
+        paths: per kind of layer the attention path, or the form of a recurrence.
     """
 
     start: int
     tokens: int
-    paths: tuple[AttentionPath | None, ...]
+    paths: tuple[AttentionPath | RecurrentPath, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from archport.contract import AttentionLimits, KVAllocation
+from archport.contract import AttentionLimits, AttentionPath, KVAllocation, RecurrentPath
 from archport.planning.batch import Batch, Steps
 from archport.planning.caches import CacheBytes, allocation, cache_bytes
 from archport.planning.costs import (
@@ -185,7 +185,7 @@ def _components(
     # Steps that differ in their keys only are taken together, by the one with the most scratch.
     alike: dict[tuple[object, ...], StepPlan] = {}
     for step in steps:
-        key = (step.tokens, *(path and (path.price.evaluations > 0, bool(path.price.parts)) for path in step.paths))
+        key = (step.tokens, *((path.price.evaluations > 0, bool(path.price.parts)) for path in step.paths))
         if key not in alike or _scratch(step) > _scratch(alike[key]):
             alike[key] = step
     for step in alike.values():
@@ -201,7 +201,7 @@ def _components(
 
 
 def _scratch(step: StepPlan) -> int:
-    return sum(path.price.transient for path in step.paths if path is not None)
+    return sum(path.price.transient for path in step.paths)
 
 
 def _largest_buffer(
@@ -216,13 +216,12 @@ def _largest_buffer(
         Buffer("the mask", components["mask"], cap),
         Buffer("the logits", components["logits"] * 4 // (4 + size), cap),
     ]
-    candidates += [
-        Buffer(f"{path.backend.name} attention", path.price.largest_buffer, cap)
-        for step in steps
-        for path in step.paths
-        if path is not None
-    ]
+    candidates += [Buffer(_words(path), path.price.largest_buffer, cap) for step in steps for path in step.paths]
     return max(candidates, key=lambda each: each.bytes)
+
+
+def _words(path: AttentionPath | RecurrentPath) -> str:
+    return f"{path.backend.name} attention" if isinstance(path, AttentionPath) else f"{path.form} recurrence"
 
 
 def _work(job: Job, batch: Batch, steps: tuple[StepPlan, ...], schedule: Schedule, bound: float | None) -> Work:
@@ -234,16 +233,16 @@ def _work(job: Job, batch: Batch, steps: tuple[StepPlan, ...], schedule: Schedul
         for each in job.classes:
             path, flops = step.paths[each.kind], tokens * each.flops
             seconds = flops / speed
-            if path is not None and path.price.evaluations:
-                price = path.price
-                tile = max(tile, (price.dispatch_seconds, price.dispatch_flops, path.backend.name))
-            elif path is not None:
-                flops, seconds = flops + path.price.dispatch_flops, seconds + path.price.dispatch_seconds
+            price = path.price
+            if price.evaluations:
+                tile = max(tile, (price.dispatch_seconds, price.dispatch_flops, _words(path)))
+            else:
+                flops, seconds = flops + price.dispatch_flops, seconds + price.dispatch_seconds
             layer = max(layer, (seconds, flops, ""))
     # The heaviest layer stands for all of its stretch: the bound is a safety, and stretches are short.
     count = min(schedule.eval_every_layers, len(job.layer_classes))
     if tile[0] > count * layer[0]:
-        return Work(f"one {tile[2]} attention tile", tile[1], tile[0], bound)
+        return Work(f"one {tile[2]} tile", tile[1], tile[0], bound)
     return Work("one layer" if count == 1 else f"{count} layers", count * layer[1], count * layer[0], bound)
 
 
@@ -268,7 +267,7 @@ def _seconds(job: Job, batch: Batch, steps: tuple[StepPlan, ...]) -> float:
             path = step.paths[each.kind]
             device = max(tokens * each.flops / speed, each.matrix_bytes / bandwidth)
             device += tokens * each.token.lazy / pointwise
-            device += path.price.seconds if path else 0.0
+            device += path.price.seconds
             total += count * max(device, HOST_SECONDS[job.device.kind])
     return total
 

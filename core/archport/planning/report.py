@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from archport.contract import AttentionLayer, AttentionPath, LayerSpec
+from archport.contract import AttentionLayer, AttentionPath, LayerSpec, RecurrentPath
 from archport.planning.plan import BatchPlan, KindPlan, Plan, StepPlan
 
 BAR = 32
@@ -38,9 +38,17 @@ def bars(components: Mapping[str, int]) -> list[str]:
 def describe(layer: LayerSpec) -> str:
     """A kind of layer in a few words."""
     if not isinstance(layer, AttentionLayer):
-        return f"recurrent, {size(layer.state_bytes)} of state per row"
+        if layer.heads is None:
+            return f"recurrent, {size(layer.state_bytes)} of state per row"
+        heads = layer.heads
+        words = (
+            f"{heads.n_value_heads}/{heads.n_key_heads} heads of {heads.key_dim} x {heads.value_dim}, " if heads else ""
+        )
+        return f"recurrent, {words}{size(layer.state_bytes)} of state per row"
     width = f"{layer.head_dim}" if layer.head_dim == layer.v_head_dim else f"{layer.head_dim}/{layer.v_head_dim}"
     words = [layer.semantics, f"{layer.n_heads}/{layer.n_kv_heads} heads of {width}"]
+    if layer.gated:
+        words.append("gated")
     if layer.is_windowed:
         left, right = layer.reach
         words.append(f"sees {left if left is not None else 'all'} back, {right if right is not None else 'all'} ahead")
@@ -49,6 +57,15 @@ def describe(layer: LayerSpec) -> str:
     if layer.kv == "shared":
         words.append("KV shared")
     return ", ".join(words)
+
+
+def describe_form(path: RecurrentPath) -> str:
+    """A chosen form of a recurrence in a few words."""
+    if path.form == "own":
+        return "the plugin's own"
+    chunks = [f"{path.chunk:,} tokens per chunk"] if path.chunk else []
+    price = path.price
+    return ", ".join([path.form, *chunks, f"{size(price.transient)} of scratch", duration(price.seconds)])
 
 
 def describe_path(path: AttentionPath) -> str:
@@ -117,9 +134,10 @@ def _kind(kind: KindPlan, index: int, batch: BatchPlan) -> list[str]:
         lines.append(f"  mask     {kind.mask.kind}" + (f" ({kind.mask.why})" if kind.mask.why else ""))
     for label, step in _shown(batch):
         path = step.paths[index]
-        if path is None:
-            continue
-        lines.append(f"  {label:<8} {path.call.q_len:,} x {path.call.kv_len:,}: {describe_path(path)}")
+        if isinstance(path, RecurrentPath):
+            lines.append(f"  {label:<8} {step.tokens:,} tokens: {describe_form(path)}")
+        else:
+            lines.append(f"  {label:<8} {path.call.q_len:,} x {path.call.kv_len:,}: {describe_path(path)}")
         lines += [f"           not {name}: {reason}" for name, reason in path.against]
     if kind.kv is not None:
         kept = kind.kv.storage if kind.kv.bits is None else f"{kind.kv.storage}, {kind.kv.bits} bits"
@@ -140,7 +158,12 @@ def _shown(batch: BatchPlan) -> list[tuple[str, StepPlan]]:
 
 
 def _names(step: StepPlan) -> list[tuple[str, int, int]]:
-    return [(p.backend.name, p.price.q_tile, p.price.k_chunk) for p in step.paths if p is not None]
+    return [
+        (path.form, path.chunk, 0)
+        if isinstance(path, RecurrentPath)
+        else (path.backend.name, path.price.q_tile, path.price.k_chunk)
+        for path in step.paths
+    ]
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
@@ -212,12 +235,20 @@ def _kind_dict(kind: KindPlan, index: int, batch: BatchPlan) -> dict[str, Any]:
             "bits": kind.kv.bits,
         },
         "pins": list(kind.pins),
-        "paths": {label: _path_dict(path) for label, step in _shown(batch) if (path := step.paths[index]) is not None},
+        "paths": {label: _path_dict(step.paths[index]) for label, step in _shown(batch)},
     }
 
 
-def _path_dict(path: AttentionPath) -> dict[str, Any]:
+def _path_dict(path: AttentionPath | RecurrentPath) -> dict[str, Any]:
     price = path.price
+    if isinstance(path, RecurrentPath):
+        return {
+            "form": path.form,
+            "chunk": path.chunk,
+            "transient": price.transient,
+            "seconds": _round(price.seconds),
+            "against": dict(path.against),
+        }
     return {
         "backend": path.backend.name,
         "q_len": path.call.q_len,

@@ -15,11 +15,13 @@ from archport.contract import (
     AttentionPath,
     KVAllocation,
     MaskPolicy,
+    RecurrentPath,
 )
 from archport.planning.batch import Batch, Steps
 from archport.planning.job import Job
 from archport.planning.masks import DENSE, check_pin, policies
 from archport.planning.plan import StepPlan
+from archport.planning.recurrence import choose_form
 
 
 def prefill_steps(
@@ -43,10 +45,10 @@ def prefill_steps(
     words: list[list[str]] = [[] for _ in job.kinds]
     # Backwards: hooks are asked once, with the call that sees most.
     for start in reversed(_starts(L, chunk, every=every)):
-        paths: list[AttentionPath | None] = []
+        paths: list[AttentionPath | RecurrentPath] = []
         for index, layer in enumerate(job.kinds):
             if not isinstance(layer, AttentionLayer):
-                paths.append(None)
+                paths.append(choose_form(layer, job.device, B=batch.shape.B, tokens=min(chunk, L - start)))
                 continue
             path, mask, pinned = _path(job, batch, layer, start, min(chunk, L - start), room, kv[index])
             paths.append(path)
@@ -66,7 +68,7 @@ def decode_step(job: Job, batch: Batch, kv: Sequence[KVAllocation | None]) -> St
     paths = tuple(
         _path(job, batch, layer, start, 1, (job.limits,), kv[index], decode=True)[0]
         if isinstance(layer, AttentionLayer)
-        else None
+        else choose_form(layer, job.device, B=batch.shape.B, tokens=1)
         for index, layer in enumerate(job.kinds)
     )
     return StepPlan(start=start, tokens=1, paths=paths)

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from archport.attention import attend
-from archport.contract import ArchportError
+from archport.contract import ArchportError, AttentionPath, Segments
 from archport.device.tracing import traced
-from archport.memory import Caches, KVCache
+from archport.memory import Caches, KVCache, RecurrentState
 from archport.planning import BatchPlan, Plan, StepPlan
+from archport.running.recurrent import StateStep, padding, recurrent_path
 
 
 class Stretches:
@@ -59,9 +60,23 @@ class StepContext:
         self._offset = offsets[0] if len(set(offsets)) == 1 else starts
         self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
 
+        # Nothing reads what a row without a cache passes on behind its end.
+        real = [max(0, min(step.tokens, length - step.start)) for length in batch.lengths]
+        self._segments = padding(real, step.tokens) if caches is not None else Segments()
+
     @property
     def positions(self) -> mx.array:
         return self._positions
+
+    @property
+    def segments(self) -> Segments:
+        return self._segments
+
+    def state(self, layer: int, *inputs: mx.array) -> StateStep:
+        path = recurrent_path(layer, self._paths[self._kinds[layer]])
+        self._evaluate(layer, *inputs)
+        held = None if self._caches is None else self._caches[layer]
+        return StateStep(path, held if isinstance(held, RecurrentState) else None)
 
     def rotate(
         self, q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]
@@ -79,7 +94,7 @@ class StepContext:
         sinks: mx.array | None = None,
     ) -> mx.array:
         path = self._paths[self._kinds[layer]]
-        if path is None:
+        if not isinstance(path, AttentionPath):
             raise ArchportError(f"layer {layer} is declared recurrent but called attend; declare it an AttentionLayer")
         self._evaluate(layer, q, k, v)
         cache = None if self._caches is None else self._caches[layer]

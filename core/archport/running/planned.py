@@ -10,10 +10,21 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from archport.contract import ArchSpec, AttentionLimits, DeviceFacts, DType, PathChooser, Trunk
+from archport.contract import (
+    ArchSpec,
+    AttentionLimits,
+    DeviceFacts,
+    DType,
+    PathChooser,
+    Price,
+    RecurrentPath,
+    Segments,
+    Trunk,
+)
 from archport.memory import Caches
 from archport.planning import BatchPlan, Pins, Plan, StepPlan, plan_request
 from archport.running.context import StepContext, Stretches
+from archport.running.recurrent import StateStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +112,16 @@ def batch_caches(spec: ArchSpec, plan: Plan, batch: BatchPlan) -> Caches | None:
 class _DTypeProbe:
     """A layer context that runs nothing, to learn the element type of hidden states from an unevaluated graph."""
 
-    positions = mx.zeros((1, 1), dtype=mx.int32)
+    positions, segments = mx.zeros((1, 1), dtype=mx.int32), Segments()
 
     def rotate(self, q: mx.array, k: mx.array, rope: object) -> tuple[mx.array, mx.array]:
         return q, k
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, **_: object) -> mx.array:
         return mx.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
+
+    def state(self, layer: int, *_: object) -> StateStep:
+        return StateStep(RecurrentPath("sequential", 0, Price(0, 0, 0, 0.0, 0.0)), None)
 
 
 def hidden_dtype(trunk: Trunk) -> DType:

@@ -13,12 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from archport.attention import attend
-from archport.contract import AttentionCall, AttentionLayer, LayerContext, LayerSpec, MaskPolicy
+from archport.contract import (
+    AttentionCall,
+    AttentionLayer,
+    LayerContext,
+    LayerSpec,
+    MaskPolicy,
+    RecurrentLayer,
+    Segments,
+)
+from archport.planning.recurrence import choose_form
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
     from archport.running.planned import Planner
+    from archport.running.recurrent import StateStep
 
 
 def gap(got: object, want: object) -> float:
@@ -148,7 +158,7 @@ class PackedContext:
         self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None
     ) -> mx.array:
         spec = self._layers[layer]
-        assert isinstance(spec, AttentionLayer), "packed rows are asked of attention layers only"
+        assert isinstance(spec, AttentionLayer), f"layer {layer} is declared recurrent but called attend"
         L = sum(self._lengths)
         call = AttentionCall.of(
             spec,
@@ -161,6 +171,17 @@ class PackedContext:
             lengths=self._lengths,
         )
         return attend(self._planner.choose(call, self._planner.device), q, k, v, scale=scale, sinks=sinks)
+
+    @property
+    def segments(self) -> Segments:
+        return Segments(age=self._positions)
+
+    def state(self, layer: int, *_: object) -> StateStep:
+        from archport.running.recurrent import StateStep
+
+        spec = self._layers[layer]
+        assert isinstance(spec, RecurrentLayer), f"layer {layer} is declared an attention layer but asked for state"
+        return StateStep(choose_form(spec, self._planner.device, B=1, tokens=sum(self._lengths)), None)
 
 
 def taps(store: list[Tap], again: Callable[[Tap, Attended], None] | None = None) -> Callable[[LayerContext], Any]:

@@ -1,0 +1,108 @@
+"""The gated delta net of Qwen3-Next and Qwen3.5: project, convolve, remember by the gated delta rule, gate, project.
+
+State, documents, padding and the form of the rule come from the layer context; nothing is kept here.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from archport.contract import DeltaHeads, LayerContext, Segments
+from archport.layers.activations import silu
+from archport.layers.gated_delta import run_rule
+from archport.layers.merging import MergedLinear
+from archport.layers.short_conv import ShortConv
+
+# Added to the sum of squares of a key or query before its root is taken.
+UNIT_EPS = 1e-6
+
+
+class GatedDeltaNet(nn.Module):
+    """One recurrent layer.
+
+    Parameters: `in_proj_qkv`, `in_proj_z`, `in_proj_b`, `in_proj_a` (`merge` makes them one product), `conv1d`,
+    `A_log`, `dt_bias`, `norm`, `out_proj`.
+
+    Args:
+        index: number of the layer, which is how the context knows its spec and state.
+        heads: numbers and widths of its heads.
+        hidden_size: model width D.
+        conv_taps: taps of the convolution over q, k and v.
+        eps: of the norm over each value head.
+    """
+
+    def __init__(self, index: int, heads: DeltaHeads, hidden_size: int, *, conv_taps: int, eps: float) -> None:
+        super().__init__()
+        self._index, self._heads = index, heads
+        self.in_proj_qkv = nn.Linear(hidden_size, heads.channels, bias=False)
+        self.in_proj_z = nn.Linear(hidden_size, heads.values, bias=False)
+        self.in_proj_b = nn.Linear(hidden_size, heads.n_value_heads, bias=False)
+        self.in_proj_a = nn.Linear(hidden_size, heads.n_value_heads, bias=False)
+        self.conv1d = ShortConv(heads.channels, conv_taps)
+        self.dt_bias = mx.ones((heads.n_value_heads,))
+        self.A_log = mx.zeros((heads.n_value_heads,))
+        self.norm = nn.RMSNorm(heads.value_dim, eps=eps)
+        self.out_proj = nn.Linear(heads.values, hidden_size, bias=False)
+
+    def merge(self) -> None:
+        """Replace the four input projections by one product, where their kinds allow."""
+        merged = MergedLinear.of([self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a])
+        if merged is not None:
+            self.in_proj = merged
+            del self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a
+
+    def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
+        """Output (B, L, D) for x (B, L, D)."""
+        B, L, _ = x.shape
+        heads, segments = self._heads, ctx.segments
+        qkv, z, b, a = self._projected(x)
+        step = ctx.state(self._index, qkv, z, b, a)
+        state, tail = cast("tuple[mx.array | None, mx.array | None]", step.arrays or (None, None))
+        mixed, tail = self.conv1d(qkv, tail, segments)
+        q, k, v = mx.split(mixed, [heads.keys, 2 * heads.keys], axis=-1)
+        # A unit key, and a unit query times key_dim**-0.5, in one pass each: RMS norm is off by that root.
+        root = heads.key_dim**-0.5
+        q, k = (
+            mx.fast.rms_norm(
+                each.reshape(B, L, heads.n_key_heads, heads.key_dim),
+                mx.full((heads.key_dim,), scale, dtype=each.dtype),
+                UNIT_EPS / heads.key_dim,
+            )
+            for each, scale in ((q, root * root), (k, root))
+        )
+        v = v.reshape(B, L, heads.n_value_heads, heads.value_dim)
+        log_decay, beta = self._gates(a, b, segments)
+        if state is None:
+            state = mx.zeros((B, heads.n_value_heads, heads.key_dim, heads.value_dim))
+        y, state = run_rule(step.path, q, k, v, log_decay, beta, state)
+        if step.keeps:
+            step.store((state, tail))
+            # Whoever evaluates the output evaluates the state as well: alone it would keep this step's inputs alive.
+            (y,) = mx.depends([y], [state, tail])
+        return self.out_proj(self._gated(y, z).reshape(B, L, -1))
+
+    def _projected(self, x: mx.array) -> list[mx.array]:
+        if "in_proj" in self:
+            return self.in_proj(x)
+        return [self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)]
+
+    def _gates(self, a: mx.array, b: mx.array, segments: Segments) -> tuple[mx.array, mx.array]:
+        """log g and beta, (B, L, Hv) float32: -inf where a document starts, and 0 and 0 at padding."""
+        rate = mx.exp(self.A_log.astype(mx.float32))
+        step = nn.softplus(a.astype(mx.float32) + self.dt_bias.astype(mx.float32))
+        log_decay, beta = -rate * step, mx.sigmoid(b.astype(mx.float32))
+        if segments.age is not None:
+            log_decay = mx.where((segments.age == 0)[..., None], -mx.inf, log_decay)
+        if segments.real is not None:
+            real = segments.real[..., None]
+            log_decay, beta = mx.where(real, log_decay, 0.0), mx.where(real, beta, 0.0)
+        return log_decay, beta
+
+    def _gated(self, y: mx.array, z: mx.array) -> mx.array:
+        """Each head's answer y (B, L, Hv, Dv), normalised, times silu of its gate, in the element type of z."""
+        gate = z.reshape(y.shape).astype(mx.float32)
+        normed = self.norm(y).astype(mx.float32)
+        return (normed * silu(gate)).astype(z.dtype)

@@ -1,0 +1,87 @@
+"""The form of a gated delta net in one step: which one runs on a device, and what it costs.
+
+The price counts what is above the rule's inputs and output. Knows nothing of attention, caches or budgets.
+"""
+
+from __future__ import annotations
+
+from archport.contract import DeltaHeads, DeviceFacts, Price, RecurrentLayer, RecurrentPath
+from archport.contract.recurrence import RecurrentForm
+from archport.planning.costs import rate
+
+# Tokens per chunk of the chunked form: small products stay in a CPU's cache, a GPU wants them larger.
+CHUNK = {"cpu": 32, "cuda": 64, "metal": 64}
+# Tokens whose inner products exist at once in the chunked form.
+SPAN = 512
+# Time of one token in a kernel that walks the tokens one by one, each waiting for the one before. CUDA: by latency of
+# its reductions; Metal: not measured.
+TOKEN_SECONDS = {"cuda": 0.2e-6, "metal": 1e-6}
+
+
+def choose_form(layer: RecurrentLayer, device: DeviceFacts, *, B: int, tokens: int) -> RecurrentPath:
+    """The form of a recurrent layer for B rows of `tokens`."""
+    heads = layer.heads
+    if heads is None:
+        return RecurrentPath("own", 0, Price(0, 0, 0, 0.0, 0.0))
+    against: dict[RecurrentForm, str] = {}
+    kernels: tuple[RecurrentForm, ...] = ("cuda", "metal")
+    for form in kernels:
+        reason = _against_kernel(form, heads, device)
+        if reason:
+            against[form] = reason
+    if tokens == 1:
+        against["chunked"] = "one token has no chunks"
+    else:
+        against["sequential"] = "one step per token"
+    order: tuple[RecurrentForm, ...] = ("cuda", "metal", "chunked", "sequential")
+    form: RecurrentForm = next(each for each in order if each not in against)
+    against |= {each: f"{form} is faster" for each in order if each != form and each not in against}
+    chunk = min(CHUNK[device.kind], tokens) if form == "chunked" else 0
+    return RecurrentPath(form, chunk, _price(form, heads, device, B, tokens, chunk), tuple(against.items()))
+
+
+def _against_kernel(form: str, heads: DeltaHeads, device: DeviceFacts) -> str:
+    """Why a kernel can't run these heads here; "" when it can."""
+    if device.kind != form:
+        return f"{device.name} is not a {form} device"
+    if form == "cuda" and (heads.key_dim % 32 or heads.key_dim > 256 or heads.value_dim % 16):
+        return f"heads of {heads.key_dim} x {heads.value_dim}; it takes multiples of 32 up to 256, and of 16"
+    if form == "metal" and (heads.key_dim % 32 or heads.value_dim % 8):
+        return f"heads of {heads.key_dim} x {heads.value_dim}; it takes multiples of 32 and of 8"
+    return ""
+
+
+def _price(form: str, heads: DeltaHeads, device: DeviceFacts, B: int, tokens: int, chunk: int) -> Price:
+    state = 4 * B * heads.values * heads.key_dim
+    output = 4 * B * tokens * heads.values
+    # Decay, read, update and answer of a key_dim x value_dim matrix.
+    flops = 7.0 * B * tokens * heads.values * heads.key_dim
+    seconds = flops / rate(device, "float32")
+    if form in TOKEN_SECONDS:
+        # All heads walk at once, unless there are more than the device holds.
+        seconds = max(seconds, tokens * TOKEN_SECONDS[form])
+    transient = state
+    if form == "chunked":
+        transient = _chunked_bytes(heads, B, tokens, chunk) + 2 * state
+        flops += 2.0 * B * tokens * chunk * (2 * heads.keys + 2 * heads.values)
+        seconds = flops / rate(device, "float32")
+    if form == "sequential":
+        transient = 3 * state
+    return Price(
+        transient=transient,
+        output=output,
+        largest_buffer=max(state, output),
+        flops=flops,
+        dispatch_flops=flops,
+        seconds=seconds,
+        dispatch_seconds=seconds,
+        route=form,
+    )
+
+
+def _chunked_bytes(heads: DeltaHeads, B: int, tokens: int, chunk: int) -> int:
+    """Scratch of the chunked form: one span's inner products and copies of its inputs, and the rows of all spans."""
+    span = min(tokens, max(1, SPAN // max(chunk, 1)) * max(chunk, 1))
+    pairs = span * chunk * (2 * heads.n_key_heads + 5 * heads.n_value_heads)
+    copies = span * (3 * heads.keys + 3 * heads.values)
+    return 4 * B * (pairs + copies + tokens * heads.values)

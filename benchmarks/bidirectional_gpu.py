@@ -4,8 +4,8 @@
     python benchmarks/bidirectional_gpu.py --tiny        # a quick look at small shapes; checks no bar, writes nothing
 
 Random weights in the shapes of BERT-base and ModernBERT-base, bfloat16, saved once as a checkpoint that both libraries
-load. archport runs in this process; sentence-transformers (torch, sdpa) in one of its own, with `--python` (python3). Both
-are handed the same texts, so both tokenise, sort and batch by themselves. Tokens count without padding. sentence-
+load. archport runs in this process; sentence-transformers (torch, sdpa) in one of its own, with `--python`. Both are
+handed the same texts, so both tokenise, sort and batch by themselves. Tokens count without padding. sentence-
 transformers runs with several batch sizes and its best one counts. Exits 1 when a bar is missed.
 """
 
@@ -238,8 +238,8 @@ def throughput(name: str, config: dict[str, Any], arguments: argparse.Namespace)
         lines = [
             f"{name}: {len(texts)} texts, {tokens:,} tokens, longest {longest}",
             f"  {peer['versions']}",
-            f"  archport: {statistics.median(seconds):.3f} s, {tokens / statistics.median(seconds):,.0f} tokens/s, peak "
-            f"{peak:,} bytes; runs {', '.join(f'{each:.3f}' for each in seconds)}",
+            f"  archport: {statistics.median(seconds):.3f} s, {tokens / statistics.median(seconds):,.0f} tokens/s, "
+            f"peak {peak:,} bytes; runs {', '.join(f'{each:.3f}' for each in seconds)}",
         ]
         best = 0.0
         for size, times in peer["seconds"].items():

@@ -32,6 +32,7 @@ from archport.contract.errors import (
     WorkBoundExceeded,
 )
 from archport.contract.hookspecs import hookimpl
+from archport.contract.media import Asked, Encode, Measured, Picture, Reader, TowerContext, VisionTrunk, VisualRows
 from archport.contract.memory import KV_STEP, BatchShape, KVAllocation, Limits, kv_capacity
 from archport.contract.model import (
     CheckpointView,
@@ -62,6 +63,7 @@ __all__ = [
     "AdmissionRefused",
     "ArchSpec",
     "ArchportError",
+    "Asked",
     "AttentionCall",
     "AttentionLayer",
     "AttentionLimits",
@@ -79,6 +81,7 @@ __all__ = [
     "DeviceFacts",
     "DeviceKind",
     "EmbeddingHead",
+    "Encode",
     "Example",
     "Experts",
     "InputError",
@@ -89,14 +92,17 @@ __all__ = [
     "Limits",
     "MaskKind",
     "MaskPolicy",
+    "Measured",
     "MemoryBudgetExceeded",
     "ModelNotFound",
     "NonFiniteOutput",
     "PathChooser",
+    "Picture",
     "PluginError",
     "PoolingMode",
     "Price",
     "Quantization",
+    "Reader",
     "RecurrentForm",
     "RecurrentLayer",
     "RecurrentPath",
@@ -106,8 +112,11 @@ __all__ = [
     "SpecError",
     "Task",
     "TextInputs",
+    "TowerContext",
     "Trunk",
     "VisionTower",
+    "VisionTrunk",
+    "VisualRows",
     "WorkBoundExceeded",
     "hookimpl",
     "kv_capacity",

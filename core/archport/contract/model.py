@@ -16,6 +16,8 @@ from archport.contract.recurrence import RecurrentStep, Segments
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from archport.contract.media import Reader, VisualRows
+
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum"]
 Activation = Literal["identity", "tanh", "relu", "gelu", "sigmoid"]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -27,6 +29,11 @@ class LayerContext(Protocol):
     @property
     def positions(self) -> mx.array:
         """Position of each token inside its own document, (B, L) int32."""
+        ...
+
+    @property
+    def visual(self) -> VisualRows | None:
+        """The pictures among this step's tokens; None where there are none."""
         ...
 
     def attend(
@@ -48,7 +55,11 @@ class LayerContext(Protocol):
     def rotate(
         self, q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]
     ) -> tuple[mx.array, mx.array]:
-        """Apply `rope(x, offset)` to q and k at this request's positions; `offset` is an int or one per row (B,)."""
+        """Apply `rope(x, offset)` to q and k at this request's positions; `offset` is an int or one per row (B,).
+
+        Where tokens stand on several axes, `rope.at(positions)` is asked instead, once per step, with positions
+        (axes, B, L), and what it returns is applied to q and k.
+        """
         ...
 
     def state(self, layer: int, *inputs: mx.array) -> RecurrentStep:
@@ -136,6 +147,7 @@ class TextInputs:
         default_prompt: name used by a plain `embed`, None for no prompt.
         final_token: the id every sequence must end with; appended where the tokenizer does not; None: no rule.
         lowercase: lower-case the text before tokenising (an old sentence-transformers setting).
+        reader: reads every input itself, pictures included; None for text only.
     """
 
     max_tokens: int | None = None
@@ -145,6 +157,7 @@ class TextInputs:
     default_prompt: str | None = None
     final_token: int | None = None
     lowercase: bool = False
+    reader: Reader | None = None
 
 
 class CheckpointView(Protocol):

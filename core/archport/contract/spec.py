@@ -193,6 +193,7 @@ class VisionTower:
         hidden_size, intermediate_size: widths inside a block.
         patch_size: pixels per patch side.
         merge_size: patches per side that become one token of the language model.
+        taps: features besides the token embeddings that it gives the language model for every token.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -200,6 +201,7 @@ class VisionTower:
     intermediate_size: int
     patch_size: int
     merge_size: int = 1
+    taps: int = 0
 
     def __post_init__(self) -> None:
         _positive(

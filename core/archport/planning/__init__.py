@@ -5,7 +5,7 @@ Pure Python on numbers. Imports only the contract; is handed its attention paths
 
 from archport.planning.costs import Weights, estimate_weights
 from archport.planning.pins import NoPins, Pins
-from archport.planning.plan import BatchPlan, Buffer, KindPlan, Mode, Plan, StepPlan, Work
+from archport.planning.plan import BatchPlan, Buffer, KindPlan, Mode, Plan, StepPlan, VisionStep, Work
 from archport.planning.planner import plan_request
 from archport.planning.shapes import Group, group_rows
 
@@ -19,6 +19,7 @@ __all__ = [
     "Pins",
     "Plan",
     "StepPlan",
+    "VisionStep",
     "Weights",
     "Work",
     "estimate_weights",

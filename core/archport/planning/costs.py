@@ -277,15 +277,6 @@ def _host_floats(spec: ArchSpec, layer: AttentionLayer) -> tuple[int, int]:
     return attention, max(attention, 4 * D + 2 * inner)
 
 
-def vision_token_bytes(spec: ArchSpec, layer: AttentionLayer, dtype: DType) -> int:
-    """Temporaries of one patch in one block of the vision tower."""
-    assert spec.vision is not None
-    h, inner = spec.vision.hidden_size, spec.vision.intermediate_size
-    heads = layer.n_heads * (layer.head_dim + layer.v_head_dim) + layer.n_kv_heads * (layer.head_dim + layer.v_head_dim)
-    # q and k are rotated in fp32.
-    return (5 * h + heads + 2 * inner) * itemsize(dtype) + 4 * 2 * layer.n_heads * layer.head_dim
-
-
 def in_flight_cap(device: DeviceFacts, widest: int, dtype: DType) -> int:
     """Bytes of temporaries that MLX has unfinished at most, however long the graph is.
 

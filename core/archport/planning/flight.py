@@ -1,4 +1,4 @@
-"""What MLX has unfinished at once: temporaries of the layers between two evaluations, and of the vision tower.
+"""What MLX has unfinished at once: temporaries of the layers between two evaluations.
 
 Knows nothing of budgets.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import Literal
 
-from archport.contract import AttentionCall, AttentionLayer, AttentionPath, MaskPolicy, RecurrentPath
+from archport.contract import AttentionPath, RecurrentPath
 from archport.planning.costs import (
     BUSY_SECONDS,
     HOST_BOUND_LAYERS,
@@ -19,7 +19,6 @@ from archport.planning.costs import (
     RELEASE_SECONDS,
     in_flight_cap,
     rate,
-    vision_token_bytes,
 )
 from archport.planning.job import Job
 
@@ -126,26 +125,3 @@ def heaviest_run(job: Job, per_class: Sequence[int], ends: Sequence[bool], width
             total -= run.popleft()
         best = max(best, total)
     return best
-
-
-def vision_transient(job: Job) -> int:
-    """Bytes in flight while the largest image passes one block of the vision tower, which is evaluated per block."""
-    vision = job.spec.vision
-    if vision is None or not job.images:
-        return 0
-    patches, largest = max(job.images), 0
-    for layer in set(vision.layers):
-        if isinstance(layer, AttentionLayer):
-            call = AttentionCall.of(
-                layer,
-                MaskPolicy("none"),
-                job.device,
-                B=1,
-                q_len=patches,
-                kv_len=patches,
-                dtype=job.dtype,
-                limits=job.limits,
-            )
-            scratch = job.path(call, None).price.transient
-            largest = max(largest, patches * vision_token_bytes(job.spec, layer, job.dtype) + scratch)
-    return largest

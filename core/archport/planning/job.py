@@ -50,6 +50,7 @@ class Job:
     Args:
         kinds: distinct layer specs, in order of appearance.
         layer_classes: per layer an index into `classes`.
+        images: per row the patches of its pictures; empty when no row has any.
         backend: name of the backend that the caller pinned for all attention.
         memo, mask_pins, backend_pins, prefills: paths already chosen, hooks already asked, steps already laid out.
     """
@@ -69,7 +70,7 @@ class Job:
     backend: str | None
     chunk: int | None
     tokens_per_batch: int | None
-    images: tuple[int, ...]
+    images: tuple[tuple[int, ...], ...]
     kinds: tuple[LayerSpec, ...] = ()
     classes: tuple[LayerClass, ...] = ()
     layer_classes: tuple[int, ...] = ()

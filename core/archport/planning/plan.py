@@ -77,6 +77,25 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class VisionStep:
+    """One pass through the vision tower: some pictures of a batch, each a row.
+
+    Args:
+        pictures: their indices among the batch's, which lie in the order of rows and of tokens in them.
+        lengths: patches of each.
+        padded: patches that every row is padded to.
+        paths: per kind of block the attention path.
+        piece: patches per row that the linear parts of a block take at once; `padded` or more when they take all.
+    """
+
+    pictures: tuple[int, ...]
+    lengths: tuple[int, ...]
+    padded: int
+    paths: tuple[AttentionPath | None, ...]
+    piece: int
+
+
+@dataclass(frozen=True, slots=True)
 class BatchPlan:
     """Rows that run together.
 
@@ -97,6 +116,7 @@ class BatchPlan:
         evaluations: how often the graph is evaluated for all its prefill steps.
         seconds: estimated time of its prefill.
         overhead: share of `seconds` that evaluations within a pass cost.
+        vision: passes through the vision tower, before the prefill.
     """
 
     rows: tuple[int, ...]
@@ -114,6 +134,7 @@ class BatchPlan:
     evaluations: int
     seconds: float
     overhead: float
+    vision: tuple[VisionStep, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -132,6 +153,7 @@ class Plan:
         budget: bytes the plan may use.
         max_context: tokens a row may reach.
         layer_kinds: kind of each layer, an index into every `BatchPlan.kinds`.
+        vision_kinds: kind of each block of the vision tower, an index into the paths of every `VisionStep`.
         batches: in the order in which they run.
         minimum: the smallest peak that any schedule of this request has, in bytes.
         cost: what a budget below twice the minimum costs in time; "" above it.
@@ -148,6 +170,7 @@ class Plan:
     batches: tuple[BatchPlan, ...]
     minimum: int
     cost: str = ""
+    vision_kinds: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property

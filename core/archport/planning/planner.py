@@ -28,6 +28,7 @@ from archport.planning.refusals import refuse, refuse_context, refuse_dense
 from archport.planning.search import even, minimum, rows_that_fit, schedule_of
 from archport.planning.shapes import Group, group_rows, padded_length
 from archport.planning.steps import decode_step
+from archport.planning.vision import vision_kinds
 
 CHUNK_HOOK = "archport_prefill_chunk"
 # Below this share of the time the evaluations are not worth a word.
@@ -54,7 +55,7 @@ def plan_request(
     limits: AttentionLimits | None = None,
     chunk: int | None = None,
     tokens_per_batch: int | None = None,
-    images: Sequence[int] = (),
+    images: Sequence[Sequence[int]] = (),
 ) -> Plan:
     """Decide how a request runs on a device within a budget.
 
@@ -76,7 +77,7 @@ def plan_request(
         limits: what one attention call may use.
         chunk: the largest prefill chunk the caller admits.
         tokens_per_batch: padded tokens per batch; the device kind's default when left out.
-        images: patches per image of the request.
+        images: per row the patches of its pictures, in order; empty when no row has any.
 
     Raises:
         InputError: an argument that is no number of tokens or bytes.
@@ -118,7 +119,7 @@ def plan_request(
         backend=backend,
         chunk=chunk,
         tokens_per_batch=tokens_per_batch,
-        images=tuple(images),
+        images=_images(spec, rows, images),
         kinds=kinds,
         classes=classes,
         layer_classes=layer_classes,
@@ -134,6 +135,7 @@ def plan_request(
         budget=job.budget,
         max_context=ceiling,
         layer_kinds=layer_kinds,
+        vision_kinds=vision_kinds(spec.vision)[1] if spec.vision else (),
         batches=batches,
         minimum=smallest,
         notes=_notes(job, batches),
@@ -149,6 +151,24 @@ def _whole(name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _images(spec: ArchSpec, rows: Sequence[int], images: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """The pictures of every row, checked against the tokens they stand for."""
+    if not any(images):
+        return ()
+    if spec.vision is None:
+        raise InputError(f"images: {spec.arch} has no vision tower")
+    if len(images) != len(rows):
+        raise InputError(f"images: {len(images)} rows of pictures for {len(rows)} rows of tokens")
+    merged = spec.vision.merge_size**2
+    found = tuple(_whole("images", tuple(each), merged) for each in images)
+    for row, (length, each) in enumerate(zip(rows, found, strict=True)):
+        if sum(each) // merged > length or any(patches % merged for patches in each):
+            raise InputError(
+                f"images: row {row} has {length} tokens for pictures of {each} patches; {merged} patches make one token"
+            )
+    return found
+
+
 def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[BatchPlan, ...]:
     """All batches of a request, in order."""
     groups = _groups(job, rows, cached)
@@ -160,7 +180,7 @@ def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[
         uneven = batch.shape.ragged and (
             job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
         )
-        key = (batch.shape, (batch.lengths, batch.cached) if uneven else ())
+        key = (batch.shape, (batch.lengths, batch.cached) if uneven else (), batch.pictures)
         best = known.get(key)
         if best is None:
             best = known[key] = schedule_of(job, batch)
@@ -196,7 +216,8 @@ def _batch(job: Job, group: Group, rows: tuple[int, ...], cached: tuple[int, ...
         new_tokens=job.new,
         ragged=len(set(lengths)) > 1 or group.padded != lengths[0] or len(set(start)) > 1,
     )
-    return Batch(lengths=lengths, cached=start, shape=shape, others=others)
+    pictures = tuple(patches for row in group.rows for patches in job.images[row]) if job.images else ()
+    return Batch(lengths=lengths, cached=start, shape=shape, others=others, pictures=pictures)
 
 
 def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
@@ -223,6 +244,7 @@ def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
         evaluations=best.evaluations,
         seconds=best.seconds,
         overhead=best.overhead,
+        vision=best.vision,
     )
 
 

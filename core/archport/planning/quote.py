@@ -19,10 +19,11 @@ from archport.planning.costs import (
     itemsize,
     rate,
 )
-from archport.planning.flight import in_flight, layer_seconds, layers_in_flight, vision_transient
+from archport.planning.flight import in_flight, layer_seconds, layers_in_flight
 from archport.planning.job import Job
-from archport.planning.plan import Buffer, StepPlan, Work
+from archport.planning.plan import Buffer, StepPlan, VisionStep, Work
 from archport.planning.steps import prefill_steps
+from archport.planning.vision import tower_quote
 
 # Added to everything that is not weights or cache: rounding of allocations, small arrays.
 MARGIN = 0.05
@@ -44,6 +45,7 @@ class Quote:
 
     Args:
         kv: per kind of layer how its cache is held.
+        vision: passes through the vision tower.
         problem: what breaks a limit, in words; "" when nothing does.
         binds: `memory`, `buffer` or `work`; "" without a problem.
     """
@@ -58,6 +60,7 @@ class Quote:
     seconds: float
     overhead: float
     evaluations: int
+    vision: tuple[VisionStep, ...] = ()
     problem: str = ""
     binds: str = ""
 
@@ -78,6 +81,12 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
     kv = tuple(answer for answer, _ in kept)
     caches = cache_bytes(job, kv, shape)
     fixed = _fixed_bytes(job, batch, caches, chunk)
+    tower = tower_quote(job, batch.pictures, job.budget - sum(fixed.values()))
+    if tower is not None:
+        # Beside its features, a step holds its tokens' places in them and two copies of its hidden states.
+        fixed["vision"] = tower.resident + shape.B * min(chunk, shape.L) * (
+            2 * job.spec.hidden_size * itemsize(job.dtype) + 8
+        )
     tokens = shape.B * min(chunk, shape.L)
     width = layers_in_flight(job, tokens, schedule.eval_every_layers, schedule.in_flight, mixed=batch.mixed)
     activations, _ = in_flight(job, tokens, width)
@@ -91,8 +100,15 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
     buffer = _largest_buffer(job, batch, prefill.steps, caches, components, tokens)
     bound = job.limits.seconds_on(job.device)
     work = _work(job, batch, prefill.steps, schedule, bound)
+    if tower is not None:
+        # The tower runs before the text: what it needs beyond the text's own peak comes on top.
+        more = max(0, tower.transient - components["activations"] - components["attention"])
+        components["vision"] += more
+        components["margin"] += int(MARGIN * more)
+        buffer = max(buffer, tower.buffer, key=lambda each: each.bytes)
+        work = max(work, tower.work, key=lambda each: each.seconds)
     passes = -(-shape.L // chunk)
-    seconds = _seconds(job, batch, prefill.steps) * passes / len(prefill.steps)
+    seconds = _seconds(job, batch, prefill.steps) * passes / len(prefill.steps) + (tower.seconds if tower else 0.0)
     evaluations = passes * -(-len(job.layer_classes) // schedule.eval_every_layers)
     # Each pass ends in an evaluation whatever the plan; those within it are the plan's.
     cost = (evaluations - passes) * _evaluation_seconds(job, tokens, schedule)
@@ -108,6 +124,7 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
         seconds=seconds + cost,
         overhead=cost / (seconds + cost),
         evaluations=evaluations,
+        vision=tower.steps if tower else (),
         problem=problem,
         binds=binds,
     )
@@ -119,7 +136,7 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
     rows, embeds = shape.B, job.mode == "embed"
     # The hidden states that are pooled, and those of the batch before while the host takes its rows.
     hidden = rows * min(chunk, shape.L) * spec.hidden_size * size * (2 if batch.others else 1)
-    fixed = {
+    return {
         "weights": job.weights.total,
         "kv_cached": caches.cached,
         "kv": caches.new,
@@ -131,10 +148,6 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
         "logits": 0 if embeds else rows * spec.vocab_size * (4 + size),
         "vision": 0,
     }
-    if spec.vision is not None and job.images:
-        merged = sum(job.images) // spec.vision.merge_size**2
-        fixed["vision"] = merged * spec.hidden_size * size
-    return fixed
 
 
 def _margin(job: Job, moving: int, fixed: dict[str, int], width: int) -> int:
@@ -193,9 +206,6 @@ def _components(
         total, attention = max(activations + attention, here + scratch), max(attention, scratch)
         activations = total - attention
     components = {**fixed, "activations": activations, "attention": attention}
-    if components["vision"]:
-        # The tower runs before the text: what it needs beyond the text's own peak comes on top.
-        components["vision"] += max(0, vision_transient(job) - activations - attention)
     components["margin"] = _margin(job, activations + attention, fixed, width)
     return components
 

@@ -19,6 +19,7 @@ from archport.contract import (
 from archport.planning.batch import Batch
 from archport.planning.job import Job
 from archport.planning.quote import Quote
+from archport.planning.vision import within
 
 Fits = Callable[[Job, Batch], bool]
 
@@ -93,8 +94,13 @@ def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None) -> NoRetur
         MemoryBudgetExceeded, BufferTooLarge, WorkBoundExceeded: by what binds.
     """
     shape = batch.shape
-    tokens = _largest(lambda L: fits is not None and fits(job, _resized(batch, L=L)), shape.L)
-    rows = _largest(lambda B: fits is not None and fits(job, _resized(batch, B=B)), shape.B) if shape.B > 1 else None
+    merged = job.spec.vision.merge_size**2 if job.spec.vision else 1
+
+    def works(*, B: int | None = None, L: int | None = None) -> bool:
+        return fits is not None and fits(job, _resized(batch, merged, B=B, L=L))
+
+    tokens = _largest(lambda L: works(L=L), shape.L)
+    rows = _largest(lambda B: works(B=B), shape.B) if shape.B > 1 else None
     kind, binding = _binding(job, leanest)
     required = leanest.buffer.bytes if kind is BufferTooLarge else leanest.peak
     limit = leanest.buffer.cap if kind is BufferTooLarge else job.budget
@@ -135,11 +141,12 @@ def _binding(job: Job, leanest: Quote) -> tuple[type[AdmissionRefused], str]:
     return MemoryBudgetExceeded, "the memory budget; moved by memory_budget, shorter rows or fewer of them"
 
 
-def _resized(batch: Batch, *, B: int | None = None, L: int | None = None) -> Batch:
+def _resized(batch: Batch, merged: int, *, B: int | None = None, L: int | None = None) -> Batch:
     rows = batch.shape.B if B is None else B
     lengths = tuple(min(length, L) if L else length for length in batch.lengths[:rows])
     shape = replace(batch.shape, B=rows, L=L or batch.shape.L)
-    return replace(batch, lengths=lengths, cached=batch.cached[:rows], shape=shape)
+    pictures = within(batch.pictures, rows * shape.L, merged)
+    return replace(batch, lengths=lengths, cached=batch.cached[:rows], shape=shape, pictures=pictures)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

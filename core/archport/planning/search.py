@@ -16,6 +16,7 @@ from archport.planning.job import Job
 from archport.planning.quote import Quote, Schedule, quote
 from archport.planning.refusals import refuse
 from archport.planning.shapes import TOKENS_PER_BATCH, chunk_widths
+from archport.planning.vision import within
 
 # Largest prefill chunk of a row that is split: longer ones gain no speed, hold more, and leave attention less of the
 # work bound.
@@ -27,7 +28,11 @@ def even(job: Job, B: int, L: int, S: int, *, others: bool) -> Batch:
     ragged = B > 1 and job.spec.semantics != "causal"
     lengths = (L,) + (max(1, L - 1) if ragged else L,) * (B - 1)
     shape = BatchShape(B=B, L=L, S=S, new_tokens=job.new, ragged=ragged)
-    return Batch(lengths=lengths, cached=(S,) * B, shape=shape, others=others, mixed=others)
+    pictures = tuple(patches for row in job.images for patches in row)
+    if pictures and job.spec.vision is not None:
+        # Which rows share it is not known yet: the largest pictures that so many tokens can hold.
+        pictures = within(pictures, B * L, job.spec.vision.merge_size**2)
+    return Batch(lengths=lengths, cached=(S,) * B, shape=shape, others=others, mixed=others, pictures=pictures)
 
 
 def _depth(job: Job) -> int:

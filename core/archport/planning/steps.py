@@ -50,7 +50,7 @@ def prefill_steps(
             if not isinstance(layer, AttentionLayer):
                 paths.append(choose_form(layer, job.device, B=batch.shape.B, tokens=min(chunk, L - start)))
                 continue
-            path, mask, pinned = _path(job, batch, layer, start, min(chunk, L - start), room, kv[index])
+            path, mask, pinned = path_of(job, batch, layer, start, min(chunk, L - start), room, kv[index])
             paths.append(path)
             masks[index] = masks[index] or mask
             words[index] += [word for word in pinned if word not in words[index]]
@@ -66,7 +66,7 @@ def decode_step(job: Job, batch: Batch, kv: Sequence[KVAllocation | None]) -> St
     held = max(cached + new for cached, new in zip(batch.cached, batch.lengths, strict=True))
     start = held - batch.shape.S + max(batch.shape.new_tokens, 1) - 1
     paths = tuple(
-        _path(job, batch, layer, start, 1, (job.limits,), kv[index], decode=True)[0]
+        path_of(job, batch, layer, start, 1, (job.limits,), kv[index], decode=True)[0]
         if isinstance(layer, AttentionLayer)
         else choose_form(layer, job.device, B=batch.shape.B, tokens=1)
         for index, layer in enumerate(job.kinds)
@@ -81,7 +81,7 @@ def _starts(length: int, chunk: int, *, every: bool) -> list[int]:
     return [starts[0], starts[-2], starts[-1]]
 
 
-def _path(
+def path_of(
     job: Job,
     batch: Batch,
     layer: AttentionLayer,

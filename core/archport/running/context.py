@@ -6,15 +6,19 @@ Every decision was made in the plan; here each layer's call finds its path and r
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
 from archport.attention import attend
-from archport.contract import ArchportError, AttentionPath, Segments
+from archport.contract import ArchportError, AttentionPath, Segments, VisualRows
 from archport.device.tracing import traced
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.planning import BatchPlan, Plan, StepPlan
 from archport.running.recurrent import StateStep, padding, recurrent_path
+
+if TYPE_CHECKING:
+    from archport.running.vision import BatchVisual
 
 
 class Stretches:
@@ -33,6 +37,11 @@ class Stretches:
         while len(self._running) >= depth:
             mx.eval(*self._running.pop(0))
 
+    def drain(self) -> None:
+        """Wait for all stretches, so that what comes next finds none of their temporaries."""
+        while self._running:
+            mx.eval(*self._running.pop(0))
+
 
 class StepContext:
     """What layers see of one step of a batch of right-padded rows.
@@ -42,6 +51,7 @@ class StepContext:
         offsets: position of the step's first token, per row.
         caches: of the batch; None when nothing is kept between steps.
         stretches: evaluations of the request that are under way.
+        visual: the batch's pictures; None without any.
     """
 
     def __init__(
@@ -52,6 +62,7 @@ class StepContext:
         offsets: tuple[int, ...],
         caches: Caches | None,
         stretches: Stretches,
+        visual: BatchVisual | None = None,
     ) -> None:
         self._kinds, self._paths, self._caches = plan.layer_kinds, step.paths, caches
         self._every, self._in_flight = batch.eval_every_layers, batch.in_flight
@@ -59,6 +70,9 @@ class StepContext:
         starts = mx.array(offsets, dtype=mx.int32)
         self._offset = offsets[0] if len(set(offsets)) == 1 else starts
         self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
+        self._visual = None if visual is None else visual.step(step.start, step.tokens)
+        self._axes = None if visual is None else visual.axes(step.start, step.tokens)
+        self._turns: dict[int, Callable[[mx.array], mx.array]] = {}
 
         # Nothing reads what a row without a cache passes on behind its end.
         real = [max(0, min(step.tokens, length - step.start)) for length in batch.lengths]
@@ -78,10 +92,20 @@ class StepContext:
         held = None if self._caches is None else self._caches[layer]
         return StateStep(path, held if isinstance(held, RecurrentState) else None)
 
+    @property
+    def visual(self) -> VisualRows | None:
+        return self._visual
+
     def rotate(
         self, q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]
     ) -> tuple[mx.array, mx.array]:
-        return rope(q, self._offset), rope(k, self._offset)
+        if self._axes is None:
+            return rope(q, self._offset), rope(k, self._offset)
+        # Layers share their angles, which cost more than turning by them.
+        turn = self._turns.get(id(rope))
+        if turn is None:
+            turn = self._turns[id(rope)] = cast(Any, rope).at(self._axes)
+        return turn(q), turn(k)
 
     def attend(
         self,

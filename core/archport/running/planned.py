@@ -25,6 +25,7 @@ from archport.memory import Caches
 from archport.planning import BatchPlan, Pins, Plan, StepPlan, plan_request
 from archport.running.context import StepContext, Stretches
 from archport.running.recurrent import StateStep
+from archport.running.vision import BatchVisual
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,15 @@ class Planner:
     dtype: DType | None
     limits: AttentionLimits
 
-    def __call__(self, lengths: Sequence[int], *, cached: int | Sequence[int] = 0, new_tokens: int | None = 0) -> Plan:
-        """The plan of rows of these lengths; raises AdmissionRefused when they do not fit."""
+    def __call__(
+        self,
+        lengths: Sequence[int],
+        *,
+        cached: int | Sequence[int] = 0,
+        new_tokens: int | None = 0,
+        images: Sequence[Sequence[int]] = (),
+    ) -> Plan:
+        """The plan of rows of these lengths, with pictures of so many patches; raises AdmissionRefused."""
         return plan_request(
             self.spec,
             lengths,
@@ -66,6 +74,7 @@ class Planner:
             weight_bytes=self.weight_bytes,
             dtype=self.dtype,
             limits=self.limits,
+            images=images,
         )
 
 
@@ -76,6 +85,7 @@ def run_steps(
     ids: Sequence[np.ndarray],
     caches: Caches | None = None,
     stretches: Stretches | None = None,
+    visual: BatchVisual | None = None,
 ) -> Iterator[tuple[StepPlan, mx.array]]:
     """Run a batch as planned; yields each step with its hidden states (B, tokens, D), unevaluated.
 
@@ -85,6 +95,7 @@ def run_steps(
         ids: the batch's rows in its order, ragged.
         caches: what the steps write to; `batch_caches` makes them.
         stretches: shared by the batches of a request, so that the plan's depth holds across them.
+        visual: the batch's pictures, seen; None without any.
 
     Raises:
         KvCeilingExceeded: before a step writes anything that a cache can't hold.
@@ -97,7 +108,7 @@ def run_steps(
         offsets = tuple(batch.shape.S + step.start for _ in ids)
         if caches is not None:
             caches.check([step.tokens] * batch.shape.B)
-        context = StepContext(plan, batch, step, offsets, caches, stretches)
+        context = StepContext(plan, batch, step, offsets, caches, stretches, visual)
         yield step, trunk(mx.array(padded[:, step.start : step.start + step.tokens]), context)
 
 
@@ -113,6 +124,7 @@ class _DTypeProbe:
     """A layer context that runs nothing, to learn the element type of hidden states from an unevaluated graph."""
 
     positions, segments = mx.zeros((1, 1), dtype=mx.int32), Segments()
+    visual = None
 
     def rotate(self, q: mx.array, k: mx.array, rope: object) -> tuple[mx.array, mx.array]:
         return q, k

@@ -145,6 +145,10 @@ class PackedContext:
     def positions(self) -> mx.array:
         return self._positions
 
+    @property
+    def visual(self) -> None:
+        return None
+
     def rotate(self, q: mx.array, k: mx.array, rope: Any) -> tuple[mx.array, mx.array]:
         import mlx.core as mx
 

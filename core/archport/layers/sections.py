@@ -1,0 +1,67 @@
+"""Rotary position embedding over several axes: each frequency turns by the position on one of them.
+
+Text stands at the same position on every axis, and is then rotated exactly as by a plain `Rotary`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from archport.contract import SpecError
+from archport.layers.rotary import Rotary
+
+
+class SectionedRotary(Rotary):
+    """A Rotary whose frequencies are dealt out to axes in turn (time, row, column; time, row, column; ...).
+
+    Args:
+        sections: frequencies per axis; they sum to half of `dims`. The first axis takes what the others leave.
+        dims, theta, scaling: as in Rotary; `mrope_section` inside `scaling` is not read.
+
+    Raises:
+        SpecError: for sections that do not sum up, or can't be dealt out in turn.
+    """
+
+    def __init__(self, dims: int, theta: float, scaling: Mapping[str, Any] | None, sections: Sequence[int]) -> None:
+        kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type")
+        # Some files name the type after the axes; the frequencies are the plain ones.
+        super().__init__(dims, theta, {} if kind == "mrope" else scaling)
+        self.axis_of = dealt(dims // 2, sections)
+        self.axes = len(sections)
+
+    def at(self, positions: mx.array) -> Callable[[mx.array], mx.array]:
+        """What rotates x (B, H, L, Dh) whose token i of row b stands at positions (axes, B, L)."""
+        places = positions.astype(mx.float32)[mx.array(self.axis_of)]
+        angles = places.transpose(1, 2, 0)[:, None] * self.scale / self._periods
+        cos, sin = mx.cos(angles) * self.gain, mx.sin(angles) * self.gain
+        mx.eval(cos, sin)
+        dims = self.dims
+
+        def turn(x: mx.array) -> mx.array:
+            first, second, rest = mx.split(x, [dims // 2, dims], axis=-1)
+            a, b = first.astype(mx.float32), second.astype(mx.float32)
+            turned = mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+            return mx.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+
+        return turn
+
+
+def dealt(frequencies: int, sections: Sequence[int]) -> list[int]:
+    """The axis of each frequency: dealt out in turn, until an axis has its share; what is left goes to the first.
+
+    Raises:
+        SpecError: when the shares do not sum to the frequencies, or an axis can't get its share in turn.
+    """
+    axes = len(sections)
+    found = [
+        index % axes if index % axes and index < axes * sections[index % axes] else 0 for index in range(frequencies)
+    ]
+    if [found.count(axis) for axis in range(axes)] != list(sections):
+        raise SpecError(
+            f"rotary embedding: sections {list(sections)} can't be dealt out to {frequencies} frequencies; expected "
+            "numbers that sum to that, the first at least as large as the others"
+        )
+    return found

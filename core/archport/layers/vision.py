@@ -1,0 +1,235 @@
+"""The patch-merging vision tower that several families share: patches to tokens, with taps for deep stacking.
+
+Pictures come in rows of patches, `merge` x `merge` of them together and each row one picture; full attention inside a
+picture, none between two. Knows nothing of files, sizes of images, or the language model behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from archport.contract.media import TowerContext
+from archport.layers.activations import activation, gelu
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class TowerShape:
+    """The numbers of a tower.
+
+    Args:
+        hidden, inner, heads, depth: of its blocks.
+        out: width of the language model.
+        channels, patch, temporal: what one patch holds: channels x frames x patch x patch.
+        merge: patches per side that become one token.
+        table: positions per side of the learned table that is stretched over each picture.
+        taps: blocks behind which a merger of its own looks in, in order.
+        act: activation of the blocks; mergers have an erf GELU.
+        theta: base of the rotary frequencies of rows and columns.
+    """
+
+    hidden: int
+    inner: int
+    heads: int
+    depth: int
+    out: int
+    channels: int = 3
+    patch: int = 16
+    temporal: int = 2
+    merge: int = 2
+    table: int = 48
+    taps: tuple[int, ...] = ()
+    act: str = "gelu_pytorch_tanh"
+    theta: float = 10000.0
+
+
+class PatchMergingTower(nn.Module):
+    """Parameters `patch_embed.proj`, `pos_embed`, `blocks.N`, `merger`, `deepstack_merger_list.N`."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self._shape = shape
+        self.patch_embed = PatchEmbed(shape)
+        self.pos_embed = nn.Embedding(shape.table**2, shape.hidden)
+        self.blocks = [Block(index, shape) for index in range(shape.depth)]
+        self.merger = Merger(shape, norm_merged=False)
+        self.deepstack_merger_list = [Merger(shape, norm_merged=True) for _ in shape.taps]
+
+    def __call__(self, patches: mx.array, ctx: TowerContext) -> list[mx.array]:
+        """Features (B, L / merge^2, out): what the merger makes of the last block, then each tap.
+
+        Args:
+            patches: (B, L, channels * frames * patch * patch) uint8; one frame stands for all.
+        """
+        shape = self._shape
+        rows, columns = patch_positions(ctx.grids, patches.shape[1], shape.merge)
+        corners, shares = stretched(rows, columns, ctx.grids, shape.table)
+
+        def embed(patches: mx.array, corners: mx.array, shares: mx.array) -> mx.array:
+            return self._embed(ctx.normalise(patches), corners, shares)
+
+        x = ctx.rows(embed, patches, mx.array(corners), mx.array(shares))
+        angles = self._angles(rows, columns)
+        turn = (mx.cos(angles)[:, None], mx.sin(angles)[:, None])
+        features: list[mx.array] = []
+        for index, block in enumerate(self.blocks):
+            x = block(x, turn, ctx)
+            if index in shape.taps:
+                merger = self.deepstack_merger_list[shape.taps.index(index)]
+                features.append(ctx.rows(merger, x))
+        return [ctx.rows(self.merger, x), *features]
+
+    def _embed(self, patches: mx.array, corners: mx.array, shares: mx.array) -> mx.array:
+        x = self.patch_embed(patches)
+        table = self.pos_embed.weight
+        for corner in range(4):
+            x = x + table[corners[..., corner]] * shares[..., corner, None].astype(table.dtype)
+        return x
+
+    def _angles(self, rows: np.ndarray, columns: np.ndarray) -> mx.array:
+        """Radians (B, L, head_dim / 2): rows' frequencies, then columns'."""
+        half = self._shape.hidden // self._shape.heads // 2
+        periods = self._shape.theta ** (np.arange(0, half, 2, dtype=np.float32) / half)
+        frequencies = mx.array(1.0 / periods)
+        return mx.concatenate([mx.array(axis)[..., None] * frequencies for axis in (rows, columns)], axis=-1)
+
+
+class PatchEmbed(nn.Module):
+    """One product per patch; parameters `proj.weight` (hidden, channels * temporal * patch^2) and `proj.bias`."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self._shape = shape
+        self.proj = Projection(shape.channels * shape.temporal * shape.patch**2, shape.hidden)
+
+    def __call__(self, patches: mx.array) -> mx.array:
+        weight, shape = self.proj.weight, self._shape
+        if patches.shape[-1] < weight.shape[-1]:
+            # A still image is a film of equal frames, so their weights add up.
+            weight = (
+                weight.reshape(shape.hidden, shape.channels, shape.temporal, -1).sum(axis=2).reshape(shape.hidden, -1)
+            )
+        return patches.astype(weight.dtype) @ weight.T + self.proj.bias
+
+
+class Projection(nn.Module):
+    """A weight and a bias that are never quantised: checkpoints hold them as a convolution."""
+
+    def __init__(self, features: int, out: int) -> None:
+        super().__init__()
+        self.weight = mx.zeros((out, features))
+        self.bias = mx.zeros((out,))
+
+
+class Block(nn.Module):
+    """One pre-norm block; parameters `norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.linear_fc1`, `mlp.linear_fc2`."""
+
+    def __init__(self, index: int, shape: TowerShape) -> None:
+        super().__init__()
+        self._index, self._heads = index, shape.heads
+        self.norm1 = nn.LayerNorm(shape.hidden, eps=EPS)
+        self.norm2 = nn.LayerNorm(shape.hidden, eps=EPS)
+        self.attn = AttentionWeights(shape.hidden)
+        self.mlp = TowerMLP(shape)
+
+    def __call__(self, x: mx.array, turn: tuple[mx.array, mx.array], ctx: TowerContext) -> mx.array:
+        B, L, h = x.shape
+        width = h // self._heads
+        qkv = ctx.rows(self._project, x).reshape(B, L, 3, self._heads, width).transpose(2, 0, 3, 1, 4)
+        q, k = rotate(qkv[0], *turn), rotate(qkv[1], *turn)
+        out = ctx.attend(self._index, q, k, qkv[2], scale=width**-0.5)
+        return ctx.rows(self._transform, x, out.transpose(0, 2, 1, 3).reshape(B, L, h))
+
+    def _project(self, x: mx.array) -> mx.array:
+        return self.attn.qkv(self.norm1(x))
+
+    def _transform(self, x: mx.array, attended: mx.array) -> mx.array:
+        x = x + self.attn.proj(attended)
+        return x + self.mlp(self.norm2(x))
+
+
+class AttentionWeights(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.proj = nn.Linear(hidden, hidden)
+
+
+class TowerMLP(nn.Module):
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self._act = activation(shape.act)
+        self.linear_fc1 = nn.Linear(shape.hidden, shape.inner)
+        self.linear_fc2 = nn.Linear(shape.inner, shape.hidden)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_fc2(self._act(self.linear_fc1(x)))
+
+
+class Merger(nn.Module):
+    """`merge`^2 patches to one token; parameters `norm`, `linear_fc1`, `linear_fc2`.
+
+    Args:
+        norm_merged: whether the norm sees the merged patches together, as taps do, or each by itself.
+    """
+
+    def __init__(self, shape: TowerShape, *, norm_merged: bool) -> None:
+        super().__init__()
+        self._merged, self._norm_merged = shape.hidden * shape.merge**2, norm_merged
+        self.norm = nn.LayerNorm(self._merged if norm_merged else shape.hidden, eps=EPS)
+        self.linear_fc1 = nn.Linear(self._merged, self._merged)
+        self.linear_fc2 = nn.Linear(self._merged, shape.out)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not self._norm_merged:
+            x = self.norm(x)
+        x = x.reshape(x.shape[0], -1, self._merged)
+        if self._norm_merged:
+            x = self.norm(x)
+        return self.linear_fc2(gelu(self.linear_fc1(x)))
+
+
+def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """The halves of each head (B, H, L, Dh) turned by angles (B, 1, L, Dh / 2), in float32, in x's type again."""
+    first, second = mx.split(x.astype(mx.float32), 2, axis=-1)
+    return mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def patch_positions(grids: Sequence[tuple[int, int]], length: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column (B, L) float32 of every patch, in the order of merged blocks; 0 behind a picture's end."""
+    rows = np.zeros((len(grids), length), np.float32)
+    columns = np.zeros_like(rows)
+    for at, (down, across) in enumerate(grids):
+        y, x = np.mgrid[:down, :across]
+        for plane, target in ((y, rows), (x, columns)):
+            blocks = plane.reshape(down // merge, merge, across // merge, merge).transpose(0, 2, 1, 3)
+            target[at, : down * across] = blocks.reshape(-1)
+    return rows, columns
+
+
+def stretched(
+    rows: np.ndarray, columns: np.ndarray, grids: Sequence[tuple[int, int]], table: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where patches lie on a square table stretched over their picture, corner on corner: 4 entries and their shares.
+
+    Returns:
+        Indices (B, L, 4) int32 into the flat table, and shares (B, L, 4) float32 that sum to 1.
+    """
+    low, high, part = [], [], []
+    for plane, axis in ((rows, 0), (columns, 1)):
+        sides = np.array([grid[axis] for grid in grids], np.float32)[:, None]
+        place = plane * np.float32(table - 1) / np.maximum(sides - 1, 1)
+        floor = np.clip(np.floor(place).astype(np.int32), 0, table - 1)
+        low.append(floor)
+        high.append(np.minimum(floor + 1, table - 1))
+        part.append((place - floor).astype(np.float32))
+    indices = [low[0] * table + low[1], low[0] * table + high[1], high[0] * table + low[1], high[0] * table + high[1]]
+    y, x = part
+    shares = [(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x]
+    return np.stack(indices, axis=-1), np.stack(shares, axis=-1)

@@ -1,0 +1,201 @@
+"""How the pictures of a batch pass the vision tower: which go together, by which paths, in which pieces, at what price.
+
+Pictures are rows of their own: none sees another, whatever text they stand in. Decides nothing about text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from archport.contract import AttentionLayer, BatchShape, LayerSpec, VisionTower
+from archport.planning.batch import Batch
+from archport.planning.costs import POINTWISE_BANDWIDTH, itemsize, rate
+from archport.planning.job import Job
+from archport.planning.plan import Buffer, VisionStep, Work
+from archport.planning.shapes import TOKENS_PER_BATCH, group_rows
+from archport.planning.steps import path_of
+
+# What works patch by patch is done in pieces of a multiple of this many, which every published merge divides.
+PIECE_STEP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TowerQuote:
+    """What the tower costs for the pictures of one batch.
+
+    Args:
+        steps: in order.
+        resident: bytes of the features that stay until the text was read.
+        transient: bytes above them while the tower runs.
+        buffer, work: the largest allocation, and the largest stretch between two evaluations.
+        seconds: estimated time.
+    """
+
+    steps: tuple[VisionStep, ...]
+    resident: int
+    transient: int
+    buffer: Buffer
+    work: Work
+    seconds: float
+
+
+@lru_cache(maxsize=64)
+def vision_kinds(tower: VisionTower) -> tuple[tuple[LayerSpec, ...], tuple[int, ...]]:
+    """Distinct specs of the tower's blocks in order of appearance, and the index of each block's own."""
+    kinds: dict[LayerSpec, int] = {}
+    indices = tuple(kinds.setdefault(layer, len(kinds)) for layer in tower.layers)
+    return tuple(kinds), indices
+
+
+def within(pictures: Sequence[int], tokens: int, merged: int) -> tuple[int, ...]:
+    """The largest pictures (in patches) whose tokens could stand in rows of so many, largest first."""
+    kept: list[int] = []
+    for patches in sorted(pictures, reverse=True):
+        if patches // merged <= tokens:
+            kept.append(patches)
+            tokens -= patches // merged
+    return tuple(kept)
+
+
+def tower_quote(job: Job, pictures: tuple[int, ...], room: int) -> TowerQuote | None:
+    """How these pictures are run when the tower may use `room` bytes beside its features; None without pictures.
+
+    Args:
+        pictures: patches of each.
+    """
+    tower = job.spec.vision
+    if tower is None or not pictures:
+        return None
+    steps: list[tuple[VisionStep, int]] = []
+    kind, merged = job.device.kind, tower.merge_size**2
+    groups = group_rows(
+        pictures, kind=kind, tokens_per_batch=TOKENS_PER_BATCH[kind], padding=0.25 if kind == "cuda" else 0.0
+    )
+    for group in groups:
+        lengths = tuple(pictures[index] for index in group.rows)
+        step, held = _step(job, tower, group.rows, lengths, group.padded, room)
+        if held <= room or len(lengths) == 1:
+            steps.append((step, held))
+            continue
+        for index in group.rows:
+            steps.append(_step(job, tower, (index,), (pictures[index],), group.padded, room))
+    size = itemsize(job.dtype)
+    tokens = sum(len(step.lengths) * step.padded for step, _ in steps) // merged
+    one = tokens * job.spec.hidden_size * size
+    # Features of several steps are joined one kind after the other.
+    joined = one if len(steps) > 1 else 0
+    widest = max(_widest(job, tower, step) for step, _ in steps)
+    buffers = [Buffer("the patches of a vision block", widest, job.device.max_buffer)]
+    buffers.append(Buffer("the features of all pictures", one, job.device.max_buffer))
+    buffers += [
+        Buffer(f"{path.backend.name} attention of the vision tower", path.price.largest_buffer, job.device.max_buffer)
+        for step, _ in steps
+        for path in step.paths
+        if path is not None
+    ]
+    return TowerQuote(
+        steps=tuple(step for step, _ in steps),
+        resident=(1 + tower.taps) * one,
+        transient=max(held for _, held in steps) + joined,
+        buffer=max(buffers, key=lambda each: each.bytes),
+        work=max((_work(job, tower, step) for step, _ in steps), key=lambda each: each.seconds),
+        seconds=sum(_seconds(job, tower, step) for step, _ in steps),
+    )
+
+
+def _step(
+    job: Job, tower: VisionTower, rows: tuple[int, ...], lengths: tuple[int, ...], padded: int, room: int
+) -> tuple[VisionStep, int]:
+    """One pass of the tower, and the bytes it holds beside its features at the peak."""
+    B, patches = len(lengths), len(lengths) * padded
+    piece = _piece(job, tower, B, padded)
+    around = _around(job, tower, patches, B * piece)
+    usual, left = job.limits.transient_on(job.device), max(0, room - around)
+    bound = job.limits.seconds_on(job.device)
+    seconds = job.limits.dispatch_seconds if bound is None else bound / 2
+    scratch = (left,) if left <= usual else (usual, left)
+    limits = tuple(replace(job.limits, transient_bytes=each, dispatch_seconds=seconds) for each in scratch)
+    shape = BatchShape(B=B, L=padded, ragged=any(length != padded for length in lengths))
+    batch = Batch(lengths=lengths, cached=(0,) * B, shape=shape)
+    paths = tuple(
+        path_of(job, batch, layer, 0, padded, limits, None)[0] if isinstance(layer, AttentionLayer) else None
+        for layer in vision_kinds(tower)[0]
+    )
+    attention = max((path.price.transient for path in paths if path is not None), default=0)
+    return VisionStep(pictures=rows, lengths=lengths, padded=padded, paths=paths, piece=piece), around + attention
+
+
+def _piece(job: Job, tower: VisionTower, B: int, padded: int) -> int:
+    """Patches per row that the linear parts of a block take at once."""
+    inside = _inside(tower) * itemsize(job.dtype)
+    most = job.limits.transient_on(job.device) // (B * inside)
+    bound = job.limits.seconds_on(job.device)
+    if bound is not None:
+        # The other half of the bound is attention's.
+        most = min(most, int(bound / 2 * rate(job.device, job.dtype) / (B * 2 * _elements(tower))))
+    return padded if most >= padded else max(PIECE_STEP, most // PIECE_STEP * PIECE_STEP)
+
+
+def _inside(tower: VisionTower) -> int:
+    """Elements of one patch inside the linear parts of a block: the MLP's inside before and behind its activation."""
+    return 3 * tower.hidden_size + 2 * tower.intermediate_size
+
+
+def _elements(tower: VisionTower) -> int:
+    """Elements of the matrices of one block."""
+    return 4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size
+
+
+def _around(job: Job, tower: VisionTower, patches: int, piece: int) -> int:
+    """Bytes in flight around a block's attention: what all patches hold, and what a piece holds inside a linear part.
+
+    Counted over residual, the product that makes q, k and v, both rotated (one of them in float32 on the way), and the
+    output before and behind its transposition.
+    """
+    size, h = itemsize(job.dtype), tower.hidden_size
+    held = patches * (8 * h * size + 3 * h * 4)
+    blocks = 1 if job.device.kind == "cpu" else 2
+    patch = 3 * 2 * tower.patch_size**2
+    return blocks * (held + piece * _inside(tower) * size) + patches * patch
+
+
+def _widest(job: Job, tower: VisionTower, step: VisionStep) -> int:
+    size, patches = itemsize(job.dtype), len(step.lengths) * step.padded
+    inner = len(step.lengths) * min(step.piece, step.padded) * tower.intermediate_size
+    return max(patches * 3 * tower.hidden_size, inner) * size
+
+
+def _work(job: Job, tower: VisionTower, step: VisionStep) -> Work:
+    """The largest stretch between two evaluations of one pass."""
+    bound, B = job.limits.seconds_on(job.device), len(step.lengths)
+    whole = step.piece >= step.padded
+    flops = 2.0 * B * min(step.piece, step.padded) * _elements(tower)
+    seconds = flops / rate(job.device, job.dtype)
+    found = Work("one piece of a vision block" if not whole else "one vision block", flops, seconds, bound)
+    for path in step.paths:
+        if path is None:
+            continue
+        price = path.price
+        if price.evaluations or not whole:
+            tile = Work(
+                f"one {path.backend.name} attention tile of the vision tower",
+                price.dispatch_flops,
+                price.dispatch_seconds,
+                bound,
+            )
+        else:
+            tile = replace(found, flops=flops + price.dispatch_flops, seconds=seconds + price.dispatch_seconds)
+        found = max(found, tile, key=lambda each: each.seconds)
+    return found
+
+
+def _seconds(job: Job, tower: VisionTower, step: VisionStep) -> float:
+    patches, speed = len(step.lengths) * step.padded, rate(job.device, job.dtype)
+    bandwidth = POINTWISE_BANDWIDTH * job.device.bandwidth
+    block = 2.0 * patches * _elements(tower) / speed
+    block += patches * _inside(tower) * itemsize(job.dtype) / bandwidth if bandwidth else 0.0
+    kinds = vision_kinds(tower)[1]
+    attention = sum(path.price.seconds for path in (step.paths[kind] for kind in kinds) if path is not None)
+    return len(tower.layers) * block + attention

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from archport.planning import Plan
-    from archport.running.embed import Embedder
+    from archport.running.rerank import Ranked
+    from archport.running.runtime import Runtime
 
 __all__ = ["Model", "describe", "load"]
 
@@ -71,12 +72,13 @@ def load(
     budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget)
     head = about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
+    about = loading.narrowed(about, head)
     max_tokens = loading.context_ceiling(about, inputs, max_context)
     choice = loading.admit_weights(about, dtype, device, budget)
     trunk = loading.load_trunk(about, choice)
     planner = loading.make_planner(about, trunk, device, budget, max_tokens, limits_from_environment(limits))
-    embedder = loading.make_embedder(about, trunk, planner, choice, head, inputs)
-    return Model(about, device=device, budget=budget, dtype=choice, embedder=embedder)
+    runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs)
+    return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)
 
 
 class Model:
@@ -89,27 +91,27 @@ class Model:
         device, budget: where it runs and the bytes it may use.
         max_tokens: longest text it takes, in tokens.
         dtype: what its weights became, and why.
-        head, inputs: its pooling pipeline and prompts.
+        head, inputs: what its rows become, and its prompts.
     """
 
     def __init__(
-        self, about: Description, *, device: DeviceFacts, budget: int, dtype: DTypeChoice, embedder: Embedder
+        self, about: Description, *, device: DeviceFacts, budget: int, dtype: DTypeChoice, runtime: Runtime
     ) -> None:
         self.name, self.spec, self.plugin = about.checkpoint.name, about.spec, about.plugin
         self.device, self.budget, self.dtype = device, budget, dtype
-        self.head, self.inputs = embedder.head.head, embedder.tokeniser.inputs
-        self.max_tokens = embedder.tokeniser.max_tokens
-        self._embedder = embedder
+        self.head, self.inputs = runtime.head, runtime.tokeniser.inputs
+        self.max_tokens = runtime.tokeniser.max_tokens
+        self._runtime = runtime
 
     def __repr__(self) -> str:
         return f"<archport model {self.name!r}: {self.spec.arch}, {self.max_tokens} tokens, on {self.device.name}>"
 
     @property
     def dimensions(self) -> int:
-        """Width of this model's vectors."""
-        pooled = self.spec.hidden_size * len(self.head.pooling)
-        full = self.head.dense[-1].out_features if self.head.dense else pooled
-        return min(full, self.head.dimensions or full)
+        """Width of this model's vectors; raises InputError when it makes none."""
+        head = self._runtime.embedder().head.head
+        full = head.dense[-1].out_features if head.dense else self.spec.hidden_size * len(head.pooling)
+        return min(full, head.dimensions or full)
 
     def embed(
         self,
@@ -148,10 +150,12 @@ class Model:
 
         check_precision(precision)
         _check_dimensions(dimensions, self.dimensions)
-        tokeniser = self._embedder.tokeniser
-        request = EmbedRequest(tokeniser.prompt(prompt, prompt_name), dimensions, normalize, max_tokens, overflow)
+        embedder = self._runtime.embedder()
+        request = EmbedRequest(
+            embedder.tokeniser.prompt(prompt, prompt_name), dimensions, normalize, max_tokens, overflow
+        )
         inputs = [texts] if isinstance(texts, str) else _iterable(texts)
-        parts = list(self._embedder.stream(track(inputs, "embedding") if progress else inputs, request))
+        parts = list(embedder.stream(track(inputs, "embedding") if progress else inputs, request))
         vectors = np.concatenate(parts) if parts else np.zeros((0, dimensions or self.dimensions), np.float32)
         return quantise(vectors, precision)
 
@@ -167,6 +171,42 @@ class Model:
         chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
         return options if chosen else {**options, "prompt_name": prompt_name}
 
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        instruction: str | None = None,
+        top_k: int | None = None,
+        return_documents: bool = False,
+        raw_scores: bool = False,
+        max_tokens: int | None = None,
+        overflow: Overflow = "error",
+        share_prefix: bool = True,
+    ) -> list[Ranked]:
+        """Documents by how well they answer a query, the best first.
+
+        Args:
+            instruction: what counts as an answer; default: the model's own.
+            top_k: keep so many; None keeps all.
+            return_documents: put each document beside its score.
+            raw_scores: the head's own number (of a yes/no head the difference of two logits) instead of a probability.
+            max_tokens: limit of a pair; default: the model's own, within its context.
+            overflow: `error` refuses a longer pair, naming the document; `truncate` cuts it, but nothing around it.
+            share_prefix: run what all pairs begin with once, where the plan says that this is faster.
+
+        Returns:
+            `Ranked(index, score, document)`, by descending score; equal ones in the order of the documents.
+
+        Raises:
+            InputError, ContextLengthExceeded, NonFiniteOutput: naming the document's index.
+        """
+        from archport.running.rerank import RerankRequest, rerank
+
+        request = RerankRequest(instruction, raw_scores, max_tokens, overflow, share_prefix)
+        scorer = self._runtime.scorer()
+        return rerank(scorer, query, documents, request, top_k=top_k, return_documents=return_documents)
+
     def plan(self, lengths: Sequence[int], *, cached: int | Sequence[int] = 0, new_tokens: int | None = 0) -> Plan:
         """How rows of these lengths would run: batches, chunks, attention paths, bytes. Runs nothing.
 
@@ -181,13 +221,13 @@ class Model:
         Raises:
             AdmissionRefused: the rows do not fit; the message and attributes say what binds and what would fit.
         """
-        return self._embedder.encoder.plan(lengths, cached=cached, new_tokens=new_tokens)
+        return self._runtime.encoder.plan(lengths, cached=cached, new_tokens=new_tokens)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Similarity of every row of a (N, D) with every row of b (M, D), (N, M), as this model's vectors compare."""
         from archport.running.similarity import similarity
 
-        return similarity(a, b, self.head.similarity)
+        return similarity(a, b, self._runtime.embedder().head.head.similarity)
 
     def forward(self, input_ids: object, attention_mask: object = None) -> mx.array:
         """Hidden states (B, L, D) after the final norm, for people who pad themselves.
@@ -199,7 +239,7 @@ class Model:
         Raises:
             InputError: for wrong shapes, ids outside the vocabulary, or a mask with holes.
         """
-        return self._embedder.encoder.forward(input_ids, attention_mask)
+        return self._runtime.encoder.forward(input_ids, attention_mask)
 
 
 def _check_dimensions(dimensions: object, width: int) -> None:

@@ -26,10 +26,12 @@ from archport.contract import (
     ContextLengthExceeded,
     DeviceFacts,
     EmbeddingHead,
+    Head,
     InputError,
     MemoryBudgetExceeded,
     TextInputs,
     Trunk,
+    YesNoHead,
 )
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models
@@ -39,8 +41,8 @@ from archport.planning.dtype import DTypeChoice, LoadDType, choose_dtype
 if TYPE_CHECKING:
     import mlx.nn as nn
 
-    from archport.running.embed import Embedder
     from archport.running.planned import Planner
+    from archport.running.runtime import Runtime
 
 log = logging.getLogger("archport")
 
@@ -92,6 +94,17 @@ def _speakers(plugin: Plugin, overrides: Sequence[ModuleType]) -> list[Speaker]:
         Speaker(plugin.label, plugin.module),
         *(Speaker(f"override {module.__name__}", module) for module in overrides),
     ]
+
+
+def narrowed(about: Description, head: Head) -> Description:
+    """The description with the tasks that the checkpoint's head leaves of those its architecture could do."""
+    if isinstance(head, YesNoHead):
+        left = [task for task in about.spec.tasks if task not in ("embed", "classify", "fill_mask")]
+    else:
+        others = ("rerank",) if not head.stated else ("rerank", "generate", "fill_mask", "classify")
+        left = [task for task in about.spec.tasks if task not in others]
+    # A head that serves none of the declared tasks is the plugin's own contradiction; it surfaces where it is used.
+    return replace(about, spec=replace(about.spec, tasks=tuple(left) or about.spec.tasks))
 
 
 def context_ceiling(about: Description, inputs: TextInputs, max_context: int | None) -> int:
@@ -180,21 +193,23 @@ def path_chooser(hooks: Hooks, *, simulated: bool = False) -> Chooser:
     return Chooser(builtin_backends(TableRoutes() if simulated else ProbedRoutes(), hooks.sdpa_backends()))
 
 
-def make_embedder(
+def make_runtime(
     about: Description,
     trunk: Trunk,
     planner: Planner,
     choice: DTypeChoice,
-    head: EmbeddingHead,
+    head: Head,
     inputs: TextInputs,
-) -> Embedder:
-    from archport.running.embed import Embedder
+) -> Runtime:
     from archport.running.encode import Encoder
-    from archport.running.pool import VectorHead
+    from archport.running.runtime import Runtime
     from archport.running.tokenise import TextTokeniser
 
-    return Embedder(
+    stored = head.dense if isinstance(head, EmbeddingHead) else ()
+    return Runtime(
+        about.checkpoint.name,
         TextTokeniser(load_tokenizer(about.checkpoint), inputs, planner.max_context),
         Encoder(trunk, about.spec, planner),
-        VectorHead(head, tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in head.dense)),
+        head,
+        tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in stored),
     )

@@ -53,7 +53,7 @@ def test_a_generator_is_read_as_a_stream_and_not_held(model):
             read += 1
             yield f"{index}"
 
-    stream = model._embedder.stream(texts(), EmbedRequest("", None, None, None, "error"))
+    stream = model._runtime.embedder().stream(texts(), EmbedRequest("", None, None, None, "error"))
     assert len(next(stream)) == 2048
     assert read <= 3 * 2048
 
@@ -106,7 +106,7 @@ def test_a_text_of_one_megabyte_is_an_error_or_cut_and_never_silently_shortened(
 
 
 def test_truncation_keeps_the_final_special_token_and_the_leading_words(model):
-    tokeniser = model._embedder.tokeniser
+    tokeniser = model._runtime.tokeniser
     whole = tokeniser(["one two three four five six"]).ids[0]
     cut = tokeniser(["one two three four five six"], max_tokens=4, overflow="truncate")
     assert cut.ids[0].tolist() == [*whole[:3], whole[-1]]
@@ -130,7 +130,7 @@ def test_a_limit_that_leaves_no_room_for_special_tokens_is_refused(model):
 
 
 def test_special_token_text_in_user_input_becomes_that_token_as_in_the_reference_libraries(model):
-    tokeniser = model._embedder.tokeniser
+    tokeniser = model._runtime.tokeniser
     ids = tokeniser(["a [SEP] b"]).ids[0].tolist()
     assert ids.count(ids[-1]) == 2
     assert np.isfinite(model.embed("[PAD][CLS][SEP][MASK]")).all()
@@ -179,10 +179,10 @@ def test_precisions_have_their_dtype_and_width(qwen):
 
 def test_a_vector_that_is_not_finite_raises_and_names_the_text():
     broken = engine.load(GOLDENS / "qwen3-embed")
-    poisoned = mx.array(np.array(broken._embedder.encoder.trunk.model.embed_tokens.weight))
-    token = int(broken._embedder.tokeniser(["b"]).ids[0][0])
+    poisoned = mx.array(np.array(broken._runtime.encoder.trunk.model.embed_tokens.weight))
+    token = int(broken._runtime.tokeniser(["b"]).ids[0][0])
     poisoned[token] = mx.nan
-    broken._embedder.encoder.trunk.model.embed_tokens.weight = poisoned
+    broken._runtime.encoder.trunk.model.embed_tokens.weight = poisoned
     with pytest.raises(NonFiniteOutput, match="vector of text 1 holds NaN"):
         broken.embed(["a", "b", "a"])
 

@@ -62,7 +62,7 @@ def read_head(checkpoint: CheckpointView) -> EmbeddingHead:
         names = checkpoint.config.get("architectures") or [""]
         generates = str(names[0]).endswith("ForCausalLM") and checkpoint.config.get("causal") is not False
         mode: PoolingMode = "last" if generates else "mean"
-        return EmbeddingHead((mode,), source=f"default without modules.json: {mode}", **common)
+        return EmbeddingHead((mode,), source=f"default without modules.json: {mode}", stated=False, **common)
     pooling: tuple[PoolingMode, ...] = ()
     include_prompt, normalize, dense = True, False, []
     for entry in entries:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from archport.cli.embed import DEFAULT_MODEL
-from archport.contract import AttentionLayer, LayerSpec
+from archport.contract import AttentionLayer, EmbeddingHead, Head, LayerSpec, YesNoHead
 
 
 def info(
@@ -33,13 +33,12 @@ def info(
 def gather(about: Any) -> dict[str, Any]:
     """The facts of a described model, ready to print."""
     from archport.device.sizes import format_bytes
+    from archport.loading import narrowed
 
     spec, checkpoint = about.spec, about.checkpoint
     head = about.hooks.head(spec, checkpoint)
     inputs = about.hooks.inputs(spec, checkpoint)
-    pipeline = [f"pool {' + '.join(head.pooling)}" + ("" if head.include_prompt else " without the prompt")]
-    pipeline += [f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}" for dense in head.dense]
-    pipeline += ["unit length"] if head.normalize else []
+    spec = narrowed(about, head).spec
     quantised = spec.quantization and f"{spec.quantization.bits}-bit {spec.quantization.mode}"
     return {
         "model": checkpoint.name,
@@ -55,10 +54,19 @@ def gather(about: Any) -> dict[str, Any]:
         "context": f"{inputs.max_tokens or spec.max_positions} tokens by default, {spec.max_positions} positions",
         "parameter_bytes": f"{checkpoint.weight_bytes:,} ({format_bytes(checkpoint.weight_bytes)})",
         "stored_as": quantised or spec.dtype,
-        "pipeline": f"{', '.join(pipeline)} (from {head.source})",
-        "similarity": head.similarity,
+        "pipeline": f"{_pipeline(head)} (from {head.source})",
+        "similarity": head.similarity if isinstance(head, EmbeddingHead) else "none",
         "prompts": [f"{name}: {text!r}" for name, text in inputs.prompts.items()] or "none",
     }
+
+
+def _pipeline(head: Head) -> str:
+    """What rows become, in words."""
+    if isinstance(head, YesNoHead):
+        return f"sigmoid(logit of token {head.yes} - logit of token {head.no}), last position"
+    steps = [f"pool {' + '.join(head.pooling)}" + ("" if head.include_prompt else " without the prompt")]
+    steps += [f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}" for dense in head.dense]
+    return ", ".join(steps + (["unit length"] if head.normalize else []))
 
 
 def _layer(layer: LayerSpec) -> str:

@@ -35,14 +35,18 @@ from archport.contract.hookspecs import hookimpl
 from archport.contract.media import Asked, Encode, Measured, Picture, Reader, TowerContext, VisionTrunk, VisualRows
 from archport.contract.memory import KV_STEP, BatchShape, KVAllocation, Limits, kv_capacity
 from archport.contract.model import (
+    CausalLM,
     CheckpointView,
     Dense,
     EmbeddingHead,
     Example,
+    Head,
     LayerContext,
+    PairText,
     PoolingMode,
     TextInputs,
     Trunk,
+    YesNoHead,
 )
 from archport.contract.recurrence import RecurrentForm, RecurrentPath, RecurrentStep, Segments
 from archport.contract.spec import (
@@ -71,6 +75,7 @@ __all__ = [
     "Backend",
     "BatchShape",
     "BufferTooLarge",
+    "CausalLM",
     "CheckpointError",
     "CheckpointView",
     "ClaimError",
@@ -84,6 +89,7 @@ __all__ = [
     "Encode",
     "Example",
     "Experts",
+    "Head",
     "InputError",
     "KVAllocation",
     "KvCeilingExceeded",
@@ -96,6 +102,7 @@ __all__ = [
     "MemoryBudgetExceeded",
     "ModelNotFound",
     "NonFiniteOutput",
+    "PairText",
     "PathChooser",
     "Picture",
     "PluginError",
@@ -118,6 +125,7 @@ __all__ = [
     "VisionTrunk",
     "VisualRows",
     "WorkBoundExceeded",
+    "YesNoHead",
     "hookimpl",
     "kv_capacity",
 ]

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import pluggy
 
@@ -19,7 +19,7 @@ from archport.contract.attention import AttentionCall, Backend, MaskPolicy
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import ArchportError, PluginError
 from archport.contract.memory import BatchShape, KVAllocation, Limits
-from archport.contract.model import CheckpointView, EmbeddingHead, Example, TextInputs, Trunk
+from archport.contract.model import CheckpointView, Example, Head, TextInputs, Trunk
 from archport.contract.spec import ArchSpec, AttentionLayer, LayerSpec
 
 T = TypeVar("T")
@@ -93,9 +93,17 @@ class Hooks:
         who, module = self._first("archport_build", spec=spec, config=config)
         if module is None:
             raise PluginError(f"{self.speakers[-1].label} claims {spec.arch!r} but does not implement archport_build")
-        missing = [part for part in ("__call__", "sanitize", "parameters") if not hasattr(module, part)]
+        parts = ["__call__", "sanitize", "parameters"]
+        if {"generate", "rerank"} & set(spec.tasks) and spec.semantics == "causal":
+            parts += ["logits", "head_rows"]
+        missing = [part for part in parts if not hasattr(module, part)]
         if missing:
-            raise _wrong(who, "archport_build", module, f"an mlx.nn.Module that has {', '.join(missing)}")
+            raise _wrong(
+                who,
+                "archport_build",
+                module,
+                f"an mlx.nn.Module that has {', '.join(missing)}, for the tasks {', '.join(spec.tasks)}",
+            )
         return cast(Trunk, module)
 
     def mask_policy(self, spec: ArchSpec, layer: LayerSpec, shape: BatchShape) -> MaskPolicy | None:
@@ -124,9 +132,12 @@ class Hooks:
         who, answer = self._first("archport_sdpa_backend", spec=spec, layer=layer, call=call, device=device)
         return _optional(who, "archport_sdpa_backend", answer, str, "the name of a backend or None")
 
-    def head(self, spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead:
+    def head(self, spec: ArchSpec, checkpoint: CheckpointView) -> Head:
         who, answer = self._first("archport_head", spec=spec, checkpoint=checkpoint)
-        return _checked(who, "archport_head", answer, EmbeddingHead, "an EmbeddingHead or None")
+        if not isinstance(answer, Head):
+            kinds = " or ".join(kind.__name__ for kind in get_args(Head))
+            raise _wrong(who, "archport_head", answer, f"one of {kinds}, or None")
+        return answer
 
     def inputs(self, spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
         who, answer = self._first("archport_inputs", spec=spec, checkpoint=checkpoint)

@@ -19,7 +19,7 @@ import pluggy
 from archport.contract.attention import AttentionCall, Backend, MaskPolicy
 from archport.contract.device import DeviceFacts
 from archport.contract.memory import BatchShape, KVAllocation, Limits
-from archport.contract.model import CheckpointView, EmbeddingHead, Example, TextInputs, Trunk
+from archport.contract.model import CheckpointView, Example, Head, TextInputs, Trunk
 from archport.contract.spec import ArchSpec, LayerSpec
 
 hookspec = pluggy.HookspecMarker("archport")
@@ -58,6 +58,9 @@ def archport_examples() -> Sequence[Example]:  # pyright: ignore[reportReturnTyp
 def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:  # pyright: ignore[reportReturnType]
     """Build the module (an `mlx.nn.Module`) with the parameter names that published checkpoints have after `sanitize`.
 
+    A causal spec whose tasks include generate or rerank asks for a `CausalLM`. Where the checkpoint's head says that it
+    embeds, the tasks in `spec` are narrowed to that, and an output head is dead weight.
+
     Import mlx inside this function: plugin modules must import cheaply.
     """
 
@@ -94,8 +97,8 @@ def archport_sdpa_backends() -> Sequence[Backend]:  # pyright: ignore[reportRetu
 
 
 @hookspec(firstresult=True)
-def archport_head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
-    """How hidden rows become vectors; None takes the checkpoint's pipeline files, or the documented default."""
+def archport_head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    """What hidden rows become, vectors or scores; None takes the checkpoint's pipeline files, or the stated default."""
 
 
 @hookspec(firstresult=True)

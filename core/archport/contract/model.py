@@ -5,7 +5,8 @@ Protocols and pure data. Knows nothing of how attention runs, how tokens are bat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -88,6 +89,18 @@ class Trunk(Protocol):
         ...
 
 
+class CausalLM(Trunk, Protocol):
+    """A trunk with an output head: what `archport_build` returns when the spec's tasks include generate or rerank."""
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Next-token logits (B, n, V) of hidden states (B, n, D)."""
+        ...
+
+    def head_rows(self, ids: Sequence[int]) -> mx.array:
+        """Rows (n, D) of the output head for these vocabulary ids; of a packed head only they are unpacked."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Dense:
     """One Dense module of a sentence-transformers pipeline: `activation(x @ W.T + b)`, plus x when `residual`.
@@ -117,6 +130,8 @@ class EmbeddingHead:
         similarity: how vectors of this model are compared.
         dimensions: default number of leading dimensions kept, None for all.
         source: where this was read from, for `archport info`.
+        stated: whether the checkpoint or its model card says so; False for the default of a checkpoint that says
+            nothing, which may as well generate.
     """
 
     pooling: tuple[PoolingMode, ...]
@@ -126,6 +141,7 @@ class EmbeddingHead:
     similarity: Similarity = "cosine"
     dimensions: int | None = None
     source: str = "default"
+    stated: bool = True
 
     def __post_init__(self) -> None:
         unknown = [mode for mode in self.pooling if mode not in get_args(PoolingMode)]
@@ -133,6 +149,55 @@ class EmbeddingHead:
             raise SpecError(
                 f"embedding head: pooling={self.pooling!r}; expected one or more of {', '.join(get_args(PoolingMode))}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class YesNoHead:
+    """A reranker that answers yes or no: the score is sigmoid(logit of yes - logit of no) at the last position.
+
+    Args:
+        yes, no: vocabulary ids of the two answers.
+        source: where this was read from, for `archport info`.
+    """
+
+    yes: int
+    no: int
+    source: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.yes < 0 or self.no < 0 or self.yes == self.no:
+            raise SpecError(f"yes/no head: yes={self.yes}, no={self.no}; expected two different vocabulary ids")
+
+
+Head = EmbeddingHead | YesNoHead
+
+
+@dataclass(frozen=True, slots=True)
+class PairText:
+    """The text around a query and a document. The three parts are tokenised apart, without special tokens.
+
+    Args:
+        prefix, suffix: never cut.
+        body: with `{instruction}`, `{query}` and `{document}`, which are filled in as they are.
+        instruction: the default one.
+        max_tokens: tokens of all three by default, at most the model's positions.
+    """
+
+    prefix: str
+    body: str
+    suffix: str
+    instruction: str = ""
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for field_name in ("{query}", "{document}"):
+            if self.body.count(field_name) != 1:
+                raise SpecError(f"pair text: body={self.body!r} must hold {field_name} once")
+
+    def fill(self, instruction: str, query: str, document: str) -> str:
+        """The body for one document; braces inside the values mean nothing."""
+        values = {"{instruction}": instruction, "{query}": query, "{document}": document}
+        return re.sub("|".join(map(re.escape, values)), lambda found: values[found.group()], self.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +213,7 @@ class TextInputs:
         final_token: the id every sequence must end with; appended where the tokenizer does not; None: no rule.
         lowercase: lower-case the text before tokenising (an old sentence-transformers setting).
         reader: reads every input itself, pictures included; None for text only.
+        pair: the text around query and document, for rerankers that read both as one prompt.
     """
 
     max_tokens: int | None = None
@@ -158,6 +224,7 @@ class TextInputs:
     final_token: int | None = None
     lowercase: bool = False
     reader: Reader | None = None
+    pair: PairText | None = None
 
 
 class CheckpointView(Protocol):

@@ -4,6 +4,8 @@ from archport.layers.activations import activation
 from archport.layers.attention import Attention
 from archport.layers.decoder import PreNormBlock
 from archport.layers.encoder import PostNormBlock
+from archport.layers.experts import SparseMLP, stack_experts
+from archport.layers.heads import head_rows
 from archport.layers.merging import merge_projections
 from archport.layers.mlp import MLP, GatedMLP
 from archport.layers.norms import ZeroCentredRMSNorm
@@ -16,7 +18,10 @@ __all__ = [
     "PostNormBlock",
     "PreNormBlock",
     "Rotary",
+    "SparseMLP",
     "ZeroCentredRMSNorm",
     "activation",
+    "head_rows",
     "merge_projections",
+    "stack_experts",
 ]

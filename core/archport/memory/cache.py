@@ -154,6 +154,38 @@ class KVCache:
             offsets=tuple(dropped + first for dropped in self._dropped),
         )
 
+    def held(self, row: int) -> tuple[mx.array, mx.array]:
+        """Keys and values (1, K, n, width) of one row that are still held, the earliest first."""
+        if self._storage is None:
+            raise InputError("KV cache: nothing was written yet; append keys and values first")
+        k, v = self._storage.read(0, self._held(row))
+        return k[row : row + 1], v[row : row + 1]
+
+    def start(self, tokens: int, k: mx.array, v: mx.array) -> None:
+        """Begin every row of an empty cache with the same `tokens`, of which the last n are given.
+
+        Args:
+            k, v: (1, K, n, Dh) and (1, K, n, Dv); at least what a window of the layer still sees.
+
+        Raises:
+            KvCeilingExceeded: nothing was allocated or written.
+            InputError: the cache is not empty, or tokens are missing that the layer still sees.
+        """
+        left, n = self.layer.reach[0], k.shape[2]
+        if any(self._written) or n < (tokens if left is None else min(left, tokens)):
+            raise InputError(f"KV cache: {n} of {tokens} tokens to start with, {max(self._written)} already written")
+        self.check([tokens] * self.B)
+        first = tokens - n
+        if self.allocation.storage == "ring":
+            kept = min(n, left or 0)
+            k, v, first = k[:, :, n - kept :], v[:, :, n - kept :], 0
+            self._dropped = [tokens - kept] * self.B
+        self._reserve(tokens - self._dropped[0])
+        assert self._storage is not None
+        # Tokens that no window reaches any more are left as zeros.
+        self._storage.write(slice(None), first, k, v)
+        self._written = [tokens] * self.B
+
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order, as when others finished."""
         unknown = [row for row in rows if not 0 <= row < self.B]

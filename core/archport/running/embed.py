@@ -9,12 +9,12 @@ from itertools import islice
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import InputError, NonFiniteOutput
+from archport.contract import NonFiniteOutput
 from archport.planning import BatchPlan, Plan
 from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
 from archport.running.pool import VectorHead
-from archport.running.tokenise import Overflow, TextTokeniser, Tokens
+from archport.running.tokenise import Overflow, TextTokeniser, Tokens, check_vocabulary
 from archport.running.verify import verified
 
 # Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold.
@@ -91,22 +91,12 @@ class Embedder:
             tokens = self.tokeniser(
                 chunk, prompt=request.prompt, max_tokens=request.max_tokens, overflow=request.overflow, first=first
             )
-            self._check_vocabulary(tokens, first)
+            check_vocabulary(tokens.ids, self.encoder.spec.vocab_size, "text", first)
             window = _Window(first, tokens, self.encoder.plan(tokens.lengths), [None] * len(chunk))
             with verified(window.plan):
                 for batch in window.plan.batches:
                     yield window, batch
             first += len(chunk)
-
-    def _check_vocabulary(self, tokens: Tokens, first: int) -> None:
-        """Refuse ids behind the embedding's end, where a device reads whatever lies there."""
-        size = self.encoder.spec.vocab_size
-        for index, ids in enumerate(tokens.ids):
-            if ids.max() >= size:
-                raise InputError(
-                    f"text {first + index} holds token id {ids.max()}; the model's vocabulary has {size} entries. The "
-                    "tokenizer is another model's, or has tokens that were added without training them"
-                )
 
     def _start(self, window: _Window, batch: BatchPlan, request: EmbedRequest, stretches: Stretches) -> mx.array:
         ids = [window.tokens.ids[row] for row in batch.rows]

@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import ArchSpec, InputError, Trunk
+from archport.memory import Caches
 from archport.planning import BatchPlan, Plan
 from archport.running.context import Stretches
 from archport.running.planned import Planner, batch_caches, run_steps
@@ -43,11 +44,37 @@ class Encoder:
         """Vectors (B, D') of a batch's rows, before dimensions and unit length; unevaluated for a single step."""
         pooling = Pooling(batch.lengths, head.head.pooling, head.skipped(prompt_tokens))
         caches = batch_caches(self.spec, plan, batch)
+        return head.project(self._pool(pooling, plan, batch, ids, caches, stretches))
+
+    def last_hidden(
+        self,
+        plan: Plan,
+        batch: BatchPlan,
+        ids: Sequence[np.ndarray],
+        caches: Caches | None,
+        stretches: Stretches | None = None,
+    ) -> mx.array:
+        """Hidden states (B, D) float32 of the rows' last tokens; unevaluated for a single step.
+
+        Args:
+            caches: what the steps write to, made by `batch_caches`.
+        """
+        return self._pool(Pooling(batch.lengths, ("last",)), plan, batch, ids, caches, stretches)
+
+    def _pool(
+        self,
+        pooling: Pooling,
+        plan: Plan,
+        batch: BatchPlan,
+        ids: Sequence[np.ndarray],
+        caches: Caches | None,
+        stretches: Stretches | None,
+    ) -> mx.array:
         for step, hidden in run_steps(self.trunk, plan, batch, ids, caches, stretches):
             pooling.add(hidden, step.start)
             if len(batch.steps) > 1:
                 pooling.evaluate()
-        return head.project(pooling.rows())
+        return pooling.rows()
 
     def forward(self, input_ids: object, attention_mask: object = None) -> mx.array:
         """Hidden states (B, L, D) in the caller's own layout, padded left or right; zeros at padding.

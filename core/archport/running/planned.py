@@ -22,7 +22,7 @@ from archport.contract import (
     Trunk,
 )
 from archport.memory import Caches
-from archport.planning import BatchPlan, Pins, Plan, StepPlan, plan_request
+from archport.planning import BatchPlan, Mode, Pins, Plan, StepPlan, plan_request
 from archport.running.context import StepContext, Stretches
 from archport.running.recurrent import StateStep
 from archport.running.vision import BatchVisual
@@ -58,13 +58,20 @@ class Planner:
         cached: int | Sequence[int] = 0,
         new_tokens: int | None = 0,
         images: Sequence[Sequence[int]] = (),
+        mode: Mode | None = None,
     ) -> Plan:
-        """The plan of rows of these lengths, with pictures of so many patches; raises AdmissionRefused."""
+        """The plan of rows of these lengths; raises AdmissionRefused when they do not fit.
+
+        Args:
+            images: patches of each row's pictures.
+            mode: `generate` keeps what the rows leave behind, whether or not tokens are to be decoded.
+        """
         return plan_request(
             self.spec,
             lengths,
             cached=cached,
             new_tokens=new_tokens,
+            mode=mode,
             device=self.device,
             budget=self.budget,
             max_context=self.max_context,

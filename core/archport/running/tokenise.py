@@ -45,7 +45,7 @@ class TextTokeniser:
     """
 
     def __init__(self, tokenizer: Tokenizer, inputs: TextInputs, max_tokens: int) -> None:
-        self._tokenizer, self.inputs, self.max_tokens = tokenizer, inputs, max_tokens
+        self.tokenizer, self.inputs, self.max_tokens = tokenizer, inputs, max_tokens
         self._cutters: dict[int, Tokenizer] = {}
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
@@ -87,11 +87,11 @@ class TextTokeniser:
             InputError: for a text that is not a string, can't be encoded, or has no tokens.
             ContextLengthExceeded: for a text over the limit, unless truncation was asked for.
         """
-        limit = self._limit(max_tokens)
+        limit = token_limit(max_tokens, self.max_tokens, self.max_tokens)
         if overflow not in get_args(Overflow):
             raise InputError(f"{overflow=}; expected 'error' or 'truncate'")
         prepared = [self._prepare(text, first + index, prompt) for index, text in enumerate(texts)]
-        rows = [self._finish(encoding.ids) for encoding in self._tokenizer.encode_batch(prepared)]
+        rows = [self._finish(encoding.ids) for encoding in self.tokenizer.encode_batch(prepared)]
         truncated: list[int] = []
         for index, row in enumerate(rows):
             if not len(row):
@@ -114,32 +114,8 @@ class TextTokeniser:
             truncated.append(first + index)
         return Tokens(tuple(rows), self._prompt_length(prompt), tuple(truncated))
 
-    def _limit(self, max_tokens: int | None) -> int:
-        if max_tokens is None:
-            return self.max_tokens
-        # Two tokens may be special; a limit that leaves none for the text is a mistake.
-        if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
-            raise InputError(f"{max_tokens=}; expected a positive integer")
-        if max_tokens > self.max_tokens:
-            raise ContextLengthExceeded(
-                f"{max_tokens=} is above what this model takes ({self.max_tokens}); it is refused rather than lowered",
-                requested=max_tokens,
-                ceiling=self.max_tokens,
-                max_tokens_that_fit=self.max_tokens,
-                binding="the model's context",
-            )
-        return max_tokens
-
-    def _prepare(self, text: object, index: int, prompt: str) -> str:
-        if not isinstance(text, str):
-            raise InputError(f"text {index} is {_describe(text)}; expected a str")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"text {index} holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; it "
-                "has no encoding. Repair it, for example with text.encode('utf-8', 'replace').decode()"
-            ) from error
+    def _prepare(self, text: str, index: int, prompt: str) -> str:
+        check_text(text, f"text {index}")
         text = prompt + text
         return text.lower() if self.inputs.lowercase else text
 
@@ -152,8 +128,8 @@ class TextTokeniser:
     def _cutter(self, limit: int) -> Tokenizer:
         """A copy of the tokenizer that cuts the text, not the special tokens around it."""
         if limit not in self._cutters:
-            cutter = Tokenizer.from_str(self._tokenizer.to_str())
-            probe = self._tokenizer.encode("").ids
+            cutter = Tokenizer.from_str(self.tokenizer.to_str())
+            probe = self.tokenizer.encode("").ids
             appended = self.inputs.final_token is not None and probe[-1:] != [self.inputs.final_token]
             room, special = limit - appended, cutter.num_special_tokens_to_add(False)
             if room < special:
@@ -167,9 +143,70 @@ class TextTokeniser:
     def _prompt_length(self, prompt: str) -> int:
         if not prompt:
             return 0
-        encoding = self._tokenizer.encode(prompt)
+        encoding = self.tokenizer.encode(prompt)
         # A final special token (SEP, EOS) closes the sequence; it is not part of the prompt.
         return len(encoding.ids) - (encoding.special_tokens_mask[-1:] == [1])
+
+
+def token_limit(asked: int | None, ceiling: int, default: int) -> int:
+    """Tokens an input of this call may have: what was asked for, at most the model's ceiling.
+
+    Raises:
+        InputError: for no positive integer.
+        ContextLengthExceeded: above the ceiling.
+    """
+    if asked is None:
+        return default
+    if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
+        raise InputError(f"max_tokens={asked!r}; expected a positive integer")
+    if asked > ceiling:
+        raise ContextLengthExceeded(
+            f"max_tokens={asked} is above what this model takes ({ceiling}); it is refused rather than lowered",
+            requested=asked,
+            ceiling=ceiling,
+            max_tokens_that_fit=ceiling,
+            binding="the model's context",
+        )
+    return asked
+
+
+def check_text(text: object, what: str) -> None:
+    """Refuse what is no text, or no text that has an encoding.
+
+    Args:
+        what: how the message names it ("text 3").
+
+    Raises:
+        InputError: naming it.
+    """
+    if not isinstance(text, str):
+        raise InputError(f"{what} is {_describe(text)}; expected a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; it "
+            "has no encoding. Repair it, for example with text.encode('utf-8', 'replace').decode()"
+        ) from error
+
+
+def check_vocabulary(rows: Sequence[np.ndarray], size: int, what: str, first: int = 0) -> None:
+    """Refuse ids behind the embedding's end, where a device reads whatever lies there.
+
+    Args:
+        size: entries of the model's vocabulary.
+        what, first: how messages name a row ("text") and number the first one.
+
+    Raises:
+        InputError: naming the row and the id.
+    """
+    for index, ids in enumerate(rows):
+        low, high = (ids.min(), ids.max()) if len(ids) else (0, 0)
+        if low < 0 or high >= size:
+            raise InputError(
+                f"{what} {first + index} holds token id {high if high >= size else low}; the model's vocabulary has "
+                f"{size} entries. The tokenizer is another model's, or has tokens that were added without training them"
+            )
 
 
 def _describe(value: object) -> str:

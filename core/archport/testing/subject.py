@@ -114,7 +114,11 @@ class Tiny:
     @cached_property
     def folder(self) -> Path:
         """The checkpoint in the published layout."""
-        return self.write("tiny-embedding", self.published)
+        return self.write(self.named("tiny"), self.published)
+
+    def named(self, name: str) -> str:
+        """A folder's name that says what the example is for: some plugins know nothing else to tell it by."""
+        return name if "generate" in self.spec.tasks else f"{name}-embedding"
 
     def write(self, name: str, weights: Mapping[str, mx.array], **more: Any) -> Path:
         """A checkpoint of this example with these tensors; `more` goes into its config.json."""
@@ -165,11 +169,11 @@ class Tiny:
 
     @property
     def trunk(self) -> Trunk:
-        return self.model._embedder.encoder.trunk
+        return self.model._runtime.encoder.trunk
 
     @property
     def planner(self) -> Planner:
-        return self.model._embedder.encoder.plan
+        return self.model._runtime.encoder.plan
 
     @property
     def limit(self) -> float:

@@ -1,7 +1,7 @@
-"""Qwen3: dense decoder trunks that embed.
+"""Qwen3, dense and with experts: checkpoints that embed, rerank or generate.
 
 Claims checkpoints of the Qwen3 block that are causal. Bidirectional ones (a flag in the config) are left to others.
-Knows the published conventions of Qwen3-Embedding; knows nothing of masks, batches or memory.
+Knows the published conventions of Qwen3-Embedding and Qwen3-Reranker; knows nothing of masks, batches or memory.
 """
 
 from __future__ import annotations
@@ -12,47 +12,71 @@ from typing import TYPE_CHECKING, Any
 from archport.contract import (
     ArchSpec,
     AttentionLayer,
+    CheckpointError,
     CheckpointView,
     EmbeddingHead,
     Example,
+    Experts,
+    Head,
+    PairText,
+    Task,
     TextInputs,
     Trunk,
+    YesNoHead,
     hookimpl,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ARCHITECTURES = ("Qwen3Model", "Qwen3ForCausalLM")
+# Architecture -> what its checkpoints may be for; which of it one is for, its head says.
+TRUNK: tuple[Task, ...] = ("embed",)
+WITH_HEAD: tuple[Task, ...] = ("embed", "rerank", "generate")
+ARCHITECTURES = {
+    "Qwen3Model": TRUNK,
+    "Qwen3ForCausalLM": WITH_HEAD,
+    "Qwen3MoeModel": TRUNK,
+    "Qwen3MoeForCausalLM": WITH_HEAD,
+}
 
-# The model card's default task. There is no space after "Query:" in the published format.
-QUERY_TASK = "Given a web search query, retrieve relevant passages that answer the query"
-QUERY_PROMPT = f"Instruct: {QUERY_TASK}\nQuery:"
+# The model card's default task, of embedding and of reranking.
+TASK = "Given a web search query, retrieve relevant passages that answer the query"
+# There is no space after "Query:" in the published format.
+QUERY_PROMPT = f"Instruct: {TASK}\nQuery:"
+
+PAIR = PairText(
+    prefix="<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+    body="<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}",
+    suffix="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    instruction=TASK,
+    max_tokens=8192,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 @hookimpl
 def archport_models() -> Mapping[str, str]:
+    sizes = [f"Qwen/Qwen3-{kind}-{size}" for kind in ("Embedding", "Reranker") for size in ("0.6B", "4B", "8B")]
     return {
-        # No repository has this name; it is what people type.
+        # No repositories have these names; they are what people type.
         "Qwen/Qwen3-Embedding": "Qwen/Qwen3-Embedding-0.6B",
-        "Qwen/Qwen3-Embedding-0.6B": "Qwen/Qwen3-Embedding-0.6B",
-        "Qwen/Qwen3-Embedding-4B": "Qwen/Qwen3-Embedding-4B",
-        "Qwen/Qwen3-Embedding-8B": "Qwen/Qwen3-Embedding-8B",
+        "Qwen/Qwen3-Reranker": "Qwen/Qwen3-Reranker-0.6B",
+        **{name: name for name in sizes},
     }
 
 
 @hookimpl
 def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    names = config.get("architectures") or []
-    if not config.get("causal", True) or not any(name in ARCHITECTURES for name in names):
+    tasks = next((ARCHITECTURES[name] for name in config.get("architectures") or [] if name in ARCHITECTURES), None)
+    if tasks is None or not config.get("causal", True):
         return None
     layer_types = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
     window = config.get("sliding_window")
     return ArchSpec(
         arch="qwen3",
-        tasks=("embed",),
+        tasks=tasks,
         layers=tuple(
             AttentionLayer(
                 semantics="causal",
@@ -69,6 +93,20 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
         max_positions=config["max_position_embeddings"],
         dtype=config.get("dtype", "float32"),
         tied_head=bool(config.get("tie_word_embeddings", False)),
+        experts=_experts(config, len(layer_types)),
+    )
+
+
+def _experts(config: Mapping[str, Any], layers: int) -> Experts | None:
+    """The experts of a Qwen3-MoE: every `decoder_sparse_step`-th layer but those listed as dense."""
+    if not config.get("num_experts"):
+        return None
+    step, dense = config.get("decoder_sparse_step") or 1, config.get("mlp_only_layers") or []
+    return Experts(
+        count=config["num_experts"],
+        per_token=config["num_experts_per_tok"],
+        intermediate_size=config["moe_intermediate_size"],
+        layers=tuple(index for index in range(layers) if index not in dense and (index + 1) % step == 0),
     )
 
 
@@ -88,15 +126,34 @@ def _is_embedding(checkpoint: CheckpointView) -> bool:
     return _has_pipeline(checkpoint) or "embedding" in checkpoint.name.lower()
 
 
+def _is_reranker(spec: ArchSpec, checkpoint: CheckpointView) -> bool:
+    # Nothing in the published files but their name tells them from generators.
+    return "rerank" in spec.tasks and "reranker" in checkpoint.name.lower() and not _has_pipeline(checkpoint)
+
+
 @hookimpl
-def archport_head(checkpoint: CheckpointView) -> EmbeddingHead | None:
+def archport_head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if _is_reranker(spec, checkpoint):
+        return YesNoHead(_answer(checkpoint, "yes"), _answer(checkpoint, "no"), "the Qwen3-Reranker model card")
     if _has_pipeline(checkpoint) or not _is_embedding(checkpoint):
         return None
     return EmbeddingHead(pooling=("last",), normalize=True, source="the Qwen3-Embedding model card")
 
 
+def _answer(checkpoint: CheckpointView, word: str) -> int:
+    found = checkpoint.token_id(word)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint.name}: the tokenizer has no token {word!r}, which a Qwen3-Reranker is scored by; the "
+            "tokenizer files belong to another model, or this checkpoint is no reranker despite its name"
+        )
+    return found
+
+
 @hookimpl
-def archport_inputs(checkpoint: CheckpointView) -> TextInputs | None:
+def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    if _is_reranker(spec, checkpoint):
+        return TextInputs(pair=PAIR)
     if not _is_embedding(checkpoint):
         return None
     stored = checkpoint.json("config_sentence_transformers.json") or {}
@@ -114,6 +171,18 @@ def archport_inputs(checkpoint: CheckpointView) -> TextInputs | None:
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     """The trunk's tensors as embedding repositories name them: without the prefix."""
     return {name.removeprefix("model."): value for name, value in weights.items()}
+
+
+def _split_experts(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same tensors as hub repositories store them: one per expert."""
+    found: dict[str, Any] = {}
+    for name, value in weights.items():
+        layer, stacked, part = name.partition(".switch_mlp.")
+        if not stacked:
+            found[name] = value
+            continue
+        found |= {f"{layer}.experts.{index}.{part}": value[index] for index in range(value.shape[0])}
+    return found
 
 
 @hookimpl
@@ -136,7 +205,22 @@ def archport_examples() -> Sequence[Example]:
         "hidden_act": "silu",
         "torch_dtype": "float32",
     }
+    generates = {**config, "architectures": ["Qwen3ForCausalLM"]}
+    experts = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        # Twice its width is not the model's, so that a transposed expert can't pass for a right one.
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [0],
+    }
+    windows = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
     return [
         Example("gqa 2:1, head_dim independent of width", config, publish=_published),
         Example("head_dim 256, attention bias", {**config, "head_dim": 256, "attention_bias": True}, seed=1),
+        Example("generates, untied head", {**generates, "tie_word_embeddings": False}, seed=2),
+        Example("generates, second layer in a window", {**generates, **windows}, seed=3),
+        Example("experts in the second layer", {**generates, **experts}, seed=4, publish=_split_experts),
     ]

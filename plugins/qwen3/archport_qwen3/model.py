@@ -1,41 +1,58 @@
-"""The Qwen3 trunk: token ids to hidden states after the final norm. Knows nothing of heads, masks or caches."""
+"""The Qwen3 trunk, dense or with experts: token ids to hidden states, and its output head. Knows no masks or caches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary
+from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary, SparseMLP, head_rows, stack_experts
 from archport.layers.activations import activation
+
+# All that an output head may be stored as.
+HEAD = ("lm_head.weight", "lm_head.scales", "lm_head.biases")
 
 
 class Qwen3(nn.Module):
-    """Parameter names as generation checkpoints have them: `model.embed_tokens`, `model.layers.N...`, `model.norm`."""
+    """Parameter names as generation checkpoints have them: `model.embed_tokens`, `model.layers.N...`, `lm_head`."""
 
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any]) -> None:
         super().__init__()
+        self._spec = spec
         self.model = Decoder(spec, config)
+        # An embedding model's own head, where a repository has one, is dead weight.
+        if not spec.tied_head and {"generate", "rerank"} & set(spec.tasks):
+            self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
         return self.model(input_ids, ctx)
 
+    def logits(self, hidden: mx.array) -> mx.array:
+        return self.lm_head(hidden) if "lm_head" in self else self.model.embed_tokens.as_linear(hidden)
+
+    def head_rows(self, ids: Sequence[int]) -> mx.array:
+        return head_rows(self.lm_head if "lm_head" in self else self.model.embed_tokens, ids)
+
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         # Embedding repositories store the trunk without its prefix.
         if not any(name.startswith("model.") for name in weights):
-            weights = {f"model.{name}": value for name, value in weights.items()}
-        # The output head takes no part in embedding.
-        return {name: value for name, value in weights.items() if "lm_head." not in name}
+            weights = {name if name in HEAD else f"model.{name}": value for name, value in weights.items()}
+        if "lm_head" not in self:
+            weights = {name: value for name, value in weights.items() if name not in HEAD}
+        experts = self._spec.experts
+        if experts is not None:
+            for index in experts.layers:
+                weights = stack_experts(weights, f"model.layers.{index}.mlp", experts.count)
+        return weights
 
 
 class Decoder(nn.Module):
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any]) -> None:
         super().__init__()
         eps, bias = config["rms_norm_eps"], bool(config.get("attention_bias", False))
-        act = activation(config.get("hidden_act", "silu"))
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [
             PreNormBlock(
@@ -48,7 +65,7 @@ class Decoder(nn.Module):
                     qk_norm_eps=eps,
                     rotary=Rotary(layer.head_dim, config["rope_theta"], config.get("rope_scaling")),
                 ),
-                GatedMLP(spec.hidden_size, spec.intermediate_size, act),
+                _mlp(spec, config, index),
                 spec.hidden_size,
                 eps,
             )
@@ -61,3 +78,12 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x = layer(x, ctx)
         return self.norm(x)
+
+
+def _mlp(spec: ArchSpec, config: Mapping[str, Any], index: int) -> nn.Module:
+    act = config.get("hidden_act", "silu")
+    if spec.experts is None or index not in spec.experts.layers:
+        return GatedMLP(spec.hidden_size, spec.intermediate_size, activation(act))
+    # The family's class default is not to, and its published files say to: the file decides.
+    renormalise = bool(config.get("norm_topk_prob", False))
+    return SparseMLP(spec.hidden_size, spec.experts, renormalise=renormalise, act=act)

@@ -103,7 +103,7 @@ def test_a_text_has_the_same_vector_alone_and_in_any_batch(model, texts):
 def test_every_sequence_ends_with_the_published_final_token_also_when_cut(model):
     from archport.running.tokenise import TextTokeniser
 
-    tokeniser: TextTokeniser = model._embedder.tokeniser
+    tokeniser: TextTokeniser = model._runtime.tokeniser
     final = model.inputs.final_token
     for options in ({}, {"max_tokens": 5, "overflow": "truncate"}):
         for ids in tokeniser(["a rather long text about nothing at all", ""], **options).ids:

@@ -61,7 +61,7 @@ def no_state_between_calls(t: Tiny) -> str:
     """
     short, long = t.tokens(6), t.tokens(t.length(70))
     model = t.load(t.folder)
-    before = _held_by(model._embedder.encoder.trunk)
+    before = _held_by(model._runtime.encoder.trunk)
     first = as_array(model.forward(short[None]))
     for name, (ids, mask) in {
         f"one of {len(long)}": (long[None], None),
@@ -72,7 +72,7 @@ def no_state_between_calls(t: Tiny) -> str:
         difference = gap(model.forward(short[None]), first)
         if difference:
             fail(f"a row of {len(short)} tokens differs by {difference:.2g} (limit 0) after {name}")
-    kept = _held_by(model._embedder.encoder.trunk) - before
+    kept = _held_by(model._runtime.encoder.trunk) - before
     if kept:
         fail(f"after seven calls the module holds new arrays: {', '.join(sorted(kept))}")
     return f"{len(short)}, {len(long)}, {len(short)}, padded, {len(short)} tokens: equal"

@@ -75,8 +75,8 @@ def saved_model_loads_equal(t: Tiny) -> str:
     `sanitize` must leave names and values alone that are already the module's own.
     """
     row = t.tokens(t.length(24))
-    again = t.load(t.write("resaved-embedding", t.weights))
-    difference = gap(t.hidden(row, trunk=again._embedder.encoder.trunk), t.hidden(row, trunk=t.bare()))
+    again = t.load(t.write(t.named("resaved"), t.weights))
+    difference = gap(t.hidden(row, trunk=again._runtime.encoder.trunk), t.hidden(row, trunk=t.bare()))
     if difference > t.limit:
         fail(
             f"saved and loaded again it differs by {difference:.2g} (limit {t.limit:.0e}): `sanitize` is not idempotent"
@@ -101,7 +101,7 @@ def damaged_checkpoint_is_refused(t: Tiny) -> str:
     }
     for case, weights in cases.items():
         try:
-            t.load(t.write(f"{case}-embedding", weights))
+            t.load(t.write(t.named(case), weights))
         except CheckpointError as error:
             leaf = ".".join(name.split(".")[-3:-1]) if case != "unknown" else "surprise"
             if not any(part in str(error) for part in (name, leaf, name.split(".")[-2])):
@@ -140,12 +140,12 @@ def quantised_round_trip(t: Tiny) -> str:
             )
         stated = {path: False for path, packed in packable.items() if not packed}
         quantization = {"group_size": group, "bits": bits, **stated}
-        folder = t.write(f"{bits}bit-embedding", weights, quantization=quantization)
+        folder = t.write(t.named(f"{bits}bit"), weights, quantization=quantization)
         want = t.hidden(row, trunk=t.bare(dense))
         for dtype in ("float32", "checkpoint"):
             how = "packed" if dtype == "checkpoint" else "unpacked"
             try:
-                trunk = t.load(folder, dtype=dtype)._embedder.encoder.trunk
+                trunk = t.load(folder, dtype=dtype)._runtime.encoder.trunk
                 difference = gap(t.hidden(row, trunk=trunk), want)
             # The module meets packed weights here for the first time.
             except Exception as error:

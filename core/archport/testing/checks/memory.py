@@ -46,7 +46,7 @@ def _measure(t: Tiny, plan: Plan, length: int, count: int) -> int:
     import mlx.core as mx
 
     rows = [t.tokens(length, seed) for seed in range(count)]
-    embedder = t.model._embedder
+    embedder = t.model._runtime.embedder()
     mx.synchronize()
     mx.clear_cache()
     mx.reset_peak_memory()

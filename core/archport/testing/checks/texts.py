@@ -53,7 +53,7 @@ def pooling_is_as_declared(t: Tiny) -> str:
     worst, told = 0.0, list[str]()
     for stored in (None, "cls", "mean", "last", "max"):
         model = t.model if stored is None else t.load(piped(t, stored))
-        head = model.head
+        head = model._runtime.embedder().head.head
         if stored is not None and (head.pooling != (stored,) or not head.normalize):
             fail(
                 f"the checkpoint stores {stored} pooling to unit length, the model uses {' + '.join(head.pooling)}, "
@@ -62,7 +62,7 @@ def pooling_is_as_declared(t: Tiny) -> str:
         told.append("+".join(head.pooling))
         if head.dense:
             continue
-        tokeniser = model._embedder.tokeniser
+        tokeniser = model._runtime.tokeniser
         for index, text in enumerate(TEXTS if stored is None else TEXTS[:1]):
             # One by one: what shares a batch is another check.
             (vector,), (ids,) = model.embed(text), tokeniser([text], prompt=tokeniser.prompt(None, None)).ids
@@ -102,7 +102,7 @@ def prompts_are_as_declared(t: Tiny) -> str:
             if difference:
                 fail(f"prompt_name={name!r} differs by {difference:.2g} (limit 0) from its text {prompt!r}")
         final = inputs.final_token
-        ends = {int(ids[-1]) for ids in model._embedder.tokeniser(TEXTS).ids}
+        ends = {int(ids[-1]) for ids in model._runtime.tokeniser(TEXTS).ids}
         if final is not None and ends != {final}:
             fail(f"every row must end with token {final}, but rows end with {sorted(ends)}")
         if final is not None and not 0 <= final < t.spec.vocab_size:
@@ -174,8 +174,8 @@ def malformed_input_is_refused(t: Tiny) -> str:
         "a surrogate": refusal(lambda: embed(["a", "b\ud800"]), InputError, "text 1"),
         "an unknown prompt": refusal(lambda: embed("a", prompt_name="nobody's"), InputError, "nobody's"),
     }
-    tokeniser = t.model._embedder.tokeniser
-    stray = replace(t.model._embedder, tokeniser=cast(Any, _WithStray(tokeniser, V)))
+    tokeniser = t.model._runtime.tokeniser
+    stray = replace(t.model._runtime.embedder(), tokeniser=cast(Any, _WithStray(tokeniser, V)))
     request = EmbedRequest("", None, None, None, "error")
     cases["a tokenizer's id V"] = refusal(lambda: list(stray.stream(["a", "b"], request)), InputError, "text 0", str(V))
     for name, wrong in cases.items():

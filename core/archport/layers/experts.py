@@ -1,0 +1,107 @@
+"""Mixture-of-experts MLP: a router picks a few experts per token, and their answers are added by its weights.
+
+Parameter names are those of converted checkpoints: `gate`, `switch_mlp.{gate,up,down}_proj` with all experts stacked,
+`shared_expert`, `shared_expert_gate`. Knows nothing of how a repository names or splits them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from archport.contract import Experts, SpecError
+from archport.device.tracing import traced
+from archport.layers.activations import activation, silu
+from archport.layers.mlp import GatedMLP
+from archport.layers.mlx_lm import reused
+
+PARTS = ("gate_proj", "up_proj", "down_proj")
+
+
+class SparseMLP(nn.Module):
+    """Experts behind a router, and one that every token visits where the spec has it.
+
+    Args:
+        hidden_size: model width D.
+        experts: their number, how many a token visits, and widths.
+        renormalise: whether the weights of the chosen experts are scaled to sum to one.
+        act: name of the activation inside an expert; the grouped product knows `silu`.
+
+    Raises:
+        SpecError: for another activation.
+    """
+
+    def __init__(self, hidden_size: int, experts: Experts, *, renormalise: bool, act: str = "silu") -> None:
+        super().__init__()
+        if act != "silu":
+            raise SpecError(f"experts: activation {act!r} is not supported; expected 'silu'")
+        self._per_token, self._renormalise = experts.per_token, renormalise
+        self.gate = nn.Linear(hidden_size, experts.count, bias=False)
+        self.switch_mlp = reused("models.switch_layers.SwitchGLU")(
+            hidden_size, experts.intermediate_size, experts.count
+        )
+        if experts.shared_intermediate_size:
+            self.shared_expert = GatedMLP(hidden_size, experts.shared_intermediate_size, activation(act))
+            self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, L, D) for x (B, L, D)."""
+        chosen, weights = self.route(x)
+        grouped = self._expert_by_expert if self._is_slow(x) else self.switch_mlp
+        y = (grouped(x, chosen) * weights[..., None].astype(x.dtype)).sum(axis=-2)
+        if "shared_expert" in self:
+            y = y + mx.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+        return y
+
+    def _is_slow(self, x: mx.array) -> bool:
+        """Whether MLX's grouped product is one small product per token here (on a CPU), or none (in 16 bits there)."""
+        dense = "scales" not in self.switch_mlp.gate_proj
+        return dense and mx.default_device().type == mx.DeviceType.cpu and not traced(x)
+
+    def _expert_by_expert(self, x: mx.array, chosen: mx.array) -> mx.array:
+        """Answers (B, L, k, D) of each token's experts, one product per expert and matrix."""
+        mlp, D = self.switch_mlp, x.shape[-1]
+        mx.eval(x, chosen)
+        experts = np.array(chosen).reshape(-1)
+        order = np.argsort(experts, kind="stable")
+        found, starts = np.unique(experts[order], return_index=True)
+        rows, parts = x.reshape(-1, D), list[mx.array]()
+        for expert, first, end in zip(found.tolist(), starts, [*starts[1:], len(order)], strict=True):
+            own = rows[mx.array(order[first:end] // self._per_token)]
+            inner = silu(own @ mlp.gate_proj.weight[expert].T) * (own @ mlp.up_proj.weight[expert].T)
+            parts.append(inner @ mlp.down_proj.weight[expert].T)
+        back = mx.array(np.argsort(order))
+        return mx.concatenate(parts)[back].reshape(*chosen.shape, D)
+
+    def route(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """(experts (B, L, k), their weights (B, L, k) in float32) of each token.
+
+        In float32: the share of experts that are nearly tied decides, and 16 bits tie many.
+        """
+        shares = mx.softmax(self.gate(x).astype(mx.float32), axis=-1)
+        k = self._per_token
+        chosen = mx.argpartition(-shares, kth=k - 1, axis=-1)[..., :k]
+        weights = mx.take_along_axis(shares, chosen, axis=-1)
+        if self._renormalise:
+            weights = weights / weights.sum(axis=-1, keepdims=True)
+        return chosen, weights
+
+
+def stack_experts(weights: Mapping[str, mx.array], layer: str, count: int) -> dict[str, mx.array]:
+    """A layer's `{layer}.experts.N.*` stacked into `{layer}.switch_mlp.*`; tensors of other names as they are.
+
+    Args:
+        weights: the checkpoint's tensors.
+        layer: the MLP's path, such as "model.layers.3.mlp".
+        count: experts; stacking waits for all of them, so that a missing one is reported by name.
+    """
+    found = dict(weights)
+    for part in PARTS:
+        for leaf in ("weight", "scales", "biases"):
+            names = [f"{layer}.experts.{index}.{part}.{leaf}" for index in range(count)]
+            if all(name in found for name in names):
+                found[f"{layer}.switch_mlp.{part}.{leaf}"] = mx.stack([found.pop(name) for name in names])
+    return found

@@ -1,0 +1,98 @@
+"""What all layers remember of the first tokens of one row, apart from any batch, and put into other batches' caches.
+
+Knows nothing of which tokens they were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from archport.memory.cache import KVCache
+from archport.memory.caches import Caches
+from archport.memory.recurrent import RecurrentState
+
+
+@dataclass(frozen=True, slots=True)
+class KVSnapshot:
+    """Keys and values (1, K, n, width) of the last n of a row's first tokens; a window may have dropped others."""
+
+    k: mx.array
+    v: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class StateSnapshot:
+    """A recurrent layer's arrays, each of one row."""
+
+    arrays: tuple[mx.array, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What every layer remembers of a row's first `tokens` tokens; None for a layer that keeps nothing."""
+
+    tokens: int
+    layers: tuple[KVSnapshot | StateSnapshot | None, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(
+            array.nbytes
+            for layer in self.layers
+            if layer is not None
+            for array in ((layer.k, layer.v) if isinstance(layer, KVSnapshot) else layer.arrays)
+        )
+
+    def first(self, tokens: int) -> Snapshot | None:
+        """The snapshot of fewer tokens; None where some layer can't go back to them."""
+        if tokens == self.tokens:
+            return self
+        layers: list[KVSnapshot | StateSnapshot | None] = []
+        for layer in self.layers:
+            if layer is None:
+                layers.append(None)
+            elif isinstance(layer, KVSnapshot) and layer.k.shape[2] == self.tokens:
+                layers.append(KVSnapshot(layer.k[:, :, :tokens], layer.v[:, :, :tokens]))
+            else:
+                return None
+        return Snapshot(tokens, tuple(layers))
+
+
+def take(caches: Caches, row: int = 0) -> Snapshot:
+    """A copy of what one row's caches hold now."""
+    layers: list[KVSnapshot | StateSnapshot | None] = []
+    tokens = 0
+    for state in caches.layers:
+        if isinstance(state, KVCache):
+            k, v = state.held(row)
+            tokens = state.lengths[row]
+            # Copies: slices of the buffers would keep all rows' memory alive.
+            layers.append(KVSnapshot(mx.contiguous(k), mx.contiguous(v)))
+        elif isinstance(state, RecurrentState):
+            layers.append(StateSnapshot(tuple(mx.contiguous(array[row : row + 1]) for array in state.arrays)))
+        else:
+            layers.append(None)
+    mx.eval([array for layer in layers if layer is not None for array in _arrays(layer)])
+    return Snapshot(tokens, tuple(layers))
+
+
+def put(snapshot: Snapshot, caches: Caches) -> None:
+    """Start every row of empty caches with what the snapshot remembers.
+
+    Raises:
+        InputError: when a cache needs tokens that the snapshot no longer holds.
+    """
+    for state, layer in zip(caches.layers, snapshot.layers, strict=True):
+        if isinstance(state, KVCache):
+            assert isinstance(layer, KVSnapshot)
+            state.start(snapshot.tokens, layer.k, layer.v)
+        elif isinstance(state, RecurrentState):
+            assert isinstance(layer, StateSnapshot)
+            state.store([mx.repeat(array, state.B, axis=0) for array in layer.arrays])
+
+
+def _arrays(layer: KVSnapshot | StateSnapshot) -> tuple[mx.array, ...]:
+    return (layer.k, layer.v) if isinstance(layer, KVSnapshot) else layer.arrays

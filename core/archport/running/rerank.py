@@ -1,0 +1,97 @@
+"""Documents in the order in which they answer a query. What scores them is a head's own `Scorer`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from archport.contract import InputError, NonFiniteOutput
+from archport.running.tokenise import Overflow
+
+ScoreKind = Literal["probability", "logit", "cosine", "maxsim"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One document of a ranking.
+
+    Args:
+        index: where it was among the documents.
+        score: higher is more relevant.
+        document: itself, where that was asked for.
+    """
+
+    index: int
+    score: float
+    document: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """What a caller asked of `rerank`.
+
+    Args:
+        instruction: None for the model's own.
+        raw: the head's own number instead of a probability.
+        max_tokens, overflow: limit of a pair, and what to do with a longer one.
+        share: whether what all pairs begin with is run once.
+    """
+
+    instruction: str | None = None
+    raw: bool = False
+    max_tokens: int | None = None
+    overflow: Overflow = "error"
+    share: bool = True
+
+
+class Scorer(Protocol):
+    """One way to score documents against a query: what a head that reranks brings."""
+
+    @property
+    def kind(self) -> ScoreKind:
+        """What a score is unless raw ones are asked for."""
+        ...
+
+    def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
+        """Scores (N,) float32 in the order of the documents."""
+        ...
+
+
+def rerank(
+    scorer: Scorer,
+    query: object,
+    documents: object,
+    request: RerankRequest,
+    *,
+    top_k: int | None = None,
+    return_documents: bool = False,
+) -> list[Ranked]:
+    """Documents by descending score, equal ones in their own order.
+
+    Raises:
+        InputError: for arguments that are no texts or numbers, naming them.
+        NonFiniteOutput: when a score is NaN or infinity.
+    """
+    if not isinstance(query, str):
+        raise InputError(f"query is a {type(query).__name__}; expected a str")
+    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+        raise InputError(f"documents is a {type(documents).__name__}; expected a sequence of str")
+    if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
+        raise InputError(f"{top_k=}; expected a positive integer, or None for all documents")
+    if request.overflow not in get_args(Overflow):
+        raise InputError(f"overflow={request.overflow!r}; expected 'error' or 'truncate'")
+    texts: list[str] = list(documents)
+    if not texts:
+        return []
+    scores = scorer.scores(query, texts, request)
+    bad = ~np.isfinite(scores)
+    if bad.any():
+        raise NonFiniteOutput(
+            f"the score of document {int(bad.argmax())} is NaN or infinity; it is not returned. The weights may be "
+            "damaged, or overflow in this dtype: try dtype='float32'"
+        )
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    return [Ranked(int(at), float(scores[at]), texts[at] if return_documents else None) for at in order]

@@ -1,0 +1,105 @@
+"""Scores of a reranker that answers yes or no: its pairs through the trunk, and two rows of the output head.
+
+What all pairs of a call begin with (system text, instruction, query) is run once where the plan says that this is
+faster, and every batch starts from its keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+import numpy as np
+
+from archport.contract import CausalLM, YesNoHead
+from archport.memory import Snapshot, put, take
+from archport.planning import BatchPlan, Plan
+from archport.running.context import Stretches
+from archport.running.encode import Encoder, run_ahead
+from archport.running.pairs import PairTokeniser, common_prefix
+from archport.running.planned import batch_caches, run_steps
+from archport.running.rerank import RerankRequest, ScoreKind
+from archport.running.tokenise import check_vocabulary
+from archport.running.verify import verified
+
+
+@dataclass(frozen=True, slots=True)
+class YesNoScorer:
+    """The scorer of a `YesNoHead`."""
+
+    tokeniser: PairTokeniser
+    encoder: Encoder
+    head: YesNoHead
+
+    @property
+    def kind(self) -> ScoreKind:
+        return "probability"
+
+    def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
+        """Probabilities (N,) float32 that the answer is yes; the logit of yes less that of no when raw.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a pair that can't be scored.
+            AdmissionRefused: when the pairs do not fit.
+        """
+        rows = self.tokeniser(
+            query,
+            documents,
+            instruction=request.instruction,
+            max_tokens=request.max_tokens,
+            overflow=request.overflow,
+        )
+        check_vocabulary(rows, self.encoder.spec.vocab_size, "document")
+        plan, shared = self._plan(rows, request.share)
+        snapshot = self._run_shared(rows[0][:shared]) if shared else None
+        difference = np.zeros(len(rows), np.float32)
+        stretches = Stretches()
+        with verified(plan):
+            for batch, answers in run_ahead(
+                plan.batches, lambda batch: self._start(plan, batch, rows, snapshot, stretches)
+            ):
+                difference[list(batch.rows)] = np.array(answers)
+        # Both tails are exact: exp never overflows for a negative argument.
+        tail = np.exp(-np.abs(difference))
+        return difference if request.raw else np.where(difference >= 0, 1, tail) / (1 + tail)
+
+    def _plan(self, rows: Sequence[np.ndarray], share: bool) -> tuple[Plan, int]:
+        """The plan of all rows, or of what is behind the tokens that they share, and how many those are."""
+        plan = self.encoder.plan
+        whole = plan([len(row) for row in rows])
+        shared = common_prefix(rows) if share and len(rows) > 1 and self.encoder.spec.semantics == "causal" else 0
+        if not shared:
+            return whole, 0
+        rest = plan([len(row) - shared for row in rows], cached=shared, new_tokens=0)
+        first = plan([shared], new_tokens=0, mode="generate")
+        return (rest, shared) if first.seconds + rest.seconds < whole.seconds else (whole, 0)
+
+    def _run_shared(self, ids: np.ndarray) -> Snapshot:
+        """What every layer remembers of the tokens that all rows begin with."""
+        plan = self.encoder.plan([len(ids)], new_tokens=0, mode="generate")
+        (batch,) = plan.batches
+        caches = batch_caches(self.encoder.spec, plan, batch)
+        assert caches is not None
+        for _, hidden in run_steps(self.encoder.trunk, plan, batch, [ids], caches):
+            mx.eval(hidden)
+        return take(caches)
+
+    def _start(
+        self,
+        plan: Plan,
+        batch: BatchPlan,
+        rows: Sequence[np.ndarray],
+        snapshot: Snapshot | None,
+        stretches: Stretches,
+    ) -> mx.array:
+        """Logit of yes less that of no (B,) of a batch, unevaluated."""
+        first = snapshot.tokens if snapshot is not None else 0
+        caches = batch_caches(self.encoder.spec, plan, batch)
+        if snapshot is not None:
+            assert caches is not None
+            put(snapshot, caches)
+        hidden = self.encoder.last_hidden(plan, batch, [rows[row][first:] for row in batch.rows], caches, stretches)
+        yes, no = cast(CausalLM, self.encoder.trunk).head_rows([self.head.yes, self.head.no]).astype(mx.float32)
+        return hidden @ (yes - no)

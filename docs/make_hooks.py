@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from archport import contract
 from archport.checkpoint import defaults
@@ -62,10 +62,13 @@ def types() -> list[type]:
         for name in contract.__all__
         if inspect.isclass(value := getattr(contract, name)) and not issubclass(value, Exception)
     }
+    unions = {name: str(value) for name in contract.__all__ if get_args(value := getattr(contract, name))}
     found: set[str] = set()
     texts = [str(inspect.signature(function)) for _, function, _ in hooks()]
     while texts:
-        words = set(re.findall(r"\w+", texts.pop())) & set(known) - found
+        named = set(re.findall(r"\w+", texts.pop()))
+        texts += [unions.pop(word) for word in named & set(unions)]
+        words = named & set(known) - found
         found |= words
         for word in words:
             texts += map(str, getattr(known[word], "__annotations__", {}).values())

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-NAMES = ("minilm", "qwen3", "qwen2", "bert", "encoders", "quantised")
+NAMES = ("minilm", "qwen3", "qwen3-families", "qwen2", "bert", "encoders", "quantised")
 
 
 def main(names: list[str]) -> None:
@@ -24,6 +24,10 @@ def main(names: list[str]) -> None:
 
             record_embedding()
             record_sharded()
+        elif name == "qwen3-families":
+            from golden_qwen3_families import record
+
+            record()
         elif name == "qwen2":
             from golden_qwen2 import record
 

@@ -44,7 +44,7 @@ class AttentionLayer:
             0 to the right. Hugging Face's `sliding_window` W of a causal layer is `(W - 1, 0)`.
         sinks: whether the softmax holds one learned sink logit per head.
         kv: `own` keeps a KV cache, `shared` reads another layer's and allocates nothing, `none` keeps no cache.
-            Left out: `own` for a causal layer, `none` for a bidirectional one.
+            When left out `own` for a causal layer, `none` for a bidirectional one.
         gated: whether its output is multiplied by a gate as wide, which plans price.
 
     Raises:

@@ -73,6 +73,8 @@ class SparseMLP(nn.Module):
             own = rows[mx.array(order[first:end] // self._per_token)]
             inner = silu(own @ mlp.gate_proj.weight[expert].T) * (own @ mlp.up_proj.weight[expert].T)
             parts.append(inner @ mlp.down_proj.weight[expert].T)
+            # Or every expert's inside would wait for the last one's.
+            mx.eval(parts[-1])
         back = mx.array(np.argsort(order))
         return mx.concatenate(parts)[back].reshape(*chosen.shape, D)
 

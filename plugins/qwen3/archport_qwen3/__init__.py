@@ -216,7 +216,7 @@ def archport_examples() -> Sequence[Example]:
         "norm_topk_prob": True,
         "mlp_only_layers": [0],
     }
-    windows = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
+    windows = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1, "head_dim": 64}
     return [
         Example("gqa 2:1, head_dim independent of width", config, publish=_published),
         Example("head_dim 256, attention bias", {**config, "head_dim": 256, "attention_bias": True}, seed=1),

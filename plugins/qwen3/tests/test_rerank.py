@@ -1,0 +1,136 @@
+"""Qwen3-Reranker against its recorded recipe: bytes, cuts, scores; and one shared prefix against none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from archport import engine
+from archport.contract import ContextLengthExceeded, InputError, NonFiniteOutput
+
+GOLDEN = Path(__file__).parents[3] / "tests" / "goldens" / "qwen3-reranker"
+PAIRS = json.loads((GOLDEN / "pairs.json").read_text())
+CALLS = {call["name"]: call for call in PAIRS["calls"]}
+CUT = {"max_tokens": PAIRS["limit"], "overflow": "truncate"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return engine.load(GOLDEN)
+
+
+def in_order(ranked):
+    return np.array([each.score for each in sorted(ranked, key=lambda each: each.index)])
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_token_ids_are_the_published_prefix_body_and_suffix_with_only_the_body_cut(model, name):
+    call, golden = CALLS[name], np.load(GOLDEN / "golden.npz")
+    tokeniser = model._runtime.scorer().tokeniser
+    rows = tokeniser(call["query"], call["documents"], instruction=call["instruction"], **CUT)
+    for index, ids in enumerate(rows):
+        assert (ids == golden[f"ids_{name}_{index}"]).all()
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("name", CALLS)
+def test_scores_equal_transformers_on_full_logits(model, name, share):
+    call, golden = CALLS[name], np.load(GOLDEN / "golden.npz")
+    options = {"instruction": call["instruction"], "share_prefix": share, **CUT}
+    ranked = model.rerank(call["query"], call["documents"], **options)
+    assert np.abs(in_order(ranked) - golden[f"scores_{name}"]).max() <= 1e-5
+    raw = in_order(model.rerank(call["query"], call["documents"], raw_scores=True, **options))
+    assert np.abs(raw - golden[f"raw_{name}"]).max() <= 1e-5 * np.abs(golden[f"raw_{name}"]).max()
+
+
+def test_the_default_instruction_is_the_published_one(model):
+    call = CALLS["default"]
+    own = model.rerank(call["query"], call["documents"], instruction=call["instruction"], **CUT)
+    assert model.rerank(call["query"], call["documents"], **CUT) == own
+
+
+def test_documents_come_back_best_first_as_many_as_asked(model):
+    call, golden = CALLS["default"], np.load(GOLDEN / "golden.npz")
+    ranked = model.rerank(call["query"], call["documents"], top_k=3, return_documents=True, **CUT)
+    assert [each.index for each in ranked] == np.argsort(-golden["scores_default"])[:3].tolist()
+    assert [each.document for each in ranked] == [call["documents"][each.index] for each in ranked]
+    assert model.rerank(call["query"], []) == []
+
+
+def test_equal_documents_keep_their_order_and_scores(model):
+    ranked = model.rerank("which word", ["the same text"] * 5)
+    assert [each.index for each in ranked] == list(range(5))
+    assert np.ptp([each.score for each in ranked]) <= 1e-6
+
+
+def test_a_document_has_the_same_score_alone_and_in_any_batch(model):
+    documents = [f"word {index} " * (1 + 7 * index % 23) for index in range(24)]
+    together = in_order(model.rerank("which word", documents))
+    alone = np.array([model.rerank("which word", [document])[0].score for document in documents])
+    assert np.abs(together - alone).max() <= 1e-5
+
+
+def test_braces_in_a_document_are_text(model):
+    ids = model._runtime.scorer().tokeniser("{document}", ["{query} {instruction}"])[0]
+    text = model._runtime.tokeniser.tokenizer.decode(ids, skip_special_tokens=False)
+    assert "<Query>: {document}\n<Document>: {query} {instruction}" in text
+
+
+def test_what_all_pairs_begin_with_is_run_once(model):
+    scorer = model._runtime.scorer()
+    rows = scorer.tokeniser("a query", ["one text " * 20, "other words " * 20, "nothing " * 30])
+    plan, shared = scorer._plan(rows, True)
+    text = model._runtime.tokeniser.tokenizer.decode(rows[0][:shared], skip_special_tokens=False)
+    assert text.endswith("<Document>:")
+    assert all(batch.shape.S == shared for batch in plan.batches)
+    assert scorer._plan(rows, False)[1] == 0
+
+
+def test_two_rows_of_the_head_equal_the_full_head_tied_untied_and_packed(tmp_path):
+    goldens = GOLDEN.parent
+    for name in ("qwen3-causal-sharded", "qwen3-reranker", "qwen3-moe"):
+        trunk = engine.load(goldens / name)._runtime.encoder.trunk
+        hidden = np.random.default_rng(0).normal(size=(1, 3, 64)).astype(np.float32)
+        import mlx.core as mx
+
+        full = np.array(trunk.logits(mx.array(hidden)))[..., [5, 400]]
+        assert np.abs(full - hidden @ np.array(trunk.head_rows([5, 400])).T).max() <= 1e-5 * np.abs(full).max()
+
+
+def test_a_pair_over_the_limit_is_refused_with_its_document_and_both_numbers(model):
+    with pytest.raises(ContextLengthExceeded, match=r"document 1 makes a pair of \d+ tokens; the limit is 400"):
+        model.rerank("a", ["b", "long " * 300], max_tokens=400)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "said"),
+    [
+        ((None, ["a"]), {}, "query is a NoneType"),
+        (("a", "b"), {}, "documents is a str"),
+        (("a", ["b", None]), {}, "document 1"),
+        (("a", ["b"]), {"top_k": 0}, "top_k=0"),
+        (("a", ["b"]), {"max_tokens": 20}, "no room"),
+        (("a", ["b"]), {"overflow": "cut"}, "overflow='cut'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_named(model, arguments, options, said):
+    with pytest.raises(InputError, match=said):
+        model.rerank(*arguments, **options)
+
+
+def test_a_reranker_says_that_it_makes_no_vectors_and_an_embedder_that_it_scores_no_pairs(model):
+    with pytest.raises(InputError, match=r"makes no vectors; use Model\.rerank"):
+        model.embed("a")
+    with pytest.raises(InputError, match="scores no pairs"):
+        engine.load(GOLDEN.parent / "qwen3-embed").rerank("a", ["b"])
+
+
+def test_a_score_that_is_not_finite_is_an_error():
+    import mlx.core as mx
+
+    broken = engine.load(GOLDEN)
+    norm = broken._runtime.encoder.trunk.model.norm
+    norm.weight = mx.full(norm.weight.shape, mx.nan)
+    with pytest.raises(NonFiniteOutput, match="document 0"):
+        broken.rerank("a", ["b"])

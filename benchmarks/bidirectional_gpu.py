@@ -187,7 +187,7 @@ def timed(call: Callable[[], Any], runs: int) -> tuple[Any, list[float]]:
 
 def planned(model: Any, texts: list[str]) -> str:
     """What the plan of these texts does, in a line."""
-    lengths = model._embedder.tokeniser(texts).lengths
+    lengths = model._runtime.tokeniser(texts).lengths
     started = time.perf_counter()
     plans = [model.plan(lengths[at : at + 2048]) for at in range(0, len(lengths), 2048)]
     seconds = time.perf_counter() - started
@@ -233,7 +233,7 @@ def throughput(name: str, config: dict[str, Any], arguments: argparse.Namespace)
         mx.reset_peak_memory()
         ours, seconds = timed(lambda: model.embed(texts), arguments.runs)
         peak = mx.get_peak_memory()
-        tokenised, _ = timed(lambda: model._embedder.tokeniser(texts), 1)
+        tokenised, _ = timed(lambda: model._runtime.tokeniser(texts), 1)
         del tokenised
         lines = [
             f"{name}: {len(texts)} texts, {tokens:,} tokens, longest {longest}",

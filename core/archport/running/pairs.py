@@ -51,7 +51,7 @@ class PairTokeniser:
             overflow: `error`, or `truncate`, which cuts the body and keeps the suffix that the answer follows.
 
         Raises:
-            InputError: for something that is no text, or a limit that leaves the body no room.
+            InputError: for a query or instruction that is no text, or a limit that leaves the body no room.
             ContextLengthExceeded: for a pair over the limit, unless truncation was asked for.
         """
         limit = token_limit(max_tokens, self.max_tokens, min(self.text.max_tokens or self.max_tokens, self.max_tokens))
@@ -65,8 +65,6 @@ class PairTokeniser:
         instruction = self.text.instruction if instruction is None else instruction
         check_text(query, "the query")
         check_text(instruction, "the instruction")
-        for index, document in enumerate(documents):
-            check_text(document, f"document {index}")
         bodies = self._ids([self.text.fill(instruction, query, document) for document in documents])
         rows: list[np.ndarray] = []
         for index, body in enumerate(bodies):

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from archport.contract import InputError, NonFiniteOutput
-from archport.running.tokenise import Overflow
+from archport.running.tokenise import Overflow, check_text
 
 ScoreKind = Literal["probability", "logit", "cosine", "maxsim"]
 
@@ -86,7 +86,12 @@ def rerank(
     texts: list[str] = list(documents)
     if not texts:
         return []
-    scores = scorer.scores(query, texts, request)
+    for index, text in enumerate(texts):
+        check_text(text, f"document {index}")
+    # Equal documents are scored once, so that rounding in other batches can't order them.
+    distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    once = scorer.scores(query, list(distinct), request)
+    scores = once[[distinct[text] for text in texts]]
     bad = ~np.isfinite(scores)
     if bad.any():
         raise NonFiniteOutput(

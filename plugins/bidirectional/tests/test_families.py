@@ -235,7 +235,7 @@ def test_llama_bidirec_pools_as_its_config_says(tmp_path, stated, mode):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "pooling": stated}))
     model = engine.load(folder)
-    ids = model._embedder.tokeniser(["a cat sat"]).ids[0]
+    ids = model._runtime.tokeniser(["a cat sat"]).ids[0]
     hidden = np.array(model.forward(ids[None]))[0]
     pooled = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1], "sum": hidden.sum(0)}[mode]
     assert model.head.pooling == (mode,)

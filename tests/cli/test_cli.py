@@ -120,7 +120,7 @@ def test_plugins_lists_each_with_what_it_serves():
     rows = {row["name"]: row for row in json.loads(run("plugins", "--json").stdout)}
     assert rows["qwen3"]["semantics"] == ["causal"]
     assert rows["qwen3"]["head_dim"] == [32, 64, 256]
-    assert rows["bidirectional"]["architectures"] == ["bert"]
+    assert "bert" in rows["bidirectional"]["architectures"]
     assert all(row["status"] == "ok" for row in rows.values() if row["distribution"] == "archport")
     assert b"qwen3" in run("plugins").stdout
 

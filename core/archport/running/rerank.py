@@ -88,10 +88,10 @@ def rerank(
         return []
     for index, text in enumerate(texts):
         check_text(text, f"document {index}")
-    # Equal documents are scored once, so that rounding in other batches can't order them.
-    distinct = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-    once = scorer.scores(query, list(distinct), request)
-    scores = once[[distinct[text] for text in texts]]
+    scores = scorer.scores(query, texts, request)
+    # Equal documents score alike, whatever rounding in other batches made of them.
+    first: dict[str, int] = {}
+    scores = scores[[first.setdefault(text, index) for index, text in enumerate(texts)]]
     bad = ~np.isfinite(scores)
     if bad.any():
         raise NonFiniteOutput(

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary
 from archport.layers.activations import activation
+from archport_bidirectional.families.common import label_count
 
 
 class DecoderEncoder(nn.Module):
@@ -19,14 +20,20 @@ class DecoderEncoder(nn.Module):
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = Blocks(spec, config)
+        if "classify" in spec.tasks:
+            self.score = nn.Linear(spec.hidden_size, label_count(config), bias=False)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
         return self.model(self.model.embed_tokens(input_ids), ctx)
 
+    def scores(self, pooled: mx.array) -> mx.array:
+        """Scores (B, labels) of pooled rows (B, D)."""
+        return self.score(pooled)
+
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         # Embedding repositories store the trunk without its prefix.
         if not any(name.startswith("model.") for name in weights):
-            weights = {f"model.{name}": value for name, value in weights.items()}
+            weights = {name if name.startswith("score.") else f"model.{name}": each for name, each in weights.items()}
         # Heads take no part in the trunk; a projection of pooled rows is read by the pipeline.
         unused = ("lm_head.", "linear.", "model.linear.")
         return {name: value for name, value in weights.items() if not name.startswith(unused)}

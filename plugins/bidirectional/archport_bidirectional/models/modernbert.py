@@ -1,4 +1,4 @@
-"""The ModernBERT trunk: pre-norm blocks with rotary positions, two thetas, and a gated MLP. Knows no head."""
+"""ModernBERT: pre-norm blocks with rotary positions, two thetas and a gated MLP, and the heads beside them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import mlx.nn as nn
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import Attention, GatedMLP, Rotary
 from archport.layers.activations import activation
+from archport_bidirectional.families.common import label_count
 from archport_bidirectional.families.modernbert import GLOBAL_THETA, LOCAL_THETA
+from archport_bidirectional.models.heads import Bias, DenseNorm
 
 # Rows of these published matrices are the rows of several parts, one below the other.
 _FUSED = {
@@ -20,7 +22,7 @@ _FUSED = {
     ".mlp.Wi.": (".mlp.gate_proj.", ".mlp.up_proj."),
 }
 _RENAMES = ((".attn.Wo.", ".attn.o_proj."), (".mlp.Wo.", ".mlp.down_proj."))
-_HEADS = ("head.", "decoder.", "classifier.")
+_HEADS = ("head", "decoder", "classifier")
 
 
 class ModernBert(nn.Module):
@@ -32,6 +34,16 @@ class ModernBert(nn.Module):
         self.embeddings = Embeddings(spec, eps, bias)
         self.layers = [Block(index, spec, config, eps, bias) for index in range(len(spec.layers))]
         self.final_norm = nn.LayerNorm(spec.hidden_size, eps=eps, bias=bias)
+        if {"classify", "fill_mask"} & set(spec.tasks):
+            act, own = (
+                activation(config.get("classifier_activation", "gelu")),
+                bool(config.get("classifier_bias", False)),
+            )
+            self.head = DenseNorm(spec.hidden_size, act, eps, bias=own, norm_bias=bias)
+        if "classify" in spec.tasks:
+            self.classifier = nn.Linear(spec.hidden_size, label_count(config))
+        if "fill_mask" in spec.tasks and config.get("decoder_bias", True):
+            self.decoder = Bias(spec.vocab_size)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
         x = self.embeddings(input_ids)
@@ -39,11 +51,22 @@ class ModernBert(nn.Module):
             x = layer(x, ctx)
         return self.final_norm(x)
 
+    def scores(self, pooled: mx.array) -> mx.array:
+        """Scores (B, labels) of pooled rows (B, D)."""
+        return self.classifier(self.head(pooled))
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Logits (n, V) of the words at hidden rows (n, D)."""
+        found = self.embeddings.tok_embeddings.as_linear(self.head(hidden))
+        return found + self.decoder.bias if "decoder" in self else found
+
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         kept: dict[str, mx.array] = {}
         for name, value in weights.items():
             name = name.removeprefix("model.")
-            if name.startswith(_HEADS):
+            # A head of another task; the decoder's matrix is the word embeddings.
+            part = name.partition(".")[0]
+            if (part in _HEADS and part not in self) or (name.startswith("decoder.") and name != "decoder.bias"):
                 continue
             for old, new in _RENAMES:
                 name = name.replace(old, new)
@@ -65,7 +88,7 @@ def published(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         if fused is None:
             for old, new in _RENAMES:
                 name = name.replace(new, old)
-            named[f"model.{name}"] = value
+            named[name if name.partition(".")[0] in _HEADS else f"model.{name}"] = value
         elif _FUSED[fused][0] in name:
             parts = [weights[name.replace(_FUSED[fused][0], part)] for part in _FUSED[fused]]
             named[f"model.{name.replace(_FUSED[fused][0], fused)}"] = mx.concatenate(parts, axis=0)

@@ -1,0 +1,64 @@
+"""What turns a pooled row into scores of labels, and a hidden row into logits of the vocabulary, per family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+Act = Callable[[mx.array], mx.array]
+
+
+class Dense(nn.Module):
+    """One linear layer with an activation; parameters `dense`."""
+
+    def __init__(self, width: int, act: Act, *, bias: bool = True) -> None:
+        super().__init__()
+        self._act = act
+        self.dense = nn.Linear(width, width, bias=bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self._act(self.dense(x))
+
+
+class DenseOut(Dense):
+    """RoBERTa's classifier: dense, tanh, `out_proj` to the labels."""
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__(width, mx.tanh)
+        self.out_proj = nn.Linear(width, labels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.out_proj(super().__call__(x))
+
+
+class DenseNorm(Dense):
+    """ModernBERT's prediction head: dense, activation, `norm`."""
+
+    def __init__(self, width: int, act: Act, eps: float, *, bias: bool, norm_bias: bool) -> None:
+        super().__init__(width, act, bias=bias)
+        self.norm = nn.LayerNorm(width, eps=eps, bias=norm_bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.norm(super().__call__(x))
+
+
+class MaskedHead(Dense):
+    """BERT's and RoBERTa's masked-LM head: dense, activation, `layer_norm`, the word embeddings, `bias`."""
+
+    def __init__(self, width: int, vocabulary: int, act: Act, eps: float) -> None:
+        super().__init__(width, act)
+        self.layer_norm = nn.LayerNorm(width, eps=eps)
+        self.bias = mx.zeros((vocabulary,))
+
+    def logits(self, hidden: mx.array, words: nn.Embedding) -> mx.array:
+        return words.as_linear(self.layer_norm(self(hidden))) + self.bias
+
+
+class Bias(nn.Module):
+    """A bias on its own, of a decoder that is tied to the word embeddings."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = mx.zeros((width,))

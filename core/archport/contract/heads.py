@@ -1,0 +1,121 @@
+"""Heads beside those that make one vector: labels, masked words, a vector per token. Pure data and protocols.
+
+Knows nothing of how rows are run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+from archport.contract.errors import SpecError
+from archport.contract.model import Dense, PoolingMode, Trunk
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from archport.contract.model import LayerContext
+
+ScoreActivation = Literal["softmax", "sigmoid", "identity"]
+
+
+class Classifier(Trunk, Protocol):
+    """A trunk with a classifier: what `archport_build` returns when the head is a `ClassificationHead`."""
+
+    def scores(self, pooled: mx.array) -> mx.array:
+        """Raw scores (B, labels) of pooled rows (B, D)."""
+        ...
+
+
+class MaskedLM(Trunk, Protocol):
+    """A trunk with a masked-LM head: what `archport_build` returns when the spec's tasks include `fill_mask`."""
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Logits (n, V) of the words at hidden rows (n, D)."""
+        ...
+
+
+class TypedTrunk(Trunk, Protocol):
+    """A trunk that tells the two texts of a pair apart by a type per token."""
+
+    def __call__(self, input_ids: mx.array, ctx: LayerContext, token_types: mx.array | None = None) -> mx.array:
+        """Hidden states (B, L, D); token_types is (B, L) of 0 and 1, None for a single text."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationHead:
+    """A score per label from one pooled row.
+
+    Args:
+        labels: their names, in the order of the scores.
+        pooling: which row is scored.
+        activation: what makes probabilities of the scores, over labels (`softmax`) or one by one.
+        ranks_by: the same for the score of a pair, when `rerank` asks.
+        temperature: what raw scores are divided by.
+        token_types: whether the trunk wants a type per token for pairs (a `TypedTrunk`).
+        source: where this was read from, for `archport info`.
+    """
+
+    labels: tuple[str, ...]
+    pooling: PoolingMode = "cls"
+    activation: ScoreActivation = "softmax"
+    ranks_by: ScoreActivation = "sigmoid"
+    temperature: float = 1.0
+    token_types: bool = False
+    source: str = "default"
+
+    def __post_init__(self) -> None:
+        for name in ("activation", "ranks_by"):
+            if getattr(self, name) not in get_args(ScoreActivation):
+                raise SpecError(
+                    f"classification head: {name}={getattr(self, name)!r}; expected one of "
+                    f"{', '.join(get_args(ScoreActivation))}"
+                )
+        if not self.labels or self.pooling not in get_args(PoolingMode):
+            raise SpecError(
+                f"classification head: {len(self.labels)} labels, pooling={self.pooling!r}; expected at least one "
+                f"label, and one of {', '.join(get_args(PoolingMode))}"
+            )
+        if not self.temperature > 0:
+            raise SpecError(f"classification head: temperature={self.temperature!r}; expected a number > 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Tokens that fill a query up to a length, whose vectors count in MaxSim.
+
+    Args:
+        token: the vocabulary id that fills.
+        length: tokens that a query has at least.
+        attended: whether other tokens see them.
+    """
+
+    token: int
+    length: int
+    attended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHead:
+    """A vector per token, for late interaction: project each hidden row, scale it to unit length.
+
+    Args:
+        dense: Dense layers in order, applied to every token.
+        normalize: whether vectors are scaled to unit length.
+        query_marker, document_marker: ids put behind the first token of a query or document; None for none.
+        expansion: what fills queries; None for nothing.
+        skipped: ids whose vectors do not count in documents.
+        query_tokens, document_tokens: tokens that they have at most by default, None for the model's limit.
+        source: where this was read from, for `archport info`.
+    """
+
+    dense: tuple[Dense, ...] = ()
+    normalize: bool = True
+    query_marker: int | None = None
+    document_marker: int | None = None
+    expansion: Expansion | None = None
+    skipped: tuple[int, ...] = ()
+    query_tokens: int | None = None
+    document_tokens: int | None = None
+    source: str = "default"

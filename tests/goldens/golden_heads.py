@@ -196,7 +196,7 @@ def record_llama() -> None:
     randomise(model, 104, {"q_proj": 2.0, "k_proj": 2.0})
     write(folder, raw, dict(model.state_dict()))
     score(folder, model, {}, cross=False)
-    texts, pairs = texts_and_pairs()
+    _, pairs = texts_and_pairs()
     with torch.no_grad():
         ids = [tokenizer.encode(f"question:{query} \n \n passage:{text}").ids for query, text in pairs]
         found = [model(torch.tensor([row]), torch.ones(1, len(row))).logits[0].numpy() for row in ids]

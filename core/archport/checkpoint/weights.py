@@ -7,7 +7,7 @@ arrays are read lazily and evaluated in groups, so the peak is the module plus o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.files import inside, shorten
@@ -28,6 +28,15 @@ _GROUP_BYTES = 256 << 20
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Buffers that older exports carry and no module has.
 _DERIVED = ("rotary_emb.inv_freq", "position_ids")
+
+
+@runtime_checkable
+class Sensitive(Protocol):
+    """A module with tensors that 16 bits would spoil."""
+
+    def in_float32(self, name: str) -> bool:
+        """Whether a tensor stays in float32, whatever type the others get."""
+        ...
 
 
 def load_weights(
@@ -69,7 +78,8 @@ def load_weights(
     group: list[mx.array] = []
     pending = 0
     for name in list(weights):
-        array = _cast(weights.pop(name), dtype)
+        wide = isinstance(module, Sensitive) and module.in_float32(name)
+        array = _cast(weights.pop(name), "float32" if wide else dtype)
         ready.append((name, array))
         group.append(array)
         pending += array.nbytes

@@ -5,6 +5,7 @@ from archport.layers.attention import Attention
 from archport.layers.decoder import PreNormBlock
 from archport.layers.encoder import PostNormBlock
 from archport.layers.experts import SparseMLP, stack_experts
+from archport.layers.gated_delta_net import GatedDeltaNet
 from archport.layers.heads import head_rows
 from archport.layers.merging import merge_projections
 from archport.layers.mlp import MLP, GatedMLP
@@ -14,6 +15,7 @@ from archport.layers.rotary import Rotary
 __all__ = [
     "MLP",
     "Attention",
+    "GatedDeltaNet",
     "GatedMLP",
     "PostNormBlock",
     "PreNormBlock",

@@ -39,17 +39,17 @@ def activation(name: str) -> Activation:
 
 def gelu(x: mx.array) -> mx.array:
     """x * P(X <= x) for a standard normal X, by erf."""
-    return _on_host(x, _gelu) if vectormath.available() and _host_is_faster(x) else nn.gelu(x)
+    return _on_host(x, _gelu) if vectormath.available() and host_is_faster(x) else nn.gelu(x)
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
     """The approximation of `gelu` by tanh."""
-    return _on_host(x, _gelu_tanh) if _host_is_faster(x) else nn.gelu_approx(x)
+    return _on_host(x, _gelu_tanh) if host_is_faster(x) else nn.gelu_approx(x)
 
 
 def silu(x: mx.array) -> mx.array:
     """x * sigmoid(x)."""
-    return _on_host(x, _silu) if _host_is_faster(x) else nn.silu(x)
+    return _on_host(x, _silu) if host_is_faster(x) else nn.silu(x)
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -61,7 +61,8 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def _host_is_faster(x: mx.array) -> bool:
+def host_is_faster(x: mx.array) -> bool:
+    """Whether elementwise functions of x are better computed by numpy, on the CPU that holds it."""
     if x.dtype != mx.float32 or x.size < _WORTH:
         return False
     if mx.default_device().type != mx.DeviceType.cpu:

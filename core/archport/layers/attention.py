@@ -44,7 +44,9 @@ class Attention(nn.Module):
         super().__init__()
         self._index, self._spec, self._rotary = index, spec, rotary
         self._scale = spec.head_dim**-0.5 if scale is None else scale
-        self.q_proj = nn.Linear(hidden_size, spec.n_heads * spec.head_dim, bias=bias)
+        # A gate as wide as the output lies behind each head's query.
+        width = spec.head_dim + (spec.v_head_dim if spec.gated else 0)
+        self.q_proj = nn.Linear(hidden_size, spec.n_heads * width, bias=bias)
         self.k_proj = nn.Linear(hidden_size, spec.n_kv_heads * spec.head_dim, bias=bias)
         self.v_proj = nn.Linear(hidden_size, spec.n_kv_heads * spec.v_head_dim, bias=bias)
         self.o_proj = nn.Linear(spec.n_heads * spec.v_head_dim, hidden_size, bias=output_bias)
@@ -64,7 +66,13 @@ class Attention(nn.Module):
         B, L, _ = x.shape
         spec = self._spec
         q, k, v = self.qkv_proj(x) if "qkv_proj" in self else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        q = q.reshape(B, L, spec.n_heads, spec.head_dim)
+        q = q.reshape(B, L, spec.n_heads, -1)
+        gate = None
+        if spec.gated:
+            q, gate = mx.split(q, [spec.head_dim], axis=-1)
+            gate = mx.sigmoid(gate)
+            # Computed along with q, and v copied: each keeps the whole projection alive, also while attention runs.
+            (q,), v = mx.depends([q], [gate]), mx.contiguous(v)
         k = k.reshape(B, L, spec.n_kv_heads, spec.head_dim)
         v = v.reshape(B, L, spec.n_kv_heads, spec.v_head_dim).transpose(0, 2, 1, 3)
         if "q_norm" in self:
@@ -73,4 +81,7 @@ class Attention(nn.Module):
         if self._rotary is not None:
             q, k = ctx.rotate(q, k, self._rotary)
         out = ctx.attend(self._index, q, k, v, scale=self._scale)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
+        out = out.transpose(0, 2, 1, 3)
+        if gate is not None:
+            out = out * gate
+        return self.o_proj(out.reshape(B, L, -1))

@@ -9,15 +9,22 @@ from archport.contract import LayerContext
 
 
 class PreNormBlock(nn.Module):
-    """One decoder layer; parameters `input_layernorm`, `self_attn`, `post_attention_layernorm`, `mlp`."""
+    """One decoder layer; parameters `input_layernorm`, `self_attn`, `post_attention_layernorm`, `mlp`.
 
-    def __init__(self, attention: nn.Module, mlp: nn.Module, hidden_size: int, eps: float) -> None:
+    Args:
+        mixer: name of the first module in checkpoints, where it is not `self_attn`.
+    """
+
+    def __init__(
+        self, attention: nn.Module, mlp: nn.Module, hidden_size: int, eps: float, *, mixer: str = "self_attn"
+    ) -> None:
         super().__init__()
+        self._mixer = mixer
         self.input_layernorm = nn.RMSNorm(hidden_size, eps=eps)
-        self.self_attn = attention
+        self[mixer] = attention
         self.post_attention_layernorm = nn.RMSNorm(hidden_size, eps=eps)
         self.mlp = mlp
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), ctx)  # pyright: ignore[reportCallIssue]
+        x = x + self[self._mixer](self.input_layernorm(x), ctx)
         return x + self.mlp(self.post_attention_layernorm(x))  # pyright: ignore[reportCallIssue]

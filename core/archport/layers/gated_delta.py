@@ -85,15 +85,18 @@ def chunked(
     edges = sorted({*range(0, whole, span), whole, T})
     for start, stop in pairwise(edges):
         piece = slice(start, stop)
-        tokens = (q[:, piece], k[:, piece], v[:, piece], log_decay[:, piece], beta[:, piece])
-        y, S = _span(*tokens, S, min(chunk, stop - start))
+        tokens = [each[:, piece] for each in (q, k, v, log_decay, beta)]
+        if parts:
+            # Their inner products need nothing of the span before: MLX would make all spans' at once, and hold them.
+            tokens = mx.depends(tokens, [S])
+        y, S = _span(*tokens, S, C=min(chunk, stop - start))
         parts.append(y)
     y = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
     return y.reshape(B, T, Hv, Dv), S.reshape(B, Hv, Dk, Dv)
 
 
 def _span(
-    q: mx.array, k: mx.array, v: mx.array, log_decay: mx.array, beta: mx.array, S: mx.array, C: int
+    q: mx.array, k: mx.array, v: mx.array, log_decay: mx.array, beta: mx.array, S: mx.array, *, C: int
 ) -> tuple[mx.array, mx.array]:
     """Whole chunks of C tokens, one after the other; y (B, T, Hk, R, Dv) and S (B, Hk, R, Dk, Dv)."""
     B, T, Hk, Dk = q.shape

@@ -59,7 +59,8 @@ class GatedDeltaNet(nn.Module):
         B, L, _ = x.shape
         heads, segments = self._heads, ctx.segments
         qkv, z, b, a = self._projected(x)
-        step = ctx.state(self._index, qkv, z, b, a)
+        log_decay, beta = self._gates(a, b, segments)
+        step = ctx.state(self._index, qkv, z, log_decay, beta)
         state, tail = cast("tuple[mx.array | None, mx.array | None]", step.arrays or (None, None))
         mixed, tail = self.conv1d(qkv, tail, segments)
         q, k, v = mx.split(mixed, [heads.keys, 2 * heads.keys], axis=-1)
@@ -74,7 +75,6 @@ class GatedDeltaNet(nn.Module):
             for each, scale in ((q, root * root), (k, root))
         )
         v = v.reshape(B, L, heads.n_value_heads, heads.value_dim)
-        log_decay, beta = self._gates(a, b, segments)
         if state is None:
             state = mx.zeros((B, heads.n_value_heads, heads.key_dim, heads.value_dim))
         y, state = run_rule(step.path, q, k, v, log_decay, beta, state)

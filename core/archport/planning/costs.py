@@ -18,6 +18,7 @@ from archport.contract import (
     Quantization,
     RecurrentLayer,
 )
+from archport.planning.widths import recurrent_bytes, recurrent_widths
 
 MIB = 2**20
 
@@ -106,24 +107,16 @@ def has_experts(spec: ArchSpec, index: int) -> bool:
     return spec.experts is not None and index in spec.experts.layers
 
 
-def recurrent_widths(layer: RecurrentLayer, dtype_bytes: int = 2) -> tuple[int, int]:
-    """(convolution channels, value width) of a recurrent layer, read back from its state.
-
-    The spec gives bytes only. A gated delta net holds Hv x 128 x 128 fp32 numbers and taps - 1 rows of its channels.
-    """
-    value = max(1, layer.state_bytes // (4 * 128))
-    channels = layer.conv_bytes // (max(1, layer.conv_taps - 1) * dtype_bytes) if layer.conv_bytes else 3 * value
-    return channels, value
-
-
 def mixer_elements(spec: ArchSpec, layer: LayerSpec) -> int:
     """Elements of the matrices around a layer's attention or recurrence."""
     D = spec.hidden_size
     if isinstance(layer, RecurrentLayer):
         channels, value = recurrent_widths(layer)
         return D * (channels + 2 * value)
+    gate = layer.n_heads * layer.v_head_dim if layer.gated else 0
     return D * (
         layer.n_heads * layer.head_dim
+        + gate
         + layer.n_kv_heads * (layer.head_dim + layer.v_head_dim)
         + layer.n_heads * layer.v_head_dim
     )
@@ -199,13 +192,13 @@ def token_bytes(
     inner, mlp_widths = _mlp_bytes(spec, experts, s)
     if isinstance(layer, RecurrentLayer):
         channels, value = recurrent_widths(layer)
-        # Projections and convolution in the model's type; q, k, v, gates and output per value head in fp32.
-        mixer = (8 * D + 3 * channels + 3 * value) * s + 6 * value * 4
-        lazy = unfused = documents = split = held = mixer + inner
+        lazy, split, held = recurrent_bytes(layer, D, inner, s, kind)
+        unfused = documents = lazy
         mixer_widths = {"the recurrence's fp32 heads": value * 4, "the convolution's channels": channels * s}
     else:
         q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
         out, v = layer.n_heads * layer.v_head_dim, layer.n_kv_heads * layer.v_head_dim
+        gate = out if layer.gated else 0
         # Families without a gate are older than rotary positions and norms of q and k: fewer copies of each.
         modern = spec.gated_mlp
         if kind == "cpu":
@@ -221,8 +214,10 @@ def token_bytes(
             # What a GPU was handed is released late, so nothing of a layer is gone when its attention has run.
             documents = split = lazy
             held = lazy + inner
-        lazy, unfused, documents, split = (each + inner for each in (lazy, unfused, documents, split))
-        mixer_widths = {"the projections of q, k and v": (q + k + v) * s}
+        # The gate lies in the projections until the output is multiplied by its sigmoid.
+        lazy, unfused, documents, split = (each + inner + 3 * gate * s for each in (lazy, unfused, documents, split))
+        held += gate * s
+        mixer_widths = {"the projections of q, k and v": (q + gate + k + v) * s}
         moe = spec.experts if experts else None
         if kind == "cpu" and not host and moe is not None:
             # An expert at a time: their answers and the sorted ones coexist. Over seven shapes 0 to 15 % above MLX.
@@ -271,11 +266,15 @@ def _host_floats(spec: ArchSpec, layer: AttentionLayer, experts: Experts | None 
     D, inner = spec.hidden_size, spec.intermediate_size
     q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
     out, v = layer.n_heads * layer.v_head_dim, layer.n_kv_heads * layer.v_head_dim
+    # Rotated in a quarter of each head; the gate's sigmoid waits for the output.
+    gated = (5 * D + 11 * (q + (k + v) // 2)) // 2 if layer.gated else 0
     if experts is not None:
         # One expert at a time; then all answers as they came, in order, and weighted.
-        attention = 3 * D + 4 * (q + k) + out + v
+        attention = gated or 3 * D + 4 * (q + k) + out + v
         answers = 3 * experts.per_token * D + max(experts.intermediate_size, 3 * experts.shared_intermediate_size)
         return attention, max(attention, 3 * D + q + k + v + answers)
+    if layer.gated:
+        return gated, max(gated, 4 * D + 2 * (out + inner), 3 * (D + inner))
     if spec.gated_mlp and not spec.qk_norm:
         # Over 26 Llama, Qwen2 and ModernBERT shapes the plan is up to 34 % above the measurement.
         attention = 2 * D + 4 * (q + k) + out + v

@@ -15,6 +15,7 @@ from archport.contract import (
     AttentionPath,
     KVAllocation,
     MaskPolicy,
+    RecurrentLayer,
     RecurrentPath,
 )
 from archport.planning.batch import Batch, Steps
@@ -48,7 +49,7 @@ def prefill_steps(
         paths: list[AttentionPath | RecurrentPath] = []
         for index, layer in enumerate(job.kinds):
             if not isinstance(layer, AttentionLayer):
-                paths.append(choose_form(layer, job.device, B=batch.shape.B, tokens=min(chunk, L - start)))
+                paths.append(_form(job, layer, batch.shape.B, min(chunk, L - start)))
                 continue
             path, mask, pinned = path_of(job, batch, layer, start, min(chunk, L - start), room, kv[index])
             paths.append(path)
@@ -68,10 +69,14 @@ def decode_step(job: Job, batch: Batch, kv: Sequence[KVAllocation | None]) -> St
     paths = tuple(
         path_of(job, batch, layer, start, 1, (job.limits,), kv[index], decode=True)[0]
         if isinstance(layer, AttentionLayer)
-        else choose_form(layer, job.device, B=batch.shape.B, tokens=1)
+        else _form(job, layer, batch.shape.B, 1)
         for index, layer in enumerate(job.kinds)
     )
     return StepPlan(start=start, tokens=1, paths=paths)
+
+
+def _form(job: Job, layer: RecurrentLayer, B: int, tokens: int) -> RecurrentPath:
+    return choose_form(layer, job.device, B=B, tokens=tokens, dtype=job.dtype)
 
 
 def _starts(length: int, chunk: int, *, every: bool) -> list[int]:

@@ -185,7 +185,7 @@ class PackedContext:
 
         spec = self._layers[layer]
         assert isinstance(spec, RecurrentLayer), f"layer {layer} is declared an attention layer but asked for state"
-        return StateStep(choose_form(spec, self._planner.device, B=1, tokens=sum(self._lengths)), None)
+        return StateStep(choose_form(spec, self._planner.device, B=1, tokens=sum(self._lengths), dtype="float32"), None)
 
 
 def taps(store: list[Tap], again: Callable[[Tap, Attended], None] | None = None) -> Callable[[LayerContext], Any]:

@@ -1,0 +1,133 @@
+"""Qwen3.5 and Qwen3-Next: hybrids of gated delta nets and gated attention.
+
+Claims text checkpoints, and the text half of vision checkpoints. Knows the family's configs and layouts; knows nothing
+of masks, states, batches or memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from archport.contract import ArchSpec, AttentionLayer, DeltaHeads, Example, LayerSpec, RecurrentLayer, Trunk, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ARCHITECTURES = (
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5TextModel",
+    "Qwen3NextForCausalLM",
+    "Qwen3NextModel",
+)
+# Every fourth layer is full attention where a config says nothing else.
+INTERVAL = 4
+
+
+@hookimpl
+def archport_models() -> Mapping[str, str]:
+    names = ("Qwen3.5-27B", "Qwen3.5-35B-A3B", "Qwen3.5-122B-A10B", "Qwen3-Next-80B-A3B-Instruct")
+    return {f"Qwen/{name}": f"Qwen/{name}" for name in names}
+
+
+@hookimpl
+def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
+    names = config.get("architectures") or []
+    if not config.get("causal", True) or not any(name in ARCHITECTURES for name in names):
+        return None
+    text = text_config(config)
+    if text.get("num_experts"):
+        return None
+    full = AttentionLayer(
+        semantics="causal",
+        n_heads=text["num_attention_heads"],
+        n_kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
+        head_dim=text.get("head_dim") or 256,
+        gated=True,
+    )
+    heads = DeltaHeads(
+        n_key_heads=text["linear_num_key_heads"],
+        n_value_heads=text["linear_num_value_heads"],
+        key_dim=text["linear_key_head_dim"],
+        value_dim=text["linear_value_head_dim"],
+    )
+    linear = RecurrentLayer.gated_delta(heads, text.get("linear_conv_kernel_dim") or 4)
+    kinds: dict[str, LayerSpec] = {"full_attention": full, "linear_attention": linear}
+    return ArchSpec(
+        arch="qwen35",
+        tasks=("embed", "generate"),
+        layers=tuple(kinds[kind] for kind in layer_types(text)),
+        vocab_size=text["vocab_size"],
+        hidden_size=text["hidden_size"],
+        intermediate_size=text["intermediate_size"],
+        max_positions=text["max_position_embeddings"],
+        dtype=text.get("dtype") or config.get("dtype") or "float32",
+        tied_head=bool(text.get("tie_word_embeddings", False)),
+    )
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes the language model."""
+    return config.get("text_config") or config
+
+
+def layer_types(text: Mapping[str, Any]) -> Sequence[str]:
+    """`full_attention` or `linear_attention` per layer."""
+    return text.get("layer_types") or [
+        "linear_attention" if (index + 1) % INTERVAL else "full_attention" for index in range(text["num_hidden_layers"])
+    ]
+
+
+@hookimpl
+def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
+    from archport_qwen35.model import Qwen35
+
+    return Qwen35(spec, text_config(config))
+
+
+def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    from archport_qwen35.weights import published
+
+    return published(weights)
+
+
+@hookimpl
+def archport_examples() -> Sequence[Example]:
+    text = {
+        "model_type": "qwen3_5_text",
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 16,
+        "linear_conv_kernel_dim": 4,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+        "vocab_size": 199,
+        "max_position_embeddings": 512,
+        "hidden_act": "silu",
+        "dtype": "float32",
+    }
+    order = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
+    following = {**text, "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"]}
+    return [
+        Example("text", {**text, "architectures": ["Qwen3_5ForCausalLM"]}, publish=_published),
+        Example(
+            "vision checkpoint, tied, layer_types beside the interval, one value head per key head",
+            {
+                "architectures": ["Qwen3_5ForConditionalGeneration"],
+                "model_type": "qwen3_5",
+                "text_config": {**text, "layer_types": order, "linear_num_key_heads": 4},
+                "tie_word_embeddings": True,
+                "dtype": "float32",
+            },
+            seed=1,
+        ),
+        Example("qwen3-next, head_dim 256", {**following, "head_dim": 256}, seed=2),
+    ]

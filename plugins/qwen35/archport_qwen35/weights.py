@@ -1,0 +1,84 @@
+"""The three published layouts of one model, brought under the trunk's names. Knows names and shapes, and no values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from archport.contract import ArchSpec, DeltaHeads, RecurrentLayer
+
+# Vision checkpoints put the language model under a name of its own, each dialect another.
+PREFIXES = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+VISION = ("model.visual.", "visual.", "vision_tower.")
+# These are stored as w for a scale of 1 + w, where a checkpoint is not converted.
+ZERO_CENTRED = (
+    ".input_layernorm.weight",
+    ".post_attention_layernorm.weight",
+    ".q_norm.weight",
+    ".k_norm.weight",
+    "model.norm.weight",
+)
+
+
+def renamed(weights: Mapping[str, mx.array], spec: ArchSpec) -> dict[str, mx.array]:
+    """A checkpoint's language model under the trunk's names; the vision tower and the drafting head are dropped."""
+    found: dict[str, mx.array] = {}
+    for name, value in weights.items():
+        if name.startswith(VISION) or name.startswith("mtp.") or ".mtp." in name:
+            continue
+        for before, after in PREFIXES:
+            if name.startswith(before):
+                name = after + name.removeprefix(before)
+        # A bare trunk is saved without a prefix.
+        found[name if name.startswith(("model.", "lm_head.")) else f"model.{name}"] = value
+    # A conversion moves the taps of the convolution inwards, and adds the one to its norms in the same pass.
+    raw = any(name.endswith("conv1d.weight") and value.shape[-1] != 1 for name, value in found.items())
+    if raw:
+        for name, value in found.items():
+            if name.endswith("conv1d.weight"):
+                found[name] = value.swapaxes(1, 2)
+            elif name.endswith(ZERO_CENTRED):
+                # In float32, for models that are not rounded afterwards: bfloat16 keeps 8 bits of the sum.
+                found[name] = 1.0 + value.astype(mx.float32)
+    for index, layer in enumerate(spec.layers):
+        if isinstance(layer, RecurrentLayer) and layer.heads is not None:
+            _part_projections(found, f"model.layers.{index}.linear_attn", layer.heads)
+    return found
+
+
+def _part_projections(weights: dict[str, mx.array], path: str, heads: DeltaHeads) -> None:
+    """Qwen3-Next stores q, k, v, z and b, a interleaved by key head: part them, packed rows included."""
+    K, D = heads.n_key_heads, heads.key_dim
+    V = heads.values // K
+    each = heads.n_value_heads // K
+    for leaf in ("weight", "scales", "biases"):
+        both = weights.pop(f"{path}.in_proj_qkvz.{leaf}", None)
+        if both is not None:
+            rows = both.reshape(K, 2 * D + 2 * V, -1)
+            q, k, v, z = mx.split(rows, [D, 2 * D, 2 * D + V], axis=1)
+            parts = [part.reshape(-1, both.shape[-1]) for part in (q, k, v)]
+            weights[f"{path}.in_proj_qkv.{leaf}"] = mx.concatenate(parts, axis=0)
+            weights[f"{path}.in_proj_z.{leaf}"] = z.reshape(-1, both.shape[-1])
+        both = weights.pop(f"{path}.in_proj_ba.{leaf}", None)
+        if both is not None:
+            rows = both.reshape(K, 2 * each, -1)
+            for name, part in zip(("in_proj_b", "in_proj_a"), (rows[:, :each], rows[:, each:]), strict=True):
+                weights[f"{path}.{name}.{leaf}"] = part.reshape(-1, both.shape[-1])
+
+
+def published(weights: Mapping[str, mx.array]) -> Mapping[str, mx.array]:
+    """The trunk's tensors as unconverted checkpoints have them, the inverse of `renamed` for text checkpoints."""
+    found: dict[str, mx.array] = {}
+    for name, value in weights.items():
+        if name.endswith("conv1d.weight"):
+            found[name] = value.swapaxes(1, 2)
+        elif name.endswith(ZERO_CENTRED):
+            found[name] = value - 1.0
+        else:
+            found[name] = value
+    return found

@@ -1,0 +1,155 @@
+"""Qwen3.5 against recorded references of transformers, in every published layout, and against itself."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from archport import engine
+
+GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
+# Dense text, the text half of a vision checkpoint.
+NAMES = ("qwen35-text", "qwen35-wrapper")
+LIMIT = 3e-5
+
+
+def relative(got, want):
+    return float(np.abs(np.array(got) - want).max() / np.abs(want).max())
+
+
+def rows(name):
+    golden = np.load(GOLDENS / name / "golden.npz")
+    return [(golden[f"ids_{i}"], golden[f"hidden_{i}"]) for i in range(sum(k.startswith("ids_") for k in golden))]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return engine.load(GOLDENS / "qwen35-text")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hidden_states_equal_transformers(name):
+    loaded = engine.load(GOLDENS / name)
+    assert max(relative(loaded.forward(ids[None])[0], hidden) for ids, hidden in rows(name)) <= LIMIT
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_gives_the_rows_of_single_runs_and_zeros_at_padding(model, side):
+    recorded = rows("qwen35-text")
+    L = max(len(ids) for ids, _ in recorded)
+    ids, mask = np.full((len(recorded), L), 7), np.zeros((len(recorded), L), int)
+    where = [slice(L - len(row), L) if side == "left" else slice(0, len(row)) for row, _ in recorded]
+    for index, (row, _) in enumerate(recorded):
+        ids[index, where[index]], mask[index, where[index]] = row, 1
+    hidden = np.array(model.forward(ids, mask))
+    for index, (_, want) in enumerate(recorded):
+        assert relative(hidden[index, where[index]], want) <= LIMIT
+    assert not hidden[mask == 0].any()
+
+
+def copied(tmp_path, name, config=lambda c: c, weights=lambda w: w):
+    """The checkpoint of that name in a new folder, its config and tensors changed."""
+    folder = tmp_path / name
+    shutil.copytree(GOLDENS / name, folder)
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config(stored)))
+    tensors = weights(mx.load(str(folder / "model.safetensors")))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tensors), metadata={"format": "pt"})
+    return folder
+
+
+def converted(weights, prefix="language_model."):
+    """As mlx-community stores the text half: another prefix, taps inside, norms that hold their scale."""
+    found = {}
+    for name, value in weights.items():
+        if name.startswith("model.visual."):
+            continue
+        name = prefix + name.replace("model.language_model.", "model.")
+        value = value.astype(mx.float32)
+        if name.endswith("conv1d.weight"):
+            value = value.swapaxes(1, 2)
+        elif (name.endswith("norm.weight") and "linear_attn" not in name) or name.endswith("layernorm.weight"):
+            value = value + 1.0
+        found[name] = value
+    return found
+
+
+def classic(config):
+    """As hub files spell it: an interval, torch_dtype, a vision half."""
+    text = {key: value for key, value in config.items() if key not in ("architectures", "dtype")}
+    return {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "text_config": text,
+        "tie_word_embeddings": text["tie_word_embeddings"],
+        "torch_dtype": "bfloat16",
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_converted_checkpoints_give_the_same_numbers(tmp_path, name):
+    folder = copied(tmp_path, name, weights=converted)
+    loaded = engine.load(folder, dtype="float32")
+    assert max(relative(loaded.forward(ids[None])[0], hidden) for ids, hidden in rows(name)) <= LIMIT
+
+
+def test_the_drafting_head_is_dropped_and_a_classic_config_read(tmp_path, model):
+    def add_draft(weights):
+        extra = {"mtp.fc.weight": mx.zeros((4, 4)), "mtp.layers.0.input_layernorm.weight": mx.zeros((4,))}
+        return {name.replace("model.", "model.language_model."): value for name, value in weights.items()} | extra
+
+    folder = copied(tmp_path, "qwen35-text", classic, add_draft)
+    ids = rows("qwen35-text")[5][0][None]
+    assert (np.array(engine.load(folder).forward(ids)) == np.array(model.forward(ids))).all()
+
+
+def test_without_layer_types_every_fourth_layer_is_full(tmp_path):
+    def bare(config):
+        del config["text_config"]["layer_types"]
+        return config
+
+    folder = copied(tmp_path, "qwen35-wrapper", bare)
+    ids, want = rows("qwen35-wrapper")[4]
+    assert relative(engine.load(folder).forward(ids[None])[0], want) <= LIMIT
+
+
+def test_packed_matrices_give_the_numbers_of_their_unpacked_selves(tmp_path):
+    def quantised(weights):
+        found = {}
+        for name, value in converted(weights).items():
+            if value.ndim == 2 and value.shape[-1] % 32 == 0:
+                parts = mx.quantize(value.astype(mx.bfloat16), group_size=32, bits=8 if "embed" in name else 4)
+                stem = name.removesuffix(".weight")
+                found |= dict(zip((name, f"{stem}.scales", f"{stem}.biases"), parts, strict=True))
+            else:
+                found[name] = value.astype(mx.bfloat16)
+        return found
+
+    def stated(config):
+        return {**config, "quantization": {"group_size": 32, "bits": 4}}
+
+    folder = copied(tmp_path, "qwen35-text", stated, quantised)
+    packed, unpacked = engine.load(folder, dtype="checkpoint"), engine.load(folder)
+    assert packed.dtype.dtype == "checkpoint"
+    ids = rows("qwen35-text")[6][0][None]
+    a, b = (np.array(each.forward(ids).astype(mx.float32)) for each in (packed, unpacked))
+    assert (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b) >= 0.997
+
+
+def test_decay_rates_stay_in_float32_whatever_the_type():
+    loaded = engine.load(GOLDENS / "qwen35-text", dtype="bfloat16")
+    block = loaded._embedder.encoder.trunk.model.layers[0].linear_attn
+    assert block.A_log.dtype == mx.float32
+    assert block.dt_bias.dtype == mx.bfloat16
+
+
+def test_a_later_token_never_moves_an_earlier_output(model):
+    ids = rows("qwen35-text")[5][0].copy()
+    before = np.array(model.forward(ids[None]))
+    ids[-1] += 1
+    after = np.array(model.forward(ids[None]))
+    assert (after[0, :-1] == before[0, :-1]).all()
+    assert np.abs(after[0, -1] - before[0, -1]).max() > 1e-3

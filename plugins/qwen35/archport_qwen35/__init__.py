@@ -9,18 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from archport.contract import ArchSpec, AttentionLayer, DeltaHeads, Example, LayerSpec, RecurrentLayer, Trunk, hookimpl
+from archport.contract import (
+    ArchSpec,
+    AttentionLayer,
+    DeltaHeads,
+    Example,
+    Experts,
+    LayerSpec,
+    RecurrentLayer,
+    Task,
+    Trunk,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ARCHITECTURES = (
-    "Qwen3_5ForConditionalGeneration",
-    "Qwen3_5ForCausalLM",
-    "Qwen3_5TextModel",
-    "Qwen3NextForCausalLM",
-    "Qwen3NextModel",
-)
+# Architecture -> what its checkpoints may be for; which of it one is for, its head says.
+TRUNK: tuple[Task, ...] = ("embed",)
+WITH_HEAD: tuple[Task, ...] = ("embed", "rerank", "generate")
+ARCHITECTURES = {
+    "Qwen3_5ForConditionalGeneration": WITH_HEAD,
+    "Qwen3_5ForCausalLM": WITH_HEAD,
+    "Qwen3_5TextModel": TRUNK,
+    "Qwen3_5MoeForConditionalGeneration": WITH_HEAD,
+    "Qwen3_5MoeForCausalLM": WITH_HEAD,
+    "Qwen3_5MoeTextModel": TRUNK,
+    "Qwen3NextForCausalLM": WITH_HEAD,
+    "Qwen3NextModel": TRUNK,
+}
 # Every fourth layer is full attention where a config says nothing else.
 INTERVAL = 4
 
@@ -33,12 +50,11 @@ def archport_models() -> Mapping[str, str]:
 
 @hookimpl
 def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    names = config.get("architectures") or []
-    if not config.get("causal", True) or not any(name in ARCHITECTURES for name in names):
+    tasks = next((ARCHITECTURES[name] for name in config.get("architectures") or [] if name in ARCHITECTURES), None)
+    if tasks is None or not config.get("causal", True):
         return None
     text = text_config(config)
-    if text.get("num_experts"):
-        return None
+    experts = _experts(text)
     full = AttentionLayer(
         semantics="causal",
         n_heads=text["num_attention_heads"],
@@ -56,14 +72,31 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     kinds: dict[str, LayerSpec] = {"full_attention": full, "linear_attention": linear}
     return ArchSpec(
         arch="qwen35",
-        tasks=("embed", "generate"),
+        tasks=tasks,
         layers=tuple(kinds[kind] for kind in layer_types(text)),
         vocab_size=text["vocab_size"],
         hidden_size=text["hidden_size"],
-        intermediate_size=text["intermediate_size"],
+        # Without a dense layer there is no dense width.
+        intermediate_size=text.get("intermediate_size") or text["moe_intermediate_size"],
         max_positions=text["max_position_embeddings"],
         dtype=text.get("dtype") or config.get("dtype") or "float32",
         tied_head=bool(text.get("tie_word_embeddings", False)),
+        experts=experts,
+    )
+
+
+def _experts(text: Mapping[str, Any]) -> Experts | None:
+    """The experts of every layer; Qwen3-Next may leave some layers dense."""
+    if not text.get("num_experts"):
+        return None
+    step, dense = text.get("decoder_sparse_step") or 1, text.get("mlp_only_layers") or []
+    layers = range(text["num_hidden_layers"])
+    return Experts(
+        count=text["num_experts"],
+        per_token=text["num_experts_per_tok"],
+        intermediate_size=text["moe_intermediate_size"],
+        shared_intermediate_size=text.get("shared_expert_intermediate_size") or 0,
+        layers=tuple(index for index in layers if index not in dense and (index + 1) % step == 0),
     )
 
 
@@ -130,4 +163,18 @@ def archport_examples() -> Sequence[Example]:
             seed=1,
         ),
         Example("qwen3-next, head_dim 256", {**following, "head_dim": 256}, seed=2),
+        Example(
+            "experts, one of them shared",
+            {
+                **text,
+                "architectures": ["Qwen3_5MoeForCausalLM"],
+                "model_type": "qwen3_5_moe_text",
+                "num_experts": 6,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 24,
+                "shared_expert_intermediate_size": 40,
+            },
+            seed=3,
+            publish=_published,
+        ),
     ]

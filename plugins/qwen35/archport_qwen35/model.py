@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, AttentionLayer, LayerContext, LayerSpec
-from archport.layers import Attention, GatedDeltaNet, GatedMLP, PreNormBlock, Rotary
+from archport.layers import Attention, GatedDeltaNet, GatedMLP, PreNormBlock, Rotary, SparseMLP, head_rows
 from archport.layers.activations import activation
 from archport_qwen35.weights import renamed
 
@@ -21,12 +21,21 @@ class Qwen35(nn.Module):
         super().__init__()
         self._spec = spec
         self.model = Decoder(spec, text)
+        if not spec.tied_head and "generate" in spec.tasks:
+            self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
         return self.model(input_ids, ctx)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        return {name: value for name, value in renamed(weights, self._spec).items() if "lm_head." not in name}
+        found = renamed(weights, self._spec)
+        return found if "lm_head" in self else {name: found[name] for name in found if not name.startswith("lm_head.")}
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        return self.lm_head(hidden) if "lm_head" in self else self.model.embed_tokens.as_linear(hidden)
+
+    def head_rows(self, ids: Sequence[int]) -> mx.array:
+        return head_rows(self.lm_head if "lm_head" in self else self.model.embed_tokens, ids)
 
     def in_float32(self, name: str) -> bool:
         # Decays are exponentials of exponentials of these.
@@ -49,7 +58,7 @@ class Decoder(nn.Module):
 
 def _block(spec: ArchSpec, text: Mapping[str, Any], index: int, layer: LayerSpec) -> PreNormBlock:
     eps, width = text["rms_norm_eps"], spec.hidden_size
-    mlp = GatedMLP(width, spec.intermediate_size, activation(text.get("hidden_act", "silu")))
+    mlp = _mlp(spec, text, index)
     if not isinstance(layer, AttentionLayer):
         assert layer.heads is not None
         net = GatedDeltaNet(index, layer.heads, width, conv_taps=layer.conv_taps, eps=eps)
@@ -66,3 +75,11 @@ def _block(spec: ArchSpec, text: Mapping[str, Any], index: int, layer: LayerSpec
         rotary=Rotary(dims, text["rope_theta"], text.get("rope_scaling")),
     )
     return PreNormBlock(attention, mlp, width, eps)
+
+
+def _mlp(spec: ArchSpec, text: Mapping[str, Any], index: int) -> nn.Module:
+    act = text.get("hidden_act", "silu")
+    if spec.experts is None or index not in spec.experts.layers:
+        return GatedMLP(spec.hidden_size, spec.intermediate_size, activation(act))
+    renormalise = bool(text.get("norm_topk_prob", True))
+    return SparseMLP(spec.hidden_size, spec.experts, renormalise=renormalise, act=act)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from archport.contract import ArchSpec, DeltaHeads, RecurrentLayer
+from archport.layers import stack_experts
 
 # Vision checkpoints put the language model under a name of its own, each dialect another.
 PREFIXES = (
@@ -48,7 +49,22 @@ def renamed(weights: Mapping[str, mx.array], spec: ArchSpec) -> dict[str, mx.arr
     for index, layer in enumerate(spec.layers):
         if isinstance(layer, RecurrentLayer) and layer.heads is not None:
             _part_projections(found, f"model.layers.{index}.linear_attn", layer.heads)
+    if spec.experts is not None:
+        for index in spec.experts.layers:
+            path = f"model.layers.{index}.mlp"
+            _part_experts(found, path)
+            found = stack_experts(found, path, spec.experts.count)
     return found
+
+
+def _part_experts(weights: dict[str, mx.array], path: str) -> None:
+    """Experts stored as one stack, gate above up: part them."""
+    both, down = (weights.pop(f"{path}.experts.{name}", None) for name in ("gate_up_proj", "down_proj"))
+    if both is not None:
+        gate, up = mx.split(both, 2, axis=1)
+        weights |= {f"{path}.switch_mlp.gate_proj.weight": gate, f"{path}.switch_mlp.up_proj.weight": up}
+    if down is not None:
+        weights[f"{path}.switch_mlp.down_proj.weight"] = down
 
 
 def _part_projections(weights: dict[str, mx.array], path: str, heads: DeltaHeads) -> None:

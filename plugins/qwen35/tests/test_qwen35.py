@@ -11,8 +11,8 @@ import pytest
 from archport import engine
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
-# Dense text, the text half of a vision checkpoint.
-NAMES = ("qwen35-text", "qwen35-wrapper")
+# Dense text, the text half of a vision checkpoint, experts, and the family before.
+NAMES = ("qwen35-text", "qwen35-wrapper", "qwen35-moe", "qwen3-next")
 LIMIT = 3e-5
 
 
@@ -90,10 +90,43 @@ def classic(config):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_output_head_equals_transformers(name):
+    loaded, golden = engine.load(GOLDENS / name), np.load(GOLDENS / name / "golden.npz")
+    trunk = loaded._runtime.encoder.trunk
+    for index in (3, 6):
+        hidden = loaded.forward(golden[f"ids_{index}"][None])[:, -1:]
+        assert relative(trunk.logits(hidden)[0, 0], golden[f"logits_{index}"]) <= LIMIT
+        rows_of = trunk.head_rows([5, 17])
+        assert relative((hidden[0] @ rows_of.T)[0], golden[f"logits_{index}"][[5, 17]]) <= 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_converted_checkpoints_give_the_same_numbers(tmp_path, name):
     folder = copied(tmp_path, name, weights=converted)
     loaded = engine.load(folder, dtype="float32")
     assert max(relative(loaded.forward(ids[None])[0], hidden) for ids, hidden in rows(name)) <= LIMIT
+
+
+def test_experts_stored_as_one_stack_give_the_same_numbers(tmp_path):
+    def fused(weights):
+        found, stacks = {}, {}
+        for name, value in weights.items():
+            stem, _, rest = name.partition(".experts.")
+            if rest:
+                index, part, _ = rest.split(".")
+                stacks.setdefault(stem, {}).setdefault(part, {})[int(index)] = value
+            else:
+                found[name] = value
+        for stem, parts in stacks.items():
+            gate, up, down = (
+                mx.stack([parts[part][i] for i in range(6)]) for part in ("gate_proj", "up_proj", "down_proj")
+            )
+            found[f"{stem}.experts.gate_up_proj"] = mx.concatenate([gate, up], axis=1)
+            found[f"{stem}.experts.down_proj"] = down
+        return found
+
+    loaded = engine.load(copied(tmp_path, "qwen35-moe", weights=fused))
+    assert max(relative(loaded.forward(ids[None])[0], hidden) for ids, hidden in rows("qwen35-moe")) <= LIMIT
 
 
 def test_the_drafting_head_is_dropped_and_a_classic_config_read(tmp_path, model):
@@ -141,7 +174,7 @@ def test_packed_matrices_give_the_numbers_of_their_unpacked_selves(tmp_path):
 
 def test_decay_rates_stay_in_float32_whatever_the_type():
     loaded = engine.load(GOLDENS / "qwen35-text", dtype="bfloat16")
-    block = loaded._embedder.encoder.trunk.model.layers[0].linear_attn
+    block = loaded._runtime.encoder.trunk.model.layers[0].linear_attn
     assert block.A_log.dtype == mx.float32
     assert block.dt_bias.dtype == mx.bfloat16
 

@@ -76,7 +76,8 @@ class PatchMergingTower(nn.Module):
 
         x = ctx.rows(embed, patches, mx.array(corners), mx.array(shares))
         angles = self._angles(rows, columns)
-        turn = (mx.cos(angles)[:, None], mx.sin(angles)[:, None])
+        turn = mx.cos(angles), mx.sin(angles)
+        mx.eval(*turn)
         features: list[mx.array] = []
         for index, block in enumerate(self.blocks):
             x = block(x, turn, ctx)
@@ -141,13 +142,17 @@ class Block(nn.Module):
     def __call__(self, x: mx.array, turn: tuple[mx.array, mx.array], ctx: TowerContext) -> mx.array:
         B, L, h = x.shape
         width = h // self._heads
-        qkv = ctx.rows(self._project, x).reshape(B, L, 3, self._heads, width).transpose(2, 0, 3, 1, 4)
-        q, k = rotate(qkv[0], *turn), rotate(qkv[1], *turn)
-        out = ctx.attend(self._index, q, k, qkv[2], scale=width**-0.5)
+        qkv = ctx.rows(self._project, x, *turn).reshape(B, L, 3, self._heads, width).transpose(2, 0, 3, 1, 4)
+        out = ctx.attend(self._index, qkv[0], qkv[1], qkv[2], scale=width**-0.5)
+        del qkv
         return ctx.rows(self._transform, x, out.transpose(0, 2, 1, 3).reshape(B, L, h))
 
-    def _project(self, x: mx.array) -> mx.array:
-        return self.attn.qkv(self.norm1(x))
+    def _project(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        """Queries, keys and values (B, L, 3 h) side by side, the first two rotated."""
+        qkv = self.attn.qkv(self.norm1(x))
+        B, L, h = x.shape
+        turned = rotate(qkv[..., : 2 * h].reshape(B, L, 2 * self._heads, -1), cos[:, :, None], sin[:, :, None])
+        return mx.concatenate([turned.reshape(B, L, 2 * h), qkv[..., 2 * h :]], axis=-1)
 
     def _transform(self, x: mx.array, attended: mx.array) -> mx.array:
         x = x + self.attn.proj(attended)
@@ -196,7 +201,7 @@ class Merger(nn.Module):
 
 
 def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """The halves of each head (B, H, L, Dh) turned by angles (B, 1, L, Dh / 2), in float32, in x's type again."""
+    """The halves of each head (B, L, H, Dh) turned by angles (B, L, 1, Dh / 2), in float32, in x's type again."""
     first, second = mx.split(x.astype(mx.float32), 2, axis=-1)
     return mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 

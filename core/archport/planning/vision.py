@@ -111,7 +111,7 @@ def _step(
     """One pass of the tower, and the bytes it holds beside its features at the peak."""
     B, patches = len(lengths), len(lengths) * padded
     piece = _piece(job, tower, B, padded)
-    around = _around(job, tower, patches, B * piece)
+    around = _around(job, tower, patches, B * piece, 0)
     usual, left = job.limits.transient_on(job.device), max(0, room - around)
     bound = job.limits.seconds_on(job.device)
     seconds = job.limits.dispatch_seconds if bound is None else bound / 2
@@ -124,13 +124,13 @@ def _step(
         for layer in vision_kinds(tower)[0]
     )
     attention = max((path.price.transient for path in paths if path is not None), default=0)
-    return VisionStep(pictures=rows, lengths=lengths, padded=padded, paths=paths, piece=piece), around + attention
+    step = VisionStep(pictures=rows, lengths=lengths, padded=padded, paths=paths, piece=piece)
+    return step, _around(job, tower, patches, B * piece, attention)
 
 
 def _piece(job: Job, tower: VisionTower, B: int, padded: int) -> int:
     """Patches per row that the linear parts of a block take at once."""
-    inside = _inside(tower) * itemsize(job.dtype)
-    most = job.limits.transient_on(job.device) // (B * inside)
+    most = job.limits.transient_on(job.device) // (B * _inside(tower, itemsize(job.dtype)))
     bound = job.limits.seconds_on(job.device)
     if bound is not None:
         # The other half of the bound is attention's.
@@ -138,9 +138,13 @@ def _piece(job: Job, tower: VisionTower, B: int, padded: int) -> int:
     return padded if most >= padded else max(PIECE_STEP, most // PIECE_STEP * PIECE_STEP)
 
 
-def _inside(tower: VisionTower) -> int:
-    """Elements of one patch inside the linear parts of a block: the MLP's inside before and behind its activation."""
-    return 3 * tower.hidden_size + 2 * tower.intermediate_size
+def _inside(tower: VisionTower, size: int) -> int:
+    """Bytes of one patch inside the heaviest of the linear parts: embedding, projection with rotation, or the MLP.
+
+    Pixels are normalised, and queries and keys rotated, in float32.
+    """
+    h, inner, pixels = tower.hidden_size, tower.intermediate_size, 3 * 2 * tower.patch_size**2
+    return max(2 * 4 * pixels + 8 * h * size, 4 * h * size + 8 * h * 4, (3 * h + 2 * inner) * size)
 
 
 def _elements(tower: VisionTower) -> int:
@@ -148,17 +152,19 @@ def _elements(tower: VisionTower) -> int:
     return 4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size
 
 
-def _around(job: Job, tower: VisionTower, patches: int, piece: int) -> int:
-    """Bytes in flight around a block's attention: what all patches hold, and what a piece holds inside a linear part.
+def _around(job: Job, tower: VisionTower, patches: int, piece: int, scratch: int) -> int:
+    """Bytes in flight at the peak of a block, its input and the pixels included.
 
-    Counted over residual, the product that makes q, k and v, both rotated (one of them in float32 on the way), and the
-    output before and behind its transposition.
+    While attention runs all patches hold the residual, q, k and v, a copy of them and the output, eight rows in all
+    (measured on a CPU over 0.25 to 4 megapixels: 8.05); before and after it half of that, and what a piece holds inside.
+    A GPU has the next stretch under way, and gives back late.
     """
     size, h = itemsize(job.dtype), tower.hidden_size
-    held = patches * (8 * h * size + 3 * h * 4)
-    blocks = 1 if job.device.kind == "cpu" else 2
-    patch = 3 * 2 * tower.patch_size**2
-    return blocks * (held + piece * _inside(tower) * size) + patches * patch
+    row, inside = patches * h * size, piece * _inside(tower, size)
+    peak = max(8 * row + scratch, 4 * row + inside)
+    if job.device.kind != "cpu":
+        peak += 4 * row + inside
+    return peak + patches * 3 * 2 * tower.patch_size**2
 
 
 def _widest(job: Job, tower: VisionTower, step: VisionStep) -> int:
@@ -195,7 +201,7 @@ def _seconds(job: Job, tower: VisionTower, step: VisionStep) -> float:
     patches, speed = len(step.lengths) * step.padded, rate(job.device, job.dtype)
     bandwidth = POINTWISE_BANDWIDTH * job.device.bandwidth
     block = 2.0 * patches * _elements(tower) / speed
-    block += patches * _inside(tower) * itemsize(job.dtype) / bandwidth if bandwidth else 0.0
+    block += patches * _inside(tower, itemsize(job.dtype)) / bandwidth if bandwidth else 0.0
     kinds = vision_kinds(tower)[1]
     attention = sum(path.price.seconds for path in (step.paths[kind] for kind in kinds) if path is not None)
     return len(tower.layers) * block + attention

@@ -100,14 +100,17 @@ class TowerStep:
         path = self._step.paths[self._kinds[layer]]
         if path is None:
             raise ArchportError(f"block {layer} of the vision tower is declared recurrent but called attend")
-        if not traced(q, k, v):
-            self._evaluate((q, k, v))
         return attend(path, q, k, v, scale=scale, zero_padding=False)
 
     def rows(self, function: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
         piece, length = self._step.piece, inputs[0].shape[1]
-        if piece >= length or traced(*inputs):
+        if traced(*inputs):
             return function(*inputs)
+        if piece >= length:
+            whole = function(*inputs)
+            # Or the insides of all parts of a block would lie in one graph.
+            self._evaluate((whole,))
+            return whole
         out, merged = None, 1
         for start in range(0, length, piece):
             got = function(*(each[:, start : start + piece] for each in inputs))
@@ -118,6 +121,7 @@ class TowerStep:
             at = start // merged
             out[:, at : at + got.shape[1]] = got
             del got
+            # A piece is as much as may be under way.
             mx.eval(out)
         assert out is not None
         return out

@@ -1,0 +1,202 @@
+"""Qwen3-VL: dense and mixture-of-experts decoders that see images and video, embed, rerank and generate.
+
+Claims checkpoints of the family. Knows its published templates; knows nothing of masks, batches or memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from archport.contract import (
+    ArchSpec,
+    AttentionLayer,
+    CheckpointView,
+    EmbeddingHead,
+    Example,
+    Experts,
+    TextInputs,
+    Trunk,
+    VisionTower,
+    hookimpl,
+)
+
+if TYPE_CHECKING:
+    from archport_qwen3_vl.reader import Settings
+
+DENSE = ("Qwen3VLForConditionalGeneration", "Qwen3VLModel", "Qwen3VLForEmbedding")
+SPARSE = ("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeModel")
+
+# What the published embedder reads at most; the model has far more positions.
+EMBEDDING_TOKENS = 8192
+
+
+@hookimpl
+def archport_models() -> Mapping[str, str]:
+    return {
+        # No repository has these names; they are what people type.
+        "Qwen/Qwen3-VL-Embedding": "Qwen/Qwen3-VL-Embedding-2B",
+        "Qwen/Qwen3-VL-Reranker": "Qwen/Qwen3-VL-Reranker-2B",
+        **{f"Qwen/Qwen3-VL-{kind}-{size}": f"Qwen/Qwen3-VL-{kind}-{size}"
+           for kind in ("Embedding", "Reranker") for size in ("2B", "8B")},
+    }  # fmt: skip
+
+
+@hookimpl
+def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
+    names = config.get("architectures") or []
+    text, vision = config.get("text_config"), config.get("vision_config")
+    if not any(name in DENSE + SPARSE for name in names) or not isinstance(text, Mapping):
+        return None
+    if not config.get("causal", True) or not isinstance(vision, Mapping):
+        return None
+    layers = text["num_hidden_layers"]
+    experts = None
+    if text.get("num_experts"):
+        every, dense = text.get("decoder_sparse_step") or 1, text.get("mlp_only_layers") or []
+        experts = Experts(
+            count=text["num_experts"],
+            per_token=text["num_experts_per_tok"],
+            intermediate_size=text["moe_intermediate_size"],
+            layers=tuple(index for index in range(layers) if (index + 1) % every == 0 and index not in dense),
+        )
+    layer = AttentionLayer(
+        semantics="causal",
+        n_heads=text["num_attention_heads"],
+        n_kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
+        head_dim=text.get("head_dim") or 128,
+    )
+    return ArchSpec(
+        arch="qwen3_vl",
+        tasks=("embed",),
+        layers=(layer,) * layers,
+        vocab_size=text["vocab_size"],
+        hidden_size=text["hidden_size"],
+        intermediate_size=text["intermediate_size"],
+        max_positions=text["max_position_embeddings"],
+        dtype=config.get("dtype") or text.get("dtype") or "float32",
+        tied_head=bool(config.get("tie_word_embeddings", False)),
+        experts=experts,
+        vision=_tower(vision),
+    )
+
+
+def _tower(vision: Mapping[str, Any]) -> VisionTower:
+    heads = vision["num_heads"]
+    block = AttentionLayer("bidirectional", heads, heads, vision["hidden_size"] // heads)
+    return VisionTower(
+        layers=(block,) * vision["depth"],
+        hidden_size=vision["hidden_size"],
+        intermediate_size=vision["intermediate_size"],
+        patch_size=vision["patch_size"],
+        merge_size=vision.get("spatial_merge_size", 2),
+        taps=len(vision.get("deepstack_visual_indexes") or ()),
+    )
+
+
+@hookimpl
+def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
+    from archport_qwen3_vl.model import Qwen3VL
+
+    return Qwen3VL(spec, config)
+
+
+def is_embedding(checkpoint: CheckpointView) -> bool:
+    return "embedding" in checkpoint.name.lower() or (checkpoint.folder / "modules.json").exists()
+
+
+@hookimpl
+def archport_head(checkpoint: CheckpointView) -> EmbeddingHead | None:
+    if not is_embedding(checkpoint):
+        return None
+    return EmbeddingHead(pooling=("last",), normalize=True, source="the Qwen3-VL-Embedding model card")
+
+
+@hookimpl
+def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
+    from archport_qwen3_vl.reader import Qwen3VLReader
+
+    embeds = is_embedding(checkpoint)
+    return TextInputs(
+        max_tokens=min(EMBEDDING_TOKENS, spec.max_positions) if embeds else None,
+        reader=Qwen3VLReader(_settings(checkpoint, embeds=embeds)),
+    )
+
+
+def _settings(checkpoint: CheckpointView, *, embeds: bool) -> Settings:
+    from archport_qwen3_vl.reader import Settings
+
+    return Settings.of(
+        checkpoint.config,
+        checkpoint.json("preprocessor_config.json") or {},
+        checkpoint.json("video_preprocessor_config.json") or {},
+        embeds=embeds,
+    )
+
+
+def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    from archport_qwen3_vl.weights import published
+
+    return published(weights)
+
+
+@hookimpl
+def archport_examples() -> Sequence[Example]:
+    text: dict[str, Any] = {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5000000.0,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default"},
+        "vocab_size": 199,
+        "max_position_embeddings": 512,
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "dtype": "float32",
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "in_channels": 3,
+        "patch_size": 4,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 49,
+        "deepstack_visual_indexes": [0],
+        "hidden_act": "gelu_pytorch_tanh",
+    }
+    config = {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "text_config": text,
+        "vision_config": vision,
+        "tie_word_embeddings": True,
+        "image_token_id": 193,
+        "video_token_id": 194,
+        "vision_start_token_id": 195,
+        "vision_end_token_id": 196,
+    }
+    sparse = {
+        **config,
+        "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+        "model_type": "qwen3_vl_moe",
+        "text_config": {
+            **text,
+            "model_type": "qwen3_vl_moe_text",
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+        },
+    }
+    return [
+        Example("dense, one tap", config, publish=_published),
+        Example("experts", sparse, seed=1, publish=_published),
+    ]

@@ -6,10 +6,10 @@ texts -> tokens -> plan -> hidden rows -> vectors
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class Model:
 
     def embed(
         self,
-        texts: str | Iterable[str],
+        texts: str | Mapping[str, Any] | Iterable[Any],
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -129,7 +129,8 @@ class Model:
         """One vector per text, in the order of the texts.
 
         Args:
-            texts: a string, or any iterable of strings; read as a stream.
+            texts: a string, or any iterable of strings; read as a stream. A model that sees also takes mappings such
+                as {"text": ..., "image": ..., "instruction": ...} and lists of messages in place of strings.
             prompt, prompt_name: text put in front of each input, literally or by its stored name; default: the model's.
             dimensions: keep this many leading dimensions, for models trained that way (Matryoshka).
             normalize: scale to unit length, after `dimensions`; None: where the model's pipeline does so.
@@ -154,7 +155,7 @@ class Model:
         request = EmbedRequest(
             embedder.tokeniser.prompt(prompt, prompt_name), dimensions, normalize, max_tokens, overflow
         )
-        inputs = [texts] if isinstance(texts, str) else _iterable(texts)
+        inputs = [texts] if isinstance(texts, str | Mapping) else _iterable(texts)
         parts = list(embedder.stream(track(inputs, "embedding") if progress else inputs, request))
         vectors = np.concatenate(parts) if parts else np.zeros((0, dimensions or self.dimensions), np.float32)
         return quantise(vectors, precision)
@@ -249,7 +250,7 @@ def _check_dimensions(dimensions: object, width: int) -> None:
         raise InputError(f"{dimensions=}; expected 1 to {width}, the width of this model's vectors")
 
 
-def _iterable(texts: object) -> Iterable[str]:
+def _iterable(texts: object) -> Iterable[Any]:
     if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
         raise InputError(f"texts is a {type(texts).__name__}; expected a str or an iterable of str")
     return texts

@@ -156,7 +156,7 @@ def _around(job: Job, tower: VisionTower, patches: int, piece: int, scratch: int
     """Bytes in flight at the peak of a block, its input and the pixels included.
 
     While attention runs all patches hold the residual, q, k and v, a copy of them and the output, eight rows in all
-    (measured on a CPU over 0.25 to 4 megapixels: 8.05); before and after it half of that, and what a piece holds inside.
+    (8.05 measured on a CPU over 0.25 to 4 megapixels); before and after it half of that, and what a piece holds inside.
     A GPU has the next stretch under way, and gives back late.
     """
     size, h = itemsize(job.dtype), tower.hidden_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -16,6 +16,7 @@ from archport.running.encode import Encoder, run_ahead
 from archport.running.pool import VectorHead
 from archport.running.tokenise import Overflow, TextTokeniser, Tokens, check_vocabulary
 from archport.running.verify import verified
+from archport.running.vision import Sight, sight_of
 
 # Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold.
 _WINDOW = 2048
@@ -64,10 +65,16 @@ class Embedder:
             InputError, ContextLengthExceeded: for a text that can't be embedded, when it is reached.
             NonFiniteOutput: when a vector holds NaN or infinity.
         """
-        finished: _Window | None = None
         stretches = Stretches()
+        with sight_of(self.encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
+            yield from self._run(texts, request, stretches, sight)
+
+    def _run(
+        self, texts: Iterable[str], request: EmbedRequest, stretches: Stretches, sight: Sight | None
+    ) -> Iterator[np.ndarray]:
+        finished: _Window | None = None
         for (window, batch), rows in run_ahead(
-            self._batches(texts, request), lambda item: self._start(*item, request, stretches)
+            self._batches(texts, request, sight), lambda item: self._start(*item, request, stretches, sight)
         ):
             if finished is not None and window is not finished:
                 yield _stack(finished)
@@ -85,22 +92,32 @@ class Embedder:
         if finished is not None:
             yield _stack(finished)
 
-    def _batches(self, texts: Iterable[str], request: EmbedRequest) -> Iterator[tuple[_Window, BatchPlan]]:
+    def _batches(
+        self, texts: Iterable[str], request: EmbedRequest, sight: Sight | None
+    ) -> Iterator[tuple[_Window, BatchPlan]]:
         source, first = iter(texts), 0
         while chunk := list(islice(source, _WINDOW)):
             tokens = self.tokeniser(
                 chunk, prompt=request.prompt, max_tokens=request.max_tokens, overflow=request.overflow, first=first
             )
             check_vocabulary(tokens.ids, self.encoder.spec.vocab_size, "text", first)
-            window = _Window(first, tokens, self.encoder.plan(tokens.lengths), [None] * len(chunk))
+            plan = self.encoder.plan(tokens.lengths, images=tokens.images)
+            window = _Window(first, tokens, plan, [None] * len(chunk))
             with verified(window.plan):
-                for batch in window.plan.batches:
+                for batch, following in pairwise([*window.plan.batches, None]):
+                    assert batch is not None
+                    if sight is not None:
+                        sight.ahead([batch, following] if following else [batch], tokens.measured)
                     yield window, batch
             first += len(chunk)
 
-    def _start(self, window: _Window, batch: BatchPlan, request: EmbedRequest, stretches: Stretches) -> mx.array:
-        ids = [window.tokens.ids[row] for row in batch.rows]
-        rows = self.encoder.pooled(window.plan, batch, ids, self.head, window.tokens.prompt_tokens, stretches)
+    def _start(
+        self, window: _Window, batch: BatchPlan, request: EmbedRequest, stretches: Stretches, sight: Sight | None
+    ) -> mx.array:
+        tokens = window.tokens
+        ids = [tokens.ids[row] for row in batch.rows]
+        visual = sight.look(window.plan, batch, tokens.measured) if sight is not None else None
+        rows = self.encoder.pooled(window.plan, batch, ids, self.head, tokens.prompt_tokens, stretches, visual)
         return self.head.finish(rows, dimensions=request.dimensions, normalize=request.normalize)
 
 

@@ -15,6 +15,7 @@ from archport.planning import BatchPlan, Plan
 from archport.running.context import Stretches
 from archport.running.planned import Planner, batch_caches, run_steps
 from archport.running.pool import Pooling, VectorHead
+from archport.running.vision import BatchVisual
 
 T = TypeVar("T")
 
@@ -40,11 +41,12 @@ class Encoder:
         head: VectorHead,
         prompt_tokens: int,
         stretches: Stretches | None = None,
+        visual: BatchVisual | None = None,
     ) -> mx.array:
         """Vectors (B, D') of a batch's rows, before dimensions and unit length; unevaluated for a single step."""
         pooling = Pooling(batch.lengths, head.head.pooling, head.skipped(prompt_tokens))
         caches = batch_caches(self.spec, plan, batch)
-        return head.project(self._pool(pooling, plan, batch, ids, caches, stretches))
+        return head.project(self._pool(pooling, plan, batch, ids, caches, stretches, visual))
 
     def last_hidden(
         self,
@@ -53,13 +55,15 @@ class Encoder:
         ids: Sequence[np.ndarray],
         caches: Caches | None,
         stretches: Stretches | None = None,
+        visual: BatchVisual | None = None,
     ) -> mx.array:
         """Hidden states (B, D) float32 of the rows' last tokens; unevaluated for a single step.
 
         Args:
             caches: what the steps write to, made by `batch_caches`.
+            visual: the batch's pictures, seen.
         """
-        return self._pool(Pooling(batch.lengths, ("last",)), plan, batch, ids, caches, stretches)
+        return self._pool(Pooling(batch.lengths, ("last",)), plan, batch, ids, caches, stretches, visual)
 
     def _pool(
         self,
@@ -69,8 +73,9 @@ class Encoder:
         ids: Sequence[np.ndarray],
         caches: Caches | None,
         stretches: Stretches | None,
+        visual: BatchVisual | None = None,
     ) -> mx.array:
-        for step, hidden in run_steps(self.trunk, plan, batch, ids, caches, stretches):
+        for step, hidden in run_steps(self.trunk, plan, batch, ids, caches, stretches, visual):
             pooling.add(hidden, step.start)
             if len(batch.steps) > 1:
                 pooling.evaluate()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from archport.contract import ContextLengthExceeded, InputError, TextInputs
+from archport.contract import Asked, ContextLengthExceeded, InputError, Measured, Reader, TextInputs
 
 Overflow = Literal["error", "truncate"]
 
@@ -22,15 +22,22 @@ class Tokens:
         ids: one int32 array per text.
         prompt_tokens: leading tokens of each row that belong to the prompt.
         truncated: indices of the texts that were cut.
+        measured: what a reader found in each input, pictures included; empty where texts are only texts.
     """
 
     ids: tuple[np.ndarray, ...]
     prompt_tokens: int = 0
     truncated: tuple[int, ...] = ()
+    measured: tuple[Measured, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
         return tuple(len(row) for row in self.ids)
+
+    @property
+    def images(self) -> tuple[tuple[int, ...], ...]:
+        """Per row the patches of its pictures, as plans take them."""
+        return tuple(tuple(picture.patches for picture in row.pictures) for row in self.measured)
 
 
 class TextTokeniser:
@@ -90,6 +97,8 @@ class TextTokeniser:
         limit = token_limit(max_tokens, self.max_tokens, self.max_tokens)
         if overflow not in get_args(Overflow):
             raise InputError(f"{overflow=}; expected 'error' or 'truncate'")
+        if self.inputs.reader is not None:
+            return self._read(self.inputs.reader, texts, prompt, limit, overflow, first)
         prepared = [self._prepare(text, first + index, prompt) for index, text in enumerate(texts)]
         rows = [self._finish(encoding.ids) for encoding in self.tokenizer.encode_batch(prepared)]
         truncated: list[int] = []
@@ -113,6 +122,21 @@ class TextTokeniser:
             rows[index] = self._finish(self._cutter(limit).encode(prepared[index]).ids)
             truncated.append(first + index)
         return Tokens(tuple(rows), self._prompt_length(prompt), tuple(truncated))
+
+    def _read(
+        self, reader: Reader, items: Sequence[object], prompt: str, limit: int, overflow: Overflow, first: int
+    ) -> Tokens:
+        """What a plugin's own reader finds in inputs of any kind it knows."""
+        measured = tuple(
+            reader.measure(item, self.encode, Asked(_called(item, first + index), prompt or None, limit, overflow))
+            for index, item in enumerate(items)
+        )
+        cut = tuple(first + index for index, each in enumerate(measured) if each.truncated)
+        return Tokens(tuple(each.ids for each in measured), truncated=cut, measured=measured)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text and nothing around them; the text of a special token becomes that token."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def _prepare(self, text: str, index: int, prompt: str) -> str:
         check_text(text, f"text {index}")
@@ -168,6 +192,11 @@ def token_limit(asked: int | None, ceiling: int, default: int) -> int:
             binding="the model's context",
         )
     return asked
+
+
+def _called(item: object, index: int) -> str:
+    """How messages call an input: one that only holds text is a text, like everywhere."""
+    return f"input {index}" if isinstance(item, Mapping | list | tuple) else f"text {index}"
 
 
 def check_text(text: object, what: str) -> None:

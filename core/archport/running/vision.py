@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +19,9 @@ from archport.contract import ArchportError, Measured, Picture, Reader, Trunk, V
 from archport.device import workers
 from archport.device.tracing import traced
 from archport.planning import BatchPlan, Plan, VisionStep
+
+if TYPE_CHECKING:
+    from archport.running.context import Stretches
 
 
 class StepVisual:
@@ -127,74 +131,94 @@ class TowerStep:
         return out
 
 
-class Decoder:
-    """Decodes pictures on threads, some ahead of when they are asked for."""
+class Sight:
+    """The pictures of one request: decoded on threads some ahead of the device, and run through the tower.
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    Args:
+        trunk: with a tower.
+        reader: of the request's inputs.
+        stretches: evaluations of the request that are under way.
+    """
+
+    def __init__(self, trunk: Trunk, reader: Reader, stretches: Stretches) -> None:
+        self._trunk, self._reader, self._stretches = cast(VisionTrunk, trunk), reader, stretches
         self._pool: ThreadPoolExecutor | None = None
         self._waiting: dict[int, Future[np.ndarray]] = {}
 
-    def ahead(self, pictures: Sequence[Picture]) -> None:
-        """Start decoding pictures that will be asked for."""
-        if not pictures:
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(max(1, workers.cores()), thread_name_prefix="archport-decode")
-        for picture in pictures:
-            if id(picture) not in self._waiting:
-                self._waiting[id(picture)] = self._pool.submit(self._reader.decode, picture)
+    def ahead(self, batches: Sequence[BatchPlan], measured: Sequence[Measured]) -> None:
+        """Start decoding the pictures of batches that will be looked at."""
+        for batch in batches:
+            for picture in _pictures(batch, measured):
+                self._decode(picture)
 
-    def __call__(self, picture: Picture) -> np.ndarray:
-        """Rows of patches of one picture."""
-        self.ahead([picture])
-        return self._waiting.pop(id(picture)).result()
+    def _decode(self, picture: Picture) -> Future[np.ndarray]:
+        found = self._waiting.get(id(picture))
+        if found is None:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(max(1, workers.cores()), thread_name_prefix="archport-decode")
+            found = self._waiting[id(picture)] = self._pool.submit(self._reader.decode, picture)
+        return found
 
     def close(self) -> None:
-        """Forget what was not asked for."""
+        """Forget what was decoded and not looked at."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool = None
         self._waiting.clear()
 
+    def look(self, plan: Plan, batch: BatchPlan, measured: Sequence[Measured]) -> BatchVisual | None:
+        """Run the tower over a batch's pictures; None when it has none.
 
-def batch_pictures(batch: BatchPlan, measured: Sequence[Measured]) -> list[Picture]:
-    """The pictures of a batch in the order in which a plan counts them: by row, then by token."""
-    return [picture for row in batch.rows for picture in measured[row].pictures]
+        Args:
+            measured: of the whole request; the batch's rows index it.
+        """
+        rows = [measured[row] for row in batch.rows] if measured else []
+        if not any(row.pictures for row in rows):
+            return None
+        pictures = _pictures(batch, measured)
+        # The plan has the tower's temporaries beside none of an earlier batch's.
+        self._stretches.drain()
+        seen: list[list[mx.array]] = []
+        first_of: dict[int, int] = {}
+        offset = 0
+        for step in batch.vision:
+            features = self._see(plan, batch, step, [pictures[index] for index in step.pictures])
+            for index in step.pictures:
+                first_of[index], offset = offset, offset + features[0].shape[1]
+            seen.append([each.reshape(-1, each.shape[-1]) for each in features])
+        return BatchVisual(_joined(seen), _index(batch, rows, first_of), _positions(batch, rows))
 
+    def _see(self, plan: Plan, batch: BatchPlan, step: VisionStep, pictures: Sequence[Picture]) -> list[mx.array]:
+        futures = [self._decode(picture) for picture in pictures]
+        decoded = [future.result() for future in futures]
+        for picture in pictures:
+            self._waiting.pop(id(picture), None)
 
-def look(
-    trunk: Trunk,
-    plan: Plan,
-    batch: BatchPlan,
-    measured: Sequence[Measured],
-    reader: Reader,
-    decode: Callable[[Picture], np.ndarray],
-    evaluate: Callable[[tuple[mx.array, ...]], None],
-) -> BatchVisual | None:
-    """Run the tower over a batch's pictures; None when nothing about the batch is visual.
+        def evaluate(arrays: tuple[mx.array, ...]) -> None:
+            self._stretches.evaluate(arrays, batch.in_flight)
 
-    Args:
-        measured: of the whole request; the batch's rows index it.
-        evaluate: evaluates what a block has made before the next one begins.
-    """
-    rows = [measured[row] for row in batch.rows]
-    if not any(row.pictures for row in rows):
-        return None
-    pictures = batch_pictures(batch, measured)
-    seen: list[list[mx.array]] = []
-    offset, first_of = 0, {}
-    for step in batch.vision:
-        chosen = [pictures[index] for index in step.pictures]
-        patches = _stacked([decode(picture) for picture in chosen], step.padded, len(reader.normalisation[0]))
-        context = TowerStep(plan, step, chosen, reader, evaluate)
-        features = cast(VisionTrunk, trunk).see(mx.array(patches), context)
+        patches = mx.array(_stacked(decoded, step.padded, len(self._reader.normalisation[0])))
+        features = self._trunk.see(patches, TowerStep(plan, step, pictures, self._reader, evaluate))
         evaluate(tuple(features))
-        width = features[0].shape[1]
-        for index in step.pictures:
-            first_of[index], offset = offset, offset + width
-        seen.append([each.reshape(-1, each.shape[-1]) for each in features])
-    return BatchVisual(_joined(seen), _index(batch, rows, first_of), _positions(batch, rows))
+        return features
+
+
+@contextmanager
+def sight_of(trunk: Trunk, reader: Reader | None, stretches: Stretches) -> Iterator[Sight | None]:
+    """The sight of one request, closed behind it; None for a model that reads text only."""
+    if reader is None:
+        yield None
+        return
+    sight = Sight(trunk, reader, stretches)
+    try:
+        yield sight
+    finally:
+        sight.close()
+
+
+def _pictures(batch: BatchPlan, measured: Sequence[Measured]) -> list[Picture]:
+    """The pictures of a batch in the order in which a plan counts them: by row, then by token."""
+    return [picture for row in batch.rows for picture in measured[row].pictures] if measured else []
 
 
 def _stacked(rows: Sequence[np.ndarray], padded: int, channels: int) -> np.ndarray:

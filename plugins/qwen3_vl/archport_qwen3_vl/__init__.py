@@ -107,7 +107,7 @@ def is_embedding(checkpoint: CheckpointView) -> bool:
 
 @hookimpl
 def archport_head(checkpoint: CheckpointView) -> EmbeddingHead | None:
-    if not is_embedding(checkpoint):
+    if not is_embedding(checkpoint) or (checkpoint.folder / "modules.json").exists():
         return None
     return EmbeddingHead(pooling=("last",), normalize=True, source="the Qwen3-VL-Embedding model card")
 
@@ -117,7 +117,14 @@ def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
     from archport_qwen3_vl.reader import Qwen3VLReader
 
     embeds = is_embedding(checkpoint)
+    stored = checkpoint.json("config_sentence_transformers.json") or {}
+    prompts = stored.get("prompts") or {}
+    # A prompt is the instruction, which stands in the system's text.
     return TextInputs(
+        prompts=prompts,
+        query_prompt="query" if "query" in prompts else None,
+        document_prompt="document" if "document" in prompts else None,
+        default_prompt=stored.get("default_prompt_name"),
         max_tokens=min(EMBEDDING_TOKENS, spec.max_positions) if embeds else None,
         reader=Qwen3VLReader(_settings(checkpoint, embeds=embeds)),
     )

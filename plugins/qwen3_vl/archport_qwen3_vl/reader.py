@@ -1,6 +1,6 @@
 """How Qwen3-VL reads an input: headers to token ids, pictures and positions; after the plan, pixels to patches.
 
-Knows the family's resizing, expansion and three axes of positions. Templates are templates.py's; tokens are the caller's.
+Knows the family's resizing, expansion and three axes of positions. Templates are templates.py's, ids the caller's.
 """
 
 from __future__ import annotations

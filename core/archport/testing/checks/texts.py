@@ -188,7 +188,7 @@ class _WithStray:
     """A tokeniser whose last token is behind the vocabulary, as when tokens were added to it alone."""
 
     def __init__(self, inner: Any, stray: int) -> None:
-        self._inner, self._stray = inner, stray
+        self._inner, self._stray, self.inputs = inner, stray, inner.inputs
 
     def __call__(self, texts: Any, **options: Any) -> Any:
         tokens = self._inner(texts, **options)

@@ -102,14 +102,13 @@ def contents(fields: Mapping[str, Any], asked: Asked) -> list[Part]:
     options = {name: fields[name] for name in OPTIONS if fields.get(name) is not None}
     parts: list[Part] = []
     kinds: tuple[tuple[Kind, list[Any]], ...] = (
-        ("video", [*_one(fields.get("video")), *(fields.get("videos") or ())]),
-        ("image", [*_several(fields.get("image")), *(fields.get("images") or ())]),
+        ("video", [*_one(fields.get("video")), *_several(fields.get("videos"))]),
+        ("image", [*_several(fields.get("image")), *_several(fields.get("images"))]),
     )
     for kind, sources in kinds:
         for index, source in enumerate(sources):
             parts.append(_picture(kind, source, index, options, asked))
-    texts = fields.get("text")
-    for text in [texts] if isinstance(texts, str) else texts or ():
+    for text in _several(fields.get("text")):
         parts.append(_text(text, asked))
     if not any(part.kind != "text" or part.text for part in parts):
         parts = [Part("text", EMPTY)]
@@ -216,5 +215,5 @@ def _one(value: Any) -> list[Any]:
 
 
 def _several(value: Any) -> list[Any]:
-    """One image or a list of them; a video's list is its frames."""
+    """One thing or a list of them; but a video's list is its frames, so that one goes by `_one`."""
     return list(value) if isinstance(value, list | tuple) else _one(value)

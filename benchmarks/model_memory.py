@@ -118,8 +118,7 @@ def measure(encoder: Encoder, head: VectorHead, lengths: list[int]) -> tuple[int
         started = time.perf_counter()
         stretches = Stretches()
         for batch in plan.batches:
-            rows = encoder.pooled(plan, batch, [ids[row] for row in batch.rows], head, 0, stretches)
-            mx.async_eval(rows)
+            encoder.pooled(plan, batch, [ids[row] for row in batch.rows], head, 0, stretches)
         mx.synchronize()
         seconds, measured = time.perf_counter() - started, mx.get_peak_memory()
     return plan.peak, measured, measured - base, seconds, len(plan.batches)

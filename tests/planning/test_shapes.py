@@ -12,18 +12,18 @@ from archport.planning import group_rows, plan_request
 from archport.planning.shapes import chunk_widths, padded_length
 
 
-def test_2000_random_requests_reach_cuda_in_at_most_128_shapes(qwen3_06b: ArchSpec, choose):
+def test_2000_random_requests_reach_cuda_in_at_most_160_shapes(qwen3_06b: ArchSpec, choose):
     rng = random.Random(7)
     seen: set[tuple[int, int]] = set()
     misses = 0
     for _ in range(2000):
-        rows = rng.choice((1, 1, 1, 2, 3, 8))
+        rows = rng.choice((1, 1, 1, 2, 3, 8, 40))
         lengths = [min(32_768, int(2 ** rng.uniform(0, 15.01))) for _ in range(rows)]
         plan = plan_request(qwen3_06b, lengths, device=profile("h200"), choose=choose)
         misses += len(plan.shapes - seen)
         seen |= plan.shapes
     # MLX keeps 256 attention plans per thread and aborts after 512 misses.
-    assert misses == len(seen) <= 128
+    assert misses == len(seen) <= 160
 
 
 def test_every_row_is_in_one_group():

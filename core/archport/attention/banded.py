@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from archport.attention import tiles
+from archport.attention import tile_by_tile, tiles
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
@@ -53,7 +53,7 @@ class Banded:
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        return tiles.run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, keys=_on_grid)
+        return tile_by_tile.run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, keys=_on_grid)
 
 
 def _on_grid(seen: Visibility, a: int, b: int) -> tuple[int, int]:

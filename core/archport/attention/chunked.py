@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from archport.attention import costs, masks
 from archport.attention.blocks import block, mask_bytes
-from archport.attention.evaluation import Pipeline
 from archport.attention.tiles import SMALLEST, tile_form
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
 from archport.contract.device import DeviceFacts
+from archport.device.evaluation import Chain, finish
 from archport.device.tracing import traced
 
 if TYPE_CHECKING:
@@ -62,18 +62,19 @@ class Chunked:
         import mlx.core as mx
 
         seen = visibility(call)
-        pipeline = Pipeline(1, lazy=traced(q, k, v, mask, sinks))
+        chain, lazy = Chain(), traced(q, k, v, mask, sinks)
         out = mx.zeros((call.B, call.n_heads, call.q_len, call.v_head_dim), dtype=q.dtype)
         for a in range(0, call.q_len, price.q_tile):
             b = min(a + price.q_tile, call.q_len)
-            part = pipeline.ordered(q[:, :, a:b])
-            tile, _ = stream(
-                seen, part, k, v, a, b, price.k_chunk, scale=scale, mask=mask, sinks=sinks, lazy=pipeline.lazy
-            )
+            part = chain.link(q[:, :, a:b]) if lazy else q[:, :, a:b]
+            tile, _ = stream(seen, part, k, v, a, b, price.k_chunk, scale=scale, mask=mask, sinks=sinks, lazy=lazy)
             if b - a == call.q_len:
                 return tile
             out[:, :, a:b] = tile
-            pipeline.wrote(out, tile)
+            if lazy:
+                chain.add(tile)
+            else:
+                finish(out)
         return out
 
     def _priced(self, call: AttentionCall, device: DeviceFacts, rows: int) -> Price:
@@ -167,7 +168,7 @@ def stream(
         peak = mx.maximum(top, logits.max(axis=-1, keepdims=True))
         if not lazy:
             # Both passes over the scores need them: once the maximum is known the second one overwrites them.
-            mx.eval(peak)
+            finish(peak)
         decay = mx.exp(top - peak)
         weights = mx.exp(logits - peak)
         del logits
@@ -177,7 +178,7 @@ def stream(
         values = values * decay + weighted.reshape(*shape, Dv).astype(mx.float32)
         top = peak
         if not lazy:
-            mx.eval(top, total, values)
+            finish(top, total, values)
     seen_any = total > 0
     out = mx.where(seen_any, values / mx.where(seen_any, total, 1.0), 0.0).astype(q.dtype)
     lse = mx.where(seen_any, top + mx.log(total), -mx.inf)

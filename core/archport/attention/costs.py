@@ -19,6 +19,9 @@ _NOMINAL_FLOPS: Mapping[DeviceKind, float] = {"cpu": 5e9, "metal": 8e12, "cuda":
 _NOMINAL_BANDWIDTH: Mapping[DeviceKind, float] = {"cpu": 2e10, "metal": 2e11, "cuda": 3e12}
 # Time of one evaluation that the device waits for.
 _SYNC: Mapping[DeviceKind, float] = {"cpu": 1e-4, "metal": 3e-4, "cuda": 1e-4}
+# Time to prepare the fused kernel of a shape that was not there before. Documents have lengths of their own, so theirs
+# seldom were; and MLX gives up when a process brings too many.
+_NEW_SHAPE: Mapping[DeviceKind, float] = {"cpu": 0.0, "metal": 0.0, "cuda": 22e-3}
 # Share of the matrix rate that a kernel reaches; head_dim 256 on Metal spills registers.
 _SHARE: Mapping[Kernel, float] = {
     "full": 0.7,
@@ -56,8 +59,6 @@ def transient(call: FastCall, kernel: Kernel, kind: DeviceKind) -> int:
         if call.sinks:
             # The scores are copied to make room for one more logit per row, and normalised into a third buffer.
             held += 2 * call.scores * s + 3 * rows * s
-        if kind == "cuda" and s == 4:
-            held += -(-call.scores * s * 11 // 10)
         if call.form == "causal":
             held += call.q_len * call.kv_len + 16 * (call.q_len + call.kv_len)
         return held + _expanded_mask(call, kernel, kind)
@@ -115,6 +116,11 @@ def seconds(call: FastCall, kernel: Kernel, device: DeviceFacts, *, share_of_wor
         work *= 1.0 - 0.5 * call.q_len / max(call.kv_len, call.q_len)
     cache = call.B * call.n_kv_heads * call.kv_len * (call.head_dim + call.v_head_dim) * call.itemsize
     return work * share_of_work + cache / bandwidth(device)
+
+
+def shape_seconds(device: DeviceFacts) -> float:
+    """Time to prepare a fused kernel for one more shape."""
+    return _NEW_SHAPE[device.kind]
 
 
 def sync_seconds(device: DeviceFacts) -> float:

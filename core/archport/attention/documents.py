@@ -14,6 +14,7 @@ from archport.attention import costs
 from archport.attention.selection import Chooser
 from archport.contract.attention import AttentionCall, AttentionPath, Backend, MaskKind, Price
 from archport.contract.device import DeviceFacts
+from archport.device.evaluation import finish
 from archport.device.tracing import traced
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ class Documents:
             flops=sum(part.price.flops for part in parts),
             dispatch_flops=max((sum(p.price.dispatch_flops for p in stretch) for stretch in stretches), default=0.0),
             evaluations=sum(part.price.evaluations for part in parts) + pauses,
-            seconds=sum(part.price.seconds for part in parts) + pauses * costs.sync_seconds(device),
+            seconds=sum(part.price.seconds for part in parts)
+            + pauses * costs.sync_seconds(device)
+            + _shapes(parts) * costs.shape_seconds(device),
             dispatch_seconds=max((sum(_longest(part) for part in stretch) for stretch in stretches), default=0.0),
             parts=parts,
             rounds=rounds,
@@ -151,7 +154,7 @@ class Documents:
             del got
             # The last stretch stays lazy, so that a batch of short documents costs no evaluation at all.
             if index in ends and index + 1 < len(parts) and not lazy:
-                mx.eval(out)
+                finish(out)
         return out
 
 
@@ -219,6 +222,11 @@ def _rounds(call: AttentionCall, parts: Sequence[AttentionPath], limit: int, sec
             found.append(1)
             stretch = [part]
     return tuple(found)
+
+
+def _shapes(parts: Sequence[AttentionPath]) -> int:
+    """Distinct shapes that reach MLX's own attention."""
+    return len({(part.call.B, part.call.q_len, part.call.kv_len) for part in parts if part.price.route != "composite"})
 
 
 def _starts(rounds: tuple[int, ...]) -> list[int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from archport.attention import costs, tiles
+from archport.attention import costs, tile_by_tile, tiles
 from archport.attention.blocks import lane_blocks, lane_shape
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
@@ -104,7 +104,7 @@ class Host:
         if not vectormath.available() or traced(q, k, v, mask, sinks):
             # A transformation has no values to read. MLX's own call per tile, in order, as `tiled` does there.
             lazy = replace(price, evaluations=_tiles(call, price.q_tile, price.lanes), route="composite")
-            return tiles.run(call, lazy, q, k, v, scale=scale, mask=mask, sinks=sinks, keys=Visibility.key_range)
+            return tile_by_tile.run(call, lazy, q, k, v, scale=scale, mask=mask, sinks=sinks, keys=Visibility.key_range)
         # Zeros that nobody else holds: the view writes into the array's own memory. Heads lie beside each other as the
         # output projection wants them.
         out = mx.zeros((call.B, call.q_len, call.n_heads, call.v_head_dim), dtype=q.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from archport.attention import tiles
+from archport.attention import tile_by_tile, tiles
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
@@ -51,4 +51,4 @@ class Tiled:
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        return tiles.run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, keys=Visibility.key_range)
+        return tile_by_tile.run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, keys=Visibility.key_range)

@@ -1,27 +1,18 @@
-"""Query tiles: how large they may be, what they cost, and running them one after another.
+"""Query tiles: how large they may be and what they cost. `tile_by_tile` runs them.
 
-Shared by the tiled and the banded backend, which differ only in the keys a tile is given. Planning half first, pure
-Python; the running half evaluates after every tile, because a lazy graph would hold all of them at once.
+Shared by the tiled and the banded backend, which differ only in the keys a tile is given. Pure Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from archport.attention import costs, masks
-from archport.attention.blocks import block, lane_blocks, lane_shape, mask_bytes, whole
-from archport.attention.evaluation import Pipeline
-from archport.attention.kernel import attend_block
+from archport.attention import costs
+from archport.attention.blocks import block, lane_shape, mask_bytes, whole
 from archport.attention.routes import FastCall, Kernel, Routes
 from archport.attention.visibility import Form, Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
 from archport.contract.device import DeviceFacts
-from archport.device.tracing import traced
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 # Rows below which a matrix product no longer fills the device.
 SMALLEST = {"cpu": 16, "metal": 32, "cuda": 32}
@@ -29,10 +20,11 @@ SMALLEST = {"cpu": 16, "metal": 32, "cuda": 32}
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One way to cut a call: rows per tile, lanes per tile (0 all)."""
+    """One way to cut a call: rows per tile, lanes per tile (0 all), tiles in flight."""
 
     rows: int
     lanes: int = 0
+    depth: int = 1
 
 
 def tile_form(seen: Visibility) -> Form:
@@ -85,9 +77,10 @@ def _best_rows(
     while True:
         improved = False
         for force in choices:
-            price = priced(call, device, routes, Cut(rows, lanes), key_grid=key_grid, force=force)
-            if price is not None and (best is None or _better(price, best, call, device, fused)):
-                best, improved = price, True
+            for depth in _depths(call, device, Cut(rows, lanes)):
+                price = priced(call, device, routes, Cut(rows, lanes, depth), key_grid=key_grid, force=force)
+                if price is not None and (best is None or _better(price, best, call, device, fused)):
+                    best, improved = price, True
         assert best is not None
         if rows <= smallest or not (improved or best.excess(call, device)):
             return best
@@ -101,6 +94,12 @@ def _better(one: Price, other: Price, call: AttentionCall, device: DeviceFacts, 
 def _rank(price: Price, call: AttentionCall, device: DeviceFacts, fused: bool) -> tuple[bool, bool, float]:
     over = bool(price.excess(call, device))
     return over, fused and price.route == "composite", float(price.transient) if over else price.seconds
+
+
+def _depths(call: AttentionCall, device: DeviceFacts, cut: Cut) -> tuple[int, ...]:
+    """Tiles in flight to try: two hide the host's work on a GPU, one holds least."""
+    several = cut.rows < call.q_len and cut.lanes == 0
+    return (2, 1) if device.kind != "cpu" and several else (1,)
 
 
 def _half(rows: int) -> int:
@@ -142,25 +141,32 @@ def priced(
         kernel = None if last is None else ("composite" if last == "composite" else kernel)
     if kernel is None:
         return None
-    depth = 1 if device.kind == "cpu" or count == 1 else 2
     mask = mask_bytes(call, tile)
-    tile_output = tile.B * tile.n_heads * rows * call.v_head_dim * call.itemsize
-    held = costs.transient(tile, kernel, device.kind) + mask + (tile_output if count > 1 else 0)
+    scratch = costs.transient(tile, kernel, device.kind)
+    if device.kind == "cuda" and kernel == "composite" and kv_heads < call.n_kv_heads:
+        # Heads cut out of keys and values are copied into rows of their own.
+        scratch += B * kv_heads * width * (call.head_dim + call.v_head_dim) * call.itemsize
+    held = cut.depth * (scratch + mask)
+    if cut.depth > 1:
+        # The tiles are the output until they are joined, and then there are both.
+        held = max(held, call.output_bytes)
+    elif count > 1:
+        held += tile.B * tile.n_heads * rows * call.v_head_dim * call.itemsize
     pairs = visited(seen, call.q_len, rows, width)
     work = pairs / (rows * width)
     one = costs.seconds(tile, kernel, device)
     narrow = 1.0 + (4.0 if device.kind == "cpu" else 32.0) / rows
     return Price(
-        transient=depth * held + costs.SLACK[device.kind],
+        transient=held + costs.SLACK[device.kind],
         output=call.output_bytes,
         largest_buffer=max(costs.largest_buffer(tile, kernel, device.kind), mask, call.output_bytes),
         flops=2.0 * call.B * call.n_heads * pairs * (call.head_dim + call.v_head_dim),
         dispatch_flops=tile.flops,
         q_tile=rows,
         evaluations=count,
-        depth=depth,
+        depth=cut.depth,
         lanes=cut.lanes,
-        seconds=one * work * lanes * narrow + count * costs.sync_seconds(device) / depth,
+        seconds=one * work * lanes * narrow + count * costs.sync_seconds(device) / cut.depth,
         dispatch_seconds=one * narrow,
         route="forced" if force else ("composite" if kernel == "composite" else "fused"),
     )
@@ -181,88 +187,3 @@ def visited(seen: Visibility, q_len: int, rows: int, width: int) -> int:
     full, rest = divmod(q_len, rows)
     whole = rows * (full * offset + rows * full * (full + 1) // 2)
     return min(q_len * width, max(q_len, whole + rest * (offset + q_len)))
-
-
-Keys = Callable[[Visibility, int, int], tuple[int, int]]
-
-
-def run(
-    call: AttentionCall,
-    price: Price,
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    *,
-    scale: float,
-    mask: mx.array | None,
-    sinks: mx.array | None,
-    keys: Keys,
-) -> mx.array:
-    """Attention tile by tile into one preallocated output.
-
-    Args:
-        keys: the keys [lo, hi) that a tile of queries [a, b) is given.
-    """
-    import mlx.core as mx
-
-    seen = visibility(call)
-    rows = price.q_tile
-    if price.evaluations <= 1:
-        lo, hi = keys(seen, 0, call.q_len)
-        return attend_block(call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks)
-    pipeline = Pipeline(price.depth, lazy=traced(q, k, v, mask, sinks))
-    out = mx.zeros((call.B, call.n_heads, call.q_len, call.v_head_dim), dtype=q.dtype)
-    for at, kv_heads, heads in lane_blocks(call, price.lanes):
-        lane = seen.of_rows(at.start, at.stop)
-        prepared: dict[tuple[int, int, int], mx.array] = {}
-        lane_q, lane_k, lane_v = q[at, heads], k[at, kv_heads], v[at, kv_heads]
-        lane_mask = None if mask is None else _mask_lane(mask, at, heads)
-        lane_sinks = None if sinks is None else sinks[heads]
-        for a in range(0, call.q_len, rows):
-            b = min(a + rows, call.q_len)
-            lo, hi = keys(lane, a, b)
-            tile = attend_block(
-                call,
-                price,
-                lane,
-                pipeline.ordered(lane_q[:, :, a:b]),
-                lane_k,
-                lane_v,
-                a,
-                b,
-                lo,
-                hi,
-                scale=scale,
-                mask=lane_mask,
-                sinks=lane_sinks,
-                prepared=_shared_mask(call, lane, a, b, lo, hi, q.dtype, prepared),
-            )
-            out[at, heads, a:b] = tile
-            pipeline.wrote(out, tile)
-    return out
-
-
-def _mask_lane(mask: mx.array, at: slice, heads: slice) -> mx.array:
-    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    return mask[at if mask.shape[0] > 1 else slice(None), heads if mask.shape[1] > 1 else slice(None)]
-
-
-def _shared_mask(
-    call: AttentionCall,
-    seen: Visibility,
-    a: int,
-    b: int,
-    lo: int,
-    hi: int,
-    dtype: mx.Dtype,
-    prepared: dict[tuple[int, int, int], mx.array],
-) -> mx.array | None:
-    """The mask that equally placed bands share: it depends on where the keys lie relative to the queries only."""
-    if seen.has_array or seen.rows > 1 or seen.key_lengths[0] < hi or seen.form(a, b, lo, hi) != "array":
-        return None
-    place = (b - a, hi - lo, a - lo)
-    if place not in prepared:
-        # One mask is held at a time: bands at the edges have masks of their own.
-        prepared.clear()
-        prepared[place] = masks.build(seen, a, b, lo, hi, array=None, additive=call.additive, dtype=dtype)
-    return prepared[place]

@@ -76,6 +76,13 @@ class LayerContext(Protocol):
         """Where documents begin and padding starts, for layers that pass something on from token to token."""
         ...
 
+    def pause(self, x: mx.array) -> None:
+        """Say that `x` is all that is needed from here on, as between a block's attention and its MLP.
+
+        The plan may evaluate the graph here, and hold less. A block that never says so works, and holds more.
+        """
+        ...
+
 
 class Trunk(Protocol):
     """The module a plugin builds: token ids in, hidden states out. `archport_build` returns one."""

@@ -17,7 +17,6 @@ class Batch:
         cached: cached tokens per row.
         shape: their padded shape.
         others: whether other batches run before or after this one.
-        mixed: whether one of those has another shape.
         pictures: patches of each picture, in the order of rows and of tokens in them.
         dense: whether one mask of (B,1,S,S) in float32 is to be built, as a naive implementation does.
     """
@@ -26,7 +25,6 @@ class Batch:
     cached: tuple[int, ...]
     shape: BatchShape
     others: bool = False
-    mixed: bool = False
     dense: bool = False
     pictures: tuple[int, ...] = ()
 

@@ -29,20 +29,16 @@ WEIGHT_TOLERANCE = 0.05
 # Arithmetic rate assumed where a device states none; said in the plan's notes.
 UNKNOWN_FLOPS = 1e12
 
-# What evaluating costs. CUDA: measured on an H200 with 28 layers of 1024, MLP 3072, 128 to 32,768 tokens. Metal: not
+# What evaluating costs, measured on an H200 with 28 layers of 1024, MLP 3072, 128 to 32,768 tokens. Metal: not
 # measured, taken as CUDA. CPU: a thread hand-over.
 #
-# Waiting for a stretch before the next one is started leaves the device idle for so long:
-WAIT_SECONDS: dict[DeviceKind, float] = {"cuda": 0.7e-3, "metal": 0.7e-3, "cpu": 0.03e-3}
 # The host spends so long on a layer whatever its size; a layer that the device does faster is bound by the host.
 HOST_SECONDS: dict[DeviceKind, float] = {"cuda": 0.17e-3, "metal": 0.17e-3, "cpu": 0.0}
-# With the next stretch already started, waiting is free once a layer keeps the device busy for so long: 32 x 512 tokens
-# take 43.3 ms evaluated after every layer and 45.5 ms in one graph, of 2.2 and 11 GB. Smaller layers are host-bound.
+WAIT_SECONDS: dict[DeviceKind, float] = {"cuda": 0.0, "metal": 0.0, "cpu": 0.03e-3}
+# With the next stretch already started, waiting is free once a stretch keeps the device busy for so long: 32 x 512
+# tokens take 43.3 ms evaluated after every layer and 45.5 ms in one graph, of 2.2 and 11 GB. Smaller stretches are
+# bound by the host.
 BUSY_SECONDS = 0.12e-3
-# A finished stretch gives its buffers back late: layers of up to so many seconds find the next one, or two, under way.
-RELEASE_SECONDS = ((0.3e-3, 2), (1.75e-3, 1))
-# Layers in flight beyond the first add this share of a layer's temporaries: the rest is reused along the stretch.
-LATER_LAYERS: dict[DeviceKind, float] = {"cuda": 0.71, "metal": 1.0, "cpu": 1.0}
 # Layers that a host-bound graph has unfinished at most, however long it is.
 HOST_BOUND_LAYERS = 17
 # Share of the memory bandwidth that norms, rotations and copies reach; fitted to the same runs.
@@ -163,6 +159,9 @@ class TokenBytes:
         documents: the same when attention runs document by document.
         split: bytes in flight when attention evaluates the graph in its middle, so that only one half is.
         held: of those, what is there while such an attention runs.
+        carried: bytes that attention reads and what follows it adds to: q, k, v and the residual.
+        output: bytes of attention's output.
+        part: bytes of the heavier of its projections and its MLP.
         widest: bytes of the largest of them.
         widest_name: what that is.
     """
@@ -172,6 +171,9 @@ class TokenBytes:
     documents: int
     split: int
     held: int
+    carried: int
+    output: int
+    part: int
     widest: int
     widest_name: str
 
@@ -194,6 +196,7 @@ def token_bytes(
         channels, value = recurrent_widths(layer)
         lazy, split, held = recurrent_bytes(layer, D, inner, s, kind)
         unfused = documents = lazy
+        carried, output, part = D * s, value * s, max(lazy - inner, inner + 3 * D * s)
         mixer_widths = {"the recurrence's fp32 heads": value * 4, "the convolution's channels": channels * s}
     else:
         q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
@@ -201,6 +204,8 @@ def token_bytes(
         gate = out if layer.gated else 0
         # Families without a gate are older than rotary positions and norms of q and k: fewer copies of each.
         modern = spec.gated_mlp
+        carried, output = (D + q + k + v) * s, out * s
+        part = max((2 * D + 3 * (q + k + gate) + 2 * v + out) * s, inner + 3 * D * s)
         if kind == "cpu":
             # An unfused call copies keys and values into rows and spreads them over the query heads.
             unfused = (7 * D + 4 * (q + out + k + v)) * s if modern else (9 * D + 3 * (q + out + k + v)) * s
@@ -238,6 +243,9 @@ def token_bytes(
         documents=documents,
         split=split,
         held=held,
+        carried=carried,
+        output=output,
+        part=part,
         widest=widths[name],
         widest_name=name,
     )

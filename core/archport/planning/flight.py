@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from math import ceil
 from typing import Literal
 
 from archport.contract import AttentionPath, RecurrentPath
 from archport.planning.costs import (
     BUSY_SECONDS,
     HOST_BOUND_LAYERS,
-    LATER_LAYERS,
     POINTWISE_BANDWIDTH,
-    RELEASE_SECONDS,
     in_flight_cap,
     rate,
 )
-from archport.planning.job import Job
+from archport.planning.job import Job, LayerClass
 
 Manner = Literal["lazy", "unfused", "documents", "split"]
 
@@ -34,64 +31,77 @@ def layer_seconds(job: Job, tokens: int) -> float:
     )
 
 
-def layers_in_flight(job: Job, tokens: int, eval_every_layers: int, in_flight: int, *, mixed: bool) -> int:
-    """Layers whose temporaries may coexist.
+def layers_in_flight(job: Job, tokens: int, eval_every_layers: int, in_flight: int, *, split: bool) -> int:
+    """Layers whose temporaries may coexist: the runtime starts no stretch before there is room for it.
 
     Args:
         tokens: tokens of the step.
         in_flight: stretches that may be unfinished at once, counted over all batches.
-        mixed: whether batches of other shapes run before or after, whose buffers these can't take over.
+        split: whether a stretch ends before and after each attention, so that two of them are one layer.
     """
-    layers = len(job.layer_classes)
-    if job.device.kind == "cpu":
-        return min(eval_every_layers * in_flight, layers)
-    seconds = layer_seconds(job, tokens)
-    late = next((count for bound, count in RELEASE_SECONDS if seconds < bound), 0)
-    if in_flight == 1:
-        late = min(late, 1)
-    elif late and mixed:
-        late += eval_every_layers
-    width = min(eval_every_layers * in_flight + late, layers)
-    return min(width, HOST_BOUND_LAYERS) if seconds < BUSY_SECONDS else width
+    if split:
+        return 1
+    width = min(eval_every_layers * in_flight, len(job.layer_classes))
+    host_bound = job.device.kind != "cpu" and layer_seconds(job, tokens) < BUSY_SECONDS
+    return min(width, max(1, HOST_BOUND_LAYERS * in_flight // 2)) if host_bound else width
 
 
 def in_flight(
-    job: Job, tokens: int, width: int, paths: Sequence[AttentionPath | RecurrentPath] | None = None
+    job: Job, tokens: int, width: int, *, split: bool, paths: Sequence[AttentionPath | RecurrentPath] | None = None
 ) -> tuple[int, int]:
     """(bytes of temporaries, bytes of attention's scratch) when `width` layers are unfinished at once.
 
     Args:
         tokens: tokens of the step, padding included.
+        split: whether stretches end before and after each attention.
         paths: per kind of layer the path of its attention; without them everything is taken as one lazy stretch.
     """
     per_kind: list[tuple[Manner, int]] = [("lazy", 0)] * len(job.kinds)
     if paths is not None:
         per_kind = [_manner(path) for path in paths]
+    if split:
+        # While attention runs, what follows it is started: its inputs and the residual are still there.
+        most = max(tokens * (_held(each, per_kind[each.kind][0]) + each.token.carried) for each in job.classes)
+        return most, max(more for _, more in per_kind)
     ends = [manner == "split" for manner, _ in per_kind]
     on_cpu, once = job.device.kind == "cpu", 0
     plain: list[int] = []
     loaded: list[int] = []
     for each in job.classes:
         manner, more = per_kind[each.kind]
-        token = each.token
+        plain.append(tokens * _held(each, manner))
         if manner == "split":
             # The scratch is gone when the rest of the layer runs, and was never there with another layer's.
             once = max(once, more)
-            plain.append(tokens * token.split)
-            loaded.append(max(tokens * token.split, tokens * token.held + more) if on_cpu else plain[-1])
+            loaded.append(max(plain[-1], tokens * each.token.held + more) if on_cpu else plain[-1])
         else:
-            held = {"lazy": token.lazy, "unfused": token.unfused, "documents": token.documents}[manner]
-            plain.append(tokens * held)
             loaded.append(plain[-1] + more)
     widest = tokens * max(each.token.widest for each in job.classes)
     cap = max(max(plain), in_flight_cap(job.device, widest, job.dtype))
     lazy = [0 if per_kind[each.kind][0] == "split" else per_kind[each.kind][1] for each in job.classes]
     scratch = max(once, heaviest_run(job, lazy, ends, width))
-    # The reuse needs a device that keeps up; a host-bound graph holds all that is in it.
-    share = LATER_LAYERS[job.device.kind] if layer_seconds(job, tokens) >= BUSY_SECONDS else 1.0
-    run = share * heaviest_run(job, loaded, ends, width) + (1 - share) * max(loaded)
-    total = min(ceil(run) + (0 if on_cpu else once), cap + scratch)
+    total = min(heaviest_run(job, loaded, ends, width) + (0 if on_cpu else once), cap + scratch)
     return max(0, total - scratch), min(scratch, total)
+
+
+def parts(job: Job, tokens: int, paths: Sequence[AttentionPath | RecurrentPath]) -> tuple[int, int]:
+    """Bytes of the heaviest part of a split layer, where its block pauses before the MLP and where it does not."""
+    paused = unpaused = 0
+    for each in job.classes:
+        manner, more = _manner(paths[each.kind])
+        out, part, whole = (tokens * size for size in (each.token.output, each.token.part, _held(each, manner)))
+        if isinstance(paths[each.kind], RecurrentPath):
+            # It computes inside the stretch that its projections begin.
+            paused, unpaused = max(paused, part + more), max(unpaused, whole + more)
+        else:
+            paused, unpaused = max(paused, part, out + more), max(unpaused, whole - out, out + more)
+    return paused, unpaused
+
+
+def _held(each: LayerClass, manner: Manner) -> int:
+    """Bytes of a token's temporaries in one layer."""
+    token = each.token
+    return {"lazy": token.lazy, "unfused": token.unfused, "documents": token.documents, "split": token.split}[manner]
 
 
 def _manner(path: AttentionPath | RecurrentPath) -> tuple[Manner, int]:

@@ -108,8 +108,11 @@ class BatchPlan:
         steps: prefill in order. The paths in them are the ones that run.
         decode: one decoded token at the fullest cache; None when nothing is decoded.
         eval_every_layers: evaluate the graph when so many layers were added to it.
-        in_flight: stretches of that many layers that may be unfinished at once, counted over all batches. 1 waits for
-            each; 2 starts one (async_eval) and then waits for the one before it, be it the last of another batch.
+        split: evaluate before and after every attention and wherever a block pauses, so that a stretch is a part of a
+            layer and all that are in flight make one layer.
+        in_flight: stretches that may be unfinished at once, counted over all batches. 1 waits for each; with 2 the next
+            one is started while one runs, as soon as there is room for it.
+        stretch, longest_stretch: bytes that one stretch may hold, and one in a block that does not pause.
         bytes: components that add up to the peak.
         largest_buffer: the largest single allocation.
         work: the largest stretch between two evaluations.
@@ -127,7 +130,10 @@ class BatchPlan:
     steps: tuple[StepPlan, ...]
     decode: StepPlan | None
     eval_every_layers: int
+    split: bool
     in_flight: int
+    stretch: int
+    longest_stretch: int
     bytes: Mapping[str, int]
     largest_buffer: Buffer
     work: Work
@@ -186,6 +192,11 @@ class Plan:
     def bytes(self) -> Mapping[str, int]:
         """Components of the peak, in bytes."""
         return self.largest.bytes
+
+    @property
+    def moving(self) -> int:
+        """Bytes of the peak that are not there before the request runs: all but weights and what is cached."""
+        return max(batch.peak - batch.bytes["weights"] - batch.bytes["kv_cached"] for batch in self.batches)
 
     @property
     def largest_buffer(self) -> Buffer:

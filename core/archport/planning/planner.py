@@ -172,11 +172,10 @@ def _images(spec: ArchSpec, rows: Sequence[int], images: Sequence[Sequence[int]]
 def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[BatchPlan, ...]:
     """All batches of a request, in order."""
     groups = _groups(job, rows, cached)
-    mixed = len({(len(group.rows), group.padded) for group in groups}) > 1
     found: list[BatchPlan] = []
     known: dict[tuple[object, ...], Quote] = {}
     for group in groups:
-        batch = replace(_batch(job, group, rows, cached, others=len(groups) > 1), mixed=mixed)
+        batch = _batch(job, group, rows, cached, others=len(groups) > 1)
         uneven = batch.shape.ragged and (
             job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
         )
@@ -237,7 +236,10 @@ def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
         steps=best.prefill.steps,
         decode=decode_step(job, batch, best.kv),
         eval_every_layers=best.schedule.eval_every_layers,
+        split=best.schedule.split,
         in_flight=best.schedule.in_flight,
+        stretch=best.stretch[0],
+        longest_stretch=best.stretch[1],
         bytes=best.bytes,
         largest_buffer=best.buffer,
         work=best.work,

@@ -19,7 +19,7 @@ from archport.planning.costs import (
     itemsize,
     rate,
 )
-from archport.planning.flight import in_flight, layer_seconds, layers_in_flight
+from archport.planning.flight import in_flight, layer_seconds, layers_in_flight, parts
 from archport.planning.job import Job
 from archport.planning.plan import Buffer, StepPlan, VisionStep, Work
 from archport.planning.steps import prefill_steps
@@ -32,11 +32,19 @@ PAGE = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How a batch is run: tokens per step, layers between evaluations, stretches unfinished at once."""
+    """How a batch is run: tokens per step, layers between evaluations, stretches unfinished at once.
+
+    With `split` a stretch ends before and after every attention: two stretches are then one layer.
+    """
 
     chunk: int
     eval_every_layers: int
     in_flight: int
+    split: bool = False
+
+    def stretches(self, layers: int) -> int:
+        """Evaluations of one pass through so many layers."""
+        return 2 * layers if self.split else -(-layers // self.eval_every_layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,7 @@ class Quote:
 
     Args:
         kv: per kind of layer how its cache is held.
+        stretch: bytes that one stretch may hold, in a block that pauses and in one that does not.
         vision: passes through the vision tower.
         problem: what breaks a limit, in words; "" when nothing does.
         binds: `memory`, `buffer` or `work`; "" without a problem.
@@ -60,6 +69,7 @@ class Quote:
     seconds: float
     overhead: float
     evaluations: int
+    stretch: tuple[int, int]
     vision: tuple[VisionStep, ...] = ()
     problem: str = ""
     binds: str = ""
@@ -88,15 +98,15 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
             2 * job.spec.hidden_size * itemsize(job.dtype) + 8
         )
     tokens = shape.B * min(chunk, shape.L)
-    width = layers_in_flight(job, tokens, schedule.eval_every_layers, schedule.in_flight, mixed=batch.mixed)
-    activations, _ = in_flight(job, tokens, width)
+    width = layers_in_flight(job, tokens, schedule.eval_every_layers, schedule.in_flight, split=schedule.split)
+    activations, _ = in_flight(job, tokens, width, split=schedule.split)
     spent = sum(fixed.values()) + activations + _margin(job, activations, fixed, width)
     room = _room(job, spent, width, layer_seconds(job, tokens), least=least)
     prefill = _laid_out(job, batch, chunk, room[:1], kv, every=every_step)
     if room[1:] and prefill.exceeds:
         prefill = _laid_out(job, batch, chunk, room, kv, every=every_step)
     pins = tuple((word, *words) if word else words for (_, word), words in zip(kept, prefill.pins, strict=True))
-    components = _components(job, batch, prefill.steps, fixed, width)
+    components = _components(job, batch, prefill.steps, fixed, width, schedule.split)
     buffer = _largest_buffer(job, batch, prefill.steps, caches, components, tokens)
     bound = job.limits.seconds_on(job.device)
     work = _work(job, batch, prefill.steps, schedule, bound)
@@ -109,7 +119,7 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
         work = max(work, tower.work, key=lambda each: each.seconds)
     passes = -(-shape.L // chunk)
     seconds = _seconds(job, batch, prefill.steps) * passes / len(prefill.steps) + (tower.seconds if tower else 0.0)
-    evaluations = passes * -(-len(job.layer_classes) // schedule.eval_every_layers)
+    evaluations = passes * schedule.stretches(len(job.layer_classes))
     # Each pass ends in an evaluation whatever the plan; those within it are the plan's.
     cost = (evaluations - passes) * _evaluation_seconds(job, tokens, schedule)
     problem, binds = _problem(job, components, buffer, work)
@@ -124,6 +134,7 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
         seconds=seconds + cost,
         overhead=cost / (seconds + cost),
         evaluations=evaluations,
+        stretch=_stretch(job, batch, prefill.steps, schedule),
         vision=tower.steps if tower else (),
         problem=problem,
         binds=binds,
@@ -134,8 +145,11 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
     """Components that do not depend on the attention path."""
     shape, spec, size = batch.shape, job.spec, itemsize(job.dtype)
     rows, embeds = shape.B, job.mode == "embed"
-    # The hidden states that are pooled, and those of the batch before while the host takes its rows.
-    hidden = rows * min(chunk, shape.L) * spec.hidden_size * size * (2 if batch.others else 1)
+    hidden = 0
+    if job.device.kind == "cpu":
+        # The hidden states that are pooled, and those of the batch before while the host takes its rows. On a GPU they
+        # are the last stretch's, which holds less than the others.
+        hidden = rows * min(chunk, shape.L) * spec.hidden_size * size * (2 if batch.others else 1)
     return {
         "weights": job.weights.total,
         "kv_cached": caches.cached,
@@ -191,7 +205,7 @@ def _laid_out(
 
 
 def _components(
-    job: Job, batch: Batch, steps: tuple[StepPlan, ...], fixed: dict[str, int], width: int
+    job: Job, batch: Batch, steps: tuple[StepPlan, ...], fixed: dict[str, int], width: int, split: bool
 ) -> dict[str, int]:
     """Everything that adds up to the peak."""
     activations = attention = 0
@@ -202,12 +216,26 @@ def _components(
         if key not in alike or _scratch(step) > _scratch(alike[key]):
             alike[key] = step
     for step in alike.values():
-        here, scratch = in_flight(job, batch.shape.B * step.tokens, width, step.paths)
+        here, scratch = in_flight(job, batch.shape.B * step.tokens, width, split=split, paths=step.paths)
         total, attention = max(activations + attention, here + scratch), max(attention, scratch)
         activations = total - attention
     components = {**fixed, "activations": activations, "attention": attention}
     components["margin"] = _margin(job, activations + attention, fixed, width)
     return components
+
+
+def _stretch(job: Job, batch: Batch, steps: tuple[StepPlan, ...], schedule: Schedule) -> tuple[int, int]:
+    """Bytes that the heaviest stretch may hold of its own, in a block that pauses and in one that does not."""
+    most = (0, 0)
+    for step in steps:
+        tokens = batch.shape.B * step.tokens
+        if schedule.split:
+            found = parts(job, tokens, step.paths)
+        else:
+            width = layers_in_flight(job, tokens, schedule.eval_every_layers, 1, split=False)
+            found = (sum(in_flight(job, tokens, width, split=False, paths=step.paths)),) * 2
+        most = max(most[0], found[0]), max(most[1], found[1])
+    return most
 
 
 def _scratch(step: StepPlan) -> int:
@@ -258,9 +286,8 @@ def _work(job: Job, batch: Batch, steps: tuple[StepPlan, ...], schedule: Schedul
 
 def _evaluation_seconds(job: Job, tokens: int, schedule: Schedule) -> float:
     """What one evaluation inside a pass costs in time."""
-    if schedule.in_flight == 1 or job.device.kind == "cpu":
-        return WAIT_SECONDS[job.device.kind]
-    return max(0.0, BUSY_SECONDS - layer_seconds(job, tokens))
+    stretch = layer_seconds(job, tokens) / (2 if schedule.split else 1)
+    return max(WAIT_SECONDS[job.device.kind], BUSY_SECONDS - stretch if schedule.in_flight > 1 else 0.0)
 
 
 def _seconds(job: Job, batch: Batch, steps: tuple[StepPlan, ...]) -> float:

@@ -124,6 +124,7 @@ def _shape(batch: BatchPlan) -> str:
 def _evaluation(batch: BatchPlan, layers: int) -> str:
     every = batch.eval_every_layers
     often = "once per pass" if every >= layers else "after every layer" if every == 1 else f"every {every} layers"
+    often = "before and after every attention" if batch.split else often
     ahead = ", two stretches in flight" if batch.in_flight > 1 else ""
     return f"evaluated {often}{ahead}: {batch.evaluations:,} times"
 
@@ -211,6 +212,7 @@ def _batch_dict(batch: BatchPlan) -> dict[str, Any]:
         "chunk": batch.chunk,
         "steps": len(batch.steps),
         "eval_every_layers": batch.eval_every_layers,
+        "split": batch.split,
         "in_flight": batch.in_flight,
         "evaluations": batch.evaluations,
         "peak": batch.peak,

@@ -6,7 +6,6 @@ Monotone in the budget. Knows nothing of how requests become batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from archport.contract import BatchShape
 from archport.planning.batch import Batch
@@ -32,7 +31,7 @@ def even(job: Job, B: int, L: int, S: int, *, others: bool) -> Batch:
     if pictures and job.spec.vision is not None:
         # Which rows share it is not known yet: the largest pictures that so many tokens can hold.
         pictures = within(pictures, B * L, job.spec.vision.merge_size**2)
-    return Batch(lengths=lengths, cached=(S,) * B, shape=shape, others=others, mixed=others, pictures=pictures)
+    return Batch(lengths=lengths, cached=(S,) * B, shape=shape, others=others, pictures=pictures)
 
 
 def _depth(job: Job) -> int:
@@ -51,54 +50,38 @@ def chunks(job: Job, shape: BatchShape) -> tuple[int, ...]:
     return chunk_widths(shape.L, most, LARGEST_CHUNK[job.device.kind], whole=whole)
 
 
+def _leanest(job: Job, chunk: int) -> Schedule:
+    """The schedule of a chunk that holds least: on a GPU half a layer per stretch, which costs little."""
+    return Schedule(chunk, 1, _depth(job), split=job.device.kind != "cpu")
+
+
 def _chunk(job: Job, batch: Batch, *, every_step: bool = True) -> Quote:
-    """The largest chunk that fits, evaluating after every layer; without one the leanest quote, with its problem.
+    """The largest chunk that fits, in its leanest schedule; without one the leanest quote, with its problem.
 
-    On a GPU two stretches are in flight, which hides the waiting. Where that is what does not fit, a chunk may wait for
-    each stretch, but only one whose peak is then below the smallest of any chunk with two. So more budget never gives a
-    smaller chunk: both sets of candidates only grow with it.
+    What fits a budget fits a larger one, so more budget never gives a smaller chunk.
     """
-    widths, depth = chunks(job, batch.shape), _depth(job)
-    fitting = _largest(job, batch, widths, depth, every_step=every_step)
-    if fitting is not None and (depth == 1 or fitting.schedule.chunk == widths[0]):
-        return fitting
-    if depth > 1:
-        bar = min(quote(job, batch, Schedule(width, 1, depth), least=True).peak for width in _ends(widths))
-        larger = [width for width in widths if fitting is None or width > fitting.schedule.chunk]
-        lean = replace(job, budget=min(job.budget, bar))
-        waiting = _largest(lean, batch, larger, 1, every_step=every_step)
-        if waiting is not None:
-            return waiting
-    return fitting or _leanest(job, batch, widths)
-
-
-def _largest(job: Job, batch: Batch, widths: Sequence[int], depth: int, *, every_step: bool) -> Quote | None:
-    """The first of the chunks, largest first, that fits with `depth` stretches in flight."""
+    widths = chunks(job, batch.shape)
     for width in widths:
-        schedule = Schedule(width, 1, depth)
-        found = quote(job, batch, schedule)
+        found = quote(job, batch, _leanest(job, width))
         if not found.problem and every_step:
-            found = quote(job, batch, schedule, every_step=True)
+            found = quote(job, batch, _leanest(job, width), every_step=True)
         if not found.problem:
             return found
-    return None
+    return _closest(job, batch, widths)
 
 
-def _ends(widths: Sequence[int]) -> tuple[int, ...]:
-    """The two chunks of which one has the smallest peak: it grows with the chunk, but a whole row needs no cache."""
-    return tuple(dict.fromkeys((widths[0], widths[-1])))
-
-
-def _leanest(job: Job, batch: Batch, widths: Sequence[int]) -> Quote:
+def _closest(job: Job, batch: Batch, widths: Sequence[int]) -> Quote:
     """The quote that comes closest, for a refusal: what breaks a limit other than bytes where bytes would do."""
-    tried = [quote(job, batch, Schedule(width, 1, 1), least=True) for width in _ends(widths)]
+    # The peak grows with the chunk, but a whole row needs no cache: one of the two ends has the smallest.
+    ends = dict.fromkeys((widths[0], widths[-1]))
+    tried = [quote(job, batch, _leanest(job, width), least=True) for width in ends]
     affordable = [found for found in tried if found.binds != "memory"]
     return min(affordable or tried, key=lambda found: found.peak)
 
 
 def minimum(job: Job, batch: Batch) -> int:
     """The smallest peak of any schedule of a batch, in bytes."""
-    return _leanest(job, batch, chunks(job, batch.shape)).peak
+    return _closest(job, batch, chunks(job, batch.shape)).peak
 
 
 def rows_that_fit(job: Job, width: int, S: int, *, others: bool) -> int:
@@ -130,19 +113,21 @@ def schedule_of(job: Job, batch: Batch) -> Quote:
     """The chunk of a batch, and how often the graph is evaluated.
 
     Evaluating after every layer with the next one already started costs nothing while layers keep the device busy, and
-    holds the least. Where layers are so small that the host binds, the fewest evaluations that fit are taken.
+    holds two of them. Where layers are so small that the host binds, the fewest evaluations that fit are taken. Only
+    where that does not fit are layers split.
     """
     best = _chunk(job, batch)
     if best.problem:
         refuse(job, batch, best, _fits)
+    if job.device.kind == "cpu":
+        return best
     layers, depth = len(job.layer_classes), best.schedule.in_flight
     tokens = batch.shape.B * min(best.schedule.chunk, batch.shape.L)
-    if job.device.kind == "cpu" or depth == 1 or layer_seconds(job, tokens) >= BUSY_SECONDS:
-        return best
-    parts = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
-    for count in sorted({-(-layers // part) for part in parts}, reverse=True):
-        if count <= 1:
-            break
+    counts = [1]
+    if layer_seconds(job, tokens) < BUSY_SECONDS:
+        parts = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+        counts = sorted({1} | {-(-layers // part) for part in parts}, reverse=True)
+    for count in counts:
         found = quote(job, batch, Schedule(best.schedule.chunk, count, depth))
         if not found.problem:
             found = quote(job, batch, Schedule(best.schedule.chunk, count, depth), every_step=True)

@@ -44,14 +44,10 @@ def padded_length(tokens: int, kind: DeviceKind, most: int) -> int:
 
 
 def row_counts(most: int, kind: DeviceKind) -> tuple[int, ...]:
-    """Numbers of rows that a batch may have, descending, when `most` fit: on CUDA `most` and its quarters only."""
+    """Numbers of rows that a batch may have, descending, when `most` fit: on CUDA powers of two only."""
     if kind != "cuda":
         return tuple(range(most, 0, -1))
-    counts: list[int] = []
-    while most >= 1:
-        counts.append(most)
-        most //= 4
-    return (*counts, 1) if counts[-1] != 1 else tuple(counts)
+    return tuple(1 << power for power in reversed(range(most.bit_length())))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from archport.attention import attend
 from archport.contract import ArchportError, AttentionPath, Segments, VisualRows
+from archport.device.evaluation import Pipeline, finish
 from archport.device.tracing import traced
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.planning import BatchPlan, Plan, StepPlan
@@ -22,25 +23,26 @@ if TYPE_CHECKING:
 
 
 class Stretches:
-    """Stretches of layers that are being evaluated, oldest first, over all batches of a request."""
+    """Stretches of layers that are being evaluated, over all batches of a request, within what its plan may hold."""
 
     def __init__(self) -> None:
-        self._running: list[tuple[mx.array, ...]] = []
+        self._pipeline = Pipeline(depth=4)
 
-    def evaluate(self, arrays: tuple[mx.array, ...], depth: int) -> None:
-        """Start evaluating `arrays`, and wait until fewer than `depth` stretches are unfinished."""
-        if depth == 1:
-            mx.eval(*arrays)
-            return
-        mx.async_eval(*arrays)
-        self._running.append(arrays)
-        while len(self._running) >= depth:
-            mx.eval(*self._running.pop(0))
+    def start(self, plan: Plan, batch: BatchPlan, *arrays: mx.array, paused: bool = True) -> None:
+        """Evaluate `arrays`; with stretches in flight, start that as soon as the plan's peak has room for it.
+
+        Args:
+            paused: whether the stretch is one of those that the plan counted on.
+        """
+        if batch.in_flight > 1:
+            room = plan.moving - (batch.stretch if paused else batch.longest_stretch)
+            self._pipeline.start(*arrays, room=room)
+        elif not traced(*arrays):
+            finish(*arrays)
 
     def drain(self) -> None:
         """Wait for all stretches, so that what comes next finds none of their temporaries."""
-        while self._running:
-            mx.eval(*self._running.pop(0))
+        self._pipeline.drain()
 
 
 class StepContext:
@@ -64,9 +66,10 @@ class StepContext:
         stretches: Stretches,
         visual: BatchVisual | None = None,
     ) -> None:
-        self._kinds, self._paths, self._caches = plan.layer_kinds, step.paths, caches
-        self._every, self._in_flight = batch.eval_every_layers, batch.in_flight
-        self._stretches = stretches
+        self._plan, self._batch, self._stretches = plan, batch, stretches
+        self._paths, self._caches = step.paths, caches
+        # Whether the block that is running paused between its attention and its MLP.
+        self._paused = True
         starts = mx.array(offsets, dtype=mx.int32)
         self._offset = offsets[0] if len(set(offsets)) == 1 else starts
         self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
@@ -87,8 +90,10 @@ class StepContext:
         return self._segments
 
     def state(self, layer: int, *inputs: mx.array) -> StateStep:
-        path = recurrent_path(layer, self._paths[self._kinds[layer]])
-        self._evaluate(layer, *inputs)
+        path = recurrent_path(layer, self._paths[self._plan.layer_kinds[layer]])
+        if self._ends_before(layer):
+            self._stretches.start(self._plan, self._batch, *inputs, paused=self._paused)
+        self._paused = False
         held = None if self._caches is None else self._caches[layer]
         return StateStep(path, held if isinstance(held, RecurrentState) else None)
 
@@ -117,19 +122,27 @@ class StepContext:
         scale: float,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        path = self._paths[self._kinds[layer]]
+        path = self._paths[self._plan.layer_kinds[layer]]
         if not isinstance(path, AttentionPath):
             raise ArchportError(f"layer {layer} is declared recurrent but called attend; declare it an AttentionLayer")
-        self._evaluate(layer, q, k, v)
+        if self._ends_before(layer):
+            self._stretches.start(self._plan, self._batch, q, k, v, paused=self._paused)
         cache = None if self._caches is None else self._caches[layer]
         if isinstance(cache, KVCache):
             view = cache.append(k, v)
             k, v = view.k, view.v
         # Padded rows need no zeros: their keys are hidden from real rows, and pooling knows the lengths.
-        return attend(path, q, k, v, scale=scale, sinks=sinks, zero_padding=False)
+        out = attend(path, q, k, v, scale=scale, sinks=sinks, zero_padding=False)
+        if self._batch.split:
+            self._stretches.start(self._plan, self._batch, out)
+            self._paused = False
+        return out
 
-    def _evaluate(self, layer: int, *inputs: mx.array) -> None:
-        """Evaluate what the layers before this one left unfinished, as often as the plan's peak needs."""
-        if layer == 0 or layer % self._every or traced(*inputs):
-            return
-        self._stretches.evaluate(inputs, self._in_flight)
+    def pause(self, x: mx.array) -> None:
+        if self._batch.split:
+            self._stretches.start(self._plan, self._batch, x)
+            self._paused = True
+
+    def _ends_before(self, layer: int) -> bool:
+        """Whether the layers before this one are evaluated apart, as the plan's peak needs."""
+        return layer > 0 and layer % self._batch.eval_every_layers == 0

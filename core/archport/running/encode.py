@@ -43,7 +43,7 @@ class Encoder:
         stretches: Stretches | None = None,
         visual: BatchVisual | None = None,
     ) -> mx.array:
-        """Vectors (B, D') of a batch's rows, before dimensions and unit length; unevaluated for a single step."""
+        """Vectors (B, D') of a batch's rows, before dimensions and unit length; being evaluated."""
         pooling = Pooling(batch.lengths, head.head.pooling, head.skipped(prompt_tokens))
         caches = batch_caches(self.spec, plan, batch)
         return head.project(self._pool(pooling, plan, batch, ids, caches, stretches, visual))
@@ -57,7 +57,7 @@ class Encoder:
         stretches: Stretches | None = None,
         visual: BatchVisual | None = None,
     ) -> mx.array:
-        """Hidden states (B, D) float32 of the rows' last tokens; unevaluated for a single step.
+        """Hidden states (B, D) float32 of the rows' last tokens; being evaluated.
 
         Args:
             caches: what the steps write to, made by `batch_caches`.
@@ -75,11 +75,14 @@ class Encoder:
         stretches: Stretches | None,
         visual: BatchVisual | None = None,
     ) -> mx.array:
+        stretches = stretches or Stretches()
         for step, hidden in run_steps(self.trunk, plan, batch, ids, caches, stretches, visual):
             pooling.add(hidden, step.start)
             if len(batch.steps) > 1:
                 pooling.evaluate()
-        return pooling.rows()
+        rows = pooling.rows()
+        stretches.start(plan, batch, rows)
+        return rows
 
     def forward(self, input_ids: object, attention_mask: object = None) -> mx.array:
         """Hidden states (B, L, D) in the caller's own layout, padded left or right; zeros at padding.

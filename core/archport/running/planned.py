@@ -136,6 +136,9 @@ class _DTypeProbe:
     def rotate(self, q: mx.array, k: mx.array, rope: object) -> tuple[mx.array, mx.array]:
         return q, k
 
+    def pause(self, x: mx.array) -> None:
+        pass
+
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, **_: object) -> mx.array:
         return mx.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
 

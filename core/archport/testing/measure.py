@@ -112,6 +112,9 @@ class Tap:
     def rotate(self, q: mx.array, k: mx.array, rope: Any) -> tuple[mx.array, mx.array]:
         return self.inner.rotate(q, k, rope)
 
+    def pause(self, x: mx.array) -> None:
+        self.inner.pause(x)
+
     def attend(
         self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None
     ) -> mx.array:
@@ -157,6 +160,9 @@ class PackedContext:
             mx.concatenate([rope(part, 0) for part in mx.split(array, edges, axis=2)], axis=2) for array in (q, k)
         ]
         return turned[0], turned[1]
+
+    def pause(self, x: mx.array) -> None:
+        pass
 
     def attend(
         self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None

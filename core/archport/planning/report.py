@@ -125,7 +125,7 @@ def _evaluation(batch: BatchPlan, layers: int) -> str:
     every = batch.eval_every_layers
     often = "once per pass" if every >= layers else "after every layer" if every == 1 else f"every {every} layers"
     often = "before and after every attention" if batch.split else often
-    ahead = ", two stretches in flight" if batch.in_flight > 1 else ""
+    ahead = ", the next stretch started ahead" if batch.in_flight > 1 else ""
     return f"evaluated {often}{ahead}: {batch.evaluations:,} times"
 
 

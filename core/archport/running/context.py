@@ -40,6 +40,11 @@ class Stretches:
         elif not traced(*arrays):
             finish(*arrays)
 
+    def finish(self, *arrays: mx.array) -> None:
+        """Evaluate `arrays` and have back what that took, before anything else is started."""
+        if not traced(*arrays):
+            finish(*arrays)
+
     def drain(self) -> None:
         """Wait for all stretches, so that what comes next finds none of their temporaries."""
         self._pipeline.drain()

@@ -195,7 +195,7 @@ class Sight:
             self._waiting.pop(id(picture), None)
 
         def evaluate(arrays: tuple[mx.array, ...]) -> None:
-            self._stretches.evaluate(arrays, batch.in_flight)
+            self._stretches.finish(*arrays)
 
         patches = mx.array(_stacked(decoded, step.padded, len(self._reader.normalisation[0])))
         features = self._trunk.see(patches, TowerStep(plan, step, pictures, self._reader, evaluate))

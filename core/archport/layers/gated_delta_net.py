@@ -11,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import DeltaHeads, LayerContext, Segments
-from archport.layers.activations import silu
+from archport.layers.activations import host_is_faster, silu
+from archport.layers.fusing import fused
 from archport.layers.gated_delta import run_rule
 from archport.layers.merging import MergedLinear
 from archport.layers.short_conv import ShortConv
@@ -91,9 +92,7 @@ class GatedDeltaNet(nn.Module):
 
     def _gates(self, a: mx.array, b: mx.array, segments: Segments) -> tuple[mx.array, mx.array]:
         """log g and beta, (B, L, Hv) float32: -inf where a document starts, and 0 and 0 at padding."""
-        rate = mx.exp(self.A_log.astype(mx.float32))
-        step = nn.softplus(a.astype(mx.float32) + self.dt_bias.astype(mx.float32))
-        log_decay, beta = -rate * step, mx.sigmoid(b.astype(mx.float32))
+        log_decay, beta = _log_decay(a, self.A_log, self.dt_bias), mx.sigmoid(b.astype(mx.float32))
         if segments.age is not None:
             log_decay = mx.where((segments.age == 0)[..., None], -mx.inf, log_decay)
         if segments.real is not None:
@@ -103,6 +102,18 @@ class GatedDeltaNet(nn.Module):
 
     def _gated(self, y: mx.array, z: mx.array) -> mx.array:
         """Each head's answer y (B, L, Hv, Dv), normalised, times silu of its gate, in the element type of z."""
-        gate = z.reshape(y.shape).astype(mx.float32)
-        normed = self.norm(y).astype(mx.float32)
-        return (normed * silu(gate)).astype(z.dtype)
+        normed, z = self.norm(y), z.reshape(y.shape)
+        if host_is_faster(z):
+            return normed * silu(z)
+        return _gated(normed, z)
+
+
+@fused
+def _log_decay(a: mx.array, A_log: mx.array, dt_bias: mx.array) -> mx.array:
+    rate = mx.exp(A_log.astype(mx.float32))
+    return -rate * nn.softplus(a.astype(mx.float32) + dt_bias.astype(mx.float32))
+
+
+@fused
+def _gated(normed: mx.array, z: mx.array) -> mx.array:
+    return (normed.astype(mx.float32) * nn.silu(z.astype(mx.float32))).astype(z.dtype)

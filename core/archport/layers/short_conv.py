@@ -12,8 +12,8 @@ import numpy as np
 
 from archport.contract import Segments
 from archport.device import workers
-from archport.device.tracing import traced
-from archport.layers.activations import host_is_faster, silu
+from archport.layers.activations import host_is_faster
+from archport.layers.fusing import fused
 
 # Numbers worked on at a time: they stay in a core's second-level cache.
 _BLOCK = 1 << 16
@@ -56,21 +56,14 @@ class ShortConv(nn.Module):
                 tap if at == back else mx.where((segments.age >= back - at)[..., None], tap, 0)
                 for at, tap in enumerate(taps)
             ]
-        fused = mx.default_device().type != mx.DeviceType.cpu and not traced(x)
-        mixed = _compiled(weights, *taps) if fused else silu(_weighted(weights, *taps)).astype(x.dtype)
-        return mixed, _last(rows, back, segments.real)
+        return _mixed(weights, *taps), _last(rows, back, segments.real)
 
 
-def _weighted(weights: mx.array, *taps: mx.array) -> mx.array:
-    """The taps' weighted sum in float32."""
+@fused
+def _mixed(weights: mx.array, *taps: mx.array) -> mx.array:
+    """silu of the taps' weighted sum, added in float32."""
     first, *others = (weights[at].astype(mx.float32) * tap.astype(mx.float32) for at, tap in enumerate(taps))
-    return sum(others, start=first)
-
-
-@mx.compile
-def _compiled(weights: mx.array, *taps: mx.array) -> mx.array:
-    """One kernel instead of a dozen. On a CPU compiling needs a compiler on the machine, and gains less."""
-    return nn.silu(_weighted(weights, *taps)).astype(taps[0].dtype)
+    return nn.silu(sum(others, start=first)).astype(taps[0].dtype)
 
 
 def _joined(before: mx.array, x: mx.array) -> mx.array:

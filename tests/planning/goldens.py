@@ -46,6 +46,16 @@ REQUESTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
         "m5-max-128gb",
         {"lengths": [1000], "cached": 99_000, "new_tokens": 64},
     ),
+    **{
+        f"hybrid-{size}-generate-{tokens}-{device}": (
+            f"hybrid_{size}",
+            device,
+            {"lengths": [tokens - 512], "new_tokens": 512},
+        )
+        for size in ("27b", "122b")
+        for tokens in (131_072, 262_144)
+        for device in ("m2-ultra-128gb", "m5-max-128gb")
+    },
     "bert-embed-mixed-cpu": ("bert", "cpu", {"lengths": [12, 90, 91, 300, 512, 512]}),
     "bert-embed-mixed-h200": ("bert", "h200", {"lengths": [12, 90, 91, 300, 512, 512]}),
     "windowed-generate-60000-m1-16gb": ("windowed", "m1-16gb", {"lengths": [60_000], "new_tokens": 100}),

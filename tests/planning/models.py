@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from archport.checkpoint import normalise_config, read_quantization
 from archport.contract import ArchSpec, AttentionLayer
-from archport.contract.hooks import Hooks, Speaker
+from archport.contract.plugins import claim, discover
 
 HERE = Path(__file__).parent
 
 
 def models() -> dict[str, ArchSpec]:
-    return {"qwen3_06b": qwen3_06b(), "hybrid_27b": hybrid_27b(), "windowed": windowed(), "bert": bert()}
+    return {
+        "qwen3_06b": qwen3_06b(),
+        "hybrid_27b": published("qwen35_27b_4bit"),
+        # The shape of the 122B model with 64 query heads.
+        "hybrid_122b": published("qwen35_122b_a10b_4bit"),
+        "windowed": windowed(),
+        "bert": bert(),
+    }
 
 
 def qwen3_06b() -> ArchSpec:
@@ -38,17 +46,11 @@ def qwen3_06b() -> ArchSpec:
     )
 
 
-def hybrid_27b() -> ArchSpec:
-    """The 4-bit hybrid shape of 27B, as the fixture plugin claims it."""
-    found = importlib.util.spec_from_file_location("hybrid_plugin", HERE / "hybrid_plugin.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    config = json.loads((HERE / "data" / "hybrid_27b_4bit.json").read_text())
-    claimed = Hooks([Speaker("hybrid (tests)", module)]).claim(config)
-    assert claimed is not None
-    return claimed
+def published(name: str) -> ArchSpec:
+    """What the plugin of a stored config declares, packed as the config says."""
+    config = normalise_config(json.loads((HERE / "data" / f"{name}.json").read_text()))
+    _, spec = claim(config, discover())
+    return replace(spec, quantization=read_quantization(config))
 
 
 def windowed() -> ArchSpec:

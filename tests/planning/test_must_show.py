@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from archport.attention import Chooser
@@ -13,6 +15,7 @@ from archport.contract import (
     AttentionPath,
     BufferTooLarge,
     MaskPolicy,
+    RecurrentLayer,
 )
 from archport.device.profiles import PROFILES, profile
 from archport.planning import plan_request
@@ -51,7 +54,7 @@ def test_the_27b_hybrid_takes_327000_tokens_on_an_m2_ultra(hybrid_27b: ArchSpec,
 
 def test_only_a_quarter_of_the_hybrids_layers_pays_for_its_context(hybrid_27b: ArchSpec, real_choose: Chooser):
     plan = plan_request(hybrid_27b, [327_000], device=M2, choose=real_choose, new_tokens=0, mode="generate")
-    state = 48 * (48 * 128 * 128 * 4 + 3 * (2 * 16 * 128 + 48 * 128) * 2)
+    state = 48 * (48 * 128 * 128 * 4 + 3 * (2 * 16 * 128 + 48 * 128) * 4)
     assert plan.bytes["kv"] == 16 * 327_168 * 4 * (256 + 256) * 2 + state
 
 
@@ -102,3 +105,30 @@ def test_a_long_prompt_of_wide_heads_is_planned_within_every_limit_of_every_mach
     assert plan.peak <= plan.budget
     assert plan.largest_buffer.cap is None or plan.largest_buffer.bytes <= plan.largest_buffer.cap
     assert plan.work.limit is None or plan.work.seconds <= plan.work.limit
+
+
+@pytest.mark.parametrize("device", ["m2-ultra-128gb", "m5-max-128gb"])
+@pytest.mark.parametrize("tokens", [131_072, 262_144])
+@pytest.mark.parametrize(("name", "layers", "kv_heads"), [("hybrid_27b", 64, 4), ("hybrid_122b", 48, 2)])
+def test_four_bit_hybrids_run_to_the_end_of_their_context_beside_their_weights(
+    name: str, layers: int, kv_heads: int, tokens: int, device: str, models: dict[str, ArchSpec], real_choose: Chooser
+):
+    plan = plan_request(models[name], [tokens - 512], device=profile(device), choose=real_choose, new_tokens=512)
+    state = sum(each.state_bytes + each.conv_bytes for each in models[name].layers if isinstance(each, RecurrentLayer))
+    assert plan.peak <= plan.budget
+    # Keys and values on every fourth layer; the others keep their state, whatever the length.
+    assert plan.bytes["kv"] == layers // 4 * tokens * kv_heads * (256 + 256) * 2 + state
+    # Scores of 2,048 queries by all keys would be 13 to 69 GB.
+    assert plan.bytes["attention"] < 4e9
+    assert plan.work.seconds <= 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in PROFILES if profile(name).kind == "metal"])
+def test_131072_tokens_of_four_hybrid_layers_keep_every_metal_watchdog(
+    name: str, models: dict[str, ArchSpec], real_choose: Chooser
+):
+    spec = replace(models["hybrid_27b"], layers=models["hybrid_27b"].layers[:4], hidden_size=2560)
+    plan = plan_request(spec, [131_072], device=profile(name), choose=real_choose, new_tokens=16)
+    assert plan.peak <= plan.budget
+    assert plan.work.limit is not None
+    assert plan.work.seconds <= plan.work.limit

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from archport.contract import AttentionLayer, BatchShape, LayerSpec, VisionTower
+from archport.contract import AttentionLayer, AttentionPath, BatchShape, LayerSpec, VisionTower
 from archport.planning.batch import Batch
 from archport.planning.costs import POINTWISE_BANDWIDTH, itemsize, rate
 from archport.planning.job import Job
@@ -111,7 +111,7 @@ def _step(
     """One pass of the tower, and the bytes it holds beside its features at the peak."""
     B, patches = len(lengths), len(lengths) * padded
     piece = _piece(job, tower, B, padded)
-    around = _around(job, tower, patches, B * piece, 0)
+    around = _around(job, tower, patches, B * piece, ())
     usual, left = job.limits.transient_on(job.device), max(0, room - around)
     bound = job.limits.seconds_on(job.device)
     seconds = job.limits.dispatch_seconds if bound is None else bound / 2
@@ -123,9 +123,8 @@ def _step(
         path_of(job, batch, layer, 0, padded, limits, None)[0] if isinstance(layer, AttentionLayer) else None
         for layer in vision_kinds(tower)[0]
     )
-    attention = max((path.price.transient for path in paths if path is not None), default=0)
     step = VisionStep(pictures=rows, lengths=lengths, padded=padded, paths=paths, piece=piece)
-    return step, _around(job, tower, patches, B * piece, attention)
+    return step, _around(job, tower, patches, B * piece, paths)
 
 
 def _piece(job: Job, tower: VisionTower, B: int, padded: int) -> int:
@@ -144,7 +143,7 @@ def _inside(tower: VisionTower, size: int) -> int:
     Pixels are normalised, and queries and keys rotated, in float32.
     """
     h, inner, pixels = tower.hidden_size, tower.intermediate_size, 3 * 2 * tower.patch_size**2
-    return max(2 * 4 * pixels + 8 * h * size, 4 * h * size + 8 * h * 4, (3 * h + 2 * inner) * size)
+    return max(2 * 4 * pixels + 8 * h * size, 4 * h * size + 10 * h * 4, (3 * h + 2 * inner) * size)
 
 
 def _elements(tower: VisionTower) -> int:
@@ -152,16 +151,22 @@ def _elements(tower: VisionTower) -> int:
     return 4 * tower.hidden_size**2 + 2 * tower.hidden_size * tower.intermediate_size
 
 
-def _around(job: Job, tower: VisionTower, patches: int, piece: int, scratch: int) -> int:
+def _around(
+    job: Job, tower: VisionTower, patches: int, piece: int, paths: Sequence[AttentionPath | None]
+) -> int:
     """Bytes in flight at the peak of a block, its input and the pixels included.
 
     While attention runs all patches hold the residual, q, k and v, a copy of them and the output, eight rows in all
     (8.05 measured on a CPU over 0.25 to 4 megapixels); before and after it half of that, and what a piece holds inside.
-    A GPU has the next stretch under way, and gives back late.
+    An attention that stays lazy is evaluated with what follows it. A GPU has the next stretch under way, and gives back
+    late.
     """
     size, h = itemsize(job.dtype), tower.hidden_size
     row, inside = patches * h * size, piece * _inside(tower, size)
-    peak = max(8 * row + scratch, 4 * row + inside)
+    prices = [path.price for path in paths if path is not None]
+    scratch = max((price.transient for price in prices), default=0)
+    lazy = max((price.transient for price in prices if not price.evaluations), default=0)
+    peak = max(8 * row + scratch, 4 * row + inside + lazy)
     if job.device.kind != "cpu":
         peak += 4 * row + inside
     return peak + patches * 3 * 2 * tower.patch_size**2

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from archport.contract import SpecError
 from archport.layers.rotary import Rotary
+from archport.layers.turning import turn
 
 
 class SectionedRotary(Rotary):
@@ -40,13 +41,12 @@ class SectionedRotary(Rotary):
         mx.eval(cos, sin)
         dims = self.dims
 
-        def turn(x: mx.array) -> mx.array:
-            first, second, rest = mx.split(x, [dims // 2, dims], axis=-1)
-            a, b = first.astype(mx.float32), second.astype(mx.float32)
-            turned = mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-            return mx.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+        def turned(x: mx.array) -> mx.array:
+            if x.shape[-1] == dims:
+                return turn(x, cos, sin)
+            return mx.concatenate([turn(x[..., :dims], cos, sin), x[..., dims:]], axis=-1)
 
-        return turn
+        return turned
 
 
 def dealt(frequencies: int, sections: Sequence[int]) -> list[int]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from archport.contract.media import TowerContext
 from archport.layers.activations import activation, gelu
+from archport.layers.turning import turn
 
 EPS = 1e-6
 
@@ -76,11 +77,11 @@ class PatchMergingTower(nn.Module):
 
         x = ctx.rows(embed, patches, mx.array(corners), mx.array(shares))
         angles = self._angles(rows, columns)
-        turn = mx.cos(angles), mx.sin(angles)
-        mx.eval(*turn)
+        turns = mx.cos(angles), mx.sin(angles)
+        mx.eval(*turns)
         features: list[mx.array] = []
         for index, block in enumerate(self.blocks):
-            x = block(x, turn, ctx)
+            x = block(x, turns, ctx)
             if index in shape.taps:
                 merger = self.deepstack_merger_list[shape.taps.index(index)]
                 features.append(ctx.rows(merger, x))
@@ -139,10 +140,10 @@ class Block(nn.Module):
         self.attn = AttentionWeights(shape.hidden)
         self.mlp = TowerMLP(shape)
 
-    def __call__(self, x: mx.array, turn: tuple[mx.array, mx.array], ctx: TowerContext) -> mx.array:
+    def __call__(self, x: mx.array, angles: tuple[mx.array, mx.array], ctx: TowerContext) -> mx.array:
         B, L, h = x.shape
         width = h // self._heads
-        qkv = ctx.rows(self._project, x, *turn).reshape(B, L, 3, self._heads, width).transpose(2, 0, 3, 1, 4)
+        qkv = ctx.rows(self._project, x, *angles).reshape(B, L, 3, self._heads, width).transpose(2, 0, 3, 1, 4)
         out = ctx.attend(self._index, qkv[0], qkv[1], qkv[2], scale=width**-0.5)
         del qkv
         return ctx.rows(self._transform, x, out.transpose(0, 2, 1, 3).reshape(B, L, h))
@@ -151,7 +152,7 @@ class Block(nn.Module):
         """Queries, keys and values (B, L, 3 h) side by side, the first two rotated."""
         qkv = self.attn.qkv(self.norm1(x))
         B, L, h = x.shape
-        turned = rotate(qkv[..., : 2 * h].reshape(B, L, 2 * self._heads, -1), cos[:, :, None], sin[:, :, None])
+        turned = turn(qkv[..., : 2 * h].reshape(B, L, 2 * self._heads, -1), cos[:, :, None], sin[:, :, None])
         return mx.concatenate([turned.reshape(B, L, 2 * h), qkv[..., 2 * h :]], axis=-1)
 
     def _transform(self, x: mx.array, attended: mx.array) -> mx.array:
@@ -198,12 +199,6 @@ class Merger(nn.Module):
         if self._norm_merged:
             x = self.norm(x)
         return self.linear_fc2(gelu(self.linear_fc1(x)))
-
-
-def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """The halves of each head (B, L, H, Dh) turned by angles (B, L, 1, Dh / 2), in float32, in x's type again."""
-    first, second = mx.split(x.astype(mx.float32), 2, axis=-1)
-    return mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def patch_positions(grids: Sequence[tuple[int, int]], length: int, merge: int) -> tuple[np.ndarray, np.ndarray]:

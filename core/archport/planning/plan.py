@@ -86,6 +86,7 @@ class VisionStep:
         padded: patches that every row is padded to.
         paths: per kind of block the attention path.
         piece: patches per row that the linear parts of a block take at once; `padded` or more when they take all.
+        room: bytes that may be in use, above what was before the pass, when its next stretch is started.
     """
 
     pictures: tuple[int, ...]
@@ -93,6 +94,7 @@ class VisionStep:
     padded: int
     paths: tuple[AttentionPath | None, ...]
     piece: int
+    room: int = 0
 
 
 @dataclass(frozen=True, slots=True)

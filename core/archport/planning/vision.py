@@ -111,7 +111,7 @@ def _step(
     """One pass of the tower, and the bytes it holds beside its features at the peak."""
     B, patches = len(lengths), len(lengths) * padded
     piece = _piece(job, tower, B, padded)
-    around = _around(job, tower, patches, B * piece, ())
+    around = sum(_around(job, tower, patches, B * piece, ()))
     usual, left = job.limits.transient_on(job.device), max(0, room - around)
     bound = job.limits.seconds_on(job.device)
     seconds = job.limits.dispatch_seconds if bound is None else bound / 2
@@ -123,8 +123,10 @@ def _step(
         path_of(job, batch, layer, 0, padded, limits, None)[0] if isinstance(layer, AttentionLayer) else None
         for layer in vision_kinds(tower)[0]
     )
-    step = VisionStep(pictures=rows, lengths=lengths, padded=padded, paths=paths, piece=piece)
-    return step, _around(job, tower, patches, B * piece, paths)
+    peak, ahead = _around(job, tower, patches, B * piece, paths)
+    own = (1 + tower.taps) * patches // tower.merge_size**2 * job.spec.hidden_size * itemsize(job.dtype)
+    step = VisionStep(pictures=rows, lengths=lengths, padded=padded, paths=paths, piece=piece, room=peak + own)
+    return step, peak + ahead
 
 
 def _piece(job: Job, tower: VisionTower, B: int, padded: int) -> int:
@@ -153,23 +155,21 @@ def _elements(tower: VisionTower) -> int:
 
 def _around(
     job: Job, tower: VisionTower, patches: int, piece: int, paths: Sequence[AttentionPath | None]
-) -> int:
-    """Bytes in flight at the peak of a block, its input and the pixels included.
+) -> tuple[int, int]:
+    """Bytes in flight at the peak of a block, its input and the pixels included, and those of the stretch ahead.
 
     While attention runs all patches hold the residual, q, k and v, a copy of them and the output, eight rows in all
     (8.05 measured on a CPU over 0.25 to 4 megapixels); before and after it half of that, and what a piece holds inside.
-    An attention that stays lazy is evaluated with what follows it. A GPU has the next stretch under way, and gives back
-    late.
+    An attention that stays lazy is evaluated with what follows it. A GPU has the next stretch under way, as soon as
+    there is room.
     """
     size, h = itemsize(job.dtype), tower.hidden_size
     row, inside = patches * h * size, piece * _inside(tower, size)
     prices = [path.price for path in paths if path is not None]
     scratch = max((price.transient for price in prices), default=0)
     lazy = max((price.transient for price in prices if not price.evaluations), default=0)
-    peak = max(8 * row + scratch, 4 * row + inside + lazy)
-    if job.device.kind != "cpu":
-        peak += 4 * row + inside
-    return peak + patches * 3 * 2 * tower.patch_size**2
+    peak = max(8 * row + scratch, 4 * row + inside + lazy) + patches * 3 * 2 * tower.patch_size**2
+    return peak, 0 if job.device.kind == "cpu" else 4 * row + inside + lazy
 
 
 def _widest(job: Job, tower: VisionTower, step: VisionStep) -> int:

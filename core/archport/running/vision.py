@@ -17,6 +17,7 @@ import numpy as np
 from archport.attention import attend
 from archport.contract import ArchportError, Measured, Picture, Reader, Trunk, VisionTrunk
 from archport.device import workers
+from archport.device.evaluation import Pipeline
 from archport.device.tracing import traced
 from archport.planning import BatchPlan, Plan, VisionStep
 
@@ -194,12 +195,18 @@ class Sight:
         for picture in pictures:
             self._waiting.pop(id(picture), None)
 
+        pipeline = Pipeline(depth=2)
+
         def evaluate(arrays: tuple[mx.array, ...]) -> None:
-            self._stretches.finish(*arrays)
+            if batch.in_flight == 1:
+                self._stretches.finish(*arrays)
+            else:
+                pipeline.start(*arrays, room=step.room)
 
         patches = mx.array(_stacked(decoded, step.padded, len(self._reader.normalisation[0])))
         features = self._trunk.see(patches, TowerStep(plan, step, pictures, self._reader, evaluate))
         evaluate(tuple(features))
+        pipeline.drain()
         return features
 
 

@@ -3,6 +3,6 @@
 from archport.memory.cache import KVCache, KVView
 from archport.memory.caches import Caches, LayerState
 from archport.memory.recurrent import RecurrentState
-from archport.memory.snapshot import Snapshot, put, take
+from archport.memory.snapshot import Snapshot, put, put_rows, take
 
-__all__ = ["Caches", "KVCache", "KVView", "LayerState", "RecurrentState", "Snapshot", "put", "take"]
+__all__ = ["Caches", "KVCache", "KVView", "LayerState", "RecurrentState", "Snapshot", "put", "put_rows", "take"]

@@ -133,6 +133,40 @@ class KVCache:
             self._written[row] += more
         return self.view(L)
 
+    def align(self, lengths: Sequence[int]) -> None:
+        """After a prefill of right-padded rows: drop the padding, and let all rows end at one column.
+
+        From then on one token per row is written to one column, and `pads` of the rows are what is left of them.
+
+        Args:
+            lengths: real tokens per row.
+
+        Raises:
+            InputError: when rows hold different numbers of tokens, or a window has dropped some that are needed.
+        """
+        uneven, dropped = len(set(lengths)) > 1, self._dropped[0]
+        if len(set(self._written)) > 1 or max(lengths) > self._written[0] or (uneven and dropped):
+            raise InputError(f"KV cache: rows of {list(lengths)} tokens can't be aligned behind {dropped} dropped ones")
+        if uneven and self._storage is not None:
+            self._storage.align(lengths)
+        self._written = [max(lengths)] * self.B
+
+    def advance(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        """Write one token (B, K, 1, width) per row of aligned rows; returns the keys and values it may attend to.
+
+        The caller has checked the ceiling. The last column is the new token's; a window's keys end with it.
+        """
+        held = self._written[0] - self._dropped[0]
+        left = self.layer.reach[0]
+        if self.allocation.storage == "ring" and held + 1 > self.allocation.capacity(0):
+            self._make_room((1,) * self.B)
+            held = self._written[0] - self._dropped[0]
+        self._reserve(held + 1)
+        assert self._storage is not None
+        self._storage.write(slice(None), held, k, v)
+        self._written = [self._written[0] + 1] * self.B
+        return self._storage.read(0 if left is None else max(0, held - left), held + 1)
+
     def view(self, queries: int = 1) -> KVView:
         """What the last `queries` tokens of the rows may attend to: all that is held, or what a window reaches.
 
@@ -165,7 +199,7 @@ class KVCache:
         """Begin every row of an empty cache with the same `tokens`, of which the last n are given.
 
         Args:
-            k, v: (1, K, n, Dh) and (1, K, n, Dv); at least what a window of the layer still sees.
+            k, v: (1 or B, K, n, Dh) and (1 or B, K, n, Dv); at least what a window of the layer still sees.
 
         Raises:
             KvCeilingExceeded: nothing was allocated or written.

@@ -55,6 +55,12 @@ class Caches:
             if isinstance(state, KVCache):
                 state.check(adding)
 
+    def align(self, lengths: Sequence[int]) -> None:
+        """After a prefill of right-padded rows: drop the padding in every layer, and let all rows end at one column."""
+        for state in self.layers:
+            if isinstance(state, KVCache):
+                state.align(lengths)
+
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order, in every layer."""
         for state in self.layers:

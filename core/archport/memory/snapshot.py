@@ -5,6 +5,7 @@ Knows nothing of which tokens they were.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -61,16 +62,17 @@ class Snapshot:
         return Snapshot(tokens, tuple(layers))
 
 
-def take(caches: Caches, row: int = 0) -> Snapshot:
-    """A copy of what one row's caches hold now."""
+def take(caches: Caches, row: int = 0, skip: int = 0) -> Snapshot:
+    """A copy of what one row's caches hold now, without the `skip` columns in front that are not the row's."""
     layers: list[KVSnapshot | StateSnapshot | None] = []
     tokens = 0
     for state in caches.layers:
         if isinstance(state, KVCache):
             k, v = state.held(row)
-            tokens = state.lengths[row]
+            tokens = state.lengths[row] - skip
+            first = max(0, k.shape[2] - tokens)
             # Copies: slices of the buffers would keep all rows' memory alive.
-            layers.append(KVSnapshot(mx.contiguous(k), mx.contiguous(v)))
+            layers.append(KVSnapshot(mx.contiguous(k[:, :, first:]), mx.contiguous(v[:, :, first:])))
         elif isinstance(state, RecurrentState):
             layers.append(StateSnapshot(tuple(mx.contiguous(array[row : row + 1]) for array in state.arrays)))
         else:
@@ -92,6 +94,32 @@ def put(snapshot: Snapshot, caches: Caches) -> None:
         elif isinstance(state, RecurrentState):
             assert isinstance(layer, StateSnapshot)
             state.store([mx.repeat(array, state.B, axis=0) for array in layer.arrays])
+
+
+def put_rows(rows: Sequence[Snapshot], caches: Caches) -> None:
+    """Start each row of empty caches with its own snapshot; all rows end at one column, the longest one's.
+
+    Raises:
+        InputError: when a cache needs tokens that a snapshot no longer holds.
+    """
+    longest = max(row.tokens for row in rows)
+    for index, state in enumerate(caches.layers):
+        layers = [row.layers[index] for row in rows]
+        if isinstance(state, KVCache):
+            kept = [layer for layer in layers if isinstance(layer, KVSnapshot)]
+            width = max(layer.k.shape[2] for layer in kept)
+            k, v = (
+                mx.concatenate([_left_padded(each, width) for each in side])
+                for side in ([layer.k for layer in kept], [layer.v for layer in kept])
+            )
+            state.start(longest, k, v)
+        elif isinstance(state, RecurrentState):
+            arrays = [layer.arrays for layer in layers if isinstance(layer, StateSnapshot)]
+            state.store([mx.concatenate(list(parts)) for parts in zip(*arrays, strict=True)])
+
+
+def _left_padded(x: mx.array, width: int) -> mx.array:
+    return mx.pad(x, [(0, 0), (0, 0), (width - x.shape[2], 0), (0, 0)])
 
 
 def _arrays(layer: KVSnapshot | StateSnapshot) -> tuple[mx.array, ...]:

@@ -39,6 +39,10 @@ class Storage(Protocol):
         """Move each row forward by its own number of tokens; at most `keeping` remain per row."""
         ...
 
+    def align(self, held: Sequence[int]) -> None:
+        """Move each row's first `held[b]` tokens so that all rows end where the longest one does; zeros in front."""
+        ...
+
     def take_rows(self, rows: list[int]) -> None:
         """Keep only these rows, in this order."""
         ...
@@ -87,6 +91,15 @@ class Buffers:
             array[:, :, :keeping] = tail
             self.arrays[index] = array
 
+    def align(self, held: Sequence[int]) -> None:
+        end = max(held)
+        for index, old in enumerate(self.arrays):
+            new = mx.zeros(old.shape, dtype=old.dtype)
+            for row, count in enumerate(held):
+                new[row : row + 1, :, end - count : end] = old[row : row + 1, :, :count]
+            mx.eval(new)
+            self.arrays[index] = new
+
     def take_rows(self, rows: list[int]) -> None:
         index = mx.array(rows)
         for at, array in enumerate(self.arrays):
@@ -123,6 +136,9 @@ class PlainStorage:
 
     def shift(self, dropping: Sequence[int], keeping: int) -> None:
         self._buffers.shift(dropping, keeping)
+
+    def align(self, held: Sequence[int]) -> None:
+        self._buffers.align(held)
 
     def take_rows(self, rows: list[int]) -> None:
         self._buffers.take_rows(rows)
@@ -168,6 +184,9 @@ class QuantizedStorage:
 
     def shift(self, dropping: Sequence[int], keeping: int) -> None:
         self._buffers.shift(dropping, keeping)
+
+    def align(self, held: Sequence[int]) -> None:
+        self._buffers.align(held)
 
     def take_rows(self, rows: list[int]) -> None:
         self._buffers.take_rows(rows)

@@ -48,6 +48,7 @@ class Job:
     """A request with its defaults filled in; see `plan_request` for the arguments that are not explained here.
 
     Args:
+        resident: bytes held by others of the same process, such as a prefix cache.
         kinds: distinct layer specs, in order of appearance.
         layer_classes: per layer an index into `classes`.
         images: per row the patches of its pictures; empty when no row has any.
@@ -71,6 +72,7 @@ class Job:
     chunk: int | None
     tokens_per_batch: int | None
     images: tuple[tuple[int, ...], ...]
+    resident: int = 0
     kinds: tuple[LayerSpec, ...] = ()
     classes: tuple[LayerClass, ...] = ()
     layer_classes: tuple[int, ...] = ()

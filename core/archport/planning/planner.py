@@ -55,6 +55,7 @@ def plan_request(
     limits: AttentionLimits | None = None,
     chunk: int | None = None,
     tokens_per_batch: int | None = None,
+    resident: int = 0,
     images: Sequence[Sequence[int]] = (),
 ) -> Plan:
     """Decide how a request runs on a device within a budget.
@@ -76,6 +77,7 @@ def plan_request(
         backend: attention backend to use for every layer.
         limits: what one attention call may use.
         chunk: the largest prefill chunk the caller admits.
+        resident: bytes that something else of this process holds, such as a prefix cache; they count against the budget.
         tokens_per_batch: padded tokens per batch; the device kind's default when left out.
         images: per row the patches of its pictures, in order; empty when no row has any.
 
@@ -119,6 +121,7 @@ def plan_request(
         backend=backend,
         chunk=chunk,
         tokens_per_batch=tokens_per_batch,
+        resident=resident,
         images=_images(spec, rows, images),
         kinds=kinds,
         classes=classes,

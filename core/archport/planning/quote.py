@@ -162,6 +162,8 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
         "logits": 0 if embeds else rows * spec.vocab_size * (4 + size),
         "vision": 0,
     }
+    if job.resident:
+        fixed["resident"] = job.resident
 
 
 def _margin(job: Job, moving: int, fixed: dict[str, int], width: int) -> int:

@@ -59,12 +59,14 @@ class Planner:
         new_tokens: int | None = 0,
         images: Sequence[Sequence[int]] = (),
         mode: Mode | None = None,
+        resident: int = 0,
     ) -> Plan:
         """The plan of rows of these lengths; raises AdmissionRefused when they do not fit.
 
         Args:
             images: patches of each row's pictures.
             mode: `generate` keeps what the rows leave behind, whether or not tokens are to be decoded.
+            resident: bytes held beside the request.
         """
         return plan_request(
             self.spec,
@@ -72,6 +74,7 @@ class Planner:
             cached=cached,
             new_tokens=new_tokens,
             mode=mode,
+            resident=resident,
             device=self.device,
             budget=self.budget,
             max_context=self.max_context,

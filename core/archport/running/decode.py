@@ -1,0 +1,200 @@
+"""One token per row and step, behind a prefill: the rows' caches, where they stand, and the paths of their layers.
+
+All rows end at one column, so a step writes one column and shorter rows only hide what is in front of them. Knows
+nothing of sampling or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from archport.attention.masks import lowest
+from archport.contract import (
+    ArchportError,
+    ArchSpec,
+    AttentionCall,
+    AttentionLayer,
+    AttentionPath,
+    MaskPolicy,
+    RecurrentPath,
+    Segments,
+    Trunk,
+)
+from archport.memory import Caches, KVCache, RecurrentState, take
+from archport.planning import BatchPlan, Plan
+from archport.running.planned import Planner
+from archport.running.prefix_cache import PrefixCache
+from archport.running.recurrent import StateStep, recurrent_path
+
+
+class Decoding:
+    """The rows of a batch after their prefill.
+
+    Args:
+        trunk, spec, planner: of the model.
+        plan: of the request; its only batch is decoded.
+        caches: holding every row's tokens, aligned.
+        lengths: tokens of each row.
+        positions: where each row's next token stands; its length when left out.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        spec: ArchSpec,
+        planner: Planner,
+        plan: Plan,
+        caches: Caches,
+        lengths: Sequence[int],
+        positions: Sequence[int] | None = None,
+    ) -> None:
+        self._trunk, self._spec, self._planner, self._plan = trunk, spec, planner, plan
+        (self._batch,) = plan.batches
+        self.caches: Caches = caches
+        # Columns written, those in front of each row that are not its own, and the position of its next token.
+        self._written = max(lengths)
+        self._pads = [self._written - length for length in lengths]
+        self._positions = list(lengths if positions is None else positions)
+        self._paths = decode_paths(spec, planner, plan, self._batch, len(lengths), padded=any(self._pads))
+
+    def step(self, tokens: mx.array) -> mx.array:
+        """Hidden states (B, 1, D) of the next token (B,) of every row, unevaluated.
+
+        Raises:
+            KvCeilingExceeded: before anything is written.
+        """
+        self.caches.check([1] * len(self._pads))
+        context = DecodeContext(self._plan, self._paths, self.caches, self._positions, self._pads, self._written + 1)
+        hidden = self._trunk(tokens[:, None].astype(mx.int32), context)
+        self._written += 1
+        self._positions = [at + 1 for at in self._positions]
+        return hidden
+
+    def remember(self, prefixes: PrefixCache, row: int, ids: np.ndarray) -> None:
+        """Leave what a row's layers hold of its tokens `ids`, or of all but the last of them, to later calls."""
+        if self.caches.bytes // len(self._pads) <= 2 * prefixes.limit:
+            prefixes.add(ids, take(self.caches, row, skip=self._pads[row]))
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, in this order."""
+        self.caches.keep_rows(rows)
+        self._pads = [self._pads[row] for row in rows]
+        self._positions = [self._positions[row] for row in rows]
+        self._paths = decode_paths(
+            self._spec, self._planner, self._plan, self._batch, len(rows), padded=any(self._pads)
+        )
+
+
+class DecodeContext:
+    """What layers see of one decoded token per row.
+
+    Args:
+        paths: per kind of layer.
+        positions: of the new token, per row.
+        pads: columns in front of each row that are not its own.
+        written: columns with the new one.
+    """
+
+    visual = None
+    segments = Segments()
+
+    def __init__(
+        self,
+        plan: Plan,
+        paths: Sequence[AttentionPath | RecurrentPath],
+        caches: Caches,
+        positions: list[int],
+        pads: list[int],
+        written: int,
+    ) -> None:
+        self._kinds, self._paths, self._caches = plan.layer_kinds, paths, caches
+        self._written, self._pads = written, pads
+        even = positions[0] if len(set(positions)) == 1 else None
+        self._starts = mx.array(positions, dtype=mx.int32)
+        self._offset: int | mx.array = self._starts if even is None else even
+        # Layers of one kind share call and mask.
+        self._calls: dict[tuple[int, int], tuple[AttentionCall, mx.array | None]] = {}
+
+    @property
+    def positions(self) -> mx.array:
+        return self._starts[:, None]
+
+    def rotate(
+        self, q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]
+    ) -> tuple[mx.array, mx.array]:
+        return rope(q, self._offset), rope(k, self._offset)
+
+    def state(self, layer: int, *inputs: mx.array) -> StateStep:
+        held = self._caches[layer]
+        path = self._paths[self._kinds[layer]]
+        return StateStep(recurrent_path(layer, path), held if isinstance(held, RecurrentState) else None)
+
+    def attend(
+        self,
+        layer: int,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        kind = self._kinds[layer]
+        path, cache = self._paths[kind], self._caches[layer]
+        if not isinstance(path, AttentionPath) or not isinstance(cache, KVCache):
+            raise ArchportError(f"layer {layer} attends while decoding but keeps no keys; declare it kv='own'")
+        k, v = cache.advance(k, v)
+        key = (kind, k.shape[2])
+        found = self._calls.get(key)
+        if found is None:
+            found = self._calls[key] = self._call(path, k.shape[2], q.dtype)
+        call, mask = found
+        return path.backend.run(call, path.price, q, k, v, scale=scale, mask=mask, sinks=sinks)
+
+    def _call(self, path: AttentionPath, width: int, dtype: mx.Dtype) -> tuple[AttentionCall, mx.array | None]:
+        """The planned call at the keys there are now, and what hides the columns in front of shorter rows."""
+        first = self._written - width
+        if max(self._pads) <= first:
+            return replace(path.call, kv_len=width, mask_shape=()), None
+        shown = mx.arange(first, self._written)[None] >= mx.array(self._pads)[:, None]
+        mask = shown[:, None, None]
+        if path.call.additive:
+            mask = mx.where(mask, mx.array(0, dtype), mx.array(lowest(dtype), dtype))
+        return replace(path.call, kv_len=width, mask_shape=tuple(mask.shape)), mask
+
+
+def decode_paths(
+    spec: ArchSpec, planner: Planner, plan: Plan, batch: BatchPlan, rows: int, *, padded: bool
+) -> tuple[AttentionPath | RecurrentPath, ...]:
+    """Per kind of layer the path of one query per row at the fullest cache.
+
+    The plan's own where it holds as it is; rows that left, and columns that are hidden, change the call it is for.
+    """
+    assert batch.decode is not None
+    found: list[Any] = []
+    for kind, planned in zip(batch.kinds, batch.decode.paths, strict=True):
+        if not isinstance(planned, AttentionPath):
+            found.append(planned)
+            continue
+        layer = kind.layer
+        assert isinstance(layer, AttentionLayer)
+        width = planned.call.kv_len if layer.reach[0] is None else min(planned.call.kv_len, layer.reach[0] + 1)
+        call = AttentionCall.of(
+            layer,
+            MaskPolicy("none"),
+            planner.device,
+            B=rows,
+            q_len=1,
+            kv_len=width,
+            dtype=plan.dtype,
+            limits=planned.call.limits,
+        )
+        if padded:
+            call = replace(call, mask_shape=(rows, 1, 1, width))
+        found.append(planned if call == planned.call else planner.choose(call, planner.device))
+    return tuple(found)

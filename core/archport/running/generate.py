@@ -1,0 +1,282 @@
+"""Prompts to text: prefill as planned, decode one step ahead of the host, and let rows leave as they finish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast
+
+import mlx.core as mx
+import numpy as np
+from tokenizers import Tokenizer
+
+from archport.contract import CausalLM, ContextLengthExceeded, InputError, NonFiniteOutput
+from archport.running.decode import Decoding
+from archport.running.encode import Encoder
+from archport.running.prefill import Prefilled, prefill
+from archport.running.prefix_cache import PrefixCache
+from archport.running.sampling import Sampler, Sampling
+from archport.running.text import RowText
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one row: of its prompt, of those the ones an earlier call had computed, and generated ones."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token, its log-probability before temperature and filters, and the likeliest (token, logprob)."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One row's text.
+
+    Args:
+        text: without the stop string or the final token.
+        tokens: all generated ids, the final one included.
+        finish_reason: `stop` at a final token or a stop string, `length` at `max_tokens`.
+        logprobs: one per token where they were asked for.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step adds to one row.
+
+    Args:
+        text: what is settled; may be "" while a character or a stop string is incomplete.
+        tokens: the ids of this step.
+        row: which prompt it belongs to.
+        finish_reason, usage: of the row's last piece, None before it.
+        logprobs: of `tokens`, where they were asked for.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    row: int = 0
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What a caller asked of `generate`, checked.
+
+    Args:
+        max_tokens: per row; None until a final token or the end of the context.
+        sampling: how tokens are drawn.
+        stop: strings that end a row.
+        logprobs: None for none, else how many of the likeliest tokens to tell beside the drawn one.
+    """
+
+    max_tokens: int | None = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        count, top = self.max_tokens, self.logprobs
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise InputError(f"max_tokens={count!r}; expected a positive integer, or None for the rest of the context")
+        if top is not None and (not isinstance(top, int) or isinstance(top, bool) or not 0 <= top <= 100):
+            raise InputError(f"logprobs={top!r}; expected None, or 0 to 100 of the likeliest tokens")
+        if any(not isinstance(each, str) or not each for each in self.stop):
+            raise InputError(f"stop={self.stop!r}; expected one or more strings that are not empty")
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row that is being generated."""
+
+    index: int
+    prompt: np.ndarray
+    text: RowText
+    tokens: list[int] = field(default_factory=list[int])
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What one step draws, unevaluated: tokens (B,), their log-probabilities (B,), the likeliest ones' (B, n)."""
+
+    tokens: mx.array
+    logprobs: mx.array
+    top: tuple[mx.array, mx.array] | None
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        return (self.tokens, self.logprobs, *(self.top or ()))
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """The generation path of a loaded model.
+
+    Args:
+        tokenizer: ids to text.
+        encoder: the trunk and its planner.
+        stops: ids after which nothing is generated.
+        prefixes: what calls leave behind for later ones.
+    """
+
+    tokenizer: Tokenizer
+    encoder: Encoder
+    stops: frozenset[int]
+    prefixes: PrefixCache
+
+    def run(self, rows: Sequence[np.ndarray], request: GenerateRequest) -> list[Generation]:
+        """One `Generation` per prompt, in their order; see `stream` for what is raised."""
+        texts = [""] * len(rows)
+        tokens: list[tuple[int, ...]] = [()] * len(rows)
+        told: list[tuple[TokenLogprob, ...]] = [()] * len(rows)
+        ends: dict[int, Piece] = {}
+        for piece in self.stream(rows, request):
+            texts[piece.row] += piece.text
+            tokens[piece.row] += piece.tokens
+            told[piece.row] += piece.logprobs
+            if piece.finish_reason is not None:
+                ends[piece.row] = piece
+        found: list[Generation] = []
+        for row, (text, ids, logprobs) in enumerate(zip(texts, tokens, told, strict=True)):
+            end = ends[row]
+            assert end.finish_reason is not None and end.usage is not None
+            kept = logprobs if request.logprobs is not None else None
+            found.append(Generation(text, ids, end.finish_reason, end.usage, kept))
+        return found
+
+    def stream(self, rows: Sequence[np.ndarray], request: GenerateRequest) -> Iterator[Piece]:
+        """Pieces of all rows as they are made. Closing the iterator frees what the rows hold.
+
+        Raises:
+            AdmissionRefused: prompts and tokens to come do not fit memory or context; before anything runs.
+            NonFiniteOutput: a row's logits hold NaN or infinity.
+        """
+        longest, ceiling = max(map(len, rows)), self.encoder.plan.max_context
+        if longest >= ceiling:
+            raise ContextLengthExceeded(
+                f"prompt {[len(row) for row in rows].index(longest)} has {longest:,} tokens and the context {ceiling:,}, "
+                "which leaves none to generate; shorten it, or raise max_context",
+                requested=longest + 1,
+                ceiling=ceiling,
+                max_tokens_that_fit=ceiling - 1,
+                binding="max_context",
+            )
+        prefixes = self.prefixes if self.prefixes.limit else None
+        read = prefill(self.encoder, rows, request.max_tokens, prefixes)
+        live = [_Row(index, ids, RowText(self.tokenizer, request.stop)) for index, ids in enumerate(rows)]
+        return self._decode(live, read, request, prefixes)
+
+    def _decode(
+        self, live: list[_Row], read: Prefilled, request: GenerateRequest, prefixes: PrefixCache | None
+    ) -> Iterator[Piece]:
+        encoder, sampler = self.encoder, Sampler(request.sampling, self.encoder.spec.vocab_size)
+        lengths = [len(row.prompt) for row in live]
+        decoding = Decoding(encoder.trunk, encoder.spec, encoder.plan, read.plan, read.caches, lengths)
+        most = request.max_tokens or encoder.plan.max_context - max(lengths)
+        seen = [mx.array(row.prompt) for row in live] if request.sampling.penalised else None
+        weights = read.hidden.astype(_dtype(read.plan.dtype))[:, None]
+        step = self._draw(weights, sampler, request, seen)
+        mx.async_eval(*step.arrays)
+        for count in range(1, most + 1):
+            # The device starts on the next token before the host looks at this one.
+            ahead: _Step | None = None
+            if count < most:
+                if seen is not None:
+                    seen = [mx.concatenate([ids, step.tokens[at : at + 1]]) for at, ids in enumerate(seen)]
+                ahead = self._draw(decoding.step(step.tokens), sampler, request, seen)
+                mx.async_eval(*ahead.arrays)
+            pieces, staying = self._told(live, step, request, last=count == most, cached=read.cached)
+            if prefixes is not None and len(staying) < len(live):
+                _keep(prefixes, live, staying, decoding)
+            yield from pieces
+            if not staying or ahead is None:
+                return
+            if len(staying) < len(live):
+                live = [live[at] for at in staying]
+                decoding.keep_rows(staying)
+                index = mx.array(staying)
+                seen = [seen[at] for at in staying] if seen is not None else None
+                top = None if ahead.top is None else (ahead.top[0][index], ahead.top[1][index])
+                ahead = _Step(ahead.tokens[index], ahead.logprobs[index], top)
+            step = ahead
+
+    def _draw(
+        self, hidden: mx.array, sampler: Sampler, request: GenerateRequest, seen: list[mx.array] | None
+    ) -> _Step:
+        """The next token of hidden states (B, 1, D)."""
+        logits = cast(CausalLM, self.encoder.trunk).logits(hidden)[:, -1].astype(mx.float32)
+        if seen is not None:
+            logits = sampler.penalise(logits, seen)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        tokens = sampler(logprobs)
+        drawn = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+        top: tuple[mx.array, mx.array] | None = None
+        if request.logprobs:
+            best = mx.argsort(-logprobs, axis=-1)[:, : request.logprobs]
+            top = (best, mx.take_along_axis(logprobs, best, axis=-1))
+        return _Step(tokens, drawn, top)
+
+    def _told(
+        self, live: list[_Row], step: _Step, request: GenerateRequest, *, last: bool, cached: int
+    ) -> tuple[list[Piece], list[int]]:
+        """The pieces of one step, and which rows go on."""
+        tokens, logprobs = cast("list[int]", step.tokens.tolist()), np.array(step.logprobs)
+        top = None if step.top is None else (step.top[0].tolist(), step.top[1].tolist())
+        pieces: list[Piece] = []
+        staying: list[int] = []
+        for at, (row, token) in enumerate(zip(live, tokens, strict=True)):
+            if not np.isfinite(logprobs[at]):
+                raise NonFiniteOutput(
+                    f"the logits of prompt {row.index} hold NaN or infinity after {len(row.tokens)} tokens. The weights "
+                    "may be damaged, or overflow in this dtype: try dtype='float32'"
+                )
+            row.tokens.append(token)
+            ended = token in self.stops
+            text = "" if ended else row.text.add(token)
+            reason: FinishReason | None = "stop" if ended or row.text.stopped else "length" if last else None
+            told: tuple[TokenLogprob, ...] = ()
+            if request.logprobs is not None:
+                best = () if top is None else tuple(zip(top[0][at], top[1][at], strict=True))
+                told = (TokenLogprob(token, float(logprobs[at]), best),)
+            piece = Piece(text, (token,), row.index, logprobs=told)
+            if reason is None:
+                staying.append(at)
+            else:
+                usage = Usage(len(row.prompt), cached, len(row.tokens))
+                piece = replace(piece, text=text + row.text.finish(), finish_reason=reason, usage=usage)
+            pieces.append(piece)
+        return pieces, staying
+
+
+def _keep(prefixes: PrefixCache, live: list[_Row], staying: list[int], decoding: Decoding) -> None:
+    """Leave what finished rows hold to later calls."""
+    for at in sorted(set(range(len(live))) - set(staying)):
+        row = live[at]
+        decoding.remember(prefixes, at, np.concatenate([row.prompt, np.asarray(row.tokens, np.int32)]))
+
+
+def _dtype(name: str) -> mx.Dtype:
+    return {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}[name]
+

@@ -1,0 +1,128 @@
+"""Prompts through the trunk as planned, into caches from which one token per row can be decoded.
+
+Knows nothing of sampling or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from archport.contract import AdmissionRefused
+from archport.memory import Caches, KVCache, Snapshot, put, put_rows, take
+from archport.planning import Plan
+from archport.running.encode import Encoder
+from archport.running.planned import batch_caches
+from archport.running.prefix_cache import PrefixCache, matching
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """Prompts that were read.
+
+    Args:
+        plan: of the request.
+        caches: of all rows, aligned.
+        hidden: (B, D) float32 of the rows' last tokens.
+        cached: leading tokens of every row that an earlier call had left behind.
+    """
+
+    plan: Plan
+    caches: Caches
+    hidden: mx.array
+    cached: int
+
+
+def prefill(
+    encoder: Encoder, rows: Sequence[np.ndarray], new_tokens: int | None, prefixes: PrefixCache | None
+) -> Prefilled:
+    """Read prompts, from where an earlier call with the same beginning left off.
+
+    Args:
+        new_tokens: tokens to reserve per row; None when unknown.
+        prefixes: what earlier calls left; None keeps and finds nothing.
+
+    Raises:
+        AdmissionRefused: when prompts and tokens to come do not fit.
+    """
+    found = _found(rows, prefixes)
+    first = found.tokens if found is not None else 0
+    plan = _plan(encoder, [len(row) - first for row in rows], first, new_tokens, prefixes)
+    (batch,) = plan.batches
+    caches = batch_caches(encoder.spec, plan, batch)
+    assert caches is not None
+    rest = [row[first:] for row in rows]
+    if _forgets(caches) and len({len(row) for row in rest}) > 1 and (len(batch.steps) > 1 or first):
+        return Prefilled(plan, caches, _row_by_row(encoder, rest, found, caches), first)
+    if found is not None:
+        put(found, caches)
+    hidden = encoder.last_hidden(plan, batch, rest, caches)
+    mx.eval(hidden)
+    caches.align([len(row) for row in rows])
+    if prefixes is not None and prefixes.limit and not _can_be_cut(encoder):
+        # Behind generated tokens this model can't go back to where the prompt ended.
+        longest = max(map(len, rows))
+        for index, row in enumerate(rows):
+            prefixes.add(row, take(caches, index, skip=longest - len(row)))
+    return Prefilled(plan, caches, hidden, first)
+
+
+def _found(rows: Sequence[np.ndarray], prefixes: PrefixCache | None) -> Snapshot | None:
+    """What is remembered of the tokens that all rows begin with."""
+    if prefixes is None or not len(prefixes):
+        return None
+    shortest = min(rows, key=len)
+    shared = min(min(matching(shortest, row) for row in rows), len(shortest) - 1)
+    # One token behind the shared ones is always computed.
+    return prefixes.find(shortest[: shared + 1])
+
+
+def _plan(
+    encoder: Encoder, lengths: Sequence[int], cached: int, new_tokens: int | None, prefixes: PrefixCache | None
+) -> Plan:
+    held = prefixes.limit if prefixes is not None else 0
+    try:
+        return encoder.plan(lengths, cached=cached, new_tokens=new_tokens, mode="generate", resident=held)
+    except AdmissionRefused:
+        if not held or prefixes is None:
+            raise
+        plan = encoder.plan(lengths, cached=cached, new_tokens=new_tokens, mode="generate")
+        # What earlier calls left gives way to this one.
+        prefixes.clear()
+        return plan
+
+
+def _forgets(caches: Caches) -> bool:
+    """Whether some layer drops tokens that its window no longer reaches."""
+    return any(isinstance(state, KVCache) and state.allocation.storage == "ring" for state in caches.layers)
+
+
+def _can_be_cut(encoder: Encoder) -> bool:
+    """Whether what all layers remember of a row holds what they remembered of its beginning."""
+    attention = encoder.spec.attention_layers
+    return len(attention) == len(encoder.spec.layers) and not any(layer.is_windowed for layer in attention)
+
+
+def _row_by_row(
+    encoder: Encoder, rows: Sequence[np.ndarray], found: Snapshot | None, caches: Caches
+) -> mx.array:
+    """Rows of different length through layers that forget: each alone, since their windows move apart."""
+    first = found.tokens if found is not None else 0
+    snapshots: list[Snapshot] = []
+    last: list[mx.array] = []
+    for row in rows:
+        plan = encoder.plan([len(row)], cached=first, new_tokens=0, mode="generate")
+        (batch,) = plan.batches
+        own = batch_caches(encoder.spec, plan, batch)
+        assert own is not None
+        if found is not None:
+            put(found, own)
+        last.append(encoder.last_hidden(plan, batch, [row], own))
+        mx.eval(last[-1])
+        own.align([first + len(row)])
+        snapshots.append(take(own))
+    put_rows(snapshots, caches)
+    return mx.concatenate(last)

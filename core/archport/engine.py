@@ -6,7 +6,7 @@ texts -> tokens -> plan -> hidden rows -> vectors
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from archport.planning import Plan
+    from archport.running.generate import Generation, Piece
     from archport.running.rerank import Ranked
     from archport.running.runtime import Runtime
 
@@ -43,6 +44,7 @@ def load(
     max_context: int | None = None,
     memory_budget: int | str | None = None,
     limits: AttentionLimits | None = None,
+    prefix_cache: int | str | None = None,
     overrides: Sequence[ModuleType] = (),
     plugins: Sequence[Plugin] | None = None,
 ) -> Model:
@@ -56,6 +58,8 @@ def load(
         max_context: longest text in tokens, at most the model's positions. Default: the model's own limit.
         memory_budget: bytes, or "16GB"; default: most of the device, a constant of the machine.
         limits: what one attention call may use; MLX_SDPA_CHUNK_THRESHOLD and MLX_SDPA_CHUNK_SIZE change its chunks.
+        prefix_cache: bytes that `generate` keeps of earlier prompts and texts, for later ones that begin alike; 0 turns
+            it off. Default: a sixteenth of the budget.
         overrides: modules whose hooks answer before the plugin's.
         plugins: who may claim the checkpoint; the installed ones when left out.
 
@@ -77,7 +81,7 @@ def load(
     choice = loading.admit_weights(about, dtype, device, budget)
     trunk = loading.load_trunk(about, choice)
     planner = loading.make_planner(about, trunk, device, budget, max_tokens, limits_from_environment(limits))
-    runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs)
+    runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs, prefix_cache)
     return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)
 
 
@@ -207,6 +211,59 @@ class Model:
         request = RerankRequest(instruction, raw_scores, max_tokens, overflow, share_prefix)
         scorer = self._runtime.scorer()
         return rerank(scorer, query, documents, request, top_k=top_k, return_documents=return_documents)
+
+    def generate(
+        self,
+        prompt: object,
+        *,
+        max_tokens: int | None = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
+        stream: bool = False,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        **template: object,
+    ) -> Generation | list[Generation] | Iterator[Piece]:
+        """Go on from a prompt.
+
+        Args:
+            prompt: a str (taken as it is), a list of message dicts (a chat, by the checkpoint's template), a list of
+                token ids, or a list of those, which run as one batch.
+            max_tokens: tokens per prompt; None: until the text or the context ends.
+            temperature, top_p, top_k, min_p: how tokens are drawn; temperature 0 takes the likeliest.
+            repetition_penalty: above 1 makes what was said before less likely.
+            seed: of the draws, for the same text again.
+            stop: strings that end a text; they are not part of it.
+            logprobs: tell each token's log-probability and so many of the likeliest tokens.
+            stream: return an iterator of pieces; closing it frees what the call holds.
+            tools: descriptions of functions, handed to the chat template.
+            template: whatever else the chat template reads, such as `enable_thinking=False`.
+
+        Returns:
+            `Generation(text, tokens, finish_reason, usage, logprobs)`, a list of them for a list of prompts, or with
+            `stream` an iterator of `Piece(text, tokens, row, finish_reason, usage, logprobs)`.
+
+        Raises:
+            InputError, ContextLengthExceeded, AdmissionRefused: before anything runs.
+            NonFiniteOutput: logits hold NaN or infinity.
+        """
+        from archport.running.generate import GenerateRequest
+        from archport.running.sampling import Sampling
+
+        sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
+        ends = (stop,) if isinstance(stop, str) else tuple(stop)
+        request = GenerateRequest(max_tokens, sampling, ends, logprobs)
+        generator = self._runtime.generator()
+        rows, several = self._runtime.prompts()(prompt, tools=tools, options=template)
+        if stream:
+            return generator.stream(rows, request)
+        texts = generator.run(rows, request)
+        return texts if several else texts[0]
 
     def plan(self, lengths: Sequence[int], *, cached: int | Sequence[int] = 0, new_tokens: int | None = 0) -> Plan:
         """How rows of these lengths would run: batches, chunks, attention paths, bytes. Runs nothing.

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, cast
 
 from archport.attention import Chooser, ProbedRoutes, TableRoutes, builtin_backends
 from archport.checkpoint import (
+    ChatFiles,
     Checkpoint,
     load_dense,
     load_tokenizer,
     load_weights,
+    read_chat,
     read_quantization,
     resolve,
     weight_bytes,
@@ -35,7 +37,7 @@ from archport.contract import (
 )
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models
-from archport.device.sizes import format_bytes
+from archport.device.sizes import format_bytes, parse_bytes
 from archport.planning.dtype import DTypeChoice, LoadDType, choose_dtype
 
 if TYPE_CHECKING:
@@ -200,16 +202,30 @@ def make_runtime(
     choice: DTypeChoice,
     head: Head,
     inputs: TextInputs,
+    prefix_cache: int | str | None,
 ) -> Runtime:
+    from archport.running.chat import ChatTemplate
     from archport.running.encode import Encoder
+    from archport.running.prefix_cache import PrefixCache
     from archport.running.runtime import Runtime
     from archport.running.tokenise import TextTokeniser
 
     stored = head.dense if isinstance(head, EmbeddingHead) else ()
+    files = read_chat(about.checkpoint) if "generate" in about.spec.tasks else ChatFiles({}, {}, frozenset())
     return Runtime(
         about.checkpoint.name,
         TextTokeniser(load_tokenizer(about.checkpoint), inputs, planner.max_context),
         Encoder(trunk, about.spec, planner),
         head,
         tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in stored),
+        chat=ChatTemplate(files.templates, files.special, about.checkpoint.name),
+        stops=files.stops,
+        prefixes=PrefixCache(prefix_cache_bytes(prefix_cache, planner.budget)),
     )
+
+
+def prefix_cache_bytes(asked: int | str | None, budget: int) -> int:
+    """Bytes that the prefix cache may hold: what was asked for, else a sixteenth of the budget and at most 4 GiB."""
+    if asked is None:
+        return min(budget // 16, 4 << 30)
+    return 0 if asked == 0 else parse_bytes(asked)

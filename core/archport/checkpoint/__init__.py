@@ -4,6 +4,7 @@ Knows published file layouts. Knows no architecture: renaming tensors is a modul
 Imports neither mlx nor the hub client nor tokenizers until one of them is needed.
 """
 
+from archport.checkpoint.chat import ChatFiles, read_chat
 from archport.checkpoint.checkpoint import Checkpoint, Source
 from archport.checkpoint.config import normalise_config
 from archport.checkpoint.dense import load_dense
@@ -15,6 +16,7 @@ from archport.checkpoint.tokenizer import load_tokenizer
 from archport.checkpoint.weights import WeightDType, load_weights, weight_bytes
 
 __all__ = [
+    "ChatFiles",
     "Checkpoint",
     "Source",
     "TensorInfo",
@@ -24,6 +26,7 @@ __all__ = [
     "load_weights",
     "near_matches",
     "normalise_config",
+    "read_chat",
     "read_head",
     "read_inputs",
     "read_quantization",

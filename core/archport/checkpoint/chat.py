@@ -57,7 +57,9 @@ def _templates(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str,
     elif isinstance(stored, list):
         for entry in stored:
             if not isinstance(entry, dict) or not isinstance(entry.get("template"), str):
-                raise CheckpointError(f"{checkpoint.folder}: chat_template in tokenizer_config.json holds {entry!r:.80}")
+                raise CheckpointError(
+                    f"{checkpoint.folder}: chat_template in tokenizer_config.json holds {entry!r:.80}"
+                )
             found[str(entry.get("name", "default"))] = entry["template"]
     # Newer repositories keep templates in files of their own, which win.
     if (source := _read(checkpoint.body_path / "chat_template.jinja")) is not None:

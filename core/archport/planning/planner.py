@@ -77,7 +77,7 @@ def plan_request(
         backend: attention backend to use for every layer.
         limits: what one attention call may use.
         chunk: the largest prefill chunk the caller admits.
-        resident: bytes that something else of this process holds, such as a prefix cache; they count against the budget.
+        resident: bytes that something else of this process holds, such as a prefix cache; the budget is less by them.
         tokens_per_batch: padded tokens per batch; the device kind's default when left out.
         images: per row the patches of its pictures, in order; empty when no row has any.
 

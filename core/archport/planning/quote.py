@@ -150,7 +150,7 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
         # The hidden states that are pooled, and those of the batch before while the host takes its rows. On a GPU they
         # are the last stretch's, which holds less than the others.
         hidden = rows * min(chunk, shape.L) * spec.hidden_size * size * (2 if batch.others else 1)
-    return {
+    fixed = {
         "weights": job.weights.total,
         "kv_cached": caches.cached,
         "kv": caches.new,
@@ -164,6 +164,7 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
     }
     if job.resident:
         fixed["resident"] = job.resident
+    return fixed
 
 
 def _margin(job: Job, moving: int, fixed: dict[str, int], width: int) -> int:

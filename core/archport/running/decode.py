@@ -129,6 +129,9 @@ class DecodeContext:
     ) -> tuple[mx.array, mx.array]:
         return rope(q, self._offset), rope(k, self._offset)
 
+    def pause(self, *arrays: mx.array) -> None:
+        """One token per row leaves nothing to be released."""
+
     def state(self, layer: int, *inputs: mx.array) -> StateStep:
         held = self._caches[layer]
         path = self._paths[self._kinds[layer]]
@@ -160,7 +163,7 @@ class DecodeContext:
         """The planned call at the keys there are now, and what hides the columns in front of shorter rows."""
         first = self._written - width
         if max(self._pads) <= first:
-            return replace(path.call, kv_len=width, mask_shape=()), None
+            return replace(path.call, kv_len=width, mask="none", reach=(None, None), mask_shape=()), None
         shown = mx.arange(first, self._written)[None] >= mx.array(self._pads)[:, None]
         mask = shown[:, None, None]
         if path.call.additive:
@@ -186,7 +189,7 @@ def decode_paths(
         width = planned.call.kv_len if layer.reach[0] is None else min(planned.call.kv_len, layer.reach[0] + 1)
         call = AttentionCall.of(
             layer,
-            MaskPolicy("none"),
+            MaskPolicy("dense" if padded else "none"),
             planner.device,
             B=rows,
             q_len=1,
@@ -195,6 +198,7 @@ def decode_paths(
             limits=planned.call.limits,
         )
         if padded:
+            # One row of hidden columns per sequence, handed over: nothing else says that padding lies in front.
             call = replace(call, mask_shape=(rows, 1, 1, width))
         found.append(planned if call == planned.call else planner.choose(call, planner.device))
     return tuple(found)

@@ -161,7 +161,8 @@ class Generator:
         found: list[Generation] = []
         for row, (text, ids, logprobs) in enumerate(zip(texts, tokens, told, strict=True)):
             end = ends[row]
-            assert end.finish_reason is not None and end.usage is not None
+            assert end.finish_reason is not None
+            assert end.usage is not None
             kept = logprobs if request.logprobs is not None else None
             found.append(Generation(text, ids, end.finish_reason, end.usage, kept))
         return found
@@ -176,8 +177,8 @@ class Generator:
         longest, ceiling = max(map(len, rows)), self.encoder.plan.max_context
         if longest >= ceiling:
             raise ContextLengthExceeded(
-                f"prompt {[len(row) for row in rows].index(longest)} has {longest:,} tokens and the context {ceiling:,}, "
-                "which leaves none to generate; shorten it, or raise max_context",
+                f"prompt {[len(row) for row in rows].index(longest)} has {longest:,} tokens and the context "
+                f"{ceiling:,}, which leaves none to generate; shorten it, or raise max_context",
                 requested=longest + 1,
                 ceiling=ceiling,
                 max_tokens_that_fit=ceiling - 1,
@@ -222,9 +223,7 @@ class Generator:
                 ahead = _Step(ahead.tokens[index], ahead.logprobs[index], top)
             step = ahead
 
-    def _draw(
-        self, hidden: mx.array, sampler: Sampler, request: GenerateRequest, seen: list[mx.array] | None
-    ) -> _Step:
+    def _draw(self, hidden: mx.array, sampler: Sampler, request: GenerateRequest, seen: list[mx.array] | None) -> _Step:
         """The next token of hidden states (B, 1, D)."""
         logits = cast(CausalLM, self.encoder.trunk).logits(hidden)[:, -1].astype(mx.float32)
         if seen is not None:
@@ -243,14 +242,14 @@ class Generator:
     ) -> tuple[list[Piece], list[int]]:
         """The pieces of one step, and which rows go on."""
         tokens, logprobs = cast("list[int]", step.tokens.tolist()), np.array(step.logprobs)
-        top = None if step.top is None else (step.top[0].tolist(), step.top[1].tolist())
+        top = None if step.top is None else (np.array(step.top[0]), np.array(step.top[1]))
         pieces: list[Piece] = []
         staying: list[int] = []
         for at, (row, token) in enumerate(zip(live, tokens, strict=True)):
             if not np.isfinite(logprobs[at]):
                 raise NonFiniteOutput(
-                    f"the logits of prompt {row.index} hold NaN or infinity after {len(row.tokens)} tokens. The weights "
-                    "may be damaged, or overflow in this dtype: try dtype='float32'"
+                    f"the logits of prompt {row.index} hold NaN or infinity after {len(row.tokens)} tokens. The "
+                    "weights may be damaged, or overflow in this dtype: try dtype='float32'"
                 )
             row.tokens.append(token)
             ended = token in self.stops
@@ -258,8 +257,8 @@ class Generator:
             reason: FinishReason | None = "stop" if ended or row.text.stopped else "length" if last else None
             told: tuple[TokenLogprob, ...] = ()
             if request.logprobs is not None:
-                best = () if top is None else tuple(zip(top[0][at], top[1][at], strict=True))
-                told = (TokenLogprob(token, float(logprobs[at]), best),)
+                pairs = [] if top is None else zip(top[0][at].tolist(), top[1][at].tolist(), strict=True)
+                told = (TokenLogprob(token, float(logprobs[at]), tuple(pairs)),)
             piece = Piece(text, (token,), row.index, logprobs=told)
             if reason is None:
                 staying.append(at)
@@ -279,4 +278,3 @@ def _keep(prefixes: PrefixCache, live: list[_Row], staying: list[int], decoding:
 
 def _dtype(name: str) -> mx.Dtype:
     return {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}[name]
-

@@ -106,9 +106,7 @@ def _can_be_cut(encoder: Encoder) -> bool:
     return len(attention) == len(encoder.spec.layers) and not any(layer.is_windowed for layer in attention)
 
 
-def _row_by_row(
-    encoder: Encoder, rows: Sequence[np.ndarray], found: Snapshot | None, caches: Caches
-) -> mx.array:
+def _row_by_row(encoder: Encoder, rows: Sequence[np.ndarray], found: Snapshot | None, caches: Caches) -> mx.array:
     """Rows of different length through layers that forget: each alone, since their windows move apart."""
     first = found.tokens if found is not None else 0
     snapshots: list[Snapshot] = []

@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from archport.contract import EmbeddingHead, Head, InputError, YesNoHead
+from archport.running.chat import ChatTemplate
 from archport.running.embed import Embedder
 from archport.running.encode import Encoder
+from archport.running.generate import Generator
 from archport.running.pairs import PairTokeniser
 from archport.running.pool import VectorHead
+from archport.running.prefix_cache import PrefixCache
+from archport.running.prompts import PromptReader
 from archport.running.rerank import Scorer
 from archport.running.tokenise import TextTokeniser
 from archport.running.yes_no import YesNoScorer
@@ -29,6 +33,9 @@ class Runtime:
         encoder: the trunk and its planner.
         head: what its rows become.
         dense: (weight, bias) of each Dense layer of an embedding head.
+        chat: the checkpoint's chat templates.
+        stops: ids after which nothing is generated.
+        prefixes: what calls of `generate` leave behind for later ones.
     """
 
     name: str
@@ -36,6 +43,9 @@ class Runtime:
     encoder: Encoder
     head: Head
     dense: tuple[tuple[mx.array, mx.array | None], ...] = ()
+    chat: ChatTemplate | None = None
+    stops: frozenset[int] = frozenset()
+    prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(0))
     _made: dict[str, Scorer] = field(default_factory=dict[str, Scorer], init=False, repr=False, compare=False)
 
     def embedder(self) -> Embedder:
@@ -46,6 +56,22 @@ class Runtime:
                 "Model.rerank, or load an embedding model"
             )
         return Embedder(self.tokeniser, self.encoder, VectorHead(self.head, self.dense))
+
+    def generator(self) -> Generator:
+        """Prompts to text; raises InputError when the model has no output head for that."""
+        spec = self.encoder.spec
+        if "generate" not in spec.tasks:
+            why = f"a {type(self.head).__name__} ({self.head.source})" if spec.tasks else "no output head"
+            raise InputError(
+                f"{self.name} is for {', '.join(spec.tasks)} ({why}), so it generates no text; load a checkpoint with "
+                "an output head"
+            )
+        return Generator(self.tokeniser.tokenizer, self.encoder, self.stops, self.prefixes)
+
+    def prompts(self) -> PromptReader:
+        """Prompts, messages or ids to ids."""
+        chat = self.chat or ChatTemplate({}, {}, self.name)
+        return PromptReader(self.tokeniser.tokenizer, chat, self.encoder.spec.vocab_size)
 
     def scorer(self) -> Scorer:
         """Pairs to scores; raises InputError when the head makes none."""

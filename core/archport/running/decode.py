@@ -129,7 +129,7 @@ class DecodeContext:
     ) -> tuple[mx.array, mx.array]:
         return rope(q, self._offset), rope(k, self._offset)
 
-    def pause(self, *arrays: mx.array) -> None:
+    def pause(self, x: mx.array) -> None:
         """One token per row leaves nothing to be released."""
 
     def state(self, layer: int, *inputs: mx.array) -> StateStep:

@@ -1,0 +1,51 @@
+"""The form of a gated delta net: which one a machine gets, and what it costs."""
+
+import pytest
+
+from archport.contract import DeltaHeads, RecurrentLayer
+from archport.device.profiles import PROFILES, profile
+from archport.planning.recurrence import choose_form
+
+QWEN = RecurrentLayer.gated_delta(DeltaHeads(16, 32, 128, 128), 4)
+
+
+def form(layer, name, tokens, B=1, dtype="bfloat16"):
+    return choose_form(layer, profile(name), B=B, tokens=tokens, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("tokens", [1, 2, 31, 2048])
+def test_every_machine_gets_one_form_and_a_reason_against_each_other(name, tokens):
+    path = form(QWEN, name, tokens)
+    assert {path.form} | dict(path.against).keys() == {"cuda", "metal", "chunked", "sequential"}
+    assert path.form not in dict(path.against)
+
+
+@pytest.mark.parametrize(("name", "tokens", "expected"), [
+    ("h200", 128, "cuda"), ("h200", 1, "cuda"), ("m2-ultra-128gb", 2048, "metal"), ("cpu", 2048, "chunked"),
+    ("cpu", 1, "sequential"),
+])  # fmt: skip
+def test_kernels_run_on_their_devices_and_plain_operations_elsewhere(name, tokens, expected):
+    assert form(QWEN, name, tokens).form == expected
+
+
+@pytest.mark.parametrize(("heads", "name"), [
+    (DeltaHeads(2, 4, 48, 16), "h200"), (DeltaHeads(2, 4, 288, 16), "h200"), (DeltaHeads(2, 4, 32, 24), "h200"),
+    (DeltaHeads(2, 4, 48, 16), "m2-ultra-128gb"), (DeltaHeads(2, 4, 32, 12), "m2-ultra-128gb"),
+])  # fmt: skip
+def test_heads_that_a_kernel_can_t_take_run_in_plain_operations(heads, name):
+    path = form(RecurrentLayer.gated_delta(heads, 4), name, 100)
+    assert path.form == "chunked"
+    assert "heads of" in dict(path.against)[profile(name).kind]
+
+
+def test_a_recurrence_that_plans_know_nothing_of_is_the_plugin_s_own():
+    path = form(RecurrentLayer(state_bytes=1024), "cpu", 100)
+    assert (path.form, path.price.transient) == ("own", 0)
+
+
+def test_scratch_does_not_grow_with_tokens_beyond_the_answer():
+    short, long = (form(QWEN, "cpu", tokens).price for tokens in (4096, 8192))
+    # Two arrays of the answer's width per token, and nothing else.
+    assert long.transient - short.transient == 2 * 4096 * 32 * 128 * 4
+    assert form(QWEN, "h200", 8192).price.transient == form(QWEN, "h200", 64).price.transient

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-NAMES = ("minilm", "qwen3", "qwen3-families", "qwen2", "bert", "encoders", "quantised")
+NAMES = ("minilm", "qwen3", "qwen3-families", "qwen2", "qwen35", "bert", "encoders", "quantised")
 
 
 def main(names: list[str]) -> None:
@@ -30,6 +30,10 @@ def main(names: list[str]) -> None:
             record()
         elif name == "qwen2":
             from golden_qwen2 import record
+
+            record()
+        elif name == "qwen35":
+            from golden_qwen35 import record
 
             record()
         elif name == "bert":

@@ -28,4 +28,6 @@ class PreNormBlock(nn.Module):
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
         x = x + self[self._mixer](self.input_layernorm(x), ctx)
         ctx.pause(x)
-        return x + self.mlp(self.post_attention_layernorm(x))  # pyright: ignore[reportCallIssue]
+        x = x + self.mlp(self.post_attention_layernorm(x))  # pyright: ignore[reportCallIssue]
+        ctx.pause(x)
+        return x

@@ -21,4 +21,6 @@ class PostNormBlock(nn.Module):
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
         x = self.attention_norm(x + self.attention(x, ctx))  # pyright: ignore[reportCallIssue]
         ctx.pause(x)
-        return self.output_norm(x + self.mlp(x))  # pyright: ignore[reportCallIssue]
+        x = self.output_norm(x + self.mlp(x))  # pyright: ignore[reportCallIssue]
+        ctx.pause(x)
+        return x

@@ -73,8 +73,8 @@ class StepContext:
     ) -> None:
         self._plan, self._batch, self._stretches = plan, batch, stretches
         self._paths, self._caches = step.paths, caches
-        # Whether the block that is running paused between its attention and its MLP.
-        self._paused = True
+        # How often a block paused since its attention: between that and its MLP, and behind it.
+        self._pauses = 2
         starts = mx.array(offsets, dtype=mx.int32)
         self._offset = offsets[0] if len(set(offsets)) == 1 else starts
         self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
@@ -97,8 +97,8 @@ class StepContext:
     def state(self, layer: int, *inputs: mx.array) -> StateStep:
         path = recurrent_path(layer, self._paths[self._plan.layer_kinds[layer]])
         if self._ends_before(layer):
-            self._stretches.start(self._plan, self._batch, *inputs, paused=self._paused)
-        self._paused = False
+            self._stretches.start(self._plan, self._batch, *inputs, paused=self._pauses > 1)
+        self._pauses = 0
         held = None if self._caches is None else self._caches[layer]
         return StateStep(path, held if isinstance(held, RecurrentState) else None)
 
@@ -131,7 +131,7 @@ class StepContext:
         if not isinstance(path, AttentionPath):
             raise ArchportError(f"layer {layer} is declared recurrent but called attend; declare it an AttentionLayer")
         if self._ends_before(layer):
-            self._stretches.start(self._plan, self._batch, q, k, v, paused=self._paused)
+            self._stretches.start(self._plan, self._batch, q, k, v, paused=self._pauses > 1)
         cache = None if self._caches is None else self._caches[layer]
         if isinstance(cache, KVCache):
             view = cache.append(k, v)
@@ -140,13 +140,13 @@ class StepContext:
         out = attend(path, q, k, v, scale=scale, sinks=sinks, zero_padding=False)
         if self._batch.split:
             self._stretches.start(self._plan, self._batch, out)
-            self._paused = False
+            self._pauses = 0
         return out
 
     def pause(self, x: mx.array) -> None:
         if self._batch.split:
             self._stretches.start(self._plan, self._batch, x)
-            self._paused = True
+            self._pauses += 1
 
     def _ends_before(self, layer: int) -> bool:
         """Whether the layers before this one are evaluated apart, as the plan's peak needs."""

@@ -178,8 +178,8 @@ class Model:
 
     def rerank(
         self,
-        query: str,
-        documents: Iterable[str],
+        query: str | Mapping[str, Any],
+        documents: Iterable[Any],
         *,
         instruction: str | None = None,
         top_k: int | None = None,
@@ -192,6 +192,7 @@ class Model:
         """Documents by how well they answer a query, the best first.
 
         Args:
+            query, documents: texts; a model that sees also takes mappings such as {"text": ..., "image": ...}.
             instruction: what counts as an answer; default: the model's own.
             top_k: keep so many; None keeps all.
             return_documents: put each document beside its score.

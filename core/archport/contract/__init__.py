@@ -32,7 +32,17 @@ from archport.contract.errors import (
     WorkBoundExceeded,
 )
 from archport.contract.hookspecs import hookimpl
-from archport.contract.media import Asked, Encode, Measured, Picture, Reader, TowerContext, VisionTrunk, VisualRows
+from archport.contract.media import (
+    Asked,
+    Encode,
+    Measured,
+    PairReader,
+    Picture,
+    Reader,
+    TowerContext,
+    VisionTrunk,
+    VisualRows,
+)
 from archport.contract.memory import KV_STEP, BatchShape, KVAllocation, Limits, kv_capacity
 from archport.contract.model import (
     CausalLM,
@@ -102,6 +112,7 @@ __all__ = [
     "MemoryBudgetExceeded",
     "ModelNotFound",
     "NonFiniteOutput",
+    "PairReader",
     "PairText",
     "PathChooser",
     "Picture",

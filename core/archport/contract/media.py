@@ -116,6 +116,19 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
+class PairReader(Reader, Protocol):
+    """A reader that also renders a query and a document as the one prompt that a yes/no reranker answers."""
+
+    def measure_pair(self, query: object, document: object, encode: Encode, asked: Asked) -> Measured:
+        """Headers only, like `measure`; each side is whatever `measure` takes.
+
+        Args:
+            asked: its prompt is the instruction; None for the model's own.
+        """
+        ...
+
+
 class VisualRows(Protocol):
     """The pictures of one step, as a trunk sees them."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Ranked:
 
     index: int
     score: float
-    document: str | None = None
+    document: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Scorer(Protocol):
         """What a score is unless raw ones are asked for."""
         ...
 
-    def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
+    def scores(self, query: Any, documents: Sequence[Any], request: RerankRequest) -> np.ndarray:
         """Scores (N,) float32 in the order of the documents."""
         ...
 
@@ -75,15 +75,15 @@ def rerank(
         InputError: for arguments that are no texts or numbers, naming them.
         NonFiniteOutput: when a score is NaN or infinity.
     """
-    if not isinstance(query, str):
+    if not isinstance(query, str | Mapping):
         raise InputError(f"query is a {type(query).__name__}; expected a str")
-    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
         raise InputError(f"documents is a {type(documents).__name__}; expected a sequence of str")
     if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
         raise InputError(f"{top_k=}; expected a positive integer, or None for all documents")
     if request.overflow not in get_args(Overflow):
         raise InputError(f"overflow={request.overflow!r}; expected 'error' or 'truncate'")
-    texts: list[str] = list(documents)
+    texts: list[Any] = list(documents)
     if not texts:
         return []
     for index, text in enumerate(texts):

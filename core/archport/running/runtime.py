@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from archport.contract import EmbeddingHead, Head, InputError, YesNoHead
 from archport.running.chat import ChatTemplate
+from archport.contract import EmbeddingHead, Head, InputError, PairReader, YesNoHead
 from archport.running.embed import Embedder
 from archport.running.encode import Encoder
 from archport.running.generate import Generator
@@ -20,6 +20,7 @@ from archport.running.prefix_cache import PrefixCache
 from archport.running.prompts import PromptReader
 from archport.running.rerank import Scorer
 from archport.running.tokenise import TextTokeniser
+from archport.running.visual_rerank import VisualScorer
 from archport.running.yes_no import YesNoScorer
 
 
@@ -80,7 +81,9 @@ class Runtime:
         return self._made["scorer"]
 
     def _scorer(self) -> Scorer:
-        pair = self.tokeniser.inputs.pair
+        reader, pair = self.tokeniser.inputs.reader, self.tokeniser.inputs.pair
+        if isinstance(self.head, YesNoHead) and isinstance(reader, PairReader):
+            return VisualScorer(self.tokeniser, reader, self.encoder, self.head)
         if isinstance(self.head, YesNoHead) and pair is not None:
             tokeniser = PairTokeniser(self.tokeniser.tokenizer, pair, self.encoder.plan.max_context)
             return YesNoScorer(tokeniser, self.encoder, self.head)

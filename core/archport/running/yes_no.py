@@ -61,9 +61,7 @@ class YesNoScorer:
                 plan.batches, lambda batch: self._start(plan, batch, rows, snapshot, stretches)
             ):
                 difference[list(batch.rows)] = np.array(answers)
-        # Both tails are exact: exp never overflows for a negative argument.
-        tail = np.exp(-np.abs(difference))
-        return difference if request.raw else np.where(difference >= 0, 1, tail) / (1 + tail)
+        return difference if request.raw else probabilities(difference)
 
     def _plan(self, rows: Sequence[np.ndarray], share: bool) -> tuple[Plan, int]:
         """The plan of all rows, or of what is behind the tokens that they share, and how many those are."""
@@ -103,3 +101,9 @@ class YesNoScorer:
         hidden = self.encoder.last_hidden(plan, batch, [rows[row][first:] for row in batch.rows], caches, stretches)
         yes, no = cast(CausalLM, self.encoder.trunk).head_rows([self.head.yes, self.head.no]).astype(mx.float32)
         return hidden @ (yes - no)
+
+
+def probabilities(difference: np.ndarray) -> np.ndarray:
+    """Sigmoid of logit differences; both tails are exact, because exp never overflows for a negative argument."""
+    tail = np.exp(-np.abs(difference))
+    return np.where(difference >= 0, 1, tail) / (1 + tail)

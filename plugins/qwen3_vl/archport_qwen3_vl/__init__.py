@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 from archport.contract import (
     ArchSpec,
     AttentionLayer,
+    CheckpointError,
     CheckpointView,
     EmbeddingHead,
     Example,
     Experts,
+    Head,
     TextInputs,
     Trunk,
     VisionTower,
+    YesNoHead,
     hookimpl,
 )
 
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
 DENSE = ("Qwen3VLForConditionalGeneration", "Qwen3VLModel", "Qwen3VLForEmbedding")
 SPARSE = ("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeModel")
 
-# What the published embedder reads at most; the model has far more positions.
+# What the published embedder and reranker read at most; the model has far more positions. The reranker's closing five
+# tokens come on top of its own number.
 EMBEDDING_TOKENS = 8192
+RERANKER_TOKENS = 10240 + 5
 
 
 @hookimpl
@@ -68,7 +73,7 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     )
     return ArchSpec(
         arch="qwen3_vl",
-        tasks=("embed",),
+        tasks=("embed", "rerank", "generate"),
         layers=(layer,) * layers,
         vocab_size=text["vocab_size"],
         hidden_size=text["hidden_size"],
@@ -105,8 +110,17 @@ def is_embedding(checkpoint: CheckpointView) -> bool:
     return "embedding" in checkpoint.name.lower() or (checkpoint.folder / "modules.json").exists()
 
 
+def is_reranker(checkpoint: CheckpointView) -> bool:
+    return "reranker" in checkpoint.name.lower()
+
+
 @hookimpl
-def archport_head(checkpoint: CheckpointView) -> EmbeddingHead | None:
+def archport_head(checkpoint: CheckpointView) -> Head | None:
+    if is_reranker(checkpoint):
+        yes, no = checkpoint.token_id("yes"), checkpoint.token_id("no")
+        if yes is None or no is None:
+            raise CheckpointError(f"{checkpoint.name}: the tokenizer has no token for 'yes' or for 'no'")
+        return YesNoHead(yes, no, source="the Qwen3-VL-Reranker model card")
     if not is_embedding(checkpoint) or (checkpoint.folder / "modules.json").exists():
         return None
     return EmbeddingHead(pooling=("last",), normalize=True, source="the Qwen3-VL-Embedding model card")
@@ -116,7 +130,9 @@ def archport_head(checkpoint: CheckpointView) -> EmbeddingHead | None:
 def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
     from archport_qwen3_vl.reader import Qwen3VLReader
 
-    embeds = is_embedding(checkpoint)
+    ranks = is_reranker(checkpoint)
+    embeds = is_embedding(checkpoint) and not ranks
+    most = EMBEDDING_TOKENS if embeds else RERANKER_TOKENS if ranks else None
     stored = checkpoint.json("config_sentence_transformers.json") or {}
     prompts = stored.get("prompts") or {}
     # A prompt is the instruction, which stands in the system's text.
@@ -125,8 +141,8 @@ def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
         query_prompt="query" if "query" in prompts else None,
         document_prompt="document" if "document" in prompts else None,
         default_prompt=stored.get("default_prompt_name"),
-        max_tokens=min(EMBEDDING_TOKENS, spec.max_positions) if embeds else None,
-        reader=Qwen3VLReader(_settings(checkpoint, embeds=embeds)),
+        max_tokens=min(most, spec.max_positions) if most else None,
+        reader=Qwen3VLReader(_settings(checkpoint, embeds=embeds or ranks)),
     )
 
 

@@ -17,7 +17,7 @@ from archport.media.patches import patch_rows
 from archport.media.resize import smart_resize, smart_resize_video
 from archport.media.video import measure_video, sample_frames
 from archport_qwen3_vl.films import Film, Moment, Still
-from archport_qwen3_vl.templates import Document, Part, conversation, embedding
+from archport_qwen3_vl.templates import Document, Part, conversation, embedding, pair
 
 SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -116,6 +116,9 @@ class Qwen3VLReader:
     def measure(self, item: object, encode: Encode, asked: Asked) -> Measured:
         document = embedding(item, asked) if self.settings.embeds else conversation(item, asked)
         return self.read(document, encode, asked)
+
+    def measure_pair(self, query: object, document: object, encode: Encode, asked: Asked) -> Measured:
+        return self.read(pair(query, document, asked), encode, asked)
 
     def read(self, document: Document, encode: Encode, asked: Asked) -> Measured:
         """The ids of a rendered document, its pictures in their places, and the positions of both."""

@@ -1,4 +1,4 @@
-"""The published formats of Qwen3-VL's embedder, and of conversations. Text and places of pictures; knows no ids.
+"""The published formats of the embedder, the reranker and conversations: text and places of pictures. Knows no ids.
 
 The formats are literal: a template engine would add nothing, and the bytes are what the models were trained on.
 """
@@ -15,6 +15,11 @@ from archport.contract import Asked, InputError
 START, END = "<|im_start|>", "<|im_end|>"
 INSTRUCTION = "Represent the user's input."
 EMPTY = "NULL"
+RERANK_INSTRUCTION = "Given a search query, retrieve relevant candidates that answer the query."
+JUDGE = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the "
+    'answer can only be "yes" or "no".'
+)
 # Where the model begins to answer: what pooling reads is the last token of it.
 CLOSING = f"{END}\n{START}assistant\n"
 ROLES = ("system", "user", "assistant")
@@ -84,6 +89,19 @@ def conversation(item: object, asked: Asked) -> Document:
     fields = _fields(item, asked)
     system = fields.get("instruction") or asked.prompt
     return Document(tuple(_turns(system, contents(fields, asked))))
+
+
+def pair(query: object, document: object, asked: Asked) -> Document:
+    """A query and a document in the reranker's format, whose parts touch without a separator."""
+    given = RERANK_INSTRUCTION if asked.prompt is None else asked.prompt
+    sides: list[list[Part]] = []
+    for name, side in (("query", query), ("document", document)):
+        if _messages(side) is not None:
+            raise InputError(f"{asked.name}: its {name} is a conversation; expected a str or a mapping")
+        sides.append(contents(_fields(side, asked), asked))
+    opening = f"{START}system\n{JUDGE}{END}\n{START}user\n<Instruct>: {given}<Query>:"
+    parts = (Part("text", opening), *sides[0], Part("text", "\n<Document>:"), *sides[1], Part("text", CLOSING))
+    return Document(parts)
 
 
 def instruction(fields: Mapping[str, Any], asked: Asked) -> str:

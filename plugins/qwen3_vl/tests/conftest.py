@@ -16,6 +16,7 @@ import pytest
 
 import archport  # noqa: F401  (before mlx)
 from archport import engine
+from archport.contract import Measured
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 SYSTEM = "Represent the user's input."
@@ -94,13 +95,15 @@ def run() -> Callable[..., tuple[np.ndarray, Any]]:
 
 
 def hidden_of(model: engine.Model, item: object, **planned: Any) -> tuple[np.ndarray, Any]:
-    """Hidden states (L, D) of one input as planned, and what the tower saw of it."""
+    """Hidden states (L, D) of one input, measured or not, as planned, and what the tower saw of it."""
     from archport.running.context import Stretches
     from archport.running.planned import batch_caches, run_steps
+    from archport.running.tokenise import Tokens
     from archport.running.vision import sight_of
 
     encoder, tokeniser, stretches = model._runtime.encoder, model._runtime.tokeniser, Stretches()
-    tokens = tokeniser([item])
+    ready = isinstance(item, Measured)
+    tokens = Tokens((item.ids,), measured=(item,)) if ready else tokeniser([item])
     plan = plan_of(model, tokens, **planned)
     (batch,) = plan.batches
     with sight_of(encoder.trunk, tokeniser.inputs.reader, stretches) as sight:

@@ -1,0 +1,86 @@
+"""Scores of a yes/no reranker whose queries and documents may hold pictures, as its plugin's reader renders them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+import mlx.core as mx
+import numpy as np
+
+from archport.contract import Asked, CausalLM, Measured, PairReader, YesNoHead
+from archport.planning import BatchPlan, Plan
+from archport.running.context import Stretches
+from archport.running.encode import Encoder, run_ahead
+from archport.running.planned import batch_caches
+from archport.running.rerank import RerankRequest, ScoreKind
+from archport.running.tokenise import TextTokeniser, check_vocabulary, token_limit
+from archport.running.verify import verified
+from archport.running.vision import Sight, sight_of
+from archport.running.yes_no import probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class VisualScorer:
+    """The scorer of a `YesNoHead` behind a reader of pairs."""
+
+    tokeniser: TextTokeniser
+    reader: PairReader
+    encoder: Encoder
+    head: YesNoHead
+
+    @property
+    def kind(self) -> ScoreKind:
+        return "probability"
+
+    def scores(self, query: object, documents: Sequence[object], request: RerankRequest) -> np.ndarray:
+        """Probabilities (N,) float32 that the answer is yes; the logit of yes less that of no when raw.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a pair that can't be scored.
+            AdmissionRefused: when the pairs do not fit.
+        """
+        most = self.tokeniser.max_tokens
+        limit = token_limit(request.max_tokens, most, most)
+        measured = tuple(
+            self.reader.measure_pair(
+                query,
+                document,
+                self.tokeniser.encode,
+                Asked(f"document {index}", request.instruction, limit, request.overflow),
+            )
+            for index, document in enumerate(documents)
+        )
+        check_vocabulary([each.ids for each in measured], self.encoder.spec.vocab_size, "document")
+        images = [[picture.patches for picture in each.pictures] for each in measured]
+        plan = self.encoder.plan([len(each.ids) for each in measured], images=images)
+        difference, stretches = np.zeros(len(measured), np.float32), Stretches()
+        with verified(plan), sight_of(self.encoder.trunk, self.reader, stretches) as sight:
+            assert sight is not None
+            for batch, answers in run_ahead(
+                _decoding(plan, measured, sight),
+                lambda batch: self._start(plan, batch, measured, sight, stretches),
+            ):
+                difference[list(batch.rows)] = np.array(answers)
+        return difference if request.raw else probabilities(difference)
+
+    def _start(
+        self, plan: Plan, batch: BatchPlan, measured: Sequence[Measured], sight: Sight, stretches: Stretches
+    ) -> mx.array:
+        """Logit of yes less that of no (B,) of a batch, unevaluated."""
+        visual = sight.look(plan, batch, measured)
+        caches = batch_caches(self.encoder.spec, plan, batch)
+        ids = [measured[row].ids for row in batch.rows]
+        hidden = self.encoder.last_hidden(plan, batch, ids, caches, stretches, visual)
+        yes, no = cast(CausalLM, self.encoder.trunk).head_rows([self.head.yes, self.head.no]).astype(mx.float32)
+        return hidden @ (yes - no)
+
+
+def _decoding(plan: Plan, measured: Sequence[Measured], sight: Sight) -> Iterator[BatchPlan]:
+    """A plan's batches, each with its own and the next one's pictures being decoded."""
+    for batch, following in pairwise([*plan.batches, None]):
+        assert batch is not None
+        sight.ahead([batch, following] if following else [batch], measured)
+        yield batch

@@ -65,6 +65,8 @@ class PairTokeniser:
         instruction = self.text.instruction if instruction is None else instruction
         check_text(query, "the query")
         check_text(instruction, "the instruction")
+        for index, document in enumerate(documents):
+            check_text(document, f"document {index}")
         bodies = self._ids([self.text.fill(instruction, query, document) for document in documents])
         rows: list[np.ndarray] = []
         for index, body in enumerate(bodies):

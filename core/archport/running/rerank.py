@@ -87,11 +87,14 @@ def rerank(
     if not texts:
         return []
     for index, text in enumerate(texts):
-        check_text(text, f"document {index}")
+        # What else than text a document may be is the scorer's to say.
+        if not isinstance(text, Mapping):
+            check_text(text, f"document {index}")
     scores = scorer.scores(query, texts, request)
     # Equal documents score alike, whatever rounding in other batches made of them.
-    first: dict[str, int] = {}
-    scores = scores[[first.setdefault(text, index) for index, text in enumerate(texts)]]
+    first: dict[str | int, int] = {}
+    keys = [text if isinstance(text, str) else index for index, text in enumerate(texts)]
+    scores = scores[[first.setdefault(key, index) for index, key in enumerate(keys)]]
     bad = ~np.isfinite(scores)
     if bad.any():
         raise NonFiniteOutput(

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from archport.running.chat import ChatTemplate
 from archport.contract import EmbeddingHead, Head, InputError, PairReader, YesNoHead
+from archport.running.chat import ChatTemplate
 from archport.running.embed import Embedder
 from archport.running.encode import Encoder
 from archport.running.generate import Generator

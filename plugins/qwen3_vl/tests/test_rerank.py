@@ -25,8 +25,8 @@ DOCUMENTS: list[Any] = [
 ]
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 HEAD = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided."
-    ' Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: '
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: '
 )
 DEFAULT = "Given a search query, retrieve relevant candidates that answer the query."
 END = "<|im_end|>\n<|im_start|>assistant\n"
@@ -102,4 +102,4 @@ def test_a_reranker_makes_no_vectors_and_a_conversation_is_no_document(reranker:
     with pytest.raises(InputError, match="makes no vectors"):
         reranker.embed("a")
     with pytest.raises(InputError, match="its document is a conversation"):
-        reranker.rerank("q", [[{"role": "user", "content": "x"}]])
+        reranker.rerank("q", [{"messages": [{"role": "user", "content": "x"}]}])

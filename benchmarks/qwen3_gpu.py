@@ -1,0 +1,229 @@
+"""Qwen3 on a GPU against mlx-lm and mlx-embeddings: prefill of many shapes, one long text, and decoding.
+
+    python benchmarks/qwen3_gpu.py [--write] [--only prefill|long|decode] [--tiny]
+
+Random weights in the shape of Qwen3-Embedding-0.6B, bfloat16, the same for all. Every figure is the median of five runs
+after one that is not counted, and the contestants take turns, so that a machine that slows down slows all.
+mlx-embeddings takes part where it is installed. `--tiny` runs small shapes, to see that the script works. Exits 1 when
+a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+
+import archport
+from archport import engine
+from archport.contract.plugins import claim, discover
+from archport.layers.mlx_lm import reused
+from archport.running.planned import batch_caches
+from archport.testing.writing import tokenizer
+
+RUNS = 5
+SHAPE: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "intermediate_size": 3072,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "rope_scaling": None,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+}
+SMALL = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "intermediate_size": 256,
+    "vocab_size": 512,
+    "num_attention_heads": 8,
+}
+TABLE = ((1, 16), (1, 512), (32, 128), (32, 512), (8, 2048), (1, 32768))
+LONG = 32768
+PROMPT, FEW, MANY = 128, 16, 272
+# Bars: of mlx-lm's trunk at every shape, of mlx-embeddings on the long text, of mlx-lm's decoding.
+PREFILL_BAR, LONG_BAR, DECODE_BAR = 0.97, 2.9, 1.0
+
+
+def make(folder: Path, config: dict[str, Any]) -> Any:
+    """mlx-lm's model with random weights, and the same as a checkpoint on disk."""
+    arguments = reused("models.qwen3.ModelArgs").from_dict({**config, "rope_scaling": None})
+    model = reused("models.qwen3.Model")(arguments)
+    model.update(tree_map(lambda x: x.astype(mx.bfloat16), model.parameters()))
+    mx.eval(model.parameters())
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "pt"})
+    _, spec = claim(config, discover())
+    tokenizer(spec).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>"})
+    )
+    model.eval()
+    return model
+
+
+def race(contestants: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each, taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for run in range(RUNS + 1):
+        for name, work in contestants.items():
+            mx.synchronize()
+            started = time.perf_counter()
+            work()
+            mx.synchronize()
+            if run:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def ours(model: engine.Model, ids: np.ndarray) -> Callable[[], object]:
+    """The trunk as `embed` runs it, to the last hidden state of every row."""
+    encoder = model._runtime.encoder
+    plan = encoder.plan([ids.shape[1]] * ids.shape[0])
+
+    def work() -> None:
+        for batch in plan.batches:
+            rows = [ids[row] for row in batch.rows]
+            mx.eval(encoder.last_hidden(plan, batch, rows, batch_caches(encoder.spec, plan, batch)))
+
+    return work
+
+
+def prefill(model: engine.Model, theirs: Any, table: Any, lines: list[str], missed: list[str]) -> None:
+    lines += ["", "prefill, tokens/s", f"{'B x L':<12}{'mlx-lm':>12}{'archport':>12}{'ratio':>8}"]
+    above = 0
+    for B, L in table:
+        ids = np.random.default_rng(B * L).integers(0, model.spec.vocab_size, (B, L)).astype(np.int32)
+        fed = mx.array(ids)
+        found = race({"mlx-lm": lambda fed=fed: mx.eval(theirs.model(fed)), "archport": ours(model, ids)})
+        ratio = found["mlx-lm"] / found["archport"]
+        above += ratio > 1
+        rates = [B * L / found[name] for name in ("mlx-lm", "archport")]
+        lines.append(f"{f'{B} x {L}':<12}{rates[0]:>12,.0f}{rates[1]:>12,.0f}{ratio:>8.2f}")
+        if ratio < PREFILL_BAR:
+            missed.append(f"prefill {B} x {L} at {ratio:.2f} of mlx-lm, {PREFILL_BAR} required")
+    lines.append(f"above mlx-lm at {above} of {len(table)} shapes")
+    if above * 2 <= len(table):
+        missed.append("prefill above mlx-lm at most shapes")
+
+
+def long_text(model: engine.Model, folder: Path, length: int, lines: list[str], missed: list[str]) -> None:
+    try:
+        from mlx_embeddings import load  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        lines += ["", "mlx-embeddings is not installed; the long text is not compared"]
+        return
+    (folder / "modules.json").unlink(missing_ok=True)
+    peer, _ = load(str(folder))
+    ids = np.random.default_rng(1).integers(0, model.spec.vocab_size, (1, length)).astype(np.int32)
+    fed, mask = mx.array(ids), mx.ones((1, length), dtype=mx.int32)
+    found = race(
+        {
+            "mlx-embeddings": lambda: mx.eval(peer(fed, attention_mask=mask).text_embeds),
+            "archport": ours(model, ids),
+        }
+    )
+    ratio = found["mlx-embeddings"] / found["archport"]
+    lines += ["", f"one text of {length:,} tokens: mlx-embeddings {metadata.version('mlx-embeddings')}"]
+    lines += [f"  {name:<15}{seconds:.4f} s, {length / seconds:,.0f} tokens/s" for name, seconds in found.items()]
+    lines.append(f"  ratio {ratio:.2f}")
+    if ratio < LONG_BAR:
+        missed.append(f"long text at {ratio:.2f} of mlx-embeddings, {LONG_BAR} required")
+
+
+def decode(model: engine.Model, theirs: Any, few: int, many: int, lines: list[str], missed: list[str]) -> None:
+    """Tokens/s between the `few`-th and the `many`-th token, so that reading the prompts counts for nobody."""
+    step, batched = reused("generate.generate_step"), reused("generate.batch_generate")
+    stub = SimpleNamespace(eos_token_ids=[], decode=lambda *_, **__: "", detokenizer=None)
+    lines += ["", "decoding, tokens/s", f"{'B':<12}{'mlx-lm':>12}{'archport':>12}{'ratio':>8}"]
+    for B, ragged in ((1, False), (32, False), (32, True)):
+        rng = np.random.default_rng(B)
+        lengths = [PROMPT - (3 * row if ragged else 0) for row in range(B)]
+        prompts = [rng.integers(0, model.spec.vocab_size, n).astype(np.int32) for n in lengths]
+
+        def mlx_lm(count: int, B: int = B, prompts: list[np.ndarray] = prompts) -> None:
+            if B == 1:
+                for token, _ in step(mx.array(prompts[0]), theirs, max_tokens=count):
+                    int(token)
+                return
+            batched(
+                theirs, stub, [each.tolist() for each in prompts], max_tokens=count, prefill_batch_size=B,
+                completion_batch_size=B,
+            )  # fmt: skip
+
+        def archport_(count: int, prompts: list[np.ndarray] = prompts) -> None:
+            made = model.generate(prompts, max_tokens=count)
+            assert all(len(each.tokens) == count for each in made)  # pyright: ignore
+
+        found = race(
+            {
+                "mlx-lm few": lambda f=mlx_lm: f(few),
+                "mlx-lm many": lambda f=mlx_lm: f(many),
+                "archport few": lambda f=archport_: f(few),
+                "archport many": lambda f=archport_: f(many),
+            }
+        )
+        rates = [B * (many - few) / (found[f"{name} many"] - found[f"{name} few"]) for name in ("mlx-lm", "archport")]
+        ratio = rates[1] / rates[0]
+        name = f"{B} ragged" if ragged else f"{B}"
+        lines.append(f"{name:<12}{rates[0]:>12,.0f}{rates[1]:>12,.0f}{ratio:>8.2f}")
+        if ratio < DECODE_BAR:
+            missed.append(f"decoding {name} at {ratio:.2f} of mlx-lm, {DECODE_BAR} required")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the output to benchmarks/results too")
+    parser.add_argument("--only", choices=("prefill", "long", "decode"))
+    parser.add_argument("--tiny", action="store_true", help="small shapes, for a look at the script")
+    arguments = parser.parse_args()
+    config = {**SHAPE, **(SMALL if arguments.tiny else {})}
+    missed: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        theirs = make(folder, config)
+        model = engine.load(folder, dtype="checkpoint", prefix_cache=0)
+        lines = [
+            f"archport {archport.__version__}, mlx {model.device.mlx_version}, mlx-lm {metadata.version('mlx-lm')}, "
+            f"python {platform.python_version()}, {model.device.name}",
+            f"{config['num_hidden_layers']} layers of {config['hidden_size']}, bfloat16, medians of {RUNS} in turns",
+        ]
+        if arguments.only in (None, "prefill"):
+            prefill(model, theirs, ((1, 16), (2, 64)) if arguments.tiny else TABLE, lines, missed)
+        if arguments.only in (None, "long"):
+            long_text(model, folder, 256 if arguments.tiny else LONG, lines, missed)
+        if arguments.only in (None, "decode"):
+            decode(model, theirs, 4 if arguments.tiny else FEW, 24 if arguments.tiny else MANY, lines, missed)
+    lines += ["", "all bars met" if not missed else "MISSED: " + "; ".join(missed)]
+    print(*lines, sep="\n")
+    if arguments.write:
+        out = Path(__file__).parent / "results" / f"qwen3_gpu_{model.device.kind}.txt"
+        out.write_text("\n".join(lines) + "\n")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from golden_qwen3 import hidden_rows, save_tokenizer, train_tokenizer
-from recording import HERE, relative_error, write_golden
+from recording import HERE, relative_error, write_golden, write_json
 from tokenizers import Tokenizer
 from transformers import (
+    Qwen2VLImageProcessorPil,
     Qwen3_5Config,
     Qwen3_5ForCausalLM,
     Qwen3_5ForConditionalGeneration,
@@ -51,6 +52,14 @@ EXPERTS = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 40,
+}
+
+PIXELS = {"shortest_edge": 64, "longest_edge": 65536}
+USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+# name -> (images, pieces of text with None where an image stands)
+PICTURES = {
+    "one": ((0,), (USER, None, "What is this?", ASSISTANT)),
+    "two": ((1, 0), (USER, "Compare ", None, " with ", None, ASSISTANT)),
 }
 
 
@@ -154,6 +163,37 @@ def record_one(name: str, model: torch.nn.Module, tokenizer: Tokenizer, seed: in
     print(f"{name}: {len(rows)} rows, {size} KB, gap {min(gaps):.1e}, {moved}")
 
 
+@torch.no_grad()
+def record_pictures(tokenizer: Tokenizer) -> None:
+    """Add to qwen35-wrapper two conversations with images: ids, pixels, positions and hidden states."""
+    folder = HERE / "qwen35-wrapper"
+    model = Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, size=PIXELS, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    write_json(folder / "preprocessor_config.json", {"size": PIXELS, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    config, dice = model.config, np.random.default_rng(59)
+    golden = dict(np.load(folder / "golden.npz"))
+    images = [dice.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((24, 40), (16, 16))]
+    golden |= {f"image_{at}": image for at, image in enumerate(images)}
+    for case, (used, pieces) in PICTURES.items():
+        cut = processor(images=[images[at] for at in used], return_tensors="pt")
+        ids, waiting = [], iter(cut["image_grid_thw"].tolist())
+        for piece in pieces:
+            if piece is None:
+                _, down, across = next(waiting)
+                tokens = [config.image_token_id] * (down * across // 4)
+                ids += [config.vision_start_token_id, *tokens, config.vision_end_token_id]
+            else:
+                ids += tokenizer.encode(piece).ids
+        inputs = torch.tensor([ids])
+        kinds = (inputs == config.image_token_id).int()
+        found = model.model(input_ids=inputs, mm_token_type_ids=kinds, **cut)
+        golden |= {f"pids_{case}": np.asarray(ids, np.int32), f"phidden_{case}": found.last_hidden_state[0].numpy()}
+    np.savez_compressed(folder / "golden.npz", **golden)
+    print(f"qwen35-wrapper: {list(PICTURES)} with images")
+
+
 def record() -> None:
     """Write qwen35-text, qwen35-wrapper, qwen35-moe and qwen3-next."""
     tokenizer = train_tokenizer(append_endoftext=False)
@@ -183,6 +223,7 @@ def record() -> None:
         **tokens,
     )
     record_one("qwen35-wrapper", Qwen3_5ForConditionalGeneration(wrapper).eval(), tokenizer, 53)
+    record_pictures(tokenizer)
     moe = Qwen3_5MoeTextConfig(
         **common, **rope, **EXPERTS, layer_types=LAYERS[:3], num_hidden_layers=3, tie_word_embeddings=True
     )

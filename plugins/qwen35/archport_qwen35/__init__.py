@@ -1,24 +1,28 @@
 """Qwen3.5 and Qwen3-Next: hybrids of gated delta nets and gated attention.
 
-Claims text checkpoints, and the text half of vision checkpoints. Knows the family's configs and layouts; knows nothing
-of masks, states, batches or memory.
+Claims text checkpoints and vision checkpoints. Knows the family's configs and layouts; knows nothing of masks, states,
+batches or memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from archport.contract import (
     ArchSpec,
     AttentionLayer,
+    CheckpointView,
     DeltaHeads,
     Example,
     Experts,
     LayerSpec,
     RecurrentLayer,
     Task,
+    TextInputs,
     Trunk,
+    VisionTower,
     hookimpl,
 )
 
@@ -82,6 +86,21 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
         dtype=text.get("dtype") or config.get("dtype") or "float32",
         tied_head=bool(text.get("tie_word_embeddings", False)),
         experts=experts,
+        vision=_tower(config.get("vision_config")),
+    )
+
+
+def _tower(vision: Mapping[str, Any] | None) -> VisionTower | None:
+    """The tower of a vision checkpoint; its text half alone has none."""
+    if not vision:
+        return None
+    heads = vision["num_heads"]
+    return VisionTower(
+        layers=(AttentionLayer("bidirectional", heads, heads, vision["hidden_size"] // heads),) * vision["depth"],
+        hidden_size=vision["hidden_size"],
+        intermediate_size=vision["intermediate_size"],
+        patch_size=vision["patch_size"],
+        merge_size=vision.get("spatial_merge_size", 2),
     )
 
 
@@ -116,7 +135,17 @@ def layer_types(text: Mapping[str, Any]) -> Sequence[str]:
 def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     from archport_qwen35.model import Qwen35
 
-    return Qwen35(spec, text_config(config))
+    return Qwen35(spec, text_config(config), config.get("vision_config"))
+
+
+@hookimpl
+def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    if spec.vision is None:
+        return None
+    from archport_qwen35.reader import Qwen35Reader, Settings
+
+    settings = Settings.of(checkpoint.config, checkpoint.json("preprocessor_config.json") or {})
+    return replace(checkpoint.stored_inputs(), reader=Qwen35Reader(settings))
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -127,6 +156,7 @@ def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @hookimpl
 def archport_examples() -> Sequence[Example]:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
     text = {
         "model_type": "qwen3_5_text",
         "hidden_size": 64,
@@ -141,7 +171,7 @@ def archport_examples() -> Sequence[Example]:
         "linear_value_head_dim": 16,
         "linear_conv_kernel_dim": 4,
         "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+        "rope_parameters": rope,
         "vocab_size": 199,
         "max_position_embeddings": 512,
         "hidden_act": "silu",
@@ -161,6 +191,28 @@ def archport_examples() -> Sequence[Example]:
                 "dtype": "float32",
             },
             seed=1,
+        ),
+        Example(
+            "with its vision tower",
+            {
+                "architectures": ["Qwen3_5ForConditionalGeneration"],
+                "model_type": "qwen3_5",
+                "text_config": {**text, "rope_parameters": {**rope, "mrope_section": [2, 1, 1]}},
+                "vision_config": {
+                    "depth": 2,
+                    "hidden_size": 32,
+                    "intermediate_size": 48,
+                    "num_heads": 2,
+                    "patch_size": 4,
+                    "out_hidden_size": 64,
+                    "num_position_embeddings": 49,
+                },
+                "image_token_id": 193,
+                "vision_start_token_id": 195,
+                "vision_end_token_id": 196,
+                "tie_word_embeddings": True,
+            },
+            seed=4,
         ),
         Example("qwen3-next, head_dim 256", {**following, "head_dim": 256}, seed=2),
         Example(

@@ -8,27 +8,42 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, AttentionLayer, LayerContext, LayerSpec
+from archport.contract import ArchSpec, AttentionLayer, CheckpointError, LayerContext, LayerSpec, TowerContext
 from archport.layers import Attention, GatedDeltaNet, GatedMLP, PreNormBlock, Rotary, SparseMLP, head_rows
 from archport.layers.activations import activation
+from archport.layers.sections import SectionedRotary
+from archport.layers.vision import PatchMergingTower, TowerShape
 from archport_qwen35.weights import renamed
+
+# What the published family deals out to time, rows and columns.
+SECTIONS = (11, 11, 10)
 
 
 class Qwen35(nn.Module):
     """Parameter names as text checkpoints have them: `model.embed_tokens`, `model.layers.N...`, `lm_head`."""
 
-    def __init__(self, spec: ArchSpec, text: Mapping[str, Any]) -> None:
+    def __init__(self, spec: ArchSpec, text: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self._spec = spec
         self.model = Decoder(spec, text)
+        if vision:
+            self.visual = PatchMergingTower(tower_shape(vision, spec.hidden_size))
         if not spec.tied_head and "generate" in spec.tasks:
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
         return self.model(input_ids, ctx)
 
+    def see(self, patches: mx.array, ctx: TowerContext) -> list[mx.array]:
+        if "visual" not in self:
+            raise CheckpointError("this checkpoint has no vision tower, although its config describes one: text only")
+        return self.visual(patches, ctx)
+
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         found = renamed(weights, self._spec)
+        if "visual" in self and not any(name.startswith("visual.") for name in found):
+            # A conversion of the text half alone, whose config still describes the tower.
+            del self.visual
         return found if "lm_head" in self else {name: found[name] for name in found if not name.startswith("lm_head.")}
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -46,24 +61,26 @@ class Decoder(nn.Module):
     def __init__(self, spec: ArchSpec, text: Mapping[str, Any]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = [_block(spec, text, index, layer) for index, layer in enumerate(spec.layers)]
+        rotary = _rotary(spec, text)
+        self.layers = [_block(spec, text, index, layer, rotary) for index, layer in enumerate(spec.layers)]
         self.norm = nn.RMSNorm(spec.hidden_size, eps=text["rms_norm_eps"])
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
         x = self.embed_tokens(input_ids)
+        if ctx.visual is not None:
+            x = ctx.visual.replace(x)
         for layer in self.layers:
             x = layer(x, ctx)
         return self.norm(x)
 
 
-def _block(spec: ArchSpec, text: Mapping[str, Any], index: int, layer: LayerSpec) -> PreNormBlock:
+def _block(spec: ArchSpec, text: Mapping[str, Any], index: int, layer: LayerSpec, rotary: Rotary) -> PreNormBlock:
     eps, width = text["rms_norm_eps"], spec.hidden_size
     mlp = _mlp(spec, text, index)
     if not isinstance(layer, AttentionLayer):
         assert layer.heads is not None
         net = GatedDeltaNet(index, layer.heads, width, conv_taps=layer.conv_taps, eps=eps)
         return PreNormBlock(net, mlp, width, eps, mixer="linear_attn")
-    dims = int(layer.head_dim * text.get("partial_rotary_factor", 0.25))
     bias = bool(text.get("attention_bias", False))
     attention = Attention(
         index,
@@ -72,9 +89,36 @@ def _block(spec: ArchSpec, text: Mapping[str, Any], index: int, layer: LayerSpec
         bias=bias,
         output_bias=bias,
         qk_norm_eps=eps,
-        rotary=Rotary(dims, text["rope_theta"], text.get("rope_scaling")),
+        rotary=rotary,
     )
     return PreNormBlock(attention, mlp, width, eps)
+
+
+def _rotary(spec: ArchSpec, text: Mapping[str, Any]) -> Rotary:
+    """One for all layers, so that angles on several axes are computed once per step; text alone has one axis."""
+    scaling = text.get("rope_scaling") or {}
+    dims = int(spec.attention_layers[0].head_dim * text.get("partial_rotary_factor", 0.25))
+    if spec.vision is None:
+        return Rotary(dims, text["rope_theta"], scaling)
+    return SectionedRotary(dims, text["rope_theta"], scaling, scaling.get("mrope_section") or SECTIONS)
+
+
+def tower_shape(vision: Mapping[str, Any], width: int) -> TowerShape:
+    """The tower that a vision config describes."""
+    return TowerShape(
+        hidden=vision["hidden_size"],
+        inner=vision["intermediate_size"],
+        heads=vision["num_heads"],
+        depth=vision["depth"],
+        out=vision.get("out_hidden_size", width),
+        channels=vision.get("in_channels", 3),
+        patch=vision["patch_size"],
+        temporal=vision.get("temporal_patch_size", 2),
+        merge=vision.get("spatial_merge_size", 2),
+        table=round(vision.get("num_position_embeddings", 2304) ** 0.5),
+        act=vision.get("hidden_act", "gelu_pytorch_tanh"),
+        theta=vision.get("rope_theta", 10000.0),
+    )
 
 
 def _mlp(spec: ArchSpec, text: Mapping[str, Any], index: int) -> nn.Module:

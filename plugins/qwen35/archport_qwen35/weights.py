@@ -16,6 +16,7 @@ PREFIXES = (
     ("language_model.lm_head.", "lm_head."),
 )
 VISION = ("model.visual.", "visual.", "vision_tower.")
+PATCH = "visual.patch_embed.proj.weight"
 # These are stored as w for a scale of 1 + w, where a checkpoint is not converted.
 ZERO_CENTRED = (
     ".input_layernorm.weight",
@@ -27,10 +28,15 @@ ZERO_CENTRED = (
 
 
 def renamed(weights: Mapping[str, mx.array], spec: ArchSpec) -> dict[str, mx.array]:
-    """A checkpoint's language model under the trunk's names; the vision tower and the drafting head are dropped."""
+    """A checkpoint's tensors under the trunk's names, without the drafting head, and a tower that nothing declares."""
     found: dict[str, mx.array] = {}
     for name, value in weights.items():
-        if name.startswith(VISION) or name.startswith("mtp.") or ".mtp." in name:
+        if name.startswith("mtp.") or ".mtp." in name:
+            continue
+        if name.startswith(VISION):
+            if spec.vision is not None:
+                name = "visual." + name.split("visual." if "visual." in name else "vision_tower.", 1)[1]
+                found[name] = _patch_matrix(value) if name == PATCH else value
             continue
         for before, after in PREFIXES:
             if name.startswith(before):
@@ -65,6 +71,16 @@ def _part_experts(weights: dict[str, mx.array], path: str) -> None:
         weights |= {f"{path}.switch_mlp.gate_proj.weight": gate, f"{path}.switch_mlp.up_proj.weight": up}
     if down is not None:
         weights[f"{path}.switch_mlp.down_proj.weight"] = down
+
+
+def _patch_matrix(weight: mx.array) -> mx.array:
+    """A convolution's weight, channels first or last, as a matrix over (channel, frame, row, column)."""
+    if weight.ndim == 5:
+        # Square patches: where rows and columns stand last, channels stand first.
+        if weight.shape[3] != weight.shape[4]:
+            weight = weight.transpose(0, 4, 1, 2, 3)
+        weight = weight.reshape(weight.shape[0], -1)
+    return weight
 
 
 def _part_projections(weights: dict[str, mx.array], path: str, heads: DeltaHeads) -> None:

@@ -61,11 +61,14 @@ def copied(tmp_path, name, config=lambda c: c, weights=lambda w: w):
     return folder
 
 
-def converted(weights, prefix="language_model."):
-    """As mlx-community stores the text half: another prefix, taps inside, norms that hold their scale."""
+def converted(weights, prefix="language_model.", tower=True):
+    """As mlx-community stores it: other prefixes, taps and channels inside, norms that hold their scale."""
     found = {}
     for name, value in weights.items():
         if name.startswith("model.visual."):
+            if tower:
+                value = value.transpose(0, 2, 3, 4, 1) if value.ndim == 5 else value
+                found[name.replace("model.visual.", "vision_tower.")] = value
             continue
         name = prefix + name.replace("model.language_model.", "model.")
         value = value.astype(mx.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from archport.device.facts import this_device
 from archport.device.sizes import parse_bytes
 from archport.loading import Description, describe
 from archport.planning.dtype import DTypeChoice
+from archport.running.answers import EncoderAnswers
 from archport.running.precision import Precision, check_precision, quantise
 from archport.running.tokenise import Overflow
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from archport.running.runtime import Runtime
 
 __all__ = ["Model", "describe", "load"]
+
+Output = Literal["vectors", "tokens"]
 
 
 def load(
@@ -85,7 +88,7 @@ def load(
     return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)
 
 
-class Model:
+class Model(EncoderAnswers):
     """A loaded model. Made by `load`.
 
     Attributes:
@@ -128,6 +131,7 @@ class Model:
         max_tokens: int | None = None,
         overflow: Overflow = "error",
         precision: Precision = "float32",
+        output: Output = "vectors",
         progress: bool = False,
     ) -> np.ndarray:
         """One vector per text, in the order of the texts.
@@ -142,10 +146,12 @@ class Model:
             overflow: `error` refuses a text over the limit, naming it; `truncate` cuts it, keeping the final special
                 tokens.
             precision: `float32`, or `int8`, `uint8` (calibrated over this call), `binary`, `ubinary` (packed signs).
+            output: `vectors`, or `tokens` for one per token that counts in late interaction.
             progress: show a progress bar on standard error.
 
         Returns:
-            (N, D) float32, or as `precision` says. A single string gives (1, D).
+            (N, D) float32, or as `precision` says. A single string gives (1, D). With `tokens` an object array (N,)
+            of arrays (tokens, D) float32.
 
         Raises:
             InputError, ContextLengthExceeded, NonFiniteOutput: naming the text's index.
@@ -154,8 +160,16 @@ class Model:
         from archport.running.progress import track
 
         check_precision(precision)
-        _check_dimensions(dimensions, self.dimensions)
+        if output not in get_args(Output):
+            raise InputError(f"{output=}; expected one of {', '.join(get_args(Output))}")
+        if output == "tokens":
+            from archport.running.tokens import embed_tokens
+
+            packed = None if precision == "float32" else precision
+            fixed = {"dimensions": dimensions, "normalize": normalize, "precision": packed}
+            return embed_tokens(self._runtime.tokens(), texts, prompt, prompt_name, max_tokens, overflow, fixed)
         embedder = self._runtime.embedder()
+        _check_dimensions(dimensions, self.dimensions)
         request = EmbedRequest(
             embedder.tokeniser.prompt(prompt, prompt_name), dimensions, normalize, max_tokens, overflow
         )

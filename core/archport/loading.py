@@ -16,6 +16,7 @@ from archport.checkpoint import (
     load_dense,
     load_tokenizer,
     load_weights,
+    mask_token,
     read_chat,
     read_quantization,
     resolve,
@@ -25,6 +26,7 @@ from archport.checkpoint import defaults as checkpoint_defaults
 from archport.contract import (
     ArchSpec,
     AttentionLimits,
+    ClassificationHead,
     ContextLengthExceeded,
     DeviceFacts,
     EmbeddingHead,
@@ -32,6 +34,7 @@ from archport.contract import (
     InputError,
     MemoryBudgetExceeded,
     TextInputs,
+    TokenHead,
     Trunk,
     YesNoHead,
 )
@@ -100,11 +103,16 @@ def _speakers(plugin: Plugin, overrides: Sequence[ModuleType]) -> list[Speaker]:
 
 def narrowed(about: Description, head: Head) -> Description:
     """The description with the tasks that the checkpoint's head leaves of those its architecture could do."""
+    others: tuple[str, ...]
     if isinstance(head, YesNoHead):
-        left = [task for task in about.spec.tasks if task not in ("embed", "classify", "fill_mask")]
+        others = ("embed", "classify", "fill_mask")
+    elif isinstance(head, ClassificationHead):
+        others = ("embed", "generate", "fill_mask", *(("rerank",) if len(head.labels) > 2 else ()))
+    elif isinstance(head, TokenHead):
+        others = ("generate", "classify", "fill_mask")
     else:
         others = ("rerank",) if not head.stated else ("rerank", "generate", "fill_mask", "classify")
-        left = [task for task in about.spec.tasks if task not in others]
+    left = [task for task in about.spec.tasks if task not in others]
     # A head that serves none of the declared tasks is the plugin's own contradiction; it surfaces where it is used.
     return replace(about, spec=replace(about.spec, tasks=tuple(left) or about.spec.tasks))
 
@@ -210,8 +218,8 @@ def make_runtime(
     from archport.running.runtime import Runtime
     from archport.running.tokenise import TextTokeniser
 
-    stored = head.dense if isinstance(head, EmbeddingHead) else ()
     files = read_chat(about.checkpoint) if "generate" in about.spec.tasks else ChatFiles({}, {}, frozenset())
+    stored = head.dense if isinstance(head, EmbeddingHead | TokenHead) else ()
     return Runtime(
         about.checkpoint.name,
         TextTokeniser(load_tokenizer(about.checkpoint), inputs, planner.max_context),
@@ -221,6 +229,7 @@ def make_runtime(
         chat=ChatTemplate(files.templates, files.special, about.checkpoint.name),
         stops=files.stops,
         prefixes=PrefixCache(prefix_cache_bytes(prefix_cache, planner.budget)),
+        mask=mask_token(about.checkpoint) if "fill_mask" in about.spec.tasks else None,
     )
 
 

@@ -54,7 +54,7 @@ def make_tokenizer(specials: Sequence[str], unknown: str, single: str, pair: str
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, limit: int, names: dict[str, str]) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, limit: int, names: dict[str, Any]) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)

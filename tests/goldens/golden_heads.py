@@ -42,7 +42,9 @@ BERT_SHAPE: dict[str, Any] = {
     "pad_token_id": 0,
     "torch_dtype": "float32",
 }
-BERT_NAMES = {f"{token[1:-1].lower()}_token": token for token in BERT_SPECIALS}
+BERT_NAMES: dict[str, Any] = {f"{token[1:-1].lower()}_token": token for token in BERT_SPECIALS}
+# As the tokenizers of BERT have it by their class.
+TYPED = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
 XLMR_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
 XLMR_NAMES |= {"cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>"}
 
@@ -52,7 +54,7 @@ def texts_and_pairs() -> tuple[list[str], list[tuple[str, str]]]:
     corpus = read_corpus()
     texts = [corpus[3][:40], corpus[5][:130], "a", corpus[8][:70], "a cat sat on the mat."]
     query = corpus[12][:30]
-    return texts, [(query, text) for text in texts] + [(corpus[9][:60], "")]
+    return texts, [(query, text) for text in texts] + [(corpus[9][:60], "b")]
 
 
 @torch.no_grad()
@@ -85,7 +87,7 @@ def record_bert() -> None:
     """Write bert-classify: three named labels, `bert.pooler`, segments of pairs."""
     folder = begin("bert-classify")
     tokenizer = make_tokenizer(BERT_SPECIALS, "[UNK]", "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
-    save(tokenizer, folder, 256, BERT_NAMES)
+    save(tokenizer, folder, 256, BERT_NAMES | TYPED)
     labels = {"0": "contradiction", "1": "entailment", "2": "neutral"}
     raw = {"architectures": ["BertForSequenceClassification"], **BERT_SHAPE, "id2label": labels}
     raw["label2id"] = {name: int(key) for key, name in labels.items()}

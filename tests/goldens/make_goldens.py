@@ -44,9 +44,11 @@ def main(names: list[str]) -> None:
         elif name == "encoders":
             import golden_bidirectional_decoders
             import golden_encoders
+            import golden_heads
 
             golden_encoders.record()
             golden_bidirectional_decoders.record()
+            golden_heads.record()
         elif name == "quantised":
             from golden_quantised import record
 

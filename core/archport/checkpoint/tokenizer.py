@@ -126,3 +126,14 @@ def _converted(folder: Path) -> Tokenizer:
             f"({type(error).__name__}: {error}). Save a fast tokenizer into the folder: "
             "transformers.AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
         ) from error
+
+
+def mask_token(checkpoint: Checkpoint) -> int | None:
+    """The vocabulary id of the token that stands for a masked word, None when the files name none."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        folder = f"{checkpoint.body}/" if checkpoint.body else ""
+        stated = (checkpoint.json(f"{folder}{name}") or {}).get("mask_token")
+        token = stated.get("content") if isinstance(stated, dict) else stated
+        if isinstance(token, str):
+            return checkpoint.token_id(token)
+    return next((found for name in ("[MASK]", "<mask>") if (found := checkpoint.token_id(name)) is not None), None)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from archport.cli.embed import DEFAULT_MODEL
-from archport.contract import AttentionLayer, EmbeddingHead, Head, LayerSpec, YesNoHead
+from archport.contract import AttentionLayer, ClassificationHead, EmbeddingHead, Head, LayerSpec, TokenHead, YesNoHead
 
 
 def info(
@@ -64,6 +64,12 @@ def _pipeline(head: Head) -> str:
     """What rows become, in words."""
     if isinstance(head, YesNoHead):
         return f"sigmoid(logit of token {head.yes} - logit of token {head.no}), last position"
+    if isinstance(head, ClassificationHead):
+        named = ", ".join(head.labels[:8]) + (", ..." if len(head.labels) > 8 else "")
+        return f"pool {head.pooling}, scores of {len(head.labels)} labels ({named}), {head.activation}"
+    if isinstance(head, TokenHead):
+        each = [f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}" for dense in head.dense]
+        return ", ".join(["one vector per token", *each, *(["unit length"] if head.normalize else [])])
     steps = [f"pool {' + '.join(head.pooling)}" + ("" if head.include_prompt else " without the prompt")]
     steps += [f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}" for dense in head.dense]
     return ", ".join(steps + (["unit length"] if head.normalize else []))

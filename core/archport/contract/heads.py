@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from archport.contract.errors import SpecError
-from archport.contract.model import Dense, PoolingMode, Trunk
+from archport.contract.model import Dense, EmbeddingHead, PoolingMode, Trunk, YesNoHead
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -119,3 +119,6 @@ class TokenHead:
     query_tokens: int | None = None
     document_tokens: int | None = None
     source: str = "default"
+
+
+Head = EmbeddingHead | YesNoHead | ClassificationHead | TokenHead

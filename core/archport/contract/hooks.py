@@ -18,8 +18,9 @@ from archport.contract import hookspecs
 from archport.contract.attention import AttentionCall, Backend, MaskPolicy
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import ArchportError, PluginError
+from archport.contract.heads import Head
 from archport.contract.memory import BatchShape, KVAllocation, Limits
-from archport.contract.model import CheckpointView, Example, Head, TextInputs, Trunk
+from archport.contract.model import CheckpointView, Example, TextInputs, Trunk
 from archport.contract.spec import ArchSpec, AttentionLayer, LayerSpec
 
 T = TypeVar("T")
@@ -96,6 +97,8 @@ class Hooks:
         parts = ["__call__", "sanitize", "parameters"]
         if {"generate", "rerank"} & set(spec.tasks) and spec.semantics == "causal":
             parts += ["logits", "head_rows"]
+        parts += ["logits"] if "fill_mask" in spec.tasks else []
+        parts += ["scores"] if "classify" in spec.tasks else []
         missing = [part for part in parts if not hasattr(module, part)]
         if missing:
             raise _wrong(

@@ -176,9 +176,6 @@ class YesNoHead:
             raise SpecError(f"yes/no head: yes={self.yes}, no={self.no}; expected two different vocabulary ids")
 
 
-Head = EmbeddingHead | YesNoHead
-
-
 @dataclass(frozen=True, slots=True)
 class PairText:
     """The text around a query and a document. The three parts are tokenised apart, without special tokens.

@@ -38,9 +38,7 @@ class VectorHead:
 
     def project(self, pooled: mx.array) -> mx.array:
         """Pooled rows (B, D x modes) through the Dense layers, float32."""
-        for dense, (weight, bias) in zip(self.head.dense, self.weights, strict=True):
-            pooled = _dense(pooled, dense, weight, bias)
-        return pooled
+        return project(pooled, self.head.dense, self.weights)
 
     def finish(self, rows: mx.array, *, dimensions: int | None, normalize: bool | None) -> mx.array:
         """Cut to the leading dimensions and scale to unit length.
@@ -60,8 +58,15 @@ class VectorHead:
         return unit_length(rows) if normalize else rows
 
 
+def project(rows: mx.array, layers: Sequence[Dense], weights: Sequence[tuple[mx.array, mx.array | None]]) -> mx.array:
+    """Rows (..., D) float32 through Dense layers of these weights and biases."""
+    for dense, (weight, bias) in zip(layers, weights, strict=True):
+        rows = _dense(rows, dense, weight, bias)
+    return rows
+
+
 def unit_length(rows: mx.array) -> mx.array:
-    """Rows (B, D) scaled to L2 norm 1; a zero row stays zero."""
+    """Rows (..., D) scaled to L2 norm 1; a zero row stays zero."""
     return rows / mx.maximum(mx.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
 
 

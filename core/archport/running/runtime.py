@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from archport.contract import EmbeddingHead, Head, InputError, PairReader, YesNoHead
+from archport.contract import ClassificationHead, EmbeddingHead, Head, InputError, PairReader, TokenHead, YesNoHead
 from archport.running.chat import ChatTemplate
+from archport.running.classify import LabelScorer
 from archport.running.embed import Embedder
 from archport.running.encode import Encoder
+from archport.running.fill_mask import MaskFiller
 from archport.running.generate import Generator
+from archport.running.joined import JoinedTokeniser
 from archport.running.pairs import PairTokeniser
 from archport.running.pool import VectorHead
 from archport.running.prefix_cache import PrefixCache
 from archport.running.prompts import PromptReader
 from archport.running.rerank import Scorer
 from archport.running.tokenise import TextTokeniser
+from archport.running.tokens import TokenEmbedder
 from archport.running.visual_rerank import VisualScorer
 from archport.running.yes_no import YesNoScorer
 
@@ -33,10 +37,11 @@ class Runtime:
         tokeniser: texts to ids.
         encoder: the trunk and its planner.
         head: what its rows become.
-        dense: (weight, bias) of each Dense layer of an embedding head.
+        dense: (weight, bias) of each Dense layer of an embedding or token head.
         chat: the checkpoint's chat templates.
         stops: ids after which nothing is generated.
         prefixes: what calls of `generate` leave behind for later ones.
+        mask: vocabulary id of the mask token, of a masked language model.
     """
 
     name: str
@@ -47,14 +52,20 @@ class Runtime:
     chat: ChatTemplate | None = None
     stops: frozenset[int] = frozenset()
     prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(0))
+    mask: int | None = None
     _made: dict[str, Scorer] = field(default_factory=dict[str, Scorer], init=False, repr=False, compare=False)
 
     def embedder(self) -> Embedder:
         """Texts to vectors; raises InputError when the head makes none."""
         if not isinstance(self.head, EmbeddingHead):
+            uses = {
+                YesNoHead: "Model.rerank",
+                ClassificationHead: "Model.classify",
+                TokenHead: "embed(output='tokens')",
+            }
             raise InputError(
-                f"{self.name} has a {type(self.head).__name__} ({self.head.source}), which makes no vectors; use "
-                "Model.rerank, or load an embedding model"
+                f"{self.name} has a {type(self.head).__name__} ({self.head.source}), which makes no vectors of texts; "
+                f"use {uses[type(self.head)]}, or load an embedding model"
             )
         return Embedder(self.tokeniser, self.encoder, VectorHead(self.head, self.dense))
 
@@ -87,7 +98,44 @@ class Runtime:
         if isinstance(self.head, YesNoHead) and pair is not None:
             tokeniser = PairTokeniser(self.tokeniser.tokenizer, pair, self.encoder.plan.max_context)
             return YesNoScorer(tokeniser, self.encoder, self.head)
+        if isinstance(self.head, ClassificationHead):
+            return self.labels()
+        if isinstance(self.head, TokenHead):
+            return self.tokens()
         raise InputError(
             f"{self.name} has a {type(self.head).__name__} ({self.head.source}), which scores no pairs; load a "
             "reranker, or compare vectors with Model.similarity"
         )
+
+    def labels(self) -> LabelScorer:
+        """Texts and pairs to scores of labels; raises InputError when the head has none."""
+        if not isinstance(self.head, ClassificationHead):
+            raise InputError(
+                f"{self.name} has a {type(self.head).__name__} ({self.head.source}), which knows no labels; load a "
+                "checkpoint for sequence classification"
+            )
+        texts, limit = self.tokeniser, self.tokeniser.max_tokens
+        joined = JoinedTokeniser(texts.tokenizer, limit, texts.inputs.lowercase)
+        pair = texts.inputs.pair
+        templated = None if pair is None else PairTokeniser(texts.tokenizer, pair, self.encoder.plan.max_context)
+        return LabelScorer(joined, self.encoder, self.head, templated)
+
+    def tokens(self) -> TokenEmbedder:
+        """Texts to a vector per token: of a token head as it says, of an embedding head the hidden states."""
+        head = TokenHead(normalize=False) if isinstance(self.head, EmbeddingHead) else self.head
+        if not isinstance(head, TokenHead):
+            raise InputError(
+                f"{self.name} has a {type(self.head).__name__} ({self.head.source}), which makes no vectors; load an "
+                "embedding or late-interaction model"
+            )
+        dense = self.dense if isinstance(self.head, TokenHead) else ()
+        return TokenEmbedder(self.tokeniser, self.encoder, head, dense)
+
+    def filler(self) -> MaskFiller:
+        """Texts with masked words to candidates; raises InputError for a model without such a head."""
+        if "fill_mask" not in self.encoder.spec.tasks or self.mask is None:
+            raise InputError(
+                f"{self.name} fills no masks: it is for {', '.join(self.encoder.spec.tasks)}, and its mask token is "
+                f"{self.mask}; load a masked language model"
+            )
+        return MaskFiller(self.tokeniser, self.encoder, self.mask)

@@ -18,7 +18,16 @@ import numpy as np
 
 from archport import engine
 from archport.checkpoint import defaults, normalise_config
-from archport.contract import ArchSpec, AttentionLayer, Example, LayerContext, SpecError, Trunk
+from archport.contract import (
+    ArchSpec,
+    AttentionLayer,
+    ClassificationHead,
+    EmbeddingHead,
+    Example,
+    LayerContext,
+    SpecError,
+    Trunk,
+)
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin
 
@@ -166,6 +175,19 @@ class Tiny:
         """The hooks of this one model: core defaults and the plugin."""
         plugin = self.subject.plugin
         return Hooks([Speaker("core defaults", defaults), Speaker(plugin.label, self.subject.module)])
+
+    def answers(self, texts: str | Sequence[str], model: engine.Model | None = None, **options: Any) -> np.ndarray:
+        """What the example's head makes of texts, a row each: vectors, or raw scores of labels."""
+        model = model or self.model
+        if isinstance(model.head, ClassificationHead):
+            found = model.classify(texts, raw_scores=True, **options)
+            return np.array([list(each.scores.values()) for each in found])
+        return model.embed(texts, **options)
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the example's head makes vectors of texts."""
+        return isinstance(self.model.head, EmbeddingHead)
 
     @property
     def trunk(self) -> Trunk:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from archport.contract import ArchSpec, CheckpointView, EmbeddingHead, Example, TextInputs, Trunk, hookimpl
+from archport.contract import ArchSpec, CheckpointView, Example, Head, TextInputs, Trunk, hookimpl
 from archport_bidirectional.families import bert, decoders, gemma, modernbert, roberta
 
 FAMILIES: tuple[ModuleType, ...] = (bert, roberta, modernbert, gemma, decoders)
@@ -39,7 +39,7 @@ def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 @hookimpl
-def archport_head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
+def archport_head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     return _family(spec).head(spec, checkpoint)
 
 

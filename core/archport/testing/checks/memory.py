@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from archport.contract import EmbeddingHead
 from archport.planning import Plan
 from archport.testing.check import check, fail
 from archport.testing.subject import Tiny
@@ -45,14 +46,18 @@ def _measure(t: Tiny, plan: Plan, length: int, count: int) -> int:
     """Peak bytes of encoding and pooling the planned rows, weights included."""
     import mlx.core as mx
 
+    from archport.running.pool import VectorHead
+
     rows = [t.tokens(length, seed) for seed in range(count)]
-    embedder = t.model._runtime.embedder()
+    pooling = VectorHead(EmbeddingHead(("mean",)))
+    head = t.model._runtime.embedder().head if t.embeds else pooling
+    encoder = t.model._runtime.encoder
     mx.synchronize()
     mx.clear_cache()
     mx.reset_peak_memory()
     # What other models of this process hold is not part of the plan.
     others = mx.get_active_memory() - plan.bytes["weights"]
     for batch in plan.batches:
-        mx.eval(embedder.encoder.pooled(plan, batch, [rows[row] for row in batch.rows], embedder.head, 0))
+        mx.eval(encoder.pooled(plan, batch, [rows[row] for row in batch.rows], head, 0))
     mx.synchronize()
     return mx.get_peak_memory() - max(0, others)

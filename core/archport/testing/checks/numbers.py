@@ -25,7 +25,7 @@ def half_precision_is_finite(t: Tiny) -> str:
     rows = [t.tokens(t.length(length), seed) for seed, length in enumerate((32, 9, 1))]
     told: list[str] = []
     wanted = {side: as_array(t.model.forward(*padded(rows, side))) for side in ("left", "right")}
-    vectors = t.model.embed(["abc", "a longer text"])
+    vectors = t.answers(["abc", "a longer text"])
     for dtype in get_args(DType):
         if dtype == "float32":
             continue
@@ -47,7 +47,7 @@ def half_precision_is_finite(t: Tiny) -> str:
                 fail(
                     f"{dtype}: a hidden state has cosine {worst:.5f} with float32 (limit {CLOSE[dtype]}), padded {side}"
                 )
-        worst = min(worst, _cosine(model.embed(["abc", "a longer text"]), vectors))  # pyright: ignore[reportPossiblyUnboundVariable]
+        worst = min(worst, _cosine(t.answers(["abc", "a longer text"], model), vectors))  # pyright: ignore[reportPossiblyUnboundVariable]
         if worst < CLOSE[dtype]:
             fail(f"{dtype}: a vector has cosine {worst:.5f} with float32 (limit {CLOSE[dtype]})")
         told.append(f"{dtype} cosine {worst:.5f}")

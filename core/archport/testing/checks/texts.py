@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from archport.contract import ArchportError, ContextLengthExceeded, InputError
-from archport.testing.check import check, fail
+from archport.contract import ArchportError, ClassificationHead, ContextLengthExceeded, InputError
+from archport.testing.check import check, fail, skip
 from archport.testing.measure import as_array, gap
 from archport.testing.subject import Tiny
 from archport.testing.writing import write_pipeline
@@ -50,6 +50,8 @@ def pooling_is_as_declared(t: Tiny) -> str:
 
     Answer None in `archport_head` when the checkpoint has a `modules.json`: what is stored with the weights is right.
     """
+    if not t.embeds:
+        return _scores_are_of_the_pooled_row(t)
     worst, told = 0.0, list[str]()
     for stored in (None, "cls", "mean", "last", "max"):
         model = t.model if stored is None else t.load(piped(t, stored))
@@ -77,12 +79,33 @@ def pooling_is_as_declared(t: Tiny) -> str:
     return f"{', '.join(told)}: {worst:.1e}"
 
 
+def _scores_are_of_the_pooled_row(t: Tiny) -> str:
+    """The same for a classifier: its scores are those of the declared row, over its temperature."""
+    head = t.model.head
+    if not isinstance(head, ClassificationHead):
+        skip(f"a {type(head).__name__} pools nothing")
+    import mlx.core as mx
+
+    worst, tokeniser = 0.0, t.model._runtime.labels().tokeniser
+    for index, text in enumerate(TEXTS):
+        (scores,), ((ids,), _) = t.answers(text), tokeniser([text])
+        hidden = pooled(as_array(t.model.forward(ids[None]))[0], head.pooling)
+        want = cast(Any, t.trunk).scores(mx.array(hidden[None].astype(np.float32))) / head.temperature
+        difference = gap(scores, as_array(want)[0])
+        worst = max(worst, difference)
+        if difference > t.limit:
+            fail(f"text {index}: scores differ by {difference:.2g} (limit {t.limit:.0e}) from pooling {head.pooling}")
+    return f"{head.pooling}, {len(head.labels)} labels: {worst:.1e}"
+
+
 @check("tiny", hook="archport_inputs")
 def prompts_are_as_declared(t: Tiny) -> str:
     """Declared prompts exist, stand in front of the text, and those stored with a checkpoint are kept.
 
     Merge the prompts of `config_sentence_transformers.json` over the plugin's own in `archport_inputs`.
     """
+    if not t.embeds:
+        skip("its head takes no prompts")
     stored = t.load(piped(t, "mean"))
     for name, prompt in PROMPTS.items():
         if stored.inputs.prompts.get(name) != prompt:
@@ -138,13 +161,13 @@ def over_long_input_is_refused(t: Tiny) -> str:
             lambda: t.model.forward(t.tokens(positions + 1)[None]), ArchportError, str(positions + 1), str(positions)
         ),
         f"embed of {limit + 1} characters": lambda: refusal(
-            lambda: t.model.embed(["a", text]), ContextLengthExceeded, "text 1", str(limit)
+            lambda: t.answers(["a", text]), ContextLengthExceeded, "text 1", str(limit)
         ),
     }
     for name, answer in cases.items():
         if wrong := answer():
             fail(f"{name}: {wrong}")
-    if not np.isfinite(t.model.embed(["a", text], overflow="truncate")).all():
+    if not np.isfinite(t.answers(["a", text], overflow="truncate")).all():
         fail(f"a text cut to {limit} tokens gives NaN or infinity")
     return f"{positions} run, {positions + 1} refused"
 
@@ -157,7 +180,7 @@ def malformed_input_is_refused(t: Tiny) -> str:
     """
     from archport.running.embed import EmbedRequest
 
-    V, forward, embed = t.spec.vocab_size, t.model.forward, t.model.embed
+    V, forward, answers = t.spec.vocab_size, t.model.forward, t.answers
     table = max((a.shape[0] for name, a in t.weights.items() if a.ndim == 2 and _embeds(t, name)), default=V)
     if table < V:
         fail(f"token id {V - 1} is accepted, but the largest embedding has {table} rows")
@@ -170,14 +193,16 @@ def malformed_input_is_refused(t: Tiny) -> str:
         "one axis": refusal(lambda: forward(np.array([1, 2])), InputError, "(2,)"),
         "floats": refusal(lambda: forward(np.array([[0.5]])), InputError, "float"),
         "a hole": refusal(lambda: forward(np.array([[1, 2, 3]]), np.array([[1, 0, 1]])), InputError, "row 0"),
-        "None": refusal(lambda: embed(["a", None]), InputError, "text 1"),  # pyright: ignore[reportArgumentType]
-        "a surrogate": refusal(lambda: embed(["a", "b\ud800"]), InputError, "text 1"),
-        "an unknown prompt": refusal(lambda: embed("a", prompt_name="nobody's"), InputError, "nobody's"),
+        "None": refusal(lambda: answers(["a", None]), InputError, "text 1"),  # pyright: ignore[reportArgumentType]
+        "a surrogate": refusal(lambda: answers(["a", "b\ud800"]), InputError, "text 1"),
     }
-    tokeniser = t.model._runtime.tokeniser
-    stray = replace(t.model._runtime.embedder(), tokeniser=cast(Any, _WithStray(tokeniser, V)))
-    request = EmbedRequest("", None, None, None, "error")
-    cases["a tokenizer's id V"] = refusal(lambda: list(stray.stream(["a", "b"], request)), InputError, "text 0", str(V))
+    if t.embeds:
+        embed, tokeniser = t.model.embed, t.model._runtime.tokeniser
+        cases["an unknown prompt"] = refusal(lambda: embed("a", prompt_name="nobody's"), InputError, "nobody's")
+        stray = replace(t.model._runtime.embedder(), tokeniser=cast(Any, _WithStray(tokeniser, V)))
+        request = EmbedRequest("", None, None, None, "error")
+        told = refusal(lambda: list(stray.stream(["a", "b"], request)), InputError, "text 0", str(V))
+        cases["a tokenizer's id V"] = told
     for name, wrong in cases.items():
         if wrong:
             fail(f"{name}: {wrong}")

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from archport.contract import (
     ArchSpec,
     AttentionLayer,
     CheckpointView,
-    EmbeddingHead,
     Example,
+    Head,
     SpecError,
+    Task,
     TextInputs,
     Trunk,
 )
 from archport_bidirectional.families.common import named
+from archport_bidirectional.families.scoring import classification, pylate, stanford_colbert
 
 ARCHS = ("bert",)
-ARCHITECTURES = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
+ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
+    "BertModel": ("embed", "rerank"),
+    "BertForMaskedLM": ("embed", "fill_mask"),
+    "BertForPreTraining": ("embed", "fill_mask"),
+    "BertForSequenceClassification": ("classify", "rerank"),
+    "HF_ColBERT": ("embed", "rerank"),
+}
 MODELS = {
     "all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2",
     # A package that carries the model: it works with no hub in reach.
@@ -31,12 +40,13 @@ MODELS = {
 
 
 def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    if named(config, ARCHITECTURES) is None:
+    name = named(config, ARCHITECTURES)
+    if name is None or config.get("model_type", "bert") != "bert":
         return None
-    return learned_positions("bert", config, config["max_position_embeddings"])
+    return learned_positions("bert", config, config["max_position_embeddings"], ARCHITECTURES[name])
 
 
-def learned_positions(arch: str, config: Mapping[str, Any], positions: int) -> ArchSpec:
+def learned_positions(arch: str, config: Mapping[str, Any], positions: int, tasks: tuple[Task, ...]) -> ArchSpec:
     """The spec of a post-norm encoder whose position table serves `positions` tokens."""
     kind = config.get("position_embedding_type") or "absolute"
     if kind != "absolute":
@@ -44,7 +54,7 @@ def learned_positions(arch: str, config: Mapping[str, Any], positions: int) -> A
     heads = config["num_attention_heads"]
     return ArchSpec(
         arch=arch,
-        tasks=("embed",),
+        tasks=tasks,
         layers=(AttentionLayer("bidirectional", heads, heads, config["hidden_size"] // heads),)
         * config["num_hidden_layers"],
         vocab_size=config["vocab_size"],
@@ -63,11 +73,21 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     return Bert(spec, config)
 
 
-def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
-    return None
+def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "classify" in spec.tasks:
+        # Some tokenizers are told not to tell the texts of a pair apart, and their models never learnt to.
+        named_inputs = (checkpoint.json("tokenizer_config.json") or {}).get("model_input_names")
+        return classification(checkpoint, "cls", token_types=named_inputs is None or "token_type_ids" in named_inputs)
+    if named(checkpoint.config, ("HF_ColBERT",)):
+        return stanford_colbert(checkpoint, spec.hidden_size)
+    return pylate(checkpoint)
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    if named(checkpoint.config, ("HF_ColBERT",)):
+        # Two roles without words: what tells them apart is a marker.
+        stored = checkpoint.stored_inputs()
+        return replace(stored, prompts={"query": "", "document": ""}, query_prompt="query", document_prompt="document")
     return None
 
 
@@ -89,7 +109,13 @@ EXAMPLE = {
 
 
 def examples() -> Sequence[Example]:
-    return [Example("bert, learned positions", EXAMPLE, publish=_published)]
+    masked = {**EXAMPLE, "architectures": ["BertForMaskedLM"]}
+    classifier = {**EXAMPLE, "architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
+    return [
+        Example("bert, learned positions", EXAMPLE, publish=_published),
+        Example("bert, masked language model", masked, seed=11, publish=_published),
+        Example("bert, classifier of two labels", classifier, seed=12, publish=_published),
+    ]
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,17 +13,22 @@ from archport.contract import (
     Dense,
     EmbeddingHead,
     Example,
+    Head,
+    PairText,
     PoolingMode,
     SpecError,
+    Task,
     TextInputs,
     Trunk,
 )
 from archport_bidirectional.families.common import has_pipeline, named, prompted
+from archport_bidirectional.families.scoring import classification
 
 LLAMA, QWEN3 = "llama_bidirec", "qwen3_bidirectional"
 ARCHS = (LLAMA, QWEN3)
 ARCHITECTURES = {
     "LlamaBidirectionalModel": LLAMA,
+    "LlamaBidirectionalForSequenceClassification": LLAMA,
     # With a flag in their config these are encoders, too.
     "LlamaModel": LLAMA,
     "Qwen3Model": QWEN3,
@@ -36,6 +41,8 @@ MODELS = {
     for name in (
         "nvidia/llama-nemotron-embed-1b-v2",
         "nvidia/llama-3.2-nv-embedqa-1b-v2",
+        "nvidia/llama-nemotron-rerank-1b-v2",
+        "nvidia/llama-3.2-nv-rerankqa-1b-v2",
         "voyageai/voyage-4-nano",
     )
 }
@@ -51,6 +58,8 @@ VOYAGE_PROMPTS = {
     "query": "Represent the query for retrieving supporting documents: ",
     "document": "Represent the document for retrieval: ",
 }
+# How the model card of the rerankers puts a query and a passage into one text.
+RERANK_BODY = "question:{query} \n \n passage:{document}"
 # Pooling that is linear in its rows gives the same whether a matrix comes before or behind it.
 LINEAR: tuple[PoolingMode, ...] = ("cls", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum")
 
@@ -59,10 +68,11 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     name = named(config, ARCHITECTURES)
     if name is None:
         return None
-    return decoder_spec(ARCHITECTURES[name], config)
+    tasks: tuple[Task, ...] = ("classify", "rerank") if name.endswith("ForSequenceClassification") else ("embed",)
+    return decoder_spec(ARCHITECTURES[name], config, tasks)
 
 
-def decoder_spec(arch: str, config: Mapping[str, Any]) -> ArchSpec:
+def decoder_spec(arch: str, config: Mapping[str, Any], tasks: tuple[Task, ...] = ("embed",)) -> ArchSpec:
     """The spec of decoder blocks in which every token sees every other."""
     kinds = config.get("layer_types") or []
     if any(kind != "full_attention" for kind in kinds):
@@ -75,7 +85,7 @@ def decoder_spec(arch: str, config: Mapping[str, Any]) -> ArchSpec:
     layer = AttentionLayer("bidirectional", heads, config.get("num_key_value_heads") or heads, head_dim)
     return ArchSpec(
         arch=arch,
-        tasks=("embed",),
+        tasks=tasks,
         layers=(layer,) * config["num_hidden_layers"],
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
@@ -100,7 +110,10 @@ def config_pooling(checkpoint: CheckpointView) -> PoolingMode:
     return POOLING[stated]
 
 
-def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
+def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "classify" in spec.tasks:
+        temperature = checkpoint.config.get("temperature") or 1.0
+        return classification(checkpoint, config_pooling(checkpoint), temperature=temperature)
     if spec.arch == LLAMA:
         if has_pipeline(checkpoint):
             return None
@@ -123,6 +136,10 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    if "classify" in spec.tasks:
+        start = (checkpoint.json("tokenizer_config.json") or {}).get("bos_token") or ""
+        start = start.get("content", "") if isinstance(start, dict) else start
+        return replace(checkpoint.stored_inputs(), pair=PairText(prefix=start, body=RERANK_BODY, suffix=""))
     if spec.arch == LLAMA:
         known = {"query": "query: ", "passage": "passage: "}
         return prompted(checkpoint, known, query="query", document="passage")
@@ -157,9 +174,11 @@ def examples() -> Sequence[Example]:
         "original_max_position_embeddings": 64,
     }
     llama = {**EXAMPLE, "architectures": ["LlamaBidirectionalModel"], "model_type": "llama_bidirec", "pooling": "avg"}
+    reranker = {**llama, "architectures": ["LlamaBidirectionalForSequenceClassification"], "temperature": 0.2}
     qwen3 = {**EXAMPLE, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     return [
         Example("llama_bidirec, stretched rope", {**llama, "rope_scaling": stretched}, seed=5, publish=_bare),
+        Example("llama_bidirec, reranker", {**reranker, "id2label": {"0": "LABEL_0"}}, seed=16, publish=_bare),
         Example("qwen3 blocks, bidirectional by flag", {**qwen3, "use_bidirectional_attention": True}, seed=6),
     ]
 

@@ -11,14 +11,21 @@ from archport.contract import (
     CheckpointView,
     EmbeddingHead,
     Example,
+    Head,
     SpecError,
+    Task,
     TextInputs,
     Trunk,
 )
 from archport_bidirectional.families.common import has_pipeline, named, prompted
+from archport_bidirectional.families.scoring import classification, pylate
 
 ARCHS = ("modernbert",)
-ARCHITECTURES = ("ModernBertModel", "ModernBertForMaskedLM")
+ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
+    "ModernBertModel": ("embed", "rerank"),
+    "ModernBertForMaskedLM": ("embed", "fill_mask"),
+    "ModernBertForSequenceClassification": ("classify", "rerank"),
+}
 MODELS = {
     name: name
     for name in (
@@ -27,6 +34,8 @@ MODELS = {
         "nomic-ai/modernbert-embed-base",
         "Alibaba-NLP/gte-modernbert-base",
         "ibm-granite/granite-embedding-english-r2",
+        "Alibaba-NLP/gte-reranker-modernbert-base",
+        "lightonai/GTE-ModernColBERT-v1",
     )
 }
 OVERFLOWS = "its residual stream grows past float16's largest number, and padded batches have come out as NaN"
@@ -35,7 +44,8 @@ GLOBAL_EVERY, LOCAL_ATTENTION, GLOBAL_THETA, LOCAL_THETA = 3, 128, 160_000.0, 10
 
 
 def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    if named(config, ARCHITECTURES) is None:
+    name = named(config, ARCHITECTURES)
+    if name is None:
         return None
     heads, width = config["num_attention_heads"], config["hidden_size"]
     if width % heads:
@@ -46,7 +56,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     everything = AttentionLayer("bidirectional", heads, heads, width // heads)
     return ArchSpec(
         arch="modernbert",
-        tasks=("embed",),
+        tasks=ARCHITECTURES[name],
         layers=tuple(local if kind == "sliding_attention" else everything for kind in layer_types(config)),
         vocab_size=config["vocab_size"],
         hidden_size=width,
@@ -71,9 +81,16 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     return ModernBert(spec, config)
 
 
-def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
+def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "classify" in spec.tasks:
+        stated = checkpoint.config.get("classifier_pooling", "cls")
+        if stated not in ("cls", "mean"):
+            raise SpecError(f"modernbert: classifier_pooling={stated!r}; expected 'cls' or 'mean'")
+        return classification(checkpoint, stated)
+    if has_pipeline(checkpoint):
+        return pylate(checkpoint)
     name = checkpoint.name.lower()
-    if not has_pipeline(checkpoint) and ("gte-modernbert" in name or "granite-embedding" in name):
+    if "gte-modernbert" in name or "granite-embedding" in name:
         return EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
     return None
 
@@ -111,7 +128,13 @@ EXAMPLE = {
 
 
 def examples() -> Sequence[Example]:
-    return [Example("modernbert, windows of 8 tokens each side", EXAMPLE, seed=3, publish=_published)]
+    masked = {**EXAMPLE, "architectures": ["ModernBertForMaskedLM"], "decoder_bias": True}
+    reranker = {**EXAMPLE, "architectures": ["ModernBertForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    return [
+        Example("modernbert, windows of 8 tokens each side", EXAMPLE, seed=3, publish=_published),
+        Example("modernbert, masked language model", masked, seed=14, publish=_published),
+        Example("modernbert, cross-encoder", {**reranker, "classifier_pooling": "mean"}, seed=15, publish=_published),
+    ]
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:

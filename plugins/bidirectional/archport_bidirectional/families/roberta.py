@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archport.contract import ArchSpec, CheckpointView, EmbeddingHead, Example, SpecError, TextInputs, Trunk
+from archport.contract import (
+    ArchSpec,
+    CheckpointView,
+    EmbeddingHead,
+    Example,
+    Head,
+    SpecError,
+    Task,
+    TextInputs,
+    Trunk,
+)
 from archport_bidirectional.families.bert import EXAMPLE, learned_positions
 from archport_bidirectional.families.common import has_pipeline, named, prompted
+from archport_bidirectional.families.scoring import classification, pylate
 
+_TASKS: Mapping[str, tuple[Task, ...]] = {
+    "Model": ("embed", "rerank"),
+    "ForMaskedLM": ("embed", "fill_mask"),
+    "ForSequenceClassification": ("classify", "rerank"),
+}
 ARCHS = ("xlm_roberta", "roberta")
-ARCHITECTURES = {
-    "XLMRobertaModel": "xlm_roberta",
-    "XLMRobertaForMaskedLM": "xlm_roberta",
-    "RobertaModel": "roberta",
-    "RobertaForMaskedLM": "roberta",
+ARCHITECTURES: Mapping[str, tuple[str, tuple[Task, ...]]] = {
+    f"{prefix}{suffix}": (arch, tasks)
+    for prefix, arch in {"XLMRoberta": "xlm_roberta", "Roberta": "roberta"}.items()
+    for suffix, tasks in _TASKS.items()
 }
 MODELS = {
     name: name
@@ -25,6 +40,9 @@ MODELS = {
         "intfloat/multilingual-e5-base",
         "intfloat/multilingual-e5-large",
         "sentence-transformers/all-roberta-large-v1",
+        "BAAI/bge-reranker-base",
+        "BAAI/bge-reranker-large",
+        "BAAI/bge-reranker-v2-m3",
     )
 }
 
@@ -34,14 +52,15 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     if name is None:
         return None
     # The rows of the table up to the padding index belong to no token.
+    arch, tasks = ARCHITECTURES[name]
     first = padding_index(config) + 1
     positions = config["max_position_embeddings"] - first
     if positions < 1:
         raise SpecError(
-            f"{ARCHITECTURES[name]}: max_position_embeddings={config['max_position_embeddings']} leaves no position "
+            f"{arch}: max_position_embeddings={config['max_position_embeddings']} leaves no position "
             f"behind pad_token_id={first - 1}; expected a larger table"
         )
-    return learned_positions(ARCHITECTURES[name], config, positions)
+    return learned_positions(arch, config, positions, tasks)
 
 
 def padding_index(config: Mapping[str, Any]) -> int:
@@ -56,9 +75,11 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     return Bert(spec, config, padding=padding_index(config))
 
 
-def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
+def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "classify" in spec.tasks:
+        return classification(checkpoint, "cls")
     if has_pipeline(checkpoint):
-        return None
+        return pylate(checkpoint)
     name = checkpoint.name.lower()
     if "bge-m3" in name or "arctic-embed" in name:
         return EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
@@ -83,7 +104,11 @@ def examples() -> Sequence[Example]:
         "type_vocab_size": 1,
         "max_position_embeddings": 322,
     }
-    return [Example("xlm-roberta, positions behind the padding index", config, seed=2, publish=_published)]
+    reranker = {**config, "architectures": ["XLMRobertaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    return [
+        Example("xlm-roberta, positions behind the padding index", config, seed=2, publish=_published),
+        Example("xlm-roberta, cross-encoder", reranker, seed=13, publish=_published),
+    ]
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -95,7 +95,7 @@ class Bert(nn.Module):
         return {
             name: value
             for name, value in kept.items()
-            if name.partition(".")[0] in own or not name.startswith(("pooler.", "classifier.", "lm_head."))
+            if name.partition(".")[0] in own or not name.startswith(("pooler.", "classifier.", "lm_head.", "linear."))
         }
 
 

@@ -1,0 +1,162 @@
+"""Scores of labels: texts and pairs through the trunk, one pooled row each through its classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import mlx.core as mx
+import numpy as np
+
+from archport.contract import EmbeddingHead, InputError, LayerContext, NonFiniteOutput, Trunk
+from archport.contract.heads import ClassificationHead, Classifier, ScoreActivation, TypedTrunk
+from archport.planning import BatchPlan, Plan
+from archport.running.context import Stretches
+from archport.running.encode import Encoder, run_ahead
+from archport.running.joined import Item, JoinedTokeniser
+from archport.running.pairs import PairTokeniser
+from archport.running.pool import VectorHead
+from archport.running.rerank import RerankRequest, ScoreKind
+from archport.running.tokenise import Overflow, check_vocabulary
+from archport.running.verify import verified
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """What a classifier makes of one text or pair.
+
+    Args:
+        label: the one with the highest score.
+        score: its score.
+        scores: of every label, in the model's order.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScorer:
+    """The scorer of a `ClassificationHead`: of labels for `classify`, of pairs for `rerank`.
+
+    Args:
+        templated: how a query and a document are put into one text; None joins them by the tokenizer's template.
+    """
+
+    tokeniser: JoinedTokeniser
+    encoder: Encoder
+    head: ClassificationHead
+    templated: PairTokeniser | None = None
+
+    @property
+    def kind(self) -> ScoreKind:
+        return "logit" if self.head.ranks_by == "identity" else "probability"
+
+    def classify(
+        self, items: Sequence[Item], *, raw: bool = False, max_tokens: int | None = None, overflow: Overflow = "error"
+    ) -> list[Classified]:
+        """Labels of texts and pairs, in their order.
+
+        Args:
+            raw: scores as the classifier gives them, instead of probabilities.
+
+        Raises:
+            InputError, ContextLengthExceeded: for an item that can't be scored.
+            NonFiniteOutput: when a score is NaN or infinity.
+        """
+        rows, types = self.tokeniser(items, max_tokens=max_tokens, overflow=overflow)
+        scores = self._scores(rows, types, "text")
+        bad = ~np.isfinite(scores).all(axis=1)
+        if bad.any():
+            raise NonFiniteOutput(
+                f"the scores of text {int(bad.argmax())} hold NaN or infinity; they are not returned. The weights may "
+                "be damaged, or overflow in this dtype: try dtype='float32'"
+            )
+        scores = scores if raw else activated(scores, self.head.activation)
+        names = self.head.labels
+        return [
+            Classified(names[best], float(row[best]), dict(zip(names, map(float, row), strict=True)))
+            for row, best in zip(scores, scores.argmax(axis=1), strict=True)
+        ]
+
+    def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
+        """Scores (N,) float32 of pairs: of the one label, or of the second of two.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a pair that can't be scored, or a head with more labels.
+        """
+        labels = len(self.head.labels)
+        if labels > 2:
+            raise InputError(
+                f"this model scores {labels} labels ({', '.join(self.head.labels)}), which is no order of documents; "
+                "use Model.classify with (query, document) pairs"
+            )
+        limits = {"max_tokens": request.max_tokens, "overflow": request.overflow}
+        if self.templated is not None:
+            rows = self.templated(query, documents, instruction=request.instruction, **limits)  # pyright: ignore[reportArgumentType]
+            types = tuple(np.zeros(len(row), np.int32) for row in rows)
+        elif request.instruction is not None:
+            raise InputError("this model takes no instruction: it reads the query and the document alone")
+        else:
+            pairs = [(query, document) for document in documents]
+            rows, types = self.tokeniser(pairs, what="document", **limits)  # pyright: ignore[reportArgumentType]
+        scores = self._scores(rows, types, "document")
+        if labels == 1:
+            return scores[:, 0] if request.raw else activated(scores, self.head.ranks_by)[:, 0]
+        return scores[:, 1] - scores[:, 0] if request.raw else activated(scores, "softmax")[:, 1]
+
+    def _scores(self, rows: Sequence[np.ndarray], types: Sequence[np.ndarray], what: str) -> np.ndarray:
+        """Raw scores (N, labels) float32."""
+        found = np.zeros((len(rows), len(self.head.labels)), np.float32)
+        if not len(rows):
+            return found
+        check_vocabulary(rows, self.encoder.spec.vocab_size, what)
+        plan, stretches = self.encoder.plan([len(row) for row in rows]), Stretches()
+        with verified(plan):
+            for batch, scores in run_ahead(plan.batches, lambda each: self._start(plan, each, rows, types, stretches)):
+                found[list(batch.rows)] = np.array(scores)
+        return found
+
+    def _start(
+        self,
+        plan: Plan,
+        batch: BatchPlan,
+        rows: Sequence[np.ndarray],
+        types: Sequence[np.ndarray],
+        stretches: Stretches,
+    ) -> mx.array:
+        """Raw scores (B, labels) of a batch, unevaluated."""
+        encoder = self.encoder
+        if self.head.token_types and any(types[row].any() for row in batch.rows):
+            padded = np.zeros((batch.shape.B, batch.shape.L), dtype=np.int32)
+            for at, row in enumerate(batch.rows):
+                padded[at, : len(types[row])] = types[row]
+            encoder = replace(encoder, trunk=cast(Trunk, _Typed(cast(TypedTrunk, encoder.trunk), mx.array(padded))))
+        pooling = VectorHead(EmbeddingHead((self.head.pooling,)))
+        pooled = encoder.pooled(plan, batch, [rows[row] for row in batch.rows], pooling, 0, stretches)
+        scores = cast(Classifier, self.encoder.trunk).scores(pooled)
+        return scores.astype(mx.float32) / self.head.temperature
+
+
+class _Typed:
+    """A trunk that is handed the types of its tokens; a bidirectional batch runs in one step, so they all apply."""
+
+    def __init__(self, trunk: TypedTrunk, types: mx.array) -> None:
+        self._trunk, self._types = trunk, types
+
+    def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
+        return self._trunk(input_ids, ctx, token_types=self._types)
+
+
+def activated(scores: np.ndarray, activation: ScoreActivation) -> np.ndarray:
+    """Raw scores (N, labels) as probabilities, or as they are."""
+    if activation == "identity":
+        return scores
+    if activation == "softmax":
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+    # Both tails are exact: exp never overflows for a negative argument.
+    tail = np.exp(-np.abs(scores))
+    return np.where(scores >= 0, 1, tail) / (1 + tail)

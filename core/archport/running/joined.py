@@ -1,0 +1,88 @@
+"""Texts and pairs to token ids through the tokenizer's own template, with the type of each token.
+
+Knows nothing of scores or batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from archport.contract import ContextLengthExceeded, InputError
+from archport.running.tokenise import Overflow, check_text, token_limit
+
+# One text, or the two texts of a pair.
+Item = str | tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedTokeniser:
+    """Turns texts and pairs into ids as the tokenizer's template joins them.
+
+    Args:
+        tokenizer: without padding and truncation.
+        max_tokens: tokens that an item may have at most, special tokens included.
+        lowercase: lower-case texts first.
+    """
+
+    tokenizer: Tokenizer
+    max_tokens: int
+    lowercase: bool = False
+    _cutters: dict[int, Tokenizer] = field(default_factory=dict[int, Tokenizer], init=False, repr=False, compare=False)
+
+    def __call__(
+        self, items: Sequence[Item], *, what: str = "text", max_tokens: int | None = None, overflow: Overflow = "error"
+    ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        """(ids, types) of every item, int32 arrays.
+
+        Args:
+            what: how errors call an item.
+            overflow: `error`, or `truncate`, which cuts the longer text of a pair first, as the reference library does.
+
+        Raises:
+            InputError: for something that is neither a text nor a pair of texts.
+            ContextLengthExceeded: for an item over the limit, unless truncation was asked for.
+        """
+        limit = token_limit(max_tokens, self.max_tokens, self.max_tokens)
+        ready = [self._prepared(item, f"{what} {index}") for index, item in enumerate(items)]
+        rows: list[np.ndarray] = []
+        types: list[np.ndarray] = []
+        for index, encoding in enumerate(self.tokenizer.encode_batch(ready)):
+            if len(encoding.ids) > limit:
+                if overflow == "error":
+                    raise ContextLengthExceeded(
+                        f"{what} {index} has {len(encoding.ids)} tokens; the limit is {limit}. Pass "
+                        "overflow='truncate' to cut it",
+                        requested=len(encoding.ids),
+                        ceiling=limit,
+                        max_tokens_that_fit=limit,
+                        binding=f"max_tokens {limit}",
+                    )
+                encoding = self._cut(ready[index], limit)
+            if not encoding.ids:
+                raise InputError(f"{what} {index} ({items[index]!r:.60}) has no tokens; this model needs at least one")
+            rows.append(np.asarray(encoding.ids, dtype=np.int32))
+            types.append(np.asarray(encoding.type_ids, dtype=np.int32))
+        return tuple(rows), tuple(types)
+
+    def _prepared(self, item: object, name: str) -> Item:
+        parts = item if isinstance(item, tuple | list) else (item,)
+        if len(parts) not in (1, 2):
+            raise InputError(f"{name} has {len(parts)} parts; expected a text or a pair of texts")
+        for part in parts:
+            check_text(part, name)
+        texts = [str(part).lower() if self.lowercase else str(part) for part in parts]
+        return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+    def _cut(self, item: Item, limit: int) -> Encoding:
+        if limit not in self._cutters:
+            cutter = Tokenizer.from_str(self.tokenizer.to_str())
+            special = cutter.num_special_tokens_to_add(True)
+            if limit <= special:
+                raise InputError(f"max_tokens={limit} leaves no room beside this model's {special} special tokens")
+            cutter.enable_truncation(limit, strategy="longest_first")
+            self._cutters[limit] = cutter
+        return self._cutters[limit].encode(*item) if isinstance(item, tuple) else self._cutters[limit].encode(item)

@@ -1,0 +1,239 @@
+"""A vector per token: hidden rows through the head's projection, for late interaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import mlx.core as mx
+import numpy as np
+
+from archport.attention import attend
+from archport.contract import (
+    AttentionCall,
+    AttentionLayer,
+    InputError,
+    LayerContext,
+    MaskPolicy,
+    NonFiniteOutput,
+    Trunk,
+)
+from archport.contract.heads import TokenHead
+from archport.planning import BatchPlan, Plan
+from archport.running.context import Stretches
+from archport.running.encode import Encoder
+from archport.running.maxsim import maxsim
+from archport.running.planned import Planner, run_steps
+from archport.running.pool import project, unit_length
+from archport.running.rerank import RerankRequest, ScoreKind
+from archport.running.tokenise import Overflow, TextTokeniser, check_vocabulary
+from archport.running.verify import verified
+
+Role = Literal["query", "document"]
+# Texts tokenised and sorted together.
+_WINDOW = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEmbedder:
+    """Texts to a vector per token, and the scorer of a `TokenHead`.
+
+    Args:
+        dense: (weight, bias) of each of the head's Dense layers.
+    """
+
+    tokeniser: TextTokeniser
+    encoder: Encoder
+    head: TokenHead
+    dense: tuple[tuple[mx.array, mx.array | None], ...] = ()
+
+    @property
+    def kind(self) -> ScoreKind:
+        return "maxsim"
+
+    def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
+        """MaxSim (N,) float32 of a query with documents; the same number when raw."""
+        if request.instruction is not None:
+            raise InputError("this model takes no instruction: it compares the query's tokens with the document's")
+        limits: dict[str, Any] = {"max_tokens": request.max_tokens, "overflow": request.overflow}
+        (asked,) = self([query], "query", self._prompt("query"), **limits)
+        return maxsim(asked, self(documents, "document", self._prompt("document"), **limits))
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        role: Role,
+        prompt: str = "",
+        *,
+        max_tokens: int | None = None,
+        overflow: Overflow = "error",
+    ) -> list[np.ndarray]:
+        """Per text an array (tokens that count, D) float32, in the order of the texts.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a text that can't be embedded.
+            NonFiniteOutput: when a vector holds NaN or infinity.
+        """
+        found: list[np.ndarray] = []
+        for first in range(0, len(texts), _WINDOW):
+            some = texts[first : first + _WINDOW]
+            rows = self._ids(some, role, prompt, max_tokens, overflow, first)
+            check_vocabulary(rows, self.encoder.spec.vocab_size, "text", first)
+            for index, vectors in enumerate(self._window(rows, role)):
+                if not np.isfinite(vectors).all():
+                    raise NonFiniteOutput(
+                        f"a vector of text {first + index} holds NaN or infinity; it is not returned. The weights may "
+                        "be damaged, or overflow in this dtype: try dtype='float32'"
+                    )
+                found.append(vectors)
+        return found
+
+    def prompted(self, texts: Sequence[str], role: Role) -> list[np.ndarray]:
+        """The same with the role's own prompt."""
+        return self(texts, role, self._prompt(role))
+
+    def _prompt(self, role: Role) -> str:
+        inputs = self.tokeniser.inputs
+        name = inputs.query_prompt if role == "query" else inputs.document_prompt
+        return inputs.prompts[name] if name is not None else ""
+
+    def _ids(
+        self, texts: Sequence[str], role: Role, prompt: str, max_tokens: int | None, overflow: Overflow, first: int
+    ) -> list[np.ndarray]:
+        """Ids of every text with its marker."""
+        query = role == "query"
+        marker = self.head.query_marker if query else self.head.document_marker
+        own = self.head.query_tokens if query else self.head.document_tokens
+        limit = max_tokens if max_tokens is not None else own
+        if marker is not None:
+            # Room for the marker, which no tokenizer puts there.
+            limit = (self.tokeniser.max_tokens if limit is None else min(limit, self.tokeniser.max_tokens)) - 1
+        tokens = self.tokeniser(texts, prompt=prompt, max_tokens=limit, overflow=overflow, first=first)
+        if marker is None:
+            return list(tokens.ids)
+        return [np.concatenate([ids[:1], np.asarray([marker], np.int32), ids[1:]]) for ids in tokens.ids]
+
+    def _window(self, rows: Sequence[np.ndarray], role: Role) -> list[np.ndarray]:
+        """Vectors of the tokens that count, of some texts."""
+        expansion = self.head.expansion if role == "query" else None
+        lengths = [len(row) for row in rows]
+        hidden_from = lengths
+        if expansion is not None:
+            filler = np.asarray([expansion.token], np.int32)
+            rows = [np.concatenate([row, np.repeat(filler, max(0, expansion.length - len(row)))]) for row in rows]
+            hidden_from = [len(row) for row in rows] if expansion.attended else lengths
+        short = [index for index, row in enumerate(rows) if hidden_from[index] < len(row)]
+        plain = [index for index, row in enumerate(rows) if hidden_from[index] >= len(row)]
+        vectors: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(rows)
+        for some, real in ((plain, None), (short, hidden_from)):
+            if some:
+                self._run(some, rows, real, vectors)
+        if role == "document" and self.head.skipped:
+            keep = [~np.isin(row, self.head.skipped) for row in rows]
+            vectors = [found[mask] for found, mask in zip(vectors, keep, strict=True)]
+        return vectors
+
+    def _run(
+        self, some: Sequence[int], rows: Sequence[np.ndarray], real: Sequence[int] | None, vectors: list[np.ndarray]
+    ) -> None:
+        """Fill in the vectors of some rows; `real` says how many tokens of each row others may see."""
+        plan, stretches = self.encoder.plan([len(rows[index]) for index in some]), Stretches()
+        with verified(plan):
+            for batch in plan.batches:
+                chosen = [some[row] for row in batch.rows]
+                trunk = self.encoder.trunk
+                if real is not None:
+                    trunk = _hiding(trunk, self.encoder.plan, plan, batch, [real[index] for index in chosen])
+                ((_, hidden),) = run_steps(trunk, plan, batch, [rows[index] for index in chosen], None, stretches)
+                found = project(hidden.astype(mx.float32), self.head.dense, self.dense)
+                if self.head.normalize:
+                    found = unit_length(found)
+                array = np.array(found)
+                for at, index in enumerate(chosen):
+                    vectors[index] = array[at, : len(rows[index])].copy()
+
+
+def embed_tokens(
+    embedder: TokenEmbedder,
+    texts: object,
+    prompt: str | None,
+    prompt_name: str | None,
+    max_tokens: int | None,
+    overflow: Overflow,
+    fixed: Mapping[str, object],
+) -> np.ndarray:
+    """What `Model.embed(output="tokens")` answers: an object array (N,) of arrays (tokens, D).
+
+    Args:
+        prompt, prompt_name: as there; the name of the model's prompt for queries makes them queries.
+        fixed: arguments that mean nothing here; each must be None.
+    """
+    given = [name for name, value in fixed.items() if value is not None]
+    if given:
+        raise InputError(f"{', '.join(given)} can't be chosen with output='tokens'; leave it out")
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+        raise InputError(f"texts is a {type(texts).__name__}; expected a str or an iterable of str")
+    inputs = embedder.tokeniser.inputs
+    role: Role = "query" if prompt_name is not None and prompt_name == inputs.query_prompt else "document"
+    text = embedder.tokeniser.prompt(prompt, prompt_name)
+    each = [texts] if isinstance(texts, str) else cast("list[str]", list(texts))
+    found = embedder(each, role, text, max_tokens=max_tokens, overflow=overflow)
+    answer = np.empty(len(found), dtype=object)
+    for index, vectors in enumerate(found):
+        answer[index] = vectors
+    return answer
+
+
+def late_interaction(
+    embedder: TokenEmbedder, query: str | np.ndarray, documents: str | np.ndarray | Sequence[str | np.ndarray]
+) -> np.ndarray:
+    """MaxSim (N,) of a query with documents, each a text or its vectors (n, D)."""
+    if isinstance(query, str):
+        (query,) = embedder.prompted([query], "query")
+    single = isinstance(documents, str) or (isinstance(documents, np.ndarray) and documents.dtype != object)
+    each: list[Any] = [documents] if single else list(documents)
+    texts = [index for index, document in enumerate(each) if isinstance(document, str)]
+    for index, vectors in zip(texts, embedder.prompted([each[index] for index in texts], "document"), strict=True):
+        each[index] = vectors
+    return maxsim(query, each)
+
+
+def _hiding(trunk: Trunk, planner: Planner, plan: Plan, batch: BatchPlan, real: Sequence[int]) -> Trunk:
+    """A trunk whose tokens see only the first `real` tokens of their row, while all of them are computed."""
+
+    def run(input_ids: mx.array, ctx: LayerContext) -> mx.array:
+        return trunk(input_ids, cast(LayerContext, _Hiding(ctx, planner, plan, batch, tuple(real))))
+
+    return cast(Trunk, run)
+
+
+class _Hiding:
+    """A layer context that hides the end of each row from every layer; otherwise the one around it."""
+
+    def __init__(
+        self, inner: LayerContext, planner: Planner, plan: Plan, batch: BatchPlan, real: tuple[int, ...]
+    ) -> None:
+        self._inner, self._planner, self._plan, self._batch, self._real = inner, planner, plan, batch, real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def attend(
+        self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None
+    ) -> mx.array:
+        spec, L = self._planner.spec.layers[layer], q.shape[2]
+        assert isinstance(spec, AttentionLayer), "a recurrent layer attends to nothing"
+        call = AttentionCall.of(
+            spec,
+            MaskPolicy("key_padding"),
+            self._plan.device,
+            B=self._batch.shape.B,
+            q_len=L,
+            kv_len=L,
+            dtype=self._plan.dtype,
+            lengths=self._real,
+            limits=self._planner.limits,
+        )
+        path = self._planner.choose(call, self._plan.device)
+        return attend(path, q, k, v, scale=scale, sinks=sinks, zero_padding=False)

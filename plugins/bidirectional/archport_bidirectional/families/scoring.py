@@ -1,0 +1,169 @@
+"""Heads that several families share: classifiers and cross-encoders, and late interaction as it is published."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from typing import Any
+
+from archport.contract import (
+    CheckpointView,
+    ClassificationHead,
+    Dense,
+    Expansion,
+    PoolingMode,
+    ScoreActivation,
+    SpecError,
+    TokenHead,
+)
+from archport_bidirectional.families.common import labels
+
+# Dotted names of torch, by their last part.
+_ACTIVATIONS: Mapping[str, ScoreActivation] = {"Sigmoid": "sigmoid", "Identity": "identity", "Softmax": "softmax"}
+# What Stanford's code takes where its file is missing.
+_QUERY_TOKENS = 32
+
+
+def classification(
+    checkpoint: CheckpointView, pooling: PoolingMode, *, token_types: bool = False, temperature: float = 1.0
+) -> ClassificationHead:
+    """The head of a checkpoint for sequence classification.
+
+    Probabilities are those of transformers' pipeline: softmax over labels, sigmoid of a single one or of independent
+    ones, nothing for a regression. Pairs are ranked as sentence-transformers' CrossEncoder does.
+    """
+    config = checkpoint.config
+    names = labels(config)
+    problem = config.get("problem_type")
+    activation: ScoreActivation = "softmax" if len(names) > 1 else "sigmoid"
+    if problem == "multi_label_classification":
+        activation = "sigmoid"
+    elif problem == "regression":
+        activation = "identity"
+    stated = (config.get("sentence_transformers") or {}).get("activation_fn")
+    stated = stated or config.get("sbert_ce_default_activation_function")
+    ranks_by: ScoreActivation = "sigmoid"
+    if stated is not None:
+        name = str(stated).rsplit(".", 1)[-1]
+        if name not in _ACTIVATIONS:
+            raise SpecError(f"the config names {stated!r} for scores of pairs; expected {', '.join(_ACTIVATIONS)}")
+        ranks_by = _ACTIVATIONS[name]
+    return ClassificationHead(
+        names,
+        pooling,
+        activation,
+        ranks_by,
+        temperature=temperature,
+        token_types=token_types,
+        source="architectures and id2label of the config",
+    )
+
+
+def stanford_colbert(checkpoint: CheckpointView, width: int) -> TokenHead:
+    """The head of an `HF_ColBERT` checkpoint: `linear.weight`, markers, queries filled with mask tokens.
+
+    `artifact.metadata` says how, where it is there.
+    """
+    shape = checkpoint.tensor_shape("linear.weight")
+    if shape is None:
+        raise SpecError(f"{checkpoint.name}: there is no linear.weight, which projects every token of a ColBERT")
+    path = checkpoint.folder / "artifact.metadata"
+    metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    markers = [
+        checkpoint.token_id(metadata.get(key) or default)
+        for key, default in (("query_token_id", "[unused0]"), ("doc_token_id", "[unused1]"))
+    ]
+    mask = checkpoint.token_id("[MASK]")
+    if None in markers or mask is None:
+        raise SpecError(f"{checkpoint.name}: the vocabulary lacks the markers of queries and documents, or [MASK]")
+    skipped = punctuation(checkpoint) if metadata.get("mask_punctuation", True) else ()
+    length = metadata.get("query_maxlen") or _QUERY_TOKENS
+    return TokenHead(
+        dense=(Dense("linear", width, shape[0], bias=False, activation="identity"),),
+        query_marker=markers[0],
+        document_marker=markers[1],
+        expansion=Expansion(mask, length, attended=bool(metadata.get("attend_to_mask_tokens"))),
+        skipped=skipped,
+        document_tokens=metadata.get("doc_maxlen"),
+        source="artifact.metadata" if metadata else "the published defaults of ColBERT",
+    )
+
+
+def pylate(checkpoint: CheckpointView) -> TokenHead | None:
+    """The head of a PyLate checkpoint, or of a multi-vector encoder of sentence-transformers; None for others."""
+    path = checkpoint.folder / "modules.json"
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    kinds = [(str(entry.get("type", "")), str(entry.get("path", "")).strip("/")) for entry in entries]
+    settings = checkpoint.json("config_sentence_transformers.json") or {}
+    marked = any(kind.startswith("pylate.") or kind.endswith(".MultiVectorMask") for kind, _ in kinds)
+    if not marked and settings.get("model_type") not in ("ColBERT", "MultiVectorEncoder"):
+        return None
+    dense = tuple(_dense(checkpoint, folder) for kind, folder in kinds if kind.endswith(".Dense"))
+    skipped = settings.get("skiplist_words")
+    for kind, folder in kinds:
+        if kind.endswith(".MultiVectorMask"):
+            skipped = (checkpoint.json(f"{folder}/config.json") or {}).get("skiplist_words", [])
+        elif not kind.endswith((".Transformer", ".Dense", ".Normalize")):
+            raise SpecError(
+                f"{checkpoint.name}: modules.json has a module of type {kind!r}, which is not supported here"
+            )
+    return TokenHead(
+        dense=dense,
+        query_marker=_marker(checkpoint, settings.get("query_prefix")),
+        document_marker=_marker(checkpoint, settings.get("document_prefix")),
+        expansion=_expansion(checkpoint, settings),
+        skipped=_ids(checkpoint, skipped),
+        query_tokens=settings.get("query_length"),
+        document_tokens=settings.get("document_length"),
+        source="modules.json and config_sentence_transformers.json",
+    )
+
+
+def punctuation(checkpoint: CheckpointView) -> tuple[int, ...]:
+    """Ids of punctuation marks that are tokens of their own."""
+    return _ids(checkpoint, list(string.punctuation))
+
+
+def _ids(checkpoint: CheckpointView, words: Any) -> tuple[int, ...]:
+    if words is None:
+        return ()
+    return tuple(found for word in words if (found := checkpoint.token_id(str(word))) is not None)
+
+
+def _dense(checkpoint: CheckpointView, folder: str) -> Dense:
+    config = checkpoint.json(f"{folder}/config.json") or {}
+    activation = str(config.get("activation_function", "torch.nn.modules.linear.Identity")).rsplit(".", 1)[-1]
+    if activation != "Identity" or config.get("use_residual"):
+        raise SpecError(
+            f"{checkpoint.name}: {folder}/config.json asks for {activation}, residual {config.get('use_residual')}; "
+            "only a plain projection per token is supported"
+        )
+    return Dense(folder, config["in_features"], config["out_features"], bool(config.get("bias", True)), "identity")
+
+
+def _marker(checkpoint: CheckpointView, prefix: Any) -> int | None:
+    """The id of a prefix that is one token of the vocabulary, with or without the space behind it."""
+    if not prefix:
+        return None
+    for text in (str(prefix), str(prefix).strip()):
+        found = checkpoint.token_id(text)
+        if found is not None:
+            return found
+    raise SpecError(
+        f"{checkpoint.name}: the prefix {prefix!r} is no token of the vocabulary; as plain text it belongs into prompts"
+    )
+
+
+def _expansion(checkpoint: CheckpointView, settings: Mapping[str, Any]) -> Expansion | None:
+    stated = settings.get("query_expansion")
+    if stated is None and settings.get("do_query_expansion", "query_length" in settings) in (False, None):
+        return None
+    stated = stated or {}
+    length = stated.get("length") or settings.get("query_length") or _QUERY_TOKENS
+    attended = stated.get("attend", settings.get("attend_to_expansion_tokens", False))
+    names = [stated["token"]] if stated.get("token") else ["[MASK]", "<mask>"]
+    token = next((found for name in names if (found := checkpoint.token_id(name)) is not None), None)
+    if token is None:
+        raise SpecError(f"{checkpoint.name}: queries are filled with {names[0]!r}, which the vocabulary does not hold")
+    return Expansion(token, length, bool(attended))

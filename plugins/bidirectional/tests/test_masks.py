@@ -1,5 +1,6 @@
 """What the planner makes of these layers' visibility: nothing of queries by keys, for any family, length or device."""
 
+import gc
 from pathlib import Path
 
 import mlx.core as mx
@@ -167,6 +168,7 @@ def long_modernbert(tmp_path_factory):
 
 
 def peak(model, ids):
+    gc.collect()
     mx.synchronize()
     mx.clear_cache()
     mx.reset_peak_memory()

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from archport import engine
 from archport.contract import ContextLengthExceeded, InputError, MemoryBudgetExceeded, NonFiniteOutput
@@ -103,6 +104,21 @@ def test_a_text_of_one_megabyte_is_an_error_or_cut_and_never_silently_shortened(
     assert "text 1 has" in str(refused.value)
     assert "overflow='truncate'" in str(refused.value)
     assert np.isfinite(model.embed(["short", text], overflow="truncate")).all()
+
+
+@pytest.mark.parametrize("name", ["bert-plain", "qwen3-embed"])
+@pytest.mark.parametrize("limit", [3, 5, 17])
+def test_a_text_is_cut_as_its_tokenizer_cuts_it(name: str, limit: int):
+    tokeniser = engine.load(GOLDENS / name)._runtime.embedder().tokeniser
+    texts = ["one two three four five six " * 5, "[SEP] a [CLS] b [PAD] " * 4, "<|endoftext|> x y z " * 4, "é" * 60]
+    cut = tokeniser(texts, max_tokens=limit, overflow="truncate")
+    final = tokeniser.inputs.final_token
+    appended = final is not None and tokeniser.tokenizer.encode("").ids[-1:] != [final]
+    cutter = Tokenizer.from_str(tokeniser.tokenizer.to_str())
+    cutter.enable_truncation(limit - appended)
+    for row, text in zip(cut.ids, texts, strict=True):
+        expected = cutter.encode(text).ids
+        assert row.tolist() == (expected if expected[-1:] == [final] or final is None else [*expected, final])
 
 
 def test_truncation_keeps_the_final_special_token_and_the_leading_words(model):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 
 from archport.contract import NonFiniteOutput
 from archport.planning import BatchPlan, Plan
+from archport.running.ahead import TokensAhead
 from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
 from archport.running.pool import VectorHead
@@ -20,6 +21,8 @@ from archport.running.vision import Sight, sight_of
 
 # Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold.
 _WINDOW = 2048
+# The first of several on a GPU, which waits for it.
+_FIRST_WINDOW = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +98,25 @@ class Embedder:
     def _batches(
         self, texts: Iterable[str], request: EmbedRequest, sight: Sight | None
     ) -> Iterator[tuple[_Window, BatchPlan]]:
-        source, first = iter(texts), 0
-        while chunk := list(islice(source, _WINDOW)):
-            tokens = self.tokeniser(
-                chunk, prompt=request.prompt, max_tokens=request.max_tokens, overflow=request.overflow, first=first
-            )
-            check_vocabulary(tokens.ids, self.encoder.spec.vocab_size, "text", first)
-            plan = self.encoder.plan(tokens.lengths, images=tokens.images)
-            window = _Window(first, tokens, plan, [None] * len(chunk))
-            with verified(window.plan):
-                for batch, following in pairwise([*window.plan.batches, None]):
-                    assert batch is not None
-                    if sight is not None:
-                        sight.ahead([batch, following] if following else [batch], tokens.measured)
-                    yield window, batch
-            first += len(chunk)
+        gpu = self.encoder.plan.device.kind != "cpu"
+        size = _FIRST_WINDOW if gpu and isinstance(texts, Sequence) and len(texts) > _WINDOW else _WINDOW
+        with TokensAhead(texts, lambda chunk, first: self._tokens(chunk, request, first), size, _WINDOW) as ahead:
+            for first, tokens in ahead:
+                plan = self.encoder.plan(tokens.lengths, images=tokens.images)
+                window = _Window(first, tokens, plan, [None] * len(tokens.ids))
+                with verified(window.plan):
+                    for batch, following in pairwise([*window.plan.batches, None]):
+                        assert batch is not None
+                        if sight is not None:
+                            sight.ahead([batch, following] if following else [batch], tokens.measured)
+                        yield window, batch
+
+    def _tokens(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:
+        tokens = self.tokeniser(
+            texts, prompt=request.prompt, max_tokens=request.max_tokens, overflow=request.overflow, first=first
+        )
+        check_vocabulary(tokens.ids, self.encoder.spec.vocab_size, "text", first)
+        return tokens
 
     def _start(
         self, window: _Window, batch: BatchPlan, request: EmbedRequest, stretches: Stretches, sight: Sight | None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from archport.contract import Asked, ContextLengthExceeded, InputError, Measured, Reader, TextInputs
 
@@ -100,7 +100,8 @@ class TextTokeniser:
         if self.inputs.reader is not None:
             return self._read(self.inputs.reader, texts, prompt, limit, overflow, first)
         prepared = [self._prepare(text, first + index, prompt) for index, text in enumerate(texts)]
-        rows = [self._finish(encoding.ids) for encoding in self.tokenizer.encode_batch(prepared)]
+        encodings = self.tokenizer.encode_batch(prepared)
+        rows = [self._finish(encoding.ids) for encoding in encodings]
         truncated: list[int] = []
         for index, row in enumerate(rows):
             if not len(row):
@@ -119,7 +120,7 @@ class TextTokeniser:
                     max_tokens_that_fit=limit,
                     binding=f"max_tokens {limit}",
                 )
-            rows[index] = self._finish(self._cutter(limit).encode(prepared[index]).ids)
+            rows[index] = self._finish(self._cut(encodings[index], prepared[index], limit))
             truncated.append(first + index)
         return Tokens(tuple(rows), self._prompt_length(prompt), tuple(truncated))
 
@@ -149,20 +150,32 @@ class TextTokeniser:
             ids = [*ids, final]
         return np.asarray(ids, dtype=np.int32)
 
-    def _cutter(self, limit: int) -> Tokenizer:
-        """A copy of the tokenizer that cuts the text, not the special tokens around it."""
-        if limit not in self._cutters:
+    def _cut(self, encoding: Encoding, text: str, limit: int) -> list[int]:
+        """Ids of a text that is too long: the text is cut, not the special tokens around it."""
+        room, special = self._room(limit)
+        flags = encoding.special_tokens_mask
+        before = flags.index(0) if 0 in flags else len(flags)
+        behind = flags[::-1].index(0) if 0 in flags else 0
+        if before + behind != special:
+            # Special tokens elsewhere: the tokenizer knows what to do, for the price of a second run.
+            return self._cutter(room).encode(text).ids
+        return encoding.ids[: room - behind] + encoding.ids[len(flags) - behind :]
+
+    def _room(self, limit: int) -> tuple[int, int]:
+        """(tokens that the tokenizer may give a text, special ones among them)."""
+        special = self.tokenizer.num_special_tokens_to_add(False)
+        final = self.inputs.final_token
+        appended = final is not None and self.tokenizer.encode("").ids[-1:] != [final]
+        if limit - appended < special:
+            raise InputError(f"max_tokens={limit} leaves no room for this model's {special + appended} special tokens")
+        return limit - appended, special
+
+    def _cutter(self, room: int) -> Tokenizer:
+        if room not in self._cutters:
             cutter = Tokenizer.from_str(self.tokenizer.to_str())
-            probe = self.tokenizer.encode("").ids
-            appended = self.inputs.final_token is not None and probe[-1:] != [self.inputs.final_token]
-            room, special = limit - appended, cutter.num_special_tokens_to_add(False)
-            if room < special:
-                raise InputError(
-                    f"max_tokens={limit} leaves no room for this model's {special + appended} special tokens"
-                )
             cutter.enable_truncation(room)
-            self._cutters[limit] = cutter
-        return self._cutters[limit]
+            self._cutters[room] = cutter
+        return self._cutters[room]
 
     def _prompt_length(self, prompt: str) -> int:
         if not prompt:

@@ -19,6 +19,7 @@ SHIM = """
 #include <vector>
 #include <algorithm>
 using std::min;
+static float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 #define __device__
 #define __forceinline__ inline
 #define __shared__ static
@@ -59,13 +60,31 @@ extern "C" void launch(PARAMETERS, int blocks_x, int blocks_y) {
 """
 
 
-def build(folder: Path, source: str, header: str, names: list[str], constants: dict[str, int], threads: int):
-    """A function (arrays by name, q_shape, blocks) that runs a kernel over float32 arrays."""
-    parameters = ", ".join([*(f"float* {name}" for name in names), "const int* q_shape"])
+def build(
+    folder: Path,
+    source: str,
+    header: str,
+    names: list[str],
+    constants: dict[str, int],
+    threads: int,
+    *,
+    shape_of: str = "q",
+    whole: tuple[str, ...] = (),
+):
+    """A function (arrays by name, shape, blocks) that runs a kernel over float32 arrays.
+
+    Args:
+        shape_of: the input whose shape the kernel reads.
+        whole: names of int32 arrays.
+    """
+    shape = f"{shape_of}_shape"
+    parameters = ", ".join(
+        [*(f"{'int' if name in whole else 'float'}* {name}" for name in names), f"const int* {shape}"]
+    )
     fixed = "".join(f"constexpr int {name} = {value};\n" for name, value in constants.items())
     code = SHIM.replace("THREADS", str(threads)) + fixed + "using Out = float;\n" + header
     code += f"static void kernel({parameters}) {{\n{source}\n}}\n"
-    launch = LAUNCH.replace("PARAMETERS", parameters).replace("ARGUMENTS", ", ".join([*names, "q_shape"]))
+    launch = LAUNCH.replace("PARAMETERS", parameters).replace("ARGUMENTS", ", ".join([*names, shape]))
     (folder / "kernel.cpp").write_text(code + launch)
     library = folder / "kernel.so"
     command = ["g++", "-std=c++20", "-O1", "-w", "-pthread", "-shared", "-fPIC", "-o", library, folder / "kernel.cpp"]

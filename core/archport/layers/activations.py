@@ -6,6 +6,7 @@ devices and in other element types it is MLX's own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from math import pi, sqrt
 
@@ -35,6 +36,17 @@ def activation(name: str) -> Activation:
     if name not in ACTIVATIONS:
         raise SpecError(f"activation {name!r} is not supported; known: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]
+
+
+@functools.cache
+def gated(act: Activation) -> Callable[[mx.array, mx.array], mx.array]:
+    """`act(gate) * up` as one function of (gate, up); on a GPU one kernel, which saves a pass over memory."""
+    together = mx.compile(lambda gate, up: act(gate) * up, shapeless=True)
+
+    def run(gate: mx.array, up: mx.array) -> mx.array:
+        return together(gate, up) if mx.default_device().type == mx.DeviceType.gpu else act(gate) * up
+
+    return run
 
 
 def gelu(x: mx.array) -> mx.array:

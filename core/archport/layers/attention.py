@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from archport.contract import AttentionLayer, LayerContext
 from archport.layers.merging import MergedLinear
+from archport.layers.norm_rotate import NormRotate
 from archport.layers.norms import ZeroCentredRMSNorm
 from archport.layers.rotary import Rotary
 
@@ -44,6 +45,7 @@ class Attention(nn.Module):
         super().__init__()
         self._index, self._spec, self._rotary = index, spec, rotary
         self._scale = spec.head_dim**-0.5 if scale is None else scale
+        self._norm_rotate: NormRotate | None = None
         # A gate as wide as the output lies behind each head's query.
         width = spec.head_dim + (spec.v_head_dim if spec.gated else 0)
         self.q_proj = nn.Linear(hidden_size, spec.n_heads * width, bias=bias)
@@ -60,12 +62,36 @@ class Attention(nn.Module):
         if merged is not None:
             self.qkv_proj = merged
             del self.q_proj, self.k_proj, self.v_proj
+            spec = self._spec
+            if "q_norm" in self and not spec.gated:
+                norms = (self.q_norm, self.k_norm)
+                self._norm_rotate = NormRotate.of(spec.n_heads, spec.n_kv_heads, spec.head_dim, norms, self._rotary)
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
         """Attention output (B, L, D) for x (B, L, D)."""
         B, L, _ = x.shape
+        q, k, v, gate = self._projected(x, ctx)
+        out = ctx.attend(self._index, q, k, v, scale=self._scale)
+        out = out.transpose(0, 2, 1, 3)
+        if gate is not None:
+            out = out * gate
+        return self.o_proj(out.reshape(B, L, -1))
+
+    def _projected(self, x: mx.array, ctx: LayerContext) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
+        """(q (B, H, L, Dh), k (B, K, L, Dh), v (B, K, L, Dv), gate (B, L, H, Dv) or None), normalised and rotated."""
+        B, L, _ = x.shape
         spec = self._spec
-        q, k, v = self.qkv_proj(x) if "qkv_proj" in self else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        if "qkv_proj" in self:
+            product = self.qkv_proj.product(x)
+            if self._norm_rotate is not None and self._norm_rotate.worthwhile(product):
+                # The context turns two arrays; here the one holds both, and of the other nothing is asked.
+                turn = self._norm_rotate.turn(self.q_norm, self.k_norm)  # pyright: ignore[reportArgumentType]
+                (q, k), _ = ctx.rotate(product, product, turn)  # pyright: ignore[reportArgumentType]
+                v = self.qkv_proj.split(product)[2].reshape(B, L, spec.n_kv_heads, spec.v_head_dim)
+                return q, k, v.transpose(0, 2, 1, 3), None
+            q, k, v = self.qkv_proj.split(product)
+        else:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         q = q.reshape(B, L, spec.n_heads, -1)
         gate = None
         if spec.gated:
@@ -80,8 +106,4 @@ class Attention(nn.Module):
         q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)
         if self._rotary is not None:
             q, k = ctx.rotate(q, k, self._rotary)
-        out = ctx.attend(self._index, q, k, v, scale=self._scale)
-        out = out.transpose(0, 2, 1, 3)
-        if gate is not None:
-            out = out * gate
-        return self.o_proj(out.reshape(B, L, -1))
+        return q, k, v, gate

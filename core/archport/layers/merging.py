@@ -25,7 +25,15 @@ class MergedLinear(nn.Module):
         self._edges = list(accumulate(widths))[:-1]
 
     def __call__(self, x: mx.array) -> list[mx.array]:
-        return cast("list[mx.array]", mx.split(cast(Any, self.linear)(x), self._edges, axis=-1))
+        return self.split(self.product(x))
+
+    def product(self, x: mx.array) -> mx.array:
+        """All outputs side by side (..., sum of the widths)."""
+        return cast(Any, self.linear)(x)
+
+    def split(self, product: mx.array) -> list[mx.array]:
+        """The outputs in a product, as views."""
+        return cast("list[mx.array]", mx.split(product, self._edges, axis=-1))
 
     @staticmethod
     def of(parts: Sequence[nn.Module]) -> MergedLinear | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.layers.activations import Activation
+from archport.layers.activations import Activation, gated
 from archport.layers.merging import MergedLinear
 
 
@@ -27,7 +27,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, act: Activation, *, bias: bool = False) -> None:
         super().__init__()
-        self._act = act
+        self._gated = gated(act)
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
@@ -41,4 +41,4 @@ class GatedMLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         gate, up = self.gate_up_proj(x) if "gate_up_proj" in self else (self.gate_proj(x), self.up_proj(x))
-        return self.down_proj(self._act(gate) * up)
+        return self.down_proj(self._gated(gate, up))

@@ -27,6 +27,10 @@ class Rotary:
             positions by `factor`, `llama3` stretches slow frequencies, `yarn` also scales what is rotated.
         interleaved: rotate neighbouring pairs instead of the two halves.
 
+    Attributes:
+        periods: what a position is divided by, in radians, per rotated pair.
+        scale, gain: factors of positions, and of what is rotated.
+
     Raises:
         SpecError: for a scaling type this block does not know, or one that lacks a number it needs, before any weight
             is read.
@@ -39,15 +43,15 @@ class Rotary:
             raise SpecError(f"rotary embedding: {dims=} is not a positive even number")
         self.dims, self.interleaved, self.scale, self.gain = dims, interleaved, 1.0, 1.0
         # In float64 here: the kernel's own powers of theta turn a position of 8,192 by up to 1e-4 rad too far.
-        self._periods = _periods(_plain(dims, theta))
+        self.periods = _periods(_plain(dims, theta))
         scaling = scaling or {}
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind == "linear":
             self.scale = 1.0 / _number(scaling, kind, "factor")
         elif kind == "llama3":
-            self._periods = _periods(_llama3(dims, theta, scaling))
+            self.periods = _periods(_llama3(dims, theta, scaling))
         elif kind == "yarn":
-            self._periods = _periods(_yarn(dims, theta, scaling))
+            self.periods = _periods(_yarn(dims, theta, scaling))
             self.gain = _yarn_gain(scaling)
         elif kind != "default":
             raise SpecError(f"rotary embedding: rope_type={kind!r} is not supported; known: {', '.join(KNOWN)}")
@@ -63,7 +67,7 @@ class Rotary:
             base=None,
             scale=self.scale,
             offset=offset,
-            freqs=self._periods,
+            freqs=self.periods,
         )
 
 

@@ -36,7 +36,7 @@ class SectionedRotary(Rotary):
     def at(self, positions: mx.array) -> Callable[[mx.array], mx.array]:
         """What rotates x (B, H, L, Dh) whose token i of row b stands at positions (axes, B, L)."""
         places = positions.astype(mx.float32)[mx.array(self.axis_of)]
-        angles = places.transpose(1, 2, 0)[:, None] * self.scale / self._periods
+        angles = places.transpose(1, 2, 0)[:, None] * self.scale / self.periods
         cos, sin = mx.cos(angles) * self.gain, mx.sin(angles) * self.gain
         mx.eval(cos, sin)
         dims = self.dims

@@ -45,10 +45,12 @@ def main(names: list[str]) -> None:
             import golden_bidirectional_decoders
             import golden_encoders
             import golden_heads
+            import golden_nemotron
 
             golden_encoders.record()
             golden_bidirectional_decoders.record()
             golden_heads.record()
+            golden_nemotron.record()
         elif name == "quantised":
             from golden_quantised import record
 

@@ -248,7 +248,8 @@ class Model(EncoderAnswers):
 
         Args:
             prompt: a str (taken as it is), a list of message dicts (a chat, by the checkpoint's template), a list of
-                token ids, or a list of those, which run as one batch.
+                token ids, or a list of those, which run as one batch. A model that sees takes images and video in
+                the messages, and mappings such as {"text": ..., "image": ...}.
             max_tokens: tokens per prompt; None: until the text or the context ends.
             temperature, top_p, top_k, min_p: how tokens are drawn; temperature 0 takes the likeliest.
             repetition_penalty: above 1 makes what was said before less likely.
@@ -274,11 +275,11 @@ class Model(EncoderAnswers):
         ends = (stop,) if isinstance(stop, str) else tuple(stop)
         request = GenerateRequest(max_tokens, sampling, ends, logprobs)
         generator = self._runtime.generator()
-        rows, several = self._runtime.prompts()(prompt, tools=tools, options=template)
+        read = self._runtime.prompts()(prompt, tools=tools, options=template)
         if stream:
-            return generator.stream(rows, request)
-        texts = generator.run(rows, request)
-        return texts if several else texts[0]
+            return generator.stream(read.rows, request, read.measured)
+        texts = generator.run(read.rows, request, read.measured)
+        return texts if read.several else texts[0]
 
     def plan(self, lengths: Sequence[int], *, cached: int | Sequence[int] = 0, new_tokens: int | None = 0) -> Plan:
         """How rows of these lengths would run: batches, chunks, attention paths, bytes. Runs nothing.

@@ -10,13 +10,14 @@ import mlx.core as mx
 import numpy as np
 from tokenizers import Tokenizer
 
-from archport.contract import CausalLM, ContextLengthExceeded, InputError, NonFiniteOutput
+from archport.contract import CausalLM, ContextLengthExceeded, InputError, Measured, NonFiniteOutput, Reader
 from archport.running.decode import Decoding
 from archport.running.encode import Encoder
 from archport.running.prefill import Prefilled, prefill
 from archport.running.prefix_cache import PrefixCache
 from archport.running.sampling import Sampler, Sampling
 from archport.running.text import RowText
+from archport.running.visual_prompts import of_prompts
 
 FinishReason = Literal["stop", "length"]
 
@@ -109,10 +110,11 @@ class GenerateRequest:
 
 @dataclass(slots=True)
 class _Row:
-    """A row that is being generated."""
+    """A row that is being generated; its prompt is remembered by `key`, which tells pictures apart."""
 
     index: int
     prompt: np.ndarray
+    key: np.ndarray
     text: RowText
     tokens: list[int] = field(default_factory=list[int])
 
@@ -139,20 +141,24 @@ class Generator:
         encoder: the trunk and its planner.
         stops: ids after which nothing is generated.
         prefixes: what calls leave behind for later ones.
+        reader: of prompts with pictures; None for a model of text.
     """
 
     tokenizer: Tokenizer
     encoder: Encoder
     stops: frozenset[int]
     prefixes: PrefixCache
+    reader: Reader | None = None
 
-    def run(self, rows: Sequence[np.ndarray], request: GenerateRequest) -> list[Generation]:
+    def run(
+        self, rows: Sequence[np.ndarray], request: GenerateRequest, measured: Sequence[Measured] = ()
+    ) -> list[Generation]:
         """One `Generation` per prompt, in their order; see `stream` for what is raised."""
         texts = [""] * len(rows)
         tokens: list[tuple[int, ...]] = [()] * len(rows)
         told: list[tuple[TokenLogprob, ...]] = [()] * len(rows)
         ends: dict[int, Piece] = {}
-        for piece in self.stream(rows, request):
+        for piece in self.stream(rows, request, measured):
             texts[piece.row] += piece.text
             tokens[piece.row] += piece.tokens
             told[piece.row] += piece.logprobs
@@ -167,8 +173,13 @@ class Generator:
             found.append(Generation(text, ids, end.finish_reason, end.usage, kept))
         return found
 
-    def stream(self, rows: Sequence[np.ndarray], request: GenerateRequest) -> Iterator[Piece]:
+    def stream(
+        self, rows: Sequence[np.ndarray], request: GenerateRequest, measured: Sequence[Measured] = ()
+    ) -> Iterator[Piece]:
         """Pieces of all rows as they are made. Closing the iterator frees what the rows hold.
+
+        Args:
+            measured: the same prompts with what a reader found in them, pictures included.
 
         Raises:
             AdmissionRefused: prompts and tokens to come do not fit memory or context; before anything runs.
@@ -185,16 +196,26 @@ class Generator:
                 binding="max_context",
             )
         prefixes = self.prefixes if self.prefixes.limit else None
-        read = prefill(self.encoder, rows, request.max_tokens, prefixes)
-        live = [_Row(index, ids, RowText(self.tokenizer, request.stop)) for index, ids in enumerate(rows)]
-        return self._decode(live, read, request, prefixes)
+        visual = of_prompts(measured, self.reader)
+        read = prefill(self.encoder, rows, request.max_tokens, prefixes, visual)
+        keys = rows if visual is None else visual.keys
+        live = [
+            _Row(index, ids, key, RowText(self.tokenizer, request.stop))
+            for index, (ids, key) in enumerate(zip(rows, keys, strict=True))
+        ]
+        return self._decode(live, read, request, prefixes, None if visual is None else visual.next_positions)
 
     def _decode(
-        self, live: list[_Row], read: Prefilled, request: GenerateRequest, prefixes: PrefixCache | None
+        self,
+        live: list[_Row],
+        read: Prefilled,
+        request: GenerateRequest,
+        prefixes: PrefixCache | None,
+        positions: list[int] | None,
     ) -> Iterator[Piece]:
         encoder, sampler = self.encoder, Sampler(request.sampling, self.encoder.spec.vocab_size)
         lengths = [len(row.prompt) for row in live]
-        decoding = Decoding(encoder.trunk, encoder.spec, encoder.plan, read.plan, read.caches, lengths)
+        decoding = Decoding(encoder.trunk, encoder.spec, encoder.plan, read.plan, read.caches, lengths, positions)
         most = request.max_tokens or encoder.plan.max_context - max(lengths)
         seen = [mx.array(row.prompt) for row in live] if request.sampling.penalised else None
         weights = read.hidden.astype(_dtype(read.plan.dtype))[:, None]
@@ -273,7 +294,7 @@ def _keep(prefixes: PrefixCache, live: list[_Row], staying: list[int], decoding:
     """Leave what finished rows hold to later calls."""
     for at in sorted(set(range(len(live))) - set(staying)):
         row = live[at]
-        decoding.remember(prefixes, at, np.concatenate([row.prompt, np.asarray(row.tokens, np.int32)]))
+        decoding.remember(prefixes, at, np.concatenate([row.key, np.asarray(row.tokens, np.int32)]))
 
 
 def _dtype(name: str) -> mx.Dtype:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,9 +15,12 @@ import numpy as np
 from archport.contract import AdmissionRefused
 from archport.memory import Caches, KVCache, Snapshot, put, put_rows, take
 from archport.planning import Plan
+from archport.running.context import Stretches
 from archport.running.encode import Encoder
 from archport.running.planned import batch_caches
 from archport.running.prefix_cache import PrefixCache, matching
+from archport.running.vision import sight_of
+from archport.running.visual_prompts import VisualPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +41,31 @@ class Prefilled:
 
 
 def prefill(
-    encoder: Encoder, rows: Sequence[np.ndarray], new_tokens: int | None, prefixes: PrefixCache | None
+    encoder: Encoder,
+    rows: Sequence[np.ndarray],
+    new_tokens: int | None,
+    prefixes: PrefixCache | None,
+    visual: VisualPrompts | None = None,
 ) -> Prefilled:
     """Read prompts, from where an earlier call with the same beginning left off.
 
     Args:
         new_tokens: tokens to reserve per row; None when unknown.
         prefixes: what earlier calls left; None keeps and finds nothing.
+        visual: the same prompts with their pictures; None without any.
 
     Raises:
         AdmissionRefused: when prompts and tokens to come do not fit.
     """
-    found = _found(rows, prefixes)
+    found = _found(rows if visual is None else visual.keys, prefixes)
+    if found is not None and visual is not None:
+        # A picture goes through the tower whole, or not at all.
+        edge = visual.edge(found.tokens)
+        found = found.first(edge) if edge else None
     first = found.tokens if found is not None else 0
-    plan = _plan(encoder, [len(row) - first for row in rows], first, new_tokens, prefixes)
+    visual = None if visual is None else visual.behind(first)
+    images = () if visual is None else visual.images
+    plan = _plan(encoder, [len(row) - first for row in rows], first, new_tokens, prefixes, images)
     (batch,) = plan.batches
     caches = batch_caches(encoder.spec, plan, batch)
     assert caches is not None
@@ -59,7 +74,10 @@ def prefill(
         return Prefilled(plan, caches, _row_by_row(encoder, rest, found, caches), first)
     if found is not None:
         put(found, caches)
-    hidden = encoder.last_hidden(plan, batch, rest, caches)
+    stretches = Stretches()
+    with sight_of(encoder.trunk, visual.reader if visual else None, stretches) as sight:
+        seen = sight.look(plan, batch, visual.measured) if sight is not None and visual is not None else None
+        hidden = encoder.last_hidden(plan, batch, rest, caches, stretches, seen)
     mx.eval(hidden)
     caches.align([len(row) for row in rows])
     if prefixes is not None and prefixes.limit and not _can_be_cut(encoder):
@@ -81,15 +99,21 @@ def _found(rows: Sequence[np.ndarray], prefixes: PrefixCache | None) -> Snapshot
 
 
 def _plan(
-    encoder: Encoder, lengths: Sequence[int], cached: int, new_tokens: int | None, prefixes: PrefixCache | None
+    encoder: Encoder,
+    lengths: Sequence[int],
+    cached: int,
+    new_tokens: int | None,
+    prefixes: PrefixCache | None,
+    images: Sequence[Sequence[int]],
 ) -> Plan:
     held = prefixes.limit if prefixes is not None else 0
+    options: dict[str, Any] = {"cached": cached, "new_tokens": new_tokens, "mode": "generate", "images": images}
     try:
-        return encoder.plan(lengths, cached=cached, new_tokens=new_tokens, mode="generate", resident=held)
+        return encoder.plan(lengths, **options, resident=held)
     except AdmissionRefused:
         if not held or prefixes is None:
             raise
-        plan = encoder.plan(lengths, cached=cached, new_tokens=new_tokens, mode="generate")
+        plan = encoder.plan(lengths, **options)
         # What earlier calls left gives way to this one.
         prefixes.clear()
         return plan

@@ -78,12 +78,13 @@ class Runtime:
                 f"{self.name} is for {', '.join(spec.tasks)} ({why}), so it generates no text; load a checkpoint with "
                 "an output head"
             )
-        return Generator(self.tokeniser.tokenizer, self.encoder, self.stops, self.prefixes)
+        reader = self.tokeniser.inputs.reader
+        return Generator(self.tokeniser.tokenizer, self.encoder, self.stops, self.prefixes, reader)
 
     def prompts(self) -> PromptReader:
         """Prompts, messages or ids to ids."""
         chat = self.chat or ChatTemplate({}, {}, self.name)
-        return PromptReader(self.tokeniser.tokenizer, chat, self.encoder.spec.vocab_size)
+        return PromptReader(self.tokeniser, chat, self.encoder.spec.vocab_size)
 
     def scorer(self) -> Scorer:
         """Pairs to scores; raises InputError when the head makes none."""

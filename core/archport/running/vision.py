@@ -175,7 +175,9 @@ class Sight:
         """
         rows = [measured[row] for row in batch.rows] if measured else []
         if not any(row.pictures for row in rows):
-            return None
+            positions = _positions(batch, rows)
+            # Text behind a picture that an earlier call has seen stands where the picture put it.
+            return None if positions is None else BatchVisual((), _index(batch, rows, {}), positions)
         pictures = _pictures(batch, measured)
         # The plan has the tower's temporaries beside none of an earlier batch's.
         self._stretches.drain()

@@ -67,6 +67,11 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 @pytest.fixture
+def goldens() -> dict[str, Golden]:
+    return {name: golden_of(name) for name in ("qwen3-vl", "qwen3-vl-moe")}
+
+
+@pytest.fixture
 def sparse() -> Golden:
     return golden_of("qwen3-vl-moe")
 

@@ -120,7 +120,7 @@ def test_arguments_that_make_no_sense_are_named(model, arguments, options, said)
 
 
 def test_a_reranker_says_that_it_makes_no_vectors_and_an_embedder_that_it_scores_no_pairs(model):
-    with pytest.raises(InputError, match=r"makes no vectors; use Model\.rerank"):
+    with pytest.raises(InputError, match=r"makes no vectors of texts; use Model\.rerank"):
         model.embed("a")
     with pytest.raises(InputError, match="scores no pairs"):
         engine.load(GOLDEN.parent / "qwen3-embed").rerank("a", ["b"])

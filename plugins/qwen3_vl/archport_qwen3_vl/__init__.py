@@ -169,7 +169,7 @@ def archport_examples() -> Sequence[Example]:
         "model_type": "qwen3_vl_text",
         "hidden_size": 64,
         "num_hidden_layers": 2,
-        "intermediate_size": 96,
+        "intermediate_size": 160,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 32,

@@ -39,6 +39,9 @@ WAIT_SECONDS: dict[DeviceKind, float] = {"cuda": 0.0, "metal": 0.0, "cpu": 0.03e
 # tokens take 43.3 ms evaluated after every layer and 45.5 ms in one graph, of 2.2 and 11 GB. Smaller stretches are
 # bound by the host.
 BUSY_SECONDS = 0.12e-3
+# Stretches are made at least so long where memory allows: 32 x 128 tokens, 0.25 ms a layer, lost a third to evaluating
+# after every layer.
+STRETCH_SECONDS = 1e-3
 # Layers that a host-bound graph has unfinished at most, however long it is.
 HOST_BOUND_LAYERS = 17
 # Share of the memory bandwidth that norms, rotations and copies reach; fitted to the same runs.

@@ -182,7 +182,9 @@ def _room(job: Job, spent: int, width: int, linear: float, *, least: bool) -> tu
 
     The second entry is for calls that no path runs within the usual scratch: all that the budget leaves.
     """
-    left = max(0, int((job.budget - spent) / ((1 + MARGIN) * width)))
+    # What every fused call is priced at least: below it only tiles of a few rows would be left.
+    floor = 0 if job.device.kind == "cpu" else 1 << 20
+    left = max(floor, int((job.budget - spent) / ((1 + MARGIN) * width)))
     usual = job.limits.transient_on(job.device)
     bound = job.limits.seconds_on(job.device)
     seconds = job.limits.dispatch_seconds if bound is None else max(bound - linear, bound / 10)

@@ -6,10 +6,11 @@ Monotone in the budget. Knows nothing of how requests become batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 from archport.contract import BatchShape
 from archport.planning.batch import Batch
-from archport.planning.costs import BUSY_SECONDS
+from archport.planning.costs import STRETCH_SECONDS
 from archport.planning.flight import layer_seconds
 from archport.planning.job import Job
 from archport.planning.quote import Quote, Schedule, quote
@@ -112,9 +113,9 @@ def _fits(job: Job, batch: Batch) -> bool:
 def schedule_of(job: Job, batch: Batch) -> Quote:
     """The chunk of a batch, and how often the graph is evaluated.
 
-    Evaluating after every layer with the next one already started costs nothing while layers keep the device busy, and
-    holds two of them. Where layers are so small that the host binds, the fewest evaluations that fit are taken. Only
-    where that does not fit are layers split.
+    Evaluating with the next stretch already started costs nothing while a stretch keeps the device busy for longer than
+    the host needs for it: so many layers as that takes, fewer where they do not fit. Only where not even two layers fit
+    are layers split.
     """
     best = _chunk(job, batch)
     if best.problem:
@@ -123,10 +124,9 @@ def schedule_of(job: Job, batch: Batch) -> Quote:
         return best
     layers, depth = len(job.layer_classes), best.schedule.in_flight
     tokens = batch.shape.B * min(best.schedule.chunk, batch.shape.L)
-    counts = [1]
-    if layer_seconds(job, tokens) < BUSY_SECONDS:
-        parts = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
-        counts = sorted({1} | {-(-layers // part) for part in parts}, reverse=True)
+    wanted = min(layers, ceil(STRETCH_SECONDS / layer_seconds(job, tokens)))
+    parts = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+    counts = sorted({1, wanted} | {-(-layers // part) for part in parts if -(-layers // part) < wanted}, reverse=True)
     for count in counts:
         found = quote(job, batch, Schedule(best.schedule.chunk, count, depth))
         if not found.problem:

@@ -10,6 +10,8 @@ a bar is missed.
 
 from __future__ import annotations
 
+import archport  # isort: skip  (before mlx, which it prepares)
+
 import argparse
 import json
 import platform
@@ -27,7 +29,6 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-import archport
 from archport import engine
 from archport.contract.plugins import claim, discover
 from archport.layers.mlx_lm import reused

@@ -11,23 +11,26 @@ import sys
 
 import typer
 
+from archport.cli.chat import chat
 from archport.cli.check import check
 from archport.cli.doctor import doctor
 from archport.cli.embed import embed
+from archport.cli.generate import generate
 from archport.cli.info import info
 from archport.cli.new import new
 from archport.cli.plan import plan
 from archport.cli.plugins import plugins
+from archport.cli.rerank import rerank
 from archport.contract import ArchportError
 
 app = typer.Typer(
     name="archport",
-    help="Run embedding models on MLX, with memory-safe attention picked per architecture and device.",
+    help="Embed, rerank and generate on MLX, with memory-safe attention picked per architecture and device.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, info, plan, plugins, check, doctor, new):
+for command in (embed, rerank, generate, chat, info, plan, plugins, check, doctor, new):
     app.command()(command)
 
 

@@ -1,0 +1,88 @@
+"""`archport chat`: a conversation, one line of input per turn; earlier turns are not read again."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from archport.cli.generate import DEFAULT_MODEL, print_stream
+from archport.cli.options import (
+    Dtype,
+    MaxTokens,
+    MemoryBudget,
+    MinP,
+    Model,
+    NoThinking,
+    Penalty,
+    Revision,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    note,
+)
+
+THINKING = "</think>"
+
+
+def chat(
+    model: Model = DEFAULT_MODEL,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_tokens: MaxTokens = 2048,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.8,
+    top_k: TopK = 20,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    no_thinking: NoThinking = False,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    memory_budget: MemoryBudget = None,
+) -> None:
+    """Talk to a model. /new starts over, /exit or the end of input ends; Ctrl-C stops an answer.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+    """
+    from archport import engine
+
+    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget)
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        **({"enable_thinking": False} if no_thinking else {}),
+    }
+    opening = [{"role": "system", "content": system}] if system is not None else []
+    messages: list[dict[str, Any]] = list(opening)
+    asks = sys.stdin.isatty()
+    if asks:
+        note(f"{loaded!r}. /new starts over, /exit ends.")
+    while True:
+        if asks:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "/exit":
+            return
+        if line.strip() == "/new":
+            messages = list(opening)
+            continue
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line.rstrip("\n")})
+        try:
+            text = print_stream(loaded, messages, options)
+        except KeyboardInterrupt:
+            if not asks:
+                raise
+            messages.pop()
+            note("\nstopped; this turn is forgotten")
+            continue
+        # What a model thought is not part of the conversation.
+        messages.append({"role": "assistant", "content": text.rpartition(THINKING)[2].lstrip("\n")})

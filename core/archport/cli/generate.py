@@ -1,0 +1,164 @@
+"""`archport generate`: text behind a prompt, on standard output as it is made."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from archport.cli.options import (
+    Dtype,
+    MaxTokens,
+    MemoryBudget,
+    MinP,
+    Model,
+    NoThinking,
+    Penalty,
+    Revision,
+    Seed,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    note,
+    read_objects,
+    read_whole,
+)
+from archport.contract import InputError
+
+if TYPE_CHECKING:
+    from archport.engine import Model as LoadedModel
+    from archport.running.generate import Generation, Piece
+
+DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Text to go on from.")] = None,
+    model: Model = DEFAULT_MODEL,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="FILE|-",
+            help="The prompt; .jsonl: one per line, a string or an object with 'prompt' or 'messages'; - is stdin.",
+        ),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="A system message in front of it; implies --chat.")] = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    no_thinking: NoThinking = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per prompt, when all are done.")] = False,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    memory_budget: MemoryBudget = None,
+) -> None:
+    """Generate text; one prompt is printed as it is made, several (.jsonl) run as one batch and print JSON.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+    """
+    if (prompt is not None) == (input is not None):
+        raise typer.BadParameter("give one PROMPT, or --input FILE (- for standard input), not both")
+    prompts = _prompts(prompt, input)
+    if chat or system is not None:
+        prompts = [_messages(each, system) for each in prompts]
+
+    from archport import engine
+
+    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget)
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "stop": stop or (),
+        **({"enable_thinking": False} if no_thinking else {}),
+    }
+    started = time.perf_counter()
+    if as_json or len(prompts) > 1:
+        made = cast("list[Generation]", loaded.generate(prompts, **options))
+        for each in made:
+            usage = each.usage
+            typer.echo(
+                json.dumps(
+                    {
+                        "text": each.text,
+                        "finish_reason": each.finish_reason,
+                        "usage": {
+                            "prompt_tokens": usage.prompt_tokens,
+                            "cached_tokens": usage.cached_tokens,
+                            "completion_tokens": usage.completion_tokens,
+                        },
+                    },
+                    ensure_ascii=False,
+                )
+            )
+        tokens = sum(len(each.tokens) for each in made)
+        seconds = time.perf_counter() - started
+        note(f"{tokens:,} tokens of {len(made)} prompts in {seconds:.2f} s, {tokens / seconds:,.1f} tokens/s")
+        return
+    print_stream(loaded, prompts[0], options)
+
+
+def print_stream(loaded: LoadedModel, prompt: object, options: dict[str, Any]) -> str:
+    """Print a text as it is made, then its rate on standard error; returns it."""
+    started = time.perf_counter()
+    pieces = cast("Iterator[Piece]", loaded.generate(prompt, stream=True, **options))
+    text, first, count = "", 0.0, 0
+    for piece in pieces:
+        first = first or time.perf_counter()
+        text += piece.text
+        count += len(piece.tokens)
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+        if piece.usage is not None:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            usage, now = piece.usage, time.perf_counter()
+            fresh = usage.prompt_tokens - usage.cached_tokens
+            rate = f", {(count - 1) / (now - first):,.1f} tokens/s" if count > 1 else ""
+            note(
+                f"prompt {usage.prompt_tokens:,} tokens ({usage.cached_tokens:,} cached), "
+                f"{fresh / max(first - started, 1e-9):,.0f} tokens/s; {count:,} generated{rate}; {piece.finish_reason}"
+            )
+    return text
+
+
+def _prompts(prompt: str | None, source: str | None) -> list[Any]:
+    if prompt is not None:
+        return [prompt]
+    assert source is not None
+    if not source.endswith(".jsonl"):
+        return [read_whole(source)]
+    found: list[Any] = []
+    for number, value in enumerate(read_objects(source), 1):
+        if isinstance(value, dict):
+            value = value.get("messages", value.get("prompt"))
+        if not isinstance(value, str | list):
+            raise InputError(
+                f"{source}, line {number}: expected a string, or an object with 'prompt' (a string) or 'messages'"
+            )
+        found.append(value)
+    if not found:
+        raise InputError(f"{source} holds no prompt")
+    return found
+
+
+def _messages(prompt: Any, system: str | None) -> list[dict[str, Any]]:
+    messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+    return [*([{"role": "system", "content": system}] if system is not None else []), *messages]

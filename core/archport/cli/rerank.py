@@ -1,0 +1,72 @@
+"""`archport rerank`: documents by how well they answer a query, on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from archport.cli.embed import Overflow, read_texts
+from archport.cli.options import Dtype, MemoryBudget, Model, Revision, note
+
+
+def rerank(
+    query: Annotated[str, typer.Option("--query", "-q", help="What the documents should answer.")],
+    documents: Annotated[list[str] | None, typer.Argument(metavar="DOCUMENT", help="Documents.")] = None,
+    model: Model = "Qwen/Qwen3-Reranker",
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="FILE|-",
+            help="One document per line; .jsonl: a string or an object with 'text' per line; - is standard input.",
+        ),
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="What counts as an answer; default: the model's own.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", "-k", help="Print so many; default: all.")] = None,
+    raw_scores: Annotated[bool, typer.Option("--raw-scores", help="The head's own number, not a probability.")] = False,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of query and document together.")] = None,
+    overflow: Annotated[Overflow, typer.Option(help="What to do with a pair over the limit.")] = Overflow.error,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    dtype: Dtype = None,
+    revision: Revision = None,
+    memory_budget: MemoryBudget = None,
+) -> None:
+    """Rank documents by how well they answer a query; score, index and document, best first.
+
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+    """
+    if bool(documents) == (input is not None):
+        raise typer.BadParameter("give documents as arguments or with --input FILE (- for standard input), not both")
+    texts = documents if documents else list(read_texts(input or "-"))
+
+    from archport import engine
+
+    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget)
+    started = time.perf_counter()
+    ranked = loaded.rerank(
+        query,
+        texts,
+        instruction=instruction,
+        top_k=top_k,
+        return_documents=True,
+        raw_scores=raw_scores,
+        max_tokens=max_tokens,
+        overflow=overflow.value,
+    )
+    seconds = time.perf_counter() - started
+    if as_json:
+        found = [{"index": each.index, "score": each.score, "document": each.document} for each in ranked]
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        for each in ranked:
+            # A document stays on its line, whatever it holds.
+            typer.echo(f"{each.score:.6f}\t{each.index}\t{' '.join((each.document or '').split())}")
+    sys.stdout.flush()
+    tokenizer = loaded._runtime.tokeniser.tokenizer
+    tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
+    note(f"{len(texts)} documents of {tokens:,} tokens in {seconds:.2f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s")

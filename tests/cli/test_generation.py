@@ -1,0 +1,103 @@
+"""`archport rerank`, `generate` and `chat` as processes: data on standard output, the rest on standard error."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+RERANKER = GOLDENS / "qwen3-reranker"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+def run(*arguments, text=None, code=0):
+    done = subprocess.run(
+        [sys.executable, "-c", "from archport.cli import main; main()", *map(str, arguments)],
+        input=text,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat") / "tiny"
+    shutil.copytree(GOLDENS / "qwen3-windowed", folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def test_rerank_prints_score_index_and_document_best_first():
+    done = run("rerank", "-m", RERANKER, "-q", "which word", "one\ntext", "another")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert sorted(row[1:] for row in rows) == [["0", "one text"], ["1", "another"]]
+    assert float(rows[0][0]) >= float(rows[1][0])
+    assert "tokens/s" in done.stderr
+
+
+def test_rerank_reads_standard_input_and_prints_json():
+    done = run(
+        "rerank", "-m", RERANKER, "-q", "which word", "-i", "-", "-k", "1", "--json", text="one\nanother\nthird\n"
+    )
+    (best,) = json.loads(done.stdout)
+    assert set(best) == {"index", "score", "document"}
+    assert best["document"] == ["one", "another", "third"][best["index"]]
+
+
+def test_generate_prints_the_text_as_the_engine_makes_it():
+    from archport import engine
+
+    want = engine.load(GOLDENS / "qwen3-moe").generate("the hack", max_tokens=8)
+    done = run("generate", "-m", GOLDENS / "qwen3-moe", "the hack", "--max-tokens", "8")
+    assert done.stdout == want.text + "\n"
+    assert "tokens/s" in done.stderr
+    piped = run("generate", "-m", GOLDENS / "qwen3-moe", "-i", "-", "--max-tokens", "8", "--json", text="the hack")
+    assert json.loads(piped.stdout)["text"] == want.text
+
+
+def test_generate_runs_a_file_of_prompts_as_one_batch(tmp_path, chatty):
+    file = tmp_path / "prompts.jsonl"
+    lines = ["the hack", {"prompt": "a"}, {"messages": [{"role": "user", "content": "b"}]}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    done = run("generate", "-m", chatty, "-i", file, "--max-tokens", "4")
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(made) == 3
+    assert all(each["usage"]["completion_tokens"] <= 4 for each in made)
+
+
+def test_a_chat_remembers_its_turns_without_reading_them_again(chatty):
+    turns = "the hack\nanother word\n/new\nthe hack\n/exit\n"
+    done = run("chat", "-m", chatty, "--max-tokens", "3", "--temperature", "0", text=turns)
+    told = [line for line in done.stderr.splitlines() if line.startswith("prompt ")]
+    assert len(told) == 3
+    cached = [int(line.partition("(")[2].partition(" cached")[0]) for line in told]
+    assert cached[0] == 0
+    assert cached[1] > 10
+    # Starting over, the first turn is known but for its end.
+    assert cached[2] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("rerank", "-m", RERANKER, "-q", "a"), 2, "documents"),
+        (("generate", "-m", GOLDENS / "qwen3-moe"), 2, "PROMPT"),
+        (("generate", "-m", GOLDENS / "qwen3-moe", ""), 1, "prompt 0 is empty"),
+        (("generate", "-m", GOLDENS / "qwen3-moe", "a", "--chat"), 1, "no chat template"),
+        (("generate", "-m", GOLDENS / "qwen3-moe", "-i", "nowhere.txt"), 1, "nowhere.txt"),
+        (("generate", "-m", GOLDENS / "qwen3-embed", "a"), 1, "is for embed"),
+    ],
+)
+def test_wrong_use_ends_in_one_message(arguments, code, said):
+    done = run(*arguments, code=code)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

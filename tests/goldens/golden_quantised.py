@@ -1,4 +1,4 @@
-"""Record qwen3-4bit and qwen3-mxfp4: transformers in float32 on the weights that the packed files stand for.
+"""Record the quantised Qwen3 checkpoints: transformers in float32 on the weights that the packed files stand for.
 
 Unpacks MLX's layouts with numpy alone, so the golden and an engine that calls mlx share no code. Knows nothing of how
 the files were made; quantise.py did that.
@@ -22,9 +22,15 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
     """Return the codes of (rows, words) uint32 as (rows, words * 32 / bits), the lowest bits first."""
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    codes = (words[..., None] >> shifts) & np.uint32(2**bits - 1)
-    return codes.reshape(words.shape[0], -1)
+    stream = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
+    return stream.reshape(words.shape[0], -1, bits) @ (1 << np.arange(bits))
+
+
+def e4m3(codes: np.ndarray) -> np.ndarray:
+    """Return the values of 8-bit floats with four exponent bits (bias 7) and three of mantissa."""
+    sign, exponent, mantissa = codes >> 7, (codes >> 3) & 15, (codes & 7).astype(np.float32)
+    normal = (1 + mantissa / 8) * np.exp2(exponent.astype(np.float32) - 7)
+    return np.where(sign, -1, 1) * np.where(exponent > 0, normal, mantissa / 8 * np.float32(2**-6))
 
 
 def dequantise(raw: dict[str, torch.Tensor], settings: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -44,7 +50,10 @@ def dequantise(raw: dict[str, torch.Tensor], settings: dict[str, Any]) -> dict[s
         own = settings | settings.get(path, {})
         codes = unpack(value.numpy(), own["bits"])
         scales = raw[f"{path}.scales"]
-        if own["mode"] == "mxfp4":  # scales are powers of two, stored as exponent + 127
+        if own["mode"] == "nvfp4":
+            steps = e4m3(scales.numpy()).astype(np.float32).repeat(own["group_size"], axis=1)
+            full = E2M1[codes] * steps
+        elif own["mode"] == "mxfp4":  # scales are powers of two, stored as exponent + 127
             steps = np.exp2(scales.numpy().astype(np.float32) - 127).repeat(own["group_size"], axis=1)
             full = E2M1[codes] * steps
         else:
@@ -71,6 +80,6 @@ def record_one(folder: Path) -> None:
 
 
 def record() -> None:
-    """Record both checkpoints."""
-    for name in ("qwen3-4bit", "qwen3-mxfp4"):
+    """Record all of them."""
+    for name in ("qwen3-4bit", "qwen3-6bit", "qwen3-mxfp4", "qwen3-nvfp4"):
         record_one(HERE / name)

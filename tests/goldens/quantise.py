@@ -1,4 +1,4 @@
-"""Make qwen3-4bit and qwen3-mxfp4 from qwen3-embed with mlx-lm's own converter, so the layout is the published one.
+"""Make the quantised Qwen3 checkpoints from qwen3-embed with mlx-lm's own converter, so the layout is the published one.
 
 Runs in an environment with mlx and mlx-lm. Records nothing: golden_quantised.py, which needs torch and no mlx, reads
 the packed files by itself and computes what they mean.
@@ -6,6 +6,7 @@ the packed files by itself and computes what they mean.
 
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,15 @@ def write_source(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write both checkpoints, replacing what is there."""
+    """Write the checkpoints named on the command line, or all, replacing what is there."""
     recipes: dict[str, dict[str, Any]] = {
         "qwen3-4bit": {"q_group_size": 32, "q_bits": 4, "q_mode": "affine", "quant_predicate": choose_bits},
+        "qwen3-6bit": {"q_group_size": 32, "q_bits": 6, "q_mode": "affine"},
         "qwen3-mxfp4": {"q_group_size": 32, "q_bits": 4, "q_mode": "mxfp4"},
+        "qwen3-nvfp4": {"q_group_size": 16, "q_bits": 4, "q_mode": "nvfp4"},
     }
-    for name, recipe in recipes.items():
+    for name in sys.argv[1:] or recipes:
+        recipe = recipes[name]
         with tempfile.TemporaryDirectory() as scratch:
             write_source(Path(scratch))
             made = Path(scratch) / "made"

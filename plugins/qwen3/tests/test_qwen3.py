@@ -35,19 +35,21 @@ def texts():
     return [row["text"] for row in stored if row["text"] is not None]
 
 
-@pytest.mark.parametrize("name", ["qwen3-embed", "qwen3-causal-sharded", "qwen3-4bit", "qwen3-mxfp4"])
+@pytest.mark.parametrize(
+    "name", ["qwen3-embed", "qwen3-causal-sharded", "qwen3-4bit", "qwen3-6bit", "qwen3-mxfp4", "qwen3-nvfp4"]
+)
 def test_hidden_states_equal_transformers_in_every_layout(name):
     loaded = engine.load(GOLDENS / name)
     errors = [relative(loaded.forward(ids[None])[0], hidden) for ids, hidden in rows(name)]
     assert max(errors) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["qwen3-4bit", "qwen3-mxfp4"])
+@pytest.mark.parametrize("name", ["qwen3-4bit", "qwen3-6bit", "qwen3-mxfp4", "qwen3-nvfp4"])
 def test_packed_matrices_kept_as_stored_give_the_same_vectors_up_to_their_precision(name):
     packed, unpacked = engine.load(GOLDENS / name, dtype="checkpoint"), engine.load(GOLDENS / name)
     ids = rows(name)[3][0][None]
     a, b = (np.array(each.forward(ids).astype(mx.float32)) for each in (packed, unpacked))
-    assert (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b) >= 0.999
+    assert (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b) >= 0.998
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

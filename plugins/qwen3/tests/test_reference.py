@@ -1,5 +1,6 @@
 """Against mlx-lm on the same files in the stored element type, packed layouts, and transformations of the trunk."""
 
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -7,13 +8,19 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.checkpoint import normalise_config
 from archport.layers.mlx_lm import reused
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 
 
 def theirs(folder):
-    return reused("utils.load_model")(folder)[0]
+    # It reads the classic spelling only.
+    return reused("utils.load_model")(folder, model_config=normalise_config(_config(folder)))[0]
+
+
+def _config(folder):
+    return json.loads((folder / "config.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["qwen3-causal-sharded", "qwen3-windowed", "qwen3-4bit", "qwen3-6bit", "qwen3-nvfp4"])

@@ -36,6 +36,8 @@ SKIPPED = {
     ("README.md", "makes an environment and installs into it"),
     ("CONTRIBUTING.md", "makes an environment and installs into it"),
     ("README.md", "downloads Qwen/Qwen3-Embedding-0.6B"),
+    ("README.md", "downloads Qwen/Qwen3-Reranker-0.6B"),
+    ("README.md", "downloads Qwen/Qwen3-0.6B"),
     ("write-a-plugin.md", "needs torch and transformers"),
 }
 WRITTEN_LINES = 200

@@ -1,4 +1,4 @@
-"""Make the quantised Qwen3 checkpoints from qwen3-embed with mlx-lm's own converter, so the layout is the published one.
+"""Make the quantised Qwen3 checkpoints from qwen3-embed with mlx-lm's own converter, so the layout is as published.
 
 Runs in an environment with mlx and mlx-lm. Records nothing: golden_quantised.py, which needs torch and no mlx, reads
 the packed files by itself and computes what they mean.

@@ -141,6 +141,9 @@ def priced(
         kernel = None if last is None else ("composite" if last == "composite" else kernel)
     if kernel is None:
         return None
+    if cut.depth > 1 and kernel == "composite" and call.itemsize == 4:
+        # Float32 tiles end about when the next one starts: whether two were there at once would be chance.
+        return None
     mask = mask_bytes(call, tile)
     scratch = costs.transient(tile, kernel, device.kind)
     if device.kind == "cuda" and kernel == "composite" and kv_heads < call.n_kv_heads:

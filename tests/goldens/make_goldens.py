@@ -46,11 +46,13 @@ def main(names: list[str]) -> None:
             import golden_encoders
             import golden_heads
             import golden_nemotron
+            import golden_siglip
 
             golden_encoders.record()
             golden_bidirectional_decoders.record()
             golden_heads.record()
             golden_nemotron.record()
+            golden_siglip.record()
         elif name == "quantised":
             from golden_quantised import record
 

@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from archport.contract import ArchSpec, CheckpointView, Example, Head, TextInputs, Trunk, hookimpl
-from archport_bidirectional.families import bert, decoders, gemma, modernbert, nemotron, roberta
+from archport_bidirectional.families import bert, decoders, gemma, modernbert, nemotron, roberta, siglip
 
-FAMILIES: tuple[ModuleType, ...] = (bert, roberta, modernbert, gemma, decoders, nemotron)
+FAMILIES: tuple[ModuleType, ...] = (bert, roberta, modernbert, gemma, decoders, nemotron, siglip)
 
 
 def _family(spec: ArchSpec) -> ModuleType:

@@ -57,7 +57,7 @@ class NemotronReader:
         return self.settings.mean, self.settings.std
 
     def measure(self, item: object, encode: Encode, asked: Asked) -> Measured:
-        text, images = _parts(item, asked.name)
+        text, images = parts_of(item, asked.name)
         found = [
             TiledImage(
                 measure_image(image, name=f"image {index} of {asked.name}"),
@@ -119,8 +119,8 @@ class NemotronReader:
         return Measured(row, tuple(pictures), prompt_tokens=min(prompt, len(row)), truncated=cut)
 
 
-def _parts(item: object, name: str) -> tuple[str, list[object]]:
-    """(text, images) of an input."""
+def parts_of(item: object, name: str) -> tuple[str, list[object]]:
+    """(text, images) of a string, or of a mapping with 'text' and 'image'."""
     if isinstance(item, str):
         return _checked(item, name), []
     if not isinstance(item, Mapping):

@@ -31,7 +31,10 @@ class SiglipTower(nn.Module):
 
     def __call__(self, patches: mx.array, ctx: TowerContext) -> mx.array:
         """Rows (B, L, hidden) of patches (B, L, features) uint8, in the order in which they are merged."""
-        places = mx.array(np.broadcast_to(merged_order(self._side, self._merge), patches.shape[:2]))
+        order = merged_order(self._side, self._merge)
+        # Behind a picture's end a plan may have padded; those rows take any position.
+        order = np.pad(order, (0, patches.shape[1] - len(order)))
+        places = mx.array(np.broadcast_to(order, patches.shape[:2]))
 
         def embed(patches: mx.array, places: mx.array) -> mx.array:
             return self.embeddings(ctx.normalise(patches), places)

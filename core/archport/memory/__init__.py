@@ -3,6 +3,17 @@
 from archport.memory.cache import KVCache, KVView
 from archport.memory.caches import Caches, LayerState
 from archport.memory.recurrent import RecurrentState
-from archport.memory.snapshot import Snapshot, put, put_rows, take
+from archport.memory.snapshot import Snapshot, put, put_rows, snapshot_bytes, take
 
-__all__ = ["Caches", "KVCache", "KVView", "LayerState", "RecurrentState", "Snapshot", "put", "put_rows", "take"]
+__all__ = [
+    "Caches",
+    "KVCache",
+    "KVView",
+    "LayerState",
+    "RecurrentState",
+    "Snapshot",
+    "put",
+    "put_rows",
+    "snapshot_bytes",
+    "take",
+]

@@ -81,6 +81,19 @@ def take(caches: Caches, row: int = 0, skip: int = 0) -> Snapshot:
     return Snapshot(tokens, tuple(layers))
 
 
+def snapshot_bytes(caches: Caches, row: int, skip: int = 0) -> int:
+    """Bytes of what `take` would copy; of a quantised cache at its full width."""
+    total = 0
+    for state in caches.layers:
+        if isinstance(state, KVCache):
+            layer, k = state.layer, state.held(row)[0]
+            tokens = min(k.shape[2], state.lengths[row] - skip)
+            total += tokens * layer.n_kv_heads * (layer.head_dim + layer.v_head_dim) * k.dtype.size
+        elif isinstance(state, RecurrentState):
+            total += state.bytes // state.B
+    return total
+
+
 def put(snapshot: Snapshot, caches: Caches) -> None:
     """Start every row of empty caches with what the snapshot remembers.
 

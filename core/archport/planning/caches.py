@@ -115,6 +115,9 @@ def cache_bytes(job: Job, allocations: tuple[KVAllocation | None, ...], shape: B
         cached += count * before
         new += count * (total - before)
         largest = max(largest, kept.largest_buffer(layer, B=shape.B, tokens=tokens, itemsize=size))
+        if job.mode == "generate" and shape.B > 1 and shape.ragged and isinstance(layer, AttentionLayer):
+            # Rows are moved to end at one column, one array after the other.
+            growth = max(growth, total // 2)
         if kept.storage == "growing":
             growth = max(growth, shape.B * kept.row_bytes(layer, kept.capacity(tokens) // 2, size))
         if kept.bits is not None:

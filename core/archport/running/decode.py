@@ -25,7 +25,7 @@ from archport.contract import (
     Segments,
     Trunk,
 )
-from archport.memory import Caches, KVCache, RecurrentState, take
+from archport.memory import Caches, KVCache, RecurrentState, snapshot_bytes, take
 from archport.planning import BatchPlan, Plan
 from archport.running.planned import Planner
 from archport.running.prefix_cache import PrefixCache
@@ -77,8 +77,9 @@ class Decoding:
 
     def remember(self, prefixes: PrefixCache, row: int, ids: np.ndarray) -> None:
         """Leave what a row's layers hold of its tokens `ids`, or of all but the last of them, to later calls."""
-        if self.caches.bytes // len(self._pads) <= 2 * prefixes.limit:
-            prefixes.add(ids, take(self.caches, row, skip=self._pads[row]))
+        skip = self._pads[row]
+        if prefixes.make_room(snapshot_bytes(self.caches, row, skip)):
+            prefixes.add(ids, take(self.caches, row, skip))
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
@@ -114,15 +115,15 @@ class DecodeContext:
     ) -> None:
         self._kinds, self._paths, self._caches = plan.layer_kinds, paths, caches
         self._written, self._pads = written, pads
-        even = positions[0] if len(set(positions)) == 1 else None
-        self._starts = mx.array(positions, dtype=mx.int32)
-        self._offset: int | mx.array = self._starts if even is None else even
+        self._at = positions
+        uneven = len(set(positions)) > 1
+        self._offset: int | mx.array = mx.array(positions, dtype=mx.int32) if uneven else positions[0]
         # Layers of one kind share call and mask.
         self._calls: dict[tuple[int, int], tuple[AttentionCall, mx.array | None]] = {}
 
     @property
     def positions(self) -> mx.array:
-        return self._starts[:, None]
+        return mx.array(self._at, dtype=mx.int32)[:, None]
 
     def rotate(
         self, q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import AdmissionRefused
-from archport.memory import Caches, KVCache, Snapshot, put, put_rows, take
+from archport.memory import Caches, KVCache, Snapshot, put, put_rows, snapshot_bytes, take
 from archport.planning import Plan
 from archport.running.context import Stretches
 from archport.running.encode import Encoder
@@ -84,7 +84,9 @@ def prefill(
         # Behind generated tokens this model can't go back to where the prompt ended.
         longest = max(map(len, rows))
         for index, row in enumerate(rows):
-            prefixes.add(row, take(caches, index, skip=longest - len(row)))
+            skip = longest - len(row)
+            if prefixes.make_room(snapshot_bytes(caches, index, skip)):
+                prefixes.add(row, take(caches, index, skip))
     return Prefilled(plan, caches, hidden, first)
 
 

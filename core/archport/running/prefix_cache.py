@@ -46,6 +46,14 @@ class PrefixCache:
             self._entries.append(self._entries.pop(used))
         return best
 
+    def make_room(self, size: int) -> bool:
+        """Forget what was used longest ago until `size` more bytes keep the limit; False where they never would."""
+        if size > self.limit:
+            return False
+        while self.bytes + size > self.limit:
+            self._entries.pop(0)
+        return True
+
     def add(self, ids: np.ndarray, snapshot: Snapshot) -> None:
         """Remember these tokens, unless they alone exceed the limit; forget those used longest ago."""
         if snapshot.bytes > self.limit or snapshot.tokens == 0:

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-NAMES = ("minilm", "qwen3", "qwen3-families", "qwen2", "qwen35", "bert", "encoders", "quantised")
+NAMES = ("minilm", "qwen3", "qwen3-families", "qwen2", "qwen35", "qwen3-vl", "bert", "encoders", "quantised")
 
 
 def main(names: list[str]) -> None:
@@ -34,6 +34,10 @@ def main(names: list[str]) -> None:
             record()
         elif name == "qwen35":
             from golden_qwen35 import record
+
+            record()
+        elif name == "qwen3-vl":
+            from golden_qwen3_vl import main as record
 
             record()
         elif name == "bert":

@@ -47,6 +47,13 @@ def embed(
             help="One text per line; .jsonl: a string or an object with 'text' per line; - is standard input.",
         ),
     ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="An image, for models that see; may be repeated. One vector each, or one for all beside one text.",
+        ),
+    ] = None,
     format: Annotated[Format, typer.Option(help="json: one array; jsonl: one object per text; npy: float array.")] = (
         Format.json
     ),
@@ -66,11 +73,13 @@ def embed(
     """
     if texts and input is not None:
         raise typer.BadParameter("give texts as arguments or with --input, not both")
-    if not texts and input is None:
+    if not texts and input is None and not image:
         raise typer.BadParameter("nothing to embed: give texts as arguments, or --input FILE (- for standard input)")
+    if image and (input is not None or len(texts or ()) > 1):
+        raise typer.BadParameter("--image goes alone or beside one text; use the library for other combinations")
     if format is Format.npy and sys.stdout.isatty():
         raise typer.BadParameter("npy is binary: send it to a file or another program, for example > vectors.npy")
-    source: Iterable[str] = texts if texts else read_texts(input or "-")
+    source: Iterable[Any] = seen(texts, image) if image else texts if texts else read_texts(input or "-")
 
     from archport import engine
 
@@ -86,6 +95,13 @@ def embed(
         progress=sys.stderr.isatty(),
     )
     _write(vectors, format)
+
+
+def seen(texts: list[str] | None, images: list[str]) -> list[dict[str, Any]]:
+    """Inputs that hold images: one with the text and all of them, or one for each."""
+    if texts:
+        return [{"text": texts[0], "image": images}]
+    return [{"image": each} for each in images]
 
 
 def read_texts(source: str) -> Iterator[str]:

@@ -1,0 +1,39 @@
+"""The command line with images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import archport  # noqa: F401  (before mlx)
+from archport import engine
+from archport.cli import app
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def vectors_of(*arguments: str) -> Any:
+    found = CliRunner().invoke(app, ["embed", "--dtype", "float32", *arguments])
+    assert found.exit_code == 0, found.output
+    return np.array(json.loads(found.stdout))
+
+
+def test_every_image_is_a_vector_and_a_text_goes_with_all_of_them(embedder: engine.Model, picture: Path):
+    each = vectors_of("-m", embedder.name, "--image", str(picture), "--image", str(picture))
+    np.testing.assert_allclose(each, np.repeat(embedder.embed({"image": picture}), 2, axis=0), atol=1e-6)
+    both = vectors_of("-m", embedder.name, "a text", "--image", str(picture))
+    np.testing.assert_allclose(both, embedder.embed({"text": "a text", "image": picture}), atol=1e-6)
+
+
+def test_an_image_beside_several_texts_is_wrong_usage(embedder: engine.Model, picture: Path):
+    found = CliRunner().invoke(app, ["embed", "-m", embedder.name, "a", "b", "--image", str(picture)])
+    assert found.exit_code == 2

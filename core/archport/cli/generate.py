@@ -51,6 +51,10 @@ def generate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="A system message in front of it; implies --chat.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="An image in front of the prompt, for models that see; may be repeated."),
+    ] = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -72,6 +76,11 @@ def generate(
     if (prompt is not None) == (input is not None):
         raise typer.BadParameter("give one PROMPT, or --input FILE (- for standard input), not both")
     prompts = _prompts(prompt, input)
+    if image and (len(prompts) > 1 or not isinstance(prompts[0], str)):
+        raise typer.BadParameter("--image goes with one prompt; messages of a .jsonl file name their own images")
+    if image:
+        pictures = [{"type": "image", "image": each} for each in image]
+        prompts = [[{"role": "user", "content": [*pictures, {"type": "text", "text": prompts[0]}]}]]
     if chat or system is not None:
         prompts = [_messages(each, system) for each in prompts]
 

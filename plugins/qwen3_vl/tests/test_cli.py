@@ -37,3 +37,19 @@ def test_every_image_is_a_vector_and_a_text_goes_with_all_of_them(embedder: engi
 def test_an_image_beside_several_texts_is_wrong_usage(embedder: engine.Model, picture: Path):
     found = CliRunner().invoke(app, ["embed", "-m", embedder.name, "a", "b", "--image", str(picture)])
     assert found.exit_code == 2
+
+
+def test_a_prompt_with_an_image_is_a_conversation(dense: engine.Model, picture: Path):
+    arguments = ["generate", "What is it?", "-m", str(dense.name), "--image", str(picture), "--dtype", "float32"]
+    found = CliRunner().invoke(app, [*arguments, "--max-tokens", "8", "--json"])
+    assert found.exit_code == 0, found.output
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}]
+    made: Any = dense.generate([{"role": "user", "content": content}], max_tokens=8)
+    assert json.loads(found.stdout)["text"] == made.text
+
+
+def test_an_image_beside_several_prompts_is_wrong_usage(dense: engine.Model, picture: Path, tmp_path: Path):
+    several = tmp_path / "prompts.jsonl"
+    several.write_text('"a"\n"b"\n')
+    arguments = ["generate", "-i", str(several), "-m", str(dense.name), "--image", str(picture)]
+    assert CliRunner().invoke(app, arguments).exit_code == 2

@@ -71,6 +71,10 @@ WIDE_QWEN = {**SMALL_QWEN, "head_dim": 256, "num_attention_heads": 2, "num_key_v
 SMALL_BERT = {**BERT, "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024,
               "vocab_size": 4000}  # fmt: skip
 
+HYBRID = {**SMALL_QWEN, "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text",
+          "linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 64,
+          "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4, "full_attention_interval": 4}  # fmt: skip
+
 
 def built(config: dict[str, Any], dtype: mx.Dtype) -> tuple[Any, Any, Hooks]:
     """A trunk with random weights, its spec and its hooks."""
@@ -101,6 +105,7 @@ def cases(gpu: bool) -> Iterator[tuple[str, dict[str, Any], list[list[int]]]]:
         even = [(1, 64), (1, 512), (4, 512), (1, 2048), (2, 2048), (1, 4096)]
         yield "qwen3 small", SMALL_QWEN, [*([L] * B for B, L in even), short]
         yield "qwen3 head_dim 256", WIDE_QWEN, [[2048], [512] * 4]
+        yield "qwen35 small", HYBRID, [[64], [512] * 4, [2048, 2000, 90], [4096], [128] * 16]
         yield "bert small", SMALL_BERT, [[512] * 8, [2048, 2000, 90], [1024] * 2, short]
 
 

@@ -79,11 +79,12 @@ class GatedDeltaNet(nn.Module):
         if state is None:
             state = mx.zeros((B, heads.n_value_heads, heads.key_dim, heads.value_dim))
         y, state = run_rule(step.path, q, k, v, log_decay, beta, state)
+        out = self.out_proj(self._gated(y, z).reshape(B, L, -1))
         if step.keeps:
             step.store((state, tail))
             # Whoever evaluates the output evaluates the state as well: alone it would keep this step's inputs alive.
-            (y,) = mx.depends([y], [state, tail])
-        return self.out_proj(self._gated(y, z).reshape(B, L, -1))
+            (out,) = mx.depends([out], [state, tail])
+        return out
 
     def _projected(self, x: mx.array) -> list[mx.array]:
         if "in_proj" in self:

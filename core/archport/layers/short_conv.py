@@ -46,9 +46,7 @@ class ShortConv(nn.Module):
         before = mx.zeros((B, back, C), dtype=x.dtype) if tail is None else tail.astype(x.dtype)
         weights = self.weight[..., 0].T
         if segments.age is None and host_is_faster(x):
-            recent = x if L <= back else x[:, L - back :]
-            rows = mx.concatenate([before, recent], axis=1) if segments.real is None else _joined(before, x)
-            return _on_host(x, before, weights), _last(rows, back, segments.real)
+            return _on_host(x, before, weights), _last_on_host(x, before, segments.real)
         rows = _joined(before, x)
         taps = [rows[:, at : at + L] for at in range(back + 1)]
         if segments.age is not None:
@@ -101,6 +99,19 @@ def _on_host(x: mx.array, before: mx.array, weights: mx.array) -> mx.array:
     jobs = [row * L + start for row in range(B) for start in range(0, L, step)]
     workers.spread(jobs, lambda: work, workers.cores())
     return made
+
+
+def _last_on_host(x: mx.array, before: mx.array, real: mx.array | None) -> mx.array:
+    """The last real inputs of each row, computed now: an unevaluated slice would keep all inputs alive."""
+    B, L, C = x.shape
+    source, earlier, back = np.asarray(x), np.asarray(before), before.shape[1]
+    ends = [L] * B if real is None else np.asarray(real).sum(axis=1).tolist()
+    out = np.empty((B, back, C), np.float32)
+    for row, end in enumerate(ends):
+        own = min(end, back)
+        out[row, : back - own] = earlier[row, own:]
+        out[row, back - own :] = source[row, end - own : end]
+    return mx.array(out)
 
 
 def _last(rows: mx.array, back: int, real: mx.array | None) -> mx.array:

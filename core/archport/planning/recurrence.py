@@ -68,7 +68,8 @@ def _price(form: str, heads: DeltaHeads, device: DeviceFacts, B: int, tokens: in
         seconds = max(seconds, tokens * TOKEN_SECONDS[form])
     transient = state
     if form == "chunked":
-        transient = _chunked_bytes(heads, B, tokens, chunk) + 2 * state
+        # States of a few chunks, and the sums that they are made of, are there at once.
+        transient = _chunked_bytes(heads, B, tokens, chunk) + 15 * state // 2
         flops += 2.0 * B * tokens * chunk * (2 * heads.keys + 2 * heads.values)
         seconds = flops / rate(device, "float32")
     if form == "sequential":
@@ -92,6 +93,8 @@ def _chunked_bytes(heads: DeltaHeads, B: int, tokens: int, chunk: int) -> int:
     """
     span = min(tokens, max(1, SPAN // chunk) * chunk)
     made = span * (chunk * (2 * heads.n_key_heads + 13 * heads.n_value_heads) + 3 * heads.keys)
-    kept = span * (chunk * (2 * heads.n_key_heads + 5 * heads.n_value_heads) + 3 * heads.keys + 3 * heads.values)
-    # Answers of all spans, and what they are put together in.
-    return 4 * B * max(made, kept + 2 * tokens * heads.values)
+    # Of the next span, the inputs are copied already.
+    copies = 3 * heads.keys + 3 * heads.values if tokens > span else 2 * heads.keys + heads.values // 2
+    kept = span * (chunk * (2 * heads.n_key_heads + 5 * heads.n_value_heads) + copies)
+    # Answers of all spans, what they are put together in, and some that are released late.
+    return 4 * B * max(made, kept + 19 * tokens * heads.values // 8)

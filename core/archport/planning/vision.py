@@ -160,8 +160,8 @@ def _around(
 
     While attention runs all patches hold the residual, q, k and v, a copy of them and the output, eight rows in all
     (8.05 measured on a CPU over 0.25 to 4 megapixels); before and after it half of that, and what a piece holds inside.
-    An attention that stays lazy is evaluated with what follows it. A GPU has the next stretch under way, as soon as
-    there is room.
+    An attention that stays lazy is evaluated with what follows it. A GPU runs from one attention to the next in one
+    stretch, and has the next one under way as soon as there is room.
     """
     size, h = itemsize(job.dtype), tower.hidden_size
     row, inside = patches * h * size, piece * _inside(tower, size)
@@ -169,7 +169,7 @@ def _around(
     scratch = max((price.transient for price in prices), default=0)
     lazy = max((price.transient for price in prices if not price.evaluations), default=0)
     peak = max(8 * row + scratch, 4 * row + inside + lazy) + patches * 3 * 2 * tower.patch_size**2
-    return peak, 0 if job.device.kind == "cpu" else 4 * row + inside + lazy
+    return (peak, 0) if job.device.kind == "cpu" else (peak + 4 * row + inside, 4 * row + 2 * inside + lazy)
 
 
 def _widest(job: Job, tower: VisionTower, step: VisionStep) -> int:

@@ -85,8 +85,10 @@ class TowerStep:
         pictures: Sequence[Picture],
         reader: Reader,
         evaluate: Callable[[tuple[mx.array, ...]], None],
+        *,
+        ahead: bool = False,
     ) -> None:
-        self._kinds, self._step, self._evaluate = plan.vision_kinds, step, evaluate
+        self._kinds, self._step, self._evaluate, self._ahead = plan.vision_kinds, step, evaluate, ahead
         self._grids = [picture.grid for picture in pictures]
         mean, std = reader.normalisation
         self._mean, self._std = mx.array(list(mean), dtype=mx.float32), mx.array(list(std), dtype=mx.float32)
@@ -105,6 +107,9 @@ class TowerStep:
         path = self._step.paths[self._kinds[layer]]
         if path is None:
             raise ArchportError(f"block {layer} of the vision tower is declared recurrent but called attend")
+        if self._ahead and not traced(q, k, v):
+            # A stretch per block, started while the one before it runs: waiting costs a GPU more than memory.
+            self._evaluate((q, k, v))
         return attend(path, q, k, v, scale=scale, zero_padding=False)
 
     def rows(self, function: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
@@ -113,8 +118,9 @@ class TowerStep:
             return function(*inputs)
         if piece >= length:
             whole = function(*inputs)
-            # Or the insides of all parts of a block would lie in one graph.
-            self._evaluate((whole,))
+            if not self._ahead:
+                # Or the insides of all parts of a block would lie in one graph.
+                self._evaluate((whole,))
             return whole
         out, merged = None, 1
         for start in range(0, length, piece):
@@ -206,7 +212,8 @@ class Sight:
                 pipeline.start(*arrays, room=step.room)
 
         patches = mx.array(_stacked(decoded, step.padded, len(self._reader.normalisation[0])))
-        features = self._trunk.see(patches, TowerStep(plan, step, pictures, self._reader, evaluate))
+        ahead = batch.in_flight > 1
+        features = self._trunk.see(patches, TowerStep(plan, step, pictures, self._reader, evaluate, ahead=ahead))
         evaluate(tuple(features))
         pipeline.drain()
         return features

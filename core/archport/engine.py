@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from archport.planning import Plan
-    from archport.running.generate import Generation, Piece
+    from archport.running.generation import Generation, Piece
     from archport.running.rerank import Ranked
     from archport.running.runtime import Runtime
 
@@ -268,7 +268,7 @@ class Model(EncoderAnswers):
             InputError, ContextLengthExceeded, AdmissionRefused: before anything runs.
             NonFiniteOutput: logits hold NaN or infinity.
         """
-        from archport.running.generate import GenerateRequest
+        from archport.running.generation import GenerateRequest
         from archport.running.sampling import Sampling
 
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)

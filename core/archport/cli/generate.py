@@ -32,7 +32,7 @@ from archport.contract import InputError
 
 if TYPE_CHECKING:
     from archport.engine import Model as LoadedModel
-    from archport.running.generate import Generation, Piece
+    from archport.running.generation import Generation, Piece
 
 DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
 

@@ -4,108 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
 from tokenizers import Tokenizer
 
-from archport.contract import CausalLM, ContextLengthExceeded, InputError, Measured, NonFiniteOutput, Reader
+from archport.contract import CausalLM, ContextLengthExceeded, Measured, NonFiniteOutput, Reader
 from archport.running.decode import Decoding
 from archport.running.encode import Encoder
+from archport.running.generation import FinishReason, GenerateRequest, Generation, Piece, TokenLogprob, Usage
 from archport.running.prefill import Prefilled, prefill
 from archport.running.prefix_cache import PrefixCache
-from archport.running.sampling import Sampler, Sampling
+from archport.running.sampling import Sampler
 from archport.running.text import RowText
 from archport.running.visual_prompts import of_prompts
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one row: of its prompt, of those the ones an earlier call had computed, and generated ones."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """One generated token, its log-probability before temperature and filters, and the likeliest (token, logprob)."""
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One row's text.
-
-    Args:
-        text: without the stop string or the final token.
-        tokens: all generated ids, the final one included.
-        finish_reason: `stop` at a final token or a stop string, `length` at `max_tokens`.
-        logprobs: one per token where they were asked for.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: FinishReason
-    usage: Usage
-    logprobs: tuple[TokenLogprob, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one step adds to one row.
-
-    Args:
-        text: what is settled; may be "" while a character or a stop string is incomplete.
-        tokens: the ids of this step.
-        row: which prompt it belongs to.
-        finish_reason, usage: of the row's last piece, None before it.
-        logprobs: of `tokens`, where they were asked for.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    row: int = 0
-    finish_reason: FinishReason | None = None
-    usage: Usage | None = None
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateRequest:
-    """What a caller asked of `generate`, checked.
-
-    Args:
-        max_tokens: per row; None until a final token or the end of the context.
-        sampling: how tokens are drawn.
-        stop: strings that end a row.
-        logprobs: None for none, else how many of the likeliest tokens to tell beside the drawn one.
-    """
-
-    max_tokens: int | None = 256
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-
-    def __post_init__(self) -> None:
-        count, top = self.max_tokens, self.logprobs
-        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-            raise InputError(f"max_tokens={count!r}; expected a positive integer, or None for the rest of the context")
-        if top is not None and (not isinstance(top, int) or isinstance(top, bool) or not 0 <= top <= 100):
-            raise InputError(f"logprobs={top!r}; expected None, or 0 to 100 of the likeliest tokens")
-        if any(not isinstance(each, str) or not each for each in self.stop):
-            raise InputError(f"stop={self.stop!r}; expected one or more strings that are not empty")
 
 
 @dataclass(slots=True)
@@ -121,15 +34,31 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What one step draws, unevaluated: tokens (B,), their log-probabilities (B,), the likeliest ones' (B, n)."""
+    """What one step draws, unevaluated: tokens (B,), and what was asked for beside them.
+
+    Args:
+        finite: () whether no logit is NaN or infinity.
+        logits: (B, V), to find the row where one is.
+        logprobs: (B,) of the tokens.
+        top: the likeliest tokens (B, n) and their log-probabilities.
+    """
 
     tokens: mx.array
-    logprobs: mx.array
-    top: tuple[mx.array, mx.array] | None
+    finite: mx.array
+    logits: mx.array
+    logprobs: mx.array | None = None
+    top: tuple[mx.array, mx.array] | None = None
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:
-        return (self.tokens, self.logprobs, *(self.top or ()))
+        more = () if self.logprobs is None else (self.logprobs,)
+        return (self.tokens, self.finite, *more, *(self.top or ()))
+
+    def rows(self, index: mx.array) -> _Step:
+        """The same of some rows."""
+        top = None if self.top is None else (self.top[0][index], self.top[1][index])
+        logprobs = None if self.logprobs is None else self.logprobs[index]
+        return _Step(self.tokens[index], self.finite, self.logits[index], logprobs, top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +87,8 @@ class Generator:
         tokens: list[tuple[int, ...]] = [()] * len(rows)
         told: list[tuple[TokenLogprob, ...]] = [()] * len(rows)
         ends: dict[int, Piece] = {}
-        for piece in self.stream(rows, request, measured):
+        # Without stop strings nobody needs a text before it is whole.
+        for piece in self.stream(rows, request, measured, whole=not request.stop):
             texts[piece.row] += piece.text
             tokens[piece.row] += piece.tokens
             told[piece.row] += piece.logprobs
@@ -174,12 +104,18 @@ class Generator:
         return found
 
     def stream(
-        self, rows: Sequence[np.ndarray], request: GenerateRequest, measured: Sequence[Measured] = ()
+        self,
+        rows: Sequence[np.ndarray],
+        request: GenerateRequest,
+        measured: Sequence[Measured] = (),
+        *,
+        whole: bool = False,
     ) -> Iterator[Piece]:
         """Pieces of all rows as they are made. Closing the iterator frees what the rows hold.
 
         Args:
             measured: the same prompts with what a reader found in them, pictures included.
+            whole: give each row's text with its last piece only, which saves the host the work of every step.
 
         Raises:
             AdmissionRefused: prompts and tokens to come do not fit memory or context; before anything runs.
@@ -200,7 +136,7 @@ class Generator:
         read = prefill(self.encoder, rows, request.max_tokens, prefixes, visual)
         keys = rows if visual is None else visual.keys
         live = [
-            _Row(index, ids, key, RowText(self.tokenizer, request.stop))
+            _Row(index, ids, key, RowText(self.tokenizer, request.stop, whole=whole))
             for index, (ids, key) in enumerate(zip(rows, keys, strict=True))
         ]
         return self._decode(live, read, request, prefixes, None if visual is None else visual.next_positions)
@@ -240,44 +176,52 @@ class Generator:
                 decoding.keep_rows(staying)
                 index = mx.array(staying)
                 seen = [seen[at] for at in staying] if seen is not None else None
-                top = None if ahead.top is None else (ahead.top[0][index], ahead.top[1][index])
-                ahead = _Step(ahead.tokens[index], ahead.logprobs[index], top)
+                ahead = ahead.rows(index)
             step = ahead
 
     def _draw(self, hidden: mx.array, sampler: Sampler, request: GenerateRequest, seen: list[mx.array] | None) -> _Step:
         """The next token of hidden states (B, 1, D)."""
-        logits = cast(CausalLM, self.encoder.trunk).logits(hidden)[:, -1].astype(mx.float32)
+        logits = cast(CausalLM, self.encoder.trunk).logits(hidden)[:, -1]
+        finite, given = mx.isfinite(logits).all(), logits
+        if request.sampling.temperature == 0 and seen is None and request.logprobs is None:
+            # The likeliest token needs no probabilities, and passes over a vocabulary are what a step can save.
+            return _Step(mx.argmax(logits, axis=-1), finite, given)
+        logits = logits.astype(mx.float32)
         if seen is not None:
             logits = sampler.penalise(logits, seen)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         tokens = sampler(logprobs)
+        if request.logprobs is None:
+            return _Step(tokens, finite, given)
         drawn = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
         top: tuple[mx.array, mx.array] | None = None
         if request.logprobs:
             best = mx.argsort(-logprobs, axis=-1)[:, : request.logprobs]
             top = (best, mx.take_along_axis(logprobs, best, axis=-1))
-        return _Step(tokens, drawn, top)
+        return _Step(tokens, finite, given, drawn, top)
 
     def _told(
         self, live: list[_Row], step: _Step, request: GenerateRequest, *, last: bool, cached: int
     ) -> tuple[list[Piece], list[int]]:
         """The pieces of one step, and which rows go on."""
-        tokens, logprobs = cast("list[int]", step.tokens.tolist()), np.array(step.logprobs)
+        tokens = cast("list[int]", step.tokens.tolist())
+        if not step.finite.item():
+            bad = live[int(np.array(mx.isfinite(step.logits).all(axis=-1)).argmin())]
+            raise NonFiniteOutput(
+                f"the logits of prompt {bad.index} hold NaN or infinity after {len(bad.tokens)} tokens. The weights "
+                "may be damaged, or overflow in this dtype: try dtype='float32'"
+            )
+        logprobs = None if step.logprobs is None else np.array(step.logprobs)
         top = None if step.top is None else (np.array(step.top[0]), np.array(step.top[1]))
         pieces: list[Piece] = []
         staying: list[int] = []
         for at, (row, token) in enumerate(zip(live, tokens, strict=True)):
-            if not np.isfinite(logprobs[at]):
-                raise NonFiniteOutput(
-                    f"the logits of prompt {row.index} hold NaN or infinity after {len(row.tokens)} tokens. The "
-                    "weights may be damaged, or overflow in this dtype: try dtype='float32'"
-                )
             row.tokens.append(token)
             ended = token in self.stops
             text = "" if ended else row.text.add(token)
             reason: FinishReason | None = "stop" if ended or row.text.stopped else "length" if last else None
             told: tuple[TokenLogprob, ...] = ()
-            if request.logprobs is not None:
+            if logprobs is not None:
                 pairs = [] if top is None else zip(top[0][at].tolist(), top[1][at].tolist(), strict=True)
                 told = (TokenLogprob(token, float(logprobs[at]), tuple(pairs)),)
             piece = Piece(text, (token,), row.index, logprobs=told)

@@ -32,9 +32,11 @@ class RowText:
     Args:
         tokenizer: the model's.
         stop: strings that end the text; they are never part of it.
+        whole: settle all of it at the end.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, whole: bool = False) -> None:
+        self._whole = whole
         self._detokenizer: Any = reused("tokenizer_utils.NaiveStreamingDetokenizer")(_Decoder(tokenizer))
         self._stop = tuple(stop)
         self._given = 0
@@ -44,6 +46,8 @@ class RowText:
     def add(self, token: int) -> str:
         """The text that this token settles; "" while it may still belong to a character or to a stop string."""
         self._detokenizer.add_token(token)
+        if self._whole:
+            return ""
         return self._settled(self._detokenizer.text, final=False)
 
     def finish(self) -> str:

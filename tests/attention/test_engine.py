@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from archport.attention import attend, builtin_backends, choose, legal_policies
+from archport.attention import attend, builtin_backends, choose, legal_policies, sharing
 from archport.contract import AttentionCall, AttentionLayer, AttentionLimits, InputError, MaskPolicy
 
 SCALE = 0.125
@@ -248,3 +248,15 @@ def test_partial_results_over_disjoint_keys_merge_to_the_whole(inputs, attention
     assert excess(out, attention64(q, k, v, scale=SCALE), TOLERANCE) <= 0
     x = (np.array(q).reshape(2, 2, 2, 30, 64) * SCALE) @ np.array(k)[:, :, None].swapaxes(-1, -2)
     assert np.allclose(np.array(lse).reshape(2, 2, 2, 30), np.log(np.exp(x).sum(-1)), atol=1e-5)
+
+
+def test_layers_of_one_step_share_the_mask_of_calls_that_lie_alike(devices, inputs):
+    call = AttentionCall(2, 4, 2, 40, 40, 64, 64, "float32", "key_padding", reach=(5, 5), lengths=(40, 30))
+    path = choose(call, devices["cpu"], builtin_backends(), "composite")
+    arrays = [tuple(array + turn for array in inputs(2, 4, 2, 40, 40, 64)) for turn in (0, 1)]
+    known: dict[tuple[object, ...], mx.array] = {}
+    alone = [attend(path, *qkv, scale=SCALE) for qkv in arrays]
+    with sharing(known):
+        together = [attend(path, *qkv, scale=SCALE) for qkv in arrays]
+    assert len(known) == 1
+    assert all(mx.array_equal(one, other) for one, other in zip(alone, together, strict=True))

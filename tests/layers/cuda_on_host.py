@@ -19,6 +19,7 @@ SHIM = """
 #include <vector>
 #include <algorithm>
 using std::min;
+using std::exp;
 static float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 #define __device__
 #define __forceinline__ inline

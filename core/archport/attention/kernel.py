@@ -46,7 +46,11 @@ def attend_block(
     if form == "array":
         told = prepared
         if told is None:
-            told = masks.build(seen, a, b, lo, hi, array=mask, additive=call.additive, dtype=q.dtype)
+            whole = (q.shape[0], q.shape[1], b - a) == (call.B, call.n_heads, call.q_len)
+            if whole and mask is None:
+                told = masks.shared(seen, a, b, lo, hi, additive=call.additive, dtype=q.dtype)
+            else:
+                told = masks.build(seen, a, b, lo, hi, array=mask, additive=call.additive, dtype=q.dtype)
     return fast(price, q, k, v, scale=scale, mask=told, sinks=sinks)
 
 

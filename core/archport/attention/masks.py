@@ -5,6 +5,9 @@ Reads no value of any array, so it works inside compile and grad. Knows nothing 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from archport.attention.visibility import Visibility
@@ -54,6 +57,31 @@ def build(
         part = part.astype(dtype)
     part = finite(part)
     return part if shown is None else mx.where(shown, part, mx.array(lowest(part.dtype), part.dtype))
+
+
+_SHARED: ContextVar[dict[tuple[object, ...], mx.array] | None] = ContextVar("masks of a step", default=None)
+
+
+@contextmanager
+def sharing(known: dict[tuple[object, ...], mx.array]) -> Iterator[None]:
+    """Inside, calls that lie alike take their mask from `known`, as the layers of one step do."""
+    before = _SHARED.set(known)
+    try:
+        yield
+    finally:
+        _SHARED.reset(before)
+
+
+def shared(seen: Visibility, a: int, b: int, lo: int, hi: int, *, additive: bool, dtype: mx.Dtype) -> mx.array:
+    """`build` without a caller's mask, once per place and `sharing` block."""
+    known = _SHARED.get()
+    key = (seen, a, b, lo, hi, additive, dtype)
+    made = None if known is None else known.get(key)
+    if made is None:
+        made = build(seen, a, b, lo, hi, array=None, additive=additive, dtype=dtype)
+        if known is not None:
+            known[key] = made
+    return made
 
 
 def cut(mask: mx.array, a: int, b: int, lo: int, hi: int) -> mx.array:

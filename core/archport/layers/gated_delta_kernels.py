@@ -70,7 +70,8 @@ SOURCE = """
     }
     if (thread < kTile && start + thread < T) {
       const size_t at = (tokens + start + thread) * Hv + head;
-      next_decay = expf(log_decay[at]);
+      // In double, because fast-math's expf is off by what a thousand slow decays add up to.
+      next_decay = static_cast<float>(exp(static_cast<double>(log_decay[at])));
       next_beta = beta[at];
     }
   };

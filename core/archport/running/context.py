@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
-from archport.attention import attend
+from archport.attention import attend, sharing
 from archport.contract import ArchportError, AttentionPath, Segments, VisualRows
 from archport.device.evaluation import Pipeline, finish
 from archport.device.tracing import traced
@@ -73,6 +73,7 @@ class StepContext:
     ) -> None:
         self._plan, self._batch, self._stretches = plan, batch, stretches
         self._paths, self._caches = step.paths, caches
+        self._masks: dict[tuple[object, ...], mx.array] = {}
         # How often a block paused since its attention: between that and its MLP, and behind it.
         self._pauses = 2
         starts = mx.array(offsets, dtype=mx.int32)
@@ -132,12 +133,16 @@ class StepContext:
             raise ArchportError(f"layer {layer} is declared recurrent but called attend; declare it an AttentionLayer")
         if self._ends_before(layer):
             self._stretches.start(self._plan, self._batch, q, k, v, paused=self._pauses > 1)
+        if path.price.evaluations > 1 and self._batch.in_flight > 1 and not traced(q):
+            # It evaluates by itself, beside nothing that is still on its way.
+            self._stretches.drain()
         cache = None if self._caches is None else self._caches[layer]
         if isinstance(cache, KVCache):
             view = cache.append(k, v)
             k, v = view.k, view.v
         # Padded rows need no zeros: their keys are hidden from real rows, and pooling knows the lengths.
-        out = attend(path, q, k, v, scale=scale, sinks=sinks, zero_padding=False)
+        with sharing(self._masks):
+            out = attend(path, q, k, v, scale=scale, sinks=sinks, zero_padding=False)
         if self._batch.split:
             self._stretches.start(self._plan, self._batch, out)
             self._pauses = 0

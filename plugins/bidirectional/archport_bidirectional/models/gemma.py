@@ -72,4 +72,7 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
         x = x + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x), ctx))
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        ctx.pause(x)
+        x = x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        ctx.pause(x)
+        return x

@@ -125,4 +125,7 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
         x = x + self.attn(self.attn_norm(x) if "attn_norm" in self else x, ctx)
-        return x + self.mlp(self.mlp_norm(x))
+        ctx.pause(x)
+        x = x + self.mlp(self.mlp_norm(x))
+        ctx.pause(x)
+        return x

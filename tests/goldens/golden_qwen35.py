@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from golden_qwen3 import hidden_rows, save_tokenizer, train_tokenizer
+from golden_qwen3_families import record_pairs
 from recording import HERE, relative_error, write_golden, write_json
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import (
     Qwen2VLImageProcessorPil,
     Qwen3_5Config,
@@ -194,8 +195,26 @@ def record_pictures(tokenizer: Tokenizer) -> None:
     print(f"qwen35-wrapper: {list(PICTURES)} with images")
 
 
+def record_reranker() -> None:
+    """Write qwen35-reranker: a hybrid with Qwen3-Reranker's recipe, with tokens for answers and thoughts."""
+    tokenizer = train_tokenizer(append_endoftext=False)
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("yes", "no", "<think>", "</think>")])
+    config = Qwen3_5TextConfig(
+        **{**SHAPE, "max_position_embeddings": 1024},
+        rope_parameters={**ROPE, **SECTIONS},
+        vocab_size=tokenizer.get_vocab_size(),
+        eos_token_id=tokenizer.token_to_id("<|im_end|>"),
+        intermediate_size=64,
+        layer_types=LAYERS[:3],
+        num_hidden_layers=3,
+        tie_word_embeddings=False,
+    )
+    folder, model = save(Qwen3_5ForCausalLM(config).eval(), tokenizer, "qwen35-reranker", 61)
+    record_pairs(folder, model, tokenizer)
+
+
 def record() -> None:
-    """Write qwen35-text, qwen35-wrapper, qwen35-moe and qwen3-next."""
+    """Write qwen35-text, qwen35-wrapper, qwen35-moe, qwen3-next and qwen35-reranker."""
     tokenizer = train_tokenizer(append_endoftext=False)
     common = {
         **SHAPE,
@@ -241,6 +260,7 @@ def record() -> None:
         tie_word_embeddings=False,
     )
     record_one("qwen3-next", Qwen3NextForCausalLM(following).eval(), tokenizer, 57)
+    record_reranker()
 
 
 if __name__ == "__main__":

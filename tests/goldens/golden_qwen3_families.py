@@ -149,15 +149,8 @@ def record_windowed() -> None:
 
 
 @torch.no_grad()
-def record_reranker() -> None:
-    """Write qwen3-reranker: Qwen3-Reranker's layout and recipe, scores of pairs from full logits, each pair alone."""
-    tokenizer = train_tokenizer(append_endoftext=False)
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("yes", "no")])
-    end = tokenizer.token_to_id("<|im_end|>")
-    raw = hub_config(tokenizer.get_vocab_size(), end, "bfloat16")
-    config = Qwen3Config(**{**raw, "num_hidden_layers": 2, "max_position_embeddings": 1024})
-    folder, model = save(Qwen3ForCausalLM(config).eval(), tokenizer, "qwen3-reranker", 34)
-    write_json(folder / "config.json", {**raw, "num_hidden_layers": 2, "max_position_embeddings": 1024})
+def record_pairs(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
+    """Add `pairs.json` and `golden.npz` to a reranker's folder: ids and scores, each pair alone, from full logits."""
     corpus = read_corpus()
     query = "what does the syllable bletch mean"
     documents = [corpus[3], corpus[7][:40], "", "yes and no", corpus[11] + "\n\n" + corpus[12] + corpus[13]]
@@ -183,7 +176,20 @@ def record_reranker() -> None:
         stored.append({"name": name, "instruction": instruction, "query": query, "documents": documents})
     np.savez_compressed(folder / "golden.npz", **arrays)
     write_json(folder / "pairs.json", {"limit": LIMIT, "calls": stored})
-    print(f"qwen3-reranker: {arrays['scores_default']}, {arrays['scores_own']}")
+    print(f"{folder.name}: {arrays['scores_default']}, {arrays['scores_own']}")
+
+
+@torch.no_grad()
+def record_reranker() -> None:
+    """Write qwen3-reranker: Qwen3-Reranker's layout and recipe, scores of pairs from full logits, each pair alone."""
+    tokenizer = train_tokenizer(append_endoftext=False)
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("yes", "no")])
+    end = tokenizer.token_to_id("<|im_end|>")
+    raw = hub_config(tokenizer.get_vocab_size(), end, "bfloat16")
+    config = Qwen3Config(**{**raw, "num_hidden_layers": 2, "max_position_embeddings": 1024})
+    folder, model = save(Qwen3ForCausalLM(config).eval(), tokenizer, "qwen3-reranker", 34)
+    write_json(folder / "config.json", {**raw, "num_hidden_layers": 2, "max_position_embeddings": 1024})
+    record_pairs(folder, model, tokenizer)
 
 
 def record() -> None:

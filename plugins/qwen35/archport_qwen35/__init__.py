@@ -1,7 +1,7 @@
 """Qwen3.5 and Qwen3-Next: hybrids of gated delta nets and gated attention.
 
-Claims text checkpoints and vision checkpoints. Knows the family's configs and layouts; knows nothing of masks, states,
-batches or memory.
+Claims text checkpoints and vision checkpoints. Knows the family's configs and layouts, and the published recipe of
+Qwen3-Reranker for checkpoints that are called rerankers; knows nothing of masks, states, batches or memory.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any
 from archport.contract import (
     ArchSpec,
     AttentionLayer,
+    CheckpointError,
     CheckpointView,
     DeltaHeads,
     Example,
     Experts,
+    Head,
     LayerSpec,
+    PairText,
     RecurrentLayer,
     Task,
     TextInputs,
     Trunk,
     VisionTower,
+    YesNoHead,
     hookimpl,
 )
 
@@ -42,6 +46,18 @@ ARCHITECTURES = {
     "Qwen3NextForCausalLM": WITH_HEAD,
     "Qwen3NextModel": TRUNK,
 }
+# The text around a pair, as Qwen3-Reranker's model card has it; a hybrid that reranks is trained on the same.
+PAIR = PairText(
+    prefix="<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+    body="<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}",
+    suffix="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    instruction="Given a web search query, retrieve relevant passages that answer the query",
+    max_tokens=8192,
+)
+ANSWERS = ("yes", "no")
+# Spelt out letter by letter, these would be another text than the recipe's.
+MARKS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 # Every fourth layer is full attention where a config says nothing else.
 INTERVAL = 4
 
@@ -138,14 +154,37 @@ def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     return Qwen35(spec, text_config(config), config.get("vision_config"))
 
 
+def _is_reranker(spec: ArchSpec, checkpoint: CheckpointView) -> bool:
+    # Nothing in a reranker's files but its name tells it from a generator; a pipeline makes it an embedder.
+    named = "reranker" in checkpoint.name.lower()
+    return "rerank" in spec.tasks and named and not (checkpoint.folder / "modules.json").exists()
+
+
+@hookimpl
+def archport_head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if not _is_reranker(spec, checkpoint):
+        return None
+    found = {token: checkpoint.token_id(token) for token in (*ANSWERS, *MARKS)}
+    absent = [token for token, at in found.items() if at is None or at >= spec.vocab_size]
+    yes, no = (found[answer] for answer in ANSWERS)
+    if absent or yes is None or no is None:
+        raise CheckpointError(
+            f"{checkpoint.name}: the vocabulary of {spec.vocab_size:,} entries has no token {', '.join(absent)}, which "
+            "the pairs and answers of a yes/no reranker are written in; the tokenizer files belong to another model, "
+            "or this checkpoint is no reranker despite its name"
+        )
+    return YesNoHead(yes, no, "the Qwen3-Reranker model card")
+
+
 @hookimpl
 def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    pair = PAIR if _is_reranker(spec, checkpoint) else None
     if spec.vision is None:
-        return None
+        return None if pair is None else TextInputs(pair=pair)
     from archport_qwen35.reader import Qwen35Reader, Settings
 
     settings = Settings.of(checkpoint.config, checkpoint.json("preprocessor_config.json") or {})
-    return replace(checkpoint.stored_inputs(), reader=Qwen35Reader(settings))
+    return replace(checkpoint.stored_inputs(), reader=Qwen35Reader(settings), pair=pair)
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ class Qwen35(nn.Module):
         self.model = Decoder(spec, text)
         if vision:
             self.visual = PatchMergingTower(tower_shape(vision, spec.hidden_size))
-        if not spec.tied_head and "generate" in spec.tasks:
+        if not spec.tied_head and {"generate", "rerank"} & set(spec.tasks):
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:

@@ -50,6 +50,24 @@ def test_a_padded_batch_gives_the_rows_of_single_runs_and_zeros_at_padding(model
     assert not hidden[mask == 0].any()
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_padded_batch_equals_single_rows(name, side):
+    loaded = engine.load(GOLDENS / name)
+    recorded = [ids for ids, _ in rows(name)]
+    # Nearby lengths, so that rows do share a batch and its padding.
+    texts = [recorded[-1][:length] for length in (130, 127, 101)] + [recorded[-2][:length] for length in (100, 97, 3)]
+    plan = loaded.plan([len(text) for text in texts])
+    assert any(len(set(batch.lengths)) > 1 for batch in plan.batches)
+    ids, mask = np.full((len(texts), 133), 7), np.zeros((len(texts), 133), int)
+    for row, text in enumerate(texts):
+        where = slice(133 - len(text), 133) if side == "left" else slice(0, len(text))
+        ids[row, where], mask[row, where] = text, 1
+    together = np.array(loaded.forward(ids, mask))
+    for row, text in enumerate(texts):
+        assert relative(together[row][mask[row] == 1], np.array(loaded.forward(text[None])[0])) <= 1e-5
+
+
 def copied(tmp_path, name, config=lambda c: c, weights=lambda w: w):
     """The checkpoint of that name in a new folder, its config and tensors changed."""
     folder = tmp_path / name

@@ -58,7 +58,7 @@ class LayerContext(Protocol):
     ) -> tuple[mx.array, mx.array]:
         """Apply `rope(x, offset)` to q and k at this request's positions; `offset` is an int or one per row (B,).
 
-        Where tokens stand on several axes, `rope.at(positions)` is asked instead, once per step, with positions
+        Where tokens stand on several axes, `rope.at(positions, known)` is asked instead, once per step, with positions
         (axes, B, L), and what it returns is applied to q and k.
         """
         ...

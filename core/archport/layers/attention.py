@@ -64,8 +64,9 @@ class Attention(nn.Module):
             del self.q_proj, self.k_proj, self.v_proj
             spec = self._spec
             if "q_norm" in self and not spec.gated:
-                norms = (self.q_norm, self.k_norm)
-                self._norm_rotate = NormRotate.of(spec.n_heads, spec.n_kv_heads, spec.head_dim, norms, self._rotary)
+                self._norm_rotate = NormRotate.of(
+                    self.q_norm, self.k_norm, spec.n_heads, spec.n_kv_heads, spec.head_dim, self._rotary
+                )
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
         """Attention output (B, L, D) for x (B, L, D)."""
@@ -85,8 +86,7 @@ class Attention(nn.Module):
             product = self.qkv_proj.product(x)
             if self._norm_rotate is not None and self._norm_rotate.worthwhile(product):
                 # The context turns two arrays; here the one holds both, and of the other nothing is asked.
-                turn = self._norm_rotate.turn(self.q_norm, self.k_norm)  # pyright: ignore[reportArgumentType]
-                (q, k), _ = ctx.rotate(product, product, turn)  # pyright: ignore[reportArgumentType]
+                (q, k), _ = ctx.rotate(product, product, self._norm_rotate)  # pyright: ignore[reportArgumentType]
                 v = self.qkv_proj.split(product)[2].reshape(B, L, spec.n_kv_heads, spec.v_head_dim)
                 return q, k, v.transpose(0, 2, 1, 3), None
             q, k, v = self.qkv_proj.split(product)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from archport.layers.rotary import Rotary
+from archport.layers.sections import SectionedRotary
 
 WARPS = 8
 # Tokens below which the host binds and one launch more or less is all that counts.
@@ -31,7 +32,8 @@ __device__ __forceinline__ float sum_of_warp(float value) {
 }
 """
 
-# One warp per token and head. A thread holds kMine elements of the first half and the ones they are rotated with.
+# One warp per token and head. A thread holds kMine elements of the first half and the ones they are rotated with. The
+# turns are periods, or with Tables every token's cosines, and sines beside them.
 SOURCE = """
   constexpr int kPairs = Dh / 2, kMine = kPairs / 32, kHeads = Hq + Hk;
   const int L = x_shape[1], W = x_shape[2];
@@ -52,7 +54,7 @@ SOURCE = """
     squares += first[i] * first[i] + second[i] * second[i];
   }
   const float norm = rsqrtf(sum_of_warp(squares) / Dh + settings[0]) * settings[1];
-  const float position = (starts[row] + place) * settings[2];
+  const float position = Tables ? 0.0f : (starts[row] + place) * settings[2];
 
   auto* into = head < Hq
       ? q + ((static_cast<long long>(row) * Hq + head) * L + place) * Dh + lane * kMine
@@ -60,7 +62,12 @@ SOURCE = """
   #pragma unroll
   for (int i = 0; i < kMine; ++i) {
     float sine, cosine;
-    sincosf(position / periods[lane * kMine + i], &sine, &cosine);
+    if (Tables) {
+      cosine = turns[token * kPairs + lane * kMine + i];
+      sine = sines[token * kPairs + lane * kMine + i];
+    } else {
+      sincosf(position / turns[lane * kMine + i], &sine, &cosine);
+    }
     const float a = first[i] * norm * static_cast<float>(weight[i]);
     const float b = second[i] * norm * static_cast<float>(weight[i + kPairs]);
     if (real) {
@@ -75,7 +82,7 @@ SOURCE = """
 def _kernel() -> Any:
     return mx.fast.cuda_kernel(
         name="archport_norm_rotate",
-        input_names=["x", "q_weight", "k_weight", "periods", "starts", "settings"],
+        input_names=["x", "q_weight", "k_weight", "turns", "sines", "starts", "settings"],
         output_names=["q", "k"],
         source=SOURCE,
         header=HEADER,
@@ -95,65 +102,83 @@ def _numbers(dtype: mx.Dtype, *values: float) -> mx.array:
     return made
 
 
-Turn = Callable[[mx.array, "int | mx.array"], "tuple[mx.array, mx.array]"]
-
-
 class NormRotate:
-    """Normalises and rotates q and k out of one merged product.
+    """Normalises and rotates q and k out of one merged product (B, L, W): q's heads, then k's, then what is not read.
+
+    What a context's `rotate` calls: (product, offset) -> (q (B, H, L, Dh), k (B, K, L, Dh)).
 
     Args:
+        q_norm, k_norm: over head_dim.
         n_heads, n_kv_heads, head_dim: of the layer.
         rotary: over all of head_dim.
     """
 
-    def __init__(self, n_heads: int, n_kv_heads: int, head_dim: int, rotary: Rotary) -> None:
-        self._heads, self._kv_heads, self._head_dim, self._rotary = n_heads, n_kv_heads, head_dim, rotary
+    def __init__(
+        self, q_norm: nn.RMSNorm, k_norm: nn.RMSNorm, n_heads: int, n_kv_heads: int, head_dim: int, rotary: Rotary
+    ) -> None:
+        self._q_norm, self._k_norm, self._rotary = q_norm, k_norm, rotary
+        self._heads, self._kv_heads, self._head_dim = n_heads, n_kv_heads, head_dim
 
     @staticmethod
-    def of(n_heads: int, n_kv_heads: int, head_dim: int, norms: tuple[Any, Any], rotary: Any) -> NormRotate | None:
+    def of(
+        q_norm: Any, k_norm: Any, n_heads: int, n_kv_heads: int, head_dim: int, rotary: Rotary | None
+    ) -> NormRotate | None:
         """The block for a layer, None for one that it does not fit: other norms, positions or widths."""
-        plain = type(rotary) is Rotary and rotary.dims == head_dim and not rotary.interleaved
-        if not plain or head_dim % 64 or head_dim > 256 or any(type(norm) is not nn.RMSNorm for norm in norms):
+        if rotary is None or type(rotary) not in (Rotary, SectionedRotary):
             return None
-        return NormRotate(n_heads, n_kv_heads, head_dim, rotary)
+        if rotary.dims != head_dim or rotary.interleaved or head_dim % 64 or head_dim > 256:
+            return None
+        if type(q_norm) is not nn.RMSNorm or type(k_norm) is not nn.RMSNorm:
+            return None
+        return NormRotate(q_norm, k_norm, n_heads, n_kv_heads, head_dim, rotary)
 
-    def worthwhile(self, x: mx.array) -> bool:
-        """Whether the kernel runs here and gains something for a product x (B, L, W)."""
+    def worthwhile(self, product: mx.array) -> bool:
+        """Whether the kernel runs here and gains something."""
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return on_gpu and x.shape[0] * x.shape[1] >= FEWEST_TOKENS and _cuda()
+        return on_gpu and product.shape[0] * product.shape[1] >= FEWEST_TOKENS and _cuda()
 
-    def turn(self, q_norm: nn.RMSNorm, k_norm: nn.RMSNorm) -> Turn:
-        """A function (merged product (B, L, W), offset) -> (q (B, H, L, Dh), k (B, K, L, Dh)).
+    def __call__(self, product: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array]:
+        B, rotary = product.shape[0], self._rotary
+        starts = _numbers(mx.int32, *[offset] * B) if isinstance(offset, int) else offset.astype(mx.int32)
+        return self._run(product, (rotary.periods, rotary.periods), starts, rotary.gain, rotary.scale, tables=False)
 
-        The product holds q's heads, then k's; what is behind them is not read.
-        """
+    def at(
+        self, positions: mx.array, known: dict[int, tuple[mx.array, mx.array]] | None = None
+    ) -> Callable[[mx.array], tuple[mx.array, mx.array]]:
+        """The same for tokens that stand at positions (axes, B, L); `known` as in SectionedRotary."""
+        turns = cast(SectionedRotary, self._rotary).shared(positions, known)
 
-        def run(x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array]:
-            B, L, _ = x.shape
-            starts = _numbers(mx.int32, *[offset] * B) if isinstance(offset, int) else offset.astype(mx.int32)
-            rotary = self._rotary
-            jobs = B * L * (self._heads + self._kv_heads)
-            q, k = _kernel()(
-                inputs=[
-                    x,
-                    q_norm.weight,
-                    k_norm.weight,
-                    rotary.periods,
-                    starts,
-                    _numbers(mx.float32, q_norm.eps, rotary.gain, rotary.scale),
-                ],
-                template=[
-                    ("Out", x.dtype),
-                    ("Hq", self._heads),
-                    ("Hk", self._kv_heads),
-                    ("Dh", self._head_dim),
-                    ("kWarps", WARPS),
-                ],
-                grid=(-(-jobs // WARPS) * WARPS * 32, 1, 1),
-                threadgroup=(WARPS * 32, 1, 1),
-                output_shapes=[(B, self._heads, L, self._head_dim), (B, self._kv_heads, L, self._head_dim)],
-                output_dtypes=[x.dtype, x.dtype],
-            )
-            return q, k
+        def run(product: mx.array) -> tuple[mx.array, mx.array]:
+            return self._run(product, turns, _numbers(mx.int32, 0), 1.0, 1.0, tables=True)
 
         return run
+
+    def _run(
+        self,
+        product: mx.array,
+        turns: tuple[mx.array, mx.array],
+        starts: mx.array,
+        gain: float,
+        scale: float,
+        *,
+        tables: bool,
+    ) -> tuple[mx.array, mx.array]:
+        B, L, _ = product.shape
+        jobs = B * L * (self._heads + self._kv_heads)
+        settings = _numbers(mx.float32, self._q_norm.eps, gain, scale)
+        answers = _kernel()(
+            inputs=[product, self._q_norm.weight, self._k_norm.weight, *turns, starts, settings],
+            template=[
+                ("Out", product.dtype),
+                ("Hq", self._heads),
+                ("Hk", self._kv_heads),
+                ("Dh", self._head_dim),
+                ("kWarps", WARPS),
+                ("Tables", int(tables)),
+            ],
+            grid=(-(-jobs // WARPS) * WARPS * 32, 1, 1),
+            threadgroup=(WARPS * 32, 1, 1),
+            output_shapes=[(B, self._heads, L, self._head_dim), (B, self._kv_heads, L, self._head_dim)],
+            output_dtypes=[product.dtype, product.dtype],
+        )
+        return cast("tuple[mx.array, mx.array]", tuple(answers))

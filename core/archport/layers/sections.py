@@ -33,12 +33,33 @@ class SectionedRotary(Rotary):
         self.axis_of = dealt(dims // 2, sections)
         self.axes = len(sections)
 
-    def at(self, positions: mx.array) -> Callable[[mx.array], mx.array]:
-        """What rotates x (B, H, L, Dh) whose token i of row b stands at positions (axes, B, L)."""
+    def angles(self, positions: mx.array) -> tuple[mx.array, mx.array]:
+        """Cosines and sines (B, 1, L, dims / 2) float32 of tokens at positions (axes, B, L), times `gain`."""
         places = positions.astype(mx.float32)[mx.array(self.axis_of)]
         angles = places.transpose(1, 2, 0)[:, None] * self.scale / self.periods
-        cos, sin = mx.cos(angles) * self.gain, mx.sin(angles) * self.gain
-        mx.eval(cos, sin)
+        return mx.cos(angles) * self.gain, mx.sin(angles) * self.gain
+
+    def shared(
+        self, positions: mx.array, known: dict[int, tuple[mx.array, mx.array]] | None
+    ) -> tuple[mx.array, mx.array]:
+        """`angles`, evaluated, and computed once per `known`."""
+        found = None if known is None else known.get(id(self))
+        if found is None:
+            found = self.angles(positions)
+            mx.eval(*found)
+            if known is not None:
+                known[id(self)] = found
+        return found
+
+    def at(
+        self, positions: mx.array, known: dict[int, tuple[mx.array, mx.array]] | None = None
+    ) -> Callable[[mx.array], mx.array]:
+        """What rotates x (B, H, L, Dh) whose token i of row b stands at positions (axes, B, L).
+
+        Args:
+            known: angles of the step by rotary, so that layers share what costs more than turning by it.
+        """
+        cos, sin = self.shared(positions, known)
         dims = self.dims
 
         def turned(x: mx.array) -> mx.array:

@@ -15,7 +15,7 @@ import numpy as np
 
 from archport.contract.media import TowerContext
 from archport.layers.activations import activation, gelu
-from archport.layers.turning import turn
+from archport.layers.turning import turn_heads
 
 EPS = 1e-6
 
@@ -151,9 +151,7 @@ class Block(nn.Module):
     def _project(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """Queries, keys and values (B, L, 3 h) side by side, the first two rotated."""
         qkv = self.attn.qkv(self.norm1(x))
-        B, L, h = x.shape
-        turned = turn(qkv[..., : 2 * h].reshape(B, L, 2 * self._heads, -1), cos[:, :, None], sin[:, :, None])
-        return mx.concatenate([turned.reshape(B, L, 2 * h), qkv[..., 2 * h :]], axis=-1)
+        return turn_heads(qkv, cos, sin, turned=2 * self._heads, head_dim=x.shape[-1] // self._heads)
 
     def _transform(self, x: mx.array, attended: mx.array) -> mx.array:
         x = x + self.attn.proj(attended)

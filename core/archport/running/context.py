@@ -82,6 +82,7 @@ class StepContext:
         self._visual = None if visual is None else visual.step(step.start, step.tokens)
         self._axes = None if visual is None else visual.axes(step.start, step.tokens)
         self._turns: dict[int, Callable[[mx.array], mx.array]] = {}
+        self._angles: dict[int, tuple[mx.array, mx.array]] = {}
 
         # Nothing reads what a row without a cache passes on behind its end.
         real = [max(0, min(step.tokens, length - step.start)) for length in batch.lengths]
@@ -115,7 +116,7 @@ class StepContext:
         # Layers share their angles, which cost more than turning by them.
         turn = self._turns.get(id(rope))
         if turn is None:
-            turn = self._turns[id(rope)] = cast(Any, rope).at(self._axes)
+            turn = self._turns[id(rope)] = cast(Any, rope).at(self._axes, self._angles)
         return turn(q), turn(k)
 
     def attend(

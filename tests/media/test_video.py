@@ -57,3 +57,39 @@ def test_a_file_without_pyav_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match=r"install archport\[video\], or give the frames"):
         measure_video(path)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A lossless file of twelve frames at four per second, and the frames."""
+    av = pytest.importorskip("av")
+    frames = np.zeros((12, 64, 96, 3), np.uint8)
+    for at in range(12):
+        frames[at, :, : 8 * (at + 1)] = (20 * at, 255 - 20 * at, 128)
+    path = tmp_path_factory.mktemp("film") / "film.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path, frames
+
+
+def test_a_video_file_says_its_size_rate_and_length_before_it_is_decoded(film: tuple[Path, np.ndarray]):
+    source = measure_video(film[0])
+    assert (source.width, source.height, source.frames, source.fps) == (96, 64, 12, 4.0)
+
+
+def test_frames_of_a_file_are_those_that_went_into_it(film: tuple[Path, np.ndarray]):
+    path, frames = film
+    found = measure_video(str(path)).read([0, 5, 11])
+    for index, frame in zip((0, 5, 11), found, strict=True):
+        np.testing.assert_array_equal(frame, frames[index])
+
+
+def test_a_file_that_is_cut_short_is_refused_or_repeats_its_last_frame(film: tuple[Path, np.ndarray], tmp_path: Path):
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(film[0].read_bytes()[:400])
+    with pytest.raises(InputError, match=r"cut\.mkv"):
+        measure_video(cut).read([0])

@@ -22,6 +22,12 @@ def toy():
 
 
 @pytest.fixture(scope="session")
+def toy_vision():
+    """The honest plugin with a tower, and one that reads no images."""
+    return load("toy_vision")
+
+
+@pytest.fixture(scope="session")
 def liars():
     """Every plugin that breaks a rule."""
     return load("liars").LIARS

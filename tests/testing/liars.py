@@ -49,6 +49,7 @@ from lies import (
     rounds_when_it_grows,
     spec_with,
 )
+from toy_vision import SEER, RemembersPictures, reads_images
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,12 @@ LIARS = [
         "it keeps the positions of the last call on the module",
         plugin("state", trunk=KeepsPositions),
         "holds new arrays",
+    ),
+    Liar(
+        "no_state_between_calls",
+        "it keeps what it saw of the last picture, and text behind that is moved by it",
+        plugin("pictures", trunk=RemembersPictures, examples=[SEER], archport_inputs=reads_images),
+        "text differs by",
     ),
     Liar(
         "deterministic",

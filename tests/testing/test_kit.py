@@ -73,6 +73,17 @@ def test_a_check_that_does_not_apply_says_what_was_declared(toy):
     assert "declared bidirectional" in outcome.parts[1].message
 
 
+def test_a_declared_tower_puts_an_image_between_the_texts_of_the_state_check(toy, toy_vision):
+    assert only(toy_vision.honest(), "no_state_between_calls").message.endswith("6, padded, 6 tokens, 1 image: equal")
+    assert "no vision tower: equal" in only(toy, "no_state_between_calls").message
+
+
+def test_a_declared_tower_without_a_reader_of_images_fails_the_state_check(toy_vision):
+    outcome = only(toy_vision.without_a_reader(), "no_state_between_calls")
+    assert outcome.status == "fail"
+    assert "declares a vision tower, but an image of 24 x 16 pixels is refused" in outcome.message
+
+
 def test_every_check_states_its_rule_what_to_do_and_a_figure(toy):
     for outcome in run_checks(toy):
         assert outcome.check.rule.endswith("."), outcome.check.name

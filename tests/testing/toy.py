@@ -3,7 +3,7 @@
 Liars are this plugin with one thing changed. Not installed: the kit is handed its module.
 """
 
-from archport.contract import ArchSpec, AttentionLayer, Example, hookimpl
+from archport.contract import ArchSpec, AttentionLayer, Example, VisionTower, hookimpl
 
 DECODER = {
     "architectures": ["ToyDecoder"],
@@ -26,6 +26,8 @@ ENCODER = {
     "max_position_embeddings": 320,
     "sliding_window": 8,
 }
+# One block of two heads, four patches to a token.
+TOWER = VisionTower((AttentionLayer("bidirectional", 2, 2, 32),), 64, 96, patch_size=4, merge_size=2)
 
 
 @hookimpl
@@ -53,6 +55,7 @@ def archport_claim(config):
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         max_positions=config["max_position_embeddings"],
+        vision=TOWER if config.get("vision_config") else None,
     )
 
 

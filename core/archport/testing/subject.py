@@ -176,11 +176,13 @@ class Tiny:
         plugin = self.subject.plugin
         return Hooks([Speaker("core defaults", defaults), Speaker(plugin.label, self.subject.module)])
 
-    def answers(self, texts: str | Sequence[str], model: engine.Model | None = None, **options: Any) -> np.ndarray:
-        """What the example's head makes of texts, a row each: vectors, or raw scores of labels."""
+    def answers(
+        self, texts: str | Sequence[str] | Mapping[str, Any], model: engine.Model | None = None, **options: Any
+    ) -> np.ndarray:
+        """What the example's head makes of texts, or of a mapping with an image, a row each: vectors or raw scores."""
         model = model or self.model
         if isinstance(model.head, ClassificationHead):
-            found = model.classify(texts, raw_scores=True, **options)
+            found = model.classify(cast("str | Sequence[str]", texts), raw_scores=True, **options)
             return np.array([list(each.scores.values()) for each in found])
         return model.embed(texts, **options)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from archport.contract import ArchSpec, Example, Trunk
+from archport.contract import ArchSpec, Example, Trunk, VisionTower
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -23,6 +23,13 @@ SPECIAL = (
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     *("<pad>", "<unk>", "<s>", "</s>", "<mask>", "<bos>", "<eos>"),
 )
+# What stands for pictures in a text, and the entry of a config that says its id.
+PLACEHOLDERS = {
+    "<|image_pad|>": "image_token_id",
+    "<|video_pad|>": "video_token_id",
+    "<|vision_start|>": "vision_start_token_id",
+    "<|vision_end|>": "vision_end_token_id",
+}
 CHARACTERS = string.ascii_lowercase + " " + string.ascii_uppercase + string.digits + string.punctuation + "\n"
 
 
@@ -44,25 +51,40 @@ def random_weights(trunk: Trunk, example: Example) -> dict[str, mx.array]:
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: Mapping[str, mx.array], spec: ArchSpec) -> None:
-    """config.json, model.safetensors and tokenizer.json, as a hub repository has them."""
+    """config.json, model.safetensors and tokenizer.json, as a hub repository has them; for a tower its sizes too."""
     import mlx.core as mx
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     mx.save_safetensors(str(folder / "model.safetensors"), dict(weights), metadata={"format": "pt"})
-    tokenizer(spec).save(str(folder / "tokenizer.json"))
+    tokenizer(spec, config).save(str(folder / "tokenizer.json"))
+    if spec.vision is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(_bounds(spec.vision)), encoding="utf-8")
 
 
-def tokenizer(spec: ArchSpec) -> Any:
-    """A character tokenizer that fits the vocabulary; encoders put their usual tokens around a text."""
+def _bounds(tower: VisionTower) -> dict[str, int]:
+    """Areas of pictures that have a few tokens each; what is published suits real models, and a tiny one has room."""
+    side = tower.patch_size * tower.merge_size
+    return {"min_pixels": side**2, "max_pixels": 16 * side**2}
+
+
+def tokenizer(spec: ArchSpec, config: Mapping[str, Any] | None = None) -> Any:
+    """A character tokenizer that fits the vocabulary; encoders put their usual tokens around a text.
+
+    Args:
+        config: where the ids of what stands for pictures are read; None for a tokenizer of text.
+    """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
     names = [*SPECIAL, *CHARACTERS][: spec.vocab_size]
     vocabulary = {name: index for index, name in enumerate(names)}
+    placed = {name: config.get(entry) for name, entry in PLACEHOLDERS.items()} if config and spec.vision else {}
+    taken = set(vocabulary.values())
+    vocabulary |= {name: at for name, at in placed.items() if isinstance(at, int) and at not in taken}
     unknown = "[UNK]" if "[UNK]" in vocabulary else names[0]
     made = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    made.add_special_tokens([name for name in SPECIAL if name in vocabulary])
+    made.add_special_tokens([name for name in (*SPECIAL, *PLACEHOLDERS) if name in vocabulary])
     if spec.semantics == "bidirectional" and "[SEP]" in vocabulary:
         made.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]

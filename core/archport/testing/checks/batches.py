@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from archport.contract import InputError, VisionTower
 from archport.testing.check import CheckFailed, check, fail
 from archport.testing.measure import as_array, gap, held
 from archport.testing.subject import Tiny
+
+if TYPE_CHECKING:
+    from archport.engine import Model
 
 
 def padded(rows: list[np.ndarray], side: str) -> tuple[np.ndarray, np.ndarray]:
@@ -55,9 +59,10 @@ def row_alone_equals_row_in_batch(t: Tiny) -> str:
 
 @check("tiny")
 def no_state_between_calls(t: Tiny) -> str:
-    """A short input gives the same numbers before and after a long one, and the module keeps nothing of either.
+    """A short input gives the same numbers before and after a long one or an image, and the module keeps none of them.
 
-    Keep positions, masks and caches out of the module: they belong to the context of one call.
+    Keep positions, masks, caches and features of pictures out of the module: they belong to the context of one call.
+    Images are part of it where the spec declares a vision tower.
     """
     short, long = t.tokens(6), t.tokens(t.length(70))
     model = t.load(t.folder)
@@ -72,10 +77,41 @@ def no_state_between_calls(t: Tiny) -> str:
         difference = gap(model.forward(short[None]), first)
         if difference:
             fail(f"a row of {len(short)} tokens differs by {difference:.2g} (limit 0) after {name}")
+    images = "no vision tower" if t.spec.vision is None else _image_between(t, model, t.spec.vision)
+    if t.spec.vision is not None:
+        difference = gap(model.forward(short[None]), first)
+        if difference:
+            fail(f"a row of {len(short)} tokens differs by {difference:.2g} (limit 0) after {images}")
     kept = _held_by(model._runtime.encoder.trunk) - before
     if kept:
-        fail(f"after seven calls the module holds new arrays: {', '.join(sorted(kept))}")
-    return f"{len(short)}, {len(long)}, {len(short)}, padded, {len(short)} tokens: equal"
+        fail(f"after these calls the module holds new arrays: {', '.join(sorted(kept))}")
+    return f"{len(short)}, {len(long)}, {len(short)}, padded, {len(short)} tokens, {images}: equal"
+
+
+def _image_between(t: Tiny, model: Model, tower: VisionTower) -> str:
+    """Answer a text, an image, the text, the image; how many images, once every second answer equalled the first.
+
+    Without what opens images the text alone is answered, and the figure says so.
+    """
+    side = tower.patch_size * tower.merge_size
+    # Not square: rows and columns of positions are then told apart.
+    pixels = np.random.default_rng(t.example.seed).integers(0, 256, (2 * side, 3 * side, 3), dtype=np.uint8)
+    text, image = "abc", {"image": pixels}
+    first = t.answers(text, model)
+    try:
+        seen = t.answers(image, model)
+    except InputError as error:
+        if isinstance(error.__cause__, ImportError):
+            # An install without the extra for images says nothing about the plugin.
+            return f"no image ({error})"
+        raise CheckFailed(
+            f"the spec declares a vision tower, but an image of {3 * side} x {2 * side} pixels is refused: {error}"
+        ) from error
+    for name, item, wanted, after in (("text", text, first, "an image"), ("image", image, seen, "a text")):
+        difference = gap(t.answers(item, model), wanted)
+        if difference:
+            fail(f"the vector of the same {name} differs by {difference:.2g} (limit 0) after {after}")
+    return "1 image"
 
 
 def _held_by(trunk: object) -> set[str]:

@@ -181,8 +181,8 @@ def peak(model, ids):
 
 def test_memory_grows_with_the_tokens_and_not_with_their_square(long_modernbert):
     rng = np.random.default_rng(0)
-    # How early a buffer comes back depends on threads: the highest of some runs differs by a tenth all the same. The bar
-    # of 2.2 per doubling is benchmarks/bidirectional_cpu.py's; squares would give 16 here, where 4 is linear.
+    # How early a buffer comes back depends on threads: the highest of some runs differs by a tenth all the same. The
+    # bar of 2.2 per doubling is benchmarks/bidirectional_cpu.py's; squares would give 16 here, where 4 is linear.
     peaks = [max(peak(long_modernbert, rng.integers(5, 199, (1, length))) for _ in range(5)) for length in (1024, 4096)]
     assert peaks[1] <= 5.5 * peaks[0], peaks
     # Less than a bool per pair of tokens.

@@ -24,7 +24,7 @@ from archport.loading import Description, describe
 from archport.planning.dtype import DTypeChoice
 from archport.running.answers import EncoderAnswers
 from archport.running.precision import Precision, check_precision, quantise
-from archport.running.tokenise import Overflow
+from archport.running.tokenise import Overflow, iterable
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -173,7 +173,7 @@ class Model(EncoderAnswers):
         request = EmbedRequest(
             embedder.tokeniser.prompt(prompt, prompt_name), dimensions, normalize, max_tokens, overflow
         )
-        inputs = [texts] if isinstance(texts, str | Mapping) else _iterable(texts)
+        inputs = [texts] if isinstance(texts, str | Mapping) else iterable(texts)
         parts = list(embedder.stream(track(inputs, "embedding") if progress else inputs, request))
         vectors = np.concatenate(parts) if parts else np.zeros((0, dimensions or self.dimensions), np.float32)
         return quantise(vectors, precision)
@@ -321,9 +321,3 @@ def _check_dimensions(dimensions: object, width: int) -> None:
         return
     if not isinstance(dimensions, int) or isinstance(dimensions, bool) or not 1 <= dimensions <= width:
         raise InputError(f"{dimensions=}; expected 1 to {width}, the width of this model's vectors")
-
-
-def _iterable(texts: object) -> Iterable[Any]:
-    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
-        raise InputError(f"texts is a {type(texts).__name__}; expected a str or an iterable of str")
-    return texts

@@ -31,14 +31,14 @@ class Pipeline:
 
     Args:
         depth: pieces in flight at most.
-        base: bytes of MLX's memory in use when nothing of this work is.
     """
 
-    def __init__(self, depth: int, base: int | None = None) -> None:
+    def __init__(self, depth: int) -> None:
         import mlx.core as mx
 
         self.depth = depth
-        self._base = mx.get_active_memory() if base is None else base
+        # What is in use while nothing of this work is.
+        self._base = mx.get_active_memory()
         self._running: list[mx.array] = []
 
     def start(self, *arrays: mx.array, room: int) -> None:

@@ -13,8 +13,6 @@ import mlx.core as mx
 
 # A block owns COLUMNS columns of one value head's state; LANES threads share a column, each with key_dim / LANES rows.
 LANES, COLUMNS = 8, 16
-# Tokens that a block brings into shared memory at once.
-TILE = 16
 
 HEADER = """
 // The sum over the eight threads that share a column; every thread gets it.

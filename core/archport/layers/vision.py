@@ -6,8 +6,9 @@ picture, none between two. Knows nothing of files, sizes of images, or the langu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -48,6 +49,25 @@ class TowerShape:
     taps: tuple[int, ...] = ()
     act: str = "gelu_pytorch_tanh"
     theta: float = 10000.0
+
+    @staticmethod
+    def of(vision: Mapping[str, Any], width: int, *, taps: Sequence[int] = ()) -> TowerShape:
+        """The tower that a vision config describes, in front of a language model of this width."""
+        return TowerShape(
+            hidden=vision["hidden_size"],
+            inner=vision["intermediate_size"],
+            heads=vision["num_heads"],
+            depth=vision["depth"],
+            out=vision.get("out_hidden_size", width),
+            channels=vision.get("in_channels", 3),
+            patch=vision["patch_size"],
+            temporal=vision.get("temporal_patch_size", 2),
+            merge=vision.get("spatial_merge_size", 2),
+            table=round(vision.get("num_position_embeddings", 2304) ** 0.5),
+            taps=tuple(taps),
+            act=vision.get("hidden_act", "gelu_pytorch_tanh"),
+            theta=vision.get("rope_theta") or 10000.0,
+        )
 
 
 class PatchMergingTower(nn.Module):

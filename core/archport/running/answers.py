@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from archport.contract import InputError
-from archport.running.tokenise import Overflow
+from archport.running.tokenise import Overflow, iterable
 
 if TYPE_CHECKING:
     from archport.running.classify import Classified
@@ -69,6 +68,4 @@ class EncoderAnswers:
 
 def iterated(texts: object) -> list[Any]:
     """The items of an iterable that is no string of bytes; raises InputError for anything else."""
-    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
-        raise InputError(f"texts is a {type(texts).__name__}; expected a str or an iterable of str")
-    return list(texts)
+    return list(iterable(texts))

@@ -73,7 +73,7 @@ class Runtime:
         """Prompts to text; raises InputError when the model has no output head for that."""
         spec = self.encoder.spec
         if "generate" not in spec.tasks:
-            why = f"a {type(self.head).__name__} ({self.head.source})" if spec.tasks else "no output head"
+            why = f"{type(self.head).__name__} of {self.head.source}" if spec.tasks else "no output head"
             raise InputError(
                 f"{self.name} is for {', '.join(spec.tasks)} ({why}), so it generates no text; load a checkpoint with "
                 "an output head"

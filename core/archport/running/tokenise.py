@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -212,6 +212,13 @@ def _called(item: object, index: int) -> str:
     return f"input {index}" if isinstance(item, Mapping | list | tuple) else f"text {index}"
 
 
+def iterable(texts: object) -> Iterable[Any]:
+    """`texts`, which may be anything that gives items but bytes; raises InputError otherwise."""
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+        raise InputError(f"texts is a {type(texts).__name__}; expected a str or an iterable of str")
+    return texts
+
+
 def check_text(text: object, what: str) -> None:
     """Refuse what is no text, or no text that has an encoding.
 
@@ -221,6 +228,8 @@ def check_text(text: object, what: str) -> None:
     Raises:
         InputError: naming it.
     """
+    if isinstance(text, Mapping):
+        raise InputError(f"{what} is {_describe(text)}, but this model reads text only; expected a str")
     if not isinstance(text, str):
         raise InputError(f"{what} is {_describe(text)}; expected a str")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -27,7 +27,7 @@ from archport.running.maxsim import maxsim
 from archport.running.planned import Planner, run_steps
 from archport.running.pool import project, unit_length
 from archport.running.rerank import RerankRequest, ScoreKind
-from archport.running.tokenise import Overflow, TextTokeniser, check_vocabulary
+from archport.running.tokenise import Overflow, TextTokeniser, check_vocabulary, iterable
 from archport.running.verify import verified
 
 Role = Literal["query", "document"]
@@ -172,12 +172,10 @@ def embed_tokens(
     given = [name for name, value in fixed.items() if value is not None]
     if given:
         raise InputError(f"{', '.join(given)} can't be chosen with output='tokens'; leave it out")
-    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
-        raise InputError(f"texts is a {type(texts).__name__}; expected a str or an iterable of str")
     inputs = embedder.tokeniser.inputs
     role: Role = "query" if prompt_name is not None and prompt_name == inputs.query_prompt else "document"
     text = embedder.tokeniser.prompt(prompt, prompt_name)
-    each = [texts] if isinstance(texts, str) else cast("list[str]", list(texts))
+    each = [texts] if isinstance(texts, str) else cast("list[str]", list(iterable(texts)))
     found = embedder(each, role, text, max_tokens=max_tokens, overflow=overflow)
     answer = np.empty(len(found), dtype=object)
     for index, vectors in enumerate(found):

@@ -27,7 +27,7 @@ class Qwen35(nn.Module):
         self._spec = spec
         self.model = Decoder(spec, text)
         if vision:
-            self.visual = PatchMergingTower(tower_shape(vision, spec.hidden_size))
+            self.visual = PatchMergingTower(TowerShape.of(vision, spec.hidden_size))
         if not spec.tied_head and {"generate", "rerank"} & set(spec.tasks):
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
@@ -101,24 +101,6 @@ def _rotary(spec: ArchSpec, text: Mapping[str, Any]) -> Rotary:
     if spec.vision is None:
         return Rotary(dims, text["rope_theta"], scaling)
     return SectionedRotary(dims, text["rope_theta"], scaling, scaling.get("mrope_section") or SECTIONS)
-
-
-def tower_shape(vision: Mapping[str, Any], width: int) -> TowerShape:
-    """The tower that a vision config describes."""
-    return TowerShape(
-        hidden=vision["hidden_size"],
-        inner=vision["intermediate_size"],
-        heads=vision["num_heads"],
-        depth=vision["depth"],
-        out=vision.get("out_hidden_size", width),
-        channels=vision.get("in_channels", 3),
-        patch=vision["patch_size"],
-        temporal=vision.get("temporal_patch_size", 2),
-        merge=vision.get("spatial_merge_size", 2),
-        table=round(vision.get("num_position_embeddings", 2304) ** 0.5),
-        act=vision.get("hidden_act", "gelu_pytorch_tanh"),
-        theta=vision.get("rope_theta", 10000.0),
-    )
 
 
 def _mlp(spec: ArchSpec, text: Mapping[str, Any], index: int) -> nn.Module:

@@ -25,7 +25,9 @@ class Qwen3VL(nn.Module):
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any]) -> None:
         super().__init__()
         self._spec, self._vision = spec, config["vision_config"]
-        self.model = Pair(spec, config["text_config"], tower_shape(config["vision_config"], spec.hidden_size))
+        vision = config["vision_config"]
+        shape = TowerShape.of(vision, spec.hidden_size, taps=vision.get("deepstack_visual_indexes") or ())
+        self.model = Pair(spec, config["text_config"], shape)
         if not spec.tied_head:
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
@@ -98,22 +100,3 @@ def _mlp(spec: ArchSpec, config: Mapping[str, Any], index: int) -> nn.Module:
         return GatedMLP(spec.hidden_size, spec.intermediate_size, activation(act))
     # The family's router always does, and its files leave the flag out.
     return SparseMLP(spec.hidden_size, spec.experts, renormalise=config.get("norm_topk_prob") is not False, act=act)
-
-
-def tower_shape(vision: Mapping[str, Any], width: int) -> TowerShape:
-    """The tower that a vision config describes."""
-    return TowerShape(
-        hidden=vision["hidden_size"],
-        inner=vision["intermediate_size"],
-        heads=vision["num_heads"],
-        depth=vision["depth"],
-        out=vision.get("out_hidden_size", width),
-        channels=vision.get("in_channels", 3),
-        patch=vision["patch_size"],
-        temporal=vision.get("temporal_patch_size", 2),
-        merge=vision.get("spatial_merge_size", 2),
-        table=round(vision["num_position_embeddings"] ** 0.5),
-        taps=tuple(vision.get("deepstack_visual_indexes") or ()),
-        act=vision.get("hidden_act", "gelu_pytorch_tanh"),
-        theta=vision.get("rope_theta") or 10000.0,
-    )

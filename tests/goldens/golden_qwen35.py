@@ -6,13 +6,17 @@ states, last logits, 64 greedy tokens. Knows no mlx; tests turn these files into
 
 import math
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from golden_qwen3 import hidden_rows, save_tokenizer, train_tokenizer
 from golden_qwen3_families import record_pairs
+from golden_qwen3_vl import FPS, FRAMES, IMAGE, VIDEO, expanded, video_patches
+from golden_qwen3_vl import greedy as greedy_from
 from recording import HERE, relative_error, write_golden, write_json
 from tokenizers import AddedToken, Tokenizer
 from transformers import (
@@ -25,6 +29,7 @@ from transformers import (
     Qwen3_5TextConfig,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
+    Qwen3VLProcessor,
 )
 
 LENGTHS = (1, 2, 3, 4, 31, 64, 100, 130)
@@ -55,12 +60,15 @@ EXPERTS = {
     "shared_expert_intermediate_size": 40,
 }
 
-PIXELS = {"shortest_edge": 64, "longest_edge": 65536}
+PIXELS, VIDEO_PIXELS = {"shortest_edge": 64, "longest_edge": 65536}, {"shortest_edge": 64, "longest_edge": 8192}
+MEDIA = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-# name -> (images, pieces of text with None where an image stands)
-PICTURES = {
-    "one": ((0,), (USER, None, "What is this?", ASSISTANT)),
-    "two": ((1, 0), (USER, "Compare ", None, " with ", None, ASSISTANT)),
+# name -> (pictures, where a video is the word; text with the template's placeholders)
+PICTURES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "one": ((0,), f"{IMAGE}What is this?"),
+    "two": ((1, 0), f"Compare {IMAGE} with {IMAGE}"),
+    "video": (("video",), f"{VIDEO}What happens?"),
+    "both": ((1, "video"), f"Before {IMAGE} and after {VIDEO}: what changed?"),
 }
 
 
@@ -166,33 +174,61 @@ def record_one(name: str, model: torch.nn.Module, tokenizer: Tokenizer, seed: in
 
 @torch.no_grad()
 def record_pictures(tokenizer: Tokenizer) -> None:
-    """Add to qwen35-wrapper two conversations with images: ids, pixels, positions and hidden states."""
+    """Add to qwen35-wrapper conversations with images and video, in pixels and in ids, and what comes of them."""
     folder = HERE / "qwen35-wrapper"
     model = Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = Qwen2VLImageProcessorPil(
-        patch_size=4, merge_size=2, size=PIXELS, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    write_json(folder / "preprocessor_config.json", {"size": PIXELS, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
-    config, dice = model.config, np.random.default_rng(59)
-    golden = dict(np.load(folder / "golden.npz"))
-    images = [dice.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((24, 40), (16, 16))]
-    golden |= {f"image_{at}": image for at, image in enumerate(images)}
-    for case, (used, pieces) in PICTURES.items():
-        cut = processor(images=[images[at] for at in used], return_tensors="pt")
-        ids, waiting = [], iter(cut["image_grid_thw"].tolist())
-        for piece in pieces:
-            if piece is None:
-                _, down, across = next(waiting)
-                tokens = [config.image_token_id] * (down * across // 4)
-                ids += [config.vision_start_token_id, *tokens, config.vision_end_token_id]
-            else:
-                ids += tokenizer.encode(piece).ids
-        inputs = torch.tensor([ids])
-        kinds = (inputs == config.image_token_id).int()
-        found = model.model(input_ids=inputs, mm_token_type_ids=kinds, **cut)
-        golden |= {f"pids_{case}": np.asarray(ids, np.int32), f"phidden_{case}": found.last_hidden_state[0].numpy()}
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=PIXELS, **half)
+    write_json(folder / "preprocessor_config.json", {"size": PIXELS, **half})
+    write_json(folder / "video_preprocessor_config.json", {"size": VIDEO_PIXELS, **half})
+    dice, golden = np.random.default_rng(59), dict(np.load(folder / "golden.npz"))
+    media = {
+        f"image_{at}": dice.integers(0, 256, (*size, 3), dtype=np.uint8) for at, size in ((0, (24, 40)), (1, (16, 16)))
+    }
+    media["video"] = dice.integers(0, 256, (FRAMES, 24, 32, 3), dtype=np.uint8)
+    golden |= media
+    for case, (used, text) in PICTURES.items():
+        inputs: dict[str, torch.Tensor] = {}
+        stills, videos = [media[f"image_{at}"] for at in used if at != "video"], []
+        if stills:
+            inputs |= dict(processor(images=stills, return_tensors="pt"))
+        if "video" in used:
+            inputs["pixel_values_videos"], grid = video_patches(media["video"])
+            inputs["video_grid_thw"], videos = torch.tensor([grid]), [grid]
+        grids = inputs["image_grid_thw"].tolist() if stills else []
+        ids = tokenizer.encode(USER + expanded(text, grids, videos) + ASSISTANT).ids
+        row = torch.tensor([ids])
+        kinds = (row == model.config.image_token_id).int() + 2 * (row == model.config.video_token_id).int()
+        hidden = model.model(input_ids=row, mm_token_type_ids=kinds, **inputs).last_hidden_state[0]
+        places = (inputs.get("image_grid_thw"), inputs.get("video_grid_thw"))
+        positions, delta = model.model.get_rope_index(row, kinds, *places)
+        golden |= {
+            f"pids_{case}": np.asarray(ids, np.int32),
+            f"phidden_{case}": hidden.numpy(),
+            f"plogits_{case}": model.lm_head(hidden[-1]).numpy(),
+            f"positions_{case}": positions[:, 0].numpy().astype(np.int32),
+            f"delta_{case}": np.asarray(int(delta.reshape(-1)[0])),
+            f"pgreedy_{case}": greedy_from(model, row, kinds, inputs),
+        }
+    check_expansion()
     np.savez_compressed(folder / "golden.npz", **golden)
-    print(f"qwen35-wrapper: {list(PICTURES)} with images")
+    print(f"qwen35-wrapper: {list(PICTURES)} with images and video")
+
+
+def check_expansion() -> None:
+    """The text of a video's moments is what the family's own processor writes; raises where it is not."""
+    metadata = SimpleNamespace(fps=FPS, frames_indices=list(range(FRAMES)))
+    processor: Any = SimpleNamespace(
+        video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2),
+        vision_start_token=MEDIA[0],
+        vision_end_token=MEDIA[1],
+        video_token=MEDIA[3],
+        _calculate_timestamps=partial(Qwen3VLProcessor._calculate_timestamps, None),
+    )
+    grid = np.array([[(FRAMES + 1) // 2, 6, 8]])
+    found = Qwen3VLProcessor.replace_video_token(processor, {"video_grid_thw": grid, "video_metadata": [metadata]}, 0)
+    own = expanded(MEDIA[3], [], grid.tolist())
+    assert found == own, (found, own)
 
 
 def record_reranker() -> None:
@@ -234,15 +270,23 @@ def record() -> None:
         "out_hidden_size": 32,
         "num_position_embeddings": 16,
     }
-    tokens = {"image_token_id": 500, "video_token_id": 501, "vision_start_token_id": 498, "vision_end_token_id": 499}
+    seeing = train_tokenizer(append_endoftext=False)
+    seeing.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in MEDIA])
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    tokens = {name: seeing.token_to_id(token) for name, token in zip(names, MEDIA, strict=True)}
     wrapper = Qwen3_5Config(
-        text_config={**dense, "num_hidden_layers": 4, "tie_word_embeddings": True},
+        text_config={
+            **dense,
+            "vocab_size": seeing.get_vocab_size(),
+            "num_hidden_layers": 4,
+            "tie_word_embeddings": True,
+        },
         vision_config=vision,
         tie_word_embeddings=True,
         **tokens,
     )
-    record_one("qwen35-wrapper", Qwen3_5ForConditionalGeneration(wrapper).eval(), tokenizer, 53)
-    record_pictures(tokenizer)
+    record_one("qwen35-wrapper", Qwen3_5ForConditionalGeneration(wrapper).eval(), seeing, 53)
+    record_pictures(seeing)
     moe = Qwen3_5MoeTextConfig(
         **common, **rope, **EXPERTS, layer_types=LAYERS[:3], num_hidden_layers=3, tie_word_embeddings=True
     )

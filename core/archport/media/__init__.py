@@ -1,6 +1,7 @@
 """Images and video: what they are before they are decoded, and their pixels afterwards. numpy and Pillow, no mlx.
 
 Measuring reads headers only and refuses what no model should see; decoding comes after a request was planned.
+`reading.PictureReader` puts it together for conversations with images and video in them.
 """
 
 from archport.media.images import ImageLimits, ImageSource, measure_image

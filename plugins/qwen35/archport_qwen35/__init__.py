@@ -181,9 +181,14 @@ def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | 
     pair = PAIR if _is_reranker(spec, checkpoint) else None
     if spec.vision is None:
         return None if pair is None else TextInputs(pair=pair)
-    from archport_qwen35.reader import Qwen35Reader, Settings
+    from archport.media.reading import Settings
+    from archport_qwen35.reader import Qwen35Reader
 
-    settings = Settings.of(checkpoint.config, checkpoint.json("preprocessor_config.json") or {})
+    settings = Settings.of(
+        checkpoint.config,
+        checkpoint.json("preprocessor_config.json") or {},
+        checkpoint.json("video_preprocessor_config.json") or {},
+    )
     return replace(checkpoint.stored_inputs(), reader=Qwen35Reader(settings), pair=pair)
 
 
@@ -247,6 +252,7 @@ def archport_examples() -> Sequence[Example]:
                     "num_position_embeddings": 49,
                 },
                 "image_token_id": 193,
+                "video_token_id": 194,
                 "vision_start_token_id": 195,
                 "vision_end_token_id": 196,
                 "tie_word_embeddings": True,

@@ -1,7 +1,8 @@
-"""Images in Qwen3.5's vision checkpoints, against what transformers computed from the same pixels."""
+"""Images and video in Qwen3.5's vision checkpoints, against what transformers computed from the same pixels."""
 
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -13,11 +14,18 @@ FOLDER = GOLDENS / "qwen35-wrapper"
 GOLDEN = np.load(FOLDER / "golden.npz")
 
 
+CASES = ("one", "two", "video", "both")
+# Every frame is taken, as the recording did.
+FILM = {"video": GOLDEN["video"], "fps": 3.0, "sample_fps": 100.0}
+
+
 def conversation(case):
     first, second = GOLDEN["image_0"], GOLDEN["image_1"]
     pieces = {
         "one": [{"type": "image", "image": first}, {"type": "text", "text": "What is this?"}],
         "two": ["Compare ", {"image": second}, " with ", {"image": first}],
+        "video": [{"type": "video", **FILM}, {"type": "text", "text": "What happens?"}],
+        "both": ["Before ", {"image": second}, " and after ", FILM, ": what changed?"],
     }
     return [{"role": "user", "content": pieces[case]}]
 
@@ -43,12 +51,49 @@ def hidden_of(model, item):
         return tokens.ids[0], np.concatenate([np.array(hidden[0]) for _, hidden in steps])
 
 
-@pytest.mark.parametrize("case", ["one", "two"])
-def test_ids_and_hidden_states_equal_transformers(model, case):
+@pytest.mark.parametrize("case", CASES)
+def test_ids_and_positions_are_the_reference_s(model, case):
+    (measured,) = model._runtime.tokeniser([conversation(case)]).measured
+    np.testing.assert_array_equal(measured.ids, GOLDEN[f"pids_{case}"])
+    np.testing.assert_array_equal(measured.positions, GOLDEN[f"positions_{case}"])
+    assert measured.next_position - len(measured.ids) == GOLDEN[f"delta_{case}"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hidden_states_and_logits_equal_transformers(model, case):
     ids, hidden = hidden_of(model, conversation(case))
-    np.testing.assert_array_equal(ids, GOLDEN[f"pids_{case}"])
-    want = GOLDEN[f"phidden_{case}"]
-    assert np.abs(hidden[: len(ids)] - want).max() / np.abs(want).max() <= 3e-5
+    hidden, logits = (
+        hidden[: len(ids)],
+        model._runtime.encoder.trunk.logits(mx.array(hidden[None, len(ids) - 1 :][:, :1])),
+    )
+    for found, want in ((hidden, GOLDEN[f"phidden_{case}"]), (np.array(logits)[0, 0], GOLDEN[f"plogits_{case}"])):
+        assert np.abs(found - want).max() / np.abs(want).max() <= 3e-5
+
+
+def test_greedy_tokens_after_images_and_video_equal_transformers():
+    endless = engine.load(FOLDER, prefix_cache=0)
+    # What was recorded went on behind the end.
+    object.__setattr__(endless._runtime, "stops", frozenset())
+    made = endless.generate([conversation(case) for case in CASES], max_tokens=32)
+    for case, each in zip(CASES, made, strict=True):
+        np.testing.assert_array_equal(each.tokens, GOLDEN[f"pgreedy_{case}"])
+
+
+def test_a_video_file_gives_the_vector_of_its_frames(model, tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "bgr0"
+        for frame in GOLDEN["video"]:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    text = "What happens?"
+    file, frames, other = model.embed(
+        [{"video": path, "text": text}, {**FILM, "fps": 4.0, "sample_fps": 2.0, "text": text}, {**FILM, "text": text}]
+    )
+    assert np.abs(file - frames).max() <= 1e-6
+    assert np.abs(file - other).max() > 1e-3
 
 
 def test_text_after_images_and_text_alone_do_not_know_of_each_other(model):
@@ -63,29 +108,30 @@ def test_text_after_images_and_text_alone_do_not_know_of_each_other(model):
     "item",
     [
         {"video": "film.mp4"},
-        {"text": "<|endoftext|>", "image": GOLDEN["image_0"]},
+        {**FILM, "fps": "three"},
+        [{"role": "user", "content": 5}],
+        {"text": "<|video_pad|>"},
+        {"text": "<|image_pad|>", "image": GOLDEN["image_0"]},
         [{"role": "nobody", "content": "text"}],
         [{"role": "user", "content": [{"type": "audio"}]}],
         {},
         7,
     ],
-    ids=["video", "placeholder in the text", "role", "content", "nothing", "number"],
+    ids=["file", "rate", "no content", "video pad", "image pad", "role", "content", "nothing", "number"],
 )
 def test_what_it_can_t_read_is_refused(model, item):
     with pytest.raises(InputError, match="0"):
         model.embed([item])
 
 
-def test_text_with_images_is_refused_rather_than_cut(model):
-    with pytest.raises(ContextLengthExceeded, match="of them for images"):
+def test_pictures_are_refused_rather_than_cut(model):
+    with pytest.raises(ContextLengthExceeded, match="of them for pictures"):
         model.embed([conversation("one")], max_tokens=20, overflow="truncate")
     assert model.embed(["a rather long text about nothing at all"], max_tokens=5, overflow="truncate").shape == (1, 32)
 
 
 def test_a_conversion_without_its_tower_reads_text_and_says_why_it_sees_nothing(tmp_path, model):
     import shutil
-
-    import mlx.core as mx
 
     folder = tmp_path / "text-half"
     shutil.copytree(FOLDER, folder)

@@ -6,7 +6,7 @@ Claims checkpoints of the family. Knows its published templates; knows nothing o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from archport.contract import (
     ArchSpec,
@@ -23,9 +23,6 @@ from archport.contract import (
     YesNoHead,
     hookimpl,
 )
-
-if TYPE_CHECKING:
-    from archport_qwen3_vl.reader import Settings
 
 DENSE = ("Qwen3VLForConditionalGeneration", "Qwen3VLModel", "Qwen3VLForEmbedding")
 SPARSE = ("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeModel")
@@ -128,11 +125,17 @@ def archport_head(checkpoint: CheckpointView) -> Head | None:
 
 @hookimpl
 def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
-    from archport_qwen3_vl.reader import Qwen3VLReader
+    from archport_qwen3_vl.reader import Qwen3VLReader, settings_of
 
     ranks = is_reranker(checkpoint)
     embeds = is_embedding(checkpoint) and not ranks
     most = EMBEDDING_TOKENS if embeds else RERANKER_TOKENS if ranks else None
+    settings = settings_of(
+        checkpoint.config,
+        checkpoint.json("preprocessor_config.json") or {},
+        checkpoint.json("video_preprocessor_config.json") or {},
+        embeds=embeds or ranks,
+    )
     stored = checkpoint.json("config_sentence_transformers.json") or {}
     prompts = stored.get("prompts") or {}
     # A prompt is the instruction, which stands in the system's text.
@@ -142,18 +145,7 @@ def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
         document_prompt="document" if "document" in prompts else None,
         default_prompt=stored.get("default_prompt_name"),
         max_tokens=min(most, spec.max_positions) if most else None,
-        reader=Qwen3VLReader(_settings(checkpoint, embeds=embeds or ranks)),
-    )
-
-
-def _settings(checkpoint: CheckpointView, *, embeds: bool) -> Settings:
-    from archport_qwen3_vl.reader import Settings
-
-    return Settings.of(
-        checkpoint.config,
-        checkpoint.json("preprocessor_config.json") or {},
-        checkpoint.json("video_preprocessor_config.json") or {},
-        embeds=embeds,
+        reader=Qwen3VLReader(settings, embeds=embeds or ranks),
     )
 
 

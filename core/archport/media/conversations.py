@@ -1,0 +1,229 @@
+"""A conversation with images and video in it, as text and places of pictures. Knows no ids and no pixels.
+
+The format is ChatML's, literal: a template engine would add nothing, and the bytes are what models were trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from archport.contract import Asked, InputError
+
+START, END = "<|im_start|>", "<|im_end|>"
+# Where the model begins to answer: what pooling reads is the last token of it.
+CLOSING = f"{END}\n{START}assistant\n"
+ROLES = ("system", "user", "assistant")
+KEYS = ("text", "image", "images", "video", "videos", "instruction", "min_pixels", "max_pixels", "fps", "sample_fps")
+OPTIONS = ("min_pixels", "max_pixels", "fps", "sample_fps")
+
+Kind = Literal["text", "image", "video"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of text, or the place of an image or a video.
+
+    Args:
+        index: which image (or video) of the input it is, for messages.
+        min_pixels, max_pixels: the caller's bounds for it; None for the model's.
+        fps: frames per second of frames that are given without a file; None when nobody said.
+        sample_fps: frames per second that the model is to see; None for its own.
+    """
+
+    kind: Kind
+    text: str = ""
+    source: object = None
+    index: int = 0
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    fps: float | None = None
+    sample_fps: float | None = None
+
+    def bounds(self, default: tuple[int, int]) -> tuple[int, int]:
+        """(fewest, most) pixels."""
+        low = default[0] if self.min_pixels is None else self.min_pixels
+        high = default[1] if self.max_pixels is None else self.max_pixels
+        # A caller who moves one bound past the model's other one means both.
+        return (min(low, high) if self.min_pixels is None else low), (
+            max(low, high) if self.max_pixels is None else high
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A rendered input.
+
+    Args:
+        parts: in order.
+        closing: text at its end that is never cut.
+    """
+
+    parts: tuple[Part, ...]
+    closing: str = CLOSING
+
+
+def conversation(item: object, asked: Asked, *, empty: str | None = None) -> Document:
+    """A conversation, or one user's turn, up to where the model answers.
+
+    Args:
+        item: a str, a mapping of texts, images and videos, or a list of messages.
+        empty: what a turn without anything in it says; None refuses it.
+
+    Raises:
+        InputError: for what is none of these, naming what is wrong.
+    """
+    messages = messages_of(item)
+    if messages is not None:
+        return rendered(messages, asked)
+    fields = fields_of(item, asked)
+    system = fields.get("instruction") or asked.prompt
+    return Document(tuple(turns(system, contents(fields, asked, empty=empty))))
+
+
+def plain(text: object, asked: Asked) -> Part:
+    """A string without a frame around it, behind the prompt."""
+    part = _text(text, asked)
+    return replace(part, text=(asked.prompt or "") + part.text)
+
+
+def contents(fields: Mapping[str, Any], asked: Asked, *, empty: str | None = None) -> list[Part]:
+    """Videos, images and texts of one turn, in that order; nothing at all is the text `empty`, if there is one."""
+    options = {name: fields[name] for name in OPTIONS if fields.get(name) is not None}
+    parts: list[Part] = []
+    kinds: tuple[tuple[Kind, list[Any]], ...] = (
+        ("video", [*_one(fields.get("video")), *_several(fields.get("videos"))]),
+        ("image", [*_several(fields.get("image")), *_several(fields.get("images"))]),
+    )
+    for kind, sources in kinds:
+        for index, source in enumerate(sources):
+            parts.append(_picture(kind, source, index, options, asked))
+    for text in _several(fields.get("text")):
+        parts.append(_text(text, asked))
+    if empty is not None and not any(part.kind != "text" or part.text for part in parts):
+        return [Part("text", empty)]
+    if not parts:
+        raise InputError(f"{asked.name} is empty; expected any of {', '.join(KEYS[:5])}")
+    return parts
+
+
+def turns(system: str | None, parts: Sequence[Part]) -> Iterator[Part]:
+    """A system's text, if there is one, a user's turn, and the beginning of the answer."""
+    if system:
+        yield Part("text", f"{START}system\n{system}{END}\n")
+    yield Part("text", f"{START}user\n")
+    yield from parts
+    yield Part("text", CLOSING)
+
+
+def messages_of(item: object) -> Sequence[Any] | None:
+    """The messages of an input that is a conversation; None for one that is not."""
+    if isinstance(item, Mapping) and "messages" in item:
+        return item["messages"]
+    if isinstance(item, list | tuple) and item and isinstance(item[0], Mapping) and "role" in item[0]:
+        return item
+    return None
+
+
+def fields_of(item: object, asked: Asked) -> Mapping[str, Any]:
+    """An input that is no conversation as a mapping with known keys.
+
+    Raises:
+        InputError: for another type, or a key that is not known.
+    """
+    if isinstance(item, str):
+        return {"text": item}
+    if not isinstance(item, Mapping):
+        raise InputError(
+            f"{asked.name} is a {type(item).__name__}; expected a str, a mapping with any of {', '.join(KEYS[:5])}, or "
+            "a list of messages with role and content"
+        )
+    unknown = [key for key in item if key not in KEYS]
+    if unknown:
+        hint = "; a message belongs in a list of messages" if "role" in unknown else ""
+        raise InputError(f"{asked.name} has the unknown key {unknown[0]!r}; known: {', '.join(KEYS)}, messages{hint}")
+    return item
+
+
+def rendered(messages: Sequence[Any], asked: Asked) -> Document:
+    """Messages in their own order, up to where the model answers."""
+    if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
+        raise InputError(
+            f"{asked.name}: messages is {messages!r:.60}; expected a list of mappings with role and content"
+        )
+    parts: list[Part] = []
+    counts = {"image": 0, "video": 0}
+    for number, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in ROLES or "content" not in message:
+            raise InputError(
+                f"{asked.name}: message {number} is {message!r:.80}; expected a mapping with content and a role among "
+                f"{', '.join(ROLES)}"
+            )
+        parts.append(Part("text", f"{START}{role}\n"))
+        content = message["content"]
+        if not isinstance(content, str | Mapping | list | tuple):
+            raise InputError(
+                f"{asked.name}: the content of message {number} is a {type(content).__name__}; expected a str or a list"
+            )
+        for piece in [content] if isinstance(content, str | Mapping) else content:
+            parts.append(_piece(piece, counts, asked))
+        # The closing begins with the end of the last turn.
+        if number + 1 < len(messages):
+            parts.append(Part("text", f"{END}\n"))
+    return Document((*parts, Part("text", CLOSING)))
+
+
+def _piece(piece: object, counts: dict[str, int], asked: Asked) -> Part:
+    if isinstance(piece, str):
+        return _text(piece, asked)
+    if not isinstance(piece, Mapping):
+        raise InputError(f"{asked.name}: content holds a {type(piece).__name__}; expected text, image or video parts")
+    options = {name: piece[name] for name in OPTIONS if piece.get(name) is not None}
+    if "text" in piece:
+        return _text(piece["text"], asked)
+    for kind in ("image", "video"):
+        source = piece.get(kind)
+        if source is None and f"{kind}_url" in piece:
+            source = piece[f"{kind}_url"]
+            source = source.get("url") if isinstance(source, Mapping) else source
+        if source is not None:
+            counts[kind] += 1
+            return _picture(kind, source, counts[kind] - 1, options, asked)
+    raise InputError(f"{asked.name}: a content part has the keys {sorted(piece)}; expected text, image or video")
+
+
+def _text(text: object, asked: Asked) -> Part:
+    if not isinstance(text, str):
+        raise InputError(f"{asked.name}: text is a {type(text).__name__}; expected a str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{asked.name} holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; it has "
+            "no encoding. Repair it, for example with text.encode('utf-8', 'replace').decode()"
+        ) from error
+    return Part("text", text)
+
+
+def _picture(kind: Kind, source: object, index: int, options: Mapping[str, Any], asked: Asked) -> Part:
+    for name in ("min_pixels", "max_pixels"):
+        value = options.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{asked.name}: {name}={value!r}; expected a number of pixels >= 1")
+    for name in ("fps", "sample_fps"):
+        value = options.get(name, 1)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise InputError(f"{asked.name}: {name}={value!r}; expected frames per second > 0")
+    return Part(kind, source=source, index=index, **options)
+
+
+def _one(value: Any) -> list[Any]:
+    return [] if value is None else [value]
+
+
+def _several(value: Any) -> list[Any]:
+    """One thing or a list of them; but a video's list is its frames, so that one goes by `_one`."""
+    return list(value) if isinstance(value, list | tuple) else _one(value)

@@ -304,6 +304,19 @@ def test_a_dense_module_without_bias_has_none(opened: Callable[..., Checkpoint])
     assert load_dense(checkpoint, Dense("2_Dense", 8, 4, bias=False), "float32")[1] is None
 
 
+PROJECTED = Dense("2_Dense", 8, 4, bias=False, activation="identity", residual=True)
+
+
+def test_a_projected_residual_is_part_of_the_matrix(opened: Callable[..., Checkpoint]):
+    checkpoint = with_dense(opened, {"linear.weight": WEIGHT, "residual.weight": 2 * WEIGHT})
+    assert mx.array_equal(load_dense(checkpoint, PROJECTED, "float32")[0], mx.array(3 * WEIGHT))
+
+
+def test_a_projected_residual_without_its_matrix_is_an_error(opened: Callable[..., Checkpoint]):
+    with pytest.raises(CheckpointError, match="missing"):
+        load_dense(with_dense(opened, {"linear.weight": WEIGHT}), PROJECTED, "float32")
+
+
 def test_dense_weights_in_the_main_file_are_found(opened: Callable[..., Checkpoint]):
     tensors = {"dense.0.weight": WEIGHT, "dense.0.bias": BIAS, "norm.weight": BIAS}
     checkpoint = with_dense(opened, None, tensors=tensors)

@@ -5,6 +5,8 @@ Knows the published layouts of their heads. Uses the tokenizers of golden_encode
 
 import json
 import string
+import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from golden_encoders import save_tokenizer as save
 from recording import randomise, read_corpus, versions, write_json
 from safetensors.torch import save_file
 from sentence_transformers import CrossEncoder, MultiVectorEncoder
+from tokenizers import AddedToken
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -23,6 +26,7 @@ from transformers import (
     LlamaModel,
     ModernBertConfig,
     ModernBertForSequenceClassification,
+    ModernBertModel,
     PreTrainedTokenizerFast,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
@@ -42,6 +46,27 @@ BERT_SHAPE: dict[str, Any] = {
     "pad_token_id": 0,
     "torch_dtype": "float32",
 }
+MODERNBERT_SHAPE: dict[str, Any] = {
+    "model_type": "modernbert",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 512,
+    "local_attention": 16,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 160000.0,
+    "local_rope_theta": 10000.0,
+    "pad_token_id": 0,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "torch_dtype": "float32",
+}
+PYLATE_DENSE = "pylate.models.Dense.Dense"
+# What a multi-vector encoder of sentence-transformers keeps its settings in.
+NATIVE = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "tokenizer.json")
 BERT_NAMES: dict[str, Any] = {f"{token[1:-1].lower()}_token": token for token in BERT_SPECIALS}
 # As the tokenizers of BERT have it by their class.
 TYPED = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
@@ -127,26 +152,11 @@ def record_modernbert() -> None:
     save(tokenizer, folder, 512, BERT_NAMES | {"model_input_names": ["input_ids", "attention_mask"]})
     raw: dict[str, Any] = {
         "architectures": ["ModernBertForSequenceClassification"],
-        "model_type": "modernbert",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 512,
-        "local_attention": 16,
-        "global_attn_every_n_layers": 3,
-        "global_rope_theta": 160000.0,
-        "local_rope_theta": 10000.0,
+        **MODERNBERT_SHAPE,
         "vocab_size": VOCABULARY,
         "classifier_pooling": "mean",
-        "pad_token_id": 0,
-        "cls_token_id": 2,
-        "sep_token_id": 3,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
         "id2label": {"0": "LABEL_0"},
         "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
-        "torch_dtype": "float32",
     }
     model = ModernBertForSequenceClassification(ModernBertConfig(**raw)).eval()
     randomise(model, 103, {"Wqkv": 1.2})
@@ -221,6 +231,12 @@ def record_colbert() -> None:
     metadata = {"query_maxlen": 32, "doc_maxlen": 180, "query_token_id": "[unused0]", "doc_token_id": "[unused1]"}
     metadata |= {"mask_punctuation": True, "attend_to_mask_tokens": False, "dim": 16, "similarity": "cosine"}
     (folder / "artifact.metadata").write_text(json.dumps(metadata, indent=1))
+    record_tokens(folder)
+    write_json(folder / "golden.json", {"versions": versions()})
+
+
+def record_tokens(folder: Path) -> tuple[list[str], list[str]]:
+    """Save what MultiVectorEncoder makes of queries and documents, each alone, and their MaxSim; returns both."""
     encoder = MultiVectorEncoder(str(folder), device="cpu")
     texts, _ = texts_and_pairs()
     texts = [*texts, "punctuation: is, skipped! (in documents)"]
@@ -235,8 +251,66 @@ def record_colbert() -> None:
     assert any(mark in texts[-1] for mark in string.punctuation)
     np.savez_compressed(folder / "golden.npz", **arrays)
     write_json(folder / "texts.json", {"queries": queries, "documents": texts})
-    write_json(folder / "golden.json", {"versions": versions()})
-    print(f"colbert: query {arrays['query_0'].shape}, documents {[arrays[f'document_{i}'].shape for i in range(3)]}")
+    shapes = [arrays[name].shape for name in arrays if name != "maxsim"]
+    print(f"{folder.name}: {shapes}")
+    return queries, texts
+
+
+def record_pylate() -> None:
+    """Write pylate: a ModernBERT with a projection in folders, one of them beside a residual, "[Q] " and "[D] " tokens,
+    queries filled with [MASK], a skiplist. Its windows are narrower than its documents."""
+    folder = begin("pylate")
+    tokenizer = make_tokenizer(BERT_SPECIALS, "[UNK]", "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
+    tokenizer.add_tokens([AddedToken(marker, normalized=True) for marker in ("[Q] ", "[D] ")])
+    save(tokenizer, folder, 127, BERT_NAMES | {"model_input_names": ["input_ids", "attention_mask"]})
+    shape = {**MODERNBERT_SHAPE, "architectures": ["ModernBertModel"], "vocab_size": tokenizer.get_vocab_size()}
+    model = ModernBertModel(ModernBertConfig(**shape)).eval()
+    randomise(model, 107, {"Wqkv": 1.2})
+    write(folder, shape, dict(model.state_dict()))
+    widths = (shape["hidden_size"], 48, 16)
+    for at, (before, after) in enumerate(pairwise(widths), 1):
+        linear, beside = (torch.nn.Linear(before, after, bias=False) for _ in range(2))
+        randomise(linear, 107 + at)
+        randomise(beside, 117 + at)
+        weights = {"linear.weight": linear.weight.detach()}
+        raw = {"in_features": before, "out_features": after, "bias": False}
+        raw |= {"activation_function": "torch.nn.modules.linear.Identity"}
+        if at == 1:
+            raw, weights = raw | {"use_residual": True}, weights | {"residual.weight": beside.weight.detach()}
+        write(folder / f"{at}_Dense", raw, weights)
+    modules = [("", "sentence_transformers.models.Transformer"), *((f"{at}_Dense", PYLATE_DENSE) for at in (1, 2))]
+    named = [{"idx": at, "name": str(at), "path": path, "type": kind} for at, (path, kind) in enumerate(modules)]
+    write_json(folder / "modules.json", named)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 127, "do_lower_case": False})
+    settings: dict[str, Any] = {
+        "prompts": {},
+        "default_prompt_name": None,
+        "similarity_fn_name": "MaxSim",
+        "query_prefix": "[Q] ",
+        "document_prefix": "[D] ",
+        "query_length": 24,
+        "document_length": 128,
+        "attend_to_expansion_tokens": False,
+        "skiplist_words": ["!", ",", "the", "unheard-of"],
+        "do_query_expansion": True,
+        "model_type": "ColBERT",
+    }
+    write_json(folder / "config_sentence_transformers.json", settings)
+    queries, documents = record_tokens(folder)
+    with tempfile.TemporaryDirectory() as saved:
+        MultiVectorEncoder(str(folder), device="cpu").save_pretrained(saved)
+        native = {
+            path: json.loads((Path(saved) / path).read_text()) for path in NATIVE if (Path(saved) / path).exists()
+        }
+        native |= {
+            str(path.relative_to(saved)): json.loads(path.read_text())
+            for path in sorted(Path(saved).glob("*/config.json"))
+        }
+        own = MultiVectorEncoder(saved, device="cpu")
+        golden = np.load(folder / "golden.npz")
+        assert np.abs(own.encode_query(queries[:1])[0] - golden["query_0"]).max() < 1e-6
+        assert np.abs(own.encode_document(documents[1:2])[0] - golden["document_1"]).max() < 1e-6
+    write_json(folder / "golden.json", {"versions": versions(), "native": native})
 
 
 def record() -> None:
@@ -246,3 +320,4 @@ def record() -> None:
     record_modernbert()
     record_llama()
     record_colbert()
+    record_pylate()

@@ -6,6 +6,7 @@ name matrices of the main weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from archport.checkpoint.checkpoint import Checkpoint
@@ -20,9 +21,14 @@ from archport.contract.model import Dense
 if TYPE_CHECKING:
     import mlx.core as mx
 
+# The matrix that projects a residual, beside `linear.weight`.
+RESIDUAL = "residual.weight"
+
 
 def load_dense(checkpoint: Checkpoint, dense: Dense, dtype: WeightDType) -> tuple[mx.array, mx.array | None]:
     """The weight (out, in) and bias (out,) of one Dense module; the bias is None when it has none.
+
+    A residual that a second matrix projects is part of the weight: without an activation both are one product.
 
     Raises:
         CheckpointError: no weights for it, or names and shapes other than its config says.
@@ -33,6 +39,8 @@ def load_dense(checkpoint: Checkpoint, dense: Dense, dtype: WeightDType) -> tupl
     expected = {"weight": mx.zeros((dense.out_features, dense.in_features))}
     if dense.bias:
         expected["bias"] = mx.zeros((dense.out_features,))
+    if dense.projects_residual:
+        expected[RESIDUAL] = mx.zeros((dense.out_features, dense.in_features))
     if "scales" in tensors:
         scales = tensors.pop("scales")
         kind = str(scales.dtype).removeprefix("mlx.core.")
@@ -47,6 +55,8 @@ def load_dense(checkpoint: Checkpoint, dense: Dense, dtype: WeightDType) -> tupl
             dtype=None if dtype == "checkpoint" else getattr(mx, dtype),
         )
     check_fit(where, tensors, expected)
+    if dense.projects_residual:
+        tensors["weight"] = tensors["weight"].astype(mx.float32) + tensors.pop(RESIDUAL).astype(mx.float32)
     if dtype != "checkpoint":
         tensors = {name: array.astype(getattr(mx, dtype)) for name, array in tensors.items()}
     mx.eval(list(tensors.values()))
@@ -60,7 +70,7 @@ def _tensors(checkpoint: Checkpoint, dense: Dense) -> tuple[str, dict[str, mx.ar
     path = folder / "model.safetensors"
     if path.is_file():
         header = read_header(path, f"{dense.folder}/model.safetensors")
-        _only_linear(str(path), header)
+        _only_linear(str(path), header, dense)
         loaded = mx.load(str(path))
         assert isinstance(loaded, dict)
         return str(path), {name.removeprefix("linear."): array for name, array in loaded.items()}
@@ -81,7 +91,8 @@ def _tensors(checkpoint: Checkpoint, dense: Dense) -> tuple[str, dict[str, mx.ar
     )
 
 
-def _only_linear(where: str, names: object) -> None:
-    foreign = [name for name in names if not str(name).startswith("linear.")]  # type: ignore[attr-defined]
+def _only_linear(where: str, names: Iterable[str], dense: Dense) -> None:
+    known = [RESIDUAL] if dense.projects_residual else []
+    foreign = [name for name in names if not name.startswith("linear.") and name not in known]
     if foreign:
         raise CheckpointError(f"{where}: holds {', '.join(foreign)}; expected linear.weight and linear.bias only.")

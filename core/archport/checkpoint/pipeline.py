@@ -139,10 +139,10 @@ def _dense(checkpoint: CheckpointView, folder: str, config: Mapping[str, Any]) -
                 "A plugin that projects per token has to answer `archport_head` for this checkpoint."
             )
     residual = config.get("use_residual") is True
-    if residual and in_features != out_features:
+    if residual and in_features != out_features and name != "identity":
         raise CheckpointError(
             f"{where}: use_residual with in_features={in_features} and out_features={out_features} projects the "
-            "residual by a second matrix, which archport does not read; expected equal sizes."
+            f"residual by a second matrix, which archport reads without an activation only; here it is {stated!r}."
         )
     return Dense(folder, in_features, out_features, config.get("bias", True) is True, activations[name], residual)
 

@@ -7,6 +7,7 @@ from archport.planning.costs import Weights, estimate_weights
 from archport.planning.pins import NoPins, Pins
 from archport.planning.plan import BatchPlan, Buffer, KindPlan, Mode, Plan, StepPlan, VisionStep, Work
 from archport.planning.planner import plan_request
+from archport.planning.readout import Readout
 from archport.planning.shapes import Group, group_rows
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "NoPins",
     "Pins",
     "Plan",
+    "Readout",
     "StepPlan",
     "VisionStep",
     "Weights",

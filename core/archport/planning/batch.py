@@ -17,6 +17,7 @@ class Batch:
         cached: cached tokens per row.
         shape: their padded shape.
         others: whether other batches run before or after this one.
+        visible: leading tokens of each row that any token sees; empty when all are.
         pictures: patches of each picture, in the order of rows and of tokens in them.
         dense: whether one mask of (B,1,S,S) in float32 is to be built, as a naive implementation does.
     """
@@ -27,6 +28,7 @@ class Batch:
     others: bool = False
     dense: bool = False
     pictures: tuple[int, ...] = ()
+    visible: tuple[int, ...] = ()
 
     @property
     def even_start(self) -> bool:

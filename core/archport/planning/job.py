@@ -24,6 +24,7 @@ from archport.planning.batch import Batch, Steps
 from archport.planning.costs import TokenBytes, Weights, active_elements, element_bytes, has_experts, token_bytes
 from archport.planning.pins import Pins
 from archport.planning.plan import Mode
+from archport.planning.readout import Readout
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class Job:
         kinds: distinct layer specs, in order of appearance.
         layer_classes: per layer an index into `classes`.
         images: per row the patches of its pictures; empty when no row has any.
+        visible: per row the leading tokens that any token sees; empty when all are.
+        readout: what a head needs behind the last layer; None for nothing to speak of.
         backend: name of the backend that the caller pinned for all attention.
         memo, mask_pins, backend_pins, prefills: paths already chosen, hooks already asked, steps already laid out.
     """
@@ -73,6 +76,8 @@ class Job:
     tokens_per_batch: int | None
     images: tuple[tuple[int, ...], ...]
     resident: int = 0
+    visible: tuple[int, ...] = ()
+    readout: Readout | None = None
     kinds: tuple[LayerSpec, ...] = ()
     classes: tuple[LayerClass, ...] = ()
     layer_classes: tuple[int, ...] = ()

@@ -11,6 +11,7 @@ SHORT = MaskPolicy("none", "the window covers the whole row, and lengths are equ
 WINDOW = MaskPolicy("window", "the layer sees only its window")
 SEGMENTS = MaskPolicy("segments", "rows differ in length: one call per row or group of equal rows")
 KEY_PADDING = MaskPolicy("key_padding", "rows differ in length: keys behind a row's end are hidden")
+HIDDEN_ENDS = MaskPolicy("key_padding", "the ends of rows are computed, but nothing sees them")
 DENSE = MaskPolicy("dense", "asked for")
 
 

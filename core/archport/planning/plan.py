@@ -122,6 +122,7 @@ class BatchPlan:
         seconds: estimated time of its prefill.
         overhead: share of `seconds` that evaluations within a pass cost.
         vision: passes through the vision tower, before the prefill.
+        visible: leading tokens of each row that any token sees; empty when all are.
     """
 
     rows: tuple[int, ...]
@@ -143,6 +144,7 @@ class BatchPlan:
     seconds: float
     overhead: float
     vision: tuple[VisionStep, ...] = ()
+    visible: tuple[int, ...] = ()
 
     @property
     def peak(self) -> int:

@@ -24,6 +24,7 @@ from archport.planning.job import Job, classes_of, kinds_of
 from archport.planning.pins import NoPins, Pins
 from archport.planning.plan import BatchPlan, KindPlan, Mode, Plan
 from archport.planning.quote import Quote, Schedule, quote
+from archport.planning.readout import Readout
 from archport.planning.refusals import refuse, refuse_context, refuse_dense
 from archport.planning.search import even, minimum, rows_that_fit, schedule_of
 from archport.planning.shapes import Group, group_rows, padded_length
@@ -57,6 +58,8 @@ def plan_request(
     tokens_per_batch: int | None = None,
     resident: int = 0,
     images: Sequence[Sequence[int]] = (),
+    visible: Sequence[int] = (),
+    readout: Readout | None = None,
 ) -> Plan:
     """Decide how a request runs on a device within a budget.
 
@@ -80,6 +83,9 @@ def plan_request(
         resident: bytes that something else of this process holds, such as a prefix cache; the budget is less by them.
         tokens_per_batch: padded tokens per batch; the device kind's default when left out.
         images: per row the patches of its pictures, in order; empty when no row has any.
+        visible: per row the leading tokens that any token may see, those behind them being computed all the same; empty
+            when all are seen.
+        readout: what a head needs behind the last layer; left out for one that needs nothing to speak of.
 
     Raises:
         InputError: an argument that is no number of tokens or bytes.
@@ -123,6 +129,8 @@ def plan_request(
         tokens_per_batch=tokens_per_batch,
         resident=resident,
         images=_images(spec, rows, images),
+        visible=_visible(rows, visible),
+        readout=readout,
         kinds=kinds,
         classes=classes,
         layer_classes=layer_classes,
@@ -154,6 +162,14 @@ def _whole(name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _visible(rows: Sequence[int], visible: Sequence[int]) -> tuple[int, ...]:
+    """How much of every row is seen, checked; empty when that is everything."""
+    found = _whole("visible", visible, 1)
+    if found and (len(found) != len(rows) or any(seen > length for seen, length in zip(found, rows, strict=True))):
+        raise InputError(f"visible: {found} of rows of {tuple(rows)} tokens; expected as many, none longer")
+    return () if found == tuple(rows) else found
+
+
 def _images(spec: ArchSpec, rows: Sequence[int], images: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """The pictures of every row, checked against the tokens they stand for."""
     if not any(images):
@@ -182,7 +198,7 @@ def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[
         uneven = batch.shape.ragged and (
             job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
         )
-        key = (batch.shape, (batch.lengths, batch.cached) if uneven else (), batch.pictures)
+        key = (batch.shape, (batch.lengths, batch.cached) if uneven else (), batch.pictures, batch.visible)
         best = known.get(key)
         if best is None:
             best = known[key] = schedule_of(job, batch)
@@ -219,7 +235,8 @@ def _batch(job: Job, group: Group, rows: tuple[int, ...], cached: tuple[int, ...
         ragged=len(set(lengths)) > 1 or group.padded != lengths[0] or len(set(start)) > 1,
     )
     pictures = tuple(patches for row in group.rows for patches in job.images[row]) if job.images else ()
-    return Batch(lengths=lengths, cached=start, shape=shape, others=others, pictures=pictures)
+    visible = tuple(job.visible[row] for row in group.rows) if job.visible else ()
+    return Batch(lengths=lengths, cached=start, shape=shape, others=others, pictures=pictures, visible=visible)
 
 
 def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
@@ -250,6 +267,7 @@ def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
         seconds=best.seconds,
         overhead=best.overhead,
         vision=best.vision,
+        visible=batch.visible,
     )
 
 

@@ -10,19 +10,13 @@ from dataclasses import dataclass, replace
 from archport.contract import AttentionLimits, AttentionPath, KVAllocation, RecurrentPath
 from archport.planning.batch import Batch, Steps
 from archport.planning.caches import CacheBytes, allocation, cache_bytes
-from archport.planning.costs import (
-    BUSY_SECONDS,
-    HOST_SECONDS,
-    POINTWISE_BANDWIDTH,
-    WAIT_SECONDS,
-    WORKSPACE,
-    itemsize,
-    rate,
-)
+from archport.planning.costs import WORKSPACE, itemsize, rate
 from archport.planning.flight import in_flight, layer_seconds, layers_in_flight, parts
 from archport.planning.job import Job
 from archport.planning.plan import Buffer, StepPlan, VisionStep, Work
+from archport.planning.readout import Readout
 from archport.planning.steps import prefill_steps
+from archport.planning.timing import evaluation_seconds, prefill_seconds
 from archport.planning.vision import tower_quote
 
 # Added to everything that is not weights or cache: rounding of allocations, small arrays.
@@ -117,11 +111,19 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
         components["margin"] += int(MARGIN * more)
         buffer = max(buffer, tower.buffer, key=lambda each: each.bytes)
         work = max(work, tower.work, key=lambda each: each.seconds)
+    if job.readout is not None:
+        # A head reads the hidden states when the layers are done.
+        more, array = _readout(job, job.readout, tokens, components)
+        components[job.readout.component] += more
+        components["margin"] += int(MARGIN * more)
+        buffer = max(buffer, array, key=lambda each: each.bytes)
     passes = -(-shape.L // chunk)
-    seconds = _seconds(job, batch, prefill.steps) * passes / len(prefill.steps) + (tower.seconds if tower else 0.0)
+    seconds = prefill_seconds(job, batch, prefill.steps) * passes / len(prefill.steps) + (
+        tower.seconds if tower else 0.0
+    )
     evaluations = passes * schedule.stretches(len(job.layer_classes))
     # Each pass ends in an evaluation whatever the plan; those within it are the plan's.
-    cost = (evaluations - passes) * _evaluation_seconds(job, tokens, schedule)
+    cost = (evaluations - passes) * evaluation_seconds(job, tokens, split=schedule.split, in_flight=schedule.in_flight)
     problem, binds = _problem(job, components, buffer, work)
     return Quote(
         schedule=schedule,
@@ -229,6 +231,16 @@ def _components(
     return components
 
 
+def _readout(job: Job, readout: Readout, tokens: int, components: dict[str, int]) -> tuple[int, Buffer]:
+    """What a head needs beyond what the layers needed, and its largest array."""
+    needed = readout.total(tokens)
+    if job.device.kind != "cpu":
+        # There the hidden states are not counted apart.
+        needed += tokens * job.spec.hidden_size * itemsize(job.dtype)
+    more = max(0, needed - components["activations"] - components["attention"])
+    return more, Buffer(readout.name, readout.each(tokens), job.device.max_buffer)
+
+
 def _stretch(job: Job, batch: Batch, steps: tuple[StepPlan, ...], schedule: Schedule) -> tuple[int, int]:
     """Bytes that the heaviest stretch may hold of its own, in a block that pauses and in one that does not."""
     most = (0, 0)
@@ -287,31 +299,6 @@ def _work(job: Job, batch: Batch, steps: tuple[StepPlan, ...], schedule: Schedul
     if tile[0] > count * layer[0]:
         return Work(f"one {tile[2]} tile", tile[1], tile[0], bound)
     return Work("one layer" if count == 1 else f"{count} layers", count * layer[1], count * layer[0], bound)
-
-
-def _evaluation_seconds(job: Job, tokens: int, schedule: Schedule) -> float:
-    """What one evaluation inside a pass costs in time."""
-    stretch = layer_seconds(job, tokens) / (2 if schedule.split else 1)
-    return max(WAIT_SECONDS[job.device.kind], BUSY_SECONDS - stretch if schedule.in_flight > 1 else 0.0)
-
-
-def _seconds(job: Job, batch: Batch, steps: tuple[StepPlan, ...]) -> float:
-    """Estimated time of the steps, evaluations aside."""
-    speed, bandwidth = rate(job.device, job.dtype), job.device.bandwidth or float("inf")
-    pointwise = POINTWISE_BANDWIDTH * bandwidth
-    counts = [0] * len(job.classes)
-    for index in job.layer_classes:
-        counts[index] += 1
-    total = 0.0
-    for step in steps:
-        tokens = batch.shape.B * step.tokens
-        for each, count in zip(job.classes, counts, strict=True):
-            path = step.paths[each.kind]
-            device = max(tokens * each.flops / speed, each.matrix_bytes / bandwidth)
-            device += tokens * each.token.lazy / pointwise
-            device += path.price.seconds
-            total += count * max(device, HOST_SECONDS[job.device.kind])
-    return total
 
 
 def _problem(job: Job, components: dict[str, int], buffer: Buffer, work: Work) -> tuple[str, str]:

@@ -32,7 +32,8 @@ def even(job: Job, B: int, L: int, S: int, *, others: bool) -> Batch:
     if pictures and job.spec.vision is not None:
         # Which rows share it is not known yet: the largest pictures that so many tokens can hold.
         pictures = within(pictures, B * L, job.spec.vision.merge_size**2)
-    return Batch(lengths=lengths, cached=(S,) * B, shape=shape, others=others, pictures=pictures)
+    visible = (max(1, L - 1),) * B if job.visible else ()
+    return Batch(lengths=lengths, cached=(S,) * B, shape=shape, others=others, pictures=pictures, visible=visible)
 
 
 def _depth(job: Job) -> int:

@@ -20,7 +20,7 @@ from archport.contract import (
 )
 from archport.planning.batch import Batch, Steps
 from archport.planning.job import Job
-from archport.planning.masks import DENSE, check_pin, policies
+from archport.planning.masks import DENSE, HIDDEN_ENDS, check_pin, policies
 from archport.planning.plan import StepPlan
 from archport.planning.recurrence import choose_form
 
@@ -106,6 +106,9 @@ def path_of(
     ragged = ragged and shape.ragged
     options, words = _options(job, batch, layer, q_len, kv_len, ragged=ragged, decode=decode)
     lengths, q_lengths = _lengths(batch, start, q_len, kv_len, decode=decode) if ragged else ((), ())
+    if batch.visible:
+        # Their ends are computed like all others, so nothing but what they see may be less.
+        options, lengths, q_lengths = (HIDDEN_ENDS,), batch.visible, ()
     found: list[tuple[bool, float, int, AttentionPath, MaskPolicy]] = []
     for order, policy in enumerate(options):
         call = AttentionCall.of(

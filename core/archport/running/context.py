@@ -144,10 +144,20 @@ class StepContext:
         # Padded rows need no zeros: their keys are hidden from real rows, and pooling knows the lengths.
         with sharing(self._masks):
             out = attend(path, q, k, v, scale=scale, sinks=sinks, zero_padding=False)
+        if self._batch.visible:
+            out = self._seeing(out, path.call.reach[0])
         if self._batch.split:
             self._stretches.start(self._plan, self._batch, out)
             self._pauses = 0
         return out
+
+    def _seeing(self, out: mx.array, left: int | None) -> mx.array:
+        """Attention's output (B, H, L, Dh), zeros where all that a query reaches is hidden, as in the references."""
+        if left is None or all(end + left >= out.shape[2] for end in self._batch.visible):
+            return out
+        ends = mx.array(self._batch.visible, dtype=mx.int32)[:, None]
+        sees = self._positions - left < ends
+        return mx.where(sees[:, None, :, None], out, mx.zeros((), dtype=out.dtype))
 
     def pause(self, x: mx.array) -> None:
         if self._batch.split:

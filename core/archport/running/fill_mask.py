@@ -11,11 +11,15 @@ import numpy as np
 
 from archport.contract import InputError, NonFiniteOutput
 from archport.contract.heads import MaskedLM
-from archport.planning import BatchPlan, Plan
+from archport.planning import BatchPlan, Plan, Readout
 from archport.running.encode import Encoder
 from archport.running.planned import run_steps
 from archport.running.tokenise import Overflow, TextTokeniser, check_vocabulary
 from archport.running.verify import verified
+
+# Of one row of the vocabulary: logits, in two types where they are not float32, their chances, those turned round and
+# the order of them.
+ARRAYS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ class MaskFiller:
         filled: list[list[list[Filled]]] = [[] for _ in texts]
         if not texts:
             return filled
-        plan = self.encoder.plan(tokens.lengths)
+        plan = self.encoder.plan(tokens.lengths, readout=Readout("the logits", "logits", ARRAYS, fixed=4 * size))
         with verified(plan):
             for batch in plan.batches:
                 hidden = self._hidden(plan, batch, tokens.ids, places)
@@ -88,8 +92,8 @@ class MaskFiller:
     def _candidates(self, plan: Plan, hidden: mx.array, top_k: int) -> list[list[Filled]]:
         """The likeliest tokens of hidden rows, so many rows at a time that the plan's peak holds."""
         size = self.encoder.spec.vocab_size
-        # Logits, their float32 exponentials and a copy that is sorted.
-        most = max(1, (plan.peak - plan.bytes["weights"]) // (16 * size))
+        free = plan.peak - plan.bytes["weights"] - plan.bytes["margin"] - hidden.nbytes
+        most = max(1, free // (ARRAYS * 4 * size))
         found: list[list[Filled]] = []
         for first in range(0, hidden.shape[0], most):
             logits = cast(MaskedLM, self.encoder.trunk).logits(hidden[first : first + most]).astype(mx.float32)

@@ -22,7 +22,7 @@ from archport.contract import (
     Trunk,
 )
 from archport.memory import Caches
-from archport.planning import BatchPlan, Mode, Pins, Plan, StepPlan, plan_request
+from archport.planning import BatchPlan, Mode, Pins, Plan, Readout, StepPlan, plan_request
 from archport.running.context import StepContext, Stretches
 from archport.running.recurrent import StateStep
 from archport.running.vision import BatchVisual
@@ -60,6 +60,8 @@ class Planner:
         images: Sequence[Sequence[int]] = (),
         mode: Mode | None = None,
         resident: int = 0,
+        visible: Sequence[int] = (),
+        readout: Readout | None = None,
     ) -> Plan:
         """The plan of rows of these lengths; raises AdmissionRefused when they do not fit.
 
@@ -67,6 +69,8 @@ class Planner:
             images: patches of each row's pictures.
             mode: `generate` keeps what the rows leave behind, whether or not tokens are to be decoded.
             resident: bytes held beside the request.
+            visible: leading tokens of each row that any token sees; empty when all are.
+            readout: what a head needs behind the last layer.
         """
         return plan_request(
             self.spec,
@@ -85,6 +89,8 @@ class Planner:
             dtype=self.dtype,
             limits=self.limits,
             images=images,
+            visible=visible,
+            readout=readout,
         )
 
 

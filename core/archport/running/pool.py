@@ -130,4 +130,4 @@ def _dense(x: mx.array, dense: Dense, weight: mx.array, bias: mx.array | None) -
     if bias is not None:
         y = y + bias.astype(mx.float32)
     y = _ACTIVATIONS[dense.activation](y)
-    return x + y if dense.residual else y
+    return x + y if dense.residual and not dense.projects_residual else y

@@ -9,26 +9,18 @@ from typing import Any, Literal, cast
 import mlx.core as mx
 import numpy as np
 
-from archport.attention import attend
-from archport.contract import (
-    AttentionCall,
-    AttentionLayer,
-    InputError,
-    LayerContext,
-    MaskPolicy,
-    NonFiniteOutput,
-    Trunk,
-)
+from archport.contract import InputError, Measured, NonFiniteOutput
 from archport.contract.heads import TokenHead
-from archport.planning import BatchPlan, Plan
+from archport.planning import Readout
 from archport.running.context import Stretches
 from archport.running.encode import Encoder
 from archport.running.maxsim import maxsim
-from archport.running.planned import Planner, run_steps
+from archport.running.planned import batch_caches, run_steps
 from archport.running.pool import project, unit_length
 from archport.running.rerank import RerankRequest, ScoreKind
 from archport.running.tokenise import Overflow, TextTokeniser, check_vocabulary, iterable
 from archport.running.verify import verified
+from archport.running.vision import sight_of
 
 Role = Literal["query", "document"]
 # Texts tokenised and sorted together.
@@ -78,9 +70,9 @@ class TokenEmbedder:
         found: list[np.ndarray] = []
         for first in range(0, len(texts), _WINDOW):
             some = texts[first : first + _WINDOW]
-            rows = self._ids(some, role, prompt, max_tokens, overflow, first)
+            rows, measured = self._ids(some, role, prompt, max_tokens, overflow, first)
             check_vocabulary(rows, self.encoder.spec.vocab_size, "text", first)
-            for index, vectors in enumerate(self._window(rows, role)):
+            for index, vectors in enumerate(self._window(rows, measured, role)):
                 if not np.isfinite(vectors).all():
                     raise NonFiniteOutput(
                         f"a vector of text {first + index} holds NaN or infinity; it is not returned. The weights may "
@@ -100,8 +92,8 @@ class TokenEmbedder:
 
     def _ids(
         self, texts: Sequence[str], role: Role, prompt: str, max_tokens: int | None, overflow: Overflow, first: int
-    ) -> list[np.ndarray]:
-        """Ids of every text with its marker."""
+    ) -> tuple[list[np.ndarray], tuple[Measured, ...]]:
+        """Ids of every text with its marker, and what a reader found in them."""
         query = role == "query"
         marker = self.head.query_marker if query else self.head.document_marker
         own = self.head.query_tokens if query else self.head.document_tokens
@@ -110,11 +102,14 @@ class TokenEmbedder:
             # Room for the marker, which no tokenizer puts there.
             limit = (self.tokeniser.max_tokens if limit is None else min(limit, self.tokeniser.max_tokens)) - 1
         tokens = self.tokeniser(texts, prompt=prompt, max_tokens=limit, overflow=overflow, first=first)
+        grows = marker is not None or (query and self.head.expansion is not None)
+        if grows and any(each.pictures for each in tokens.measured):
+            raise InputError("this model adds tokens of its own, between which pictures have no place; give texts")
         if marker is None:
-            return list(tokens.ids)
-        return [np.concatenate([ids[:1], np.asarray([marker], np.int32), ids[1:]]) for ids in tokens.ids]
+            return list(tokens.ids), tokens.measured
+        return [np.concatenate([ids[:1], np.asarray([marker], np.int32), ids[1:]]) for ids in tokens.ids], ()
 
-    def _window(self, rows: Sequence[np.ndarray], role: Role) -> list[np.ndarray]:
+    def _window(self, rows: Sequence[np.ndarray], measured: Sequence[Measured], role: Role) -> list[np.ndarray]:
         """Vectors of the tokens that count, of some texts."""
         expansion = self.head.expansion if role == "query" else None
         lengths = [len(row) for row in rows]
@@ -123,35 +118,57 @@ class TokenEmbedder:
             filler = np.asarray([expansion.token], np.int32)
             rows = [np.concatenate([row, np.repeat(filler, max(0, expansion.length - len(row)))]) for row in rows]
             hidden_from = [len(row) for row in rows] if expansion.attended else lengths
+        vectors: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(rows)
         short = [index for index, row in enumerate(rows) if hidden_from[index] < len(row)]
         plain = [index for index, row in enumerate(rows) if hidden_from[index] >= len(row)]
-        vectors: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(rows)
-        for some, real in ((plain, None), (short, hidden_from)):
+        for some in (plain, short):
             if some:
-                self._run(some, rows, real, vectors)
+                self._run(some, rows, hidden_from, measured, vectors)
         if role == "document" and self.head.skipped:
             keep = [~np.isin(row, self.head.skipped) for row in rows]
             vectors = [found[mask] for found, mask in zip(vectors, keep, strict=True)]
         return vectors
 
     def _run(
-        self, some: Sequence[int], rows: Sequence[np.ndarray], real: Sequence[int] | None, vectors: list[np.ndarray]
+        self,
+        some: Sequence[int],
+        rows: Sequence[np.ndarray],
+        real: Sequence[int],
+        measured: Sequence[Measured],
+        vectors: list[np.ndarray],
     ) -> None:
         """Fill in the vectors of some rows; `real` says how many tokens of each row others may see."""
-        plan, stretches = self.encoder.plan([len(rows[index]) for index in some]), Stretches()
-        with verified(plan):
+        encoder, stretches = self.encoder, Stretches()
+        seen = [measured[index] for index in some] if measured else ()
+        plan = encoder.plan(
+            [len(rows[index]) for index in some],
+            images=[[picture.patches for picture in each.pictures] for each in seen],
+            visible=[real[index] for index in some],
+            readout=self._readout(),
+        )
+        with verified(plan), sight_of(encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
             for batch in plan.batches:
+                visual = sight.look(plan, batch, seen) if sight is not None else None
                 chosen = [some[row] for row in batch.rows]
-                trunk = self.encoder.trunk
-                if real is not None:
-                    trunk = _hiding(trunk, self.encoder.plan, plan, batch, [real[index] for index in chosen])
-                ((_, hidden),) = run_steps(trunk, plan, batch, [rows[index] for index in chosen], None, stretches)
-                found = project(hidden.astype(mx.float32), self.head.dense, self.dense)
-                if self.head.normalize:
-                    found = unit_length(found)
-                array = np.array(found)
+                ids, caches = [rows[index] for index in chosen], batch_caches(encoder.spec, plan, batch)
+                pieces: list[np.ndarray] = []
+                for _, hidden in run_steps(encoder.trunk, plan, batch, ids, caches, stretches, visual):
+                    # Apart from the layers, whose temporaries the plan has beside none of the head's.
+                    stretches.finish(hidden)
+                    stretches.drain()
+                    pieces.append(np.array(self._projected(hidden)))
+                array = np.concatenate(pieces, axis=1) if len(pieces) > 1 else pieces[0]
                 for at, index in enumerate(chosen):
                     vectors[index] = array[at, : len(rows[index])].copy()
+
+    def _projected(self, hidden: mx.array) -> mx.array:
+        found = project(hidden.astype(mx.float32), self.head.dense, self.dense)
+        return unit_length(found) if self.head.normalize else found
+
+    def _readout(self) -> Readout:
+        # An array that is made, the one it is made of, and what lies between them.
+        widest = max([self.encoder.spec.hidden_size, *(dense.out_features for dense in self.head.dense)])
+        return Readout("the vectors of all tokens", "outputs", arrays=3, token=4 * widest)
 
 
 def embed_tokens(
@@ -175,7 +192,7 @@ def embed_tokens(
     inputs = embedder.tokeniser.inputs
     role: Role = "query" if prompt_name is not None and prompt_name == inputs.query_prompt else "document"
     text = embedder.tokeniser.prompt(prompt, prompt_name)
-    each = [texts] if isinstance(texts, str) else cast("list[str]", list(iterable(texts)))
+    each = cast("list[str]", [texts] if isinstance(texts, str | Mapping) else list(iterable(texts)))
     found = embedder(each, role, text, max_tokens=max_tokens, overflow=overflow)
     answer = np.empty(len(found), dtype=object)
     for index, vectors in enumerate(found):
@@ -195,43 +212,3 @@ def late_interaction(
     for index, vectors in zip(texts, embedder.prompted([each[index] for index in texts], "document"), strict=True):
         each[index] = vectors
     return maxsim(query, each)
-
-
-def _hiding(trunk: Trunk, planner: Planner, plan: Plan, batch: BatchPlan, real: Sequence[int]) -> Trunk:
-    """A trunk whose tokens see only the first `real` tokens of their row, while all of them are computed."""
-
-    def run(input_ids: mx.array, ctx: LayerContext) -> mx.array:
-        return trunk(input_ids, cast(LayerContext, _Hiding(ctx, planner, plan, batch, tuple(real))))
-
-    return cast(Trunk, run)
-
-
-class _Hiding:
-    """A layer context that hides the end of each row from every layer; otherwise the one around it."""
-
-    def __init__(
-        self, inner: LayerContext, planner: Planner, plan: Plan, batch: BatchPlan, real: tuple[int, ...]
-    ) -> None:
-        self._inner, self._planner, self._plan, self._batch, self._real = inner, planner, plan, batch, real
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def attend(
-        self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None
-    ) -> mx.array:
-        spec, L = self._planner.spec.layers[layer], q.shape[2]
-        assert isinstance(spec, AttentionLayer), "a recurrent layer attends to nothing"
-        call = AttentionCall.of(
-            spec,
-            MaskPolicy("key_padding"),
-            self._plan.device,
-            B=self._batch.shape.B,
-            q_len=L,
-            kv_len=L,
-            dtype=self._plan.dtype,
-            lengths=self._real,
-            limits=self._planner.limits,
-        )
-        path = self._planner.choose(call, self._plan.device)
-        return attend(path, q, k, v, scale=scale, sinks=sinks, zero_padding=False)

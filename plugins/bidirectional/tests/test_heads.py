@@ -176,10 +176,33 @@ def test_a_text_without_a_mask_and_a_count_beyond_the_vocabulary_are_refused(mod
         models("xlm-roberta").fill_mask("a <mask>", top_k=0)
 
 
-def test_vectors_of_every_token_equal_sentence_transformers_with_markers_filling_and_punctuation(models):
-    stored, golden = recorded("colbert")
-    model = models("colbert")
-    queries = model.encode_query(stored["queries"], output="tokens")
+@pytest.fixture(scope="module")
+def interacting(models, tmp_path_factory):
+    """Late interaction in its published layouts: Stanford's, PyLate's, and what sentence-transformers saves of that."""
+
+    def get(layout):
+        if layout != "saved again":
+            return models(layout)
+        folder = tmp_path_factory.mktemp("models") / "again"
+        if not folder.exists():
+            shutil.copytree(GOLDENS / "pylate", folder)
+            for path, value in json.loads((folder / "golden.json").read_text())["native"].items():
+                (folder / path).parent.mkdir(exist_ok=True)
+                (folder / path).write_text(json.dumps(value))
+        return engine.load(folder)
+
+    return get
+
+
+LAYOUTS = ("colbert", "pylate", "saved again")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_vectors_of_every_token_equal_sentence_transformers_with_markers_filling_and_skipped_words(interacting, layout):
+    stored, golden = recorded("colbert" if layout == "colbert" else "pylate")
+    model = interacting(layout)
+    # Together, so that they share batches and their padding; a query over the published length is cut there.
+    queries = model.encode_query(stored["queries"], output="tokens", overflow="truncate")
     documents = model.encode_document(stored["documents"], output="tokens")
     for kind, found in (("query", queries), ("document", documents)):
         for index, vectors in enumerate(found):
@@ -187,13 +210,37 @@ def test_vectors_of_every_token_equal_sentence_transformers_with_markers_filling
             assert relative(vectors, golden[f"{kind}_{index}"]) <= 1e-5
 
 
-def test_maxsim_counts_no_padding_and_equals_the_reference(models):
-    stored, golden = recorded("colbert")
-    model = models("colbert")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_maxsim_counts_no_padding_and_equals_the_reference(interacting, layout):
+    stored, golden = recorded("colbert" if layout == "colbert" else "pylate")
+    model = interacting(layout)
     for index, query in enumerate(stored["queries"]):
-        assert relative(model.maxsim(query, stored["documents"]), golden["maxsim"][index]) <= 1e-5
+        if layout == "colbert" or index == 0:
+            assert relative(model.maxsim(query, stored["documents"]), golden["maxsim"][index]) <= 1e-5
         vectors = [golden[f"document_{i}"] for i in range(len(stored["documents"]))]
         assert relative(model.maxsim(golden[f"query_{index}"], vectors), golden["maxsim"][index]) <= 1e-5
+
+
+def test_a_query_longer_than_published_is_refused_unless_it_may_be_cut(models):
+    stored, _ = recorded("pylate")
+    with pytest.raises(ContextLengthExceeded, match="24"):
+        models("pylate").maxsim(stored["queries"][1], stored["documents"])
+    long = {"overflow": "truncate"}
+    assert models("pylate").rerank(stored["queries"][1], stored["documents"], **long)[0].index == 0
+
+
+def test_pylate_without_words_of_its_own_skips_punctuation_and_fills_queries(tmp_path):
+    from archport.engine import describe
+
+    folder = shutil.copytree(GOLDENS / "pylate", tmp_path / "bare")
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text())
+    kept = ("prompts", "query_prefix", "document_prefix", "model_type")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({key: settings[key] for key in kept}))
+    about = describe(folder)
+    head = about.hooks.head(about.spec, about.checkpoint)
+    assert {about.checkpoint.token_id(mark) for mark in ",.!"} <= set(head.skipped)
+    assert about.checkpoint.token_id("the") not in head.skipped
+    assert (head.expansion.length, head.query_tokens) == (32, 32)
 
 
 def test_a_negative_maxsim_stays_negative_beside_longer_documents():

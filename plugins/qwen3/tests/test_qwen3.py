@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import mlx.core as mx
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from archport import engine
 from archport.checkpoint import normalise_config
+from archport.contract import hookimpl
 from archport.contract.plugins import claim, discover
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
@@ -164,3 +166,17 @@ def test_head_dim_is_the_config_s_and_not_width_over_heads():
     _, spec = claim(config, discover())
     assert spec.head_dims == (32,)
     assert spec.hidden_size // spec.attention_layers[0].n_heads == 16
+
+
+def test_vectors_of_tokens_are_the_same_from_a_prefill_in_chunks():
+    @hookimpl
+    def archport_prefill_chunk():
+        return 32
+
+    chunks = ModuleType("chunks")
+    vars(chunks)["archport_prefill_chunk"] = archport_prefill_chunk
+    whole, pieces = engine.load(EMBED), engine.load(EMBED, overrides=[chunks])
+    text = "a long text, " * 30
+    ((expected,), (found,)) = (each.embed(text, output="tokens") for each in (whole, pieces))
+    assert len(pieces.plan([len(expected)]).batches[0].steps) > 2
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()

@@ -105,6 +105,15 @@ def test_every_form_of_an_image_gives_the_same_vector(embedder: engine.Model, tm
     assert np.abs(vectors - vectors[0]).max() < 1e-6
 
 
+def test_vectors_of_tokens_see_their_pictures(embedder: engine.Model, run: Callable):
+    items = ["a text", {"image": RED, "text": "a text"}, {"image": BLUE}]
+    for item, vectors in zip(items, embedder.embed(items, output="tokens"), strict=True):
+        hidden, _ = run(embedder, item)
+        assert np.abs(vectors - hidden).max() / np.abs(hidden).max() < 1e-5
+    (alone,) = embedder.embed(items[1], output="tokens")
+    assert np.abs(alone - embedder.embed(items, output="tokens")[1]).max() < 1e-5
+
+
 @pytest.mark.parametrize("chunk", [16, 64, 512])
 @pytest.mark.parametrize("case", ["five", "both", "last"])
 def test_chunked_prefill_equals_one_shot(chunk: int, case: str, golden: Any, model: engine.Model, run: Callable):

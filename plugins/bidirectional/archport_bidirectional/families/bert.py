@@ -18,7 +18,7 @@ from archport.contract import (
     Trunk,
 )
 from archport_bidirectional.families.common import named
-from archport_bidirectional.families.scoring import classification, pylate, stanford_colbert
+from archport_bidirectional.families.scoring import classification, pylate, pylate_inputs, stanford_colbert
 
 ARCHS = ("bert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -88,7 +88,7 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
         # Two roles without words: what tells them apart is a marker.
         stored = checkpoint.stored_inputs()
         return replace(stored, prompts={"query": "", "document": ""}, query_prompt="query", document_prompt="document")
-    return None
+    return pylate_inputs(spec, checkpoint)
 
 
 EXAMPLE = {

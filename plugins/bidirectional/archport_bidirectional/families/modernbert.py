@@ -18,7 +18,7 @@ from archport.contract import (
     Trunk,
 )
 from archport_bidirectional.families.common import has_pipeline, named, prompted
-from archport_bidirectional.families.scoring import classification, pylate
+from archport_bidirectional.families.scoring import classification, pylate, pylate_inputs
 
 ARCHS = ("modernbert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -101,7 +101,7 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
         known = {"query": "search_query: ", "document": "search_document: "}
         known |= {"classification": "classification: ", "clustering": "clustering: "}
         return prompted(checkpoint, known, query="query", document="document")
-    return None
+    return pylate_inputs(spec, checkpoint)
 
 
 EXAMPLE = {

@@ -18,7 +18,7 @@ from archport.contract import (
 )
 from archport_bidirectional.families.bert import EXAMPLE, learned_positions
 from archport_bidirectional.families.common import has_pipeline, named, prompted
-from archport_bidirectional.families.scoring import classification, pylate
+from archport_bidirectional.families.scoring import classification, pylate, pylate_inputs
 
 _TASKS: Mapping[str, tuple[Task, ...]] = {
     "Model": ("embed", "rerank"),
@@ -91,7 +91,7 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
     if "multilingual-e5" in checkpoint.name.lower() and "instruct" not in checkpoint.name.lower():
         known = {"query": "query: ", "passage": "passage: "}
         return prompted(checkpoint, known, query="query", document="passage")
-    return None
+    return pylate_inputs(spec, checkpoint)
 
 
 def examples() -> Sequence[Example]:

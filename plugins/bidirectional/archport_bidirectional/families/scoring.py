@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from archport.contract import (
+    ArchSpec,
     CheckpointView,
     ClassificationHead,
     Dense,
@@ -15,6 +17,7 @@ from archport.contract import (
     PoolingMode,
     ScoreActivation,
     SpecError,
+    TextInputs,
     TokenHead,
 )
 from archport_bidirectional.families.common import labels
@@ -83,6 +86,7 @@ def stanford_colbert(checkpoint: CheckpointView, width: int) -> TokenHead:
         dense=(Dense("linear", width, shape[0], bias=False, activation="identity"),),
         query_marker=markers[0],
         document_marker=markers[1],
+        query_tokens=length,
         expansion=Expansion(mask, length, attended=bool(metadata.get("attend_to_mask_tokens"))),
         skipped=skipped,
         document_tokens=metadata.get("doc_maxlen"),
@@ -95,29 +99,66 @@ def pylate(checkpoint: CheckpointView) -> TokenHead | None:
     path = checkpoint.folder / "modules.json"
     entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     kinds = [(str(entry.get("type", "")), str(entry.get("path", "")).strip("/")) for entry in entries]
-    settings = checkpoint.json("config_sentence_transformers.json") or {}
+    stored = checkpoint.json("config_sentence_transformers.json") or {}
+    # A multi-vector encoder keeps lengths and expansion with its Transformer.
+    settings = {**(checkpoint.json("sentence_bert_config.json") or {}), **stored}
     marked = any(kind.startswith("pylate.") or kind.endswith(".MultiVectorMask") for kind, _ in kinds)
     if not marked and settings.get("model_type") not in ("ColBERT", "MultiVectorEncoder"):
         return None
     dense = tuple(_dense(checkpoint, folder) for kind, folder in kinds if kind.endswith(".Dense"))
     skipped = settings.get("skiplist_words")
+    if skipped is None and settings.get("model_type") == "ColBERT":
+        # PyLate's own default.
+        skipped = list(string.punctuation)
     for kind, folder in kinds:
         if kind.endswith(".MultiVectorMask"):
-            skipped = (checkpoint.json(f"{folder}/config.json") or {}).get("skiplist_words", [])
+            skipped = _masked(checkpoint, folder)
         elif not kind.endswith((".Transformer", ".Dense", ".Normalize")):
             raise SpecError(
                 f"{checkpoint.name}: modules.json has a module of type {kind!r}, which is not supported here"
             )
+    expansion = _expansion(checkpoint, settings)
+    fixed = expansion is not None and (settings.get("query_expansion") or {}).get("strategy") != "min"
     return TokenHead(
         dense=dense,
         query_marker=_marker(checkpoint, settings.get("query_prefix")),
         document_marker=_marker(checkpoint, settings.get("document_prefix")),
-        expansion=_expansion(checkpoint, settings),
+        expansion=expansion,
         skipped=_ids(checkpoint, skipped),
-        query_tokens=settings.get("query_length"),
+        query_tokens=expansion.length if expansion is not None and fixed else settings.get("query_length"),
         document_tokens=settings.get("document_length"),
         source="modules.json and config_sentence_transformers.json",
     )
+
+
+def pylate_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    """The two roles of a PyLate checkpoint, which may have no words, and room for its markers; None for others.
+
+    Its stored limit is that of a text before a marker joins it.
+    """
+    head = pylate(checkpoint)
+    if head is None:
+        return None
+    stored = checkpoint.stored_inputs()
+    longest = max(head.query_tokens or 0, head.document_tokens or 0, stored.max_tokens or 0)
+    return replace(
+        stored,
+        prompts={"query": "", "document": "", **stored.prompts},
+        query_prompt=stored.query_prompt or "query",
+        document_prompt=stored.document_prompt or "document",
+        max_tokens=min(longest, spec.max_positions) or None,
+    )
+
+
+def _masked(checkpoint: CheckpointView, folder: str) -> Any:
+    """Words that a mask module leaves out of documents."""
+    config = checkpoint.json(f"{folder}/config.json") or {}
+    if config.get("keep_only_token_ids") or config.get("skiplist_tasks", ["document"]) != ["document"]:
+        raise SpecError(
+            f"{checkpoint.name}: {folder}/config.json keeps {config.get('keep_only_token_ids')} and skips in "
+            f"{config.get('skiplist_tasks')}; only words skipped in documents are supported"
+        )
+    return config.get("skiplist_words", [])
 
 
 def punctuation(checkpoint: CheckpointView) -> tuple[int, ...]:
@@ -134,12 +175,13 @@ def _ids(checkpoint: CheckpointView, words: Any) -> tuple[int, ...]:
 def _dense(checkpoint: CheckpointView, folder: str) -> Dense:
     config = checkpoint.json(f"{folder}/config.json") or {}
     activation = str(config.get("activation_function", "torch.nn.modules.linear.Identity")).rsplit(".", 1)[-1]
-    if activation != "Identity" or config.get("use_residual"):
+    if activation != "Identity":
         raise SpecError(
-            f"{checkpoint.name}: {folder}/config.json asks for {activation}, residual {config.get('use_residual')}; "
-            "only a plain projection per token is supported"
+            f"{checkpoint.name}: {folder}/config.json asks for {activation}; only plain projections per token are "
+            "supported"
         )
-    return Dense(folder, config["in_features"], config["out_features"], bool(config.get("bias", True)), "identity")
+    sizes = config["in_features"], config["out_features"]
+    return Dense(folder, *sizes, bool(config.get("bias", True)), "identity", bool(config.get("use_residual")))
 
 
 def _marker(checkpoint: CheckpointView, prefix: Any) -> int | None:
@@ -157,13 +199,27 @@ def _marker(checkpoint: CheckpointView, prefix: Any) -> int | None:
 
 def _expansion(checkpoint: CheckpointView, settings: Mapping[str, Any]) -> Expansion | None:
     stated = settings.get("query_expansion")
-    if stated is None and settings.get("do_query_expansion", "query_length" in settings) in (False, None):
+    if "query_expansion" in settings and stated is None:
+        return None
+    published = "query_length" in settings or settings.get("model_type") == "ColBERT"
+    if stated is None and settings.get("do_query_expansion", published) in (False, None):
         return None
     stated = stated or {}
     length = stated.get("length") or settings.get("query_length") or _QUERY_TOKENS
     attended = stated.get("attend", settings.get("attend_to_expansion_tokens", False))
-    names = [stated["token"]] if stated.get("token") else ["[MASK]", "<mask>"]
+    special = checkpoint.json("tokenizer_config.json") or {}
+    # A decoder has no mask token; it is trained with what ends its texts.
+    own = [_text(special.get("mask_token")), "[MASK]", "<mask>", _text(special.get("eos_token"))]
+    names = [stated["token"]] if stated.get("token") else [name for name in own if name is not None]
     token = next((found for name in names if (found := checkpoint.token_id(name)) is not None), None)
     if token is None:
-        raise SpecError(f"{checkpoint.name}: queries are filled with {names[0]!r}, which the vocabulary does not hold")
+        raise SpecError(
+            f"{checkpoint.name}: queries are filled with {' or '.join(names)}, which the vocabulary does not hold"
+        )
     return Expansion(token, length, bool(attended))
+
+
+def _text(token: Any) -> str | None:
+    """A special token's text: files spell it as a string or as an object with `content`."""
+    found = token.get("content") if isinstance(token, Mapping) else token
+    return found if isinstance(found, str) else None

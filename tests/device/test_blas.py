@@ -257,3 +257,22 @@ def test_distributions_are_found_by_their_metadata_folders(tmp_path: Path):
         (tmp_path / name).mkdir()
     path = [str(tmp_path / "gone.zip"), str(tmp_path)]
     assert set(blas.installed_distributions(path, ("mlx_cpu", "mlx_cuda_13", "mkl"))) == {"mlx_cpu", "mlx_cuda_13"}
+
+
+@pytest.mark.skipif(blas.status().kind != "mkl", reason="MKL is not installed")
+def test_threads_of_mkl_take_no_core_from_what_follows_a_product_unless_the_user_says_so():
+    program = """
+        import os, time
+        from archport.device import blas
+        blas.preload()
+        import mlx.core as mx
+        a = mx.random.normal((512, 512))
+        mx.eval(a @ a)
+        mx.eval(a @ a)
+        before = time.process_time()
+        time.sleep(0.15)
+        print(time.process_time() - before)
+    """
+    assert answer(program) <= 0.05
+    if len(os.sched_getaffinity(0)) > 1:
+        assert answer(program, KMP_BLOCKTIME="infinite") >= 0.1

@@ -55,6 +55,10 @@ class UnusableBlas(Exception):
     """A library can't stand in for MLX's BLAS; the message says why."""
 
 
+# How long MKL's threads spin behind a product, in ms, unless the user says otherwise. Its own 200 take a core from
+# whatever runs next, on threads that are not MKL's: attention and activations took half as long again on two cores.
+SPIN = ("KMP_BLOCKTIME", "0")
+
 _status: Blas | None = None
 _warned_late = False
 
@@ -70,6 +74,9 @@ def preload() -> Blas:
         if _status.advice and os.environ.get("ARCHPORT_BLAS") and _status.kind == "reference":
             # Only an explicit wish that failed is worth a warning at import; the rest is for `archport doctor`.
             warnings.warn(_status.advice, RuntimeWarning, stacklevel=2)
+        if _status.kind == "mkl":
+            # Read at the first product, when MKL loads its OpenMP.
+            os.environ.setdefault(*SPIN)
     return _status
 
 

@@ -17,6 +17,7 @@ from archport.checkpoint import (
     load_tokenizer,
     load_weights,
     mask_token,
+    no_tokenizer,
     read_chat,
     read_quantization,
     resolve,
@@ -219,10 +220,11 @@ def make_runtime(
     from archport.running.tokenise import TextTokeniser
 
     files = read_chat(about.checkpoint) if "generate" in about.spec.tasks else ChatFiles({}, {}, frozenset())
+    tokenizer = no_tokenizer() if inputs.images_only else load_tokenizer(about.checkpoint)
     stored = head.dense if isinstance(head, EmbeddingHead | TokenHead) else ()
     return Runtime(
         about.checkpoint.name,
-        TextTokeniser(load_tokenizer(about.checkpoint), inputs, planner.max_context),
+        TextTokeniser(tokenizer, inputs, planner.max_context),
         Encoder(trunk, about.spec, planner),
         head,
         tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in stored),

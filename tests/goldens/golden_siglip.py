@@ -1,6 +1,8 @@
 """Build a tiny SigLIP and record transformers' vectors of texts and images, and its processor's pixels."""
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +10,34 @@ import torch
 from golden_encoders import begin, make_tokenizer, save_tokenizer
 from golden_nemotron import pictures
 from recording import randomise, versions, write_json
-from safetensors.torch import save_file
-from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
+from safetensors.torch import load_file, save_file
+from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, SiglipTextModel, SiglipVisionModel
 
 SPECIALS = ["<unk>", "</s>", "<pad>"]
 POSITIONS, SIDE, PATCH = 24, 24, 4
 TEXTS = ("a photo of a cat", "Two dogs, and a bird!", "a", "the quick chart")
+
+
+def saved_alone(model: SiglipModel, which: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The config of one tower saved alone; asserts that its tensors are the pair's, and so are its vectors."""
+    half = getattr(model, f"{which}_model")
+    kind = SiglipTextModel if which == "text" else SiglipVisionModel
+    tower = kind(half.config).eval()
+    prefix = f"{which}_model."
+    own = {name.removeprefix(prefix): value for name, value in model.state_dict().items() if name.startswith(prefix)}
+    with tempfile.TemporaryDirectory() as saved:
+        tower.load_state_dict({name: own[name.removeprefix(prefix)] for name in tower.state_dict()})
+        tower.save_pretrained(saved)
+        stored = load_file(Path(saved) / "model.safetensors")
+        assert set(stored) == {name for name in own if "position_ids" not in name}, stored.keys()
+        config = json.loads((Path(saved) / "config.json").read_text())
+        again = kind.from_pretrained(saved).eval()
+    if which == "text":
+        found = again(input_ids=torch.tensor(arrays["ids_0"][None].astype(np.int64))).pooler_output[0]
+    else:
+        found = again(pixel_values=torch.tensor(arrays["values_0"][None])).pooler_output[0]
+    assert np.abs(found.numpy() - arrays[f"{'text' if which == 'text' else 'image'}_0"]).max() < 1e-6
+    return config
 
 
 @torch.no_grad()
@@ -52,5 +76,6 @@ def record() -> None:
         arrays[f"values_{index}"] = pixels[0].numpy()
     np.savez_compressed(folder / "golden.npz", **arrays)
     write_json(folder / "texts.json", {"texts": TEXTS})
-    write_json(folder / "golden.json", {"versions": versions()})
+    alone = {"text": saved_alone(model, "text", arrays), "vision": saved_alone(model, "vision", arrays)}
+    write_json(folder / "golden.json", {"versions": versions(), "alone": alone})
     print(f"siglip: {sum(path.stat().st_size for path in folder.iterdir()) // 1024} KiB")

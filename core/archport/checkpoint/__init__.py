@@ -12,7 +12,7 @@ from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.pipeline import read_head, read_inputs
 from archport.checkpoint.quantization import read_quantization
 from archport.checkpoint.resolve import near_matches, resolve
-from archport.checkpoint.tokenizer import load_tokenizer, mask_token
+from archport.checkpoint.tokenizer import load_tokenizer, mask_token, no_tokenizer
 from archport.checkpoint.weights import WeightDType, load_weights, weight_bytes
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "load_weights",
     "mask_token",
     "near_matches",
+    "no_tokenizer",
     "normalise_config",
     "read_chat",
     "read_head",

@@ -30,7 +30,8 @@ _ENCODERS = frozenset(
     {
         *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm", "eurobert"),
         *("gte", "longformer", "modernbert", "mpnet", "neobert", "new", "nomic_bert", "rembert", "roberta"),
-        *("roberta-prelayernorm", "siglip", "squeezebert", "xlm-roberta", "xlm-roberta-xl", "xlm_roberta", "xmod"),
+        *("roberta-prelayernorm", "siglip", "siglip_text_model", "siglip_vision_model", "squeezebert", "xlm-roberta"),
+        *("xlm-roberta-xl", "xlm_roberta", "xmod"),
     }
 )
 # Their routers always renormalise, and their files leave the flag out.

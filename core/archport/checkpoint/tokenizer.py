@@ -42,6 +42,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return checkpoint.memo["tokenizer"]
 
 
+def no_tokenizer() -> Tokenizer:
+    """A tokenizer without any token, for a model that reads no text."""
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+
+
 def _read(folder: Path) -> Tokenizer | None:
     fast = folder / "tokenizer.json"
     if fast.is_file():

@@ -232,6 +232,7 @@ class TextInputs:
         lowercase: lower-case the text before tokenising (an old sentence-transformers setting).
         reader: reads every input itself, pictures included; None for text only.
         pair: the text around query and document, for rerankers that read both as one prompt.
+        images_only: whether the model reads no text at all, so that its checkpoint needs no tokenizer.
     """
 
     max_tokens: int | None = None
@@ -243,6 +244,7 @@ class TextInputs:
     lowercase: bool = False
     reader: Reader | None = None
     pair: PairText | None = None
+    images_only: bool = False
 
 
 class CheckpointView(Protocol):

@@ -19,16 +19,14 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """The numbers of a checkpoint's processors.
+class Texts:
+    """How texts are written.
 
     Args:
         length: positions of the text tower, all of which every text takes.
         end, pad: ids that close a text, and that fill it.
         lowercase: whether texts are lower-cased.
         canonical: whether they lose punctuation and repeated spaces, as the first generation's tokenizer does.
-        side, patch: pixels per side of an image, and of a patch.
-        mean, std: of every channel.
     """
 
     length: int
@@ -36,6 +34,17 @@ class Settings:
     pad: int
     lowercase: bool
     canonical: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """How images are cut.
+
+    Args:
+        side, patch: pixels per side of an image, and of a patch.
+        mean, std: of every channel.
+    """
+
     side: int
     patch: int
     mean: tuple[float, ...]
@@ -43,14 +52,14 @@ class Settings:
 
 
 class SiglipReader:
-    """A Reader of strings and of mappings with either 'text' or 'image'."""
+    """A Reader of strings and of mappings with either 'text' or 'image', as far as there is a tower for them."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, texts: Texts | None, images: Images | None) -> None:
+        self._texts, self._images = texts, images
 
     @property
     def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
-        return self.settings.mean, self.settings.std
+        return ((0.5,) * 3, (0.5,) * 3) if self._images is None else (self._images.mean, self._images.std)
 
     def measure(self, item: object, encode: Encode, asked: Asked) -> Measured:
         text, images = parts_of(item, asked.name)
@@ -58,12 +67,15 @@ class SiglipReader:
             raise InputError(f"{asked.name} holds {len(images)} images and a text; this model embeds them one by one")
         if images:
             return self._image(images[0], asked)
+        s = self._texts
+        if s is None:
+            raise InputError(f"{asked.name} is a text; this checkpoint is the image tower alone, which reads no text")
         text = (asked.prompt or "") + text
-        text = text.lower() if self.settings.lowercase else text
-        if self.settings.canonical:
+        text = text.lower() if s.lowercase else text
+        if s.canonical:
             text = " ".join(text.translate(_NO_PUNCTUATION).split())
-        ids, most = encode(text), min(asked.limit, self.settings.length)
-        if ids[-1:] == [self.settings.end]:
+        ids, most = encode(text), min(asked.limit, s.length)
+        if ids[-1:] == [s.end]:
             ids = ids[:-1]
         if len(ids) + 1 > most and asked.overflow == "error":
             raise ContextLengthExceeded(
@@ -74,17 +86,21 @@ class SiglipReader:
                 binding=f"max_tokens {most}",
             )
         cut = len(ids) + 1 > most
-        row = [*ids[: most - 1], self.settings.end]
+        row = [*ids[: most - 1], s.end]
         # The tower was trained on texts filled to their full length, and reads its answer at the last position.
-        row += [self.settings.pad] * (self.settings.length - len(row))
+        row += [s.pad] * (s.length - len(row))
         return Measured(np.asarray(row, dtype=np.int32), truncated=cut)
 
     def decode(self, picture: Picture) -> np.ndarray:
-        image, side = cast(ImageSource, picture.source), self.settings.side
-        return patch_rows(resize(image.pixels(), side, side)[None], patch=self.settings.patch, merge=1)
+        assert self._images is not None, "no picture was measured"
+        image, side = cast(ImageSource, picture.source), self._images.side
+        return patch_rows(resize(image.pixels(), side, side)[None], patch=self._images.patch, merge=1)
 
     def _image(self, value: object, asked: Asked) -> Measured:
+        if self._images is None:
+            raise InputError(f"{asked.name} is an image; this checkpoint is the text tower alone, which sees nothing")
         image = measure_image(value, name=f"the image of {asked.name}")
-        grid = self.settings.side // self.settings.patch
+        grid = self._images.side // self._images.patch
         picture = Picture(0, 1, (grid, grid), image, image.digest)
-        return Measured(np.asarray([self.settings.pad], dtype=np.int32), (picture,))
+        pad = 0 if self._texts is None else self._texts.pad
+        return Measured(np.asarray([pad], dtype=np.int32), (picture,))

@@ -1,13 +1,15 @@
 """SigLIP's two towers against transformers and its processor."""
 
 import json
+import shutil
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from archport import engine
-from archport.contract import ContextLengthExceeded, InputError
+from archport.contract import ClaimError, ContextLengthExceeded, InputError
 
 FOLDER = Path(__file__).parents[3] / "tests" / "goldens" / "siglip"
 TEXTS = json.loads((FOLDER / "texts.json").read_text())["texts"]
@@ -65,3 +67,47 @@ def test_a_long_text_is_refused_or_cut_before_its_end_token(model):
 def test_an_image_with_a_text_is_refused(model):
     with pytest.raises(InputError, match="one by one"):
         model.embed({"image": IMAGES[0], "text": "a cat"})
+
+
+@pytest.fixture(scope="module", params=["as saved today", "with its name in front"])
+def alone(request, tmp_path_factory):
+    """Each tower in a checkpoint of its own, as transformers saves it, in both spellings of its tensors."""
+    folder, weights = tmp_path_factory.mktemp("alone"), mx.load(str(FOLDER / "model.safetensors"))
+    configs = json.loads((FOLDER / "golden.json").read_text())["alone"]
+    for which, config in configs.items():
+        (folder / which).mkdir()
+        (folder / which / "config.json").write_text(json.dumps(config))
+        prefix = f"{which}_model."
+        cut = 0 if request.param == "with its name in front" else len(prefix)
+        kept = {name[cut:]: value for name, value in weights.items() if name.startswith(prefix)}
+        mx.save_safetensors(str(folder / which / "model.safetensors"), kept)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(FOLDER / name, folder / "text")
+    shutil.copy(FOLDER / "preprocessor_config.json", folder / "vision")
+    return {which: engine.load(folder / which) for which in configs}
+
+
+def test_the_text_tower_alone_equals_transformers_and_sees_no_image(alone):
+    vectors = alone["text"].embed(list(TEXTS), normalize=False)
+    for index, vector in enumerate(vectors):
+        assert relative(vector, GOLDEN[f"text_{index}"]) <= 1e-5
+    with pytest.raises(InputError, match="text tower alone"):
+        alone["text"].embed({"image": IMAGES[0]})
+
+
+def test_the_image_tower_alone_equals_transformers_needs_no_tokenizer_and_reads_no_text(alone):
+    vectors = alone["vision"].embed([{"image": image} for image in IMAGES], normalize=False)
+    for index, vector in enumerate(vectors):
+        assert relative(vector, GOLDEN[f"image_{index}"]) <= 3e-5
+    with pytest.raises(InputError, match="image tower alone"):
+        alone["vision"].embed("a cat")
+
+
+@pytest.mark.parametrize(("half", "change"), [("vision", {"vision_use_head": False}), ("text", {"projection_size": 7})])
+def test_towers_that_make_no_common_vector_are_refused(tmp_path, half, change):
+    folder = shutil.copytree(FOLDER, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    config[f"{half}_config"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ClaimError, match="have the widths|vision_use_head"):
+        engine.load(folder)

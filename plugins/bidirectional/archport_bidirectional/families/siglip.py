@@ -21,7 +21,8 @@ from archport.contract import (
 from archport_bidirectional.families.common import has_pipeline, named
 
 ARCHS = ("siglip",)
-ARCHITECTURES = ("SiglipModel",)
+TEXT_ALONE, IMAGES_ALONE = "SiglipTextModel", "SiglipVisionModel"
+ARCHITECTURES = ("SiglipModel", TEXT_ALONE, IMAGES_ALONE)
 MODELS = {
     name: name
     for name in (
@@ -50,49 +51,62 @@ VISION = {
 }
 
 
+def towers(config: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """(config of the text tower, config of the image tower) with what published files leave out; None for one that is
+    not there."""
+    name = named(config, ARCHITECTURES)
+    text = config if name == TEXT_ALONE else config.get("text_config") or {}
+    vision = config if name == IMAGES_ALONE else config.get("vision_config") or {}
+    return None if name == IMAGES_ALONE else {**TEXT, **text}, None if name == TEXT_ALONE else {**VISION, **vision}
+
+
 def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     if named(config, ARCHITECTURES) is None:
         return None
-    text, vision = {**TEXT, **(config.get("text_config") or {})}, {**VISION, **(config.get("vision_config") or {})}
-    width = text["hidden_size"]
-    if text.get("projection_size", width) != width or vision["hidden_size"] != width:
-        raise SpecError(
-            f"siglip: text width {width}, its projection {text.get('projection_size', width)} and image width "
-            f"{vision['hidden_size']} differ; expected equal ones"
-        )
+    text, vision = towers(config)
+    widths = {half["hidden_size"] for half in (text, vision) if half is not None}
+    if text is not None:
+        widths.add(text.get("projection_size", text["hidden_size"]))
+    if len(widths) > 1:
+        raise SpecError(f"siglip: texts, their projection and images have the widths {sorted(widths)}; expected one")
+    if vision is not None and vision.get("vision_use_head") is False:
+        raise SpecError("siglip: vision_use_head is false; without its pooling head an image has no vector")
 
     def layer(half: Mapping[str, Any]) -> AttentionLayer:
         heads = half["num_attention_heads"]
         return AttentionLayer("bidirectional", heads, heads, half["hidden_size"] // heads)
 
-    return ArchSpec(
-        arch="siglip",
-        tasks=("embed",),
-        layers=(layer(text),) * text["num_hidden_layers"],
-        vocab_size=text["vocab_size"],
-        hidden_size=width,
-        intermediate_size=text["intermediate_size"],
-        max_positions=text["max_position_embeddings"],
-        dtype=config.get("dtype", "float32"),
-        gated_mlp=False,
-        qk_norm=False,
-        vision=VisionTower(
+    tower = None
+    if vision is not None:
+        tower = VisionTower(
             layers=(layer(vision),) * vision["num_hidden_layers"],
             hidden_size=vision["hidden_size"],
             intermediate_size=vision["intermediate_size"],
             patch_size=vision["patch_size"],
             # The pooling head makes one of them all.
             merge_size=vision["image_size"] // vision["patch_size"],
-        ),
+        )
+    # A plan has a layer behind the tower; images alone pass through none, and one of a single token costs nothing.
+    blocks = text or {**(vision or {}), "num_hidden_layers": 1, "vocab_size": 1, "max_position_embeddings": 1}
+    return ArchSpec(
+        arch="siglip",
+        tasks=("embed",),
+        layers=(layer(blocks),) * blocks["num_hidden_layers"],
+        vocab_size=blocks["vocab_size"],
+        hidden_size=blocks["hidden_size"],
+        intermediate_size=blocks["intermediate_size"],
+        max_positions=blocks["max_position_embeddings"],
+        dtype=config.get("dtype", "float32"),
+        gated_mlp=False,
+        qk_norm=False,
+        vision=tower,
     )
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     from archport_bidirectional.models.siglip_pair import Siglip
 
-    vision = {**VISION, **(config.get("vision_config") or {})}
-    full = {**config, "text_config": {**TEXT, **(config.get("text_config") or {})}, "vision_config": vision}
-    return Siglip(spec, full, vision["image_size"] // vision["patch_size"])
+    return Siglip(spec, *towers(config))
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
@@ -102,24 +116,32 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
-    from archport_bidirectional.siglip_reader import Settings, SiglipReader
+    from archport_bidirectional.siglip_reader import Images, SiglipReader, Texts
 
-    tokenizer = checkpoint.json("tokenizer_config.json") or {}
-    processor = checkpoint.json("preprocessor_config.json") or {}
-    vision = {**VISION, **(checkpoint.config.get("vision_config") or {})}
-    pad = _token(checkpoint, tokenizer.get("pad_token"), 1)
-    settings = Settings(
-        length=spec.max_positions,
-        end=_token(checkpoint, tokenizer.get("eos_token"), pad),
-        pad=pad,
-        lowercase=bool(tokenizer.get("do_lower_case", True)),
-        canonical=tokenizer.get("tokenizer_class") == "SiglipTokenizer",
-        side=vision["image_size"],
-        patch=vision["patch_size"],
-        mean=tuple(processor.get("image_mean") or (0.5,) * 3),
-        std=tuple(processor.get("image_std") or (0.5,) * 3),
-    )
-    return replace(checkpoint.stored_inputs(), max_tokens=spec.max_positions, reader=SiglipReader(settings))
+    text, vision = towers(checkpoint.config)
+    texts = images = None
+    if text is not None:
+        tokenizer = checkpoint.json("tokenizer_config.json") or {}
+        pad = _token(checkpoint, tokenizer.get("pad_token"), 1)
+        texts = Texts(
+            length=spec.max_positions,
+            end=_token(checkpoint, tokenizer.get("eos_token"), pad),
+            pad=pad,
+            lowercase=bool(tokenizer.get("do_lower_case", True)),
+            canonical=tokenizer.get("tokenizer_class") == "SiglipTokenizer",
+        )
+    if vision is not None:
+        processor = checkpoint.json("preprocessor_config.json") or {}
+        images = Images(
+            side=vision["image_size"],
+            patch=vision["patch_size"],
+            mean=tuple(processor.get("image_mean") or (0.5,) * 3),
+            std=tuple(processor.get("image_std") or (0.5,) * 3),
+        )
+    reader = SiglipReader(texts, images)
+    if texts is None:
+        return TextInputs(reader=reader, images_only=True)
+    return replace(checkpoint.stored_inputs(), max_tokens=spec.max_positions, reader=reader)
 
 
 def _token(checkpoint: CheckpointView, stated: Any, default: int) -> int:
@@ -130,14 +152,18 @@ def _token(checkpoint: CheckpointView, stated: Any, default: int) -> int:
 
 def examples() -> Sequence[Example]:
     half = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
         "text_config": {**half, "vocab_size": 199, "max_position_embeddings": 64},
         "vision_config": {**half, "image_size": 16, "patch_size": 4},
         "torch_dtype": "float32",
     }
-    return [Example("siglip, two towers", config, seed=18, publish=_published)]
+    alone = {**config["text_config"], "architectures": [TEXT_ALONE], "model_type": "siglip_text_model"}
+    return [
+        Example("siglip, two towers", config, seed=18, publish=_published),
+        Example("siglip, texts alone", {**alone, "torch_dtype": "float32"}, seed=19, publish=_published),
+    ]
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:

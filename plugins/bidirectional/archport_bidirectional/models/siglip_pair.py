@@ -1,4 +1,4 @@
-"""SigLIP's two towers as one trunk: texts through text blocks, images through the vision tower and its pooling head.
+"""SigLIP's towers, one or two, as one trunk: texts through blocks, images through a vision tower and its pooling head.
 
 An image is a row of one token, whose place its pooled features take behind the text blocks. Knows no files.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, LayerContext, TowerContext
+from archport.contract import ArchSpec, LayerContext, TowerContext, VisionTower
 from archport.layers import MLP, Attention
 from archport.layers.activations import activation
 from archport_bidirectional.models import siglip
@@ -26,19 +26,29 @@ _HEAD = (("attention.in_proj_", "in_proj."), ("attention.out_proj.", "out_proj."
 
 
 class Siglip(nn.Module):
-    """Parameters `text_model` and `vision_model`."""
+    """Parameters `text_model` and `vision_model`, of the towers that there are.
 
-    def __init__(self, spec: ArchSpec, config: Mapping[str, Any], side: int) -> None:
+    Args:
+        text, vision: their configs; None for one that a checkpoint does not have.
+    """
+
+    def __init__(self, spec: ArchSpec, text: Mapping[str, Any] | None, vision: Mapping[str, Any] | None) -> None:
         super().__init__()
-        assert spec.vision is not None
-        self._patches = side * side
-        self.text_model = TextTower(spec, config["text_config"])
-        self.vision_model = siglip.SiglipTower(spec.vision, config["vision_config"], side)
-        heads = config["vision_config"]["num_attention_heads"]
-        self.vision_head = PoolingHead(spec.vision.hidden_size, spec.vision.intermediate_size, heads, config)
+        self._width = spec.hidden_size
+        if text is not None:
+            self.text_model = TextTower(spec, text)
+        if vision is not None:
+            assert spec.vision is not None
+            side = vision["image_size"] // vision["patch_size"]
+            self._patches = side * side
+            self.vision_model = siglip.SiglipTower(spec.vision, vision, side)
+            self.vision_head = PoolingHead(spec.vision, vision)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
-        x = self.text_model(input_ids, ctx)
+        if "text_model" in self:
+            x = self.text_model(input_ids, ctx)
+        else:
+            x = mx.zeros((*input_ids.shape, self._width), dtype=self.vision_head.probe.dtype)
         return x if ctx.visual is None else ctx.visual.replace(x)
 
     def see(self, patches: mx.array, ctx: TowerContext) -> list[mx.array]:
@@ -52,6 +62,9 @@ class Siglip(nn.Module):
         tower: dict[str, mx.array] = {}
         for name, value in weights.items():
             name = name.removeprefix("model.")
+            if not name.startswith(("text_model.", "vision_model.", "logit_")):
+                # A tower saved alone may have no name in front.
+                name = f"{'text_model' if 'text_model' in self else 'vision_model'}.{name}"
             if name.startswith("vision_model.head."):
                 name = f"vision_head.{name.removeprefix('vision_model.head.')}"
                 for old, new in _HEAD:
@@ -133,9 +146,9 @@ class TextBlock(nn.Module):
 class PoolingHead(nn.Module):
     """One learned query looks at all patches; parameters `probe`, `in_proj`, `out_proj`, `layernorm`, `mlp`."""
 
-    def __init__(self, width: int, inner: int, heads: int, config: Mapping[str, Any]) -> None:
+    def __init__(self, tower: VisionTower, vision: Mapping[str, Any]) -> None:
         super().__init__()
-        self._heads, vision = heads, config["vision_config"]
+        self._heads, width, inner = vision["num_attention_heads"], tower.hidden_size, tower.intermediate_size
         self.probe = mx.zeros((1, 1, width))
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)

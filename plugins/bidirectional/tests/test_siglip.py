@@ -109,5 +109,5 @@ def test_towers_that_make_no_common_vector_are_refused(tmp_path, half, change):
     config = json.loads((folder / "config.json").read_text())
     config[f"{half}_config"] |= change
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ClaimError, match="have the widths|vision_use_head"):
+    with pytest.raises(ClaimError, match=r"have the widths|vision_use_head"):
         engine.load(folder)

@@ -62,7 +62,7 @@ class Siglip(nn.Module):
         tower: dict[str, mx.array] = {}
         for name, value in weights.items():
             name = name.removeprefix("model.")
-            if not name.startswith(("text_model.", "vision_model.", "logit_")):
+            if not name.startswith(("text_model.", "vision_model.", "vision_head.", "logit_")):
                 # A tower saved alone may have no name in front.
                 name = f"{'text_model' if 'text_model' in self else 'vision_model'}.{name}"
             if name.startswith("vision_model.head."):

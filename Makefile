@@ -73,7 +73,7 @@ types: $(VENV)/.stamp
 # Offline, because nothing is downloaded and the converters write the setting into the files.
 goldens: export HF_HUB_OFFLINE = 1
 goldens: .venv-goldens/.stamp $(VENV)/.stamp
-	.venv-goldens/bin/python tests/goldens/make_goldens.py minilm qwen3 qwen2 qwen35 bert encoders
+	.venv-goldens/bin/python tests/goldens/make_goldens.py minilm qwen3 qwen3-families qwen2 qwen35 qwen3-vl bert encoders
 	$(PY) tests/goldens/quantise.py
 	.venv-goldens/bin/python tests/goldens/make_goldens.py quantised
 

@@ -41,6 +41,7 @@ SHAPE = {
     "use_sliding_window": False,
     "max_window_layers": 3,
 }
+GREEDY = 64
 GAINS = {"q_norm": 1.7, "k_norm": 1.7}
 
 
@@ -133,6 +134,23 @@ def rows_for(tokenizer: Tokenizer, lengths: tuple[int, ...]) -> list[dict[str, A
 def hidden_rows(model: torch.nn.Module, rows: list[dict[str, Any]]) -> list[np.ndarray]:
     """Return the last hidden state (L, D) of each row, run alone and without padding."""
     return [model(input_ids=torch.tensor([row["ids"]])).last_hidden_state[0].numpy() for row in rows]
+
+
+@torch.no_grad()
+def greedy(model: Any, ids: list[int], count: int = GREEDY) -> tuple[list[int], float]:
+    """Return `count` greedy tokens behind a prompt, whole passes each, and the smallest gap between the best two."""
+    found, narrowest = list(ids), np.inf
+    for _ in range(count):
+        best = model(input_ids=torch.tensor([found])).logits[0, -1].topk(2)
+        narrowest = min(narrowest, float(best.values[0] - best.values[1]))
+        found.append(int(best.indices[0]))
+    return found[len(ids) :], narrowest
+
+
+@torch.no_grad()
+def last_logits(model: Any, rows: list[dict[str, Any]]) -> list[np.ndarray]:
+    """Return the logits (V,) of each row's last position, run alone and without padding."""
+    return [model(input_ids=torch.tensor([row["ids"]])).logits[0, -1].numpy() for row in rows]
 
 
 def check_it_bites(model: Qwen3Model, rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -250,10 +268,11 @@ def record_sharded() -> None:
     rows = rows_for(tokenizer, SHORT_LENGTHS)
     hidden = hidden_rows(model.model, rows)
     arrays = {f"hidden_{i}": array for i, array in enumerate(hidden)}
-    with torch.no_grad():
-        last = [model(input_ids=torch.tensor([row["ids"]])).logits[0, -1].numpy() for row in rows]
-    arrays |= {f"logits_{i}": array for i, array in enumerate(last)}
+    arrays |= {f"logits_{i}": array for i, array in enumerate(last_logits(model, rows))}
+    made = [greedy(model, row["ids"]) for row in rows]
+    arrays |= {f"greedy_{i}": np.asarray(tokens, np.int32) for i, (tokens, _) in enumerate(made)}
     notes = notes_for(model.model, rows, hidden)
+    notes["narrowest_greedy_gap"] = {i: gap for i, (_, gap) in enumerate(made)}
     notes["stored_dtype"] = "bfloat16, widened to float32 before the run"
     write_golden(folder, rows, arrays, notes)
     print(f"qwen3-causal-sharded: {len(rows)} rows, float32 vs float64 {notes['float32_vs_float64']:.1e}")

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_qwen3 import GAINS, SHAPE, hidden_rows, hub_config, rows_for, save_tokenizer, train_tokenizer
+from golden_qwen3 import GAINS, SHAPE, greedy, hidden_rows, hub_config, rows_for, save_tokenizer, train_tokenizer
 from recording import HERE, randomise, read_corpus, relative_error, write_golden, write_json
 from tokenizers import AddedToken, Tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 LENGTHS = (1, 31, 100, 128)
-GREEDY = 64
 # Literal, and not imported from the plugin: this is what holds the plugin's bytes.
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -30,25 +29,16 @@ def shape(**more: Any) -> dict[str, Any]:
     return {**SHAPE, "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}, **more}
 
 
-def save(model: torch.nn.Module, tokenizer: Tokenizer, name: str, seed: int) -> tuple[Path, Any]:
+def save(
+    model: torch.nn.Module, tokenizer: Tokenizer, name: str, seed: int, gains: dict[str, float] = GAINS
+) -> tuple[Path, Any]:
     """Write a checkpoint in bfloat16, and return its folder and the model read back in float32."""
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
-    randomise(model, seed, GAINS)
+    randomise(model, seed, gains)
     model.to(torch.bfloat16).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     return folder, type(model).from_pretrained(folder, dtype=torch.float32).eval()
-
-
-@torch.no_grad()
-def greedy(model: Any, ids: list[int], count: int = GREEDY) -> tuple[list[int], float]:
-    """Return `count` greedy tokens behind a prompt, whole passes each, and the smallest gap between the best two."""
-    found, narrowest = list(ids), np.inf
-    for _ in range(count):
-        best = model(input_ids=torch.tensor([found])).logits[0, -1].topk(2)
-        narrowest = min(narrowest, float(best.values[0] - best.values[1]))
-        found.append(int(best.indices[0]))
-    return found[len(ids) :], narrowest
 
 
 def record_causal(name: str, model: torch.nn.Module, tokenizer: Tokenizer, seed: int, wrong: Any) -> None:
@@ -57,7 +47,9 @@ def record_causal(name: str, model: torch.nn.Module, tokenizer: Tokenizer, seed:
     Args:
         wrong: what an engine might get wrong, by name: functions that return another model's hidden states of a row.
     """
-    folder, model = save(model, tokenizer, name, seed)
+    # As wide as it is by default, a tied embedding answers every token with itself, whatever the layers do.
+    tied = {"embed": model.config.hidden_size**-0.5} if model.config.tie_word_embeddings else {}
+    folder, model = save(model, tokenizer, name, seed, GAINS | tied)
     rows = rows_for(tokenizer, LENGTHS)
     hidden = hidden_rows(model.model, rows)
     arrays = {f"hidden_{i}": array for i, array in enumerate(hidden)}
@@ -67,6 +59,7 @@ def record_causal(name: str, model: torch.nn.Module, tokenizer: Tokenizer, seed:
             arrays[f"logits_{index}"] = model(input_ids=torch.tensor([row["ids"]])).logits[0, -1].numpy()
         tokens, gaps[index] = greedy(model, row["ids"])
         arrays[f"greedy_{index}"] = np.asarray(tokens, np.int32)
+    assert len({int(token) for index in range(len(rows)) for token in arrays[f"greedy_{index}"]}) > 50
     if hasattr(config := model.config, "num_experts"):
         config._experts_implementation = "eager"  # the grouped product knows no float64
     exact = hidden_rows(model.model.double(), rows)
@@ -96,6 +89,16 @@ def rebuilt(**changes: Any) -> Any:
         return hidden_rows(other.model, [row])[0]
 
     return run
+
+
+def record_tied() -> None:
+    """Write qwen3-tied: what most published sizes are, a plain dense model with a tied head and a classic config."""
+    tokenizer = train_tokenizer(append_endoftext=False)
+    raw = hub_config(tokenizer.get_vocab_size(), tokenizer.token_to_id("<|im_end|>"), "bfloat16")
+    raw |= {"num_hidden_layers": 2}
+    wrong = {"another theta": rebuilt(rope_parameters={"rope_type": "default", "rope_theta": 10000.0})}
+    record_causal("qwen3-tied", Qwen3ForCausalLM(Qwen3Config(**raw)).eval(), tokenizer, 38, wrong)
+    write_json(HERE / "qwen3-tied" / "config.json", raw)
 
 
 def record_moe() -> None:
@@ -193,8 +196,9 @@ def record_reranker() -> None:
 
 
 def record() -> None:
-    """Record all four."""
+    """Record all five."""
     record_reranker()
+    record_tied()
     record_moe()
     record_yarn()
     record_windowed()

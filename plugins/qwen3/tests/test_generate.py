@@ -16,7 +16,10 @@ from archport.contract import ContextLengthExceeded, InputError, KVAllocation, M
 from archport.contract.hookspecs import hookimpl
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
-NAMES = ("qwen3-moe", "qwen3-yarn", "qwen3-windowed")
+NAMES = (
+    *("qwen3-tied", "qwen3-causal-sharded", "qwen3-moe", "qwen3-yarn", "qwen3-windowed"),
+    *("qwen3-4bit", "qwen3-moe-4bit"),
+)
 TEMPLATE = """{%- if tools %}<|im_start|>system
 {% for tool in tools %}{{ tool | tojson }}{% endfor %}<|im_end|>
 {% endif %}
@@ -63,7 +66,7 @@ def chatty(tmp_path_factory):
 
 
 def prompts(golden, name):
-    return [golden[name][f"ids_{i}"] for i in range(5)]
+    return [golden[name][key] for key in golden[name] if key.startswith("ids_")]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -202,6 +202,7 @@ class Model(EncoderAnswers):
         max_tokens: int | None = None,
         overflow: Overflow = "error",
         share_prefix: bool = True,
+        progress: bool = False,
     ) -> list[Ranked]:
         """Documents by how well they answer a query, the best first.
 
@@ -214,6 +215,7 @@ class Model(EncoderAnswers):
             max_tokens: limit of a pair; default: the model's own, within its context.
             overflow: `error` refuses a longer pair, naming the document; `truncate` cuts it, but nothing around it.
             share_prefix: run what all pairs begin with once, where the plan says that this is faster.
+            progress: show a progress bar on standard error.
 
         Returns:
             `Ranked(index, score, document)`, by descending score; equal ones in the order of the documents.
@@ -223,7 +225,7 @@ class Model(EncoderAnswers):
         """
         from archport.running.rerank import RerankRequest, rerank
 
-        request = RerankRequest(instruction, raw_scores, max_tokens, overflow, share_prefix)
+        request = RerankRequest(instruction, raw_scores, max_tokens, overflow, share_prefix, progress)
         scorer = self._runtime.scorer()
         return rerank(scorer, query, documents, request, top_k=top_k, return_documents=return_documents)
 
@@ -238,9 +240,10 @@ class Model(EncoderAnswers):
         min_p: float = 0.0,
         repetition_penalty: float | None = None,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         logprobs: int | None = None,
         stream: bool = False,
+        progress: bool = False,
         tools: Sequence[Mapping[str, object]] | None = None,
         **template: object,
     ) -> Generation | list[Generation] | Iterator[Piece]:
@@ -257,6 +260,7 @@ class Model(EncoderAnswers):
             stop: strings that end a text; they are not part of it.
             logprobs: tell each token's log-probability and so many of the likeliest tokens.
             stream: return an iterator of pieces; closing it frees what the call holds.
+            progress: show a progress bar on standard error, where nothing is streamed.
             tools: descriptions of functions, handed to the chat template.
             template: whatever else the chat template reads, such as `enable_thinking=False`.
 
@@ -268,12 +272,11 @@ class Model(EncoderAnswers):
             InputError, ContextLengthExceeded, AdmissionRefused: before anything runs.
             NonFiniteOutput: logits hold NaN or infinity.
         """
-        from archport.running.generation import GenerateRequest
+        from archport.running.generation import GenerateRequest, stop_strings
         from archport.running.sampling import Sampling
 
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        ends = (stop,) if isinstance(stop, str) else tuple(stop)
-        request = GenerateRequest(max_tokens, sampling, ends, logprobs)
+        request = GenerateRequest(max_tokens, sampling, stop_strings(stop), logprobs, progress)
         generator = self._runtime.generator()
         read = self._runtime.prompts()(prompt, tools=tools, options=template)
         if stream:

@@ -1,5 +1,6 @@
 """`archport rerank`, `generate` and `chat` as processes: data on standard output, the rest on standard error."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -51,6 +52,33 @@ def test_rerank_reads_standard_input_and_prints_json():
     (best,) = json.loads(done.stdout)
     assert set(best) == {"index", "score", "document"}
     assert best["document"] == ["one", "another", "third"][best["index"]]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (("rerank", "-m", RERANKER, "-q", "which", *("one", "two", "three")), "scoring"),
+        (("generate", "-m", GOLDENS / "qwen3-windowed", "a", "--max-tokens", "9", "--json"), "generating"),
+    ],
+)
+def test_a_terminal_sees_progress_and_a_file_does_not(arguments, shown):
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from archport.cli import main; main()", *map(str, arguments)]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as running:
+        os.close(theirs)
+        told = b""
+        # The end of a terminal whose last writer has gone is an error on Linux.
+        with contextlib.suppress(OSError):
+            while more := os.read(ours, 4096):
+                told += more
+    os.close(ours)
+    assert running.returncode == 0
+    assert shown.encode() in told
+    assert shown not in run(*arguments).stderr
 
 
 def test_generate_prints_the_text_as_the_engine_makes_it():

@@ -100,7 +100,7 @@ def generate(
     }
     started = time.perf_counter()
     if as_json or len(prompts) > 1:
-        made = cast("list[Generation]", loaded.generate(prompts, **options))
+        made = cast("list[Generation]", loaded.generate(prompts, progress=sys.stderr.isatty(), **options))
         for each in made:
             usage = each.usage
             typer.echo(

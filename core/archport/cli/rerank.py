@@ -57,6 +57,7 @@ def rerank(
         raw_scores=raw_scores,
         max_tokens=max_tokens,
         overflow=overflow.value,
+        progress=sys.stderr.isatty(),
     )
     seconds = time.perf_counter() - started
     if as_json:

@@ -57,6 +57,7 @@ class ChatTemplate:
             raise InputError(
                 f"{self.name} has no chat template, so messages can't become a prompt; pass a str, which is taken as is"
             )
+        self._check_read(name, [*(["tools"] if tools else []), *(options or {})])
         from jinja2 import TemplateError
 
         values = {"messages": list(messages), "tools": tools, "add_generation_prompt": True, **self.special}
@@ -78,6 +79,22 @@ class ChatTemplate:
                 "that every message has the fields it reads"
             ) from error
         return "".join(pieces)
+
+    def _check_read(self, name: str, given: Sequence[str]) -> None:
+        """Refuse what the template never looks at: a misspelt argument of a call would pass for one of its own."""
+        if not given:
+            return
+        from jinja2 import meta
+
+        self._template(name)
+        read = meta.find_undeclared_variables(_environment().parse(self.templates[name]))
+        unread = [each for each in given if each not in read]
+        if unread:
+            own = sorted(read - {"messages", "add_generation_prompt", *self.special, *_environment().globals})
+            raise InputError(
+                f"the chat template of {self.name} reads no {', '.join(unread)}, which would change nothing; beside "
+                f"messages it reads {', '.join(own) or 'nothing'}"
+            )
 
     def _template(self, name: str) -> Any:
         if name not in self._compiled:

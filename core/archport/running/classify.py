@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,6 +17,7 @@ from archport.running.encode import Encoder, run_ahead
 from archport.running.joined import Item, JoinedTokeniser
 from archport.running.pairs import PairTokeniser
 from archport.running.pool import VectorHead
+from archport.running.progress import nothing_shown
 from archport.running.rerank import RerankRequest, ScoreKind
 from archport.running.tokenise import Overflow, check_vocabulary
 from archport.running.verify import verified
@@ -102,13 +103,19 @@ class LabelScorer:
         else:
             pairs = [(query, document) for document in documents]
             rows, types = self.tokeniser(pairs, what="document", **limits)  # pyright: ignore[reportArgumentType]
-        scores = self._scores(rows, types, "document")
+        scores = self._scores(rows, types, "document", request.scored)
         if labels == 1:
             return scores[:, 0] if request.raw else activated(scores, self.head.ranks_by)[:, 0]
         return scores[:, 1] - scores[:, 0] if request.raw else activated(scores, "softmax")[:, 1]
 
-    def _scores(self, rows: Sequence[np.ndarray], types: Sequence[np.ndarray], what: str) -> np.ndarray:
-        """Raw scores (N, labels) float32."""
+    def _scores(
+        self,
+        rows: Sequence[np.ndarray],
+        types: Sequence[np.ndarray],
+        what: str,
+        scored: Callable[[int], None] = nothing_shown,
+    ) -> np.ndarray:
+        """Raw scores (N, labels) float32; `scored` is told of every batch."""
         found = np.zeros((len(rows), len(self.head.labels)), np.float32)
         if not len(rows):
             return found
@@ -117,6 +124,7 @@ class LabelScorer:
         with verified(plan):
             for batch, scores in run_ahead(plan.batches, lambda each: self._start(plan, each, rows, types, stretches)):
                 found[list(batch.rows)] = np.array(scores)
+                scored(len(batch.rows))
         return found
 
     def _start(

@@ -16,6 +16,7 @@ from archport.running.encode import Encoder
 from archport.running.generation import FinishReason, GenerateRequest, Generation, Piece, TokenLogprob, Usage
 from archport.running.prefill import Prefilled, prefill
 from archport.running.prefix_cache import PrefixCache
+from archport.running.progress import counted
 from archport.running.sampling import Sampler
 from archport.running.text import RowText
 from archport.running.visual_prompts import of_prompts
@@ -88,12 +89,17 @@ class Generator:
         told: list[tuple[TokenLogprob, ...]] = [()] * len(rows)
         ends: dict[int, Piece] = {}
         # Without stop strings nobody needs a text before it is whole.
-        for piece in self.stream(rows, request, measured, whole=not request.stop):
-            texts[piece.row] += piece.text
-            tokens[piece.row] += piece.tokens
-            told[piece.row] += piece.logprobs
-            if piece.finish_reason is not None:
-                ends[piece.row] = piece
+        pieces = self.stream(rows, request, measured, whole=not request.stop)
+        most = request.max_tokens or self.encoder.plan.max_context - max(map(len, rows))
+        with counted("generating", most * len(rows), shown=request.progress) as made:
+            for piece in pieces:
+                texts[piece.row] += piece.text
+                tokens[piece.row] += piece.tokens
+                told[piece.row] += piece.logprobs
+                if piece.finish_reason is not None:
+                    ends[piece.row] = piece
+                # A row that ends early is done with all that it might have been.
+                made(1 if piece.finish_reason is None else 1 + most - len(tokens[piece.row]))
         found: list[Generation] = []
         for row, (text, ids, logprobs) in enumerate(zip(texts, tokens, told, strict=True)):
             end = ends[row]

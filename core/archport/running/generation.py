@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from archport.contract import InputError
 from archport.running.sampling import Sampling
@@ -79,6 +80,7 @@ class GenerateRequest:
         max_tokens: per row; None until a final token or the end of the context.
         sampling: how tokens are drawn.
         stop: strings that end a row.
+        progress: whether a bar shows how many tokens are made, where nothing is streamed.
         logprobs: None for none, else how many of the likeliest tokens to tell beside the drawn one.
     """
 
@@ -86,6 +88,7 @@ class GenerateRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         count, top = self.max_tokens, self.logprobs
@@ -95,3 +98,16 @@ class GenerateRequest:
             raise InputError(f"logprobs={top!r}; expected None, or 0 to 100 of the likeliest tokens")
         if any(not isinstance(each, str) or not each for each in self.stop):
             raise InputError(f"stop={self.stop!r}; expected one or more strings that are not empty")
+
+
+def stop_strings(stop: object) -> tuple[str, ...]:
+    """The strings that end a text, of what a caller may give: one, several, or None for none.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if stop is None or isinstance(stop, str):
+        return () if stop is None else (stop,)
+    if isinstance(stop, bytes) or not isinstance(stop, Iterable):
+        raise InputError(f"stop={stop!r}; expected a string, several of them, or None")
+    return cast("tuple[str, ...]", tuple(cast("Iterable[object]", stop)))

@@ -89,6 +89,12 @@ class PromptReader:
     def _ids(
         self, prompt: Any, index: int, tools: Sequence[Mapping[str, Any]] | None, options: Mapping[str, Any] | None
     ) -> np.ndarray:
+        if (tools or options) and (isinstance(prompt, str) or _are_ids(prompt)):
+            names = ", ".join([*(["tools"] if tools else []), *(options or {})])
+            raise InputError(
+                f"prompt {index} is taken as it is, so {names} would change nothing; generate knows no such argument, "
+                "and a chat template gets it with a list of messages only"
+            )
         if isinstance(prompt, str):
             check_text(prompt, f"prompt {index}")
             return np.asarray(self.tokeniser.tokenizer.encode(prompt).ids, dtype=np.int32)

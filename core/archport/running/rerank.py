@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from archport.contract import InputError, NonFiniteOutput
+from archport.running.progress import counted, nothing_shown
 from archport.running.tokenise import Overflow, check_text
 
 ScoreKind = Literal["probability", "logit", "cosine", "maxsim"]
@@ -38,6 +39,8 @@ class RerankRequest:
         raw: the head's own number instead of a probability.
         max_tokens, overflow: limit of a pair, and what to do with a longer one.
         share: whether what all pairs begin with is run once.
+        progress: whether a bar shows how many documents are scored.
+        scored: told how many more are.
     """
 
     instruction: str | None = None
@@ -45,6 +48,8 @@ class RerankRequest:
     max_tokens: int | None = None
     overflow: Overflow = "error"
     share: bool = True
+    progress: bool = False
+    scored: Callable[[int], None] = nothing_shown
 
 
 class Scorer(Protocol):
@@ -90,7 +95,8 @@ def rerank(
         # What else than text a document may be is the scorer's to say.
         if not isinstance(text, Mapping):
             check_text(text, f"document {index}")
-    scores = scorer.scores(query, texts, request)
+    with counted("scoring", len(texts), shown=request.progress) as scored:
+        scores = scorer.scores(query, texts, replace(request, scored=scored))
     # Equal documents score alike, whatever rounding in other batches made of them.
     first: dict[str | int, int] = {}
     keys = [text if isinstance(text, str) else index for index, text in enumerate(texts)]

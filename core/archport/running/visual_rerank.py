@@ -64,6 +64,7 @@ class VisualScorer:
                 lambda batch: self._start(plan, batch, measured, sight, stretches),
             ):
                 difference[list(batch.rows)] = np.array(answers)
+                request.scored(len(batch.rows))
         return difference if request.raw else probabilities(difference)
 
     def _start(

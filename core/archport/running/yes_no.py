@@ -61,6 +61,7 @@ class YesNoScorer:
                 plan.batches, lambda batch: self._start(plan, batch, rows, snapshot, stretches)
             ):
                 difference[list(batch.rows)] = np.array(answers)
+                request.scored(len(batch.rows))
         return difference if request.raw else probabilities(difference)
 
     def _plan(self, rows: Sequence[np.ndarray], share: bool) -> tuple[Plan, int]:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,18 +19,6 @@ NAMES = (
     *("qwen3-tied", "qwen3-causal-sharded", "qwen3-moe", "qwen3-yarn", "qwen3-windowed"),
     *("qwen3-4bit", "qwen3-moe-4bit"),
 )
-TEMPLATE = """{%- if tools %}<|im_start|>system
-{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|im_end|>
-{% endif %}
-{%- for message in messages %}<|im_start|>{{ message.role }}
-{{ message.content }}<|im_end|>
-{% endfor %}
-{%- if add_generation_prompt %}<|im_start|>assistant
-{% if enable_thinking is defined and not enable_thinking %}<think>
-
-</think>
-
-{% endif %}{% endif %}"""
 
 
 def endless(model):
@@ -55,14 +42,6 @@ def models():
 @pytest.fixture(scope="module")
 def model(models):
     return models["qwen3-windowed"]
-
-
-@pytest.fixture(scope="module")
-def chatty(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chat") / "tiny"
-    shutil.copytree(GOLDENS / "qwen3-windowed", folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return engine.load(folder)
 
 
 def prompts(golden, name):
@@ -303,38 +282,23 @@ def test_without_a_limit_a_text_goes_on_to_the_end_of_the_context(golden):
     assert list(made.tokens) == golden["qwen3-yarn"]["greedy_3"][:12].tolist()
 
 
-def test_messages_become_the_prompt_that_transformers_makes_of_them(chatty):
-    from transformers import PreTrainedTokenizerFast
+def test_progress_counts_every_token_that_may_be_made(model, monkeypatch):
+    from contextlib import contextmanager
 
-    reference = PreTrainedTokenizerFast(tokenizer_file=str(GOLDENS / "qwen3-windowed" / "tokenizer.json"))
-    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": 'a "word" & <b>\n'}]
-    tools = [{"type": "function", "function": {"name": "größe", "description": "a < b & 'c'"}}]
-    for options in ({}, {"tools": tools}, {"enable_thinking": False}):
-        want = reference.apply_chat_template(
-            messages, chat_template=TEMPLATE, tokenize=False, add_generation_prompt=True, **options
-        )
-        template = chatty._runtime.chat
-        assert (
-            template(messages, tools=options.get("tools"), options={**options, "tools": options.get("tools")}) == want
-        )
+    from archport.running import generate
 
+    stop, bars, counts = model.generate("the hack", max_tokens=9).text[2:4], [], []
 
-def test_a_chat_generates_from_its_rendered_prompt(chatty):
-    messages = [{"role": "user", "content": "the hack"}]
-    rendered = chatty._runtime.chat(messages, options={"enable_thinking": False})
-    want = chatty.generate(rendered, max_tokens=6)
-    assert chatty.generate(messages, max_tokens=6, enable_thinking=False).text == want.text
-    two = chatty.generate([messages, messages], max_tokens=6, enable_thinking=False)
-    assert [each.text for each in two] == [want.text] * 2
+    @contextmanager
+    def counted(what, total, *, shown):
+        bars.append((total, shown))
+        yield counts.append
 
-
-def test_a_template_has_no_access_to_what_is_behind_its_values(tmp_path):
-    for source in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ raise_exception('not today') }}"):
-        folder = tmp_path / str(len(source))
-        shutil.copytree(GOLDENS / "qwen3-windowed", folder)
-        (folder / "chat_template.jinja").write_text(source)
-        with pytest.raises(InputError, match="refuses these messages"):
-            engine.load(folder).generate([{"role": "user", "content": "a"}])
+    monkeypatch.setattr(generate, "counted", counted)
+    made = model.generate(["the hack", "The"], max_tokens=9, stop=stop, progress=True)
+    assert min(len(each.tokens) for each in made) < 9
+    assert bars == [(18, True)]
+    assert sum(counts) == 18
 
 
 @pytest.mark.parametrize(
@@ -353,6 +317,9 @@ def test_a_template_has_no_access_to_what_is_behind_its_values(tmp_path):
         ("a", {"temperature": -1}, InputError, "temperature=-1"),
         ("a", {"top_p": 1.5}, InputError, "top_p=1.5"),
         ("a", {"stop": ""}, InputError, "stop="),
+        ("a", {"stop": 3}, InputError, "stop=3; expected a string"),
+        ("a", {"temprature": 2}, InputError, "temprature would change nothing; generate knows no such argument"),
+        ([5, 6], {"tools": [{"name": "x"}]}, InputError, "tools would change nothing"),
         ("a", {"logprobs": True}, InputError, "logprobs=True"),
         ([7] * 512, {}, ContextLengthExceeded, "512 tokens and the context 512"),
         ([7] * 500, {"max_tokens": 20}, ContextLengthExceeded, "20 to generate"),

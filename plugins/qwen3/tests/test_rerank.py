@@ -71,6 +71,15 @@ def test_a_document_has_the_same_score_alone_and_in_any_batch(model):
     assert np.abs(together - alone).max() <= 1e-5
 
 
+def test_progress_counts_every_document(model):
+    from archport.running.rerank import RerankRequest
+
+    counts = []
+    documents = [f"word {index} " * (1 + 40 * index % 90) for index in range(12)]
+    model._runtime.scorer().scores("which word", documents, RerankRequest(scored=counts.append))
+    assert sum(counts) == 12
+
+
 def test_braces_in_a_document_are_text(model):
     ids = model._runtime.scorer().tokeniser("{document}", ["{query} {instruction}"])[0]
     text = model._runtime.tokeniser.tokenizer.decode(ids, skip_special_tokens=False)

@@ -3,7 +3,7 @@
 from archport.memory.cache import KVCache, KVView
 from archport.memory.caches import Caches, LayerState
 from archport.memory.recurrent import RecurrentState
-from archport.memory.snapshot import Snapshot, put, put_rows, snapshot_bytes, take
+from archport.memory.snapshot import Snapshot, put, put_rows, row_bytes, snapshot_bytes, take
 
 __all__ = [
     "Caches",
@@ -14,6 +14,7 @@ __all__ = [
     "Snapshot",
     "put",
     "put_rows",
+    "row_bytes",
     "snapshot_bytes",
     "take",
 ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from archport.contract import DType, LayerSpec, RecurrentLayer
 from archport.memory.cache import KVCache
 from archport.memory.caches import Caches
 from archport.memory.recurrent import RecurrentState
@@ -91,6 +92,17 @@ def snapshot_bytes(caches: Caches, row: int, skip: int = 0) -> int:
             total += tokens * layer.n_kv_heads * (layer.head_dim + layer.v_head_dim) * k.dtype.size
         elif isinstance(state, RecurrentState):
             total += state.bytes // state.B
+    return total
+
+
+def row_bytes(layers: Sequence[LayerSpec], tokens: int, dtype: DType) -> int:
+    """Bytes that `take` copies at most of a row with so many tokens: windows and quantised caches hold less."""
+    size, total = 4 if dtype == "float32" else 2, 0
+    for layer in layers:
+        if isinstance(layer, RecurrentLayer):
+            total += layer.state_bytes + layer.conv_bytes
+        elif layer.kv == "own":
+            total += tokens * layer.n_kv_heads * (layer.head_dim + layer.v_head_dim) * size
     return total
 
 

@@ -13,8 +13,8 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import CausalLM, YesNoHead
-from archport.memory import Snapshot, put, take
+from archport.contract import AdmissionRefused, CausalLM, YesNoHead
+from archport.memory import Snapshot, put, row_bytes, take
 from archport.planning import BatchPlan, Plan
 from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
@@ -71,19 +71,32 @@ class YesNoScorer:
         shared = common_prefix(rows) if share and len(rows) > 1 and self.encoder.spec.semantics == "causal" else 0
         if not shared:
             return whole, 0
-        rest = plan([len(row) - shared for row in rows], cached=shared, new_tokens=0)
-        first = plan([shared], new_tokens=0, mode="generate")
+        try:
+            rest = plan([len(row) - shared for row in rows], cached=shared, new_tokens=0, resident=self._held(shared))
+            first = self._first_plan(shared)
+        except AdmissionRefused:
+            return whole, 0
         return (rest, shared) if first.seconds + rest.seconds < whole.seconds else (whole, 0)
+
+    def _first_plan(self, shared: int) -> Plan:
+        """The plan of the shared tokens alone; a copy of what they leave behind is taken beside their caches."""
+        return self.encoder.plan([shared], new_tokens=0, mode="generate", resident=self._held(shared))
+
+    def _held(self, shared: int) -> int:
+        """Bytes of what the rows start from, which is there beside the batches that hold copies of it."""
+        plan = self.encoder.plan
+        return row_bytes(self.encoder.spec.layers, shared, plan.dtype or self.encoder.spec.dtype)
 
     def _run_shared(self, ids: np.ndarray) -> Snapshot:
         """What every layer remembers of the tokens that all rows begin with."""
-        plan = self.encoder.plan([len(ids)], new_tokens=0, mode="generate")
+        plan = self._first_plan(len(ids))
         (batch,) = plan.batches
-        caches = batch_caches(self.encoder.spec, plan, batch)
-        assert caches is not None
-        for _, hidden in run_steps(self.encoder.trunk, plan, batch, [ids], caches):
-            mx.eval(hidden)
-        return take(caches)
+        with verified(plan):
+            caches = batch_caches(self.encoder.spec, plan, batch)
+            assert caches is not None
+            for _, hidden in run_steps(self.encoder.trunk, plan, batch, [ids], caches):
+                mx.eval(hidden)
+            return take(caches)
 
     def _start(
         self,

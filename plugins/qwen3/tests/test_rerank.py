@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -96,15 +97,59 @@ def test_what_all_pairs_begin_with_is_run_once(model):
     assert scorer._plan(rows, False)[1] == 0
 
 
-def test_two_rows_of_the_head_equal_the_full_head_tied_untied_and_packed(tmp_path):
-    goldens = GOLDEN.parent
-    for name in ("qwen3-causal-sharded", "qwen3-reranker", "qwen3-moe"):
-        trunk = engine.load(goldens / name)._runtime.encoder.trunk
-        hidden = np.random.default_rng(0).normal(size=(1, 3, 64)).astype(np.float32)
-        import mlx.core as mx
+def test_plans_count_what_pairs_start_from_beside_the_batches_that_copy_it(model):
+    scorer = model._runtime.scorer()
+    rows = scorer.tokeniser("word " * 200, ["one", "two"])
+    plan, shared = scorer._plan(rows, True)
+    held = scorer._run_shared(rows[0][:shared]).bytes
+    assert held > 0
+    assert plan.batches[0].bytes["resident"] == scorer._first_plan(shared).batches[0].bytes["resident"] == held
 
-        full = np.array(trunk.logits(mx.array(hidden)))[..., [5, 400]]
-        assert np.abs(full - hidden @ np.array(trunk.head_rows([5, 400])).T).max() <= 1e-5 * np.abs(full).max()
+
+def test_both_runs_of_a_rerank_stay_within_their_plans(model, monkeypatch, caplog):
+    monkeypatch.setenv("ARCHPORT_VERIFY_MEMORY", "1")
+    model.rerank("word " * 220, [f"{index}" for index in range(8)])
+    told = [record.getMessage() for record in caplog.records if "measured" in record.getMessage()]
+    assert len(told) == 2
+    assert not any("too low" in each for each in told), told
+
+
+def test_pairs_that_fit_only_without_what_they_share_beside_them_run_without(monkeypatch):
+    from archport.contract import MemoryBudgetExceeded
+    from archport.running.planned import Planner
+
+    tight = engine.load(GOLDEN)
+    documents = ["one text " * 20, "other words " * 20, "nothing " * 30]
+    want = tight.rerank("a query", documents, share_prefix=False)
+    planned = Planner.__call__
+
+    def refusing(self, lengths, *, cached=0, **options):
+        if cached:
+            raise MemoryBudgetExceeded("no", requested=2, ceiling=1, max_tokens_that_fit=0, binding="memory")
+        return planned(self, lengths, cached=cached, **options)
+
+    monkeypatch.setattr(Planner, "__call__", refusing)
+    assert tight.rerank("a query", documents) == want
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("qwen3-causal-sharded", None),
+        ("qwen3-reranker", None),
+        ("qwen3-moe", None),
+        ("qwen3-4bit", "checkpoint"),
+        ("qwen3-moe-4bit", "checkpoint"),
+        ("qwen3-nvfp4", "checkpoint"),
+    ],
+)
+def test_two_rows_of_the_head_equal_the_full_head_tied_untied_and_packed(name, dtype):
+    trunk = engine.load(GOLDEN.parent / name, dtype=dtype)._runtime.encoder.trunk
+    rows = trunk.head_rows([5, 400])
+    hidden = mx.array(np.random.default_rng(0).normal(size=(1, 3, 64))).astype(rows.dtype)
+    full = np.array(trunk.logits(hidden).astype(mx.float32))[..., [5, 400]]
+    two = np.array(hidden.astype(mx.float32) @ rows.astype(mx.float32).T)
+    assert np.abs(full - two).max() <= (1e-5 if dtype is None else 2**-7) * np.abs(full).max()
 
 
 def test_a_pair_over_the_limit_is_refused_with_its_document_and_both_numbers(model):
@@ -136,8 +181,6 @@ def test_a_reranker_says_that_it_makes_no_vectors_and_an_embedder_that_it_scores
 
 
 def test_a_score_that_is_not_finite_is_an_error():
-    import mlx.core as mx
-
     broken = engine.load(GOLDEN)
     norm = broken._runtime.encoder.trunk.model.norm
     norm.weight = mx.full(norm.weight.shape, mx.nan)

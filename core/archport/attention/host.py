@@ -68,8 +68,12 @@ class Host:
         count = _tiles(call, rows, lanes)
         pairs = call.B * call.n_heads * tiles.visited(seen, call.q_len, rows, seen.widest(rows))
         flops = 2.0 * pairs * (call.head_dim + call.v_head_dim)
-        hiding = seen.has_array or seen.rows > 1 or seen.left is not None or seen.right is not None
-        host = pairs * (SCORE_SECONDS + (HIDDEN_SECONDS if hiding else 0.0)) + count * TILE_SECONDS
+        hidden = pairs
+        if not seen.has_array and seen.left is None and seen.right is None:
+            # Behind the end of a row whole keys are hidden, and nothing else is looked at.
+            hidden = call.n_heads * call.q_len * sum(call.kv_len - length for length in seen.key_lengths)
+            hidden *= call.B if seen.rows == 1 else 1
+        host = pairs * SCORE_SECONDS + hidden * HIDDEN_SECONDS + count * TILE_SECONDS
         seconds = flops / (costs.rate(device, call.dtype) * 0.8) + host / threads + START_SECONDS
         held = _tile_bytes(call, seen, rows, lanes)
         return Price(

@@ -66,35 +66,43 @@ def test_a_padded_batch_gives_what_transformers_gives_each_row_alone(models, nam
 LENGTHS = (1, 2, 31, 32, 100, 128, 255, 256, 300)
 
 
-def alone_and_together(model, side):
-    """Pairs (hidden states of a row alone, the same in a batch of all lengths)."""
+@pytest.fixture(scope="module")
+def alone_and_together(models):
+    """Pairs (hidden states of a row alone, the same in a batch of all lengths) of a family, padded on one side."""
     import mlx.core as mx
 
     rng, L = np.random.default_rng(0), max(LENGTHS)
-    ids, mask = rng.integers(5, 200, (len(LENGTHS), L)), np.zeros((len(LENGTHS), L), int)
-    for row, length in enumerate(LENGTHS):
-        mask[row, L - length if side == "left" else 0 : L if side == "left" else length] = 1
-    together = np.array(model.forward(ids, mask).astype(mx.float32))
-    for row in range(len(LENGTHS)):
-        real = mask[row] == 1
-        yield np.array(model.forward(ids[row : row + 1, real]).astype(mx.float32))[0], together[row, real]
+    rows, known = [rng.integers(5, 200, length) for length in LENGTHS], {}
+
+    def pairs(name, side, dtype=None):
+        model = models(name, dtype)
+        if (name, dtype) not in known:
+            known[name, dtype] = [np.array(model.forward(row[None]).astype(mx.float32))[0] for row in rows]
+        ids, mask = rng.integers(5, 200, (len(rows), L)), np.zeros((len(rows), L), int)
+        where = [slice(L - n, L) if side == "left" else slice(0, n) for n in LENGTHS]
+        for index, (row, place) in enumerate(zip(rows, where, strict=True)):
+            ids[index, place], mask[index, place] = row, 1
+        together = np.array(model.forward(ids, mask).astype(mx.float32))
+        return [(alone, found[place]) for alone, found, place in zip(known[name, dtype], together, where, strict=True)]
+
+    return pairs
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_row_is_the_same_alone_and_in_a_batch_in_float32(models, name, side):
-    for alone, together in alone_and_together(models(name), side):
+def test_a_row_is_the_same_alone_and_in_a_batch_in_float32(alone_and_together, name, side):
+    for alone, together in alone_and_together(name, side):
         scale = np.linalg.norm(alone, axis=-1, keepdims=True)
         assert np.abs((together - alone) / scale).max() <= 1e-6
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_row_is_the_same_alone_and_in_a_batch_in_16_bits_and_finite(models, name, dtype):
+def test_a_row_is_the_same_alone_and_in_a_batch_in_16_bits_and_finite(alone_and_together, name, dtype):
     if dtype == "float16" and name in OVERFLOWING:
         pytest.skip("refused, by another test")
     for side in ("left", "right"):
-        for alone, together in alone_and_together(models(name, dtype), side):
+        for alone, together in alone_and_together(name, side, dtype):
             assert np.isfinite(together).all()
             norms = np.linalg.norm(alone, axis=-1) * np.linalg.norm(together, axis=-1)
             assert ((alone * together).sum(axis=-1) / norms).min() >= 0.9999

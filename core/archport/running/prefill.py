@@ -57,7 +57,8 @@ def prefill(
     Raises:
         AdmissionRefused: when prompts and tokens to come do not fit.
     """
-    found = _found(rows if visual is None else visual.keys, prefixes)
+    keys = rows if visual is None else visual.keys
+    found = _found(keys, prefixes)
     if found is not None and visual is not None:
         # A picture goes through the tower whole, or not at all.
         edge = visual.edge(found.tokens)
@@ -83,10 +84,10 @@ def prefill(
     if prefixes is not None and prefixes.limit and not _can_be_cut(encoder):
         # Behind generated tokens this model can't go back to where the prompt ended.
         longest = max(map(len, rows))
-        for index, row in enumerate(rows):
-            skip = longest - len(row)
+        for index, key in enumerate(keys):
+            skip = longest - len(key)
             if prefixes.make_room(snapshot_bytes(caches, index, skip)):
-                prefixes.add(row, take(caches, index, skip))
+                prefixes.add(key, take(caches, index, skip))
     return Prefilled(plan, caches, hidden, first)
 
 

@@ -142,3 +142,25 @@ def test_a_conversion_without_its_tower_reads_text_and_says_why_it_sees_nothing(
     assert np.abs(half.embed(["some text"]) - model.embed(["some text"])).max() == 0
     with pytest.raises(CheckpointError, match="no vision tower"):
         half.embed([conversation("one")])
+
+
+def test_a_conversation_about_a_picture_goes_on_where_it_ended_and_another_picture_is_not_taken_for_it():
+    def turns(picture, *more):
+        pieces = [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]
+        replies = [{"role": role, "content": text} for role, text in zip(("assistant", "user"), more, strict=False)]
+        return [{"role": "user", "content": pieces}, *replies]
+
+    def say(model, messages):
+        return model.generate(messages, max_tokens=12, logprobs=1)
+
+    remembering, fresh = engine.load(FOLDER, prefix_cache="64MB"), engine.load(FOLDER, prefix_cache=0)
+    picture, longer = GOLDEN["image_0"], ("A chart.", "Of what?")
+    say(remembering, turns(picture))
+    again, other = (say(remembering, turns(each, *longer)) for each in (picture, 255 - picture))
+    assert again.usage.cached_tokens > 15  # the picture's own
+    assert other.usage.cached_tokens == 0
+    for found, each in ((again, picture), (other, 255 - picture)):
+        expected = say(fresh, turns(each, *longer))
+        assert found.tokens == expected.tokens
+        assert np.abs(np.subtract(found.logprobs[0].logprob, expected.logprobs[0].logprob)).max() <= 2e-5
+    assert abs(again.logprobs[0].logprob - other.logprobs[0].logprob) > 1e-4

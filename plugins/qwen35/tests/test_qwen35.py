@@ -102,8 +102,8 @@ def classic(config):
     """As hub files spell it: an interval, torch_dtype, a vision half."""
     text = {key: value for key, value in config.items() if key not in ("architectures", "dtype")}
     return {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "model_type": "qwen3_5",
+        "architectures": [f"Qwen3_5{'Moe' if 'num_experts' in text else ''}ForConditionalGeneration"],
+        "model_type": "qwen3_5_moe" if "num_experts" in text else "qwen3_5",
         "text_config": text,
         "tie_word_embeddings": text["tie_word_embeddings"],
         "torch_dtype": "bfloat16",
@@ -150,14 +150,15 @@ def test_experts_stored_as_one_stack_give_the_same_numbers(tmp_path):
     assert max(relative(loaded.forward(ids[None])[0], hidden) for ids, hidden in rows("qwen35-moe")) <= LIMIT
 
 
-def test_the_drafting_head_is_dropped_and_a_classic_config_read(tmp_path, model):
+@pytest.mark.parametrize("name", ["qwen35-text", "qwen35-moe"])
+def test_the_drafting_head_is_dropped_and_a_classic_config_read(tmp_path, name):
     def add_draft(weights):
         extra = {"mtp.fc.weight": mx.zeros((4, 4)), "mtp.layers.0.input_layernorm.weight": mx.zeros((4,))}
         return {name.replace("model.", "model.language_model."): value for name, value in weights.items()} | extra
 
-    folder = copied(tmp_path, "qwen35-text", classic, add_draft)
-    ids = rows("qwen35-text")[5][0][None]
-    assert (np.array(engine.load(folder).forward(ids)) == np.array(model.forward(ids))).all()
+    folder = copied(tmp_path, name, classic, add_draft)
+    ids = rows(name)[5][0][None]
+    assert (np.array(engine.load(folder).forward(ids)) == np.array(engine.load(GOLDENS / name).forward(ids))).all()
 
 
 def test_without_layer_types_every_fourth_layer_is_full(tmp_path):

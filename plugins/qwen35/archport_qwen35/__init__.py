@@ -181,13 +181,14 @@ def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | 
     pair = PAIR if _is_reranker(spec, checkpoint) else None
     if spec.vision is None:
         return None if pair is None else TextInputs(pair=pair)
+    from archport.media.processors import image_settings, video_settings
     from archport.media.reading import Settings
     from archport_qwen35.reader import Qwen35Reader
 
     settings = Settings.of(
         checkpoint.config,
-        checkpoint.json("preprocessor_config.json") or {},
-        checkpoint.json("video_preprocessor_config.json") or {},
+        image_settings(checkpoint),
+        video_settings(checkpoint),
     )
     return replace(checkpoint.stored_inputs(), reader=Qwen35Reader(settings), pair=pair)
 

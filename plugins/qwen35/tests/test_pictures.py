@@ -1,5 +1,7 @@
 """Images and video in Qwen3.5's vision checkpoints, against what transformers computed from the same pixels."""
 
+import json
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -131,7 +133,6 @@ def test_pictures_are_refused_rather_than_cut(model):
 
 
 def test_a_conversion_without_its_tower_reads_text_and_says_why_it_sees_nothing(tmp_path, model):
-    import shutil
 
     folder = tmp_path / "text-half"
     shutil.copytree(FOLDER, folder)
@@ -164,3 +165,13 @@ def test_a_conversation_about_a_picture_goes_on_where_it_ended_and_another_pictu
         assert found.tokens == expected.tokens
         assert np.abs(np.subtract(found.logprobs[0].logprob, expected.logprobs[0].logprob)).max() <= 2e-5
     assert abs(again.logprobs[0].logprob - other.logprobs[0].logprob) > 1e-4
+
+
+def test_settings_saved_in_one_file_as_today_are_read(tmp_path, model):
+    folder = shutil.copytree(FOLDER, tmp_path / "today")
+    nested = {}
+    for name, path in (("image", "preprocessor_config.json"), ("video", "video_preprocessor_config.json")):
+        nested[f"{name}_processor"] = json.loads((folder / path).read_text())
+        (folder / path).unlink()
+    (folder / "processor_config.json").write_text(json.dumps(nested))
+    assert engine.load(folder).inputs.reader.settings == model.inputs.reader.settings

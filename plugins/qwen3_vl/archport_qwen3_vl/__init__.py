@@ -125,6 +125,7 @@ def archport_head(checkpoint: CheckpointView) -> Head | None:
 
 @hookimpl
 def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
+    from archport.media.processors import image_settings, video_settings
     from archport_qwen3_vl.reader import Qwen3VLReader, settings_of
 
     ranks = is_reranker(checkpoint)
@@ -132,8 +133,8 @@ def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
     most = EMBEDDING_TOKENS if embeds else RERANKER_TOKENS if ranks else None
     settings = settings_of(
         checkpoint.config,
-        checkpoint.json("preprocessor_config.json") or {},
-        checkpoint.json("video_preprocessor_config.json") or {},
+        image_settings(checkpoint),
+        video_settings(checkpoint),
         embeds=embeds or ranks,
     )
     stored = checkpoint.json("config_sentence_transformers.json") or {}

@@ -94,7 +94,7 @@ def settings(checkpoint: CheckpointView) -> Settings:
     config = checkpoint.config
     processor = checkpoint.json("processor_config.json") or checkpoint.json("preprocessor_config.json") or {}
     start = (checkpoint.json("tokenizer_config.json") or {}).get("bos_token") or ""
-    stated = {**config, **processor}
+    stated = {**config, **processor, **(processor.get("image_processor") or {})}
     return Settings(
         image_token=config["img_context_token_id"],
         start=start.get("content", "") if isinstance(start, Mapping) else start,

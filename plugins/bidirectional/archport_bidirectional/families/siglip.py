@@ -116,6 +116,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
+    from archport.media.processors import image_settings
     from archport_bidirectional.siglip_reader import Images, SiglipReader, Texts
 
     text, vision = towers(checkpoint.config)
@@ -131,7 +132,7 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
             canonical=tokenizer.get("tokenizer_class") == "SiglipTokenizer",
         )
     if vision is not None:
-        processor = checkpoint.json("preprocessor_config.json") or {}
+        processor = image_settings(checkpoint)
         images = Images(
             side=vision["image_size"],
             patch=vision["patch_size"],

@@ -22,6 +22,7 @@ from archport.contract import (
 )
 from archport.planning.batch import Batch, Steps
 from archport.planning.costs import TokenBytes, Weights, active_elements, element_bytes, has_experts, token_bytes
+from archport.planning.memory import Key, Memory
 from archport.planning.pins import Pins
 from archport.planning.plan import Mode
 from archport.planning.readout import Readout
@@ -56,7 +57,8 @@ class Job:
         visible: per row the leading tokens that any token sees; empty when all are.
         readout: what a head needs behind the last layer; None for nothing to speak of.
         backend: name of the backend that the caller pinned for all attention.
-        memo, mask_pins, backend_pins, prefills: paths already chosen, hooks already asked, steps already laid out.
+        memo, prefills: paths already chosen, steps already laid out.
+        memory: of earlier requests too.
     """
 
     spec: ArchSpec
@@ -84,20 +86,23 @@ class Job:
     memo: dict[tuple[AttentionCall, str | None], AttentionPath] = field(
         default_factory=dict["tuple[AttentionCall, str | None]", AttentionPath]
     )
-    mask_pins: dict[tuple[LayerSpec, BatchShape], tuple[MaskPolicy | None, str]] = field(
-        default_factory=dict["tuple[LayerSpec, BatchShape]", "tuple[MaskPolicy | None, str]"]
-    )
-    backend_pins: dict[tuple[LayerSpec, int, int], tuple[str | None, str]] = field(
-        default_factory=dict["tuple[LayerSpec, int, int]", "tuple[str | None, str]"]
-    )
     prefills: dict[tuple[Batch, int, tuple[AttentionLimits, ...], bool], Steps] = field(
         default_factory=dict["tuple[Batch, int, tuple[AttentionLimits, ...], bool]", "Steps"]
     )
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def new(self) -> int:
         """Tokens to reserve for decoding."""
         return self.new_tokens or 0
+
+    @property
+    def asked(self) -> Key:
+        """What tells this request from others for the same model, its rows excepted."""
+        return (
+            self.mode, self.new_tokens, self.budget, self.resident, self.max_context, self.weights.total, self.dtype,
+            self.limits, self.backend, self.chunk, self.tokens_per_batch, self.readout,
+        )  # fmt: skip
 
     @property
     def chunkable(self) -> bool:
@@ -123,18 +128,18 @@ class Job:
     def mask_pin(self, layer: LayerSpec, shape: BatchShape) -> tuple[MaskPolicy | None, str]:
         """What a hook fixed about visibility and who did, asked once per layer spec and shape."""
         key = (layer, shape)
-        if key not in self.mask_pins:
+        if key not in self.memory.masks:
             pin = self.pins.mask_policy(self.spec, layer, shape)
-            self.mask_pins[key] = (pin, self.who("archport_mask_policy"))
-        return self.mask_pins[key]
+            self.memory.masks[key] = (pin, self.who("archport_mask_policy"))
+        return self.memory.masks[key]
 
-    def backend_pin(self, layer: LayerSpec, call: AttentionCall) -> tuple[str | None, str]:
+    def backend_pin(self, layer: AttentionLayer, call: AttentionCall) -> tuple[str | None, str]:
         """What a hook fixed about the backend and who did, asked once per layer spec, rows and queries."""
         key = (layer, call.B, call.q_len)
-        if key not in self.backend_pins:
+        if key not in self.memory.backends:
             pin = self.pins.sdpa_backend(self.spec, layer, call, self.device)
-            self.backend_pins[key] = (pin, self.who("archport_sdpa_backend"))
-        return self.backend_pins[key]
+            self.memory.backends[key] = (pin, self.who("archport_sdpa_backend"))
+        return self.memory.backends[key]
 
 
 def kinds_of(spec: ArchSpec) -> tuple[tuple[LayerSpec, ...], tuple[int, ...]]:

@@ -6,7 +6,7 @@ handed a chooser.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from archport.contract import (
@@ -18,15 +18,17 @@ from archport.contract import (
     InputError,
     PathChooser,
 )
+from archport.planning.arguments import pictures_of, visible_of, whole
 from archport.planning.batch import Batch
 from archport.planning.costs import Weights, estimate_weights, rate
 from archport.planning.job import Job, classes_of, kinds_of
+from archport.planning.memory import Key, Memory
 from archport.planning.pins import NoPins, Pins
 from archport.planning.plan import BatchPlan, KindPlan, Mode, Plan
 from archport.planning.quote import Quote, Schedule, quote
 from archport.planning.readout import Readout
 from archport.planning.refusals import refuse, refuse_context, refuse_dense
-from archport.planning.search import even, minimum, rows_that_fit, schedule_of
+from archport.planning.search import batch_seconds, batch_tokens, even, minimum, rows_that_fit, schedule_of
 from archport.planning.shapes import Group, group_rows, padded_length
 from archport.planning.steps import decode_step
 from archport.planning.vision import vision_kinds
@@ -60,6 +62,7 @@ def plan_request(
     images: Sequence[Sequence[int]] = (),
     visible: Sequence[int] = (),
     readout: Readout | None = None,
+    memory: Memory | None = None,
 ) -> Plan:
     """Decide how a request runs on a device within a budget.
 
@@ -86,21 +89,22 @@ def plan_request(
         visible: per row the leading tokens that any token may see, those behind them being computed all the same; empty
             when all are seen.
         readout: what a head needs behind the last layer; left out for one that needs nothing to speak of.
+        memory: of earlier requests with the same spec, device, chooser and pins.
 
     Raises:
         InputError: an argument that is no number of tokens or bytes.
         AdmissionRefused: the request does not fit; the subclass says which limit binds.
         PluginError: a pin contradicts what the plugin declared.
     """
-    rows = _whole("lengths", lengths, 1)
-    start = _whole("cached", [cached] * len(rows) if isinstance(cached, int) else cached, 0)
+    rows = whole("lengths", lengths, 1)
+    start = whole("cached", [cached] * len(rows) if isinstance(cached, int) else cached, 0)
     if not rows or len(start) != len(rows):
         raise InputError(
             f"{len(rows)} lengths and {len(start)} cached counts; expected at least one length, and as many of both"
         )
     for name, value, least in (("new_tokens", new_tokens, 0), ("chunk", chunk, 1), ("budget", budget, 1)):
         if value is not None:
-            _whole(name, [value], least)
+            whole(name, [value], least)
     used: DType = dtype or ("float32" if device.kind == "cpu" else spec.dtype)
     limit = device.default_budget if budget is None else budget
     # A CPU computes faster on unpacked matrices, where they fit.
@@ -128,13 +132,15 @@ def plan_request(
         chunk=chunk,
         tokens_per_batch=tokens_per_batch,
         resident=resident,
-        images=_images(spec, rows, images),
-        visible=_visible(rows, visible),
+        images=pictures_of(spec, rows, images),
+        visible=visible_of(rows, visible),
         readout=readout,
         kinds=kinds,
         classes=classes,
         layer_classes=layer_classes,
+        memory=memory or Memory(),
     )
+    job.memory.tidy()
     refuse_context(job, rows, start)
     batches = _dense_batch(job, rows, start) if dense else _batches(job, rows, start)
     smallest = _minimum(job, rows, start) if not dense else max(batch.peak for batch in batches)
@@ -154,54 +160,27 @@ def plan_request(
     return replace(plan, cost=_cost(job, plan, rows, start))
 
 
-def _whole(name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
-    for value in values:
-        # bool is an int, and a plan for True tokens would be nonsense.
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(f"{name}: {value!r} is not an integer >= {least}")
-    return tuple(values)
-
-
-def _visible(rows: Sequence[int], visible: Sequence[int]) -> tuple[int, ...]:
-    """How much of every row is seen, checked; empty when that is everything."""
-    found = _whole("visible", visible, 1)
-    if found and (len(found) != len(rows) or any(seen > length for seen, length in zip(found, rows, strict=True))):
-        raise InputError(f"visible: {found} of rows of {tuple(rows)} tokens; expected as many, none longer")
-    return () if found == tuple(rows) else found
-
-
-def _images(spec: ArchSpec, rows: Sequence[int], images: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """The pictures of every row, checked against the tokens they stand for."""
-    if not any(images):
-        return ()
-    if spec.vision is None:
-        raise InputError(f"images: {spec.arch} has no vision tower")
-    if len(images) != len(rows):
-        raise InputError(f"images: {len(images)} rows of pictures for {len(rows)} rows of tokens")
-    merged = spec.vision.merge_size**2
-    found = tuple(_whole("images", tuple(each), merged) for each in images)
-    for row, (length, each) in enumerate(zip(rows, found, strict=True)):
-        if sum(each) // merged > length or any(patches % merged for patches in each):
-            raise InputError(
-                f"images: row {row} has {length} tokens for pictures of {each} patches; {merged} patches make one token"
-            )
-    return found
-
-
 def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[BatchPlan, ...]:
     """All batches of a request, in order."""
-    groups = _groups(job, rows, cached)
+    groups, memory, asked = _groups(job, rows, cached), job.memory, job.asked
     found: list[BatchPlan] = []
-    known: dict[tuple[object, ...], Quote] = {}
     for group in groups:
         batch = _batch(job, group, rows, cached, others=len(groups) > 1)
+        key = (asked, batch.shape, batch.others, batch.pictures, batch.visible)
         uneven = batch.shape.ragged and (
             job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
         )
-        key = (batch.shape, (batch.lengths, batch.cached) if uneven else (), batch.pictures, batch.visible)
-        best = known.get(key)
+        best = None if uneven else memory.quotes.get(key)
+        if best is None and key in memory.schedules:
+            # Rows of other lengths in the same shape: what ran those runs these, unless it does not fit.
+            again = quote(job, batch, memory.schedules[key], every_step=True)
+            best = None if again.problem else again
         if best is None:
-            best = known[key] = schedule_of(job, batch)
+            best = schedule_of(job, batch)
+        if uneven:
+            memory.schedules[key] = best.schedule
+        else:
+            memory.quotes[key] = best
         found.append(_plan_batch(job, group, batch, best))
     return tuple(found)
 
@@ -212,16 +191,20 @@ def _groups(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[G
     if job.mode == "generate":
         # All rows decode together, so they are prefilled together.
         return (Group(rows=tuple(range(len(rows))), padded=padded_length(max(rows), kind, max(most, max(rows)))),)
-    alone = len(rows) == 1
-    fitting: dict[int, int] = {}
+    S, others, asked = max(cached), len(rows) > 1, (job.asked, job.images, bool(job.visible))
 
     def max_rows(width: int) -> int:
-        if width not in fitting:
-            fitting[width] = rows_that_fit(job, width, max(cached), others=not alone)
-        return fitting[width]
+        return _known(job, (*asked, width, S, others), lambda: rows_that_fit(job, width, S, others=others))
 
+    most = max(most, max(rows))
     return group_rows(
-        rows, kind=kind, tokens_per_batch=job.tokens_per_batch, max_rows=max_rows, most=max(most, max(rows))
+        rows,
+        kind=kind,
+        tokens_per_batch=batch_tokens(job),
+        max_rows=max_rows,
+        most=most,
+        # Elsewhere any number of rows may share a batch, and few are longer than others.
+        seconds=(lambda count, width: batch_seconds(job, count * width)) if kind == "cuda" else None,
     )
 
 
@@ -288,14 +271,22 @@ def _minimum(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> int:
     most = max(job.max_context - max(cached) - job.new, max(rows))
     width = padded_length(max(rows), job.device.kind, most)
     others = job.mode == "embed" and len(rows) > 1
-    return minimum(job, even(job, count, width, max(cached), others=others))
+    key = (job.asked, job.images, bool(job.visible), "least", count, width, max(cached), others)
+    return _known(job, key, lambda: minimum(job, even(job, count, width, max(cached), others=others)))
+
+
+def _known(job: Job, key: Key, find: Callable[[], int]) -> int:
+    """A number from the memory, found once."""
+    if key not in job.memory.numbers:
+        job.memory.numbers[key] = find()
+    return job.memory.numbers[key]
 
 
 def _cost(job: Job, plan: Plan, rows: tuple[int, ...], cached: tuple[int, ...]) -> str:
     """What a tight budget costs in time, in words."""
     if plan.budget >= 2 * plan.minimum:
         return ""
-    free = replace(job, budget=2**60, memo={}, mask_pins={}, backend_pins={}, prefills={})
+    free = replace(job, budget=2**60, memo={}, prefills={})
     best = sum(batch.seconds for batch in _batches(free, rows, cached))
     extra = plan.seconds / best - 1 if best else 0.0
     word = f"about {extra:.0%} more time" if extra >= CHEAP else "no noticeable time"

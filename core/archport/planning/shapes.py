@@ -9,10 +9,11 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from archport.contract import DeviceKind
 
-# Tokens per batch that keep each kind of device busy; more only costs memory.
+# Tokens per batch that keep each kind of device busy with layers of a usual width; more only costs memory.
 TOKENS_PER_BATCH: dict[DeviceKind, int] = {"cuda": 16_384, "metal": 16_384, "cpu": 2_048}
 # Distinct padded lengths per doubling on CUDA. Padding to them costs 10 % of the tokens on average.
 STEPS_PER_OCTAVE = 4
@@ -66,6 +67,7 @@ def group_rows(
     max_rows: Callable[[int], int] | None = None,
     most: int = 2**24,
     padding: float = 0.25,
+    seconds: Callable[[int, int], float] | None = None,
 ) -> tuple[Group, ...]:
     """Rows sorted by length into batches of about equal tokens, longest first.
 
@@ -77,6 +79,8 @@ def group_rows(
         max_rows: rows of a padded length that may share a batch, when memory says so.
         most: tokens that no row may be padded beyond.
         padding: largest share of a batch's tokens that may be padding beyond the one that the width alone costs.
+        seconds: of so many rows of a padded length; where given, a batch has as many rows as make its real tokens
+            cheapest, and `padding` does not count.
     """
     target = tokens_per_batch or TOKENS_PER_BATCH[kind]
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
@@ -87,6 +91,11 @@ def group_rows(
         wanted = max(1, target // width)
         if max_rows is not None:
             wanted = max(1, min(wanted, max_rows(width)))
+        if seconds is not None:
+            count = _cheapest(lengths, order[at : at + wanted], width, kind, seconds)
+            groups.append(Group(rows=tuple(order[at : at + count]), padded=width))
+            at += count
+            continue
         # Rows much shorter than the first are left to a narrower batch.
         shortest = (1 - 2 * padding) * lengths[order[at]]
         alike = at
@@ -100,6 +109,14 @@ def group_rows(
         groups.append(Group(rows=tuple(order[at : at + count]), padded=width))
         at += count
     return tuple(groups)
+
+
+def _cheapest(
+    lengths: Sequence[int], rows: Sequence[int], width: int, kind: DeviceKind, seconds: Callable[[int, int], float]
+) -> int:
+    """How many of these rows, longest first, share a batch for the least time per real token."""
+    real = list(accumulate(lengths[row] for row in rows))
+    return min(row_counts(len(rows), kind), key=lambda count: seconds(count, width) / real[count - 1])
 
 
 def chunk_widths(length: int, most: int, usual: int, *, whole: bool) -> tuple[int, ...]:

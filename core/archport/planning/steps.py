@@ -154,6 +154,8 @@ def _lengths(
     batch: Batch, start: int, q_len: int, kv_len: int, *, decode: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(keys per row, queries per row) of one step."""
+    if not decode and not any(batch.cached) and q_len == kv_len == batch.shape.L:
+        return batch.lengths, batch.lengths
     rows = tuple(zip(batch.cached, batch.lengths, strict=True))
     if decode:
         ahead = max(batch.shape.new_tokens, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import mlx.core as mx
@@ -22,7 +22,7 @@ from archport.contract import (
     Trunk,
 )
 from archport.memory import Caches
-from archport.planning import BatchPlan, Mode, Pins, Plan, Readout, StepPlan, plan_request
+from archport.planning import BatchPlan, Memory, Mode, Pins, Plan, Readout, StepPlan, plan_request
 from archport.running.context import StepContext, Stretches
 from archport.running.recurrent import StateStep
 from archport.running.vision import BatchVisual
@@ -50,6 +50,7 @@ class Planner:
     weight_bytes: int | None
     dtype: DType | None
     limits: AttentionLimits
+    memory: Memory = field(default_factory=Memory)
 
     def __call__(
         self,
@@ -91,6 +92,7 @@ class Planner:
             images=images,
             visible=visible,
             readout=readout,
+            memory=self.memory,
         )
 
 

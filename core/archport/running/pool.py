@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from archport.contract import Dense, EmbeddingHead, PoolingMode
 from archport.contract.model import Activation
@@ -81,33 +83,52 @@ class Pooling:
 
     def __init__(self, lengths: Sequence[int], modes: Sequence[PoolingMode], skip: int = 0) -> None:
         self._modes = tuple(modes)
-        self._ends = mx.array(list(lengths))[:, None]
-        self._starts = mx.minimum(skip, self._ends - 1)
+        # Lengths are known here, and each operation spared on the device is time where the host binds.
+        self._ends = np.array(lengths, np.int32)
+        self._starts = np.minimum(skip, self._ends - 1)
         self._so_far: dict[PoolingMode, mx.array] = {}
 
     def add(self, hidden: mx.array, start: int = 0) -> None:
         """Take in hidden states (B, L, D) of the tokens from `start` on."""
-        position = start + mx.arange(hidden.shape[1])[None]
-        real = ((position >= self._starts) & (position < self._ends))[..., None]
         for mode in dict.fromkeys(self._modes):
-            self._so_far[mode] = self._pooled(mode, hidden, position, real)
+            if mode in ("cls", "last"):
+                self._pick(mode, hidden, start)
+            else:
+                self._gather(mode, hidden, start)
 
-    def _pooled(self, mode: PoolingMode, hidden: mx.array, position: mx.array, real: mx.array) -> mx.array:
+    def _pick(self, mode: PoolingMode, hidden: mx.array, start: int) -> None:
+        """One token of each row, where it is among these."""
+        index = (self._starts if mode == "cls" else self._ends - 1) - start
+        here = (index >= 0) & (index < hidden.shape[1])
         before = self._so_far.get(mode)
-        if mode in ("cls", "last"):
-            index = (self._starts if mode == "cls" else self._ends - 1)[:, 0] - position[0, 0]
-            here = (index >= 0) & (index < hidden.shape[1])
-            picked = hidden[mx.arange(len(index)), mx.where(here, index, 0)].astype(mx.float32)
-            return mx.where(here[:, None], picked, 0.0 if before is None else before)
-        x = hidden.astype(mx.float32)
+        if not here.any():
+            if before is None:
+                self._so_far[mode] = mx.zeros((hidden.shape[0], hidden.shape[2]))
+            return
+        index = np.where(here, index, 0)
+        alike = (index == index[0]).all()
+        picked = hidden[:, int(index[0])] if alike else hidden[mx.arange(len(index)), mx.array(index)]
+        picked = picked.astype(mx.float32)
+        if not here.all():
+            picked = mx.where(_bools(here)[:, None], picked, 0.0 if before is None else before)
+        self._so_far[mode] = picked
+
+    def _gather(self, mode: PoolingMode, hidden: mx.array, start: int) -> None:
+        """The largest or the sum of each row's tokens, real ones only."""
+        position = start + np.arange(hidden.shape[1], dtype=np.int32)
+        real = (position >= self._starts[:, None]) & (position < self._ends[:, None])
+        x, before = hidden.astype(mx.float32), self._so_far.get(mode)
+        if not real.all():
+            x = mx.where(_bools(real)[..., None], x, -mx.inf if mode == "max" else 0.0)
         if mode == "max":
-            highest = mx.where(real, x, -mx.inf).max(axis=1)
-            return highest if before is None else mx.maximum(before, highest)
-        x = mx.where(real, x, 0.0)
+            x = x.max(axis=1)
+            self._so_far[mode] = x if before is None else mx.maximum(before, x)
+            return
         if mode == "weighted_mean":
             # A prompt that is left out still counts as positions passed.
-            x = x * (position + 1)[..., None].astype(mx.float32)
-        return x.sum(axis=1) if before is None else before + x.sum(axis=1)
+            x = x * mx.array((position + 1).astype(np.float32))[:, None]
+        x = x.sum(axis=1)
+        self._so_far[mode] = x if before is None else before + x
 
     def evaluate(self) -> None:
         """Finish what was added, so that the hidden states can be released."""
@@ -115,14 +136,23 @@ class Pooling:
 
     def rows(self) -> mx.array:
         """The pooled rows (B, D x modes)."""
-        first, last = self._starts.astype(mx.float32), self._ends.astype(mx.float32)
+        first, last = self._starts.astype(np.float32), self._ends.astype(np.float32)
         divisor = {
             "mean": last - first,
-            "mean_sqrt_len": mx.sqrt(last - first),
+            "mean_sqrt_len": np.sqrt(last - first),
             # The sum of first + 1 .. last.
             "weighted_mean": (last * (last + 1) - first * (first + 1)) / 2,
         }
-        return mx.concatenate([self._so_far[mode] / divisor.get(mode, 1.0) for mode in self._modes], axis=-1)
+        pooled = [
+            self._so_far[mode] / mx.array(divisor[mode])[:, None] if mode in divisor else self._so_far[mode]
+            for mode in self._modes
+        ]
+        return pooled[0] if len(pooled) == 1 else mx.concatenate(pooled, axis=-1)
+
+
+def _bools(found: np.ndarray) -> mx.array:
+    # MLX's stubs know no numpy bools.
+    return mx.array(cast(Any, found))
 
 
 def _dense(x: mx.array, dense: Dense, weight: mx.array, bias: mx.array | None) -> mx.array:

@@ -19,7 +19,7 @@ def tokens_of(chunk, first) -> Tokens:
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 9, 10, 11])
 @pytest.mark.parametrize("kind", [list, iter])
 def test_every_text_comes_once_and_in_order(count: int, kind):
-    with TokensAhead(kind([str(n) for n in range(count)]), tokens_of, 2, 4) as ahead:
+    with TokensAhead(kind([str(n) for n in range(count)]), tokens_of, (2, 4)) as ahead:
         windows = list(ahead)
     assert [row.tolist() for _, tokens in windows for row in tokens.ids] == [[n, n] for n in range(count)]
     assert [first for first, _ in windows] == [0, 2, 6, 10][: len(windows)]
@@ -29,7 +29,7 @@ def test_every_text_comes_once_and_in_order(count: int, kind):
 
 
 def test_an_error_is_raised_at_the_turn_of_its_window():
-    with TokensAhead(["0", "1", "2", "bad", "4"], tokens_of, 2, 2) as ahead:
+    with TokensAhead(["0", "1", "2", "bad", "4"], tokens_of, (2,)) as ahead:
         windows = iter(ahead)
         assert next(windows)[0] == 0
         with pytest.raises(ValueError, match="bad"):
@@ -44,7 +44,7 @@ def test_the_next_window_of_a_sequence_is_tokenised_while_this_one_is_used():
             started.set()
         return tokens_of(chunk, first)
 
-    with TokensAhead(["0", "1"], tokenise, 1, 1) as ahead:
+    with TokensAhead(["0", "1"], tokenise, (1,)) as ahead:
         next(iter(ahead))
         assert started.wait(5)
 
@@ -57,6 +57,6 @@ def test_an_iterator_is_read_no_further_than_the_window_in_use():
             read.append(text)
             yield text
 
-    with TokensAhead(source(), tokens_of, 2, 2) as ahead:
+    with TokensAhead(source(), tokens_of, (2,)) as ahead:
         next(iter(ahead))
         assert read == ["0", "1"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 from archport.running.tokenise import Tokens
@@ -20,11 +20,12 @@ class TokensAhead:
     Args:
         texts: read window by window.
         tokenise: (texts of a window, index of the first) -> tokens. Its errors are raised at the window's turn.
-        first, window: texts of the first window and of all others.
+        sizes: texts of each window; the last size is that of all further ones.
     """
 
-    def __init__(self, texts: Iterable[Any], tokenise: Tokenise, first: int, window: int) -> None:
-        self._source, self._tokenise, self._first, self._window = iter(texts), tokenise, first, window
+    def __init__(self, texts: Iterable[Any], tokenise: Tokenise, sizes: Sequence[int]) -> None:
+        self._source, self._tokenise = iter(texts), tokenise
+        self._sizes = chain(sizes, repeat(sizes[-1]))
         self._worker = ThreadPoolExecutor(1, "archport-tokenise") if isinstance(texts, Sequence) else None
 
     def __enter__(self) -> TokensAhead:
@@ -35,16 +36,19 @@ class TokensAhead:
             self._worker.shutdown(wait=True, cancel_futures=True)
 
     def __iter__(self) -> Iterator[tuple[int, Tokens]]:
-        first, chunk = 0, list(islice(self._source, self._first))
+        first, chunk = 0, self._read()
         coming = self._start(chunk, first)
         while chunk:
             tokens = self._tokenise(chunk, first) if coming is None else coming.result()
-            following = list(islice(self._source, self._window)) if coming is not None else None
+            following = self._read() if coming is not None else None
             if following is not None:
                 coming = self._start(following, first + len(chunk))
             yield first, tokens
             first += len(chunk)
-            chunk = list(islice(self._source, self._window)) if following is None else following
+            chunk = self._read() if following is None else following
+
+    def _read(self) -> list[Any]:
+        return list(islice(self._source, next(self._sizes)))
 
     def _start(self, chunk: list[Any], first: int) -> Future[Tokens] | None:
         if self._worker is None or not chunk:

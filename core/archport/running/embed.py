@@ -9,7 +9,7 @@ from itertools import pairwise
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import NonFiniteOutput
+from archport.contract import DeviceKind, NonFiniteOutput
 from archport.planning import BatchPlan, Plan
 from archport.running.ahead import TokensAhead
 from archport.running.context import Stretches
@@ -19,10 +19,9 @@ from archport.running.tokenise import Overflow, TextTokeniser, Tokens, check_voc
 from archport.running.verify import verified
 from archport.running.vision import Sight, sight_of
 
-# Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold.
-_WINDOW = 2048
-# The first of several on a GPU, which waits for it.
-_FIRST_WINDOW = 512
+# Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold. A GPU waits for
+# the first of several, and four times as many are tokenised while it is busy with some.
+_WINDOWS: dict[DeviceKind, tuple[int, ...]] = {"cpu": (2048,), "metal": (256, 1024, 4096), "cuda": (256, 1024, 4096)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +97,11 @@ class Embedder:
     def _batches(
         self, texts: Iterable[str], request: EmbedRequest, sight: Sight | None
     ) -> Iterator[tuple[_Window, BatchPlan]]:
-        gpu = self.encoder.plan.device.kind != "cpu"
-        size = _FIRST_WINDOW if gpu and isinstance(texts, Sequence) and len(texts) > _WINDOW else _WINDOW
-        with TokensAhead(texts, lambda chunk, first: self._tokens(chunk, request, first), size, _WINDOW) as ahead:
+        sizes = _WINDOWS[self.encoder.plan.device.kind]
+        if not isinstance(texts, Sequence) or len(texts) <= sizes[1 % len(sizes)]:
+            # Nothing is read ahead, or too little to be worth two windows.
+            sizes = sizes[-1:]
+        with TokensAhead(texts, lambda chunk, at: self._tokens(chunk, request, at), sizes) as ahead:
             for first, tokens in ahead:
                 plan = self.encoder.plan(tokens.lengths, images=tokens.images)
                 window = _Window(first, tokens, plan, [None] * len(tokens.ids))

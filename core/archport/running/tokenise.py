@@ -251,6 +251,11 @@ def check_vocabulary(rows: Sequence[np.ndarray], size: int, what: str, first: in
     Raises:
         InputError: naming the row and the id.
     """
+    if not rows:
+        return
+    everything = np.concatenate(rows)
+    if not len(everything) or (everything.min() >= 0 and everything.max() < size):
+        return
     for index, ids in enumerate(rows):
         low, high = (ids.min(), ids.max()) if len(ids) else (0, 0)
         if low < 0 or high >= size:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -89,16 +90,14 @@ class PatchMergingTower(nn.Module):
             patches: (B, L, channels * frames * patch * patch) uint8; one frame stands for all.
         """
         shape = self._shape
-        rows, columns = patch_positions(ctx.grids, patches.shape[1], shape.merge)
-        corners, shares = stretched(rows, columns, ctx.grids, shape.table)
+        places, corners, shares = placed(ctx.grids, patches.shape[1], shape.merge, shape.table)
 
         def embed(patches: mx.array, corners: mx.array, shares: mx.array) -> mx.array:
             return self._embed(ctx.normalise(patches), corners, shares)
 
         x = ctx.rows(embed, patches, mx.array(corners), mx.array(shares))
-        angles = self._angles(rows, columns)
+        angles = self._angles(mx.array(places))
         turns = mx.cos(angles), mx.sin(angles)
-        mx.eval(*turns)
         features: list[mx.array] = []
         for index, block in enumerate(self.blocks):
             x = block(x, turns, ctx)
@@ -114,12 +113,11 @@ class PatchMergingTower(nn.Module):
             x = x + table[corners[..., corner]] * shares[..., corner, None].astype(table.dtype)
         return x
 
-    def _angles(self, rows: np.ndarray, columns: np.ndarray) -> mx.array:
-        """Radians (B, L, head_dim / 2): rows' frequencies, then columns'."""
+    def _angles(self, places: mx.array) -> mx.array:
+        """Radians (B, L, head_dim / 2) of places (B, L, 2): rows' frequencies, then columns'."""
         half = self._shape.hidden // self._shape.heads // 2
         periods = self._shape.theta ** (np.arange(0, half, 2, dtype=np.float32) / half)
-        frequencies = mx.array(1.0 / periods)
-        return mx.concatenate([mx.array(axis)[..., None] * frequencies for axis in (rows, columns)], axis=-1)
+        return (places[..., None] * mx.array(1.0 / periods)).flatten(-2)
 
 
 class PatchEmbed(nn.Module):
@@ -219,35 +217,41 @@ class Merger(nn.Module):
         return self.linear_fc2(gelu(self.linear_fc1(x)))
 
 
-def patch_positions(grids: Sequence[tuple[int, int]], length: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column (B, L) float32 of every patch, in the order of merged blocks; 0 behind a picture's end."""
-    rows = np.zeros((len(grids), length), np.float32)
-    columns = np.zeros_like(rows)
-    for at, (down, across) in enumerate(grids):
-        y, x = np.mgrid[:down, :across]
-        for plane, target in ((y, rows), (x, columns)):
-            blocks = plane.reshape(down // merge, merge, across // merge, merge).transpose(0, 2, 1, 3)
-            target[at, : down * across] = blocks.reshape(-1)
-    return rows, columns
-
-
-def stretched(
-    rows: np.ndarray, columns: np.ndarray, grids: Sequence[tuple[int, int]], table: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where patches lie on a square table stretched over their picture, corner on corner: 4 entries and their shares.
+def placed(
+    grids: Sequence[tuple[int, int]], length: int, merge: int, table: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where every patch stands, in the order of merged blocks; zeros behind a picture's end.
 
     Returns:
-        Indices (B, L, 4) int32 into the flat table, and shares (B, L, 4) float32 that sum to 1.
+        Rows and columns (B, L, 2) float32; and on a square table of `table` positions a side, stretched over the
+        picture corner on corner, the four entries around it (B, L, 4) int32 and their shares (B, L, 4) float32, which
+        sum to 1.
     """
+    places = np.zeros((len(grids), length, 2), np.float32)
+    corners, shares = np.zeros((len(grids), length, 4), np.int32), np.zeros((len(grids), length, 4), np.float32)
+    for at, grid in enumerate(grids):
+        patches = grid[0] * grid[1]
+        for target, one in zip((places, corners, shares), _placed(grid, merge, table), strict=True):
+            target[at, :patches] = one
+    return places, corners, shares
+
+
+# Pictures of a request often have one size, and a pass over 16,384 patches takes the host several milliseconds.
+@lru_cache(maxsize=16)
+def _placed(grid: tuple[int, int], merge: int, table: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`placed` of one picture."""
+    down, across = grid
+    places = np.empty((down * across, 2), np.float32)
     low, high, part = [], [], []
-    for plane, axis in ((rows, 0), (columns, 1)):
-        sides = np.array([grid[axis] for grid in grids], np.float32)[:, None]
-        place = plane * np.float32(table - 1) / np.maximum(sides - 1, 1)
-        floor = np.clip(np.floor(place).astype(np.int32), 0, table - 1)
+    for axis, plane in enumerate(np.indices(grid)):
+        blocks = plane.reshape(down // merge, merge, across // merge, merge).transpose(0, 2, 1, 3)
+        places[:, axis] = blocks.reshape(-1)
+        stretched = places[:, axis] * np.float32(table - 1) / np.float32(max(grid[axis] - 1, 1))
+        floor = np.clip(np.floor(stretched).astype(np.int32), 0, table - 1)
         low.append(floor)
         high.append(np.minimum(floor + 1, table - 1))
-        part.append((place - floor).astype(np.float32))
-    indices = [low[0] * table + low[1], low[0] * table + high[1], high[0] * table + low[1], high[0] * table + high[1]]
+        part.append((stretched - floor).astype(np.float32))
+    corners = [low[0] * table + low[1], low[0] * table + high[1], high[0] * table + low[1], high[0] * table + high[1]]
     y, x = part
     shares = [(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x]
-    return np.stack(indices, axis=-1), np.stack(shares, axis=-1)
+    return places, np.stack(corners, axis=-1), np.stack(shares, axis=-1)

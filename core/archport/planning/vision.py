@@ -27,7 +27,7 @@ class TowerQuote:
 
     Args:
         steps: in order.
-        resident: bytes of the features that stay until the text was read.
+        resident: bytes of the features, which stay until the text was read, and of pixels that wait.
         transient: bytes above them while the tower runs.
         buffer, work: the largest allocation, and the largest stretch between two evaluations.
         seconds: estimated time.
@@ -84,6 +84,8 @@ def tower_quote(job: Job, pictures: tuple[int, ...], room: int) -> TowerQuote | 
     size = itemsize(job.dtype)
     tokens = sum(len(step.lengths) * step.padded for step, _ in steps) // merged
     one = tokens * job.spec.hidden_size * size
+    # A GPU finds the pixels of a pass ready when it is done with what runs before.
+    waiting = 0 if kind == "cpu" else max(_pixels(tower, len(step.lengths) * step.padded) for step, _ in steps)
     # Features of several steps are joined one kind after the other.
     joined = one if len(steps) > 1 else 0
     widest = max(_widest(job, tower, step) for step, _ in steps)
@@ -97,7 +99,7 @@ def tower_quote(job: Job, pictures: tuple[int, ...], room: int) -> TowerQuote | 
     ]
     return TowerQuote(
         steps=tuple(step for step, _ in steps),
-        resident=(1 + tower.taps) * one,
+        resident=(1 + tower.taps) * one + waiting,
         transient=max(held for _, held in steps) + joined,
         buffer=max(buffers, key=lambda each: each.bytes),
         work=max((_work(job, tower, step) for step, _ in steps), key=lambda each: each.seconds),
@@ -168,8 +170,12 @@ def _around(
     prices = [path.price for path in paths if path is not None]
     scratch = max((price.transient for price in prices), default=0)
     lazy = max((price.transient for price in prices if not price.evaluations), default=0)
-    peak = max(8 * row + scratch, 4 * row + inside + lazy) + patches * 3 * 2 * tower.patch_size**2
+    peak = max(8 * row + scratch, 4 * row + inside + lazy) + _pixels(tower, patches)
     return (peak, 0) if job.device.kind == "cpu" else (peak + 4 * row + inside, 4 * row + 2 * inside + lazy)
+
+
+def _pixels(tower: VisionTower, patches: int) -> int:
+    return patches * 3 * 2 * tower.patch_size**2
 
 
 def _widest(job: Job, tower: VisionTower, step: VisionStep) -> int:

@@ -1,14 +1,14 @@
 """Pictures through the vision tower as planned, and their features to the tokens they stand for.
 
-Decodes pixels on threads ahead of the device. Knows nothing of formats, sizes or towers.
+Knows nothing of formats, sizes or towers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
@@ -16,10 +16,10 @@ import numpy as np
 
 from archport.attention import attend
 from archport.contract import ArchportError, Measured, Picture, Reader, Trunk, VisionTrunk
-from archport.device import workers
 from archport.device.evaluation import Pipeline
 from archport.device.tracing import traced
 from archport.planning import BatchPlan, Plan, VisionStep
+from archport.running.pixels import Pixels
 
 if TYPE_CHECKING:
     from archport.running.context import Stretches
@@ -107,20 +107,22 @@ class TowerStep:
         path = self._step.paths[self._kinds[layer]]
         if path is None:
             raise ArchportError(f"block {layer} of the vision tower is declared recurrent but called attend")
-        if self._ahead and not traced(q, k, v):
+        if self._ahead:
             # A stretch per block, started while the one before it runs: waiting costs a GPU more than memory.
             self._evaluate((q, k, v))
         return attend(path, q, k, v, scale=scale, zero_padding=False)
 
     def rows(self, function: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
         piece, length = self._step.piece, inputs[0].shape[1]
+        if piece >= length and self._ahead:
+            return function(*inputs)
+        # To ask starts what is asked about, which is why it is not asked above.
         if traced(*inputs):
             return function(*inputs)
         if piece >= length:
             whole = function(*inputs)
-            if not self._ahead:
-                # Or the insides of all parts of a block would lie in one graph.
-                self._evaluate((whole,))
+            # Or the insides of all parts of a block would lie in one graph.
+            self._evaluate((whole,))
             return whole
         out, merged = None, 1
         for start in range(0, length, piece):
@@ -139,7 +141,7 @@ class TowerStep:
 
 
 class Sight:
-    """The pictures of one request: decoded on threads some ahead of the device, and run through the tower.
+    """The pictures of one request, decoded some ahead of the device and run through the tower.
 
     Args:
         trunk: with a tower.
@@ -149,29 +151,15 @@ class Sight:
 
     def __init__(self, trunk: Trunk, reader: Reader, stretches: Stretches) -> None:
         self._trunk, self._reader, self._stretches = cast(VisionTrunk, trunk), reader, stretches
-        self._pool: ThreadPoolExecutor | None = None
-        self._waiting: dict[int, Future[np.ndarray]] = {}
+        self._pixels = Pixels(reader)
 
     def ahead(self, batches: Sequence[BatchPlan], measured: Sequence[Measured]) -> None:
-        """Start decoding the pictures of batches that will be looked at."""
-        for batch in batches:
-            for picture in _pictures(batch, measured):
-                self._decode(picture)
-
-    def _decode(self, picture: Picture) -> Future[np.ndarray]:
-        found = self._waiting.get(id(picture))
-        if found is None:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(max(1, workers.cores()), thread_name_prefix="archport-decode")
-            found = self._waiting[id(picture)] = self._pool.submit(self._reader.decode, picture)
-        return found
+        """Start decoding the pictures of the batch that is looked at next, and of the one behind it."""
+        self._pixels.ahead([(batch.vision, _pictures(batch, measured)) for batch in batches])
 
     def close(self) -> None:
         """Forget what was decoded and not looked at."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = None
-        self._waiting.clear()
+        self._pixels.close()
 
     def look(self, plan: Plan, batch: BatchPlan, measured: Sequence[Measured]) -> BatchVisual | None:
         """Run the tower over a batch's pictures; None when it has none.
@@ -185,38 +173,56 @@ class Sight:
             # Text behind a picture that an earlier call has seen stands where the picture put it.
             return None if positions is None else BatchVisual((), _index(batch, rows, {}), positions)
         pictures = _pictures(batch, measured)
-        # The plan has the tower's temporaries beside none of an earlier batch's.
-        self._stretches.drain()
+        ahead = batch.in_flight > 1
+        # The plan has the tower's temporaries beside none of an earlier batch's; its inputs may be there before.
+        settle, patches = self._stretches.drain, self._pixels.of(batch.vision[0], pictures)
         seen: list[list[mx.array]] = []
         first_of: dict[int, int] = {}
         offset = 0
-        for step in batch.vision:
-            features = self._see(plan, batch, step, [pictures[index] for index in step.pictures])
+        for step, following in pairwise([*batch.vision, None]):
+            assert step is not None
+            running = _Pass(self._stretches, settle, step.room if ahead else None)
+            if ahead:
+                self._pixels.prepare(following, pictures)
+            shown = [pictures[index] for index in step.pictures]
+            context = TowerStep(plan, step, shown, self._reader, running.evaluate, ahead=ahead)
+            features = self._trunk.see(patches, context)
+            running.evaluate(tuple(features))
+            settle = running.settle
             for index in step.pictures:
                 first_of[index], offset = offset, offset + features[0].shape[1]
             seen.append([each.reshape(-1, each.shape[-1]) for each in features])
+            if following is not None:
+                patches = self._pixels.of(following, pictures)
+        settle()
         return BatchVisual(_joined(seen), _index(batch, rows, first_of), _positions(batch, rows))
 
-    def _see(self, plan: Plan, batch: BatchPlan, step: VisionStep, pictures: Sequence[Picture]) -> list[mx.array]:
-        futures = [self._decode(picture) for picture in pictures]
-        decoded = [future.result() for future in futures]
-        for picture in pictures:
-            self._waiting.pop(id(picture), None)
 
-        pipeline = Pipeline(depth=2)
+class _Pass:
+    """The evaluations of one pass of the tower, the first of which waits for what ran before.
 
-        def evaluate(arrays: tuple[mx.array, ...]) -> None:
-            if batch.in_flight == 1:
-                self._stretches.finish(*arrays)
-            else:
-                pipeline.start(*arrays, room=step.room)
+    Args:
+        before: waits for that.
+        room: bytes that may be in use when a stretch is started ahead; None to finish each by itself.
+    """
 
-        patches = mx.array(_stacked(decoded, step.padded, len(self._reader.normalisation[0])))
-        ahead = batch.in_flight > 1
-        features = self._trunk.see(patches, TowerStep(plan, step, pictures, self._reader, evaluate, ahead=ahead))
-        evaluate(tuple(features))
-        pipeline.drain()
-        return features
+    def __init__(self, stretches: Stretches, before: Callable[[], None], room: int | None) -> None:
+        self._stretches, self._before, self._room = stretches, before, room
+        self._pipeline: Pipeline | None = None
+
+    def evaluate(self, arrays: tuple[mx.array, ...]) -> None:
+        if self._pipeline is None:
+            self._before()
+            self._pipeline = Pipeline(depth=2)
+        if self._room is None:
+            self._stretches.finish(*arrays)
+        else:
+            self._pipeline.start(*arrays, room=self._room)
+
+    def settle(self) -> None:
+        """Wait for all of it."""
+        if self._pipeline is not None:
+            self._pipeline.drain()
 
 
 @contextmanager
@@ -235,20 +241,6 @@ def sight_of(trunk: Trunk, reader: Reader | None, stretches: Stretches) -> Itera
 def _pictures(batch: BatchPlan, measured: Sequence[Measured]) -> list[Picture]:
     """The pictures of a batch in the order in which a plan counts them: by row, then by token."""
     return [picture for row in batch.rows for picture in measured[row].pictures] if measured else []
-
-
-def _stacked(rows: Sequence[np.ndarray], padded: int, channels: int) -> np.ndarray:
-    """Patches of several pictures as (B, padded, features); a still beside films has its one frame repeated."""
-    width = max(each.shape[1] for each in rows)
-    if len(rows) == 1 and rows[0].shape[0] == padded:
-        return rows[0][None]
-    out = np.zeros((len(rows), padded, width), rows[0].dtype)
-    for at, each in enumerate(rows):
-        if each.shape[1] < width:
-            frames = each.reshape(len(each), channels, 1, -1)
-            each = np.repeat(frames, width // each.shape[1], axis=2).reshape(len(each), width)
-        out[at, : len(each)] = each
-    return out
 
 
 def _joined(seen: list[list[mx.array]]) -> tuple[mx.array, ...]:

@@ -1,0 +1,108 @@
+"""Pixels of the tower's passes: decoded on threads, and stacked there too, ahead of the device that waits for them.
+
+Knows nothing of formats, towers or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import mlx.core as mx
+import numpy as np
+
+from archport.contract import Picture, Reader
+from archport.device import workers
+from archport.planning import VisionStep
+
+# The passes of a batch, and the pictures that they index.
+Shown = tuple[Sequence[VisionStep], Sequence[Picture]]
+
+
+class Pixels:
+    """The pixels of one request; close it to stop decoding what nobody will look at.
+
+    Args:
+        reader: decodes a picture.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._pool: ThreadPoolExecutor | None = None
+        self._decoding: dict[int, Future[np.ndarray]] = {}
+        self._ready: dict[int, Future[mx.array]] = {}
+        self._begun: set[int] = set()
+        self._following: Shown | None = None
+
+    def ahead(self, batches: Sequence[Shown]) -> None:
+        """Start decoding for a batch and the one behind it."""
+        for steps, pictures in batches:
+            if steps and id(steps[0]) not in self._begun:
+                self._begun.add(id(steps[0]))
+                for picture in pictures:
+                    self._decode(picture)
+        self._following = batches[1] if len(batches) > 1 else None
+
+    def of(self, step: VisionStep, pictures: Sequence[Picture]) -> mx.array:
+        """The pixels of one pass (B, L, features), uint8; handed out once.
+
+        Raises:
+            InputError: when a picture can't be decoded.
+        """
+        self._stack(step, pictures)
+        return self._ready.pop(id(step)).result()
+
+    def prepare(self, step: VisionStep | None, pictures: Sequence[Picture]) -> None:
+        """Have the pixels of the next pass ready when the device is: of this batch, or behind its last of the next."""
+        if step is not None:
+            self._stack(step, pictures)
+        elif self._following is not None and self._following[0]:
+            self._stack(self._following[0][0], self._following[1])
+
+    def close(self) -> None:
+        """Forget what was decoded and not looked at."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
+        self._decoding.clear()
+        self._ready.clear()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max(1, workers.cores()), thread_name_prefix="archport-decode")
+        return self._pool
+
+    def _decode(self, picture: Picture) -> Future[np.ndarray]:
+        found = self._decoding.get(id(picture))
+        if found is None:
+            found = self._decoding[id(picture)] = self._threads().submit(self._reader.decode, picture)
+        return found
+
+    def _stack(self, step: VisionStep, pictures: Sequence[Picture]) -> None:
+        if id(step) in self._ready:
+            return
+        shown = [pictures[index] for index in step.pictures]
+        decoding = [self._decode(picture) for picture in shown]
+
+        def work() -> mx.array:
+            # The pool takes its work in order, so what this waits for is done or being done.
+            rows = [future.result() for future in decoding]
+            for picture in shown:
+                self._decoding.pop(id(picture), None)
+            return mx.array(_stacked(rows, step.padded, len(self._reader.normalisation[0])))
+
+        self._ready[id(step)] = self._threads().submit(work)
+
+
+def _stacked(rows: Sequence[np.ndarray], padded: int, channels: int) -> np.ndarray:
+    """Patches of several pictures as (B, padded, features); a still beside films has its one frame repeated."""
+    width = max(each.shape[1] for each in rows)
+    if len(rows) == 1 and rows[0].shape[0] == padded:
+        return rows[0][None]
+    out = np.zeros((len(rows), padded, width), rows[0].dtype)
+    for at, each in enumerate(rows):
+        if each.shape[1] < width:
+            frames = each.reshape(len(each), channels, 1, -1)
+            each = np.repeat(frames, width // each.shape[1], axis=2).reshape(len(each), width)
+        out[at, : len(each)] = each
+    return out

@@ -35,8 +35,11 @@ def on_host():
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
 @pytest.mark.parametrize(("H", "K", "Dh"), [(4, 2, 128), (3, 3, 64)])
-@pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 2.0}, YARN])
-def test_the_kernel_agrees_with_norm_rotation_and_transposition(tmp_path, H, K, Dh, scaling):
+@pytest.mark.parametrize(
+    ("scaling", "norm", "first"),
+    [(None, 1, 1), ({"rope_type": "linear", "factor": 2.0}, 1, 0), (YARN, 1, 1), (None, 0, 0), (YARN, 0, 1)],
+)
+def test_the_kernel_agrees_with_norm_rotation_and_transposition(tmp_path, H, K, Dh, scaling, norm, first):
     rng = np.random.default_rng(0)
     B, L, width, eps = 2, 3, (H + 2 * K) * Dh, 1e-6
     x = rng.normal(size=(B, L, width)).astype(np.float32)
@@ -53,7 +56,10 @@ def test_the_kernel_agrees_with_norm_rotation_and_transposition(tmp_path, H, K, 
         "q": np.full((B, H, L, Dh), np.nan, np.float32),
         "k": np.full((B, K, L, Dh), np.nan, np.float32),
     }
-    constants = {"Hq": H, "Hk": K, "Dh": Dh, "kWarps": norm_rotate.WARPS, "Tables": 0}
+    if not first:
+        filled |= {name: filled[name].transpose(0, 2, 1, 3).copy() for name in ("q", "k")}
+    numbers = {"Hq": H, "Hk": K, "Dh": Dh, "kWarps": norm_rotate.WARPS}
+    constants = {**numbers, "Norm": norm, "Tables": 0, "HeadsFirst": first}
     run = on_host().build(
         tmp_path,
         norm_rotate.SOURCE,
@@ -66,11 +72,12 @@ def test_the_kernel_agrees_with_norm_rotation_and_transposition(tmp_path, H, K, 
     )
     run(filled, (B, L, width), (-(-B * L * (H + K) // norm_rotate.WARPS), 1))
 
-    for name, first, heads, weight in (("q", 0, H, weights[0]), ("k", H * Dh, K, weights[1])):
-        part = mx.array(x[..., first : first + heads * Dh]).reshape(B, L, heads, Dh)
-        normed = mx.fast.rms_norm(part, mx.array(weight), eps).transpose(0, 2, 1, 3)
-        expected = np.array(rotary(normed, mx.array(starts)))
-        assert np.abs(filled[name] - expected).max() <= 2e-5 * np.abs(expected).max()
+    for name, begin, heads, weight in (("q", 0, H, weights[0]), ("k", H * Dh, K, weights[1])):
+        part = mx.array(x[..., begin : begin + heads * Dh]).reshape(B, L, heads, Dh)
+        part = (mx.fast.rms_norm(part, mx.array(weight), eps) if norm else part).transpose(0, 2, 1, 3)
+        expected = np.array(rotary(part, mx.array(starts)))
+        found = filled[name] if first else filled[name].transpose(0, 2, 1, 3)
+        assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
@@ -93,7 +100,7 @@ def test_the_kernel_takes_positions_on_several_axes(tmp_path):
         "q": np.full((B, H, L, Dh), np.nan, np.float32),
         "k": np.full((B, K, L, Dh), np.nan, np.float32),
     }
-    constants = {"Hq": H, "Hk": K, "Dh": Dh, "kWarps": norm_rotate.WARPS, "Tables": 1}
+    constants = {"Hq": H, "Hk": K, "Dh": Dh, "kWarps": norm_rotate.WARPS, "Norm": 1, "Tables": 1, "HeadsFirst": 1}
     build = on_host().build
     threads = norm_rotate.WARPS * 32
     source, header = norm_rotate.SOURCE, norm_rotate.HEADER
@@ -130,6 +137,8 @@ def test_only_layers_that_the_kernel_computes_get_it():
     assert NormRotate.of(norm, norm, 4, 2, 128, Rotary(128, 1e4, interleaved=True)) is None
     assert NormRotate.of(narrow, narrow, 4, 2, 96, Rotary(96, 1e4)) is None
     assert NormRotate.of(norm, norm, 4, 2, 128, None) is None
+    assert NormRotate.of(None, None, 4, 2, 128, rotary) is not None
+    assert NormRotate.of(norm, None, 4, 2, 128, rotary) is None
 
 
 def test_on_a_cpu_the_separate_operations_run():

@@ -63,9 +63,10 @@ class Attention(nn.Module):
             self.qkv_proj = merged
             del self.q_proj, self.k_proj, self.v_proj
             spec = self._spec
-            if "q_norm" in self and not spec.gated:
+            if not spec.gated:
+                q_norm, k_norm = self.get("q_norm"), self.get("k_norm")
                 self._norm_rotate = NormRotate.of(
-                    self.q_norm, self.k_norm, spec.n_heads, spec.n_kv_heads, spec.head_dim, self._rotary
+                    q_norm, k_norm, spec.n_heads, spec.n_kv_heads, spec.head_dim, self._rotary
                 )
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:

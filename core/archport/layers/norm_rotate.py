@@ -1,4 +1,4 @@
-"""q/k norm, rotation and the transposition of heads as one CUDA kernel over the merged projection.
+"""q/k norm where there is one, rotation and the transposition of heads as one CUDA kernel over the merged projection.
 
 As separate operations they take a third of a layer's time on an H200 (a norm of 128-wide rows runs at a tenth of the
 memory's speed there). Knows nothing of attention; elsewhere the separate operations run.
@@ -45,7 +45,7 @@ SOURCE = """
   const int head = real ? job % kHeads : 0, row = token / L, place = token % L;
 
   const auto* from = x + token * W + head * Dh + lane * kMine;
-  const auto* weight = (head < Hq ? q_weight : k_weight) + lane * kMine;
+  const auto* weight = (head < Hq ? q_weight : k_weight) + (Norm ? lane * kMine : 0);
   float first[kMine], second[kMine], squares = 0.0f;
   #pragma unroll
   for (int i = 0; i < kMine; ++i) {
@@ -53,12 +53,12 @@ SOURCE = """
     second[i] = static_cast<float>(from[i + kPairs]);
     squares += first[i] * first[i] + second[i] * second[i];
   }
-  const float norm = rsqrtf(sum_of_warp(squares) / Dh + settings[0]) * settings[1];
+  const float norm = (Norm ? rsqrtf(sum_of_warp(squares) / Dh + settings[0]) : 1.0f) * settings[1];
   const float position = Tables ? 0.0f : (starts[row] + place) * settings[2];
 
-  auto* into = head < Hq
-      ? q + ((static_cast<long long>(row) * Hq + head) * L + place) * Dh + lane * kMine
-      : k + ((static_cast<long long>(row) * Hk + head - Hq) * L + place) * Dh + lane * kMine;
+  const int mine = head < Hq ? head : head - Hq, heads = head < Hq ? Hq : Hk;
+  const long long at = HeadsFirst ? (static_cast<long long>(row) * heads + mine) * L + place : token * heads + mine;
+  auto* into = (head < Hq ? q : k) + at * Dh + lane * kMine;
   #pragma unroll
   for (int i = 0; i < kMine; ++i) {
     float sine, cosine;
@@ -68,8 +68,8 @@ SOURCE = """
     } else {
       sincosf(position / turns[lane * kMine + i], &sine, &cosine);
     }
-    const float a = first[i] * norm * static_cast<float>(weight[i]);
-    const float b = second[i] * norm * static_cast<float>(weight[i + kPairs]);
+    const float a = first[i] * norm * (Norm ? static_cast<float>(weight[i]) : 1.0f);
+    const float b = second[i] * norm * (Norm ? static_cast<float>(weight[i + kPairs]) : 1.0f);
     if (real) {
       into[i] = static_cast<Out>(a * cosine - b * sine);
       into[i + kPairs] = static_cast<Out>(b * cosine + a * sine);
@@ -108,13 +108,19 @@ class NormRotate:
     What a context's `rotate` calls: (product, offset) -> (q (B, H, L, Dh), k (B, K, L, Dh)).
 
     Args:
-        q_norm, k_norm: over head_dim.
+        q_norm, k_norm: over head_dim; both None for none.
         n_heads, n_kv_heads, head_dim: of the layer.
         rotary: over all of head_dim.
     """
 
     def __init__(
-        self, q_norm: nn.RMSNorm, k_norm: nn.RMSNorm, n_heads: int, n_kv_heads: int, head_dim: int, rotary: Rotary
+        self,
+        q_norm: nn.RMSNorm | None,
+        k_norm: nn.RMSNorm | None,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        rotary: Rotary,
     ) -> None:
         self._q_norm, self._k_norm, self._rotary = q_norm, k_norm, rotary
         self._heads, self._kv_heads, self._head_dim = n_heads, n_kv_heads, head_dim
@@ -128,7 +134,7 @@ class NormRotate:
             return None
         if rotary.dims != head_dim or rotary.interleaved or head_dim % 64 or head_dim > 256:
             return None
-        if type(q_norm) is not nn.RMSNorm or type(k_norm) is not nn.RMSNorm:
+        if {type(q_norm), type(k_norm)} not in ({nn.RMSNorm}, {type(None)}):
             return None
         return NormRotate(q_norm, k_norm, n_heads, n_kv_heads, head_dim, rotary)
 
@@ -165,20 +171,32 @@ class NormRotate:
     ) -> tuple[mx.array, mx.array]:
         B, L, _ = product.shape
         jobs = B * L * (self._heads + self._kv_heads)
-        settings = _numbers(mx.float32, self._q_norm.eps, gain, scale)
+        # cuDNN takes heads in any order and answers in that of q: behind each other, the output projection reads them
+        # as they are. Everything else multiplies matrices, which want the heads first.
+        heads_first = product.dtype == mx.float32 or self._head_dim > 128
+        shapes = [(B, L, count, self._head_dim) for count in (self._heads, self._kv_heads)]
+        if heads_first:
+            shapes = [(B, count, L, self._head_dim) for count in (self._heads, self._kv_heads)]
+        eps, weights = 0.0, [_numbers(mx.float32, 1.0)] * 2
+        if self._q_norm is not None and self._k_norm is not None:
+            eps, weights = self._q_norm.eps, [self._q_norm.weight, self._k_norm.weight]
         answers = _kernel()(
-            inputs=[product, self._q_norm.weight, self._k_norm.weight, *turns, starts, settings],
+            inputs=[product, *weights, *turns, starts, _numbers(mx.float32, eps, gain, scale)],
             template=[
                 ("Out", product.dtype),
                 ("Hq", self._heads),
                 ("Hk", self._kv_heads),
                 ("Dh", self._head_dim),
                 ("kWarps", WARPS),
+                ("Norm", int(self._q_norm is not None)),
                 ("Tables", int(tables)),
+                ("HeadsFirst", int(heads_first)),
             ],
             grid=(-(-jobs // WARPS) * WARPS * 32, 1, 1),
             threadgroup=(WARPS * 32, 1, 1),
-            output_shapes=[(B, self._heads, L, self._head_dim), (B, self._kv_heads, L, self._head_dim)],
+            output_shapes=shapes,
             output_dtypes=[product.dtype, product.dtype],
         )
+        if not heads_first:
+            answers = [each.transpose(0, 2, 1, 3) for each in answers]
         return cast("tuple[mx.array, mx.array]", tuple(answers))

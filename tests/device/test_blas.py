@@ -273,6 +273,8 @@ def test_threads_of_mkl_take_no_core_from_what_follows_a_product_unless_the_user
         time.sleep(0.15)
         print(time.process_time() - before)
     """
-    assert answer(program) <= 0.05
+    asleep = answer(program)
+    assert asleep <= 0.05
     if len(os.sched_getaffinity(0)) > 1:
-        assert answer(program, KMP_BLOCKTIME="infinite") >= 0.1
+        # A core that others use too spins for part of the time only.
+        assert answer(program, KMP_BLOCKTIME="infinite") >= 0.05 + asleep

@@ -83,13 +83,13 @@ def embedding_peak(model: engine.Model) -> tuple[int, int, float]:
     return mx.get_peak_memory(), plan.peak, time.perf_counter() - started
 
 
-def rerank_gain(model: engine.Model) -> tuple[dict[bool, list[float]], float, int, int]:
+def rerank_gain(model: engine.Model, count: int = DOCUMENTS) -> tuple[dict[bool, list[float]], float, int, int]:
     """(seconds of every round with and without sharing, largest difference of scores, shared tokens, a pair's)."""
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz "))
     rng = np.random.default_rng(0)
     scorer: Any = model._runtime.scorer()
     # One token per character: the query fills up what the published text leaves of the shared tokens.
-    documents = ["".join(rng.choice(letters, BODY)) for _ in range(DOCUMENTS)]
+    documents = ["".join(rng.choice(letters, BODY)) for _ in range(count)]
     query = "q" * (1 + SHARED - scorer._plan(scorer.tokeniser("q", documents, instruction=""), True)[1])
     rows = scorer.tokeniser(query, documents, instruction="")
     shared = scorer._plan(rows, True)[1]

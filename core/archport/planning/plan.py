@@ -199,8 +199,11 @@ class Plan:
 
     @property
     def moving(self) -> int:
-        """Bytes of the peak that are not there before the request runs: all but weights and what is cached."""
-        return max(batch.peak - batch.bytes["weights"] - batch.bytes["kv_cached"] for batch in self.batches)
+        """Bytes of the peak that are not there before the request runs: all but weights and what others hold.
+
+        Tokens that an earlier call left are copied into the request's own caches, layer by layer as it runs.
+        """
+        return max(batch.peak - batch.bytes["weights"] - batch.bytes.get("resident", 0) for batch in self.batches)
 
     @property
     def largest_buffer(self) -> Buffer:

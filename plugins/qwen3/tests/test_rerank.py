@@ -106,11 +106,14 @@ def test_plans_count_what_pairs_start_from_beside_the_batches_that_copy_it(model
     assert plan.batches[0].bytes["resident"] == scorer._first_plan(shared).batches[0].bytes["resident"] == held
 
 
-def test_both_runs_of_a_rerank_stay_within_their_plans(model, monkeypatch, caplog):
+@pytest.mark.parametrize(("share", "runs"), [(True, 2), (False, 1)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_run_of_a_rerank_stays_within_its_plan(dtype, share, runs, monkeypatch, caplog):
     monkeypatch.setenv("ARCHPORT_VERIFY_MEMORY", "1")
-    model.rerank("word " * 220, [f"{index}" for index in range(8)])
+    documents = [f"{index}" for index in range(8)]
+    engine.load(GOLDEN, dtype=dtype).rerank("word " * 220, documents, share_prefix=share)
     told = [record.getMessage() for record in caplog.records if "measured" in record.getMessage()]
-    assert len(told) == 2
+    assert len(told) == runs
     assert not any("too low" in each for each in told), told
 
 

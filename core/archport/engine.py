@@ -19,6 +19,7 @@ from archport.contract import AttentionLimits, DeviceFacts, InputError
 from archport.contract.plugins import Plugin
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
+from archport.device.heap import keep_freed_memory
 from archport.device.sizes import parse_bytes
 from archport.loading import Description, describe
 from archport.planning.dtype import DTypeChoice
@@ -76,6 +77,8 @@ def load(
     warn_if_late()
     about = describe(name, revision=revision, overrides=overrides, plugins=plugins)
     device = this_device()
+    if device.kind == "cpu":
+        keep_freed_memory()
     budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget)
     head = about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)

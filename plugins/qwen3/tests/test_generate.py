@@ -352,3 +352,16 @@ def test_an_embedding_model_says_that_it_generates_no_text():
 def test_final_ids_come_from_every_file_that_names_one():
     stated = json.loads((GOLDENS / "qwen3-windowed" / "config.json").read_text())["eos_token_id"]
     assert engine.load(GOLDENS / "qwen3-windowed")._runtime.stops == {stated}
+
+
+def test_a_beginning_that_was_used_again_outlives_one_that_was_not(golden):
+    rows = prompts(golden, "qwen3-moe")[1:4]
+    rows = [np.concatenate([[index], row[:24]]).astype(np.int32) for index, row in enumerate(rows)]
+    probe = endless(engine.load(GOLDENS / "qwen3-moe", prefix_cache="64MB"))
+    probe.generate(rows[0], max_tokens=2)
+    two = endless(engine.load(GOLDENS / "qwen3-moe", prefix_cache=2 * probe._runtime.prefixes.bytes))
+    for row in (rows[0], rows[1], rows[0], rows[2]):
+        two.generate(row, max_tokens=2)
+    assert len(two._runtime.prefixes) == 2
+    assert two.generate(rows[0], max_tokens=2).usage.cached_tokens == len(rows[0]) - 1
+    assert two.generate(rows[1], max_tokens=2).usage.cached_tokens == 0

@@ -21,7 +21,7 @@ from archport.layers.rotary import Rotary
 from archport.layers.sections import SectionedRotary
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-NAMES = ["x", "q_weight", "k_weight", "turns", "sines", "starts", "settings", "q", "k"]
+NAMES = ["x", "q_weight", "k_weight", "cosines", "sines", "eps", "q", "k"]
 
 
 def on_host():
@@ -36,30 +36,36 @@ def on_host():
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
 @pytest.mark.parametrize(("H", "K", "Dh"), [(4, 2, 128), (3, 3, 64)])
 @pytest.mark.parametrize(
-    ("scaling", "norm", "first"),
-    [(None, 1, 1), ({"rope_type": "linear", "factor": 2.0}, 1, 0), (YARN, 1, 1), (None, 0, 0), (YARN, 0, 1)],
+    ("scaling", "norm", "first", "apart"),
+    [
+        (None, 1, 1, True),
+        ({"rope_type": "linear", "factor": 2.0}, 1, 0, False),
+        (YARN, 1, 1, True),
+        (None, 0, 0, False),
+        (YARN, 0, 1, True),
+    ],
 )
-def test_the_kernel_agrees_with_norm_rotation_and_transposition(tmp_path, H, K, Dh, scaling, norm, first):
+def test_the_kernel_agrees_with_norm_rotation_and_transposition(tmp_path, H, K, Dh, scaling, norm, first, apart):
     rng = np.random.default_rng(0)
     B, L, width, eps = 2, 3, (H + 2 * K) * Dh, 1e-6
     x = rng.normal(size=(B, L, width)).astype(np.float32)
     weights = [rng.normal(1.0, 0.3, Dh).astype(np.float32) for _ in range(2)]
-    starts, rotary = np.array([5, 90], np.int32), Rotary(Dh, 1e4, scaling)
+    starts, rotary = mx.array([5, 90] if apart else [7, 7]), Rotary(Dh, 1e4, scaling)
+    cos, sin = rotary.tables(starts if apart else 7, L, {})
     filled = {
         "x": x,
         "q_weight": weights[0],
         "k_weight": weights[1],
-        "turns": np.array(rotary.periods),
-        "sines": np.array(rotary.periods),
-        "starts": starts,
-        "settings": np.array([eps, rotary.gain, rotary.scale], np.float32),
+        "cosines": np.array(cos),
+        "sines": np.array(sin),
+        "eps": np.array([eps], np.float32),
         "q": np.full((B, H, L, Dh), np.nan, np.float32),
         "k": np.full((B, K, L, Dh), np.nan, np.float32),
     }
     if not first:
         filled |= {name: filled[name].transpose(0, 2, 1, 3).copy() for name in ("q", "k")}
     numbers = {"Hq": H, "Hk": K, "Dh": Dh, "kWarps": norm_rotate.WARPS}
-    constants = {**numbers, "Norm": norm, "Tables": 0, "HeadsFirst": first}
+    constants = {**numbers, "Norm": norm, "RowsAlike": int(not apart), "HeadsFirst": first}
     run = on_host().build(
         tmp_path,
         norm_rotate.SOURCE,
@@ -68,14 +74,13 @@ def test_the_kernel_agrees_with_norm_rotation_and_transposition(tmp_path, H, K, 
         constants,
         norm_rotate.WARPS * 32,
         shape_of="x",
-        whole=("starts",),
     )
     run(filled, (B, L, width), (-(-B * L * (H + K) // norm_rotate.WARPS), 1))
 
     for name, begin, heads, weight in (("q", 0, H, weights[0]), ("k", H * Dh, K, weights[1])):
         part = mx.array(x[..., begin : begin + heads * Dh]).reshape(B, L, heads, Dh)
         part = (mx.fast.rms_norm(part, mx.array(weight), eps) if norm else part).transpose(0, 2, 1, 3)
-        expected = np.array(rotary(part, mx.array(starts)))
+        expected = np.array(rotary(part, starts))
         found = filled[name] if first else filled[name].transpose(0, 2, 1, 3)
         assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 
@@ -93,18 +98,17 @@ def test_the_kernel_takes_positions_on_several_axes(tmp_path):
         "x": x,
         "q_weight": weight,
         "k_weight": weight,
-        "turns": np.ascontiguousarray(cos),
+        "cosines": np.ascontiguousarray(cos),
         "sines": np.ascontiguousarray(sin),
-        "starts": np.zeros(1, np.int32),
-        "settings": np.array([eps, 1.0, 1.0], np.float32),
+        "eps": np.array([eps], np.float32),
         "q": np.full((B, H, L, Dh), np.nan, np.float32),
         "k": np.full((B, K, L, Dh), np.nan, np.float32),
     }
-    constants = {"Hq": H, "Hk": K, "Dh": Dh, "kWarps": norm_rotate.WARPS, "Norm": 1, "Tables": 1, "HeadsFirst": 1}
+    constants = {"Hq": H, "Hk": K, "Dh": Dh, "kWarps": norm_rotate.WARPS, "Norm": 1, "RowsAlike": 0, "HeadsFirst": 1}
     build = on_host().build
     threads = norm_rotate.WARPS * 32
     source, header = norm_rotate.SOURCE, norm_rotate.HEADER
-    run = build(tmp_path, source, header, NAMES, constants, threads, shape_of="x", whole=("starts",))
+    run = build(tmp_path, source, header, NAMES, constants, threads, shape_of="x")
     run(filled, x.shape, (-(-B * L * (H + K) // norm_rotate.WARPS), 1))
     for name, first, heads in (("q", 0, H), ("k", H * Dh, K)):
         part = mx.array(x[..., first : first + heads * Dh]).reshape(B, L, heads, Dh)

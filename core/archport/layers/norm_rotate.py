@@ -32,8 +32,7 @@ __device__ __forceinline__ float sum_of_warp(float value) {
 }
 """
 
-# One warp per token and head. A thread holds kMine elements of the first half and the ones they are rotated with. The
-# turns are periods, or with Tables every token's cosines, and sines beside them.
+# One warp per token and head. A thread holds kMine elements of the first half and the ones they are rotated with.
 SOURCE = """
   constexpr int kPairs = Dh / 2, kMine = kPairs / 32, kHeads = Hq + Hk;
   const int L = x_shape[1], W = x_shape[2];
@@ -53,21 +52,15 @@ SOURCE = """
     second[i] = static_cast<float>(from[i + kPairs]);
     squares += first[i] * first[i] + second[i] * second[i];
   }
-  const float norm = (Norm ? rsqrtf(sum_of_warp(squares) / Dh + settings[0]) : 1.0f) * settings[1];
-  const float position = Tables ? 0.0f : (starts[row] + place) * settings[2];
+  const float norm = Norm ? rsqrtf(sum_of_warp(squares) / Dh + eps[0]) : 1.0f;
 
   const int mine = head < Hq ? head : head - Hq, heads = head < Hq ? Hq : Hk;
   const long long at = HeadsFirst ? (static_cast<long long>(row) * heads + mine) * L + place : token * heads + mine;
   auto* into = (head < Hq ? q : k) + at * Dh + lane * kMine;
+  const long long turn = (RowsAlike ? place : token) * kPairs + lane * kMine;
   #pragma unroll
   for (int i = 0; i < kMine; ++i) {
-    float sine, cosine;
-    if (Tables) {
-      cosine = turns[token * kPairs + lane * kMine + i];
-      sine = sines[token * kPairs + lane * kMine + i];
-    } else {
-      sincosf(position / turns[lane * kMine + i], &sine, &cosine);
-    }
+    const float cosine = cosines[turn + i], sine = sines[turn + i];
     const float a = first[i] * norm * (Norm ? static_cast<float>(weight[i]) : 1.0f);
     const float b = second[i] * norm * (Norm ? static_cast<float>(weight[i + kPairs]) : 1.0f);
     if (real) {
@@ -82,7 +75,7 @@ SOURCE = """
 def _kernel() -> Any:
     return mx.fast.cuda_kernel(
         name="archport_norm_rotate",
-        input_names=["x", "q_weight", "k_weight", "turns", "sines", "starts", "settings"],
+        input_names=["x", "q_weight", "k_weight", "cosines", "sines", "eps"],
         output_names=["q", "k"],
         source=SOURCE,
         header=HEADER,
@@ -94,10 +87,10 @@ def _cuda() -> bool:
     return mx.cuda.is_available()
 
 
-@lru_cache(maxsize=256)
-def _numbers(dtype: mx.Dtype, *values: float) -> mx.array:
-    """A few numbers on the device, made once: every layer asks for the same."""
-    made = mx.array(values, dtype)
+@lru_cache(maxsize=16)
+def _number(value: float) -> mx.array:
+    """A number on the device, made once: every layer asks for the same."""
+    made = mx.array([value], mx.float32)
     mx.eval(made)
     return made
 
@@ -144,31 +137,23 @@ class NormRotate:
         return on_gpu and product.shape[0] * product.shape[1] >= FEWEST_TOKENS and _cuda()
 
     def __call__(self, product: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array]:
-        B, rotary = product.shape[0], self._rotary
-        starts = _numbers(mx.int32, *[offset] * B) if isinstance(offset, int) else offset.astype(mx.int32)
-        return self._run(product, (rotary.periods, rotary.periods), starts, rotary.gain, rotary.scale, tables=False)
+        return self._run(product, self._rotary.tables(offset, product.shape[1], {}))
+
+    def along(
+        self, offset: int | mx.array, tokens: int, known: dict[object, tuple[mx.array, mx.array]]
+    ) -> Callable[[mx.array], tuple[mx.array, mx.array]]:
+        """The same for tokens from `offset` on, with tables that the layers of a step share: see Rotary.tables."""
+        turns = self._rotary.tables(offset, tokens, known)
+        return lambda product: self._run(product, turns)
 
     def at(
-        self, positions: mx.array, known: dict[int, tuple[mx.array, mx.array]] | None = None
+        self, positions: mx.array, known: dict[object, tuple[mx.array, mx.array]] | None = None
     ) -> Callable[[mx.array], tuple[mx.array, mx.array]]:
         """The same for tokens that stand at positions (axes, B, L); `known` as in SectionedRotary."""
         turns = cast(SectionedRotary, self._rotary).shared(positions, known)
+        return lambda product: self._run(product, turns)
 
-        def run(product: mx.array) -> tuple[mx.array, mx.array]:
-            return self._run(product, turns, _numbers(mx.int32, 0), 1.0, 1.0, tables=True)
-
-        return run
-
-    def _run(
-        self,
-        product: mx.array,
-        turns: tuple[mx.array, mx.array],
-        starts: mx.array,
-        gain: float,
-        scale: float,
-        *,
-        tables: bool,
-    ) -> tuple[mx.array, mx.array]:
+    def _run(self, product: mx.array, turns: tuple[mx.array, mx.array]) -> tuple[mx.array, mx.array]:
         B, L, _ = product.shape
         jobs = B * L * (self._heads + self._kv_heads)
         # cuDNN takes heads in any order and answers in that of q: behind each other, the output projection reads them
@@ -177,11 +162,11 @@ class NormRotate:
         shapes = [(B, L, count, self._head_dim) for count in (self._heads, self._kv_heads)]
         if heads_first:
             shapes = [(B, count, L, self._head_dim) for count in (self._heads, self._kv_heads)]
-        eps, weights = 0.0, [_numbers(mx.float32, 1.0)] * 2
+        eps, weights = 0.0, [_number(1.0)] * 2
         if self._q_norm is not None and self._k_norm is not None:
             eps, weights = self._q_norm.eps, [self._q_norm.weight, self._k_norm.weight]
         answers = _kernel()(
-            inputs=[product, *weights, *turns, starts, _numbers(mx.float32, eps, gain, scale)],
+            inputs=[product, *weights, *turns, _number(eps)],
             template=[
                 ("Out", product.dtype),
                 ("Hq", self._heads),
@@ -189,7 +174,7 @@ class NormRotate:
                 ("Dh", self._head_dim),
                 ("kWarps", WARPS),
                 ("Norm", int(self._q_norm is not None)),
-                ("Tables", int(tables)),
+                ("RowsAlike", int(turns[0].shape[0] == 1)),
                 ("HeadsFirst", int(heads_first)),
             ],
             grid=(-(-jobs // WARPS) * WARPS * 32, 1, 1),

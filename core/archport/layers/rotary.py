@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -43,15 +44,15 @@ class Rotary:
             raise SpecError(f"rotary embedding: {dims=} is not a positive even number")
         self.dims, self.interleaved, self.scale, self.gain = dims, interleaved, 1.0, 1.0
         # In float64 here: the kernel's own powers of theta turn a position of 8,192 by up to 1e-4 rad too far.
-        self.periods = _periods(_plain(dims, theta))
+        self.periods = _periods(*_plain(dims, theta))
         scaling = scaling or {}
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind == "linear":
             self.scale = 1.0 / _number(scaling, kind, "factor")
         elif kind == "llama3":
-            self.periods = _periods(_llama3(dims, theta, scaling))
+            self.periods = _periods(*_llama3(dims, theta, scaling))
         elif kind == "yarn":
-            self.periods = _periods(_yarn(dims, theta, scaling))
+            self.periods = _periods(*_yarn(dims, theta, scaling))
             self.gain = _yarn_gain(scaling)
         elif kind != "default":
             raise SpecError(f"rotary embedding: rope_type={kind!r} is not supported; known: {', '.join(KNOWN)}")
@@ -70,6 +71,24 @@ class Rotary:
             freqs=self.periods,
         )
 
+    def tables(
+        self, offset: int | mx.array, tokens: int, known: dict[object, tuple[mx.array, mx.array]]
+    ) -> tuple[mx.array, mx.array]:
+        """Cosines and sines (1 or B, tokens, dims / 2) float32 of tokens at offset, offset + 1, ..., times `gain`.
+
+        Args:
+            offset: of all rows, or (B,).
+            known: tables of a step, so that its layers share them.
+        """
+        # Layers of one theta hold the same array.
+        key = (id(self.periods), self.scale, self.gain)
+        found = known.get(key)
+        if found is None:
+            first = mx.array([[offset]]) if isinstance(offset, int) else offset[:, None]
+            angles = (first + mx.arange(tokens)).astype(mx.float32)[..., None] * self.scale / self.periods
+            found = known[key] = (mx.cos(angles) * self.gain, mx.sin(angles) * self.gain)
+        return found
+
 
 def _number(scaling: Mapping[str, Any], kind: str, name: str, default: float | None = None) -> float:
     value = scaling.get(name, default)
@@ -79,7 +98,8 @@ def _number(scaling: Mapping[str, Any], kind: str, name: str, default: float | N
     return float(value)
 
 
-def _periods(frequencies: list[float]) -> mx.array:
+@lru_cache(maxsize=64)
+def _periods(*frequencies: float) -> mx.array:
     """What MLX divides positions by, in radians."""
     return mx.array([1.0 / each for each in frequencies], dtype=mx.float32)
 

@@ -40,19 +40,18 @@ class SectionedRotary(Rotary):
         return mx.cos(angles) * self.gain, mx.sin(angles) * self.gain
 
     def shared(
-        self, positions: mx.array, known: dict[int, tuple[mx.array, mx.array]] | None
+        self, positions: mx.array, known: dict[object, tuple[mx.array, mx.array]] | None
     ) -> tuple[mx.array, mx.array]:
-        """`angles`, evaluated, and computed once per `known`."""
+        """`angles`, computed once per `known`."""
         found = None if known is None else known.get(id(self))
         if found is None:
             found = self.angles(positions)
-            mx.eval(*found)
             if known is not None:
                 known[id(self)] = found
         return found
 
     def at(
-        self, positions: mx.array, known: dict[int, tuple[mx.array, mx.array]] | None = None
+        self, positions: mx.array, known: dict[object, tuple[mx.array, mx.array]] | None = None
     ) -> Callable[[mx.array], mx.array]:
         """What rotates x (B, H, L, Dh) whose token i of row b stands at positions (axes, B, L).
 

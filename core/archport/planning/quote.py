@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from archport.contract import AttentionLimits, AttentionPath, KVAllocation, RecurrentPath
+from archport.contract import AttentionLayer, AttentionLimits, AttentionPath, KVAllocation, RecurrentPath
 from archport.planning.batch import Batch, Steps
 from archport.planning.caches import CacheBytes, allocation, cache_bytes
 from archport.planning.costs import WORKSPACE, itemsize, rate
@@ -159,7 +159,7 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
         "kv_growth": caches.growth,
         "kv_conversion": caches.conversion,
         "mask": 4 * rows * shape.L * (shape.S + shape.L) if batch.dense else 0,
-        "inputs": 16 * rows * shape.L,
+        "inputs": 16 * rows * shape.L + _table_bytes(job, batch, chunk),
         "outputs": rows * spec.hidden_size * 4 + hidden if embeds else 0,
         "logits": 0 if embeds else rows * spec.vocab_size * (4 + size),
         "vision": 0,
@@ -167,6 +167,15 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
     if job.resident:
         fixed["resident"] = job.resident
     return fixed
+
+
+def _table_bytes(job: Job, batch: Batch, chunk: int) -> int:
+    """Cosines and sines of a step's positions in float32, for two sets of frequencies, and the angles of one."""
+    if job.device.kind != "cuda" and not batch.pictures:
+        return 0
+    rows = 1 if batch.even_start and not batch.pictures else batch.shape.B
+    widest = max((layer.head_dim for layer in job.kinds if isinstance(layer, AttentionLayer)), default=0)
+    return 10 * widest * rows * min(chunk, batch.shape.L)
 
 
 def _margin(job: Job, moving: int, fixed: dict[str, int], width: int) -> int:

@@ -9,18 +9,20 @@ from archport.attention.masks import sharing
 from archport.attention.policies import legal_policies
 from archport.attention.probe import ProbedRoutes
 from archport.attention.routes import TableRoutes
-from archport.attention.running import attend
+from archport.attention.running import Runner, attend, prepare
 from archport.attention.selection import Chooser, choose
 
 __all__ = [
     "Chooser",
     "ProbedRoutes",
+    "Runner",
     "TableRoutes",
     "attend",
     "builtin_backends",
     "choose",
     "legal_policies",
     "limits_from_environment",
+    "prepare",
     "scaled_dot_product_attention",
     "sharing",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ from archport.contract.device import DeviceFacts
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+
+Plain = Callable[["mx.array", "mx.array", "mx.array", float, "mx.array | None"], "mx.array"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,18 @@ class Fused:
         seen = visibility(call)
         lo, hi = seen.key_range(0, call.q_len)
         return attend_block(call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks)
+
+    def plain(self, call: AttentionCall, price: Price) -> Plain | None:
+        """MLX's own call, where `run` comes down to that: no array mask, no keys cut off, no padded heads."""
+        seen = visibility(call)
+        lo, hi = seen.key_range(0, call.q_len)
+        form = seen.form(0, call.q_len, lo, hi)
+        if form == "array" or (lo, hi) != (0, call.kv_len) or price.route != "fused" or price.padded != (0, 0):
+            return None
+        import mlx.core as mx
+
+        told, fast = "causal" if form == "causal" else None, mx.fast.scaled_dot_product_attention
+        return lambda q, k, v, scale, sinks: fast(q, k, v, scale=scale, mask=told, sinks=sinks)
 
     def _variants(self, call: AttentionCall, device: DeviceFacts) -> list[tuple[FastCall, str, tuple[int, int]]]:
         """Ways to reach a fused kernel: (the call MLX sees, route, padded dims)."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from archport.attention.fused import Fused
 from archport.contract.attention import AttentionCall, AttentionPath
 from archport.contract.errors import InputError
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+
+Runner = Callable[..., "mx.array"]
 
 
 def attend(
@@ -36,19 +41,35 @@ def attend(
     Raises:
         InputError: when the arrays are not those of the planned call.
     """
-    call = path.call
+    out = prepare(path)(q, k, v, scale=scale, sinks=sinks)
+    return _zeroed(path.call, out) if zero_padding and path.call.mask != "segments" else out
+
+
+def prepare(path: AttentionPath) -> Runner:
+    """What runs a path for layer after layer, as `attend` without zeroing: (q, k, v, *, scale, sinks) -> out.
+
+    Whatever the call alone decides is decided here once; a host that binds feels each microsecond per layer.
+    """
+    call, price, backend = path.call, path.price, path.backend
     expected = (
         (call.B, call.n_heads, call.q_len, call.head_dim),
         (call.B, call.n_kv_heads, call.kv_len, call.head_dim),
         (call.B, call.n_kv_heads, call.kv_len, call.v_head_dim),
     )
-    if (q.shape, k.shape, v.shape) != expected or (sinks is not None) != call.sinks:
-        raise InputError(
-            f"attention was planned for q, k, v {expected} with{'' if call.sinks else 'out'} sinks, but is run with "
-            f"{(q.shape, k.shape, v.shape)} with{'out' if sinks is None else ''} sinks; plan the shapes that are run"
-        )
-    out = path.backend.run(call, path.price, q, k, v, scale=scale, sinks=sinks)
-    return _zeroed(call, out) if zero_padding and call.mask != "segments" else out
+    direct = backend.plain(call, price) if isinstance(backend, Fused) else None
+
+    def run(q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None) -> mx.array:
+        if (q.shape, k.shape, v.shape) != expected or (sinks is not None) != call.sinks:
+            raise InputError(
+                f"attention was planned for q, k, v {expected} with{'' if call.sinks else 'out'} sinks, but is run "
+                f"with {(q.shape, k.shape, v.shape)} with{'out' if sinks is None else ''} sinks; plan the shapes that "
+                "are run"
+            )
+        if direct is not None:
+            return direct(q, k, v, scale, sinks)
+        return backend.run(call, price, q, k, v, scale=scale, sinks=sinks)
+
+    return run
 
 
 def _zeroed(call: AttentionCall, out: mx.array) -> mx.array:

@@ -26,8 +26,8 @@ class PreNormBlock(nn.Module):
         self.mlp = mlp
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
-        x = x + self[self._mixer](self.input_layernorm(x), ctx)
+        x = x + self[self._mixer](self["input_layernorm"](x), ctx)
         ctx.pause(x)
-        x = x + self.mlp(self.post_attention_layernorm(x))  # pyright: ignore[reportCallIssue]
+        x = x + self["mlp"](self["post_attention_layernorm"](x))
         ctx.pause(x)
         return x

@@ -40,5 +40,5 @@ class GatedMLP(nn.Module):
             del self.gate_proj, self.up_proj
 
     def __call__(self, x: mx.array) -> mx.array:
-        gate, up = self.gate_up_proj(x) if "gate_up_proj" in self else (self.gate_proj(x), self.up_proj(x))
-        return self.down_proj(self._gated(gate, up))
+        gate, up = self["gate_up_proj"](x) if "gate_up_proj" in self else (self.gate_proj(x), self.up_proj(x))
+        return self["down_proj"](self._gated(gate, up))

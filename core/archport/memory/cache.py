@@ -88,7 +88,7 @@ class KVCache:
         """
         if len(adding) != self.B:
             raise InputError(f"KV cache: lengths for {len(adding)} rows; the cache has {self.B}")
-        if self.allocation.storage == "ring":
+        if self.allocation.storage == "ring" or max(self._written) + max(adding) <= self.allocation.ceiling:
             return
         for row, (held, more) in enumerate(zip(self._written, adding, strict=True)):
             if held + more > self.allocation.ceiling:
@@ -161,7 +161,8 @@ class KVCache:
         if self.allocation.storage == "ring" and held + 1 > self.allocation.capacity(0):
             self._make_room((1,) * self.B)
             held = self._written[0] - self._dropped[0]
-        self._reserve(held + 1)
+        if self._storage is None or held >= self._storage.capacity:
+            self._reserve(held + 1)
         assert self._storage is not None
         self._storage.write(slice(None), held, k, v)
         self._written = [self._written[0] + 1] * self.B

@@ -6,11 +6,12 @@ Every decision was made in the plan; here each layer's call finds its path and r
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
-from archport.attention import attend, sharing
+from archport.attention import Runner, prepare, sharing
 from archport.contract import ArchportError, AttentionPath, Segments, VisualRows
 from archport.device.evaluation import Pipeline, finish
 from archport.device.tracing import traced
@@ -74,15 +75,17 @@ class StepContext:
         self._plan, self._batch, self._stretches = plan, batch, stretches
         self._paths, self._caches = step.paths, caches
         self._masks: dict[tuple[object, ...], mx.array] = {}
+        self._runners: dict[int, Runner] = {}
         # How often a block paused since its attention: between that and its MLP, and behind it.
         self._pauses = 2
+        self._tokens = step.tokens
         starts = mx.array(offsets, dtype=mx.int32)
         self._offset = offsets[0] if len(set(offsets)) == 1 else starts
         self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
         self._visual = None if visual is None else visual.step(step.start, step.tokens)
         self._axes = None if visual is None else visual.axes(step.start, step.tokens)
         self._turns: dict[int, Callable[[mx.array], mx.array]] = {}
-        self._angles: dict[int, tuple[mx.array, mx.array]] = {}
+        self._angles: dict[object, tuple[mx.array, mx.array]] = {}
 
         # Nothing reads what a row without a cache passes on behind its end.
         real = [max(0, min(step.tokens, length - step.start)) for length in batch.lengths]
@@ -111,13 +114,20 @@ class StepContext:
     def rotate(
         self, q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]
     ) -> tuple[mx.array, mx.array]:
-        if self._axes is None:
-            return rope(q, self._offset), rope(k, self._offset)
-        # Layers share their angles, which cost more than turning by them.
         turn = self._turns.get(id(rope))
         if turn is None:
-            turn = self._turns[id(rope)] = cast(Any, rope).at(self._axes, self._angles)
-        return turn(q), turn(k)
+            turn = self._turns[id(rope)] = self._turn(rope)
+        turned = turn(q)
+        return turned, turned if k is q else turn(k)
+
+    def _turn(self, rope: Callable[[mx.array, int | mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
+        """What turns one array; layers share their angles, which cost more than turning by them."""
+        if self._axes is not None:
+            return cast(Any, rope).at(self._axes, self._angles)
+        if hasattr(rope, "along"):
+            return cast(Any, rope).along(self._offset, self._tokens, self._angles)
+        # Not a closure over this context, which would hold itself and all it made until the garbage collector comes.
+        return partial(_rotated, rope, self._offset)
 
     def attend(
         self,
@@ -141,9 +151,12 @@ class StepContext:
         if isinstance(cache, KVCache):
             view = cache.append(k, v)
             k, v = view.k, view.v
+        run = self._runners.get(id(path))
+        if run is None:
+            run = self._runners[id(path)] = prepare(path)
         # Padded rows need no zeros: their keys are hidden from real rows, and pooling knows the lengths.
         with sharing(self._masks):
-            out = attend(path, q, k, v, scale=scale, sinks=sinks, zero_padding=False)
+            out = run(q, k, v, scale=scale, sinks=sinks)
         if self._batch.visible:
             out = self._seeing(out, path.call.reach[0])
         if self._batch.split:
@@ -167,3 +180,7 @@ class StepContext:
     def _ends_before(self, layer: int) -> bool:
         """Whether the layers before this one are evaluated apart, as the plan's peak needs."""
         return layer > 0 and layer % self._batch.eval_every_layers == 0
+
+
+def _rotated(rope: Callable[[mx.array, int | mx.array], mx.array], offset: int | mx.array, x: mx.array) -> mx.array:
+    return rope(x, offset)

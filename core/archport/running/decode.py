@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from archport.attention import Runner, prepare
 from archport.attention.masks import lowest
 from archport.contract import (
     ArchportError,
@@ -119,7 +120,7 @@ class DecodeContext:
         uneven = len(set(positions)) > 1
         self._offset: int | mx.array = mx.array(positions, dtype=mx.int32) if uneven else positions[0]
         # Layers of one kind share call and mask.
-        self._calls: dict[tuple[int, int], tuple[AttentionCall, mx.array | None]] = {}
+        self._calls: dict[tuple[int, int], tuple[AttentionCall, mx.array | None, Runner | None]] = {}
 
     @property
     def positions(self) -> mx.array:
@@ -157,19 +158,24 @@ class DecodeContext:
         found = self._calls.get(key)
         if found is None:
             found = self._calls[key] = self._call(path, k.shape[2], q.dtype)
-        call, mask = found
+        call, mask, run = found
+        if run is not None:
+            return run(q, k, v, scale=scale, sinks=sinks)
         return path.backend.run(call, path.price, q, k, v, scale=scale, mask=mask, sinks=sinks)
 
-    def _call(self, path: AttentionPath, width: int, dtype: mx.Dtype) -> tuple[AttentionCall, mx.array | None]:
-        """The planned call at the keys there are now, and what hides the columns in front of shorter rows."""
+    def _call(
+        self, path: AttentionPath, width: int, dtype: mx.Dtype
+    ) -> tuple[AttentionCall, mx.array | None, Runner | None]:
+        """The planned call at the keys there are now, and what hides columns in front of short rows or else runs it."""
         first = self._written - width
         if max(self._pads) <= first:
-            return replace(path.call, kv_len=width, mask="none", reach=(None, None), mask_shape=()), None
+            call = replace(path.call, kv_len=width, mask="none", reach=(None, None), mask_shape=())
+            return call, None, prepare(replace(path, call=call))
         shown = mx.arange(first, self._written)[None] >= mx.array(self._pads)[:, None]
         mask = shown[:, None, None]
         if path.call.additive:
             mask = mx.where(mask, mx.array(0, dtype), mx.array(lowest(dtype), dtype))
-        return replace(path.call, kv_len=width, mask_shape=tuple(mask.shape)), mask
+        return replace(path.call, kv_len=width, mask_shape=tuple(mask.shape)), mask, None
 
 
 def decode_paths(

@@ -27,6 +27,12 @@ class TokensAhead:
         self._source, self._tokenise = iter(texts), tokenise
         self._sizes = chain(sizes, repeat(sizes[-1]))
         self._worker = ThreadPoolExecutor(1, "archport-tokenise") if isinstance(texts, Sequence) else None
+        self._coming: Future[Tokens] | None = None
+
+    @property
+    def more(self) -> bool:
+        """Whether a window behind the one in use is being tokenised, or is tokenised already."""
+        return self._coming is not None
 
     def __enter__(self) -> TokensAhead:
         return self
@@ -37,12 +43,13 @@ class TokensAhead:
 
     def __iter__(self) -> Iterator[tuple[int, Tokens]]:
         first, chunk = 0, self._read()
-        coming = self._start(chunk, first)
+        self._coming = self._start(chunk, first)
         while chunk:
+            coming = self._coming
             tokens = self._tokenise(chunk, first) if coming is None else coming.result()
             following = self._read() if coming is not None else None
             if following is not None:
-                coming = self._start(following, first + len(chunk))
+                self._coming = self._start(following, first + len(chunk))
             yield first, tokens
             first += len(chunk)
             chunk = self._read() if following is None else following

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import DeviceKind, NonFiniteOutput
+from archport.contract import DeviceKind, Measured, NonFiniteOutput
 from archport.planning import BatchPlan, Plan
 from archport.running.ahead import TokensAhead
 from archport.running.context import Stretches
@@ -19,9 +20,16 @@ from archport.running.tokenise import Overflow, TextTokeniser, Tokens, check_voc
 from archport.running.verify import verified
 from archport.running.vision import Sight, sight_of
 
-# Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold. A GPU waits for
-# the first of several, and four times as many are tokenised while it is busy with some.
-_WINDOWS: dict[DeviceKind, tuple[int, ...]] = {"cpu": (2048,), "metal": (256, 1024, 4096), "cuda": (256, 1024, 4096)}
+# Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold. A GPU starts on a
+# few: while it runs half of their tokens, twice as many texts are tokenised, which the other half is sorted anew with.
+# How many does not depend on the clock, or the shapes that run would: CUDA takes 67 ms to prepare a new one.
+_WINDOWS: dict[DeviceKind, tuple[int, ...]] = {
+    "cpu": (2048,),
+    "metal": (256, 512, 1024, 2304, 4096),
+    "cuda": (256, 512, 1024, 2304, 4096),
+}
+# Of an iterator, which nothing reads ahead.
+_WINDOW = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +50,35 @@ class EmbedRequest:
     overflow: Overflow
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Window:
-    """Some consecutive texts, tokenised and planned, and where their vectors go."""
+    """Some consecutive texts, tokenised, and where their vectors go.
+
+    Args:
+        left: texts without a vector.
+    """
 
     first: int
     tokens: Tokens
-    plan: Plan
     vectors: list[np.ndarray | None]
+    left: int
+
+
+# A text: its window, and its index there.
+_Row = tuple[_Window, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A planned batch and the texts that its plan counts."""
+
+    plan: Plan
+    batch: BatchPlan
+    rows: list[_Row]
+
+    @property
+    def texts(self) -> list[_Row]:
+        return [self.rows[row] for row in self.batch.rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,43 +103,70 @@ class Embedder:
     def _run(
         self, texts: Iterable[str], request: EmbedRequest, stretches: Stretches, sight: Sight | None
     ) -> Iterator[np.ndarray]:
-        finished: _Window | None = None
-        for (window, batch), rows in run_ahead(
-            self._batches(texts, request, sight), lambda item: self._start(*item, request, stretches, sight)
+        windows: deque[_Window] = deque()
+        for task, rows in run_ahead(
+            self._tasks(texts, request, sight, windows), lambda task: self._start(task, request, stretches, sight)
         ):
-            if finished is not None and window is not finished:
-                yield _stack(finished)
-            finished = window
             vectors = np.array(rows)
             bad = ~np.isfinite(vectors).all(axis=1)
             if bad.any():
-                text = window.first + batch.rows[int(bad.argmax())]
+                window, row = task.texts[int(bad.argmax())]
                 raise NonFiniteOutput(
-                    f"the vector of text {text} holds NaN or infinity; it is not returned. The weights may be damaged, "
-                    "or overflow in this dtype: try dtype='float32'"
+                    f"the vector of text {window.first + row} holds NaN or infinity; it is not returned. The weights "
+                    "may be damaged, or overflow in this dtype: try dtype='float32'"
                 )
-            for row, vector in zip(batch.rows, vectors, strict=True):
+            for (window, row), vector in zip(task.texts, vectors, strict=True):
                 window.vectors[row] = vector
-        if finished is not None:
-            yield _stack(finished)
+                window.left -= 1
+            while windows and not windows[0].left:
+                yield np.stack([vector for vector in windows.popleft().vectors if vector is not None])
 
-    def _batches(
-        self, texts: Iterable[str], request: EmbedRequest, sight: Sight | None
-    ) -> Iterator[tuple[_Window, BatchPlan]]:
-        sizes = _WINDOWS[self.encoder.plan.device.kind]
-        if not isinstance(texts, Sequence) or len(texts) <= sizes[1 % len(sizes)]:
-            # Nothing is read ahead, or too little to be worth two windows.
-            sizes = sizes[-1:]
+    def _tasks(
+        self, texts: Iterable[str], request: EmbedRequest, sight: Sight | None, windows: deque[_Window]
+    ) -> Iterator[_Task]:
+        """Batches of all texts; their windows are appended to `windows` in order."""
+        sizes = _WINDOWS[self.encoder.plan.device.kind] if isinstance(texts, Sequence) else (_WINDOW,)
         with TokensAhead(texts, lambda chunk, at: self._tokens(chunk, request, at), sizes) as ahead:
-            for first, tokens in ahead:
-                plan = self.encoder.plan(tokens.lengths, images=tokens.images)
-                window = _Window(first, tokens, plan, [None] * len(tokens.ids))
-                with verified(window.plan):
-                    for batch, following in pairwise([*window.plan.batches, None]):
-                        assert batch is not None
-                        if sight is not None:
-                            sight.ahead([batch, following] if following else [batch], tokens.measured)
-                        yield window, batch
+            waiting: list[_Row] = []
+            for number, (first, tokens) in enumerate(ahead, 1):
+                count = len(tokens.ids)
+                windows.append(_Window(first, tokens, [None] * count, count))
+                waiting += [(windows[-1], row) for row in range(count)]
+                # Later windows are large enough by themselves, and pictures are decoded for the batches they are in.
+                grows = ahead.more and number < len(sizes) - 1 and not tokens.measured
+                waiting = yield from (self._some(waiting) if grows else self._all(waiting, sight))
+
+    def _all(self, rows: list[_Row], sight: Sight | None) -> Generator[_Task, None, list[_Row]]:
+        """All batches of these texts; returns none."""
+        plan, measured = self._planned(rows)
+        with verified(plan):
+            for batch, following in pairwise([*plan.batches, None]):
+                assert batch is not None
+                if sight is not None:
+                    sight.ahead([batch, following] if following else [batch], measured)
+                yield _Task(plan, batch, rows)
+        return []
+
+    def _some(self, rows: list[_Row]) -> Generator[_Task, None, list[_Row]]:
+        """Batches with half of these texts' tokens, those that gain least by more texts; returns the other texts."""
+        plan, _ = self._planned(rows)
+        left = sum(sum(batch.lengths) for batch in plan.batches)
+        enough = left / 2
+        done: set[int] = set()
+        with verified(plan):
+            for batch in sorted(plan.batches, key=lambda batch: batch.seconds / sum(batch.lengths)):
+                if left <= enough:
+                    break
+                left -= sum(batch.lengths)
+                done.update(batch.rows)
+                yield _Task(plan, batch, rows)
+        return [row for index, row in enumerate(rows) if index not in done]
+
+    def _planned(self, rows: list[_Row]) -> tuple[Plan, list[Measured]]:
+        measured = [window.tokens.measured[row] for window, row in rows if window.tokens.measured]
+        lengths = [len(window.tokens.ids[row]) for window, row in rows]
+        images = [tuple(picture.patches for picture in each.pictures) for each in measured]
+        return self.encoder.plan(lengths, images=images), measured
 
     def _tokens(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:
         tokens = self.tokeniser(
@@ -119,15 +175,12 @@ class Embedder:
         check_vocabulary(tokens.ids, self.encoder.spec.vocab_size, "text", first)
         return tokens
 
-    def _start(
-        self, window: _Window, batch: BatchPlan, request: EmbedRequest, stretches: Stretches, sight: Sight | None
-    ) -> mx.array:
-        tokens = window.tokens
-        ids = [tokens.ids[row] for row in batch.rows]
-        visual = sight.look(window.plan, batch, tokens.measured) if sight is not None else None
-        rows = self.encoder.pooled(window.plan, batch, ids, self.head, tokens.prompt_tokens, stretches, visual)
+    def _start(self, task: _Task, request: EmbedRequest, stretches: Stretches, sight: Sight | None) -> mx.array:
+        ids = [window.tokens.ids[row] for window, row in task.texts]
+        visual = None
+        if sight is not None:
+            measured = [window.tokens.measured[row] for window, row in task.rows]
+            visual = sight.look(task.plan, task.batch, measured)
+        prompt = task.rows[0][0].tokens.prompt_tokens
+        rows = self.encoder.pooled(task.plan, task.batch, ids, self.head, prompt, stretches, visual)
         return self.head.finish(rows, dimensions=request.dimensions, normalize=request.normalize)
-
-
-def _stack(window: _Window) -> np.ndarray:
-    return np.stack([vector for vector in window.vectors if vector is not None])

@@ -86,6 +86,12 @@ def make(folder: Path, config: dict[str, Any]) -> Any:
     return model
 
 
+def say(lines: list[str], *more: str) -> None:
+    """Print lines as they are found, and keep them for the file."""
+    lines += more
+    print(*more, sep="\n", flush=True)
+
+
 def race(contestants: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Median seconds of each, taken in turns."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -114,7 +120,7 @@ def ours(model: engine.Model, ids: np.ndarray) -> Callable[[], object]:
 
 
 def prefill(model: engine.Model, theirs: Any, table: Any, lines: list[str], missed: list[str]) -> None:
-    lines += ["", "prefill, tokens/s", f"{'B x L':<12}{'mlx-lm':>12}{'archport':>12}{'ratio':>8}"]
+    say(lines, "", "prefill, tokens/s", f"{'B x L':<12}{'mlx-lm':>12}{'archport':>12}{'ratio':>8}")
     above = 0
     for B, L in table:
         ids = np.random.default_rng(B * L).integers(0, model.spec.vocab_size, (B, L)).astype(np.int32)
@@ -123,10 +129,10 @@ def prefill(model: engine.Model, theirs: Any, table: Any, lines: list[str], miss
         ratio = found["mlx-lm"] / found["archport"]
         above += ratio > 1
         rates = [B * L / found[name] for name in ("mlx-lm", "archport")]
-        lines.append(f"{f'{B} x {L}':<12}{rates[0]:>12,.0f}{rates[1]:>12,.0f}{ratio:>8.2f}")
+        say(lines, f"{f'{B} x {L}':<12}{rates[0]:>12,.0f}{rates[1]:>12,.0f}{ratio:>8.2f}")
         if ratio < PREFILL_BAR:
             missed.append(f"prefill {B} x {L} at {ratio:.2f} of mlx-lm, {PREFILL_BAR} required")
-    lines.append(f"above mlx-lm at {above} of {len(table)} shapes")
+    say(lines, f"above mlx-lm at {above} of {len(table)} shapes")
     if above * 2 <= len(table):
         missed.append("prefill above mlx-lm at most shapes")
 
@@ -135,7 +141,7 @@ def long_text(model: engine.Model, folder: Path, length: int, lines: list[str], 
     try:
         from mlx_embeddings import load  # pyright: ignore[reportMissingImports]
     except ImportError:
-        lines += ["", "mlx-embeddings is not installed; the long text is not compared"]
+        say(lines, "", "mlx-embeddings is not installed; the long text is not compared")
         return
     (folder / "modules.json").unlink(missing_ok=True)
     peer, _ = load(str(folder))
@@ -148,9 +154,9 @@ def long_text(model: engine.Model, folder: Path, length: int, lines: list[str], 
         }
     )
     ratio = found["mlx-embeddings"] / found["archport"]
-    lines += ["", f"one text of {length:,} tokens: mlx-embeddings {metadata.version('mlx-embeddings')}"]
-    lines += [f"  {name:<15}{seconds:.4f} s, {length / seconds:,.0f} tokens/s" for name, seconds in found.items()]
-    lines.append(f"  ratio {ratio:.2f}")
+    say(lines, "", f"one text of {length:,} tokens: mlx-embeddings {metadata.version('mlx-embeddings')}")
+    say(lines, *(f"  {name:<15}{seconds:.4f} s, {length / seconds:,.0f} tokens/s" for name, seconds in found.items()))
+    say(lines, f"  ratio {ratio:.2f}")
     if ratio < LONG_BAR:
         missed.append(f"long text at {ratio:.2f} of mlx-embeddings, {LONG_BAR} required")
 
@@ -159,7 +165,7 @@ def decode(model: engine.Model, theirs: Any, few: int, many: int, lines: list[st
     """Tokens/s between the `few`-th and the `many`-th token, so that reading the prompts counts for nobody."""
     step, batched = reused("generate.generate_step"), reused("generate.batch_generate")
     stub = SimpleNamespace(eos_token_ids=[], decode=lambda *_, **__: "", detokenizer=None)
-    lines += ["", "decoding, tokens/s", f"{'B':<12}{'mlx-lm':>12}{'archport':>12}{'ratio':>8}"]
+    say(lines, "", "decoding, tokens/s", f"{'B':<12}{'mlx-lm':>12}{'archport':>12}{'ratio':>8}")
     for B, ragged in ((1, False), (32, False), (32, True)):
         rng = np.random.default_rng(B)
         lengths = [PROMPT - (3 * row if ragged else 0) for row in range(B)]
@@ -190,7 +196,7 @@ def decode(model: engine.Model, theirs: Any, few: int, many: int, lines: list[st
         rates = [B * (many - few) / (found[f"{name} many"] - found[f"{name} few"]) for name in ("mlx-lm", "archport")]
         ratio = rates[1] / rates[0]
         name = f"{B} ragged" if ragged else f"{B}"
-        lines.append(f"{name:<12}{rates[0]:>12,.0f}{rates[1]:>12,.0f}{ratio:>8.2f}")
+        say(lines, f"{name:<12}{rates[0]:>12,.0f}{rates[1]:>12,.0f}{ratio:>8.2f}")
         if ratio < DECODE_BAR:
             missed.append(f"decoding {name} at {ratio:.2f} of mlx-lm, {DECODE_BAR} required")
 
@@ -207,19 +213,20 @@ def main() -> None:
         folder = Path(scratch)
         theirs = make(folder, config)
         model = engine.load(folder, dtype="checkpoint", prefix_cache=0)
-        lines = [
+        lines: list[str] = []
+        say(
+            lines,
             f"archport {archport.__version__}, mlx {model.device.mlx_version}, mlx-lm {metadata.version('mlx-lm')}, "
             f"python {platform.python_version()}, {model.device.name}",
             f"{config['num_hidden_layers']} layers of {config['hidden_size']}, bfloat16, medians of {RUNS} in turns",
-        ]
+        )
         if arguments.only in (None, "prefill"):
             prefill(model, theirs, ((1, 16), (2, 64)) if arguments.tiny else TABLE, lines, missed)
         if arguments.only in (None, "long"):
             long_text(model, folder, 256 if arguments.tiny else LONG, lines, missed)
         if arguments.only in (None, "decode"):
             decode(model, theirs, 4 if arguments.tiny else FEW, 24 if arguments.tiny else MANY, lines, missed)
-    lines += ["", "all bars met" if not missed else "MISSED: " + "; ".join(missed)]
-    print(*lines, sep="\n")
+    say(lines, "", "all bars met" if not missed else "MISSED: " + "; ".join(missed))
     if arguments.write:
         out = Path(__file__).parent / "results" / f"qwen3_gpu_{model.device.kind}.txt"
         out.write_text("\n".join(lines) + "\n")

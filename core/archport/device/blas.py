@@ -57,7 +57,8 @@ class UnusableBlas(Exception):
 
 # How long MKL's threads spin behind a product, in ms, unless the user says otherwise. Its own 200 take a core from
 # whatever runs next, on threads that are not MKL's: attention and activations took half as long again on two cores.
-SPIN = ("KMP_BLOCKTIME", "0")
+# Without any, each of a chain of small products waits for them to wake: the gated delta rule took ten times as long.
+SPIN = ("KMP_BLOCKTIME", "1")
 
 _status: Blas | None = None
 _warned_late = False

@@ -2,7 +2,8 @@
 
 A plugin is a module. It marks functions of these names with `hookimpl`, takes any subset of the arguments by name, and
 uses neither defaults nor keyword-only parameters (pluggy passes neither reliably). Arguments are configs, specs and
-shapes, never arrays, so a hook can't force an evaluation and can be tested without weights.
+shapes, never arrays, so a hook can't force an evaluation and can be tested without weights. An answer depends on the
+arguments alone: a loaded model remembers it.
 
 Two stages. `models`, `claim` and `examples` are asked of every installed plugin and their answers collected. All others
 are asked of the one plugin that claimed the config, behind whatever `engine.load(..., overrides=[...])` names and in

@@ -59,7 +59,8 @@ class LayerContext(Protocol):
         """Apply `rope(x, offset)` to q and k at this request's positions; `offset` is an int or one per row (B,).
 
         Where tokens stand on several axes, `rope.at(positions, known)` is asked instead, once per step, with positions
-        (axes, B, L), and what it returns is applied to q and k.
+        (axes, B, L), and what it returns is applied to q and k. A rope that has `along(offset, tokens, known)` is asked
+        for the same where they follow each other.
         """
         ...
 

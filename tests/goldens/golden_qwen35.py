@@ -24,7 +24,9 @@ from transformers import (
     Qwen3_5Config,
     Qwen3_5ForCausalLM,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
     Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
@@ -173,10 +175,10 @@ def record_one(name: str, model: torch.nn.Module, tokenizer: Tokenizer, seed: in
 
 
 @torch.no_grad()
-def record_pictures(tokenizer: Tokenizer) -> None:
-    """Add to qwen35-wrapper conversations with images and video, in pixels and in ids, and what comes of them."""
-    folder = HERE / "qwen35-wrapper"
-    model = Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+def record_pictures(name: str, kind: Any, tokenizer: Tokenizer, cases: tuple[str, ...] = tuple(PICTURES)) -> None:
+    """Add to a golden conversations with images and video, in pixels and in ids, and what comes of them."""
+    folder = HERE / name
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=PIXELS, **half)
     write_json(folder / "preprocessor_config.json", {"size": PIXELS, **half})
@@ -187,7 +189,8 @@ def record_pictures(tokenizer: Tokenizer) -> None:
     }
     media["video"] = dice.integers(0, 256, (FRAMES, 24, 32, 3), dtype=np.uint8)
     golden |= media
-    for case, (used, text) in PICTURES.items():
+    for case in cases:
+        used, text = PICTURES[case]
         inputs: dict[str, torch.Tensor] = {}
         stills, videos = [media[f"image_{at}"] for at in used if at != "video"], []
         if stills:
@@ -212,7 +215,7 @@ def record_pictures(tokenizer: Tokenizer) -> None:
         }
     check_expansion()
     np.savez_compressed(folder / "golden.npz", **golden)
-    print(f"qwen35-wrapper: {list(PICTURES)} with images and video")
+    print(f"{name}: {list(cases)} with images and video")
 
 
 def check_expansion() -> None:
@@ -249,8 +252,27 @@ def record_reranker() -> None:
     record_pairs(folder, model, tokenizer)
 
 
+def record_seeing_experts(
+    tokenizer: Tokenizer, common: dict[str, Any], rope: dict[str, Any], vision: dict[str, Any], tokens: dict[str, int]
+) -> None:
+    """Write qwen35-moe-wrapper: experts behind a vision tower."""
+    text = {
+        **common,
+        **rope,
+        **EXPERTS,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "layer_types": LAYERS[:2],
+        "num_hidden_layers": 2,
+        "tie_word_embeddings": False,
+    }
+    config = Qwen3_5MoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **tokens)
+    name, kind = "qwen35-moe-wrapper", Qwen3_5MoeForConditionalGeneration
+    record_one(name, kind(config).eval(), tokenizer, 67)
+    record_pictures(name, kind, tokenizer, ("one", "both"))
+
+
 def record() -> None:
-    """Write qwen35-text, qwen35-wrapper, qwen35-moe, qwen3-next and qwen35-reranker."""
+    """Write qwen35-text, qwen35-wrapper, qwen35-moe-wrapper, qwen35-moe, qwen3-next and qwen35-reranker."""
     tokenizer = train_tokenizer(append_endoftext=False)
     common = {
         **SHAPE,
@@ -286,7 +308,8 @@ def record() -> None:
         **tokens,
     )
     record_one("qwen35-wrapper", Qwen3_5ForConditionalGeneration(wrapper).eval(), seeing, 53)
-    record_pictures(seeing)
+    record_pictures("qwen35-wrapper", Qwen3_5ForConditionalGeneration, seeing)
+    record_seeing_experts(seeing, common, rope, vision, tokens)
     moe = Qwen3_5MoeTextConfig(
         **common, **rope, **EXPERTS, layer_types=LAYERS[:3], num_hidden_layers=3, tie_word_embeddings=True
     )

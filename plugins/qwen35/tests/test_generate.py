@@ -11,7 +11,7 @@ from archport import engine
 from archport.contract.hookspecs import hookimpl
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
-NAMES = ("qwen35-text", "qwen35-wrapper", "qwen35-moe", "qwen3-next")
+NAMES = ("qwen35-text", "qwen35-wrapper", "qwen35-moe", "qwen35-moe-wrapper", "qwen3-next")
 # Rows of which 64 greedy tokens were recorded.
 RECORDED = (3, 6)
 

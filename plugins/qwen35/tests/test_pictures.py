@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,6 +18,8 @@ GOLDEN = np.load(FOLDER / "golden.npz")
 
 
 CASES = ("one", "two", "video", "both")
+# What was recorded with pictures: of the dense model, and of one with experts.
+RECORDED = [*(("qwen35-wrapper", case) for case in CASES), *(("qwen35-moe-wrapper", case) for case in ("one", "both"))]
 # Every frame is taken, as the recording did.
 FILM = {"video": GOLDEN["video"], "fps": 3.0, "sample_fps": 100.0}
 
@@ -32,9 +35,14 @@ def conversation(case):
     return [{"role": "user", "content": pieces[case]}]
 
 
+@cache
+def loaded(name):
+    return engine.load(GOLDENS / name), np.load(GOLDENS / name / "golden.npz")
+
+
 @pytest.fixture(scope="module")
 def model():
-    return engine.load(FOLDER)
+    return loaded("qwen35-wrapper")[0]
 
 
 def hidden_of(model, item):
@@ -53,32 +61,36 @@ def hidden_of(model, item):
         return tokens.ids[0], np.concatenate([np.array(hidden[0]) for _, hidden in steps])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_ids_and_positions_are_the_reference_s(model, case):
+@pytest.mark.parametrize(("name", "case"), RECORDED)
+def test_ids_and_positions_are_the_reference_s(name, case):
+    model, golden = loaded(name)
     (measured,) = model._runtime.tokeniser([conversation(case)]).measured
-    np.testing.assert_array_equal(measured.ids, GOLDEN[f"pids_{case}"])
-    np.testing.assert_array_equal(measured.positions, GOLDEN[f"positions_{case}"])
-    assert measured.next_position - len(measured.ids) == GOLDEN[f"delta_{case}"]
+    np.testing.assert_array_equal(measured.ids, golden[f"pids_{case}"])
+    np.testing.assert_array_equal(measured.positions, golden[f"positions_{case}"])
+    assert measured.next_position - len(measured.ids) == golden[f"delta_{case}"]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_hidden_states_and_logits_equal_transformers(model, case):
+@pytest.mark.parametrize(("name", "case"), RECORDED)
+def test_hidden_states_and_logits_equal_transformers(name, case):
+    model, golden = loaded(name)
     ids, hidden = hidden_of(model, conversation(case))
     hidden, logits = (
         hidden[: len(ids)],
         model._runtime.encoder.trunk.logits(mx.array(hidden[None, len(ids) - 1 :][:, :1])),
     )
-    for found, want in ((hidden, GOLDEN[f"phidden_{case}"]), (np.array(logits)[0, 0], GOLDEN[f"plogits_{case}"])):
+    for found, want in ((hidden, golden[f"phidden_{case}"]), (np.array(logits)[0, 0], golden[f"plogits_{case}"])):
         assert np.abs(found - want).max() / np.abs(want).max() <= 3e-5
 
 
-def test_greedy_tokens_after_images_and_video_equal_transformers():
-    endless = engine.load(FOLDER, prefix_cache=0)
+@pytest.mark.parametrize("name", sorted({name for name, _ in RECORDED}))
+def test_greedy_tokens_after_images_and_video_equal_transformers(name):
+    endless, golden = engine.load(GOLDENS / name, prefix_cache=0), loaded(name)[1]
+    cases = [case for each, case in RECORDED if each == name]
     # What was recorded went on behind the end.
     object.__setattr__(endless._runtime, "stops", frozenset())
-    made = endless.generate([conversation(case) for case in CASES], max_tokens=32)
-    for case, each in zip(CASES, made, strict=True):
-        np.testing.assert_array_equal(each.tokens, GOLDEN[f"pgreedy_{case}"])
+    made = endless.generate([conversation(case) for case in cases], max_tokens=32)
+    for case, each in zip(cases, made, strict=True):
+        np.testing.assert_array_equal(each.tokens, golden[f"pgreedy_{case}"])
 
 
 def test_a_video_file_gives_the_vector_of_its_frames(model, tmp_path):

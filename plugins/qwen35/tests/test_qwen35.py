@@ -12,7 +12,7 @@ from archport import engine
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 # Dense text, the text half of a vision checkpoint, experts, and the family before.
-NAMES = ("qwen35-text", "qwen35-wrapper", "qwen35-moe", "qwen3-next")
+NAMES = ("qwen35-text", "qwen35-wrapper", "qwen35-moe", "qwen35-moe-wrapper", "qwen3-next")
 LIMIT = 3e-5
 
 

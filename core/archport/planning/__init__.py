@@ -4,7 +4,7 @@ Pure Python on numbers. Imports only the contract; is handed its attention paths
 """
 
 from archport.planning.costs import Weights, estimate_weights
-from archport.planning.memory import Memory
+from archport.planning.memo import Memo
 from archport.planning.pins import NoPins, Pins
 from archport.planning.plan import BatchPlan, Buffer, KindPlan, Mode, Plan, StepPlan, VisionStep, Work
 from archport.planning.planner import plan_request
@@ -16,7 +16,7 @@ __all__ = [
     "Buffer",
     "Group",
     "KindPlan",
-    "Memory",
+    "Memo",
     "Mode",
     "NoPins",
     "Pins",

@@ -22,7 +22,7 @@ from archport.contract import (
 )
 from archport.planning.batch import Batch, Steps
 from archport.planning.costs import TokenBytes, Weights, active_elements, element_bytes, has_experts, token_bytes
-from archport.planning.memory import Key, Memory
+from archport.planning.memo import Key, Memo
 from archport.planning.pins import Pins
 from archport.planning.plan import Mode
 from archport.planning.readout import Readout
@@ -57,8 +57,8 @@ class Job:
         visible: per row the leading tokens that any token sees; empty when all are.
         readout: what a head needs behind the last layer; None for nothing to speak of.
         backend: name of the backend that the caller pinned for all attention.
-        memo, prefills: paths already chosen, steps already laid out.
-        memory: of earlier requests too.
+        paths, prefills: paths already chosen, steps already laid out.
+        memo: what earlier requests found out.
     """
 
     spec: ArchSpec
@@ -83,13 +83,13 @@ class Job:
     kinds: tuple[LayerSpec, ...] = ()
     classes: tuple[LayerClass, ...] = ()
     layer_classes: tuple[int, ...] = ()
-    memo: dict[tuple[AttentionCall, str | None], AttentionPath] = field(
+    paths: dict[tuple[AttentionCall, str | None], AttentionPath] = field(
         default_factory=dict["tuple[AttentionCall, str | None]", AttentionPath]
     )
     prefills: dict[tuple[Batch, int, tuple[AttentionLimits, ...], bool], Steps] = field(
         default_factory=dict["tuple[Batch, int, tuple[AttentionLimits, ...], bool]", "Steps"]
     )
-    memory: Memory = field(default_factory=Memory)
+    memo: Memo = field(default_factory=Memo)
 
     @property
     def new(self) -> int:
@@ -116,9 +116,9 @@ class Job:
     def path(self, call: AttentionCall, pin: str | None) -> AttentionPath:
         """The chosen path of a call; a call is decided once."""
         key = (call, pin)
-        found = self.memo.get(key)
+        found = self.paths.get(key)
         if found is None:
-            found = self.memo[key] = self.choose(call, self.device, pin)
+            found = self.paths[key] = self.choose(call, self.device, pin)
         return found
 
     def who(self, hook: str) -> str:
@@ -128,18 +128,18 @@ class Job:
     def mask_pin(self, layer: LayerSpec, shape: BatchShape) -> tuple[MaskPolicy | None, str]:
         """What a hook fixed about visibility and who did, asked once per layer spec and shape."""
         key = (layer, shape)
-        if key not in self.memory.masks:
+        if key not in self.memo.masks:
             pin = self.pins.mask_policy(self.spec, layer, shape)
-            self.memory.masks[key] = (pin, self.who("archport_mask_policy"))
-        return self.memory.masks[key]
+            self.memo.masks[key] = (pin, self.who("archport_mask_policy"))
+        return self.memo.masks[key]
 
     def backend_pin(self, layer: AttentionLayer, call: AttentionCall) -> tuple[str | None, str]:
         """What a hook fixed about the backend and who did, asked once per layer spec, rows and queries."""
         key = (layer, call.B, call.q_len)
-        if key not in self.memory.backends:
+        if key not in self.memo.backends:
             pin = self.pins.sdpa_backend(self.spec, layer, call, self.device)
-            self.memory.backends[key] = (pin, self.who("archport_sdpa_backend"))
-        return self.memory.backends[key]
+            self.memo.backends[key] = (pin, self.who("archport_sdpa_backend"))
+        return self.memo.backends[key]
 
 
 def kinds_of(spec: ArchSpec) -> tuple[tuple[LayerSpec, ...], tuple[int, ...]]:

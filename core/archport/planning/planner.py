@@ -22,7 +22,7 @@ from archport.planning.arguments import pictures_of, visible_of, whole
 from archport.planning.batch import Batch
 from archport.planning.costs import Weights, estimate_weights, rate
 from archport.planning.job import Job, classes_of, kinds_of
-from archport.planning.memory import Key, Memory
+from archport.planning.memo import Key, Memo
 from archport.planning.pins import NoPins, Pins
 from archport.planning.plan import BatchPlan, KindPlan, Mode, Plan
 from archport.planning.quote import Quote, Schedule, quote
@@ -62,7 +62,7 @@ def plan_request(
     images: Sequence[Sequence[int]] = (),
     visible: Sequence[int] = (),
     readout: Readout | None = None,
-    memory: Memory | None = None,
+    memo: Memo | None = None,
 ) -> Plan:
     """Decide how a request runs on a device within a budget.
 
@@ -89,7 +89,7 @@ def plan_request(
         visible: per row the leading tokens that any token may see, those behind them being computed all the same; empty
             when all are seen.
         readout: what a head needs behind the last layer; left out for one that needs nothing to speak of.
-        memory: of earlier requests with the same spec, device, chooser and pins.
+        memo: of earlier requests with the same spec, device, chooser and pins.
 
     Raises:
         InputError: an argument that is no number of tokens or bytes.
@@ -138,9 +138,9 @@ def plan_request(
         kinds=kinds,
         classes=classes,
         layer_classes=layer_classes,
-        memory=memory or Memory(),
+        memo=memo or Memo(),
     )
-    job.memory.tidy()
+    job.memo.tidy()
     refuse_context(job, rows, start)
     batches = _dense_batch(job, rows, start) if dense else _batches(job, rows, start)
     smallest = _minimum(job, rows, start) if not dense else max(batch.peak for batch in batches)
@@ -162,7 +162,7 @@ def plan_request(
 
 def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[BatchPlan, ...]:
     """All batches of a request, in order."""
-    groups, memory, asked = _groups(job, rows, cached), job.memory, job.asked
+    groups, memo, asked = _groups(job, rows, cached), job.memo, job.asked
     found: list[BatchPlan] = []
     for group in groups:
         batch = _batch(job, group, rows, cached, others=len(groups) > 1)
@@ -170,17 +170,17 @@ def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[
         uneven = batch.shape.ragged and (
             job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
         )
-        best = None if uneven else memory.quotes.get(key)
-        if best is None and key in memory.schedules:
+        best = None if uneven else memo.quotes.get(key)
+        if best is None and key in memo.schedules:
             # Rows of other lengths in the same shape: what ran those runs these, unless it does not fit.
-            again = quote(job, batch, memory.schedules[key], every_step=True)
+            again = quote(job, batch, memo.schedules[key], every_step=True)
             best = None if again.problem else again
         if best is None:
             best = schedule_of(job, batch)
         if uneven:
-            memory.schedules[key] = best.schedule
+            memo.schedules[key] = best.schedule
         else:
-            memory.quotes[key] = best
+            memo.quotes[key] = best
         found.append(_plan_batch(job, group, batch, best))
     return tuple(found)
 
@@ -276,17 +276,17 @@ def _minimum(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> int:
 
 
 def _known(job: Job, key: Key, find: Callable[[], int]) -> int:
-    """A number from the memory, found once."""
-    if key not in job.memory.numbers:
-        job.memory.numbers[key] = find()
-    return job.memory.numbers[key]
+    """A number from the memo, found once."""
+    if key not in job.memo.numbers:
+        job.memo.numbers[key] = find()
+    return job.memo.numbers[key]
 
 
 def _cost(job: Job, plan: Plan, rows: tuple[int, ...], cached: tuple[int, ...]) -> str:
     """What a tight budget costs in time, in words."""
     if plan.budget >= 2 * plan.minimum:
         return ""
-    free = replace(job, budget=2**60, memo={}, prefills={})
+    free = replace(job, budget=2**60, paths={}, prefills={})
     best = sum(batch.seconds for batch in _batches(free, rows, cached))
     extra = plan.seconds / best - 1 if best else 0.0
     word = f"about {extra:.0%} more time" if extra >= CHEAP else "no noticeable time"

@@ -50,6 +50,7 @@ class Pixels:
             InputError: when a picture can't be decoded.
         """
         self._stack(step, pictures)
+        self._begun.discard(id(step))
         return self._ready.pop(id(step)).result()
 
     def prepare(self, step: VisionStep | None, pictures: Sequence[Picture]) -> None:

@@ -22,7 +22,7 @@ from archport.contract import (
     Trunk,
 )
 from archport.memory import Caches
-from archport.planning import BatchPlan, Memory, Mode, Pins, Plan, Readout, StepPlan, plan_request
+from archport.planning import BatchPlan, Memo, Mode, Pins, Plan, Readout, StepPlan, plan_request
 from archport.running.context import StepContext, Stretches
 from archport.running.recurrent import StateStep
 from archport.running.vision import BatchVisual
@@ -50,7 +50,7 @@ class Planner:
     weight_bytes: int | None
     dtype: DType | None
     limits: AttentionLimits
-    memory: Memory = field(default_factory=Memory)
+    memo: Memo = field(default_factory=Memo)
 
     def __call__(
         self,
@@ -92,7 +92,7 @@ class Planner:
             images=images,
             visible=visible,
             readout=readout,
-            memory=self.memory,
+            memo=self.memo,
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import mlx.core as mx
 import numpy as np
 
-from archport.attention import attend
+from archport.attention import prepare
 from archport.contract import ArchportError, Measured, Picture, Reader, Trunk, VisionTrunk
 from archport.device.evaluation import Pipeline
 from archport.device.tracing import traced
@@ -89,6 +89,7 @@ class TowerStep:
         ahead: bool = False,
     ) -> None:
         self._kinds, self._step, self._evaluate, self._ahead = plan.vision_kinds, step, evaluate, ahead
+        self._runners = [None if path is None else prepare(path) for path in step.paths]
         self._grids = [picture.grid for picture in pictures]
         mean, std = reader.normalisation
         self._mean, self._std = mx.array(list(mean), dtype=mx.float32), mx.array(list(std), dtype=mx.float32)
@@ -104,13 +105,13 @@ class TowerStep:
         return x.reshape(patches.shape)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        path = self._step.paths[self._kinds[layer]]
-        if path is None:
+        run = self._runners[self._kinds[layer]]
+        if run is None:
             raise ArchportError(f"block {layer} of the vision tower is declared recurrent but called attend")
         if self._ahead:
             # A stretch per block, started while the one before it runs: waiting costs a GPU more than memory.
             self._evaluate((q, k, v))
-        return attend(path, q, k, v, scale=scale, zero_padding=False)
+        return run(q, k, v, scale=scale)
 
     def rows(self, function: Callable[..., mx.array], *inputs: mx.array) -> mx.array:
         piece, length = self._step.piece, inputs[0].shape[1]

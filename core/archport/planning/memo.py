@@ -16,7 +16,7 @@ MOST = 2048
 
 
 @dataclass(slots=True)
-class Memory:
+class Memo:
     """Answers that depend on their keys alone, for one spec, device, chooser and set of hooks.
 
     Without it every request of some short texts pays one to four milliseconds for what the last one knew.

@@ -64,9 +64,10 @@ def measured(spec: ArchSpec, plan: Plan) -> int:
         ids = mx.zeros((batch.shape.B, batch.shape.L), mx.int32)
         table = mx.zeros((2, spec.hidden_size))
         mx.eval(ids, table)
-        # The first pass warms up kernels that are compiled or cached; what coexists in the others depends on threads.
+        # The first pass warms up kernels that are compiled or cached; what coexists in the others depends on threads,
+        # and on a CPU on where MLX's tens of operations end.
         last = 0
-        for turn in range(4):
+        for turn in range(11):
             mx.clear_cache()
             before = mx.get_active_memory()
             mx.reset_peak_memory()

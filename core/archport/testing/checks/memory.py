@@ -10,11 +10,14 @@ from archport.testing.subject import Tiny
 # Below this a measurement is mostly page rounding.
 WORTH_MEASURING = 32 << 20
 FACTOR = 1.25
+# MLX hands a CPU's worker ten operations at a time, and releases what they held when all ten are done: which arrays
+# coexist depends on where a ten ends and how far ahead the worker is. So many runs see every place.
+RUNS = 10
 
 
 @check("tiny")
 def peak_is_predicted(t: Tiny) -> str:
-    """A run's measured peak is at most what its plan predicts, and above 32 MB the prediction is within 1.25 of it.
+    """No run's peak is above what its plan predicts, and above 32 MB the prediction is within 1.25 of the highest.
 
     Make no arrays that the declared widths do not account for: masks, repeated heads, wide temporaries.
     """
@@ -25,7 +28,11 @@ def peak_is_predicted(t: Tiny) -> str:
         if plan.peak > 1.5 * WORTH_MEASURING or count >= 4096:
             break
         count += count // 2
-    measured = _measure(t, plan, length, count)
+    measured = 0
+    for _ in range(RUNS):
+        measured = max(measured, _measure(t, plan, length, count))
+        if measured * FACTOR >= plan.peak:
+            break
     if measured > plan.peak:
         fail(
             f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} "

@@ -20,9 +20,13 @@ from archport.contract import (
 )
 from archport.planning.batch import Batch, Steps
 from archport.planning.job import Job
-from archport.planning.masks import DENSE, HIDDEN_ENDS, check_pin, policies
+from archport.planning.masks import DENSE, HIDDEN_ENDS, SEGMENTS, check_pin, policies
 from archport.planning.plan import StepPlan
 from archport.planning.recurrence import choose_form
+
+# On CUDA each length of a row that runs by itself is a shape of its own, and takes tens of milliseconds to prepare. So
+# many are worth a look; with more, hiding the padding is cheaper whatever the lengths are.
+MOST_LENGTHS = 8
 
 
 def prefill_steps(
@@ -106,6 +110,8 @@ def path_of(
     ragged = ragged and shape.ragged
     options, words = _options(job, batch, layer, q_len, kv_len, ragged=ragged, decode=decode)
     lengths, q_lengths = _lengths(batch, start, q_len, kv_len, decode=decode) if ragged else ((), ())
+    if len(options) > 1 and job.device.kind == "cuda" and len(set(lengths)) > MOST_LENGTHS:
+        options = tuple(option for option in options if option != SEGMENTS)
     if batch.visible:
         # Their ends are computed like all others, so nothing but what they see may be less.
         options, lengths, q_lengths = (HIDDEN_ENDS,), batch.visible, ()
@@ -129,12 +135,26 @@ def path_of(
         if name is None:
             name, who = job.backend_pin(layer, call)
             words += [f"archport_sdpa_backend of {who}: {name}"] if name else []
-        path = job.path(call, name)
+        path = _path(job, call, name)
         if path.excess and room[1:]:
-            path = job.path(replace(call, limits=room[-1]), name)
+            path = _path(job, replace(call, limits=room[-1]), name)
         found.append((bool(path.excess), path.price.seconds, order, path, policy))
     *_, path, policy = min(found, key=lambda entry: entry[:3])
     return path, policy, words
+
+
+def _path(job: Job, call: AttentionCall, name: str | None) -> AttentionPath:
+    """The path of a call.
+
+    On CUDA, where shapes are few, padded rows are priced as if the longest filled its shape and the others were short:
+    what was chosen for a shape then serves all rows in it, and fresh texts cost no search.
+    """
+    rows = call.lengths
+    if job.device.kind != "cuda" or call.mask != "key_padding" or call.q_lengths not in ((), rows):
+        return job.path(call, name)
+    alike = (call.kv_len,) * len(rows) if len(set(rows)) == 1 else (call.kv_len,) + (1,) * (len(rows) - 1)
+    stands_for = replace(call, lengths=alike, q_lengths=alike if call.q_lengths else ())
+    return replace(job.path(stands_for, name), call=call)
 
 
 def _options(

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from archport.contract import ContextLengthExceeded, InputError
-from archport.running.tokenise import Overflow, check_text, token_limit
+from archport.running.tokenise import Overflow, check_text, encoded, token_limit
 
 # One text, or the two texts of a pair.
 Item = str | tuple[str, str]
@@ -50,7 +50,7 @@ class JoinedTokeniser:
         ready = [self._prepared(item, f"{what} {index}") for index, item in enumerate(items)]
         rows: list[np.ndarray] = []
         types: list[np.ndarray] = []
-        for index, encoding in enumerate(self.tokenizer.encode_batch(ready)):
+        for index, encoding in enumerate(encoded(self.tokenizer, ready)):
             if len(encoding.ids) > limit:
                 if overflow == "error":
                     raise ContextLengthExceeded(

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from archport.contract import ContextLengthExceeded, InputError, PairText
-from archport.running.tokenise import Overflow, check_text, token_limit
+from archport.running.tokenise import Overflow, check_text, encoded, token_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class PairTokeniser:
         return tuple(rows)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in encoded(self.tokenizer, list(texts), add_special_tokens=False)]
 
 
 def common_prefix(rows: Sequence[np.ndarray]) -> int:

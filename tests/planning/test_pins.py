@@ -8,6 +8,7 @@ from archport.contract import (
     ArchSpec,
     AttentionLayer,
     ContextLengthExceeded,
+    InputError,
     KVAllocation,
     MaskPolicy,
     MemoryBudgetExceeded,
@@ -67,6 +68,25 @@ def test_a_pinned_backend_is_taken_and_said(qwen3_06b: ArchSpec, choose):
     assert path is not None
     assert path.backend.name == "tiles"
     assert plan.batches[0].kinds[0].pins == ("archport_sdpa_backend of acme: tiles",)
+
+
+@pytest.mark.parametrize("backend", ["fused", "tiled"])
+@pytest.mark.parametrize("name", ["m2-ultra-128gb", "h200"])
+def test_a_pinned_backend_runs_padded_rows_though_it_takes_none_one_by_one(backend, name, bert: ArchSpec, real_choose):
+    plan = plan_request(
+        bert, [300, 200, 100], device=profile(name), choose=real_choose, pins=Pinned(backend=backend), dtype="bfloat16"
+    )
+    for batch in plan.batches:
+        for kind, path in zip(batch.kinds, batch.steps[0].paths, strict=True):
+            if batch.shape.ragged:
+                assert path.backend.name == backend
+                assert kind.mask is not None
+                assert kind.mask.kind == "key_padding"
+
+
+def test_a_pinned_backend_that_takes_no_way_says_why(bert: ArchSpec, real_choose):
+    with pytest.raises(InputError, match="'host' refuses"):
+        plan_request(bert, [300, 200], device=M2, choose=real_choose, pins=Pinned(backend="host"), dtype="bfloat16")
 
 
 def test_a_pinned_backend_that_does_not_fit_is_named_as_what_binds(choose):

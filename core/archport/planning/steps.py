@@ -13,6 +13,7 @@ from archport.contract import (
     AttentionLayer,
     AttentionLimits,
     AttentionPath,
+    InputError,
     KVAllocation,
     MaskPolicy,
     RecurrentLayer,
@@ -135,9 +136,15 @@ def path_of(
         if name is None:
             name, who = job.backend_pin(layer, call)
             words += [f"archport_sdpa_backend of {who}: {name}"] if name else []
-        path = _path(job, call, name)
-        if path.excess and room[1:]:
-            path = _path(job, replace(call, limits=room[-1]), name)
+        try:
+            path = _path(job, call, name)
+            if path.excess and room[1:]:
+                path = _path(job, replace(call, limits=room[-1]), name)
+        except InputError:
+            # A pinned backend runs rows one by one or hides their padding; it need not know both.
+            if not found and order == len(options) - 1:
+                raise
+            continue
         found.append((bool(path.excess), path.price.seconds, order, path, policy))
     *_, path, policy = min(found, key=lambda entry: entry[:3])
     return path, policy, words

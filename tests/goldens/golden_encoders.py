@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from recording import HERE, randomise, read_corpus, relative_error, write_golden, write_json
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     Gemma3TextConfig,
     Gemma3TextModel,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
 )
@@ -152,36 +154,38 @@ def masked_logits(model: torch.nn.Module, rows: list[dict[str, Any]], mask: int)
     return {"masked_ids": np.asarray(ids, np.int32), "masked_logits": logits.numpy()}
 
 
-def record_xlm_roberta() -> None:
-    """Write xlm-roberta: `roberta.` prefix, a masked-LM head, positions behind pad id 1, tied decoder."""
-    folder = begin("xlm-roberta")
-    tokenizer = make_tokenizer(XLMR_SPECIALS, "<unk>", "<s> $A </s>", "<s> $A </s> </s> $B </s>")
-    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
-    save_tokenizer(tokenizer, folder, 320, names | {"cls_token": "<s>", "sep_token": "</s>"})
-    raw: dict[str, Any] = {
-        "architectures": ["XLMRobertaForMaskedLM"],
-        "model_type": "xlm-roberta",
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 322,
-        "type_vocab_size": 1,
-        "vocab_size": VOCABULARY,
-        "layer_norm_eps": 1e-5,
-        "hidden_act": "gelu",
-        "bos_token_id": 0,
-        "pad_token_id": 1,
-        "eos_token_id": 2,
-        "position_embedding_type": "absolute",
-        "torch_dtype": "float32",
-    }
-    model = XLMRobertaForMaskedLM(XLMRobertaConfig(**raw)).eval()
+ROBERTA: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 322,
+    "type_vocab_size": 1,
+    "vocab_size": VOCABULARY,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "gelu",
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "position_embedding_type": "absolute",
+    "torch_dtype": "float32",
+}
+ROBERTA_NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+ROBERTA_NAMES |= {"cls_token": "<s>", "sep_token": "</s>"}
+
+
+def record_roberta_kind(
+    folder: Path, raw: dict[str, Any], model: torch.nn.Module, mask: int, more: dict[str, torch.Tensor]
+) -> None:
+    """Write a masked language model of the RoBERTa kind: positions behind pad id 1, a tied decoder.
+
+    `more` are tensors beside its own that the file holds.
+    """
     randomise(model, 51, {"query.weight": 3.0, "key.weight": 3.0})
     rows = rows_for((1, 2, 31, 32, 128, 256, 320), 52, VOCABULARY, padding=1)
     trunk = model.roberta
-    weights = {name: value for name, value in model.state_dict().items() if name != "lm_head.decoder.weight"}
-    weights = {name: value for name, value in weights.items() if name != "lm_head.decoder.bias"}
+    tied = ("lm_head.decoder.weight", "lm_head.decoder.bias")
+    weights = {name: value for name, value in model.state_dict().items() if name not in tied} | more
     # What an engine would compute that counted positions from zero, or counted padding inside the content.
     position_table = trunk.embeddings.position_embeddings.weight
     reference = hidden_rows(trunk, rows)
@@ -192,7 +196,34 @@ def record_xlm_roberta() -> None:
     plain = [{"ids": [5 if i == 1 else i for i in rows[-1]["ids"]]}]
     wrong["padding counted"] = relative_error(hidden_rows(trunk, plain)[0], reference[-1])
     wrong |= check_it_bites(trunk, rows[3], {})
-    store(folder, raw, weights, trunk, rows, wrong, masked_logits(model, rows, 4))
+    store(folder, raw, weights, trunk, rows, wrong, masked_logits(model, rows, mask))
+
+
+def record_xlm_roberta() -> None:
+    """Write xlm-roberta: `roberta.` prefix, a masked-LM head."""
+    folder = begin("xlm-roberta")
+    tokenizer = make_tokenizer(XLMR_SPECIALS, "<unk>", "<s> $A </s>", "<s> $A </s> </s> $B </s>")
+    save_tokenizer(tokenizer, folder, 320, ROBERTA_NAMES)
+    raw = {"architectures": ["XLMRobertaForMaskedLM"], "model_type": "xlm-roberta", **ROBERTA}
+    record_roberta_kind(folder, raw, XLMRobertaForMaskedLM(XLMRobertaConfig(**raw)).eval(), 4, {})
+
+
+def record_roberta() -> None:
+    """Write roberta: a byte-level tokenizer, and the position ids that files of its time hold."""
+    folder = begin("roberta")
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*XLMR_SPECIALS[:4], *(letter for letter in bytes_ if letter.isascii() or letter == "\u0120")]
+    pieces = [*pieces, *(letter for letter in bytes_ if letter not in pieces)][: VOCABULARY - 1]
+    pieces.append("<mask>")
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    tokenizer.add_special_tokens([*XLMR_SPECIALS[:4], AddedToken("<mask>", lstrip=True, special=True)])
+    save_tokenizer(tokenizer, folder, 320, ROBERTA_NAMES)
+    raw = {"architectures": ["RobertaForMaskedLM"], "model_type": "roberta", **ROBERTA}
+    more = {"roberta.embeddings.position_ids": torch.arange(322)[None]}
+    record_roberta_kind(folder, raw, RobertaForMaskedLM(RobertaConfig(**raw)).eval(), VOCABULARY - 1, more)
 
 
 def record_modernbert() -> None:
@@ -348,5 +379,6 @@ def record_gemma_pipeline(folder: Path) -> None:
 def record() -> None:
     """Write all of them."""
     record_xlm_roberta()
+    record_roberta()
     record_modernbert()
     record_embeddinggemma()

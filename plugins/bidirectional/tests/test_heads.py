@@ -12,7 +12,7 @@ from archport.contract import ContextLengthExceeded, InputError
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 CLASSIFIERS = ("bert-classify", "xlm-roberta-rerank", "modernbert-rerank", "llama-bidirec-rerank")
-MASKED = ("bert-prefixed", "xlm-roberta", "modernbert")
+MASKED = ("bert-prefixed", "xlm-roberta", "roberta", "modernbert")
 
 
 def relative(got, want):
@@ -139,7 +139,7 @@ def test_an_embedder_says_that_it_knows_no_labels_and_fills_no_masks(models):
         models("llama-bidirec").fill_mask("a")
 
 
-@pytest.mark.parametrize("name", ["xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("name", ["xlm-roberta", "roberta", "modernbert"])
 def test_logits_of_masked_places_equal_transformers(models, name):
     import mlx.core as mx
 

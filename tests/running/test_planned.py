@@ -126,7 +126,7 @@ def test_ragged_rows_in_chunks_pool_to_the_vectors_of_single_rows(trunk, planner
         ids = [rows[row] for row in batch.rows]
         for step, hidden in run_steps(trunk, plan, batch, ids, batch_caches(planner.spec, plan, batch)):
             pooling.add(hidden, step.start)
-            pooling.evaluate()
+            pooling.evaluate(hidden)
         got = np.array(pooling.rows())
         for index, row in enumerate(batch.rows):
             whole, _ = run(trunk, planner, planner([len(rows[row])]), rows[row])

@@ -170,12 +170,13 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
 
 
 def _table_bytes(job: Job, batch: Batch, chunk: int) -> int:
-    """Cosines and sines of a step's positions in float32, for two sets of frequencies, and the angles of one."""
-    if job.device.kind != "cuda" and not batch.pictures:
+    """Angles of a step's positions with their cosines and sines in float32: for two sets of frequencies that layers
+    share, on a CPU those that MLX makes for q and for k."""
+    if job.device.kind == "metal" and not batch.pictures:
         return 0
     rows = 1 if batch.even_start and not batch.pictures else batch.shape.B
     widest = max((layer.head_dim for layer in job.kinds if isinstance(layer, AttentionLayer)), default=0)
-    return 10 * widest * rows * min(chunk, batch.shape.L)
+    return (12 if job.device.kind == "cpu" else 10) * widest * rows * min(chunk, batch.shape.L)
 
 
 def _margin(job: Job, moving: int, fixed: dict[str, int], width: int) -> int:

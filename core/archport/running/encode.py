@@ -79,7 +79,8 @@ class Encoder:
         for step, hidden in run_steps(self.trunk, plan, batch, ids, caches, stretches, visual):
             pooling.add(hidden, step.start)
             if len(batch.steps) > 1:
-                pooling.evaluate()
+                pooling.evaluate(hidden)
+            del hidden
         rows = pooling.rows()
         stretches.start(plan, batch, rows)
         return rows

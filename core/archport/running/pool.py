@@ -130,9 +130,9 @@ class Pooling:
         x = x.sum(axis=1)
         self._so_far[mode] = x if before is None else before + x
 
-    def evaluate(self) -> None:
-        """Finish what was added, so that the hidden states can be released."""
-        mx.eval(self._so_far)
+    def evaluate(self, hidden: mx.array) -> None:
+        """Finish what was added, and `hidden` itself where nothing of it is pooled, so that both can be released."""
+        mx.eval(self._so_far, hidden)
 
     def rows(self) -> mx.array:
         """The pooled rows (B, D x modes)."""

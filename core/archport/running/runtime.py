@@ -55,6 +55,10 @@ class Runtime:
     mask: int | None = None
     _made: dict[str, Scorer] = field(default_factory=dict[str, Scorer], init=False, repr=False, compare=False)
 
+    @property
+    def _its_head(self) -> str:
+        return f"the head of {self.name} is {type(self.head).__name__} ({self.head.source})"
+
     def embedder(self) -> Embedder:
         """Texts to vectors; raises InputError when the head makes none."""
         if not isinstance(self.head, EmbeddingHead):
@@ -64,7 +68,7 @@ class Runtime:
                 TokenHead: "embed(output='tokens')",
             }
             raise InputError(
-                f"{self.name} has a {type(self.head).__name__} ({self.head.source}), which makes no vectors of texts; "
+                f"{self._its_head}, which makes no vectors of texts; "
                 f"use {uses[type(self.head)]}, or load an embedding model"
             )
         return Embedder(self.tokeniser, self.encoder, VectorHead(self.head, self.dense))
@@ -104,17 +108,13 @@ class Runtime:
         if isinstance(self.head, TokenHead):
             return self.tokens()
         raise InputError(
-            f"{self.name} has a {type(self.head).__name__} ({self.head.source}), which scores no pairs; load a "
-            "reranker, or compare vectors with Model.similarity"
+            f"{self._its_head}, which scores no pairs; load a reranker, or compare vectors with Model.similarity"
         )
 
     def labels(self) -> LabelScorer:
         """Texts and pairs to scores of labels; raises InputError when the head has none."""
         if not isinstance(self.head, ClassificationHead):
-            raise InputError(
-                f"{self.name} has a {type(self.head).__name__} ({self.head.source}), which knows no labels; load a "
-                "checkpoint for sequence classification"
-            )
+            raise InputError(f"{self._its_head}, which knows no labels; load a checkpoint for sequence classification")
         texts, limit = self.tokeniser, self.tokeniser.max_tokens
         joined = JoinedTokeniser(texts.tokenizer, limit, texts.inputs.lowercase)
         pair = texts.inputs.pair
@@ -125,10 +125,7 @@ class Runtime:
         """Texts to a vector per token: of a token head as it says, of an embedding head the hidden states."""
         head = TokenHead(normalize=False) if isinstance(self.head, EmbeddingHead) else self.head
         if not isinstance(head, TokenHead):
-            raise InputError(
-                f"{self.name} has a {type(self.head).__name__} ({self.head.source}), which makes no vectors; load an "
-                "embedding or late-interaction model"
-            )
+            raise InputError(f"{self._its_head}, which makes no vectors; load an embedding or late-interaction model")
         dense = self.dense if isinstance(self.head, TokenHead) else ()
         return TokenEmbedder(self.tokeniser, self.encoder, head, dense)
 

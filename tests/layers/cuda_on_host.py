@@ -13,13 +13,18 @@ import numpy as np
 
 SHIM = """
 #include <barrier>
+#include <bit>
 #include <cmath>
 #include <cstddef>
+#include <cstring>
 #include <thread>
 #include <vector>
 #include <algorithm>
+using std::max;
 using std::min;
 using std::exp;
+static float __int_as_float(unsigned int bits) { return std::bit_cast<float>(bits); }
+#define __expf std::exp
 static float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 #define __device__
 #define __forceinline__ inline
@@ -29,17 +34,76 @@ struct alignas(16) float4 { float x, y, z, w; };
 struct uint3 { unsigned x, y, z; };
 static thread_local uint3 threadIdx, blockIdx;
 constexpr int kBlock = THREADS;
+constexpr uint3 blockDim = {kBlock, 1, 1};
 static std::barrier<> block_barrier(kBlock);
 static std::vector<std::barrier<>*> warp_barriers;
 static float exchange[kBlock];
+// What the lanes of a warp show each other.
+static unsigned int shown[kBlock][8];
+static const unsigned short* rows_shown[kBlock];
+static std::barrier<>& warp_barrier() { return *warp_barriers[threadIdx.x / 32]; }
 static void __syncthreads() { block_barrier.arrive_and_wait(); }
 static float __shfl_xor_sync(unsigned, float value, int mask) {
-  std::barrier<>& warp = *warp_barriers[threadIdx.x / 32];
+  std::barrier<>& warp = warp_barrier();
   exchange[threadIdx.x] = value;
   warp.arrive_and_wait();
   const float other = exchange[threadIdx.x ^ mask];
   warp.arrive_and_wait();
   return other;
+}
+"""
+
+# The instructions of attention/varlen_kernel.py, for elements of 16 bits in unsigned shorts.
+TENSOR_CORES = """
+static void copy_async(void* to, const void* from, bool real) {
+  if (real) std::memcpy(to, from, 16); else std::memset(to, 0, 16);
+}
+static void copies_done() {}
+static void load_matrices(unsigned int (&into)[4], const unsigned short* row, bool transposed = false) {
+  const int lane = threadIdx.x % 32, first = threadIdx.x - lane;
+  rows_shown[threadIdx.x] = row;
+  warp_barrier().arrive_and_wait();
+  for (int i = 0; i < 4; ++i) {
+    const unsigned short* const* matrix = rows_shown + first + 8 * i;
+    const int major = lane / 4, minor = lane % 4 * 2;
+    const unsigned int low = transposed ? matrix[minor][major] : matrix[major][minor];
+    const unsigned int high = transposed ? matrix[minor + 1][major] : matrix[major][minor + 1];
+    into[i] = low | high << 16;
+  }
+  warp_barrier().arrive_and_wait();
+}
+static void load_transposed(unsigned int (&into)[4], const unsigned short* row) { load_matrices(into, row, true); }
+template <bool Brain>
+static float wide(unsigned int bits) {
+  bits &= 0xffff;
+  return Brain ? std::bit_cast<float>(bits << 16)
+               : static_cast<float>(std::bit_cast<_Float16>(static_cast<unsigned short>(bits)));
+}
+template <bool Brain>
+static unsigned int narrow(float x) {
+  if (!Brain) return std::bit_cast<unsigned short>(static_cast<_Float16>(x));
+  const unsigned int bits = std::bit_cast<unsigned int>(x);
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+template <bool Brain>
+static unsigned int both(float first, float second) { return narrow<Brain>(first) | narrow<Brain>(second) << 16; }
+static float power_of_two(float x) { return std::exp2(x); }
+template <bool Brain>
+static void multiply(float (&sum)[4], const unsigned int (&a)[4], unsigned int b0, unsigned int b1) {
+  const int lane = threadIdx.x % 32, first = threadIdx.x - lane;
+  unsigned int* mine = shown[threadIdx.x];
+  for (int i = 0; i < 4; ++i) mine[i] = a[i];
+  mine[4] = b0, mine[5] = b1;
+  warp_barrier().arrive_and_wait();
+  const auto part = [](unsigned int word, int which) { return wide<Brain>(which ? word >> 16 : word); };
+  for (int j = 0; j < 4; ++j) {
+    const int column = lane % 4 * 2 + j % 2;
+    for (int k = 0; k < 16; ++k) {
+      const float left = part(shown[first + lane / 4 * 4 + k % 8 / 2][j / 2 + k / 8 * 2], k % 2);
+      sum[j] += left * part(shown[first + column * 4 + k % 8 / 2][4 + k / 8], k % 2);
+    }
+  }
+  warp_barrier().arrive_and_wait();
 }
 """
 
@@ -71,19 +135,22 @@ def build(
     *,
     shape_of: str = "q",
     whole: tuple[str, ...] = (),
+    halves: tuple[str, ...] = (),
 ):
     """A function (arrays by name, shape, blocks) that runs a kernel over float32 arrays.
 
     Args:
         shape_of: the input whose shape the kernel reads.
-        whole: names of int32 arrays.
+        whole: names of int32 arrays, and of int64 arrays that end in `_strides`.
+        halves: names of arrays of 16 bits; with any, outputs are such arrays.
     """
     shape = f"{shape_of}_shape"
-    parameters = ", ".join(
-        [*(f"{'int' if name in whole else 'float'}* {name}" for name in names), f"const int* {shape}"]
-    )
+    kinds = {name: "long long" if name.endswith("_strides") else "int" for name in whole}
+    kinds |= dict.fromkeys(halves, "unsigned short")
+    parameters = ", ".join([*(f"{kinds.get(name, 'float')}* {name}" for name in names), f"const int* {shape}"])
     fixed = "".join(f"constexpr int {name} = {value};\n" for name, value in constants.items())
-    code = SHIM.replace("THREADS", str(threads)) + fixed + "using Out = float;\n" + header
+    fixed += f"using Out = {'unsigned short' if halves else 'float'};\n"
+    code = SHIM.replace("THREADS", str(threads)) + fixed + header
     code += f"static void kernel({parameters}) {{\n{source}\n}}\n"
     launch = LAUNCH.replace("PARAMETERS", parameters).replace("ARGUMENTS", ", ".join([*names, shape]))
     (folder / "kernel.cpp").write_text(code + launch)

@@ -10,6 +10,7 @@ from archport.attention.fused import Fused
 from archport.attention.host import Host
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.tiled import Tiled
+from archport.attention.varlen import Varlen
 from archport.contract.attention import Backend
 
 
@@ -30,4 +31,4 @@ def builtin_backends(routes: Routes | None = None, extra: tuple[Backend, ...] = 
         Host(),
         Chunked(),
     )
-    return (*plain, Documents(plain))
+    return (*plain, Documents(plain), Varlen())

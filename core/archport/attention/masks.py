@@ -5,7 +5,7 @@ Reads no value of any array, so it works inside compile and grad. Knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -74,14 +74,20 @@ def sharing(known: dict[tuple[object, ...], mx.array]) -> Iterator[None]:
 
 def shared(seen: Visibility, a: int, b: int, lo: int, hi: int, *, additive: bool, dtype: mx.Dtype) -> mx.array:
     """`build` without a caller's mask, once per place and `sharing` block."""
-    known = _SHARED.get()
-    key = (seen, a, b, lo, hi, additive, dtype)
-    made = None if known is None else known.get(key)
-    if made is None:
-        made = build(seen, a, b, lo, hi, array=None, additive=additive, dtype=dtype)
-        if known is not None:
-            known[key] = made
-    return made
+    return known(
+        (seen, a, b, lo, hi, additive, dtype),
+        lambda: build(seen, a, b, lo, hi, array=None, additive=additive, dtype=dtype),
+    )
+
+
+def known(key: tuple[object, ...], make: Callable[[], mx.array]) -> mx.array:
+    """What `make` returns, once per key and `sharing` block."""
+    held = _SHARED.get()
+    if held is None:
+        return make()
+    if key not in held:
+        held[key] = make()
+    return held[key]
 
 
 def cut(mask: mx.array, a: int, b: int, lo: int, hi: int) -> mx.array:

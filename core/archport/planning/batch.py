@@ -19,6 +19,7 @@ class Batch:
         others: whether other batches run before or after this one.
         visible: leading tokens of each row that any token sees; empty when all are.
         pictures: patches of each picture, in the order of rows and of tokens in them.
+        packed: whether the rows lie behind one another in a single one, which `shape` is of.
         dense: whether one mask of (B,1,S,S) in float32 is to be built, as a naive implementation does.
     """
 
@@ -29,6 +30,7 @@ class Batch:
     dense: bool = False
     pictures: tuple[int, ...] = ()
     visible: tuple[int, ...] = ()
+    packed: bool = False
 
     @property
     def even_start(self) -> bool:

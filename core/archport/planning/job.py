@@ -5,6 +5,7 @@ Knows nothing of chunks, batches or bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from archport.contract import (
@@ -59,6 +60,7 @@ class Job:
         backend: name of the backend that the caller pinned for all attention.
         paths, prefills: paths already chosen, steps already laid out.
         memo: what earlier requests found out.
+        pack: whether rows may lie behind one another in one.
     """
 
     spec: ArchSpec
@@ -90,6 +92,7 @@ class Job:
         default_factory=dict["tuple[Batch, int, tuple[AttentionLimits, ...], bool]", "Steps"]
     )
     memo: Memo = field(default_factory=Memo)
+    pack: bool = False
 
     @property
     def new(self) -> int:
@@ -101,7 +104,7 @@ class Job:
         """What tells this request from others for the same model, its rows excepted."""
         return (
             self.mode, self.new_tokens, self.budget, self.resident, self.max_context, self.weights.total, self.dtype,
-            self.limits, self.backend, self.chunk, self.tokens_per_batch, self.readout,
+            self.limits, self.backend, self.chunk, self.tokens_per_batch, self.readout, self.pack,
         )  # fmt: skip
 
     @property
@@ -112,6 +115,12 @@ class Job:
             for layer in self.kinds
             if isinstance(layer, AttentionLayer)
         )
+
+    def number(self, key: Key, find: Callable[[], int]) -> int:
+        """A number from the memo, found once."""
+        if key not in self.memo.numbers:
+            self.memo.numbers[key] = find()
+        return self.memo.numbers[key]
 
     def path(self, call: AttentionCall, pin: str | None) -> AttentionPath:
         """The chosen path of a call; a call is decided once."""

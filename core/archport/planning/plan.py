@@ -123,6 +123,7 @@ class BatchPlan:
         overhead: share of `seconds` that evaluations within a pass cost.
         vision: passes through the vision tower, before the prefill.
         visible: leading tokens of each row that any token sees; empty when all are.
+        packed: whether the rows lie behind one another in a single one: `shape` is (1, all of their tokens and some).
     """
 
     rows: tuple[int, ...]
@@ -145,6 +146,7 @@ class BatchPlan:
     overhead: float
     vision: tuple[VisionStep, ...] = ()
     visible: tuple[int, ...] = ()
+    packed: bool = False
 
     @property
     def peak(self) -> int:

@@ -6,7 +6,7 @@ handed a chooser.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from archport.contract import (
@@ -21,15 +21,16 @@ from archport.contract import (
 from archport.planning.arguments import pictures_of, visible_of, whole
 from archport.planning.batch import Batch
 from archport.planning.costs import Weights, estimate_weights, rate
+from archport.planning.grouping import batch_of, groups_of
 from archport.planning.job import Job, classes_of, kinds_of
-from archport.planning.memo import Key, Memo
+from archport.planning.memo import Memo
 from archport.planning.pins import NoPins, Pins
 from archport.planning.plan import BatchPlan, KindPlan, Mode, Plan
 from archport.planning.quote import Quote, Schedule, quote
 from archport.planning.readout import Readout
 from archport.planning.refusals import refuse, refuse_context, refuse_dense
-from archport.planning.search import batch_seconds, batch_tokens, even, minimum, rows_that_fit, schedule_of
-from archport.planning.shapes import Group, group_rows, padded_length
+from archport.planning.search import even, minimum, schedule_of
+from archport.planning.shapes import Group, padded_length
 from archport.planning.steps import decode_step
 from archport.planning.vision import vision_kinds
 
@@ -63,6 +64,7 @@ def plan_request(
     visible: Sequence[int] = (),
     readout: Readout | None = None,
     memo: Memo | None = None,
+    pack: bool = False,
 ) -> Plan:
     """Decide how a request runs on a device within a budget.
 
@@ -90,6 +92,7 @@ def plan_request(
             when all are seen.
         readout: what a head needs behind the last layer; left out for one that needs nothing to speak of.
         memo: of earlier requests with the same spec, device, chooser and pins.
+        pack: whether the caller takes rows that lie behind one another in one, where that is cheaper.
 
     Raises:
         InputError: an argument that is no number of tokens or bytes.
@@ -139,6 +142,7 @@ def plan_request(
         classes=classes,
         layer_classes=layer_classes,
         memo=memo or Memo(),
+        pack=pack,
     )
     job.memo.tidy()
     refuse_context(job, rows, start)
@@ -162,13 +166,13 @@ def plan_request(
 
 def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[BatchPlan, ...]:
     """All batches of a request, in order."""
-    groups, memo, asked = _groups(job, rows, cached), job.memo, job.asked
+    groups, memo, asked = groups_of(job, rows, cached), job.memo, job.asked
     found: list[BatchPlan] = []
     for group in groups:
-        batch = _batch(job, group, rows, cached, others=len(groups) > 1)
-        key = (asked, batch.shape, batch.others, batch.pictures, batch.visible)
+        batch = batch_of(job, group, rows, cached, others=len(groups) > 1)
+        key = (asked, batch.shape, batch.others, batch.pictures, batch.visible, batch.packed)
         uneven = batch.shape.ragged and (
-            job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
+            batch.packed or job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
         )
         best = None if uneven else memo.quotes.get(key)
         if best is None and key in memo.schedules:
@@ -183,43 +187,6 @@ def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[
             memo.quotes[key] = best
         found.append(_plan_batch(job, group, batch, best))
     return tuple(found)
-
-
-def _groups(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[Group, ...]:
-    most = job.max_context - max(cached) - job.new
-    kind = job.device.kind
-    if job.mode == "generate":
-        # All rows decode together, so they are prefilled together.
-        return (Group(rows=tuple(range(len(rows))), padded=padded_length(max(rows), kind, max(most, max(rows)))),)
-    S, others, asked = max(cached), len(rows) > 1, (job.asked, job.images, bool(job.visible))
-
-    def max_rows(width: int) -> int:
-        return _known(job, (*asked, width, S, others), lambda: rows_that_fit(job, width, S, others=others))
-
-    most = max(most, max(rows))
-    return group_rows(
-        rows,
-        kind=kind,
-        tokens_per_batch=batch_tokens(job),
-        max_rows=max_rows,
-        most=most,
-        # Elsewhere any number of rows may share a batch, and few are longer than others.
-        seconds=(lambda count, width: batch_seconds(job, count * width)) if kind == "cuda" else None,
-    )
-
-
-def _batch(job: Job, group: Group, rows: tuple[int, ...], cached: tuple[int, ...], *, others: bool) -> Batch:
-    lengths, start = tuple(rows[row] for row in group.rows), tuple(cached[row] for row in group.rows)
-    shape = BatchShape(
-        B=len(group.rows),
-        L=group.padded,
-        S=max(start),
-        new_tokens=job.new,
-        ragged=len(set(lengths)) > 1 or group.padded != lengths[0] or len(set(start)) > 1,
-    )
-    pictures = tuple(patches for row in group.rows for patches in job.images[row]) if job.images else ()
-    visible = tuple(job.visible[row] for row in group.rows) if job.visible else ()
-    return Batch(lengths=lengths, cached=start, shape=shape, others=others, pictures=pictures, visible=visible)
 
 
 def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
@@ -251,13 +218,14 @@ def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
         overhead=best.overhead,
         vision=best.vision,
         visible=batch.visible,
+        packed=batch.packed,
     )
 
 
 def _dense_batch(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[BatchPlan, ...]:
     """The one batch of a dense implementation: nothing split, one mask for all."""
     group = Group(rows=tuple(range(len(rows))), padded=max(rows))
-    batch = replace(_batch(job, group, rows, cached, others=False), dense=True)
+    batch = replace(batch_of(job, group, rows, cached, others=False), dense=True)
     refuse_dense(job, batch)
     found = quote(job, batch, Schedule(batch.shape.L, len(job.layer_classes), 1))
     if found.problem:
@@ -272,14 +240,7 @@ def _minimum(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> int:
     width = padded_length(max(rows), job.device.kind, most)
     others = job.mode == "embed" and len(rows) > 1
     key = (job.asked, job.images, bool(job.visible), "least", count, width, max(cached), others)
-    return _known(job, key, lambda: minimum(job, even(job, count, width, max(cached), others=others)))
-
-
-def _known(job: Job, key: Key, find: Callable[[], int]) -> int:
-    """A number from the memo, found once."""
-    if key not in job.memo.numbers:
-        job.memo.numbers[key] = find()
-    return job.memo.numbers[key]
+    return job.number(key, lambda: minimum(job, even(job, count, width, max(cached), others=others)))
 
 
 def _cost(job: Job, plan: Plan, rows: tuple[int, ...], cached: tuple[int, ...]) -> str:

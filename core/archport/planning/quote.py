@@ -146,12 +146,12 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
 def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict[str, int]:
     """Components that do not depend on the attention path."""
     shape, spec, size = batch.shape, job.spec, itemsize(job.dtype)
-    rows, embeds = shape.B, job.mode == "embed"
+    rows, embeds = len(batch.lengths), job.mode == "embed"
     hidden = 0
     if job.device.kind == "cpu":
         # The hidden states that are pooled, and those of the batch before while the host takes its rows. On a GPU they
         # are the last stretch's, which holds less than the others.
-        hidden = rows * min(chunk, shape.L) * spec.hidden_size * size * (2 if batch.others else 1)
+        hidden = shape.B * min(chunk, shape.L) * spec.hidden_size * size * (2 if batch.others else 1)
     fixed = {
         "weights": job.weights.total,
         "kv_cached": caches.cached,
@@ -159,7 +159,7 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
         "kv_growth": caches.growth,
         "kv_conversion": caches.conversion,
         "mask": 4 * rows * shape.L * (shape.S + shape.L) if batch.dense else 0,
-        "inputs": 16 * rows * shape.L + _table_bytes(job, batch, chunk),
+        "inputs": 16 * shape.B * shape.L + _table_bytes(job, batch, chunk),
         "outputs": rows * spec.hidden_size * 4 + hidden if embeds else 0,
         "logits": 0 if embeds else rows * spec.vocab_size * (4 + size),
         "vision": 0,

@@ -115,6 +115,7 @@ def explain(plan: Plan) -> str:
 def _shape(batch: BatchPlan) -> str:
     shape = batch.shape
     words = f"{shape.B} x {shape.L:,} tokens"
+    words = f"{len(batch.lengths)} rows in one of {shape.L:,} tokens" if batch.packed else words
     words += f" behind {shape.S:,} cached" if shape.S else ""
     words += f", {shape.new_tokens:,} to generate" if shape.new_tokens else ""
     steps = len(batch.steps)
@@ -204,7 +205,8 @@ def _work(work: Any) -> dict[str, Any]:
 def _batch_dict(batch: BatchPlan) -> dict[str, Any]:
     shape = batch.shape
     return {
-        "rows": shape.B,
+        "rows": len(batch.lengths),
+        "packed": batch.packed,
         "tokens": shape.L,
         "cached": shape.S,
         "new_tokens": shape.new_tokens,

@@ -45,9 +45,9 @@ def _depth(job: Job) -> int:
     return 1 if job.device.kind == "cpu" else 2
 
 
-def chunks(job: Job, shape: BatchShape) -> tuple[int, ...]:
+def chunks(job: Job, shape: BatchShape, *, packed: bool = False) -> tuple[int, ...]:
     """Chunks to try, largest first."""
-    if not job.chunkable:
+    if packed or not job.chunkable:
         return (shape.L,)
     pinned = job.pins.prefill_chunk(job.spec, shape, job.device)
     most = min(job.chunk or shape.L, pinned or shape.L)
@@ -84,7 +84,7 @@ def _chunk(job: Job, batch: Batch, *, every_step: bool = True) -> Quote:
 
     What fits a budget fits a larger one, so more budget never gives a smaller chunk.
     """
-    widths = chunks(job, batch.shape)
+    widths = chunks(job, batch.shape, packed=batch.packed)
     for width in widths:
         found = quote(job, batch, _leanest(job, width))
         if not found.problem and every_step:

@@ -53,10 +53,11 @@ def row_counts(most: int, kind: DeviceKind) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows that run together: their indices in the request, and the tokens they are padded to."""
+    """Rows that run together: their indices in the request, and the tokens they are padded to, each or in one row."""
 
     rows: tuple[int, ...]
     padded: int
+    packed: bool = False
 
 
 def group_rows(

@@ -21,7 +21,7 @@ from archport.contract import (
 )
 from archport.planning.batch import Batch, Steps
 from archport.planning.job import Job
-from archport.planning.masks import DENSE, HIDDEN_ENDS, SEGMENTS, check_pin, policies
+from archport.planning.masks import DENSE, HIDDEN_ENDS, PACKED, SEGMENTS, check_pin, policies
 from archport.planning.plan import StepPlan
 from archport.planning.recurrence import choose_form
 
@@ -116,6 +116,8 @@ def path_of(
     if batch.visible:
         # Their ends are computed like all others, so nothing but what they see may be less.
         options, lengths, q_lengths = (HIDDEN_ENDS,), batch.visible, ()
+    if batch.packed:
+        options, lengths, q_lengths = (PACKED,), batch.lengths, ()
     found: list[tuple[bool, float, int, AttentionPath, MaskPolicy]] = []
     for order, policy in enumerate(options):
         call = AttentionCall.of(
@@ -153,15 +155,24 @@ def path_of(
 def _path(job: Job, call: AttentionCall, name: str | None) -> AttentionPath:
     """The path of a call.
 
-    On CUDA, where shapes are few, padded rows are priced as if the longest filled its shape and the others were short:
-    what was chosen for a shape then serves all rows in it, and fresh texts cost no search.
+    On CUDA, where shapes are few, padded rows are priced as if the longest filled its shape and the others were short,
+    and packed ones as if all were about as long as the longest: what was chosen for a shape then serves all rows in it,
+    and fresh texts cost no search.
     """
     rows = call.lengths
-    if job.device.kind != "cuda" or call.mask != "key_padding" or call.q_lengths not in ((), rows):
+    packed = call.mask == "segments" and call.B == 1 and len(rows) > 1
+    if job.device.kind != "cuda" or not (packed or call.mask == "key_padding") or call.q_lengths not in ((), rows):
         return job.path(call, name)
-    alike = (call.kv_len,) * len(rows) if len(set(rows)) == 1 else (call.kv_len,) + (1,) * (len(rows) - 1)
-    stands_for = replace(call, lengths=alike, q_lengths=alike if call.q_lengths else ())
-    return replace(job.path(stands_for, name), call=call)
+    if packed:
+        longest = min(1 << (max(rows) - 1).bit_length(), call.kv_len)
+        alike = tuple(max(1, longest - index % 2) for index in range(call.kv_len // longest))
+    else:
+        alike = (call.kv_len,) * len(rows) if len(set(rows)) == 1 else (call.kv_len,) + (1,) * (len(rows) - 1)
+    found = job.path(replace(call, lengths=alike, q_lengths=alike if call.q_lengths else ()), name)
+    if found.price.parts:
+        # These are documents of the lengths that were priced.
+        return job.path(call, name)
+    return replace(found, call=call, price=found.backend.price(call, job.device) if packed else found.price)
 
 
 def _options(

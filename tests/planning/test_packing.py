@@ -1,0 +1,151 @@
+"""Rows behind one another in one: when, how many, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+
+from archport.attention import Chooser, builtin_backends
+from archport.contract import ArchSpec, AttentionLayer, AttentionPath
+from archport.device.profiles import profile
+from archport.planning import Memo, plan_request
+from archport.planning.packing import width
+
+H200 = profile("h200")
+LAYERS = {
+    "plain": AttentionLayer("bidirectional", 12, 12, 64),
+    "windowed": AttentionLayer("bidirectional", 12, 12, 64, reach=(64, 64)),
+    "causal": AttentionLayer("causal", 16, 8, 128),
+}
+
+
+def texts(seed: int, count: int = 1000) -> list[int]:
+    generator = random.Random(seed)
+    return [min(512, max(8, int(generator.lognormvariate(5.0, 0.9)))) for _ in range(count)]
+
+
+def spec_of(*layers: AttentionLayer, **more) -> ArchSpec:
+    return ArchSpec("trunk", ("embed",), layers * 6, 30000, 768, 3072, 8192, dtype="bfloat16", **more)
+
+
+def planned(spec: ArchSpec, lengths, *, device=H200, **options):
+    options = {"dtype": "bfloat16", "pack": True, "weight_bytes": 10**8} | options
+    return plan_request(spec, lengths, device=device, choose=Chooser(builtin_backends()), **options)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_texts_of_many_lengths_are_packed_in_the_caller_s_order_with_hardly_any_padding(name):
+    lengths = texts(0)
+    plan = planned(spec_of(LAYERS[name]), lengths)
+    assert all(batch.packed and batch.shape.B == 1 for batch in plan.batches)
+    assert [row for batch in plan.batches for row in batch.rows] == list(range(len(lengths)))
+    assert sum(batch.shape.L for batch in plan.batches) <= 1.03 * sum(lengths)
+    for batch in plan.batches:
+        assert batch.shape.L == width(sum(batch.lengths))
+        for path in batch.steps[0].paths:
+            assert isinstance(path, AttentionPath)
+            assert path.backend.name == "varlen"
+            assert (path.call.mask, path.call.lengths) == ("segments", batch.lengths)
+            # Priced by these documents and not by those that stood for them.
+            assert path.price == path.backend.price(path.call, H200)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options"),
+    [
+        (texts(0), {"pack": False}),
+        ([512] * 64, {}),
+        ([300], {}),
+        (texts(0), {"dtype": "float32"}),
+        (texts(0), {"device": profile("m2-ultra-128gb")}),
+        (texts(0), {"device": profile("cpu"), "dtype": "float32"}),
+        (texts(0), {"backend": "tiled"}),
+        (texts(0), {"chunk": 64}),
+        (texts(0), {"visible": [1] * 1000}),
+        (texts(0), {"cached": 5}),
+        (texts(0), {"mode": "generate"}),
+    ],
+)
+def test_nothing_is_packed_where_that_gains_nothing_or_is_not_possible(lengths, options):
+    assert not any(batch.packed for batch in planned(spec_of(LAYERS["plain"]), lengths, **options).batches)
+
+
+@pytest.mark.parametrize(
+    "wide", [AttentionLayer("bidirectional", 3, 3, 256), AttentionLayer("bidirectional", 12, 12, 72)]
+)
+def test_one_layer_that_the_kernel_does_not_take_leaves_all_rows_padded(wide):
+    spec = spec_of(LAYERS["plain"], wide)
+    assert not any(batch.packed for batch in planned(spec, texts(0)).batches)
+
+
+def test_a_small_budget_makes_shorter_rows_and_then_none():
+    spec, lengths = spec_of(LAYERS["plain"]), texts(0)
+    free = planned(spec, lengths)
+    before = longest = max(batch.shape.L for batch in free.batches)
+    for share in (0.5, 0.2, 0.1, 0.05):
+        budget = 10**8 + int(share * (free.peak - 10**8))
+        plan = planned(spec, lengths, budget=budget)
+        assert plan.peak <= budget
+        assert max(batch.shape.L for batch in plan.batches) <= longest
+        longest = max(batch.shape.L for batch in plan.batches if batch.packed)
+    assert max(lengths) <= longest <= before / 2
+    tight = planned(spec, [4000, 1000, 30, 31, 90], budget=planned(spec, [4000, 1000, 30, 31, 90], pack=False).minimum)
+    assert not any(batch.packed for batch in tight.batches)
+
+
+def test_fresh_texts_in_rows_of_known_widths_ask_for_few_paths():
+    asked, chooser = set(), Chooser(builtin_backends())
+
+    def choose(call, device, pin=None):
+        asked.add(call)
+        return chooser(call, device, pin)
+
+    memo, spec = Memo(), spec_of(LAYERS["plain"])
+    counts = []
+    for seed in range(8):
+        plan_request(
+            spec, texts(seed), device=H200, choose=choose, dtype="bfloat16", pack=True, memo=memo, weight_bytes=0
+        )
+        counts.append(len(asked))
+    # One plan has ten batches, the last of them of any width.
+    assert counts[-1] - counts[-4] <= 3 * 4
+
+
+def test_a_hook_that_wishes_for_something_else_is_heard(pins):
+    spec = spec_of(LAYERS["plain"])
+    assert not any(batch.packed for batch in planned(spec, texts(0), pins=pins(backend="tiled")).batches)
+    assert not any(batch.packed for batch in planned(spec, texts(0), pins=pins(chunk=64)).batches)
+
+
+@pytest.fixture
+def pins():
+    from archport.planning import NoPins
+
+    class Wishing(NoPins):
+        def __init__(self, backend=None, chunk=None):
+            self.backend, self.chunk = backend, chunk
+
+        def sdpa_backend(self, *_):
+            return self.backend
+
+        def prefill_chunk(self, *_):
+            return self.chunk
+
+        def answered_by(self, hook):
+            return "a test"
+
+    return Wishing
+
+
+def test_widths_are_few_and_wide_enough():
+    widths = {width(tokens) for tokens in range(1, 40_000)}
+    assert all(tokens <= width(tokens) <= 1.04 * tokens + 1 for tokens in range(1, 40_000, 7))
+    assert len([each for each in widths if 16_384 <= each < 32_768]) <= 33
+
+
+def test_the_report_says_how_many_rows_share_one():
+    plan = planned(dataclasses.replace(spec_of(LAYERS["plain"])), texts(0))
+    assert "rows in one of" in plan.explain()
+    assert plan.to_dict()["batches"][0]["packed"]

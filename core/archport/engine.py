@@ -15,7 +15,7 @@ import numpy as np
 
 from archport import loading
 from archport.attention import limits_from_environment
-from archport.contract import AttentionLimits, DeviceFacts, InputError
+from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead, InputError
 from archport.contract.plugins import Plugin
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
@@ -301,7 +301,8 @@ class Model(EncoderAnswers):
         Raises:
             AdmissionRefused: the rows do not fit; the message and attributes say what binds and what would fit.
         """
-        return self._runtime.encoder.plan(lengths, cached=cached, new_tokens=new_tokens)
+        pack = isinstance(self._runtime.head, EmbeddingHead)
+        return self._runtime.encoder.plan(lengths, cached=cached, new_tokens=new_tokens, pack=pack)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Similarity of every row of a (N, D) with every row of b (M, D), (N, M), as this model's vectors compare."""

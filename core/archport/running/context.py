@@ -17,6 +17,7 @@ from archport.device.evaluation import Pipeline, finish
 from archport.device.tracing import traced
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.planning import BatchPlan, Plan, StepPlan
+from archport.running.packed import packed_positions
 from archport.running.recurrent import StateStep, padding, recurrent_path
 
 if TYPE_CHECKING:
@@ -79,9 +80,12 @@ class StepContext:
         # How often a block paused since its attention: between that and its MLP, and behind it.
         self._pauses = 2
         self._tokens = step.tokens
-        starts = mx.array(offsets, dtype=mx.int32)
-        self._offset = offsets[0] if len(set(offsets)) == 1 else starts
-        self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
+        if batch.packed:
+            self._positions = mx.array(packed_positions(batch.lengths, step.tokens))[None]
+        else:
+            starts = mx.array(offsets, dtype=mx.int32)
+            self._offset = offsets[0] if len(set(offsets)) == 1 else starts
+            self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
         self._visual = None if visual is None else visual.step(step.start, step.tokens)
         self._axes = None if visual is None else visual.axes(step.start, step.tokens)
         self._turns: dict[int, Callable[[mx.array], mx.array]] = {}
@@ -124,6 +128,12 @@ class StepContext:
         """What turns one array; layers share their angles, which cost more than turning by them."""
         if self._axes is not None:
             return cast(Any, rope).at(self._axes, self._angles)
+        if self._batch.packed:
+            # Each token is a row of its own to a rope, which knows one position per row.
+            at = self._positions[0]
+            if hasattr(rope, "along"):
+                return cast(Any, rope).along(at, 1, self._angles)
+            return partial(_rotated_apart, rope, at)
         if hasattr(rope, "along"):
             return cast(Any, rope).along(self._offset, self._tokens, self._angles)
         # Not a closure over this context, which would hold itself and all it made until the garbage collector comes.
@@ -184,3 +194,8 @@ class StepContext:
 
 def _rotated(rope: Callable[[mx.array, int | mx.array], mx.array], offset: int | mx.array, x: mx.array) -> mx.array:
     return rope(x, offset)
+
+
+def _rotated_apart(rope: Callable[[mx.array, int | mx.array], mx.array], at: mx.array, x: mx.array) -> mx.array:
+    """x (1, H, L, Dh) rotated with token i at position at[i]."""
+    return rope(x.transpose(2, 1, 0, 3), at).transpose(2, 1, 0, 3)

@@ -133,12 +133,19 @@ class Embedder:
                 windows.append(_Window(first, tokens, [None] * count, count))
                 waiting += [(windows[-1], row) for row in range(count)]
                 # Later windows are large enough by themselves, and pictures are decoded for the batches they are in.
+                plan, measured = self._planned(waiting)
                 grows = ahead.more and number < len(sizes) - 1 and not tokens.measured
-                waiting = yield from (self._some(waiting) if grows else self._all(waiting, sight))
+                if ahead.more and plan.batches[-1].packed:
+                    waiting = yield from self._full(plan, waiting)
+                elif grows:
+                    waiting = yield from self._some(plan, waiting)
+                else:
+                    waiting = yield from self._all(plan, measured, waiting, sight)
 
-    def _all(self, rows: list[_Row], sight: Sight | None) -> Generator[_Task, None, list[_Row]]:
+    def _all(
+        self, plan: Plan, measured: list[Measured], rows: list[_Row], sight: Sight | None
+    ) -> Generator[_Task, None, list[_Row]]:
         """All batches of these texts; returns none."""
-        plan, measured = self._planned(rows)
         with verified(plan):
             for batch, following in pairwise([*plan.batches, None]):
                 assert batch is not None
@@ -147,9 +154,16 @@ class Embedder:
                 yield _Task(plan, batch, rows)
         return []
 
-    def _some(self, rows: list[_Row]) -> Generator[_Task, None, list[_Row]]:
+    def _full(self, plan: Plan, rows: list[_Row]) -> Generator[_Task, None, list[_Row]]:
+        """All packed batches but the last, which more texts fill; returns its texts."""
+        *full, last = plan.batches
+        with verified(plan):
+            for batch in full:
+                yield _Task(plan, batch, rows)
+        return [rows[row] for row in last.rows]
+
+    def _some(self, plan: Plan, rows: list[_Row]) -> Generator[_Task, None, list[_Row]]:
         """Batches with half of these texts' tokens, those that gain least by more texts; returns the other texts."""
-        plan, _ = self._planned(rows)
         left = sum(sum(batch.lengths) for batch in plan.batches)
         enough = left / 2
         done: set[int] = set()
@@ -166,7 +180,7 @@ class Embedder:
         measured = [window.tokens.measured[row] for window, row in rows if window.tokens.measured]
         lengths = [len(window.tokens.ids[row]) for window, row in rows]
         images = [tuple(picture.patches for picture in each.pictures) for each in measured]
-        return self.encoder.plan(lengths, images=images), measured
+        return self.encoder.plan(lengths, images=images, pack=True), measured
 
     def _tokens(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:
         tokens = self.tokeniser(

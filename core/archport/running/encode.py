@@ -13,6 +13,7 @@ from archport.contract import ArchSpec, InputError, Trunk
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan
 from archport.running.context import Stretches
+from archport.running.packed import PackedPooling
 from archport.running.planned import Planner, batch_caches, run_steps
 from archport.running.pool import Pooling, VectorHead
 from archport.running.vision import BatchVisual
@@ -44,7 +45,8 @@ class Encoder:
         visual: BatchVisual | None = None,
     ) -> mx.array:
         """Vectors (B, D') of a batch's rows, before dimensions and unit length; being evaluated."""
-        pooling = Pooling(batch.lengths, head.head.pooling, head.skipped(prompt_tokens))
+        kind = PackedPooling if batch.packed else Pooling
+        pooling = kind(batch.lengths, head.head.pooling, head.skipped(prompt_tokens))
         caches = batch_caches(self.spec, plan, batch)
         return head.project(self._pool(pooling, plan, batch, ids, caches, stretches, visual))
 
@@ -67,7 +69,7 @@ class Encoder:
 
     def _pool(
         self,
-        pooling: Pooling,
+        pooling: Pooling | PackedPooling,
         plan: Plan,
         batch: BatchPlan,
         ids: Sequence[np.ndarray],

@@ -63,6 +63,7 @@ class Planner:
         resident: int = 0,
         visible: Sequence[int] = (),
         readout: Readout | None = None,
+        pack: bool = False,
     ) -> Plan:
         """The plan of rows of these lengths; raises AdmissionRefused when they do not fit.
 
@@ -72,6 +73,7 @@ class Planner:
             resident: bytes held beside the request.
             visible: leading tokens of each row that any token sees; empty when all are.
             readout: what a head needs behind the last layer.
+            pack: whether the caller takes packed batches.
         """
         return plan_request(
             self.spec,
@@ -93,6 +95,7 @@ class Planner:
             visible=visible,
             readout=readout,
             memo=self.memo,
+            pack=pack,
         )
 
 
@@ -107,7 +110,8 @@ def run_steps(
 ) -> Iterator[tuple[StepPlan, mx.array]]:
     """Run a batch as planned; yields each step with its hidden states (B, tokens, D), unevaluated.
 
-    The caller evaluates what it keeps of a step before it takes the next one; that is what bounds a chunked prefill.
+    Of a packed batch they are (1, tokens, D), rows behind one another. The caller evaluates what it keeps of a
+    step before it takes the next one; that is what bounds a chunked prefill.
 
     Args:
         ids: the batch's rows in its order, ragged.
@@ -120,10 +124,13 @@ def run_steps(
     """
     stretches = stretches or Stretches()
     padded = np.zeros((batch.shape.B, batch.shape.L), dtype=np.int32)
-    for row, tokens in enumerate(ids):
-        padded[row, : len(tokens)] = tokens
+    if batch.packed:
+        np.concatenate(ids, out=padded[0, : sum(batch.lengths)])
+    else:
+        for row, tokens in enumerate(ids):
+            padded[row, : len(tokens)] = tokens
     for step in batch.steps:
-        offsets = tuple(batch.shape.S + step.start for _ in ids)
+        offsets = (batch.shape.S + step.start,) * batch.shape.B
         if caches is not None:
             caches.check([step.tokens] * batch.shape.B)
         context = StepContext(plan, batch, step, offsets, caches, stretches, visual)

@@ -130,6 +130,10 @@ class Pooling:
         x = x.sum(axis=1)
         self._so_far[mode] = x if before is None else before + x
 
+    def take(self, found: dict[PoolingMode, mx.array]) -> None:
+        """Take in what each mode took from all tokens, (B, D) float32, somewhere else."""
+        self._so_far = found
+
     def evaluate(self, hidden: mx.array) -> None:
         """Finish what was added, and `hidden` itself where nothing of it is pooled, so that both can be released."""
         mx.eval(self._so_far, hidden)

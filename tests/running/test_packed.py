@@ -1,0 +1,124 @@
+"""Texts behind one another in one row: the same vectors as each alone, planned for CUDA and run here."""
+
+from __future__ import annotations
+
+import archport  # noqa: F401
+
+# isort: split
+import dataclasses
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from archport import engine
+from archport.attention import Chooser, builtin_backends
+from archport.attention.varlen import Varlen
+from archport.device.profiles import profile
+from archport.running.packed import PackedPooling, packed_positions
+from archport.running.pool import Pooling
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+MODELS = ["bert-plain", "xlm-roberta", "modernbert", "qwen3-bidirectional", "qwen3-embed", "llama-bidirec"]
+
+
+class OnHost(Varlen):
+    """The backend with another way to run: document by document."""
+
+    def reasons_against(self, call, device):
+        # Heads of these small models are narrower than tensor cores take.
+        return [reason for reason in super().reasons_against(call, device) if not reason.startswith("head dims")]
+
+    def run(self, call, price, q, k, v, *, scale, mask=None, sinks=None):
+        left, right = call.reach
+        out, start = [], 0
+        for length in (*call.lengths, call.q_len - sum(call.lengths)):
+            here = slice(start, start + length)
+            apart = mx.arange(length)[None] - mx.arange(length)[:, None]
+            shown = (apart >= (-length if left is None else -left)) & (apart <= (length if right is None else right))
+            if length:
+                one = [x[:, :, here] for x in (q, k, v)]
+                out.append(mx.fast.scaled_dot_product_attention(*one, scale=scale, mask=shown))
+            start += length
+        return mx.concatenate(out, axis=2)
+
+
+class Recording:
+    """A planner that keeps its plans."""
+
+    def __init__(self, planner):
+        self._planner, self.plans = planner, []
+
+    def __getattr__(self, name):
+        return getattr(self._planner, name)
+
+    def __call__(self, lengths, **options):
+        self.plans.append(self._planner(lengths, **options))
+        return self.plans[-1]
+
+
+def packs(name):
+    """(model, its planner), which plans for an H200 in 16 bits; the model computes here, in float32."""
+    model = engine.load(GOLDENS / name)
+    backends = tuple(OnHost() if isinstance(each, Varlen) else each for each in builtin_backends())
+    device = profile("h200")
+    planner = dataclasses.replace(
+        model._runtime.encoder.plan, device=device, dtype="bfloat16", budget=10**11, choose=Chooser(backends)
+    )
+    recording = Recording(planner)
+    object.__setattr__(model._runtime.encoder, "plan", recording)
+    return model, recording
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(["a", "b", "of", "the", "text"], count)) for count in rng.integers(1, 60, 40)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_texts_have_the_vectors_that_each_has_alone(name, texts):
+    model, planner = packs(name)
+    together = model.embed(texts)
+    batches = [batch for plan in planner.plans for batch in plan.batches]
+    assert all(batch.packed and batch.shape.B == 1 for batch in batches)
+    alone = np.concatenate([model.embed([text]) for text in texts])
+    assert not planner.plans[-1].batches[0].packed
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+
+
+def test_texts_that_leave_a_row_unfilled_join_the_next_ones(monkeypatch, texts):
+    from archport.planning import grouping, packing
+    from archport.running import embed
+
+    for module in (packing, grouping):
+        monkeypatch.setattr(module, "batch_tokens", lambda job: 300)
+    monkeypatch.setitem(embed._WINDOWS, "cuda", (8, 8, 8))
+    model, recording = packs("bert-plain")
+    together = model.embed(texts)
+    *plans, last = recording.plans
+    assert len(plans) == 4
+    ran = sum(len(batch.rows) for plan in plans for batch in plan.batches[:-1])
+    assert 0 < ran < len(texts)
+    assert ran + sum(len(batch.rows) for batch in last.batches) == len(texts)
+    alone = np.concatenate([model.embed([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+
+
+def test_positions_begin_anew_with_each_row():
+    assert packed_positions([3, 1, 2], 8).tolist() == [0, 1, 2, 0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["cls", "last", "mean", "max", "sum", "mean_sqrt_len", "weighted_mean"])
+@pytest.mark.parametrize("skip", [0, 3])
+def test_packed_rows_are_pooled_as_padded_ones(mode, skip):
+    rng, lengths = np.random.default_rng(0), [5, 1, 9]
+    rows = [rng.normal(size=(length, 8)).astype(np.float32) for length in lengths]
+    padded = np.zeros((3, 9, 8), np.float32)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    packed, plain = PackedPooling(lengths, (mode, "cls"), skip), Pooling(lengths, (mode, "cls"), skip)
+    packed.add(mx.array(np.concatenate([*rows, np.full((2, 8), np.nan, np.float32)]))[None])
+    plain.add(mx.array(padded))
+    np.testing.assert_allclose(np.array(packed.rows()), np.array(plain.rows()), rtol=1e-6)

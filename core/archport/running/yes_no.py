@@ -96,6 +96,8 @@ class YesNoScorer:
             assert caches is not None
             for _, hidden in run_steps(self.encoder.trunk, plan, batch, [ids], caches):
                 mx.eval(hidden)
+            # Without what the row was padded with.
+            caches.align([len(ids)])
             return take(caches)
 
     def _start(

@@ -22,6 +22,8 @@ LAYERS = 3
 class PlannedContext:
     """Runs each layer on its planned path and evaluates as often as planned."""
 
+    decoding = None
+
     def __init__(self, plan: Plan, batch: BatchPlan) -> None:
         self.plan, self.batch = plan, batch
 

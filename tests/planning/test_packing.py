@@ -104,13 +104,13 @@ def test_fresh_texts_in_rows_of_known_widths_ask_for_few_paths():
 
     memo, spec = Memo(), spec_of(LAYERS["plain"])
     counts = []
-    for seed in range(8):
+    for seed in range(12):
         plan_request(
             spec, texts(seed), device=H200, choose=choose, dtype="bfloat16", pack=True, memo=memo, weight_bytes=0
         )
         counts.append(len(asked))
-    # One plan has ten batches, the last of them of any width.
-    assert counts[-1] - counts[-4] <= 3 * 4
+    # One plan has seven batches, the last of them of any width.
+    assert counts[-1] - counts[-6] <= 5 * 4
 
 
 def test_a_hook_that_wishes_for_something_else_is_heard(pins):

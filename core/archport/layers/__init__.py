@@ -3,6 +3,7 @@
 from archport.layers.activations import activation
 from archport.layers.attention import Attention
 from archport.layers.decoder import PreNormBlock
+from archport.layers.embedding import Embedding
 from archport.layers.encoder import PostNormBlock
 from archport.layers.experts import SparseMLP, stack_experts
 from archport.layers.gated_delta_net import GatedDeltaNet
@@ -10,11 +11,13 @@ from archport.layers.heads import head_rows
 from archport.layers.merging import merge_projections
 from archport.layers.mlp import MLP, GatedMLP
 from archport.layers.norms import ZeroCentredRMSNorm
+from archport.layers.onto import added
 from archport.layers.rotary import Rotary
 
 __all__ = [
     "MLP",
     "Attention",
+    "Embedding",
     "GatedDeltaNet",
     "GatedMLP",
     "PostNormBlock",
@@ -23,6 +26,7 @@ __all__ = [
     "SparseMLP",
     "ZeroCentredRMSNorm",
     "activation",
+    "added",
     "head_rows",
     "merge_projections",
     "stack_experts",

@@ -17,6 +17,7 @@ import numpy as np
 from archport.contract import SpecError
 from archport.device import vectormath, workers
 from archport.device.tracing import traced
+from archport.layers import activating
 
 Activation = Callable[[mx.array], mx.array]
 InPlace = Callable[[np.ndarray, np.ndarray], None]
@@ -49,19 +50,40 @@ def gated(act: Activation) -> Callable[[mx.array, mx.array], mx.array]:
     return run
 
 
+@functools.cache
+def gated_halves(act: Activation) -> Callable[[mx.array], mx.array]:
+    """The same as a function of gate and up side by side in one array (B, L, 2 W)."""
+    apart = gated(act)
+    kind: activating.Kind | None = next((kind for kind, function in _KINDS.items() if function is act), None)
+
+    def run(product: mx.array) -> mx.array:
+        if kind is not None and activating.worthwhile(product, halves=True):
+            return activating.activate(product, kind, halves=True)
+        gate, up = mx.split(product, 2, axis=-1)
+        return apart(gate, up)
+
+    return run
+
+
 def gelu(x: mx.array) -> mx.array:
     """x * P(X <= x) for a standard normal X, by erf."""
-    return _on_host(x, _gelu) if vectormath.available() and host_is_faster(x) else nn.gelu(x)
+    if vectormath.available() and host_is_faster(x):
+        return _on_host(x, _gelu)
+    return activating.activate(x, "gelu") if activating.worthwhile(x) else nn.gelu(x)
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
     """The approximation of `gelu` by tanh."""
-    return _on_host(x, _gelu_tanh) if host_is_faster(x) else nn.gelu_approx(x)
+    if host_is_faster(x):
+        return _on_host(x, _gelu_tanh)
+    return activating.activate(x, "gelu_tanh") if activating.worthwhile(x) else nn.gelu_approx(x)
 
 
 def silu(x: mx.array) -> mx.array:
     """x * sigmoid(x)."""
-    return _on_host(x, _silu) if host_is_faster(x) else nn.silu(x)
+    if host_is_faster(x):
+        return _on_host(x, _silu)
+    return activating.activate(x, "silu") if activating.worthwhile(x) else nn.silu(x)
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -71,6 +93,8 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": nn.relu,
     "silu": silu,
 }
+
+_KINDS: dict[activating.Kind, Activation] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
 
 
 def host_is_faster(x: mx.array) -> bool:

@@ -12,6 +12,7 @@ from archport.contract import AttentionLayer, LayerContext
 from archport.layers.merging import MergedLinear
 from archport.layers.norm_rotate import NormRotate
 from archport.layers.norms import ZeroCentredRMSNorm
+from archport.layers.onto import linear_onto
 from archport.layers.rotary import Rotary
 
 
@@ -31,6 +32,8 @@ class Attention(nn.Module):
         rotary: position embedding; None where positions were added to the input.
         scale: of the scores; head_dim**-0.5 when left out.
     """
+
+    takes_onto = True
 
     def __init__(
         self,
@@ -72,15 +75,15 @@ class Attention(nn.Module):
                     q_norm, k_norm, spec.n_heads, spec.n_kv_heads, spec.head_dim, self._rotary
                 )
 
-    def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
-        """Attention output (B, L, D) for x (B, L, D)."""
+    def __call__(self, x: mx.array, ctx: LayerContext, onto: mx.array | None = None) -> mx.array:
+        """Attention output (B, L, D) for x (B, L, D), added to `onto` (B, L, D) where that is given."""
         B, L, _ = x.shape
         q, k, v, gate = self._projected(x, ctx)
         out = ctx.attend(self._index, q, k, v, scale=self._scale)
         out = out.transpose(0, 2, 1, 3)
         if gate is not None:
             out = out * gate
-        return self["o_proj"](out.reshape(B, L, -1))
+        return linear_onto(self["o_proj"], out.reshape(B, L, -1), onto)
 
     def _projected(self, x: mx.array, ctx: LayerContext) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
         """(q (B, H, L, Dh), k (B, K, L, Dh), v (B, K, L, Dv), gate (B, L, H, Dv) or None), normalised and rotated."""

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import LayerContext
+from archport.layers.onto import added
 
 
 class PreNormBlock(nn.Module):
@@ -26,8 +27,8 @@ class PreNormBlock(nn.Module):
         self.mlp = mlp
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
-        x = x + self[self._mixer](self["input_layernorm"](x), ctx)
+        x = added(self[self._mixer], x, self["input_layernorm"](x), ctx)
         ctx.pause(x)
-        x = x + self["mlp"](self["post_attention_layernorm"](x))
+        x = added(self["mlp"], x, self["post_attention_layernorm"](x))
         ctx.pause(x)
         return x

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import LayerContext
+from archport.layers.sum_norm import sum_norm
 
 
 class PostNormBlock(nn.Module):
@@ -19,8 +20,8 @@ class PostNormBlock(nn.Module):
         self.output_norm = nn.LayerNorm(hidden_size, eps=eps)
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
-        x = self.attention_norm(x + self.attention(x, ctx))  # pyright: ignore[reportCallIssue]
+        x = sum_norm(self.attention_norm, x, self.attention(x, ctx))  # pyright: ignore[reportCallIssue]
         ctx.pause(x)
-        x = self.output_norm(x + self.mlp(x))  # pyright: ignore[reportCallIssue]
+        x = sum_norm(self.output_norm, x, self.mlp(x))  # pyright: ignore[reportCallIssue]
         ctx.pause(x)
         return x

@@ -15,6 +15,7 @@ from archport.layers.activations import host_is_faster, silu
 from archport.layers.fusing import fused
 from archport.layers.gated_delta import run_rule
 from archport.layers.merging import MergedLinear
+from archport.layers.onto import linear_onto
 from archport.layers.short_conv import ShortConv
 
 # Added to the sum of squares of a key or query before its root is taken.
@@ -34,6 +35,8 @@ class GatedDeltaNet(nn.Module):
         conv_taps: taps of the convolution over q, k and v.
         eps: of the norm over each value head.
     """
+
+    takes_onto = True
 
     def __init__(self, index: int, heads: DeltaHeads, hidden_size: int, *, conv_taps: int, eps: float) -> None:
         super().__init__()
@@ -55,8 +58,8 @@ class GatedDeltaNet(nn.Module):
             self.in_proj = merged
             del self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a
 
-    def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
-        """Output (B, L, D) for x (B, L, D)."""
+    def __call__(self, x: mx.array, ctx: LayerContext, onto: mx.array | None = None) -> mx.array:
+        """Output (B, L, D) for x (B, L, D), added to `onto` (B, L, D) where that is given."""
         B, L, _ = x.shape
         heads, segments = self._heads, ctx.segments
         qkv, z, b, a = self._projected(x)
@@ -79,7 +82,7 @@ class GatedDeltaNet(nn.Module):
         if state is None:
             state = mx.zeros((B, heads.n_value_heads, heads.key_dim, heads.value_dim))
         y, state = run_rule(step.path, q, k, v, log_decay, beta, state)
-        out = self.out_proj(self._gated(y, z).reshape(B, L, -1))
+        out = linear_onto(self.out_proj, self._gated(y, z).reshape(B, L, -1), onto)
         if step.keeps:
             step.store((state, tail))
             # Whoever evaluates the output evaluates the state as well: alone it would keep this step's inputs alive.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.layers.activations import Activation, gated
+from archport.layers.activations import Activation, gated, gated_halves
 from archport.layers.merging import MergedLinear
+from archport.layers.onto import linear_onto
 
 
 class MLP(nn.Module):
@@ -25,9 +26,11 @@ class MLP(nn.Module):
 class GatedMLP(nn.Module):
     """Gated feed-forward (SwiGLU with `silu`); parameters `gate_proj`, `up_proj`, `down_proj`."""
 
+    takes_onto = True
+
     def __init__(self, hidden_size: int, intermediate_size: int, act: Activation, *, bias: bool = False) -> None:
         super().__init__()
-        self._gated = gated(act)
+        self._gated, self._gated_halves = gated(act), gated_halves(act)
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
@@ -39,6 +42,10 @@ class GatedMLP(nn.Module):
             self.gate_up_proj = merged
             del self.gate_proj, self.up_proj
 
-    def __call__(self, x: mx.array) -> mx.array:
-        gate, up = self["gate_up_proj"](x) if "gate_up_proj" in self else (self.gate_proj(x), self.up_proj(x))
-        return self["down_proj"](self._gated(gate, up))
+    def __call__(self, x: mx.array, onto: mx.array | None = None) -> mx.array:
+        """Output (..., D) for x (..., D), added to `onto` where that is given."""
+        if "gate_up_proj" in self:
+            inner = self._gated_halves(self["gate_up_proj"].product(x))
+        else:
+            inner = self._gated(self.gate_proj(x), self.up_proj(x))
+        return linear_onto(self["down_proj"], inner, onto)

@@ -17,8 +17,8 @@ from archport.layers.rotary import Rotary
 from archport.layers.sections import SectionedRotary
 
 WARPS = 8
-# Tokens below which the host binds and one launch more or less is all that counts.
-FEWEST_TOKENS = 512
+# Elements of the product below which the host binds, and a kernel of one's own takes it longer than MLX's operations.
+FEWEST = 1 << 23
 
 HEADER = """
 // The sum over a warp; every thread gets it.
@@ -134,7 +134,7 @@ class NormRotate:
     def worthwhile(self, product: mx.array) -> bool:
         """Whether the kernel runs here and gains something."""
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return on_gpu and product.shape[0] * product.shape[1] >= FEWEST_TOKENS and _cuda()
+        return on_gpu and product.size >= FEWEST and _cuda()
 
     def __call__(self, product: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array]:
         return self._run(product, self._rotary.tables(offset, product.shape[1], {}))

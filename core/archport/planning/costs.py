@@ -194,7 +194,7 @@ def token_bytes(
     blocks over widths varied one by one: never below the measurement, at most a quarter above it.
     """
     s, D = itemsize(dtype), spec.hidden_size
-    inner, mlp_widths = _mlp_bytes(spec, experts, s)
+    inner, mlp_widths = _mlp_bytes(spec, experts, s, kind)
     if isinstance(layer, RecurrentLayer):
         channels, value = recurrent_widths(layer)
         lazy, split, held = recurrent_bytes(layer, D, inner, s, kind)
@@ -262,7 +262,7 @@ def token_bytes(
     )
 
 
-def _mlp_bytes(spec: ArchSpec, experts: bool, s: int) -> tuple[int, dict[str, int]]:
+def _mlp_bytes(spec: ArchSpec, experts: bool, s: int, kind: DeviceKind) -> tuple[int, dict[str, int]]:
     """(bytes of the temporaries inside the MLP, the widest of them by name) of one token."""
     if experts and spec.experts is not None:
         e, D = spec.experts, spec.hidden_size
@@ -273,7 +273,9 @@ def _mlp_bytes(spec: ArchSpec, experts: bool, s: int) -> tuple[int, dict[str, in
         return total, {"the experts' inputs": copies, "the experts' gate and up": gate}
     if spec.gated_mlp:
         return 3 * spec.intermediate_size * s, {"gate and up": 2 * spec.intermediate_size * s}
-    return spec.intermediate_size * s, {"the MLP's inside": spec.intermediate_size * s}
+    # CUDA's activations are kernels of our own, which MLX does not let write over what they read.
+    inside = 2 if kind == "cuda" else 1
+    return inside * spec.intermediate_size * s, {"the MLP's inside": spec.intermediate_size * s}
 
 
 def _host_floats(spec: ArchSpec, layer: AttentionLayer, experts: Experts | None = None) -> tuple[int, int]:

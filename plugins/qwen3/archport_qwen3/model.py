@@ -9,7 +9,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary, SparseMLP, head_rows, stack_experts
+from archport.layers import (
+    Attention,
+    Embedding,
+    GatedMLP,
+    PreNormBlock,
+    Rotary,
+    SparseMLP,
+    head_rows,
+    stack_experts,
+)
 from archport.layers.activations import activation
 
 # All that an output head may be stored as.
@@ -53,7 +62,7 @@ class Decoder(nn.Module):
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any]) -> None:
         super().__init__()
         eps, bias = config["rms_norm_eps"], bool(config.get("attention_bias", False))
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [
             PreNormBlock(
                 Attention(

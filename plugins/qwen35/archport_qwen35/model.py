@@ -9,7 +9,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, AttentionLayer, CheckpointError, LayerContext, LayerSpec, TowerContext
-from archport.layers import Attention, GatedDeltaNet, GatedMLP, PreNormBlock, Rotary, SparseMLP, head_rows
+from archport.layers import (
+    Attention,
+    Embedding,
+    GatedDeltaNet,
+    GatedMLP,
+    PreNormBlock,
+    Rotary,
+    SparseMLP,
+    head_rows,
+)
 from archport.layers.activations import activation
 from archport.layers.sections import SectionedRotary
 from archport.layers.vision import PatchMergingTower, TowerShape
@@ -60,7 +69,7 @@ class Qwen35(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, spec: ArchSpec, text: Mapping[str, Any]) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
         rotary = _rotary(spec, text)
         self.layers = [_block(spec, text, index, layer, rotary) for index, layer in enumerate(spec.layers)]
         self.norm = nn.RMSNorm(spec.hidden_size, eps=text["rms_norm_eps"])

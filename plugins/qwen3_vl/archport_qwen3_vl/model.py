@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext, TowerContext
-from archport.layers import Attention, GatedMLP, PreNormBlock, SparseMLP, head_rows
+from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, SparseMLP, head_rows
 from archport.layers.activations import activation
 from archport.layers.sections import SectionedRotary
 from archport.layers.vision import PatchMergingTower, TowerShape
@@ -63,7 +63,7 @@ class Decoder(nn.Module):
         head_dim = spec.attention_layers[0].head_dim
         # One for all layers, so that its angles are computed once per step.
         rotary = SectionedRotary(head_dim, config["rope_theta"], scaling, scaling.get("mrope_section") or SECTIONS)
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [
             PreNormBlock(
                 Attention(

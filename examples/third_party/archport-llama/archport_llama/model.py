@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary, activation
+from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, Rotary, activation
 
 
 class Llama(nn.Module):
@@ -35,7 +35,7 @@ class Decoder(nn.Module):
         super().__init__()
         eps, bias = config.get("rms_norm_eps", 1e-6), bool(config.get("attention_bias", False))
         act, theta = activation(config.get("hidden_act", "silu")), config.get("rope_theta", 10000.0)
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [
             PreNormBlock(
                 Attention(

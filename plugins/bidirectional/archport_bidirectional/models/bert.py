@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import MLP, Attention, PostNormBlock
+from archport.layers import MLP, Attention, Embedding, PostNormBlock
 from archport.layers.activations import activation
 from archport_bidirectional.families.common import label_count
 from archport_bidirectional.models.heads import Dense, DenseOut, MaskedHead
@@ -129,9 +129,9 @@ class Embeddings(nn.Module):
 
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any], unused_positions: int) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.position_embeddings = nn.Embedding(spec.max_positions + unused_positions, spec.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.get("type_vocab_size", 2), spec.hidden_size)
+        self.word_embeddings = Embedding(spec.vocab_size, spec.hidden_size)
+        self.position_embeddings = Embedding(spec.max_positions + unused_positions, spec.hidden_size)
+        self.token_type_embeddings = Embedding(config.get("type_vocab_size", 2), spec.hidden_size)
         self.LayerNorm = nn.LayerNorm(spec.hidden_size, eps=config.get("layer_norm_eps", 1e-12))
 
     def __call__(self, input_ids: mx.array, positions: mx.array, token_types: mx.array | None) -> mx.array:

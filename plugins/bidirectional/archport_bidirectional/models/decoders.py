@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary
+from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, Rotary
 from archport.layers.activations import activation
 from archport_bidirectional.families.common import label_count
 
@@ -46,7 +46,7 @@ class Blocks(nn.Module):
         super().__init__()
         eps, act = config["rms_norm_eps"], activation(config.get("hidden_act", "silu"))
         bias = bool(config.get("attention_bias", False))
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [
             PreNormBlock(
                 Attention(

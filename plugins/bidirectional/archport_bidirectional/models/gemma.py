@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, GatedMLP, Rotary, ZeroCentredRMSNorm
+from archport.layers import Attention, Embedding, GatedMLP, Rotary, ZeroCentredRMSNorm
 from archport.layers.activations import activation
 from archport_bidirectional.families.gemma import GLOBAL_THETA, LOCAL_THETA
 
@@ -21,7 +21,7 @@ class EmbeddingGemma(nn.Module):
         super().__init__()
         eps = config.get("rms_norm_eps", 1e-6)
         self._scale = spec.hidden_size**0.5
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [Block(index, spec, config, eps) for index in range(len(spec.layers))]
         self.norm = ZeroCentredRMSNorm(spec.hidden_size, eps=eps)
 

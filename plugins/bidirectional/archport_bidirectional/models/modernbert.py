@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, GatedMLP, Rotary
+from archport.layers import Attention, Embedding, GatedMLP, Rotary, added
 from archport.layers.activations import activation
 from archport_bidirectional.families.common import label_count
 from archport_bidirectional.families.modernbert import GLOBAL_THETA, LOCAL_THETA
@@ -100,7 +100,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, spec: ArchSpec, eps: float, bias: bool) -> None:
         super().__init__()
-        self.tok_embeddings = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.tok_embeddings = Embedding(spec.vocab_size, spec.hidden_size)
         self.norm = nn.LayerNorm(spec.hidden_size, eps=eps, bias=bias)
 
     def __call__(self, input_ids: mx.array) -> mx.array:
@@ -124,8 +124,8 @@ class Block(nn.Module):
         self.mlp = GatedMLP(spec.hidden_size, spec.intermediate_size, act, bias=bool(config.get("mlp_bias", False)))
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
-        x = x + self.attn(self.attn_norm(x) if "attn_norm" in self else x, ctx)
+        x = added(self.attn, x, self.attn_norm(x) if "attn_norm" in self else x, ctx)
         ctx.pause(x)
-        x = x + self.mlp(self.mlp_norm(x))
+        x = added(self.mlp, x, self.mlp_norm(x))
         ctx.pause(x)
         return x

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext, TowerContext, VisionTower
-from archport.layers import MLP, Attention
+from archport.layers import MLP, Attention, Embedding
 from archport.layers.activations import activation
 from archport_bidirectional.models import siglip
 
@@ -120,8 +120,8 @@ class TextTower(nn.Module):
 class TextEmbeddings(nn.Module):
     def __init__(self, spec: ArchSpec) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.position_embedding = nn.Embedding(spec.max_positions, spec.hidden_size)
+        self.token_embedding = Embedding(spec.vocab_size, spec.hidden_size)
+        self.position_embedding = Embedding(spec.max_positions, spec.hidden_size)
 
     def __call__(self, input_ids: mx.array, positions: mx.array) -> mx.array:
         return self.token_embedding(input_ids) + self.position_embedding(positions)

@@ -63,6 +63,8 @@ class StepContext:
         visual: the batch's pictures; None without any.
     """
 
+    decoding = None
+
     def __init__(
         self,
         plan: Plan,

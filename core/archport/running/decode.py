@@ -21,6 +21,7 @@ from archport.contract import (
     AttentionCall,
     AttentionLayer,
     AttentionPath,
+    DeviceKind,
     MaskPolicy,
     RecurrentPath,
     Segments,
@@ -31,6 +32,9 @@ from archport.planning import BatchPlan, Plan
 from archport.running.planned import Planner
 from archport.running.prefix_cache import PrefixCache
 from archport.running.recurrent import StateStep, recurrent_path
+
+# Steps of the same rows before they are compiled, which takes as long as a few of them.
+PATIENCE = 8
 
 
 class Decoding:
@@ -62,6 +66,8 @@ class Decoding:
         self._pads = [self._written - length for length in lengths]
         self._positions = list(lengths if positions is None else positions)
         self._paths = decode_paths(spec, planner, plan, self._batch, len(lengths), padded=any(self._pads))
+        # Steps since rows left.
+        self._alike = 0
 
     def step(self, tokens: mx.array) -> mx.array:
         """Hidden states (B, 1, D) of the next token (B,) of every row, unevaluated.
@@ -70,9 +76,13 @@ class Decoding:
             KvCeilingExceeded: before anything is written.
         """
         self.caches.check([1] * len(self._pads))
-        context = DecodeContext(self._plan, self._paths, self.caches, self._positions, self._pads, self._written + 1)
+        compiled = self._alike >= PATIENCE and compiles(self._planner.device.kind)
+        context = DecodeContext(
+            self._plan, self._paths, self.caches, self._positions, self._pads, self._written + 1, compiled=compiled
+        )
         hidden = self._trunk(tokens[:, None].astype(mx.int32), context)
         self._written += 1
+        self._alike += 1
         self._positions = [at + 1 for at in self._positions]
         return hidden
 
@@ -85,6 +95,7 @@ class Decoding:
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
         self.caches.keep_rows(rows)
+        self._alike = 0
         self._pads = [self._pads[row] for row in rows]
         self._positions = [self._positions[row] for row in rows]
         self._paths = decode_paths(
@@ -100,6 +111,7 @@ class DecodeContext:
         positions: of the new token, per row.
         pads: columns in front of each row that are not its own.
         written: columns with the new one.
+        compiled: whether blocks compile what surrounds their attention.
     """
 
     visual = None
@@ -113,12 +125,15 @@ class DecodeContext:
         positions: list[int],
         pads: list[int],
         written: int,
+        *,
+        compiled: bool = False,
     ) -> None:
         self._kinds, self._paths, self._caches = plan.layer_kinds, paths, caches
         self._written, self._pads = written, pads
         self._at = positions
         uneven = len(set(positions)) > 1
         self._offset: int | mx.array = mx.array(positions, dtype=mx.int32) if uneven else positions[0]
+        self.decoding = mx.array(self._offset, dtype=mx.int32) if compiled else None
         # Layers of one kind share call and mask.
         self._calls: dict[tuple[int, int], tuple[AttentionCall, mx.array | None, Runner | None]] = {}
 
@@ -176,6 +191,11 @@ class DecodeContext:
         if path.call.additive:
             mask = mx.where(mask, mx.array(0, dtype), mx.array(lowest(dtype), dtype))
         return replace(path.call, kv_len=width, mask_shape=tuple(mask.shape)), mask, None
+
+
+def compiles(kind: DeviceKind) -> bool:
+    """Whether compiled blocks gain something: where the host binds, and where that was measured."""
+    return kind == "cuda"
 
 
 def decode_paths(

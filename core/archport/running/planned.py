@@ -149,7 +149,7 @@ class _DTypeProbe:
     """A layer context that runs nothing, to learn the element type of hidden states from an unevaluated graph."""
 
     positions, segments = mx.zeros((1, 1), dtype=mx.int32), Segments()
-    visual = None
+    visual = decoding = None
 
     def rotate(self, q: mx.array, k: mx.array, rope: object) -> tuple[mx.array, mx.array]:
         return q, k

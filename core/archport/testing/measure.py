@@ -138,6 +138,8 @@ class PackedContext:
         planner: whose device and chooser run the attention.
     """
 
+    decoding = None
+
     def __init__(self, layers: Sequence[LayerSpec], lengths: Sequence[int], planner: Planner) -> None:
         import mlx.core as mx
 

@@ -1,7 +1,7 @@
 """A decoder block's work on one token per row, before and behind its attention, as two compiled functions.
 
 A step of decoding takes a GPU less time than the host needs to say what is to be done: on an H200, at Qwen3's 0.6B
-shape, a token takes 3.1 ms built operation by operation, and 2.7 so. Attention stays outside, since its keys grow.
+shape, one row was decoded at 0.98 of mlx-lm's speed, and is at 1.12 so. Attention stays outside, since its keys grow.
 """
 
 from __future__ import annotations

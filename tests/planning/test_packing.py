@@ -80,6 +80,24 @@ def test_one_layer_that_the_kernel_does_not_take_leaves_all_rows_padded(wide):
     assert not any(batch.packed for batch in planned(spec, texts(0)).batches)
 
 
+LONG = [8192 - 37 * index for index in range(32)]
+
+
+@pytest.mark.parametrize("lengths", [texts(0), [512] * 64, [128] * 500, [8192] * 32, LONG, [8000, *texts(1, 40)]])
+@pytest.mark.parametrize("name", LAYERS)
+def test_packing_is_never_the_dearer_way_by_its_own_prices(name, lengths):
+    spec = spec_of(LAYERS[name])
+    free, padded = planned(spec, lengths), planned(spec, lengths, pack=False)
+    assert sum(batch.seconds for batch in free.batches) <= 1.05 * sum(batch.seconds for batch in padded.batches)
+
+
+def test_attention_decides_where_padding_does_not():
+    """Rows of equal length gain where windows are read as they are, and lose where cuDNN is faster."""
+    assert planned(spec_of(LAYERS["windowed"]), [8192] * 32).batches[0].packed
+    assert not planned(spec_of(LAYERS["plain"]), [8192] * 32).batches[0].packed
+    assert not planned(spec_of(LAYERS["causal"]), LONG).batches[0].packed
+
+
 def test_a_small_budget_makes_shorter_rows_and_then_none():
     spec, lengths = spec_of(LAYERS["plain"]), texts(0)
     free = planned(spec, lengths)

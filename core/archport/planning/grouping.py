@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from archport.contract import BatchShape
+from collections import Counter
+
+from archport.contract import AttentionLayer, BatchShape
 from archport.planning.batch import Batch
 from archport.planning.job import Job
-from archport.planning.packing import packed_groups
+from archport.planning.packing import packed_groups, width
 from archport.planning.search import batch_seconds, batch_tokens, rows_that_fit
 from archport.planning.shapes import Group, group_rows, padded_length
+from archport.planning.steps import path_of
+
+# A smaller share of the time is not worth leaving MLX's own kernels for: prices are not that exact.
+WORTH = 0.02
 
 
 def groups_of(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[Group, ...]:
@@ -32,7 +38,40 @@ def groups_of(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple
         # Elsewhere any number of rows may share a batch, and few are longer than others.
         seconds=(lambda count, width: batch_seconds(job, count * width)) if kind == "cuda" else None,
     )
-    return packed_groups(job, rows, cached, padded) or padded
+    packed = packed_groups(job, rows, cached)
+    cheaper = packed and _packed_seconds(job, packed, rows) < (1 - WORTH) * _padded_seconds(job, padded, rows)
+    return packed if cheaper else padded
+
+
+def _packed_seconds(job: Job, groups: tuple[Group, ...], rows: tuple[int, ...]) -> float:
+    """Estimated time of packed batches; attention by rows drawn evenly from the request, as many as one batch takes."""
+    sample = tuple(range(0, len(rows), len(groups)))
+    tokens = sum(rows[row] for row in sample)
+    attention = _attention_seconds(job, Group(sample, width(tokens), packed=True), rows)
+    return sum(batch_seconds(job, group.padded) for group in groups) + attention * sum(rows) / tokens
+
+
+def _padded_seconds(job: Job, groups: tuple[Group, ...], rows: tuple[int, ...]) -> float:
+    """The same of batches of padded rows. On CUDA these have few shapes, each of which is priced once."""
+    total = 0.0
+    for group in groups:
+        even = all(rows[row] == group.padded for row in group.rows)
+        key = (job.asked, "attention", len(group.rows), group.padded, even)
+        nanoseconds = job.number(key, lambda group=group: round(1e9 * _attention_seconds(job, group, rows)))
+        total += batch_seconds(job, len(group.rows) * group.padded) + nanoseconds / 1e9
+    return total
+
+
+def _attention_seconds(job: Job, group: Group, rows: tuple[int, ...]) -> float:
+    """Estimated time of the attention of all layers over a group's rows."""
+    batch = batch_of(job, group, rows, (0,) * len(rows), others=True)
+    layers = Counter(job.classes[index].kind for index in job.layer_classes)
+    paths = [
+        (layers[index], path_of(job, batch, layer, 0, batch.shape.L, (job.limits,), None)[0])
+        for index, layer in enumerate(job.kinds)
+        if isinstance(layer, AttentionLayer)
+    ]
+    return sum(count * path.price.seconds for count, path in paths)
 
 
 def batch_of(job: Job, group: Group, rows: tuple[int, ...], cached: tuple[int, ...], *, others: bool) -> Batch:

@@ -11,31 +11,23 @@ from archport.contract import AttentionLayer, AttentionPath, BatchShape, InputEr
 from archport.planning.batch import Batch
 from archport.planning.job import Job
 from archport.planning.quote import Schedule, quote
-from archport.planning.search import batch_seconds, batch_tokens
+from archport.planning.search import batch_tokens
 from archport.planning.shapes import Group
 
 # Widths of packed rows per doubling: at most 3 % of one is behind its documents.
 WIDTHS_PER_OCTAVE = 32
-# Less padding than that is not worth leaving MLX's own kernels for.
-WORTH = 0.02
 
 
-def packed_groups(job: Job, rows: Sequence[int], cached: Sequence[int], padded: Sequence[Group]) -> tuple[Group, ...]:
-    """Rows in the caller's order, as many behind one another as keep the device busy; () where that is not cheaper.
+def packed_groups(job: Job, rows: Sequence[int], cached: Sequence[int]) -> tuple[Group, ...]:
+    """Rows in the caller's order, as many behind one another as keep the device busy; () where that can't be run.
 
     Args:
         rows, cached: tokens per row.
-        padded: the batches that run otherwise.
     """
     if not _possible(job, rows, cached):
         return ()
     most = _tokens_that_fit(job, rows)
-    if most < max(rows):
-        return ()
-    groups = _filled(rows, most)
-    seconds = sum(batch_seconds(job, group.padded) for group in groups)
-    other = sum(batch_seconds(job, len(group.rows) * group.padded) for group in padded)
-    return groups if seconds < (1 - WORTH) * other else ()
+    return _filled(rows, most) if most >= max(rows) else ()
 
 
 def width(tokens: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from archport import engine
-from archport.planning import grouping, planner, shapes
+from archport.planning import caches, grouping, planner, search, shapes
 from archport.running.yes_no import YesNoScorer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -73,6 +73,18 @@ def test_generating_and_going_on_from_what_was_left_behind(name, rows, wide):
             first = int(mx.argmax(alone._runtime.encoder.trunk.logits(hidden[:, -1:])[0, -1]).item())
             assert made.tokens[0] == first
             assert made.tokens == alone.generate([row], max_tokens=9)[0].tokens
+
+
+@pytest.mark.parametrize("pad", [8, 24, 40, 60])
+def test_chunks_of_nothing_but_padding_push_nothing_out_of_a_window(pad, monkeypatch):
+    prompt = np.random.default_rng(0).integers(0, 100, 200).astype(np.int32)
+    want = engine.load(GOLDENS / "qwen3-windowed", prefix_cache=0).generate([prompt], max_tokens=9)[0].tokens
+    monkeypatch.setattr(caches, "RING_STEP", STEP)
+    monkeypatch.setattr(search, "chunk_widths", lambda *_, **__: (STEP,))
+    for module in (grouping, planner, shapes):
+        monkeypatch.setattr(module, "padded_length", lambda tokens, kind, most: min(tokens + pad, most))
+    found = engine.load(GOLDENS / "qwen3-windowed", prefix_cache=0).generate([prompt], max_tokens=9)[0].tokens
+    assert found == want
 
 
 @pytest.mark.parametrize("name", ["qwen3-embed", "bert-plain", "modernbert", "roberta", "embeddinggemma"])

@@ -149,6 +149,9 @@ class KVCache:
             raise InputError(f"KV cache: rows of {list(lengths)} tokens can't be aligned behind {dropped} dropped ones")
         if uneven and self._storage is not None:
             self._storage.align(lengths)
+        left = self.layer.reach[0]
+        if left is not None and max(lengths) - dropped < min(left, max(lengths)):
+            raise InputError(f"KV cache: {max(lengths) - dropped} of the last {left} tokens are left behind padding")
         self._written = [max(lengths)] * self.B
 
     def advance(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:

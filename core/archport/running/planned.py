@@ -129,7 +129,11 @@ def run_steps(
     else:
         for row, tokens in enumerate(ids):
             padded[row, : len(tokens)] = tokens
+    longest = max(batch.lengths)
     for step in batch.steps:
+        if caches is not None and step.start >= longest:
+            # Padding alone, which would push what is real out of a window's cache.
+            break
         offsets = (batch.shape.S + step.start,) * batch.shape.B
         if caches is not None:
             caches.check([step.tokens] * batch.shape.B)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from archport.layers import MLP, Embedding, GatedMLP, PostNormBlock, activating, activation, embedding, sum_norm
-from archport.layers.activations import ACTIVATIONS
+from archport.layers.activations import ACTIVATIONS, gated
 from archport.running import packed
 from archport.running.pool import Pooling
 
@@ -147,3 +147,31 @@ def test_what_the_kernel_does_not_take_runs_as_two_operations():
         assert not sum_norm.worthwhile(norm, x, update)
         assert mx.array_equal(sum_norm.sum_norm(norm, x, update), norm(x + update))
     assert "attention_norm" in PostNormBlock(nn.Identity(), nn.Identity(), 16, 1e-5)
+
+
+def test_a_norm_whose_parts_differ_in_type_or_shape_runs_as_two_operations(monkeypatch):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(sum_norm, "_cuda", lambda: True)
+    norm = nn.LayerNorm(64)
+    norm.set_dtype(mx.bfloat16)
+    x = mx.zeros((1, sum_norm.FEWEST // 64, 64), mx.bfloat16)
+    assert sum_norm.worthwhile(norm, x, x)
+    assert not sum_norm.worthwhile(norm, x, x[:, :1])
+    assert not sum_norm.worthwhile(norm, x[0], x[0])
+    norm.bias = norm.bias.astype(mx.float32)
+    assert not sum_norm.worthwhile(norm, x, x)
+
+
+def test_a_function_for_all_shapes_is_made_of_operations_that_know_theirs(monkeypatch):
+    """Gate and up apart are multiplied by a function that is traced once, where a kernel has no shape yet."""
+
+    def activate(x, kind, *, halves=False):
+        raise AssertionError(f"{kind} inside a function for all shapes")
+
+    gate, up = mx.random.normal((1, 3, 8)), mx.random.normal((1, 3, 8))
+    apart = gated.__wrapped__(ACTIVATIONS["silu"])
+    want = apart(gate, up)
+    monkeypatch.setattr(activating, "worthwhile", lambda x, halves=False: True)
+    monkeypatch.setattr(activating, "activate", activate)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert mx.allclose(apart(gate, up), want, atol=1e-6)

@@ -1,7 +1,8 @@
 """Activation functions by the names configs use; on a CPU with MKL, in float32, through its vector functions.
 
-A model's function is the same either way, within rounding. Inside a transformation (compile, grad, vmap), on other
-devices and in other element types it is MLX's own.
+A model's function is the same either way, within rounding. On a CPU it is MLX's own inside a transformation (compile,
+grad, vmap) and in other element types. On CUDA large arrays of 16 bits go through a kernel, which compiles but has no
+gradient.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def activation(name: str) -> Activation:
 @functools.cache
 def gated(act: Activation) -> Callable[[mx.array, mx.array], mx.array]:
     """`act(gate) * up` as one function of (gate, up); on a GPU one kernel, which saves a pass over memory."""
-    together = mx.compile(lambda gate, up: act(gate) * up, shapeless=True)
+    # A kernel of our own has no shape before it is called, which a function for all shapes needs.
+    plain = _PLAIN.get(act, act)
+    together = mx.compile(lambda gate, up: plain(gate) * up, shapeless=True)
 
     def run(gate: mx.array, up: mx.array) -> mx.array:
         return together(gate, up) if mx.default_device().type == mx.DeviceType.gpu else act(gate) * up
@@ -95,6 +98,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 _KINDS: dict[activating.Kind, Activation] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
+_PLAIN: dict[Activation, Activation] = {gelu: nn.gelu, gelu_tanh: nn.gelu_approx, silu: nn.silu}
 
 
 def host_is_faster(x: mx.array) -> bool:

@@ -14,9 +14,12 @@ FEWEST = 1 << 21
 
 
 def added(module: nn.Module, onto: mx.array, *arguments: Any) -> mx.array:
-    """`onto` plus what the module makes of the arguments; one with `takes_onto` set is told, and adds it itself."""
+    """`onto` plus what the module makes of the arguments; one with `takes_onto` set is told, and adds it itself.
+
+    The class itself has to say so: a subclass may have a call of its own.
+    """
     call = cast(Any, module)
-    return call(*arguments, onto=onto) if getattr(module, "takes_onto", False) else onto + call(*arguments)
+    return call(*arguments, onto=onto) if vars(type(module)).get("takes_onto") else onto + call(*arguments)
 
 
 def linear_onto(linear: nn.Module, x: mx.array, onto: mx.array | None) -> mx.array:

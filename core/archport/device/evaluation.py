@@ -49,9 +49,10 @@ class Pipeline:
         """
         import mlx.core as mx
 
+        full = len(self._running) >= self.depth
         while len(self._running) >= self.depth:
             mx.eval(self._running.pop(0))
-        if not self._released(room):
+        if not (full and self._comes_back(room)) and not self._released(room):
             mx.synchronize()
             self._running.clear()
             # What is left belongs to somebody else, who came after this work began.

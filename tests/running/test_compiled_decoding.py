@@ -5,7 +5,9 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
+import copy
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from archport import engine
-from archport.layers import compiled
+from archport.layers import Attention, GatedMLP, PreNormBlock, added, compiled
 from archport.running import decode
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -89,3 +91,95 @@ def test_a_model_that_is_let_go_takes_its_compiled_blocks_along(calls):
         assert mx.get_active_memory() - before <= (held - before) / 100
     finally:
         gc.enable()
+
+
+def tokens_of(model, rows: int = 1) -> list[tuple[int, ...]]:
+    return [each.tokens for each in model.generate([PROMPTS[0]] * rows, max_tokens=decode.PATIENCE + 9)]
+
+
+def swap(model, factor: float) -> None:
+    """Replace a weight of the first block by another array."""
+    down = model._runtime.encoder.trunk.model.layers[0].mlp.down_proj
+    down.weight = down.weight * factor
+    mx.eval(down.weight)
+
+
+def test_models_that_follow_each_other_in_two_threads_keep_nothing_of_one_another(calls, monkeypatch):
+    with monkeypatch.context() as plainly:
+        plainly.setattr(decode, "compiles", lambda kind: False)
+        want = []
+        for turn in range(5):
+            model = engine.load(GOLDENS / "qwen3-tied", prefix_cache=0)
+            swap(model, 1 + 3 * turn)
+            want.append(tokens_of(model))
+    assert len({each[0] for each in want}) > 1
+    gc.collect()
+    before, size = mx.get_active_memory(), model.plan([1]).batches[0].peak
+    del model
+    with ThreadPoolExecutor(1) as other:
+        for turn in range(5):
+            model = engine.load(GOLDENS / "qwen3-tied", prefix_cache=0)
+            swap(model, 1 + 3 * turn)
+            assert tokens_of(model) == want[turn]
+            assert other.submit(tokens_of, model).result() == want[turn]
+            del model
+    gc.collect()
+    assert mx.get_active_memory() <= before + size // 10
+    assert calls
+
+
+def test_a_weight_that_is_replaced_counts_from_then_on(calls, monkeypatch):
+    model = engine.load(GOLDENS / "qwen3-tied", prefix_cache=0)
+    first = tokens_of(model)
+    swap(model, 5.0)
+    found = tokens_of(model)
+    monkeypatch.setattr(decode, "compiles", lambda kind: False)
+    assert found == tokens_of(model) != first
+
+
+class Louder(Attention):
+    def __call__(self, x, ctx):
+        return 3 * super().__call__(x, ctx)
+
+
+class Softer(GatedMLP):
+    def __call__(self, x):
+        return super().__call__(x) / 3
+
+
+@pytest.mark.parametrize(("part", "kind"), [("self_attn", Louder), ("mlp", Softer)])
+def test_a_subclass_with_a_call_of_its_own_is_called(part, kind, calls, monkeypatch):
+    model = engine.load(GOLDENS / "qwen3-tied", prefix_cache=0)
+    usual = tokens_of(model)
+    calls.clear()
+    for block in model._runtime.encoder.trunk.model.layers:
+        block[part].__class__ = kind
+    found = tokens_of(model)
+    assert not calls
+    monkeypatch.setattr(decode, "compiles", lambda kind: False)
+    assert found == tokens_of(model) != usual
+
+
+def test_an_output_is_added_by_the_class_that_says_so_and_no_other(calls):
+    mx.random.seed(0)
+    mlp, x = Softer(8, 16, mx.tanh), mx.random.normal((1, 2, 8))
+    assert mx.allclose(added(mlp, x, x), x + mlp(x), atol=1e-6)
+
+
+def test_many_numbers_of_rows_keep_few_traces_and_a_copy_none(calls, monkeypatch):
+    made = []
+    compile_block = compiled.CompiledBlock.__init__
+    monkeypatch.setattr(compiled, "MOST_SHAPES", 2)
+    monkeypatch.setattr(
+        compiled.CompiledBlock, "__init__", lambda self, *parts: made.append(1) or compile_block(self, *parts)
+    )
+    model = engine.load(GOLDENS / "qwen3-tied", prefix_cache=0)
+    layers = model._runtime.encoder.trunk.model.layers
+    want = tokens_of(model)[0]
+    for rows in (2, 3, 4, 5, 6):
+        assert set(tokens_of(model, rows)) == {want}
+    # One row and two, three and four, five and six.
+    assert len(made) == 3 * len(layers)
+    again = copy.deepcopy(layers[0])
+    assert isinstance(again, PreNormBlock)
+    assert again._compiled is not layers[0]._compiled

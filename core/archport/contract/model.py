@@ -34,7 +34,7 @@ class LayerContext(Protocol):
 
     @property
     def decoding(self) -> mx.array | None:
-        """Position of each row's only token, () or (B,) int32, in a step that tells blocks to compile what surrounds
+        """Position of each row's only token, (B,) int32, in a step that tells blocks to compile what surrounds
         their attention; None in all others. A block that does not care works, and keeps a GPU waiting."""
         ...
 

@@ -6,24 +6,55 @@ shape, one row was decoded at 0.98 of mlx-lm's speed, and is at 1.12 so. Attenti
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from archport.contract import LayerContext
 from archport.layers.attention import Attention
+from archport.layers.experts import SparseMLP
+from archport.layers.mlp import MLP, GatedMLP
 from archport.layers.onto import added
+
+# Numbers of rows for which a block is traced before it starts over: MLX keeps every trace, and looks through them all.
+MOST_SHAPES = 16
+# Blocks that evaluate nothing, and draw nothing by chance, when they are traced.
+KNOWN = (MLP, GatedMLP, SparseMLP)
+
+
+class CompiledParts:
+    """What of a block is compiled, per thread: MLX's traces belong to the thread that made them.
+
+    A copy of a block, and a pickled one, starts with none.
+    """
+
+    def __init__(self) -> None:
+        self._mine = threading.local()
+
+    def __reduce__(self) -> tuple[type[CompiledParts], tuple[()]]:
+        return CompiledParts, ()
+
+    def of(self, *parts: nn.Module, rows: int) -> CompiledBlock:
+        """The parts compiled: norm, attention, its MLP's norm, MLP. Anew where a weight or module was replaced."""
+        found: CompiledBlock | None = getattr(self._mine, "block", None)
+        if found is None or not found.takes(parts, rows):
+            found = self._mine.block = CompiledBlock(*parts)
+        return found
 
 
 class CompiledBlock:
     """The parts of one pre-norm block. Traced once per number of rows.
 
     Args:
-        norm, attention, mlp_norm, mlp: its modules, whose weights stay as they are.
+        norm, attention, mlp_norm, mlp: its modules.
     """
 
-    def __init__(self, norm: nn.Module, attention: Attention, mlp_norm: nn.Module, mlp: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, attention: nn.Module, mlp_norm: nn.Module, mlp: nn.Module) -> None:
+        assert isinstance(attention, Attention)
+
         def before(x: mx.array, at: mx.array) -> list[mx.array]:
             def rotate(
                 q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]
@@ -40,11 +71,38 @@ class CompiledBlock:
         # MLX's stubs say that any function comes back as one of anything.
         self._before: Any = mx.compile(before)
         self._behind: Any = mx.compile(behind)
+        self._parts = (norm, attention, mlp_norm, mlp)
+        # A trace keeps the weights that it saw.
+        self._seen = [entry for part in self._parts for entry in _entries(part)]
+        self._rows: set[int] = set()
 
-    def __call__(self, x: mx.array, ctx: Any) -> mx.array:
+    def takes(self, parts: tuple[nn.Module, ...], rows: int) -> bool:
+        """Whether these are the modules and weights that are compiled, and so many rows are among the few."""
+        if len(self._rows) >= MOST_SHAPES and rows not in self._rows:
+            return False
+        if any(a is not b for a, b in zip(parts, self._parts, strict=True)):
+            return False
+        return all(module.get(name) is value for module, name, value in self._seen)
+
+    def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
         """The block's output (B, 1, D) for x (B, 1, D); the context is `decoding`."""
+        self._rows.add(x.shape[0])
         q, k, v, *gate = self._before(x, ctx.decoding)
         return self._behind(x, self._attended(ctx, q, k, v), *gate)
+
+
+def compilable(attention: nn.Module, mlp: nn.Module) -> bool:
+    """Whether a block of these can be compiled: a subclass may do anything in a call of its own."""
+    return isinstance(attention, Attention) and type(attention).__call__ is Attention.__call__ and type(mlp) in KNOWN
+
+
+def _entries(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """All weights and modules in a module, as (what holds it, its name, itself)."""
+    for name, value in module.items():
+        if isinstance(value, mx.array | nn.Module):
+            yield module, name, value
+        if isinstance(value, nn.Module):
+            yield from _entries(value)
 
 
 def _of(module: nn.Module, x: mx.array) -> mx.array:

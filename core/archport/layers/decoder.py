@@ -6,8 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import LayerContext
-from archport.layers.attention import Attention
-from archport.layers.compiled import CompiledBlock
+from archport.layers.compiled import CompiledParts, compilable
 from archport.layers.onto import added
 
 
@@ -23,23 +22,18 @@ class PreNormBlock(nn.Module):
     ) -> None:
         super().__init__()
         self._mixer = mixer
-        self._compiled: CompiledBlock | None = None
+        self._compiled = CompiledParts()
         self.input_layernorm = nn.RMSNorm(hidden_size, eps=eps)
         self[mixer] = attention
         self.post_attention_layernorm = nn.RMSNorm(hidden_size, eps=eps)
         self.mlp = mlp
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
-        if ctx.decoding is not None and isinstance(self[self._mixer], Attention):
-            return self._decoded(x, ctx)
+        if ctx.decoding is not None and compilable(self[self._mixer], self["mlp"]):
+            parts = (self[name] for name in ("input_layernorm", self._mixer, "post_attention_layernorm", "mlp"))
+            return self._compiled.of(*parts, rows=x.shape[0])(x, ctx)
         x = added(self[self._mixer], x, self["input_layernorm"](x), ctx)
         ctx.pause(x)
         x = added(self["mlp"], x, self["post_attention_layernorm"](x))
         ctx.pause(x)
         return x
-
-    def _decoded(self, x: mx.array, ctx: LayerContext) -> mx.array:
-        if self._compiled is None:
-            parts = (self[name] for name in ("input_layernorm", self._mixer, "post_attention_layernorm", "mlp"))
-            self._compiled = CompiledBlock(*parts)
-        return self._compiled(x, ctx)

@@ -133,7 +133,7 @@ class DecodeContext:
         self._at = positions
         uneven = len(set(positions)) > 1
         self._offset: int | mx.array = mx.array(positions, dtype=mx.int32) if uneven else positions[0]
-        self.decoding = mx.array(self._offset, dtype=mx.int32) if compiled else None
+        self.decoding = mx.array(positions, dtype=mx.int32) if compiled else None
         # Layers of one kind share call and mask.
         self._calls: dict[tuple[int, int], tuple[AttentionCall, mx.array | None, Runner | None]] = {}
 

@@ -8,10 +8,11 @@ import random
 import pytest
 
 from archport.attention import Chooser, builtin_backends
-from archport.contract import ArchSpec, AttentionLayer, AttentionPath
+from archport.contract import ArchSpec, AttentionLayer, AttentionLimits, AttentionPath, MaskPolicy
 from archport.device.profiles import profile
 from archport.planning import Memo, plan_request
 from archport.planning.packing import width
+from archport.planning.pins import NoPins
 
 H200 = profile("h200")
 LAYERS = {
@@ -98,7 +99,7 @@ def test_attention_decides_where_padding_does_not():
     assert not planned(spec_of(LAYERS["causal"]), LONG).batches[0].packed
 
 
-def test_a_small_budget_makes_shorter_rows_and_then_none():
+def test_a_small_budget_makes_shorter_rows():
     spec, lengths = spec_of(LAYERS["plain"]), texts(0)
     free = planned(spec, lengths)
     before = longest = max(batch.shape.L for batch in free.batches)
@@ -109,8 +110,8 @@ def test_a_small_budget_makes_shorter_rows_and_then_none():
         assert max(batch.shape.L for batch in plan.batches) <= longest
         longest = max(batch.shape.L for batch in plan.batches if batch.packed)
     assert max(lengths) <= longest <= before / 2
-    tight = planned(spec, [4000, 1000, 30, 31, 90], budget=planned(spec, [4000, 1000, 30, 31, 90], pack=False).minimum)
-    assert not any(batch.packed for batch in tight.batches)
+    least = planned(spec, [4000, 1000, 30, 31, 90], pack=False).minimum
+    assert planned(spec, [4000, 1000, 30, 31, 90], budget=least).peak <= least
 
 
 def test_fresh_texts_in_rows_of_known_widths_ask_for_few_paths():
@@ -167,3 +168,55 @@ def test_the_report_says_how_many_rows_share_one():
     plan = planned(dataclasses.replace(spec_of(LAYERS["plain"])), texts(0))
     assert "rows in one of" in plan.explain()
     assert plan.to_dict()["batches"][0]["packed"]
+
+
+@pytest.mark.parametrize("tokens", [(1, 4), (6, 14), (20001, 20003)])
+def test_no_budget_is_refused_that_padded_rows_fit(tokens):
+    draw = random.Random(0)
+    layer = LAYERS["plain"] if tokens[1] < 100 else AttentionLayer("causal", 16, 8, 128, reach=(512, 0))
+    spec = dataclasses.replace(spec_of(layer), max_positions=32768)
+    lengths = [draw.randint(*tokens) for _ in range(4096 if tokens[1] < 100 else 12)]
+    padded, free = planned(spec, lengths, pack=False), planned(spec, lengths)
+    for share in range(21):
+        budget = int(padded.minimum + share / 20 * 1.1 * (free.peak - padded.minimum))
+        if budget >= padded.minimum:
+            assert planned(spec, lengths, budget=budget).peak <= budget
+
+
+class Wishes(NoPins):
+    """Hooks whose answers depend on the shape that they are asked about."""
+
+    def __init__(self, **answers) -> None:
+        self.answers = answers
+
+    def sdpa_backend(self, spec, layer, call, device):
+        return self.answers.get("backend") if call.q_len >= 4096 else None
+
+    def mask_policy(self, spec, layer, shape):
+        return self.answers.get("mask") if shape.L >= 4096 else None
+
+    def prefill_chunk(self, spec, shape, device):
+        return self.answers.get("chunk") if shape.L >= 4096 else None
+
+
+@pytest.mark.parametrize(
+    ("wish", "name"),
+    [
+        ({"backend": "fused"}, "plain"),
+        ({"backend": "tiled"}, "plain"),
+        ({"mask": MaskPolicy("key_padding")}, "plain"),
+        ({"mask": MaskPolicy("causal")}, "causal"),
+        ({"chunk": 2048}, "causal"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], [6000, 5000]])
+def test_a_wish_for_long_rows_alone_leaves_rows_padded(wish, name, more):
+    spec, lengths = spec_of(LAYERS[name]), [*texts(0), *more]
+    found = planned(spec, lengths, pins=Wishes(**wish))
+    assert found.batches == planned(spec, lengths, pins=Wishes(**wish), pack=False).batches
+    assert not any(batch.packed for batch in found.batches)
+
+
+def test_chunks_that_a_user_forces_are_taken():
+    limits = AttentionLimits(chunk_threshold=256, chunk_size=128, force_chunk=True)
+    assert not any(batch.packed for batch in planned(spec_of(LAYERS["plain"]), texts(0), limits=limits).batches)

@@ -101,6 +101,8 @@ def make(
         plugin=about.label,
         weight_bytes=about.weight_bytes,
         dense=dense,
+        # As `embed` runs such rows.
+        pack="embed" in about.spec.tasks,
     )
 
 

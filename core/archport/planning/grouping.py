@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from archport.contract import AttentionLayer, BatchShape
+from archport.contract import AttentionLayer, BatchShape, InputError, PluginError
 from archport.planning.batch import Batch
 from archport.planning.job import Job
 from archport.planning.packing import packed_groups, width
@@ -39,7 +39,11 @@ def groups_of(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple
         seconds=(lambda count, width: batch_seconds(job, count * width)) if kind == "cuda" else None,
     )
     packed = packed_groups(job, rows, cached)
-    cheaper = packed and _packed_seconds(job, packed, rows) < (1 - WORTH) * _padded_seconds(job, padded, rows)
+    try:
+        cheaper = packed and _packed_seconds(job, packed, rows) < (1 - WORTH) * _padded_seconds(job, padded, rows)
+    except (InputError, PluginError):
+        # A pin that admits the rows as they would run, and not a sample of them.
+        return padded
     return packed if cheaper else padded
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archport.contract import AttentionLayer, AttentionPath, BatchShape, InputError
+from archport.contract import AttentionLayer, AttentionPath, BatchShape, InputError, PluginError
 from archport.planning.batch import Batch
 from archport.planning.job import Job
-from archport.planning.quote import Schedule, quote
-from archport.planning.search import batch_tokens
+from archport.planning.quote import Quote, Schedule, quote
+from archport.planning.search import batch_tokens, even
 from archport.planning.shapes import Group
 
 # Widths of packed rows per doubling: at most 3 % of one is behind its documents.
 WIDTHS_PER_OCTAVE = 32
+# Rows behind one another at most: a kernel that pools them takes no more than 65,535.
+MOST_ROWS = 1 << 15
 
 
 def packed_groups(job: Job, rows: Sequence[int], cached: Sequence[int]) -> tuple[Group, ...]:
@@ -26,8 +28,19 @@ def packed_groups(job: Job, rows: Sequence[int], cached: Sequence[int]) -> tuple
     """
     if not _possible(job, rows, cached):
         return ()
-    most = _tokens_that_fit(job, rows)
-    return _filled(rows, most) if most >= max(rows) else ()
+    longest = max(rows)
+    most = max(batch_tokens(job), longest)
+    while most >= longest:
+        groups = _filled(rows, most)
+        # The widest, and the one with most rows, which are counted too; hooks are asked about each width.
+        tried = {group.padded: group for group in sorted(groups, key=lambda group: len(group.rows))}
+        found = [_quoted(job, [rows[row] for row in group.rows]) for group in tried.values()]
+        if any(each is None for each in found):
+            return ()
+        if not any(each.problem for each in found if each is not None):
+            return groups
+        most //= 2
+    return ()
 
 
 def width(tokens: int) -> int:
@@ -37,49 +50,53 @@ def width(tokens: int) -> int:
 
 
 def _possible(job: Job, rows: Sequence[int], cached: Sequence[int]) -> bool:
-    """Whether the request leaves it to the planner, and the device has the paths."""
+    """Whether the request leaves it to the planner, and the device has paths for such rows."""
     if not job.pack or len(rows) < 2 or job.mode != "embed" or any(cached):
         return False
     if job.images or job.visible or job.readout is not None or job.chunk or job.backend is not None:
         return False
-    if any(not isinstance(layer, AttentionLayer) for layer in job.kinds):
+    if job.limits.force_chunk or any(not isinstance(layer, AttentionLayer) for layer in job.kinds):
         return False
-    batch = _batch(rows[:2])
+    if not job.number((job.asked, "packable"), lambda: _quoted(job, (64, 63)) is not None):
+        return False
+    # What a hook wishes for a row by itself, it does not get in one of many.
+    return not job.number((job.asked, "wished", max(rows)), lambda: _wished(job, max(rows)))
+
+
+def _wished(job: Job, longest: int) -> bool:
+    """Whether a hook fixes something about a row of so many tokens."""
+    batch = even(job, 1, longest, 0, others=True)
     if job.pins.prefill_chunk(job.spec, batch.shape, job.device):
-        return False
+        return True
     try:
-        found = quote(job, batch, Schedule(batch.shape.L, 1, 2))
-    except InputError:
-        # A pinned backend that does not know such rows.
-        return False
+        return any(quote(job, batch, Schedule(longest, 1, 2)).pins)
+    except (InputError, PluginError):
+        return True
+
+
+def _quoted(job: Job, lengths: Sequence[int]) -> Quote | None:
+    """The leanest quote of rows behind one another; None where a layer can't run them, or a hook wishes otherwise."""
+    batch = _batch(lengths)
+    if job.pins.prefill_chunk(job.spec, batch.shape, job.device):
+        return None
+    try:
+        found = quote(job, batch, Schedule(batch.shape.L, 1, 2, split=job.device.kind != "cpu"), every_step=True)
+    except (InputError, PluginError):
+        # A pin that such rows do not admit.
+        return None
     if any(found.pins):
-        return False
-    return all(
-        isinstance(path, AttentionPath) and not path.price.parts and not path.excess
+        return None
+    apart = any(
+        not isinstance(path, AttentionPath) or path.price.parts or path.excess
         for step in found.prefill.steps
         for path in step.paths
     )
+    return None if apart else found
 
 
 def _batch(rows: Sequence[int]) -> Batch:
     shape = BatchShape(B=1, L=width(sum(rows)), S=0, new_tokens=0, ragged=True)
     return Batch(lengths=tuple(rows), cached=(0,) * len(rows), shape=shape, others=True, packed=True)
-
-
-def _tokens_that_fit(job: Job, rows: Sequence[int]) -> int:
-    """Tokens of one packed row: what keeps the device busy, halved until it fits; 0 when the longest row does not."""
-    most, longest = max(batch_tokens(job), max(rows)), max(rows)
-    return job.number((job.asked, "packed", most, longest), lambda: _fitting(job, most, longest))
-
-
-def _fitting(job: Job, most: int, longest: int) -> int:
-    while most >= longest:
-        # Many short rows: what is counted per row weighs most.
-        many = _batch((max(1, most // 64),) * 64)
-        if not quote(job, many, Schedule(many.shape.L, 1, 2, split=True)).problem:
-            break
-        most //= 2
-    return most
 
 
 def _filled(rows: Sequence[int], most: int) -> tuple[Group, ...]:
@@ -88,7 +105,7 @@ def _filled(rows: Sequence[int], most: int) -> tuple[Group, ...]:
     held: list[int] = []
     tokens = 0
     for row, length in enumerate(rows):
-        if held and tokens + length > most:
+        if held and (tokens + length > most or len(held) == MOST_ROWS):
             groups.append(Group(tuple(held), width(tokens), packed=True))
             held, tokens = [], 0
         held.append(row)

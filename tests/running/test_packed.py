@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from archport import engine
-from archport.attention import Chooser, builtin_backends
+from archport.attention import Chooser, attend, builtin_backends, varlen_kernel
 from archport.attention.varlen import Varlen
+from archport.contract import AttentionCall
 from archport.device.profiles import profile
+from archport.layers import Rotary
+from archport.layers.turning import turn
 from archport.running.packed import PackedPooling, packed_positions
 from archport.running.pool import Pooling
 
@@ -122,3 +125,53 @@ def test_packed_rows_are_pooled_as_padded_ones(mode, skip):
     packed.add(mx.array(np.concatenate([*rows, np.full((2, 8), np.nan, np.float32)]))[None])
     plain.add(mx.array(padded))
     np.testing.assert_allclose(np.array(packed.rows()), np.array(plain.rows()), rtol=1e-6)
+
+
+class Mixing:
+    """A trunk that adds to each token the one before it in its document, as `ctx.segments` tells."""
+
+    def __init__(self, inner) -> None:
+        self.inner, self.weighs = inner, inner.parameters
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, ids, ctx):
+        x, age = self.inner(ids, ctx), ctx.segments.age
+        before = mx.concatenate([mx.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
+        return x + (before if age is None else mx.where((age > 0)[..., None], before, 0))
+
+
+def test_a_trunk_that_asks_where_documents_begin_is_told(texts):
+    model, planner = packs("bert-plain")
+    encoder = model._runtime.encoder
+    object.__setattr__(encoder, "trunk", Mixing(encoder.trunk))
+    together = model.embed(texts)
+    assert planner.plans[-1].batches[0].packed
+    np.testing.assert_allclose(together, np.concatenate([model.embed([text]) for text in texts]), atol=2e-6)
+
+
+def test_a_rope_that_knows_tables_of_rows_is_asked_for_positions(texts, monkeypatch):
+    def along(self, offset, tokens, known):
+        cos, sin = self.tables(offset, tokens, known)
+        return lambda x: turn(x, cos[:, None], sin[:, None])
+
+    want = packs("modernbert")[0].embed(texts)
+    monkeypatch.setattr(Rotary, "along", along, raising=False)
+    np.testing.assert_allclose(packs("modernbert")[0].embed(texts), want, atol=2e-6)
+
+
+def test_the_kernel_is_given_one_type_and_what_lies_behind_its_documents_is_zero(monkeypatch):
+    given = []
+
+    def attend_(q, k, v, table, *, scale, reach):
+        given.extend(each.dtype for each in (q, k, v))
+        return mx.ones_like(q)
+
+    monkeypatch.setattr(varlen_kernel, "attend", attend_)
+    call = AttentionCall(1, 2, 2, 10, 10, 16, 16, "bfloat16", mask="segments", lengths=(5, 3))
+    path = Chooser(builtin_backends())(call, profile("h200"), "varlen")
+    q = mx.ones((1, 2, 10, 16))
+    out = attend(path, q, q.astype(mx.bfloat16), q, scale=0.25)
+    assert set(given) == {mx.bfloat16}
+    assert mx.array_equal(out[0, 0, :, 0], mx.array([1.0] * 8 + [0.0] * 2))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from archport.attention.fused import Fused
-from archport.contract.attention import AttentionCall, AttentionPath
+from archport.contract.attention import AttentionPath
 from archport.contract.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def attend(
         InputError: when the arrays are not those of the planned call.
     """
     out = prepare(path)(q, k, v, scale=scale, sinks=sinks)
-    return _zeroed(path.call, out) if zero_padding and path.call.mask != "segments" else out
+    return _zeroed(path, out) if zero_padding else out
 
 
 def prepare(path: AttentionPath) -> Runner:
@@ -72,12 +72,15 @@ def prepare(path: AttentionPath) -> Runner:
     return run
 
 
-def _zeroed(call: AttentionCall, out: mx.array) -> mx.array:
-    """`out` with padded query rows set to zero; documents are written into zeros already."""
+def _zeroed(path: AttentionPath, out: mx.array) -> mx.array:
+    """`out` with padded query rows set to zero; documents in parts are written into zeros already."""
     import mlx.core as mx
 
+    call = path.call
     queries = call.real_queries
-    if not queries and call.lengths and 0 in call.lengths:
+    if call.mask == "segments":
+        queries = (sum(call.q_lengths or call.lengths),) if call.B == 1 and not path.price.parts else ()
+    elif not queries and 0 in call.lengths:
         queries = tuple(call.q_len if n else 0 for n in call.lengths)
     if not queries or min(queries) >= call.q_len:
         return out

@@ -80,6 +80,9 @@ class Varlen:
         from archport.attention.varlen_kernel import attend, tiles
 
         del price, mask, sinks
+        # The kernel reads all three as one type, which a rope of somebody else's may not have kept.
+        kind = {"float16": mx.float16, "bfloat16": mx.bfloat16}[call.dtype]
+        q, k, v = (each if each.dtype == kind else each.astype(kind) for each in (q, k, v))
         table = masks.known(("tiles", call.lengths, call.q_len), lambda: mx.array(tiles(call.lengths, call.q_len)))
         return attend(q, k, v, table, scale=scale, reach=call.reach)
 

@@ -15,6 +15,7 @@ from archport.attention import Runner, prepare, sharing
 from archport.contract import ArchportError, AttentionPath, Segments, VisualRows
 from archport.device.evaluation import Pipeline, finish
 from archport.device.tracing import traced
+from archport.layers.norm_rotate import NormRotate
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.planning import BatchPlan, Plan, StepPlan
 from archport.running.packed import packed_positions
@@ -84,18 +85,18 @@ class StepContext:
         self._tokens = step.tokens
         if batch.packed:
             self._positions = mx.array(packed_positions(batch.lengths, step.tokens))[None]
+            self._segments = Segments(self._positions, padding([sum(batch.lengths)], step.tokens).real)
         else:
             starts = mx.array(offsets, dtype=mx.int32)
             self._offset = offsets[0] if len(set(offsets)) == 1 else starts
             self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
+            # Nothing reads what a row without a cache passes on behind its end.
+            real = [max(0, min(step.tokens, length - step.start)) for length in batch.lengths]
+            self._segments = padding(real, step.tokens) if caches is not None else Segments()
         self._visual = None if visual is None else visual.step(step.start, step.tokens)
         self._axes = None if visual is None else visual.axes(step.start, step.tokens)
         self._turns: dict[int, Callable[[mx.array], mx.array]] = {}
         self._angles: dict[object, tuple[mx.array, mx.array]] = {}
-
-        # Nothing reads what a row without a cache passes on behind its end.
-        real = [max(0, min(step.tokens, length - step.start)) for length in batch.lengths]
-        self._segments = padding(real, step.tokens) if caches is not None else Segments()
 
     @property
     def positions(self) -> mx.array:
@@ -133,9 +134,9 @@ class StepContext:
         if self._batch.packed:
             # Each token is a row of its own to a rope, which knows one position per row.
             at = self._positions[0]
-            if hasattr(rope, "along"):
-                return cast(Any, rope).along(at, 1, self._angles)
-            return partial(_rotated_apart, rope, at)
+            return (
+                rope.along(at, 1, self._angles) if isinstance(rope, NormRotate) else partial(_rotated_apart, rope, at)
+            )
         if hasattr(rope, "along"):
             return cast(Any, rope).along(self._offset, self._tokens, self._angles)
         # Not a closure over this context, which would hold itself and all it made until the garbage collector comes.

@@ -26,7 +26,8 @@ SOURCE = """
   #pragma unroll 4
   for (int i = begin; i < end; ++i) {
     const float value = static_cast<float>(from[static_cast<long long>(i) * D]);
-    found = Largest ? fmaxf(found, value) : found + (Weighted ? value * (i + 1) : value);
+    // What is no number stays, where a maximum would drop it.
+    found = Largest ? (value > found || value != value ? value : found) : found + (Weighted ? value * (i + 1) : value);
   }
   pooled[static_cast<long long>(blockIdx.y) * D + column] = found;
 """

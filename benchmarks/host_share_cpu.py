@@ -58,7 +58,7 @@ def planning(config: dict[str, object], longest: int) -> tuple[float, list[float
     for seed in range(RUNS + 1):
         rows = lengths(seed, longest)
         started = time.perf_counter()
-        plan_request(spec, rows, device=profile("h200"), choose=choose, dtype="bfloat16", memo=memo)
+        plan_request(spec, rows, device=profile("h200"), choose=choose, dtype="bfloat16", memo=memo, pack=True)
         seconds.append(time.perf_counter() - started)
     return seconds[0], seconds[1:]
 

@@ -28,6 +28,8 @@ from archport.planning.recurrence import choose_form
 # On CUDA each length of a row that runs by itself is a shape of its own, and takes tens of milliseconds to prepare. So
 # many are worth a look; with more, hiding the padding is cheaper whatever the lengths are.
 MOST_LENGTHS = 8
+# Documents that a packed row is chosen a path for; some backends price one by one.
+MOST_DOCUMENTS = 128
 
 
 def prefill_steps(
@@ -164,7 +166,7 @@ def _path(job: Job, call: AttentionCall, name: str | None) -> AttentionPath:
     if job.device.kind != "cuda" or not (packed or call.mask == "key_padding") or call.q_lengths not in ((), rows):
         return job.path(call, name)
     if packed:
-        longest = min(1 << (max(rows) - 1).bit_length(), call.kv_len)
+        longest = max(min(1 << (max(rows) - 1).bit_length(), call.kv_len), call.kv_len // MOST_DOCUMENTS)
         alike = tuple(max(1, longest - index % 2) for index in range(call.kv_len // longest))
     else:
         alike = (call.kv_len,) * len(rows) if len(set(rows)) == 1 else (call.kv_len,) + (1,) * (len(rows) - 1)

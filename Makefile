@@ -18,11 +18,12 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test test-packaging lint types goldens bench clean
+.PHONY: help demo test truth test-packaging lint types goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
-	@echo "make test             all tests but the packaging ones"
+	@echo "make test             all tests but the packaging ones and the long counts"
+	@echo "make truth            the long counts: thousands of plans, interrupts, peaks and prefixes, about 30 minutes"
 	@echo "make test-packaging   build wheels, install them into fresh environments"
 	@echo "make lint             ruff: rules and format"
 	@echo "make types            pyright"
@@ -49,7 +50,10 @@ demo: $(VENV)/.stamp
 	@$(PY) examples/demo.py
 
 test: $(VENV)/.stamp
-	$(PY) -m pytest -q -m "not packaging" --durations=10
+	$(PY) -m pytest -q -m "not packaging and not truth" --durations=10
+
+truth: $(VENV)/.stamp
+	$(PY) -m pytest -q -m truth --durations=20
 
 test-packaging: $(VENV)/.stamp
 	$(PY) -m pytest -q -m packaging --durations=5

@@ -33,8 +33,8 @@ LEVELS = {
 NARROWER = {"planning": {"contract"}}
 PUBLIC_MODULES = {"archport", "archport.contract"}
 PUBLIC_PACKAGES = ("archport.layers.", "archport.media.", "archport.testing.")  # with what lies in them
-MAX_LINES = 330
-MAX_LINES_OF_TESTS = 400  # a list of independent properties reads on; code does not
+MAX_LINES = 450
+MAX_LINES_OF_TESTS = 450  # a list of independent properties reads on; code does not
 
 
 def sources(*folders: Path) -> list[Path]:

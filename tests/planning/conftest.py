@@ -114,6 +114,11 @@ def goldens() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def metal_pool() -> ModuleType:
+    return _module("metal_pool")
+
+
+@pytest.fixture(scope="session")
 def models() -> dict[str, ArchSpec]:
     """The models that plans are tested with."""
     return _module("models").models()

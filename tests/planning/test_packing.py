@@ -11,7 +11,7 @@ from archport.attention import Chooser, builtin_backends
 from archport.contract import ArchSpec, AttentionLayer, AttentionLimits, AttentionPath, MaskPolicy
 from archport.device.profiles import profile
 from archport.planning import Memo, plan_request
-from archport.planning.packing import width
+from archport.planning.packing import packed_width
 from archport.planning.pins import NoPins
 
 H200 = profile("h200")
@@ -44,7 +44,7 @@ def test_texts_of_many_lengths_are_packed_in_the_caller_s_order_with_hardly_any_
     assert [row for batch in plan.batches for row in batch.rows] == list(range(len(lengths)))
     assert sum(batch.shape.L for batch in plan.batches) <= 1.03 * sum(lengths)
     for batch in plan.batches:
-        assert batch.shape.L == width(sum(batch.lengths))
+        assert batch.shape.L == packed_width(sum(batch.lengths))
         for path in batch.steps[0].paths:
             assert isinstance(path, AttentionPath)
             assert path.backend.name == "varlen"
@@ -159,8 +159,8 @@ def pins():
 
 
 def test_widths_are_few_and_wide_enough():
-    widths = {width(tokens) for tokens in range(1, 40_000)}
-    assert all(tokens <= width(tokens) <= 1.04 * tokens + 1 for tokens in range(1, 40_000, 7))
+    widths = {packed_width(tokens) for tokens in range(1, 40_000)}
+    assert all(tokens <= packed_width(tokens) <= 1.04 * tokens + 1 for tokens in range(1, 40_000, 7))
     assert len([each for each in widths if 16_384 <= each < 32_768]) <= 33
 
 

@@ -65,7 +65,8 @@ def test_rows_are_limited_by_what_fits():
 def test_a_row_is_never_padded_beyond_its_context():
     assert padded_length(1000, "cuda", 1005) == 1005
     assert padded_length(1000, "cuda", 4096) == 1024
-    assert padded_length(1000, "metal", 4096) == 1000
+    assert padded_length(1000, "metal", 4096) == 1008
+    assert padded_length(1000, "metal", 1005) == 1005
 
 
 def test_chunks_are_tried_largest_first_within_the_upper_bound():

@@ -64,7 +64,8 @@ def run(trunk, planner, plan, ids):
     for _, hidden in run_steps(trunk, plan, batch, [ids], caches):
         mx.eval(hidden)
         pieces.append(np.array(hidden))
-    return np.concatenate(pieces, axis=1)[0], caches
+    # A row is padded to a width that recurs.
+    return np.concatenate(pieces, axis=1)[0, : len(ids)], caches
 
 
 def chunked(planner, lengths, chunk, **options):

@@ -24,6 +24,13 @@ DOCUMENTS = ["Jupiter is larger than all others together.", "A short one.", "Sat
 STEP = 16
 
 
+def use(monkeypatch, width):
+    """Let rows and prompts be padded to `width(tokens, kind, most)`."""
+    monkeypatch.setattr(shapes, "padded_length", width)
+    for module in (grouping, planner):
+        monkeypatch.setattr(module, "prompt_width", width)
+
+
 @pytest.fixture
 def wide(monkeypatch):
     """Widths in steps of 16 tokens, on whatever device."""
@@ -33,8 +40,7 @@ def wide(monkeypatch):
         padded.append((tokens, max(tokens, min(-(-tokens // STEP) * STEP, most))))
         return padded[-1][1]
 
-    for module in (grouping, planner, shapes):
-        monkeypatch.setattr(module, "padded_length", padded_length)
+    use(monkeypatch, padded_length)
     yield padded
     assert any(width > tokens for tokens, width in padded)
 
@@ -43,8 +49,7 @@ def wide(monkeypatch):
 @pytest.mark.parametrize("share", [True, False])
 def test_reranking(name, share, monkeypatch, wide):
     with monkeypatch.context() as usual:
-        for module in (grouping, planner, shapes):
-            usual.setattr(module, "padded_length", lambda tokens, kind, most: tokens)
+        use(usual, lambda tokens, kind, most: tokens)
         want = engine.load(GOLDENS / name).rerank(QUERY, DOCUMENTS, share_prefix=share)
     runs = []
     shared = YesNoScorer._run_shared
@@ -81,8 +86,7 @@ def test_chunks_of_nothing_but_padding_push_nothing_out_of_a_window(pad, monkeyp
     want = engine.load(GOLDENS / "qwen3-windowed", prefix_cache=0).generate([prompt], max_tokens=9)[0].tokens
     monkeypatch.setattr(caches, "RING_STEP", STEP)
     monkeypatch.setattr(search, "chunk_widths", lambda *_, **__: (STEP,))
-    for module in (grouping, planner, shapes):
-        monkeypatch.setattr(module, "padded_length", lambda tokens, kind, most: min(tokens + pad, most))
+    use(monkeypatch, lambda tokens, kind, most: min(tokens + pad, most))
     found = engine.load(GOLDENS / "qwen3-windowed", prefix_cache=0).generate([prompt], max_tokens=9)[0].tokens
     assert found == want
 

@@ -7,9 +7,9 @@ from collections import Counter
 from archport.contract import AttentionLayer, BatchShape, InputError, PluginError
 from archport.planning.batch import Batch
 from archport.planning.job import Job
-from archport.planning.packing import packed_groups, width
+from archport.planning.packing import packed_groups, packed_width
 from archport.planning.search import batch_seconds, batch_tokens, rows_that_fit
-from archport.planning.shapes import Group, group_rows, padded_length
+from archport.planning.shapes import Group, group_rows, prompt_width
 from archport.planning.steps import path_of
 
 # A smaller share of the time is not worth leaving MLX's own kernels for: prices are not that exact.
@@ -22,7 +22,7 @@ def groups_of(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple
     kind = job.device.kind
     if job.mode == "generate":
         # All rows decode together, so they are prefilled together.
-        return (Group(rows=tuple(range(len(rows))), padded=padded_length(max(rows), kind, max(most, max(rows)))),)
+        return (Group(rows=tuple(range(len(rows))), padded=prompt_width(max(rows), kind, max(most, max(rows)))),)
     S, others, asked = max(cached), len(rows) > 1, (job.asked, job.images, bool(job.visible))
 
     def max_rows(width: int) -> int:
@@ -35,6 +35,7 @@ def groups_of(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple
         tokens_per_batch=batch_tokens(job),
         max_rows=max_rows,
         most=most,
+        even_alone=job.spec.semantics != "causal",
         # Elsewhere any number of rows may share a batch, and few are longer than others.
         seconds=(lambda count, width: batch_seconds(job, count * width)) if kind == "cuda" else None,
     )
@@ -51,7 +52,7 @@ def _packed_seconds(job: Job, groups: tuple[Group, ...], rows: tuple[int, ...]) 
     """Estimated time of packed batches; attention by rows drawn evenly from the request, as many as one batch takes."""
     sample = tuple(range(0, len(rows), len(groups)))
     tokens = sum(rows[row] for row in sample)
-    attention = _attention_seconds(job, Group(sample, width(tokens), packed=True), rows)
+    attention = _attention_seconds(job, Group(sample, packed_width(tokens), packed=True), rows)
     return sum(batch_seconds(job, group.padded) for group in groups) + attention * sum(rows) / tokens
 
 

@@ -12,7 +12,7 @@ from archport.planning.batch import Batch
 from archport.planning.job import Job
 from archport.planning.quote import Quote, Schedule, quote
 from archport.planning.search import batch_tokens, even
-from archport.planning.shapes import Group
+from archport.planning.shapes import Group, snapped
 
 # Widths of packed rows per doubling: at most 3 % of one is behind its documents.
 WIDTHS_PER_OCTAVE = 32
@@ -43,10 +43,9 @@ def packed_groups(job: Job, rows: Sequence[int], cached: Sequence[int]) -> tuple
     return ()
 
 
-def width(tokens: int) -> int:
+def packed_width(tokens: int) -> int:
     """Tokens of the row that documents of so many tokens lie in."""
-    step = max(1, (1 << tokens.bit_length() - 1) // WIDTHS_PER_OCTAVE)
-    return -(-tokens // step) * step
+    return snapped(tokens, WIDTHS_PER_OCTAVE)
 
 
 def _possible(job: Job, rows: Sequence[int], cached: Sequence[int]) -> bool:
@@ -95,7 +94,7 @@ def _quoted(job: Job, lengths: Sequence[int]) -> Quote | None:
 
 
 def _batch(rows: Sequence[int]) -> Batch:
-    shape = BatchShape(B=1, L=width(sum(rows)), S=0, new_tokens=0, ragged=True)
+    shape = BatchShape(B=1, L=packed_width(sum(rows)), S=0, new_tokens=0, ragged=True)
     return Batch(lengths=tuple(rows), cached=(0,) * len(rows), shape=shape, others=True, packed=True)
 
 
@@ -106,9 +105,9 @@ def _filled(rows: Sequence[int], most: int) -> tuple[Group, ...]:
     tokens = 0
     for row, length in enumerate(rows):
         if held and (tokens + length > most or len(held) == MOST_ROWS):
-            groups.append(Group(tuple(held), width(tokens), packed=True))
+            groups.append(Group(tuple(held), packed_width(tokens), packed=True))
             held, tokens = [], 0
         held.append(row)
         tokens += length
-    groups.append(Group(tuple(held), width(tokens), packed=True))
+    groups.append(Group(tuple(held), packed_width(tokens), packed=True))
     return tuple(groups)

@@ -22,6 +22,9 @@ from archport.contract import (
 
 Mode = Literal["embed", "generate"]
 
+# The pool's limit in MLX's CPU build.
+SMALLEST_POOL = 32 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
@@ -206,6 +209,21 @@ class Plan:
         Tokens that an earlier call left are copied into the request's own caches, layer by layer as it runs.
         """
         return max(batch.peak - batch.bytes["weights"] - batch.bytes.get("resident", 0) for batch in self.batches)
+
+    @property
+    def pool(self) -> int:
+        """Bytes of freed buffers that MLX may keep beside the live arrays of `peak`, for later arrays of their size.
+
+        As much as the request takes and gives back, where the budget leaves room for it, and never less than serves
+        small arrays. A CPU's allocator is fast, so MLX's own small limit stays there.
+        """
+        wanted = SMALLEST_POOL if self.device.kind == "cpu" else max(self.moving, SMALLEST_POOL)
+        return max(0, min(wanted, self.room))
+
+    @property
+    def room(self) -> int:
+        """Bytes that the budget leaves beside the live arrays."""
+        return self.budget - self.peak
 
     @property
     def largest_buffer(self) -> Buffer:

@@ -30,7 +30,7 @@ from archport.planning.quote import Quote, Schedule, quote
 from archport.planning.readout import Readout
 from archport.planning.refusals import refuse, refuse_context, refuse_dense
 from archport.planning.search import even, minimum, schedule_of
-from archport.planning.shapes import Group, padded_length
+from archport.planning.shapes import Group, prompt_width
 from archport.planning.steps import decode_step
 from archport.planning.vision import vision_kinds
 
@@ -235,9 +235,10 @@ def _dense_batch(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tu
 
 def _minimum(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> int:
     """The smallest peak of any schedule: the longest row alone, or all rows that decode together."""
-    count = len(rows) if job.mode == "generate" else 1
     most = max(job.max_context - max(cached) - job.new, max(rows))
-    width = padded_length(max(rows), job.device.kind, most)
+    count = len(rows) if job.mode == "generate" else 1
+    # Elsewhere than on CUDA a row runs without padding where that is what does not fit.
+    width = prompt_width(max(rows), job.device.kind, most)
     others = job.mode == "embed" and len(rows) > 1
     key = (job.asked, job.images, bool(job.visible), "least", count, width, max(cached), others)
     return job.number(key, lambda: minimum(job, even(job, count, width, max(cached), others=others)))

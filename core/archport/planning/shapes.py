@@ -6,49 +6,55 @@ process after some hundred of them.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from archport.contract import DeviceKind
+from archport.contract import AdmissionRefused, DeviceKind
 
 # Tokens per batch that keep each kind of device busy with layers of a usual width; more only costs memory.
 TOKENS_PER_BATCH: dict[DeviceKind, int] = {"cuda": 16_384, "metal": 16_384, "cpu": 2_048}
-# Distinct padded lengths per doubling on CUDA. Padding to them costs 10 % of the tokens on average.
-STEPS_PER_OCTAVE = 4
+# Padded lengths per doubling. CUDA takes few, because MLX prepares each one there for 67 ms and holds some hundred:
+# padding to them costs 10 % of the tokens on average. Elsewhere freed buffers have to fit again (Metal takes one that is
+# at most two pages too large), which 1 % is enough for.
+WIDTHS_PER_OCTAVE: dict[DeviceKind, int] = {"cuda": 4, "metal": 32, "cpu": 32}
 SHORTEST = 32
-
-
-def _octaves() -> tuple[int, ...]:
-    widths = [SHORTEST]
-    while widths[-1] < 2**24:
-        low = widths[-1]
-        widths += [low + low * step // STEPS_PER_OCTAVE for step in range(1, STEPS_PER_OCTAVE + 1)]
-    return tuple(widths)
-
-
-_LATTICE = _octaves()
+# Batches of more tokens have a power of two of rows, so that widths and rows multiply to few sizes of buffers. What
+# smaller ones leave in the pool is little, and splitting them would cost a pass.
+FREE_ROWS_TOKENS = 2_048
 # 32, 48, 64, 96, 128, ...: every chunk is a multiple of 16, and halving or doubling stays on the lattice.
 CHUNKS = tuple(sorted({32 * 2**i for i in range(20)} | {48 * 2**i for i in range(19)}))
 
 
+def snapped(tokens: int, widths_per_octave: int) -> int:
+    """The least of so many widths per doubling that is not below `tokens`."""
+    step = max(1, (1 << tokens.bit_length() - 1) // widths_per_octave)
+    return -(-tokens // step) * step
+
+
 def padded_length(tokens: int, kind: DeviceKind, most: int) -> int:
-    """Tokens that the longest row of a batch, of `tokens`, is padded to on this kind of device; never above `most`.
+    """Tokens that the longest row of a batch, of `tokens`, is padded to on this kind of device; never above `most`."""
+    least = SHORTEST if kind == "cuda" else 1
+    return max(tokens, min(snapped(max(tokens, least), WIDTHS_PER_OCTAVE[kind]), most))
 
-    CUDA takes few widths. Elsewhere nothing is gained: Metal reuses freed buffers of up to twice the size, and batches
-    run from long to short.
+
+def prompt_width(tokens: int, kind: DeviceKind, most: int) -> int:
+    """Tokens that prompts are padded to, the longest being `tokens`.
+
+    On CUDA that of any row. Elsewhere nothing is added: all chunks but the last are of a width that recurs, and what is
+    cached is what was read.
     """
-    if kind != "cuda":
-        return tokens
-    return max(tokens, min(_LATTICE[bisect.bisect_left(_LATTICE, tokens)], most))
+    return padded_length(tokens, kind, most) if kind == "cuda" else tokens
 
 
-def row_counts(most: int, kind: DeviceKind) -> tuple[int, ...]:
-    """Numbers of rows that a batch may have, descending, when `most` fit: on CUDA powers of two only."""
-    if kind != "cuda":
-        return tuple(range(most, 0, -1))
-    return tuple(1 << power for power in reversed(range(most.bit_length())))
+def row_counts(most: int, width: int, kind: DeviceKind) -> tuple[int, ...]:
+    """Numbers of rows of `width` tokens that a batch may have, descending, when `most` fit.
+
+    On CUDA powers of two; elsewhere these, and any number of rows that are few tokens together.
+    """
+    powers = {1 << power for power in range(most.bit_length())}
+    few = 0 if kind == "cuda" else min(most, FREE_ROWS_TOKENS // width)
+    return tuple(sorted(powers | set(range(1, few + 1)), reverse=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,7 @@ def group_rows(
     max_rows: Callable[[int], int] | None = None,
     most: int = 2**24,
     padding: float = 0.25,
+    even_alone: bool = False,
     seconds: Callable[[int, int], float] | None = None,
 ) -> tuple[Group, ...]:
     """Rows sorted by length into batches of about equal tokens, longest first.
@@ -77,9 +84,12 @@ def group_rows(
     Args:
         lengths: tokens per row.
         tokens_per_batch: padded tokens per batch; a row that is longer runs alone.
-        max_rows: rows of a padded length that may share a batch, when memory says so.
+        max_rows: rows of a padded length that may share a batch, when memory says so; raises AdmissionRefused when not
+            even one fits.
         most: tokens that no row may be padded beyond.
         padding: largest share of a batch's tokens that may be padding beyond the one that the width alone costs.
+        even_alone: whether rows of one length run at just that, because padding would cost them a mask. Not on CUDA,
+            where each width has its price.
         seconds: of so many rows of a padded length; where given, a batch has as many rows as make its real tokens
             cheapest, and `padding` does not count.
     """
@@ -91,7 +101,15 @@ def group_rows(
         width = padded_length(lengths[order[at]], kind, most)
         wanted = max(1, target // width)
         if max_rows is not None:
-            wanted = max(1, min(wanted, max_rows(width)))
+            try:
+                fitting = max_rows(width)
+            except AdmissionRefused:
+                # Padding may be what does not fit.
+                if kind == "cuda" or width == lengths[order[at]]:
+                    raise
+                width = lengths[order[at]]
+                fitting = max_rows(width)
+            wanted = max(1, min(wanted, fitting))
         if seconds is not None:
             count = _cheapest(lengths, order[at : at + wanted], width, kind, seconds)
             groups.append(Group(rows=tuple(order[at : at + count]), padded=width))
@@ -106,8 +124,11 @@ def group_rows(
             and (lengths[order[alike]] >= shortest or lengths[order[alike]] <= SHORTEST)
         ):
             alike += 1
-        count = next(count for count in row_counts(wanted, kind) if count <= alike - at)
-        groups.append(Group(rows=tuple(order[at : at + count]), padded=width))
+        count = row_counts(min(wanted, alike - at), width, kind)[0]
+        rows = tuple(order[at : at + count])
+        if even_alone and kind != "cuda" and lengths[rows[0]] == lengths[rows[-1]]:
+            width = lengths[rows[0]]
+        groups.append(Group(rows=rows, padded=width))
         at += count
     return tuple(groups)
 
@@ -117,7 +138,7 @@ def _cheapest(
 ) -> int:
     """How many of these rows, longest first, share a batch for the least time per real token."""
     real = list(accumulate(lengths[row] for row in rows))
-    return min(row_counts(len(rows), kind), key=lambda count: seconds(count, width) / real[count - 1])
+    return min(row_counts(len(rows), width, kind), key=lambda count: seconds(count, width) / real[count - 1])
 
 
 def chunk_widths(length: int, most: int, usual: int, *, whole: bool) -> tuple[int, ...]:

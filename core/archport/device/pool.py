@@ -1,0 +1,105 @@
+"""MLX's pool of freed buffers, kept to what the plans of this process need, and the wired memory of a Mac.
+
+MLX keeps freed buffers for later arrays of nearly their size, by default up to almost all of a GPU's memory. Requests
+of ever new lengths fill that with buffers that no later request can use. So the pool gets a limit from the plans that
+run: one limit for all models of a process, because MLX has one pool.
+
+Knows nothing of plans: it is told bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from archport.contract import DeviceFacts
+
+# Requests whose needs the limit remembers: mixed traffic keeps its buffers, and a large request is forgotten in time.
+REMEMBERED = 64
+
+
+class Pool:
+    """The limit of MLX's pool of freed buffers.
+
+    Args:
+        mx: MLX's core module, or what stands in for it in a test.
+    """
+
+    def __init__(self, mx: Any) -> None:
+        self._mx = mx
+        self._needs: deque[int] = deque(maxlen=REMEMBERED)
+        self._limit: int | None = None
+        self._ceiling: int | None = None
+        # Taken at the start of a request only, never where the garbage collector may come.
+        self._lock = threading.Lock()
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes that the pool may hold as far as archport set it; None before the first request."""
+        return self._limit
+
+    def hold(self, needed: int, room: int) -> int:
+        """Set the limit for a request that is about to run, and return it.
+
+        It is the largest need of the last requests, but no more than `room`, and no more than a limit that somebody
+        else set: MLX tells the previous limit when a new one is set, so a change by others is seen then.
+
+        Args:
+            needed: bytes of freed buffers that the request's plan can use again.
+            room: bytes that the request's budget leaves beside its live arrays.
+        """
+        with self._lock:
+            self._needs.append(needed)
+            wanted = max(0, min(max(self._needs), room))
+            previous = self._mx.set_cache_limit(wanted)
+            if previous != self._limit:
+                self._ceiling = previous
+            self._limit = wanted if self._ceiling is None else min(wanted, self._ceiling)
+            if self._limit != wanted:
+                self._mx.set_cache_limit(self._limit)
+            return self._limit
+
+
+_pool: Pool | None = None
+
+
+def pool() -> Pool:
+    """The pool of this process."""
+    global _pool
+    if _pool is None:
+        import mlx.core as mx
+
+        _pool = Pool(mx)
+    return _pool
+
+
+# Requests that keep memory wired, so that the first limit comes back when the last of them ends.
+_wiring: dict[object, int] = {}
+
+
+@contextmanager
+def wired(device: DeviceFacts, mx: Any = None) -> Iterator[None]:
+    """Keep a running model's memory resident on a Mac, as mlx-lm does; elsewhere this does nothing.
+
+    Without it macOS may page weights out between two requests, and the GPU waits for them. The limit that was set
+    before comes back when no request runs any more.
+    """
+    if device.kind != "metal" or not device.working_set:
+        yield
+        return
+    if mx is None:
+        import mlx.core as mx
+    request = object()
+    previous = mx.set_wired_limit(device.working_set)
+    # No lock, because the garbage collector may close a generator in any thread. One operation on a dict is atomic.
+    _wiring[request] = next(iter(_wiring.values()), previous)
+    try:
+        yield
+    finally:
+        before = _wiring.pop(request)
+        if not _wiring:
+            mx.synchronize()
+            mx.set_wired_limit(before)

@@ -15,8 +15,8 @@ from archport.contract import AdmissionRefused, DeviceKind
 # Tokens per batch that keep each kind of device busy with layers of a usual width; more only costs memory.
 TOKENS_PER_BATCH: dict[DeviceKind, int] = {"cuda": 16_384, "metal": 16_384, "cpu": 2_048}
 # Padded lengths per doubling. CUDA takes few, because MLX prepares each one there for 67 ms and holds some hundred:
-# padding to them costs 10 % of the tokens on average. Elsewhere freed buffers have to fit again (Metal takes one that is
-# at most two pages too large), which 1 % is enough for.
+# padding to them costs 10 % of the tokens on average. Elsewhere freed buffers have to fit again (Metal takes one that
+# is at most two pages too large), and 1 % is enough for that.
 WIDTHS_PER_OCTAVE: dict[DeviceKind, int] = {"cuda": 4, "metal": 32, "cpu": 32}
 SHORTEST = 32
 # Batches of more tokens have a power of two of rows, so that widths and rows multiply to few sizes of buffers. What

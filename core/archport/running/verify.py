@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
+from archport.device.pool import pool, wired
 from archport.planning import Plan
 
 VARIABLE = "ARCHPORT_VERIFY_MEMORY"
@@ -21,7 +22,17 @@ log = logging.getLogger("archport")
 
 @contextmanager
 def verified(plan: Plan) -> Iterator[None]:
-    """Run a plan inside this block; with the variable set, its measured peak is logged beside the predicted one."""
+    """Run a plan inside this block: MLX's pool keeps no more than it says, and a Mac keeps the model resident.
+
+    With the variable set, the measured peak is logged beside the predicted one.
+    """
+    pool().hold(plan.pool, plan.room)
+    with wired(plan.device), _measured(plan):
+        yield
+
+
+@contextmanager
+def _measured(plan: Plan) -> Iterator[None]:
     if os.environ.get(VARIABLE) != "1":
         yield
         return

@@ -9,7 +9,7 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-from archport.device.pool import REMEMBERED, Pool, wired
+from archport.device.pool import REMEMBERED, Bound, Pool, wired
 from archport.device.profiles import profile
 
 GB = 10**9
@@ -20,6 +20,7 @@ class FakeMlx:
 
     def __init__(self, cache: int = 100 * GB) -> None:
         self.cache, self.wired, self.calls = cache, 0, []
+        self.memory, self.active = 140 * GB, GB
 
     def set_cache_limit(self, limit: int) -> int:
         previous, self.cache = self.cache, limit
@@ -29,6 +30,16 @@ class FakeMlx:
         previous, self.wired = self.wired, limit
         self.calls.append(limit)
         return previous
+
+    def set_memory_limit(self, limit: int) -> int:
+        previous, self.memory = self.memory, limit
+        return previous
+
+    def get_memory_limit(self) -> int:
+        return self.memory
+
+    def get_active_memory(self) -> int:
+        return self.active
 
     def synchronize(self) -> None:
         self.calls.append("synchronize")
@@ -100,6 +111,42 @@ def test_mlx_keeps_no_more_freed_bytes_than_the_limit():
         assert mx.get_cache_memory() <= limit
     finally:
         mx.set_cache_limit(before)
+
+
+def test_running_requests_bound_memory_together_and_give_the_usual_limit_back():
+    mlx = FakeMlx()
+    bound = Bound(mlx)
+    first = bound.start(2 * GB)
+    assert mlx.memory == 3 * GB
+    mlx.active = 2 * GB
+    second = bound.start(5 * GB)
+    assert mlx.memory == 8 * GB
+    bound.end(first)
+    bound.end(second)
+    assert mlx.memory == 140 * GB
+
+
+def test_a_memory_limit_of_the_user_is_neither_raised_nor_lost():
+    mlx = FakeMlx()
+    bound = Bound(mlx)
+    request = bound.start(GB)
+    mlx.set_memory_limit(3 * GB // 2)
+    other = bound.start(10 * GB)
+    assert mlx.memory == 3 * GB // 2
+    bound.end(request)
+    bound.end(other)
+    assert mlx.memory == 3 * GB // 2
+
+
+def test_a_request_that_ends_twice_ends_nothing_else():
+    mlx = FakeMlx()
+    bound = Bound(mlx)
+    first, second = bound.start(GB), bound.start(GB)
+    bound.end(first)
+    bound.end(first)
+    assert mlx.memory == 3 * GB
+    bound.end(second)
+    assert mlx.memory == 140 * GB
 
 
 M2 = profile("m2-ultra-128gb")

@@ -127,9 +127,18 @@ def test_packed_rows_are_padded_by_less_than_3_percent(bert: ArchSpec, real_choo
     assert sum(batch.shape.L for batch in plan.batches) < 1.03 * sum(corpus())
 
 
-def test_a_tight_budget_leaves_the_pool_less(qwen3_06b: ArchSpec, real_choose):
-    device = profile("h200")
+def test_a_tight_budget_leaves_the_pool_less_on_metal(qwen3_06b: ArchSpec, real_choose):
+    device = profile("m2-ultra-128gb")
     roomy = plan_request(qwen3_06b, [4000] * 8, device=device, choose=real_choose)
     assert roomy.pool == roomy.moving
     tight = plan_request(qwen3_06b, [4000] * 8, device=device, choose=real_choose, budget=roomy.minimum)
     assert 0 <= tight.pool == tight.budget - tight.peak < roomy.pool
+
+
+@pytest.mark.parametrize("device", ["h200", "m2-ultra-128gb", "cpu"])
+def test_live_arrays_and_pool_keep_the_budget_together(device, qwen3_06b: ArchSpec, real_choose):
+    least = plan_request(qwen3_06b, [4000] * 8, device=profile(device), choose=real_choose).minimum
+    for budget in (least, least + least // 50, 2 * least, 8 * least):
+        plan = plan_request(qwen3_06b, [4000] * 8, device=profile(device), choose=real_choose, budget=budget)
+        assert plan.peak <= plan.together <= budget
+        assert plan.peak - plan.moving + plan.pool <= budget

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import mlx.core as mx
 
-from archport.device.pool import pool, wired
+from archport.device.pool import bounded, pool, wired
 from archport.planning import Plan
 
 VARIABLE = "ARCHPORT_VERIFY_MEMORY"
@@ -27,7 +27,8 @@ def verified(plan: Plan) -> Iterator[None]:
     With the variable set, the measured peak is logged beside the predicted one.
     """
     pool().hold(plan.pool, plan.room)
-    with wired(plan.device), _measured(plan):
+    moving = plan.together - plan.peak + plan.moving
+    with wired(plan.device), bounded(plan.device, moving), _measured(plan):
         yield
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from archport.contract import CausalLM, ContextLengthExceeded, Measured, NonFiniteOutput, Reader
 from archport.running.decode import Decoding
+from archport.running.detokeniser import special_tokens
 from archport.running.encode import Encoder
 from archport.running.generation import FinishReason, GenerateRequest, Generation, Piece, TokenLogprob, Usage
 from archport.running.prefill import Prefilled, prefill
@@ -134,8 +135,9 @@ class Generator:
         visual = of_prompts(measured, self.reader)
         read = prefill(self.encoder, rows, request.max_tokens, draft, visual)
         keys = rows if visual is None else visual.keys
+        special = frozenset[str]() if whole else special_tokens(self.tokenizer)
         live = [
-            _Row(index, ids, key, RowText(self.tokenizer, request.stop, whole=whole), limit)
+            _Row(index, ids, key, RowText(self.tokenizer, request.stop, whole=whole, special=special), limit)
             for index, (ids, key, limit) in enumerate(zip(rows, keys, most, strict=True))
         ]
         return self._decode(live, read, request, draft, None if visual is None else visual.next_positions)

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from archport import engine
+from archport import engine, planning
 from archport.contract import AttentionLayer, KVAllocation, NonFiniteOutput
 from archport.contract.hookspecs import hookimpl
 from archport.memory import Caches, take
@@ -157,7 +157,9 @@ def windowed(model: engine.Model, left: int) -> engine.Model:
     return model
 
 
-def test_pictures_are_seen_where_rows_are_read_one_by_one_through_windows():
+def test_pictures_are_seen_where_rows_are_read_one_by_one_through_windows(monkeypatch):
+    # Or so short a prompt is kept whole.
+    monkeypatch.setattr(planning.caches, "RING_STEP", 16)
     picture = np.random.default_rng(5).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     image = {"type": "image", "image": picture}
     prompts = [[{"role": "user", "content": each}] for each in ([image, "what is it?"], "what?", ["and", image])]

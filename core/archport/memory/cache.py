@@ -174,7 +174,8 @@ class KVCache:
     @property
     def full(self) -> bool:
         """Whether aligned rows can write no further column into the buffers that there are."""
-        return self.allocation.storage != "ring" and self._held(0) >= self.capacity > 0
+        most = min(self.capacity, self.allocation.ceiling)
+        return self.allocation.storage != "ring" and self._written[0] >= most > 0
 
     def drop_front(self, columns: int) -> None:
         """Forget the first `columns` of all aligned rows, which are padding of each of them."""

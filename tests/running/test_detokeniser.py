@@ -1,4 +1,4 @@
-"""Text as it comes is the text decoded at once: every decoder of tokenizers, random ids, with and without stop strings."""
+"""Text as it comes is the text decoded at once: every decoder of tokenizers, random ids, with and without stops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = [
     *("a", "b", "##a", "##n't", "n't", ".", "!", " ,", "'s", "do not", " do not", "aab", "ab", "aa", "  ", " ", "\n"),
     *("▁a", "▁", "▁▁b", "</w>", "x</w>", "</w>y", "<pad>", "|", "a|", "é", "中", "👍", "�", "<0xZZ>", "<0x+F>", ""),
     # Byte-level letters: whole characters, halves of them, and what never becomes one.
-    *("Ġa", "Ċ", "Ã©", "Ã", "©", "ä¸Ń", "ä¸", "Ń", "ðŁ", "ĳį", "ĠðŁĳ", "į", "ÿ", "íłĢ", "Ġ中"),
+    *("Ġa", "Ċ", "Ã©", "Ã", "©", "æĹ¥", "æĹ", "¥", "ðŁ", "ĳį", "ĠðŁĳ", "į", "ÿ", "íłĢ", "Ġ中"),
 ]
 LLAMA = [d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), d.Strip(" ", 1, 0)]
 KINDS = {

@@ -1,4 +1,4 @@
-"""What earlier calls leave behind: it changes no number of later ones, and a run that did not end well leaves nothing."""
+"""What earlier calls leave behind changes no number of later ones; a run that did not end well leaves nothing."""
 
 from __future__ import annotations
 

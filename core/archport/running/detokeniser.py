@@ -145,9 +145,7 @@ def _through(steps: Sequence[Step], tokens: list[str]) -> list[str]:
 
 
 def _finished(steps: Sequence[Step]) -> str:
-    return "".join(
-        text for index, step in enumerate(steps) for text in _through(steps[index + 1 :], step.finish())
-    )
+    return "".join(text for index, step in enumerate(steps) for text in _through(steps[index + 1 :], step.finish()))
 
 
 class _Passing:

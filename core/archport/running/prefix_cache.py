@@ -13,7 +13,6 @@ import numpy as np
 
 from archport.memory import Snapshot
 
-
 Entry = tuple[np.ndarray, Snapshot]
 
 

@@ -1,7 +1,7 @@
 """Logits to the next token of each row: penalties, filters, and a draw with keys of its own.
 
 Filters come in mlx-lm's order and mean what they mean there; nothing is compiled, because a compiled function has its
-values built in and every new one would cost a compilation. A row draws with keys made of the seed and its own prompt, so
+values built in and every new one would cost a compilation. A row draws with keys made of the seed and its own prompt:
 it draws the same whichever rows are beside it, and whatever else the process draws.
 """
 

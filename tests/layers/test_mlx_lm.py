@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import mlx.core as mx
-import pytest
 
 from archport.layers.mlx_lm import reused
 
@@ -26,40 +25,6 @@ def test_switch_glu_has_the_parameter_names_of_converted_checkpoints():
 
     names = {name for name, _ in tree_flatten(reused("models.switch_layers.SwitchGLU")(8, 4, 3).parameters())}
     assert names == {f"{part}_proj.weight" for part in ("gate", "up", "down")}
-
-
-@pytest.mark.parametrize(
-    ("name", "argument", "kept"),
-    [
-        ("sample_utils.apply_top_k", 2, [True, True, False, False]),
-        ("sample_utils.apply_top_p", 0.7, [True, True, False, False]),
-        ("sample_utils.apply_min_p", 0.5, [True, True, False, False]),
-    ],
-)
-def test_filters_leave_log_probabilities_or_minus_infinity(name, argument, kept):
-    logprobs = mx.log(mx.array([[0.5, 0.3, 0.15, 0.05]]))
-    assert mx.isfinite(reused(name)(logprobs, argument)).tolist() == [kept]
-
-
-def test_the_repetition_penalty_takes_tokens_and_a_row_of_logits():
-    penalty = reused("sample_utils.make_repetition_penalty")(2.0, 2**31 - 1)
-    assert penalty(mx.array([0, 2]), mx.array([[4.0, 4.0, -4.0]])).tolist() == [[2.0, 4.0, -8.0]]
-
-
-def test_the_detokenizer_keeps_half_characters_back():
-    class Bytes:
-        def decode(self, ids):
-            return bytes(ids).decode("utf-8", "replace")
-
-        def encode(self, text, add_special_tokens=True):
-            return list(text.encode())
-
-    made = reused("tokenizer_utils.NaiveStreamingDetokenizer")(Bytes())
-    texts = []
-    for token in "aß".encode():
-        made.add_token(token)
-        texts.append(made.text)
-    assert texts == ["a", "a", "aß"]
 
 
 def test_experts_one_by_one_equal_the_grouped_product():

@@ -171,6 +171,21 @@ class KVCache:
         self._written = [self._written[0] + 1] * self.B
         return self._storage.read(0 if left is None else max(0, held - left), held + 1)
 
+    @property
+    def full(self) -> bool:
+        """Whether aligned rows can write no further column into the buffers that there are."""
+        most = min(self.capacity, self.allocation.ceiling)
+        return self.allocation.storage != "ring" and self._written[0] >= most > 0
+
+    def drop_front(self, columns: int) -> None:
+        """Forget the first `columns` of all aligned rows, which are padding of each of them."""
+        gone = min(columns, self._dropped[0])
+        held = self._held(0)
+        if columns > gone and self._storage is not None:
+            self._storage.shift([columns - gone] * self.B, held - columns + gone)
+        self._written = [count - columns for count in self._written]
+        self._dropped = [count - gone for count in self._dropped]
+
     def view(self, queries: int = 1) -> KVView:
         """What the last `queries` tokens of the rows may attend to: all that is held, or what a window reaches.
 

@@ -61,6 +61,17 @@ class Caches:
             if isinstance(state, KVCache):
                 state.align(lengths)
 
+    @property
+    def full(self) -> bool:
+        """Whether some layer has to grow for the next column of aligned rows, or can't hold it."""
+        return any(isinstance(state, KVCache) and state.full for state in self.layers)
+
+    def drop_front(self, columns: int) -> None:
+        """Forget the first columns of all aligned rows, which are padding of each of them, in every layer."""
+        for state in self.layers:
+            if isinstance(state, KVCache):
+                state.drop_front(columns)
+
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order, in every layer."""
         for state in self.layers:

@@ -41,12 +41,13 @@ class Snapshot:
     @property
     def bytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(
-            array.nbytes
-            for layer in self.layers
-            if layer is not None
-            for array in ((layer.k, layer.v) if isinstance(layer, KVSnapshot) else layer.arrays)
-        )
+        return sum(array.nbytes for layer in self.layers if layer is not None for array in _arrays(layer))
+
+    @property
+    def finite(self) -> bool:
+        """Whether no number of it is NaN or infinity; looks at one array after the other."""
+        arrays = (array for layer in self.layers if layer is not None for array in _arrays(layer))
+        return all(mx.isfinite(array).all().item() for array in arrays)
 
     def first(self, tokens: int) -> Snapshot | None:
         """The snapshot of fewer tokens; None where some layer can't go back to them."""

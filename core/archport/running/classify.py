@@ -83,7 +83,7 @@ class LabelScorer:
         ]
 
     def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
-        """Scores (N,) float32 of pairs: of the one label, or of the second of two.
+        """Raw scores (N,) float32 of pairs: of the one label, or of the second of two less that of the first.
 
         Raises:
             InputError, ContextLengthExceeded: for a pair that can't be scored, or a head with more labels.
@@ -104,9 +104,11 @@ class LabelScorer:
             pairs = [(query, document) for document in documents]
             rows, types = self.tokeniser(pairs, what="document", **limits)  # pyright: ignore[reportArgumentType]
         scores = self._scores(rows, types, "document", request.scored)
-        if labels == 1:
-            return scores[:, 0] if request.raw else activated(scores, self.head.ranks_by)[:, 0]
-        return scores[:, 1] - scores[:, 0] if request.raw else activated(scores, "softmax")[:, 1]
+        return scores[:, 0] if labels == 1 else scores[:, 1] - scores[:, 0]
+
+    def shown(self, scores: np.ndarray) -> np.ndarray:
+        """What the head ranks by; of two labels the second one's probability."""
+        return activated(scores[:, None], self.head.ranks_by if len(self.head.labels) == 1 else "sigmoid")[:, 0]
 
     def _scores(
         self,

@@ -30,7 +30,7 @@ from archport.contract import (
 from archport.memory import Caches, KVCache, RecurrentState, snapshot_bytes, take
 from archport.planning import BatchPlan, Plan
 from archport.running.planned import Planner
-from archport.running.prefix_cache import PrefixCache
+from archport.running.prefix_cache import PrefixDraft
 from archport.running.recurrent import StateStep, recurrent_path
 
 # Steps of the same rows before they are compiled, which takes as long as a few of them.
@@ -75,6 +75,12 @@ class Decoding:
         Raises:
             KvCeilingExceeded: before anything is written.
         """
+        unused = min(self._pads)
+        if unused and self.caches.full:
+            # Columns that only longer rows used, which have left: shorter ones have room for as many more tokens.
+            self.caches.drop_front(unused)
+            self._written -= unused
+            self._pads = [pad - unused for pad in self._pads]
         self.caches.check([1] * len(self._pads))
         compiled = self._alike >= PATIENCE and compiles(self._planner.device.kind)
         context = DecodeContext(
@@ -86,11 +92,11 @@ class Decoding:
         self._positions = [at + 1 for at in self._positions]
         return hidden
 
-    def remember(self, prefixes: PrefixCache, row: int, ids: np.ndarray) -> None:
-        """Leave what a row's layers hold of its tokens `ids`, or of all but the last of them, to later calls."""
+    def remember(self, draft: PrefixDraft, row: int, ids: np.ndarray) -> None:
+        """Have what a row's layers hold of its tokens `ids`, or of all but the last of them, ready for later calls."""
         skip = self._pads[row]
-        if prefixes.make_room(snapshot_bytes(self.caches, row, skip)):
-            prefixes.add(ids, take(self.caches, row, skip))
+        if draft.make_room(snapshot_bytes(self.caches, row, skip)):
+            draft.add(ids, take(self.caches, row, skip))
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""

@@ -13,6 +13,7 @@ from archport.contract import ArchSpec, InputError, Trunk
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan
 from archport.running.context import Stretches
+from archport.running.ids import beyond, id_rows, named
 from archport.running.packed import PackedPooling
 from archport.running.planned import Planner, batch_caches, run_steps
 from archport.running.pool import Pooling, VectorHead
@@ -100,12 +101,12 @@ class Encoder:
             InputError: for a wrong shape, type, token id, or a mask with holes.
             AdmissionRefused: when the rows do not fit the memory budget.
         """
-        ids = _token_ids(input_ids)
+        ids = id_rows(input_ids, "input_ids")
         L = ids.shape[1]
         if L > self.spec.max_positions:
             raise InputError(f"input_ids is {L} tokens long; this model has {self.spec.max_positions} positions")
         starts, lengths = _extents(attention_mask, ids.shape)
-        _check_vocabulary(ids, starts, lengths, self.spec.vocab_size)
+        ids = _known(ids, starts, lengths, self.spec.vocab_size)
         real = [row for row, length in enumerate(lengths) if length]
         out: list[mx.array | None] = [None] * len(ids)
         plan = self.plan([lengths[row] for row in real]) if real else None
@@ -127,21 +128,18 @@ class Encoder:
         return mx.stack([blank if row is None else row for row in out])
 
 
-def _token_ids(value: object) -> np.ndarray:
-    ids = np.asarray(value)
-    if ids.ndim != 2 or 0 in ids.shape:
-        raise InputError(f"input_ids has shape {ids.shape}; expected (B, L), both at least 1")
-    if not np.issubdtype(ids.dtype, np.integer):
-        raise InputError(f"input_ids holds {ids.dtype}; expected integers")
-    return ids.astype(np.int64)
-
-
-def _check_vocabulary(ids: np.ndarray, starts: Sequence[int], lengths: Sequence[int], vocabulary: int) -> None:
+def _known(ids: np.ndarray, starts: Sequence[int], lengths: Sequence[int], vocabulary: int) -> np.ndarray:
+    """Ids (B, L) int32 that the vocabulary has, zeros at padding, whatever stood there."""
+    found = np.zeros(ids.shape, np.int32)
     for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
         tokens = ids[row, start : start + length]
-        bad = tokens[(tokens < 0) | (tokens >= vocabulary)]
+        bad = tokens[beyond(tokens, vocabulary)]
         if len(bad):
-            raise InputError(f"row {row} of input_ids holds token id {bad[0]}; the vocabulary has {vocabulary} entries")
+            raise InputError(
+                f"row {row} of input_ids holds token id {named(bad[0])}; the vocabulary has {vocabulary} entries"
+            )
+        found[row, start : start + length] = tokens
+    return found
 
 
 def _extents(attention_mask: object, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -12,10 +13,11 @@ from tokenizers import Tokenizer
 
 from archport.contract import CausalLM, ContextLengthExceeded, Measured, NonFiniteOutput, Reader
 from archport.running.decode import Decoding
+from archport.running.detokeniser import special_tokens
 from archport.running.encode import Encoder
 from archport.running.generation import FinishReason, GenerateRequest, Generation, Piece, TokenLogprob, Usage
 from archport.running.prefill import Prefilled, prefill
-from archport.running.prefix_cache import PrefixCache
+from archport.running.prefix_cache import PrefixCache, PrefixDraft
 from archport.running.progress import counted
 from archport.running.sampling import Sampler
 from archport.running.text import RowText
@@ -24,12 +26,13 @@ from archport.running.visual_prompts import of_prompts
 
 @dataclass(slots=True)
 class _Row:
-    """A row that is being generated; its prompt is remembered by `key`, which tells pictures apart."""
+    """A row that is being generated, to at most `most` tokens; `key` tells its prompt's pictures apart, too."""
 
     index: int
     prompt: np.ndarray
     key: np.ndarray
     text: RowText
+    most: int
     tokens: list[int] = field(default_factory=list[int])
 
 
@@ -90,8 +93,8 @@ class Generator:
         ends: dict[int, Piece] = {}
         # Without stop strings nobody needs a text before it is whole.
         pieces = self.stream(rows, request, measured, whole=not request.stop)
-        most = request.max_tokens or self.encoder.plan.max_context - max(map(len, rows))
-        with counted("generating", most * len(rows), shown=request.progress) as made:
+        most = self._most(rows, request)
+        with counted("generating", sum(most), shown=request.progress) as made:
             for piece in pieces:
                 texts[piece.row] += piece.text
                 tokens[piece.row] += piece.tokens
@@ -99,7 +102,7 @@ class Generator:
                 if piece.finish_reason is not None:
                     ends[piece.row] = piece
                 # A row that ends early is done with all that it might have been.
-                made(1 if piece.finish_reason is None else 1 + most - len(tokens[piece.row]))
+                made(1 if piece.finish_reason is None else 1 + most[piece.row] - len(tokens[piece.row]))
         found: list[Generation] = []
         for row, (text, ids, logprobs) in enumerate(zip(texts, tokens, told, strict=True)):
             end = ends[row]
@@ -127,75 +130,89 @@ class Generator:
             AdmissionRefused: prompts and tokens to come do not fit memory or context; before anything runs.
             NonFiniteOutput: a row's logits hold NaN or infinity.
         """
-        longest, ceiling = max(map(len, rows)), self.encoder.plan.max_context
-        if longest >= ceiling:
-            raise ContextLengthExceeded(
-                f"prompt {[len(row) for row in rows].index(longest)} has {longest:,} tokens and the context "
-                f"{ceiling:,}, which leaves none to generate; shorten it, or raise max_context",
-                requested=longest + 1,
-                ceiling=ceiling,
-                max_tokens_that_fit=ceiling - 1,
-                binding="max_context",
-            )
-        prefixes = self.prefixes if self.prefixes.limit else None
+        most = self._most(rows, request)
+        draft = PrefixDraft(self.prefixes) if self.prefixes.limit else None
         visual = of_prompts(measured, self.reader)
-        read = prefill(self.encoder, rows, request.max_tokens, prefixes, visual)
+        read = prefill(self.encoder, rows, request.max_tokens, draft, visual)
         keys = rows if visual is None else visual.keys
+        special = frozenset[str]() if whole else special_tokens(self.tokenizer)
         live = [
-            _Row(index, ids, key, RowText(self.tokenizer, request.stop, whole=whole))
-            for index, (ids, key) in enumerate(zip(rows, keys, strict=True))
+            _Row(index, ids, key, RowText(self.tokenizer, request.stop, whole=whole, special=special), limit)
+            for index, (ids, key, limit) in enumerate(zip(rows, keys, most, strict=True))
         ]
-        return self._decode(live, read, request, prefixes, None if visual is None else visual.next_positions)
+        return self._decode(live, read, request, draft, None if visual is None else visual.next_positions)
+
+    def _most(self, rows: Sequence[np.ndarray], request: GenerateRequest) -> list[int]:
+        """Tokens that each row may be given: what was asked for, or the rest of its own context.
+
+        Raises:
+            ContextLengthExceeded: for the longest row, when there is no room for so many.
+        """
+        ceiling, asked = self.encoder.plan.max_context, request.max_tokens
+        longest = max(map(len, rows))
+        if longest + (asked or 1) <= ceiling:
+            return [asked or ceiling - len(row) for row in rows]
+        free = ceiling - longest
+        advice = [f"give max_tokens={free:,} at most, or None for as many as there is room for"] if free > 0 else []
+        advice += ["shorten the prompt"] if free <= 0 or longest > ceiling // 2 else []
+        advice += ["load the model with a larger max_context"] if ceiling < self.encoder.spec.max_positions else []
+        told = f"{longest:,} tokens and the context {ceiling:,}"
+        raise ContextLengthExceeded(
+            f"prompt {[len(row) for row in rows].index(longest)} has {told}, "
+            f"which leaves {f'{free:,}, fewer than the {asked:,}' if free > 0 else 'none'} to generate; "
+            f"{', or '.join(advice)}",
+            requested=longest + (asked or 1),
+            ceiling=ceiling,
+            max_tokens_that_fit=free if free > 0 else ceiling - 1,
+            binding="max_context" if ceiling < self.encoder.spec.max_positions else "the model's positions",
+        )
 
     def _decode(
         self,
         live: list[_Row],
         read: Prefilled,
         request: GenerateRequest,
-        prefixes: PrefixCache | None,
+        draft: PrefixDraft | None,
         positions: list[int] | None,
     ) -> Iterator[Piece]:
-        encoder, sampler = self.encoder, Sampler(request.sampling, self.encoder.spec.vocab_size)
-        lengths = [len(row.prompt) for row in live]
+        encoder = self.encoder
+        prompts, lengths = [row.prompt for row in live], [len(row.prompt) for row in live]
+        sampler = Sampler(request.sampling, encoder.spec.vocab_size, prompts, [row.key for row in live])
         decoding = Decoding(encoder.trunk, encoder.spec, encoder.plan, read.plan, read.caches, lengths, positions)
-        most = request.max_tokens or encoder.plan.max_context - max(lengths)
-        seen = [mx.array(row.prompt) for row in live] if request.sampling.penalised else None
         weights = read.hidden.astype(_dtype(read.plan.dtype))[:, None]
-        step = self._draw(weights, sampler, request, seen)
+        step = self._draw(weights, sampler, request)
         mx.async_eval(*step.arrays)
-        for count in range(1, most + 1):
+        for count in itertools.count(1):
             # The device starts on the next token before the host looks at this one.
             ahead: _Step | None = None
-            if count < most:
-                if seen is not None:
-                    seen = [mx.concatenate([ids, step.tokens[at : at + 1]]) for at, ids in enumerate(seen)]
-                ahead = self._draw(decoding.step(step.tokens), sampler, request, seen)
+            if count < max(row.most for row in live):
+                ahead = self._draw(decoding.step(step.tokens), sampler, request)
                 mx.async_eval(*ahead.arrays)
-            pieces, staying = self._told(live, step, request, last=count == most, cached=read.cached)
-            if prefixes is not None and len(staying) < len(live):
-                _keep(prefixes, live, staying, decoding)
+            pieces, staying = self._told(live, step, request, count, cached=read.cached)
+            if draft is not None:
+                _remember(draft, live, staying, decoding)
+                if not staying:
+                    # Before the last pieces are told, behind which a caller need not ask for more.
+                    draft.keep()
             yield from pieces
-            if not staying or ahead is None:
+            if not staying:
                 return
+            assert ahead is not None
             if len(staying) < len(live):
                 live = [live[at] for at in staying]
                 decoding.keep_rows(staying)
-                index = mx.array(staying)
-                seen = [seen[at] for at in staying] if seen is not None else None
-                ahead = ahead.rows(index)
+                sampler.keep_rows(staying)
+                ahead = ahead.rows(mx.array(staying))
             step = ahead
 
-    def _draw(self, hidden: mx.array, sampler: Sampler, request: GenerateRequest, seen: list[mx.array] | None) -> _Step:
+    def _draw(self, hidden: mx.array, sampler: Sampler, request: GenerateRequest) -> _Step:
         """The next token of hidden states (B, 1, D)."""
-        logits = cast(CausalLM, self.encoder.trunk).logits(hidden)[:, -1]
-        finite, given = mx.isfinite(logits).all(), logits
-        if request.sampling.temperature == 0 and seen is None and request.logprobs is None:
+        given = cast(CausalLM, self.encoder.trunk).logits(hidden)[:, -1]
+        finite, sampling = mx.isfinite(given).all(), request.sampling
+        if sampling.greedy and not sampling.penalised and request.logprobs is None:
             # The likeliest token needs no probabilities, and passes over a vocabulary are what a step can save.
-            return _Step(mx.argmax(logits, axis=-1), finite, given)
-        logits = logits.astype(mx.float32)
-        if seen is not None:
-            logits = sampler.penalise(logits, seen)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            return _Step(mx.argmax(given, axis=-1), finite, given)
+        logprobs = sampler.logprobs(given)
         tokens = sampler(logprobs)
         if request.logprobs is None:
             return _Step(tokens, finite, given)
@@ -207,16 +224,18 @@ class Generator:
         return _Step(tokens, finite, given, drawn, top)
 
     def _told(
-        self, live: list[_Row], step: _Step, request: GenerateRequest, *, last: bool, cached: int
+        self, live: list[_Row], step: _Step, request: GenerateRequest, count: int, *, cached: int
     ) -> tuple[list[Piece], list[int]]:
-        """The pieces of one step, and which rows go on."""
+        """The pieces of step number `count`, and which rows go on."""
         tokens = cast("list[int]", step.tokens.tolist())
         if not step.finite.item():
-            bad = live[int(np.array(mx.isfinite(step.logits).all(axis=-1)).argmin())]
-            raise NonFiniteOutput(
-                f"the logits of prompt {bad.index} hold NaN or infinity after {len(bad.tokens)} tokens. The weights "
-                "may be damaged, or overflow in this dtype: try dtype='float32'"
-            )
+            # Not where only a row is wrong that has left since the step was started.
+            finite = np.array(mx.isfinite(step.logits).all(axis=-1))
+            for row in (live[at] for at in np.flatnonzero(~finite)):
+                raise NonFiniteOutput(
+                    f"the logits of prompt {row.index} hold NaN or infinity after {len(row.tokens)} tokens. The "
+                    "weights may be damaged, or overflow in this dtype: try dtype='float32'"
+                )
         logprobs = None if step.logprobs is None else np.array(step.logprobs)
         top = None if step.top is None else (np.array(step.top[0]), np.array(step.top[1]))
         pieces: list[Piece] = []
@@ -225,6 +244,7 @@ class Generator:
             row.tokens.append(token)
             ended = token in self.stops
             text = "" if ended else row.text.add(token)
+            last = count == row.most
             reason: FinishReason | None = "stop" if ended or row.text.stopped else "length" if last else None
             told: tuple[TokenLogprob, ...] = ()
             if logprobs is not None:
@@ -240,11 +260,11 @@ class Generator:
         return pieces, staying
 
 
-def _keep(prefixes: PrefixCache, live: list[_Row], staying: list[int], decoding: Decoding) -> None:
-    """Leave what finished rows hold to later calls."""
+def _remember(draft: PrefixDraft, live: list[_Row], staying: list[int], decoding: Decoding) -> None:
+    """Have what finished rows hold ready for later calls."""
     for at in sorted(set(range(len(live))) - set(staying)):
         row = live[at]
-        decoding.remember(prefixes, at, np.concatenate([row.key, np.asarray(row.tokens, np.int32)]))
+        decoding.remember(draft, at, np.concatenate([row.key, np.asarray(row.tokens, np.int32)]))
 
 
 def _dtype(name: str) -> mx.Dtype:

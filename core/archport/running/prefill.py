@@ -18,7 +18,7 @@ from archport.planning import Plan
 from archport.running.context import Stretches
 from archport.running.encode import Encoder
 from archport.running.planned import batch_caches
-from archport.running.prefix_cache import PrefixCache, matching
+from archport.running.prefix_cache import PrefixCache, PrefixDraft, matching
 from archport.running.vision import sight_of
 from archport.running.visual_prompts import VisualPrompts
 
@@ -44,19 +44,20 @@ def prefill(
     encoder: Encoder,
     rows: Sequence[np.ndarray],
     new_tokens: int | None,
-    prefixes: PrefixCache | None,
+    draft: PrefixDraft | None,
     visual: VisualPrompts | None = None,
 ) -> Prefilled:
     """Read prompts, from where an earlier call with the same beginning left off.
 
     Args:
         new_tokens: tokens to reserve per row; None when unknown.
-        prefixes: what earlier calls left; None keeps and finds nothing.
+        draft: what this run is going to leave behind what earlier ones left; None finds and leaves nothing.
         visual: the same prompts with their pictures; None without any.
 
     Raises:
         AdmissionRefused: when prompts and tokens to come do not fit.
     """
+    prefixes = None if draft is None else draft.cache
     keys = rows if visual is None else visual.keys
     found = _found(keys, prefixes)
     if found is not None and visual is not None:
@@ -72,23 +73,37 @@ def prefill(
     assert caches is not None
     rest = [row[first:] for row in rows]
     if _forgets(caches) and len({len(row) for row in rest}) > 1 and (len(batch.steps) > 1 or first):
-        return Prefilled(plan, caches, _row_by_row(encoder, rest, found, caches), first)
+        return Prefilled(plan, caches, _row_by_row(encoder, rest, found, caches, visual), first)
+    hidden = _read(encoder, plan, rest, found, caches, visual)
+    caches.align([len(row) for row in rows])
+    if draft is not None and not _can_be_cut(encoder):
+        # Behind generated tokens this model can't go back to where the prompt ended.
+        longest = max(map(len, rows))
+        for index, key in enumerate(keys):
+            skip = longest - len(key)
+            if draft.make_room(snapshot_bytes(caches, index, skip)):
+                draft.add(key, take(caches, index, skip))
+    return Prefilled(plan, caches, hidden, first)
+
+
+def _read(
+    encoder: Encoder,
+    plan: Plan,
+    rows: Sequence[np.ndarray],
+    found: Snapshot | None,
+    caches: Caches,
+    visual: VisualPrompts | None,
+) -> mx.array:
+    """Hidden states (B, D) of the last tokens of a plan's only batch, read behind what was found into empty caches."""
+    (batch,) = plan.batches
     if found is not None:
         put(found, caches)
     stretches = Stretches()
     with sight_of(encoder.trunk, visual.reader if visual else None, stretches) as sight:
         seen = sight.look(plan, batch, visual.measured) if sight is not None and visual is not None else None
-        hidden = encoder.last_hidden(plan, batch, rest, caches, stretches, seen)
+        hidden = encoder.last_hidden(plan, batch, rows, caches, stretches, seen)
     mx.eval(hidden)
-    caches.align([len(row) for row in rows])
-    if prefixes is not None and prefixes.limit and not _can_be_cut(encoder):
-        # Behind generated tokens this model can't go back to where the prompt ended.
-        longest = max(map(len, rows))
-        for index, key in enumerate(keys):
-            skip = longest - len(key)
-            if prefixes.make_room(snapshot_bytes(caches, index, skip)):
-                prefixes.add(key, take(caches, index, skip))
-    return Prefilled(plan, caches, hidden, first)
+    return hidden
 
 
 def _found(rows: Sequence[np.ndarray], prefixes: PrefixCache | None) -> Snapshot | None:
@@ -133,20 +148,24 @@ def _can_be_cut(encoder: Encoder) -> bool:
     return len(attention) == len(encoder.spec.layers) and not any(layer.is_windowed for layer in attention)
 
 
-def _row_by_row(encoder: Encoder, rows: Sequence[np.ndarray], found: Snapshot | None, caches: Caches) -> mx.array:
+def _row_by_row(
+    encoder: Encoder,
+    rows: Sequence[np.ndarray],
+    found: Snapshot | None,
+    caches: Caches,
+    visual: VisualPrompts | None,
+) -> mx.array:
     """Rows of different length through layers that forget: each alone, since their windows move apart."""
     first = found.tokens if found is not None else 0
     snapshots: list[Snapshot] = []
     last: list[mx.array] = []
-    for row in rows:
-        plan = encoder.plan([len(row)], cached=first, new_tokens=0, mode="generate")
-        (batch,) = plan.batches
-        own = batch_caches(encoder.spec, plan, batch)
+    for index, row in enumerate(rows):
+        alone = None if visual is None else visual.only(index)
+        images = () if alone is None else alone.images
+        plan = encoder.plan([len(row)], cached=first, new_tokens=0, mode="generate", images=images)
+        own = batch_caches(encoder.spec, plan, plan.batches[0])
         assert own is not None
-        if found is not None:
-            put(found, own)
-        last.append(encoder.last_hidden(plan, batch, [row], own))
-        mx.eval(last[-1])
+        last.append(_read(encoder, plan, [row], found, own, alone))
         own.align([first + len(row)])
         snapshots.append(take(own))
     put_rows(snapshots, caches)

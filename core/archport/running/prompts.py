@@ -13,6 +13,7 @@ import numpy as np
 
 from archport.contract import Asked, InputError, Measured
 from archport.running.chat import ChatTemplate
+from archport.running.ids import token_ids
 from archport.running.tokenise import TextTokeniser, check_text, check_vocabulary
 
 EXPECTED = "a str (a raw prompt), a list of message dicts (a chat), a list of token ids, or a list of those"
@@ -97,13 +98,19 @@ class PromptReader:
             )
         if isinstance(prompt, str):
             check_text(prompt, f"prompt {index}")
-            return np.asarray(self.tokeniser.tokenizer.encode(prompt).ids, dtype=np.int32)
+            return self._known(self.tokeniser.tokenizer.encode(prompt).ids, index)
         if _are_ids(prompt):
-            return np.asarray(prompt, dtype=np.int64).astype(np.int32)
+            return token_ids(prompt, self.vocabulary, f"prompt {index}")
         text = self.chat(prompt, tools=tools, options=options)
         check_text(text, f"prompt {index}")
         # The template has written every special token itself.
-        return np.asarray(self.tokeniser.encode(text), dtype=np.int32)
+        return self._known(self.tokeniser.encode(text), index)
+
+    def _known(self, ids: list[int], index: int) -> np.ndarray:
+        """Ids of a tokenizer as int32, none of which the model does not know."""
+        row = np.asarray(ids, dtype=np.int64)
+        check_vocabulary([row], self.vocabulary, "prompt", index)
+        return row.astype(np.int32)
 
 
 def _holds_pictures(prompt: Any) -> bool:
@@ -142,8 +149,9 @@ def _listed(prompt: object) -> tuple[list[Any], bool]:
 
 
 def _are_ids(value: object) -> bool:
+    """Whether it is meant as token ids: numbers of any kind, of which `token_ids` says what is wrong with them."""
     if isinstance(value, np.ndarray):
-        return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
+        return value.ndim == 1
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence) or not value:
         return False
-    return all(isinstance(each, int | np.integer) and not isinstance(each, bool) for each in value)
+    return all(issubclass(kind, int | float | complex | np.number | np.bool_) for kind in set(map(type, value)))

@@ -61,7 +61,11 @@ class Scorer(Protocol):
         ...
 
     def scores(self, query: Any, documents: Sequence[Any], request: RerankRequest) -> np.ndarray:
-        """Scores (N,) float32 in the order of the documents."""
+        """The head's own numbers (N,) float32, in the order of the documents; higher ones are more relevant."""
+        ...
+
+    def shown(self, scores: np.ndarray) -> np.ndarray:
+        """What `kind` says of the head's own numbers (N,)."""
         ...
 
 
@@ -74,7 +78,9 @@ def rerank(
     top_k: int | None = None,
     return_documents: bool = False,
 ) -> list[Ranked]:
-    """Documents by descending score, equal ones in their own order.
+    """Documents by descending score of the head's own, equal ones in their own order.
+
+    Probabilities round to 1 where the head still tells documents apart, so they do not rank.
 
     Raises:
         InputError: for arguments that are no texts or numbers, naming them.
@@ -108,4 +114,5 @@ def rerank(
             "damaged, or overflow in this dtype: try dtype='float32'"
         )
     order = np.argsort(-scores, kind="stable")[:top_k]
-    return [Ranked(int(at), float(scores[at]), texts[at] if return_documents else None) for at in order]
+    shown = scores if request.raw else scorer.shown(scores)
+    return [Ranked(int(at), float(shown[at]), texts[at] if return_documents else None) for at in order]

@@ -1,4 +1,4 @@
-"""Tokens of one row to text, piece by piece, up to its stop strings. mlx-lm's detokenizer keeps half characters back.
+"""Tokens of one row to text, piece by piece, up to its stop strings.
 
 Knows nothing of how tokens are made.
 """
@@ -6,24 +6,10 @@ Knows nothing of how tokens are made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tokenizers import Tokenizer
 
-from archport.layers.mlx_lm import reused
-
-
-class _Decoder:
-    """The few methods that the detokenizer asks of a tokenizer."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+from archport.running.detokeniser import Detokeniser
 
 
 class RowText:
@@ -32,47 +18,53 @@ class RowText:
     Args:
         tokenizer: the model's.
         stop: strings that end the text; they are never part of it.
-        whole: settle all of it at the end.
+        whole: give all of it at the end, which saves the work of every token.
+        special: the tokenizer's special tokens, where several rows share what finding them costs.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], *, whole: bool = False) -> None:
-        self._whole = whole
-        self._detokenizer: Any = reused("tokenizer_utils.NaiveStreamingDetokenizer")(_Decoder(tokenizer))
-        self._stop = tuple(stop)
-        self._given = 0
-        self.text = ""
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str], *, whole: bool = False, special: frozenset[str] | None = None
+    ) -> None:
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._detokeniser = None if whole else Detokeniser(tokenizer, special)
+        self._ids: list[int] = []
+        # Settled, but maybe the beginning of a stop string.
+        self._held = ""
         self.stopped = False
 
     def add(self, token: int) -> str:
         """The text that this token settles; "" while it may still belong to a character or to a stop string."""
-        self._detokenizer.add_token(token)
-        if self._whole:
+        if self._detokeniser is None:
+            self._ids.append(token)
             return ""
-        return self._settled(self._detokenizer.text, final=False)
+        settled = self._detokeniser.add(token)
+        # A text stops where it would end with a stop string if this token were the last.
+        return self._given(settled, self._detokeniser.tail()) if self._stop else settled
 
     def finish(self) -> str:
         """The rest."""
         if self.stopped:
             return ""
-        self._detokenizer.finalize()
-        return self._settled(self._detokenizer.text, final=True)
+        if self._detokeniser is None:
+            return self._given(self._tokenizer.decode(self._ids), None)
+        return self._given(self._detokeniser.finish(), None)
 
-    def _settled(self, text: str, *, final: bool) -> str:
-        # A stop string may begin in what was held back, never in what was given.
-        places = [at for each in self._stop if (at := text.find(each, self._given)) >= 0]
+    def _given(self, settled: str, tail: str | None) -> str:
+        """What can be given of settled text, up to a stop string in it or in its tail; None for the end of the text."""
+        settled = self._held + settled
+        text = settled + (tail or "")
+        places = [at for each in self._stop if (at := text.find(each)) >= 0]
         if places:
             self.stopped = True
-            text = text[: min(places)]
-        elif not final:
-            text = text[: len(text) - self._withheld(text)]
-        piece = text[self._given :]
-        self._given, self.text = len(text), text
-        return piece
+            return text[: min(places)]
+        begun = 0 if tail is None else self._begun(settled)
+        self._held = settled[len(settled) - begun :]
+        return settled[: len(settled) - begun]
 
-    def _withheld(self, text: str) -> int:
+    def _begun(self, text: str) -> int:
         """Characters at the end that may be the beginning of a stop string."""
-        longest = max((len(each) for each in self._stop), default=0) - 1
-        for count in range(min(longest, len(text) - self._given), 0, -1):
+        longest = max(len(each) for each in self._stop) - 1
+        for count in range(min(longest, len(text)), 0, -1):
             if any(each.startswith(text[-count:]) for each in self._stop):
                 return count
         return 0

@@ -45,12 +45,16 @@ class TokenEmbedder:
         return "maxsim"
 
     def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
-        """MaxSim (N,) float32 of a query with documents; the same number when raw."""
+        """MaxSim (N,) float32 of a query with documents."""
         if request.instruction is not None:
             raise InputError("this model takes no instruction: it compares the query's tokens with the document's")
         limits: dict[str, Any] = {"max_tokens": request.max_tokens, "overflow": request.overflow}
         (asked,) = self([query], "query", self._prompt("query"), **limits)
         return maxsim(asked, self(documents, "document", self._prompt("document"), **limits))
+
+    def shown(self, scores: np.ndarray) -> np.ndarray:
+        """The same numbers."""
+        return scores
 
     def __call__(
         self,

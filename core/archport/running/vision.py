@@ -270,11 +270,12 @@ def _numbered(rows: Sequence[Measured]) -> Iterator[tuple[int, Picture]]:
 
 
 def _positions(batch: BatchPlan, rows: Sequence[Measured]) -> np.ndarray | None:
-    """(axes, B, L); rows and tokens without their own stand at their index, on every axis."""
+    """(axes, B, L); rows and tokens without their own stand at their index, cached tokens counted, on every axis."""
     axes = next((len(row.positions) for row in rows if row.positions is not None), 0)
     if not axes:
         return None
-    out = np.broadcast_to(np.arange(batch.shape.L, dtype=np.int32), (axes, batch.shape.B, batch.shape.L)).copy()
+    index = np.arange(batch.shape.S, batch.shape.S + batch.shape.L, dtype=np.int32)
+    out = np.broadcast_to(index, (axes, batch.shape.B, batch.shape.L)).copy()
     for at, row in enumerate(rows):
         if row.positions is not None:
             out[:, at, : row.positions.shape[1]] = row.positions

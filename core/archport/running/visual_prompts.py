@@ -49,6 +49,10 @@ class VisualPrompts:
                     return self.edge(picture.start)
         return tokens
 
+    def only(self, row: int) -> VisualPrompts:
+        """One of the prompts, alone."""
+        return replace(self, measured=self.measured[row : row + 1])
+
     def behind(self, tokens: int) -> VisualPrompts:
         """The same prompts without their leading tokens, of which no picture is cut."""
         if not tokens:

@@ -36,7 +36,7 @@ class VisualScorer:
         return "probability"
 
     def scores(self, query: object, documents: Sequence[object], request: RerankRequest) -> np.ndarray:
-        """Probabilities (N,) float32 that the answer is yes; the logit of yes less that of no when raw.
+        """The logit of yes less that of no (N,) float32.
 
         Raises:
             InputError, ContextLengthExceeded: for a pair that can't be scored.
@@ -65,7 +65,11 @@ class VisualScorer:
             ):
                 difference[list(batch.rows)] = np.array(answers)
                 request.scored(len(batch.rows))
-        return difference if request.raw else probabilities(difference)
+        return difference
+
+    def shown(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities that the answer is yes."""
+        return probabilities(scores)
 
     def _start(
         self, plan: Plan, batch: BatchPlan, measured: Sequence[Measured], sight: Sight, stretches: Stretches

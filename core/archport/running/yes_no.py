@@ -38,7 +38,7 @@ class YesNoScorer:
         return "probability"
 
     def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
-        """Probabilities (N,) float32 that the answer is yes; the logit of yes less that of no when raw.
+        """The logit of yes less that of no (N,) float32.
 
         Raises:
             InputError, ContextLengthExceeded: for a pair that can't be scored.
@@ -62,7 +62,11 @@ class YesNoScorer:
             ):
                 difference[list(batch.rows)] = np.array(answers)
                 request.scored(len(batch.rows))
-        return difference if request.raw else probabilities(difference)
+        return difference
+
+    def shown(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities that the answer is yes."""
+        return probabilities(scores)
 
     def _plan(self, rows: Sequence[np.ndarray], share: bool) -> tuple[Plan, int]:
         """The plan of all rows, or of what is behind the tokens that they share, and how many those are."""

@@ -103,3 +103,15 @@ def test_a_reranker_makes_no_vectors_and_a_conversation_is_no_document(reranker:
         reranker.embed("a")
     with pytest.raises(InputError, match="its document is a conversation"):
         reranker.rerank("q", [{"messages": [{"role": "user", "content": "x"}]}])
+
+
+def test_documents_of_which_the_model_is_sure_rank_by_the_head_s_own_scores(
+    reranker: engine.Model, monkeypatch: pytest.MonkeyPatch
+):
+    want = [each.index for each in reranker.rerank("a query", DOCUMENTS)]
+    kind: Any = type(reranker._runtime.scorer())
+    scores = kind.scores
+    monkeypatch.setattr(kind, "scores", lambda self, *rest: scores(self, *rest) + np.float32(60))
+    ranked = reranker.rerank("a query", DOCUMENTS)
+    assert [each.score for each in ranked] == [1.0] * len(DOCUMENTS)
+    assert [each.index for each in ranked] == want != sorted(want)

@@ -6,7 +6,7 @@ texts -> tokens -> plan -> hidden rows -> vectors
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -20,10 +20,12 @@ from archport.contract.plugins import Plugin
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
 from archport.device.heap import keep_freed_memory
+from archport.device.process import use_device
 from archport.device.sizes import parse_bytes
 from archport.loading import Description, describe
 from archport.planning.dtype import DTypeChoice
 from archport.running.answers import EncoderAnswers
+from archport.running.calls import DeviceIterator, device_call
 from archport.running.precision import Precision, check_precision, quantise
 from archport.running.tokenise import Overflow, iterable
 
@@ -40,6 +42,7 @@ __all__ = ["Model", "describe", "load"]
 Output = Literal["vectors", "tokens"]
 
 
+@device_call
 def load(
     name: str | Path,
     *,
@@ -73,6 +76,7 @@ def load(
         CheckpointError: files are missing, damaged or inconsistent.
         MemoryBudgetExceeded: the weights exceed the budget; raised before any is read.
         ContextLengthExceeded: `max_context` is above the model's positions.
+        ForkedProcess: this process was forked from one that had loaded a model.
     """
     warn_if_late()
     about = describe(name, revision=revision, overrides=overrides, plugins=plugins)
@@ -85,6 +89,7 @@ def load(
     about = loading.narrowed(about, head)
     max_tokens = loading.context_ceiling(about, inputs, max_context)
     choice = loading.admit_weights(about, dtype, device, budget)
+    use_device()
     trunk = loading.load_trunk(about, choice)
     planner = loading.make_planner(about, trunk, device, budget, max_tokens, limits_from_environment(limits))
     runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs, prefix_cache)
@@ -123,6 +128,7 @@ class Model(EncoderAnswers):
         full = head.dense[-1].out_features if head.dense else self.spec.hidden_size * len(head.pooling)
         return min(full, head.dimensions or full)
 
+    @device_call
     def embed(
         self,
         texts: str | Mapping[str, Any] | Iterable[Any],
@@ -160,7 +166,7 @@ class Model(EncoderAnswers):
             InputError, ContextLengthExceeded, NonFiniteOutput: naming the text's index.
         """
         from archport.running.embed import EmbedRequest
-        from archport.running.progress import track
+        from archport.running.progress import counted
 
         check_precision(precision)
         if output not in get_args(Output):
@@ -170,14 +176,17 @@ class Model(EncoderAnswers):
 
             packed = None if precision == "float32" else precision
             fixed = {"dimensions": dimensions, "normalize": normalize, "precision": packed}
-            return embed_tokens(self._runtime.tokens(), texts, prompt, prompt_name, max_tokens, overflow, fixed)
+            tokens = self._runtime.tokens()
+            return embed_tokens(tokens, texts, prompt, prompt_name, max_tokens, overflow, fixed, progress=progress)
         embedder = self._runtime.embedder()
         _check_dimensions(dimensions, self.dimensions)
         request = EmbedRequest(
             embedder.tokeniser.prompt(prompt, prompt_name), dimensions, normalize, max_tokens, overflow
         )
         inputs = [texts] if isinstance(texts, str | Mapping) else iterable(texts)
-        parts = list(embedder.stream(track(inputs, "embedding") if progress else inputs, request))
+        parts: list[np.ndarray] = []
+        with counted("embedding", len(inputs) if isinstance(inputs, Sized) else None, shown=progress) as done:
+            embedder.run(inputs, request, parts.append, done)
         vectors = np.concatenate(parts) if parts else np.zeros((0, dimensions or self.dimensions), np.float32)
         return quantise(vectors, precision)
 
@@ -193,6 +202,7 @@ class Model(EncoderAnswers):
         chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
         return options if chosen else {**options, "prompt_name": prompt_name}
 
+    @device_call
     def rerank(
         self,
         query: str | Mapping[str, Any],
@@ -232,6 +242,7 @@ class Model(EncoderAnswers):
         scorer = self._runtime.scorer()
         return rerank(scorer, query, documents, request, top_k=top_k, return_documents=return_documents)
 
+    @device_call
     def generate(
         self,
         prompt: object,
@@ -249,7 +260,7 @@ class Model(EncoderAnswers):
         progress: bool = False,
         tools: Sequence[Mapping[str, object]] | None = None,
         **template: object,
-    ) -> Generation | list[Generation] | Iterator[Piece]:
+    ) -> Generation | list[Generation] | DeviceIterator[Piece]:
         """Go on from a prompt.
 
         Args:
@@ -262,7 +273,7 @@ class Model(EncoderAnswers):
             seed: of the draws, for the same text again.
             stop: strings that end a text; they are not part of it.
             logprobs: tell each token's log-probability and so many of the likeliest tokens.
-            stream: return an iterator of pieces; closing it frees what the call holds.
+            stream: return an iterator of pieces; closing it, or a `with` block, frees what the call holds.
             progress: show a progress bar on standard error, where nothing is streamed.
             tools: descriptions of functions, handed to the chat template.
             template: whatever else the chat template reads, such as `enable_thinking=False`.
@@ -283,7 +294,7 @@ class Model(EncoderAnswers):
         generator = self._runtime.generator()
         read = self._runtime.prompts()(prompt, tools=tools, options=template)
         if stream:
-            return generator.stream(read.rows, request, read.measured)
+            return DeviceIterator(generator.stream(read.rows, request, read.measured))
         texts = generator.run(read.rows, request, read.measured)
         return texts if read.several else texts[0]
 
@@ -310,6 +321,7 @@ class Model(EncoderAnswers):
 
         return similarity(a, b, self._runtime.embedder().head.head.similarity)
 
+    @device_call
     def forward(self, input_ids: object, attention_mask: object = None) -> mx.array:
         """Hidden states (B, L, D) after the final norm, for people who pad themselves.
 

@@ -54,9 +54,12 @@ def test_a_generator_is_read_as_a_stream_and_not_held(model):
             read += 1
             yield f"{index}"
 
-    stream = model._runtime.embedder().stream(texts(), EmbedRequest("", None, None, None, "error"))
-    assert len(next(stream)) == 2048
-    assert read <= 3 * 2048
+    parts: list[tuple[int, int]] = []
+    request = EmbedRequest("", None, None, None, "error")
+    model._runtime.embedder().run(texts(), request, lambda vectors: parts.append((len(vectors), read)))
+    assert sum(count for count, _ in parts) == 10_000
+    assert parts[0] == (2048, parts[0][1])
+    assert parts[0][1] <= 3 * 2048
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\t"])

@@ -5,7 +5,7 @@ Importing it, pricing and choosing touch no array and no device; MLX is imported
 
 from archport.attention.builtin import builtin_backends
 from archport.attention.dropin import limits_from_environment, scaled_dot_product_attention
-from archport.attention.masks import sharing
+from archport.attention.masks import sharing, stop_sharing
 from archport.attention.policies import legal_policies
 from archport.attention.probe import ProbedRoutes
 from archport.attention.routes import TableRoutes
@@ -25,4 +25,5 @@ __all__ = [
     "prepare",
     "scaled_dot_product_attention",
     "sharing",
+    "stop_sharing",
 ]

@@ -5,8 +5,8 @@ Reads no value of any array, so it works inside compile and grad. Knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -62,14 +62,25 @@ def build(
 _SHARED: ContextVar[dict[tuple[object, ...], mx.array] | None] = ContextVar("masks of a step", default=None)
 
 
-@contextmanager
-def sharing(known: dict[tuple[object, ...], mx.array]) -> Iterator[None]:
+def sharing(known: dict[tuple[object, ...], mx.array]) -> AbstractContextManager[None]:
     """Inside, calls that lie alike take their mask from `known`, as the layers of one step do."""
-    before = _SHARED.set(known)
-    try:
-        yield
-    finally:
-        _SHARED.reset(before)
+    return _Sharing(known)
+
+
+class _Sharing:
+    def __init__(self, known: dict[tuple[object, ...], mx.array]) -> None:
+        self._known, self._before = known, _SHARED.get()
+
+    def __enter__(self) -> None:
+        _SHARED.set(self._known)
+
+    def __exit__(self, *_: object) -> None:
+        _SHARED.set(self._before)
+
+
+def stop_sharing() -> None:
+    """Forget the masks that an interrupt, between two lines of `sharing`, left to this thread."""
+    _SHARED.set(None)
 
 
 def shared(seen: Visibility, a: int, b: int, lo: int, hi: int, *, additive: bool, dtype: mx.Dtype) -> mx.array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -32,6 +31,7 @@ from archport.contract import InputError
 
 if TYPE_CHECKING:
     from archport.engine import Model as LoadedModel
+    from archport.running.calls import DeviceIterator
     from archport.running.generation import Generation, Piece
 
 DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
@@ -127,24 +127,25 @@ def generate(
 def print_stream(loaded: LoadedModel, prompt: object, options: dict[str, Any]) -> str:
     """Print a text as it is made, then its rate on standard error; returns it."""
     started = time.perf_counter()
-    pieces = cast("Iterator[Piece]", loaded.generate(prompt, stream=True, **options))
     text, first, count = "", 0.0, 0
-    for piece in pieces:
-        first = first or time.perf_counter()
-        text += piece.text
-        count += len(piece.tokens)
-        sys.stdout.write(piece.text)
-        sys.stdout.flush()
-        if piece.usage is not None:
-            sys.stdout.write("\n")
+    with cast("DeviceIterator[Piece]", loaded.generate(prompt, stream=True, **options)) as pieces:
+        for piece in pieces:
+            first = first or time.perf_counter()
+            text += piece.text
+            count += len(piece.tokens)
+            sys.stdout.write(piece.text)
             sys.stdout.flush()
-            usage, now = piece.usage, time.perf_counter()
-            fresh = usage.prompt_tokens - usage.cached_tokens
-            rate = f", {(count - 1) / (now - first):,.1f} tokens/s" if count > 1 else ""
-            note(
-                f"prompt {usage.prompt_tokens:,} tokens ({usage.cached_tokens:,} cached), "
-                f"{fresh / max(first - started, 1e-9):,.0f} tokens/s; {count:,} generated{rate}; {piece.finish_reason}"
-            )
+            if piece.usage is not None:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+                usage, now = piece.usage, time.perf_counter()
+                fresh = usage.prompt_tokens - usage.cached_tokens
+                rate = f", {(count - 1) / (now - first):,.1f} tokens/s" if count > 1 else ""
+                note(
+                    f"prompt {usage.prompt_tokens:,} tokens ({usage.cached_tokens:,} cached), "
+                    f"{fresh / max(first - started, 1e-9):,.0f} tokens/s; {count:,} generated{rate}; "
+                    f"{piece.finish_reason}"
+                )
     return text
 
 

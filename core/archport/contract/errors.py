@@ -37,6 +37,10 @@ class InputError(ArchportError, ValueError):
     """An argument of a call is not usable: the message names it, its value and what was expected."""
 
 
+class ForkedProcess(ArchportError, RuntimeError):
+    """A call needs the device in a process that was forked after a model was loaded; MLX can't run there."""
+
+
 class NonFiniteOutput(ArchportError, ArithmeticError):
     """A model produced NaN or infinity; archport raises instead of returning it."""
 

@@ -32,8 +32,8 @@ def _limits_kept() -> Iterator[None]:
         yield
         return
     kept = resource.setrlimit
-    resource.setrlimit = lambda *_: None
     try:
+        resource.setrlimit = lambda *_: None
         yield
     finally:
         resource.setrlimit = kept

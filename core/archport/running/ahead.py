@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import Any
 
+from archport.device.workers import Coming, Threads
 from archport.running.tokenise import Tokens
 
 Tokenise = Callable[[Sequence[Any], int], Tokens]
@@ -26,8 +27,9 @@ class TokensAhead:
     def __init__(self, texts: Iterable[Any], tokenise: Tokenise, sizes: Sequence[int]) -> None:
         self._source, self._tokenise = iter(texts), tokenise
         self._sizes = chain(sizes, repeat(sizes[-1]))
-        self._worker = ThreadPoolExecutor(1, "archport-tokenise") if isinstance(texts, Sequence) else None
-        self._coming: Future[Tokens] | None = None
+        self._threads = Threads("archport-tokenise", 1) if isinstance(texts, Sequence) else None
+        self._coming: Coming[tuple[int, Tokens]] | None = None
+        self._read = 0
 
     @property
     def more(self) -> bool:
@@ -38,26 +40,38 @@ class TokensAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._worker is not None:
-            self._worker.shutdown(wait=True, cancel_futures=True)
+        self.close()
 
     def __iter__(self) -> Iterator[tuple[int, Tokens]]:
-        first, chunk = 0, self._read()
-        self._coming = self._start(chunk, first)
-        while chunk:
-            coming = self._coming
-            tokens = self._tokenise(chunk, first) if coming is None else coming.result()
-            following = self._read() if coming is not None else None
-            if following is not None:
-                self._coming = self._start(following, first + len(chunk))
-            yield first, tokens
-            first += len(chunk)
-            chunk = self._read() if following is None else following
+        return self
 
-    def _read(self) -> list[Any]:
-        return list(islice(self._source, next(self._sizes)))
+    def __next__(self) -> tuple[int, Tokens]:
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            tokens = coming.take()
+        else:
+            # Nothing runs yet that the first window could be tokenised beside.
+            window = self._window()
+            if window is None:
+                raise StopIteration
+            tokens = window()
+        following = self._window() if self._threads is not None else None
+        if following is not None and self._threads is not None:
+            self._coming = self._threads.start(following)
+        return tokens
 
-    def _start(self, chunk: list[Any], first: int) -> Future[Tokens] | None:
-        if self._worker is None or not chunk:
-            return None
-        return self._worker.submit(self._tokenise, chunk, first)
+    def close(self) -> None:
+        """End the thread; the window that it is at is forgotten."""
+        self._coming = None
+        if self._threads is not None:
+            self._threads.close()
+
+    def _window(self) -> Callable[[], tuple[int, Tokens]] | None:
+        """What tokenises the next window; None behind the last text."""
+        texts = list(islice(self._source, next(self._sizes)))
+        first, self._read = self._read, self._read + len(texts)
+        return partial(_tokenised, self._tokenise, texts, first) if texts else None
+
+
+def _tokenised(tokenise: Tokenise, texts: list[Any], first: int) -> tuple[int, Tokens]:
+    return first, tokenise(texts, first)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from archport.running.calls import device_call
 from archport.running.tokenise import Overflow, iterable
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class EncoderAnswers:
 
     _runtime: Runtime
 
+    @device_call
     def classify(
         self,
         texts: str | Iterable[str | tuple[str, str]],
@@ -40,6 +42,7 @@ class EncoderAnswers:
         items = [texts] if isinstance(texts, str) else iterated(texts)
         return self._runtime.labels().classify(items, raw=raw_scores, max_tokens=max_tokens, overflow=overflow)
 
+    @device_call
     def fill_mask(
         self,
         texts: str | Iterable[str],
@@ -56,6 +59,7 @@ class EncoderAnswers:
         inputs = [texts] if isinstance(texts, str) else iterated(texts)
         return self._runtime.filler()(inputs, top_k=top_k, max_tokens=max_tokens, overflow=overflow)
 
+    @device_call
     def maxsim(self, query: str | np.ndarray, documents: str | Sequence[str | np.ndarray]) -> np.ndarray:
         """Late interaction (N,) float32 of a query with documents, as texts or as their vectors per token (n, D).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,7 +17,7 @@ from archport.running.encode import Encoder, run_ahead
 from archport.running.joined import Item, JoinedTokeniser
 from archport.running.pairs import PairTokeniser
 from archport.running.pool import VectorHead
-from archport.running.progress import nothing_shown
+from archport.running.progress import Counter, nothing_shown
 from archport.running.rerank import RerankRequest, ScoreKind
 from archport.running.tokenise import Overflow, check_vocabulary
 from archport.running.verify import verified
@@ -115,7 +115,7 @@ class LabelScorer:
         rows: Sequence[np.ndarray],
         types: Sequence[np.ndarray],
         what: str,
-        scored: Callable[[int], None] = nothing_shown,
+        scored: Counter = nothing_shown,
     ) -> np.ndarray:
         """Raw scores (N, labels) float32; `scored` is told of every batch."""
         found = np.zeros((len(rows), len(self.head.labels)), np.float32)
@@ -123,10 +123,13 @@ class LabelScorer:
             return found
         check_vocabulary(rows, self.encoder.spec.vocab_size, what)
         plan, stretches = self.encoder.plan([len(row) for row in rows]), Stretches()
+
+        def finish(batch: BatchPlan, scores: mx.array) -> None:
+            found[list(batch.rows)] = np.array(scores)
+            scored(len(batch.rows))
+
         with verified(plan):
-            for batch, scores in run_ahead(plan.batches, lambda each: self._start(plan, each, rows, types, stretches)):
-                found[list(batch.rows)] = np.array(scores)
-                scored(len(batch.rows))
+            run_ahead(plan.batches, lambda batch: self._start(plan, batch, rows, types, stretches), finish)
         return found
 
     def _start(

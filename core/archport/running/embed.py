@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from archport.running.ahead import TokensAhead
 from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
 from archport.running.pool import VectorHead
+from archport.running.progress import Counter, nothing_shown
 from archport.running.tokenise import Overflow, TextTokeniser, Tokens, check_vocabulary
 from archport.running.verify import verified
 from archport.running.vision import Sight, sight_of
@@ -89,24 +91,27 @@ class Embedder:
     encoder: Encoder
     head: VectorHead
 
-    def stream(self, texts: Iterable[str], request: EmbedRequest) -> Iterator[np.ndarray]:
-        """Vectors (n, D) float32 of consecutive texts, in order, as they are done.
+    def run(
+        self,
+        texts: Iterable[str],
+        request: EmbedRequest,
+        take: Callable[[np.ndarray], None],
+        done: Counter = nothing_shown,
+    ) -> None:
+        """Embed texts in bounded memory, however many there are.
+
+        Args:
+            take: given vectors (n, D) float32 of consecutive texts, in order, as they are done.
+            done: told of every text that has its vector.
 
         Raises:
             InputError, ContextLengthExceeded: for a text that can't be embedded, when it is reached.
             NonFiniteOutput: when a vector holds NaN or infinity.
         """
-        stretches = Stretches()
-        with sight_of(self.encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
-            yield from self._run(texts, request, stretches, sight)
+        stretches, windows = Stretches(), deque[_Window]()
+        sizes = _WINDOWS[self.encoder.plan.device.kind] if isinstance(texts, Sequence) else (_WINDOW,)
 
-    def _run(
-        self, texts: Iterable[str], request: EmbedRequest, stretches: Stretches, sight: Sight | None
-    ) -> Iterator[np.ndarray]:
-        windows: deque[_Window] = deque()
-        for task, rows in run_ahead(
-            self._tasks(texts, request, sight, windows), lambda task: self._start(task, request, stretches, sight)
-        ):
+        def finish(task: _Task, rows: mx.array) -> None:
             vectors = np.array(rows)
             bad = ~np.isfinite(vectors).all(axis=1)
             if bad.any():
@@ -118,29 +123,39 @@ class Embedder:
             for (window, row), vector in zip(task.texts, vectors, strict=True):
                 window.vectors[row] = vector
                 window.left -= 1
+            done(len(vectors))
             while windows and not windows[0].left:
-                yield np.stack([vector for vector in windows.popleft().vectors if vector is not None])
+                take(np.stack([vector for vector in windows.popleft().vectors if vector is not None]))
+
+        with (
+            TokensAhead(texts, lambda chunk, at: self._tokens(chunk, request, at), sizes) as ahead,
+            sight_of(self.encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight,
+            closing(self._tasks(ahead, len(sizes), sight, windows)) as tasks,
+        ):
+            run_ahead(tasks, lambda task: self._start(task, request, stretches, sight), finish)
 
     def _tasks(
-        self, texts: Iterable[str], request: EmbedRequest, sight: Sight | None, windows: deque[_Window]
-    ) -> Iterator[_Task]:
-        """Batches of all texts; their windows are appended to `windows` in order."""
-        sizes = _WINDOWS[self.encoder.plan.device.kind] if isinstance(texts, Sequence) else (_WINDOW,)
-        with TokensAhead(texts, lambda chunk, at: self._tokens(chunk, request, at), sizes) as ahead:
-            waiting: list[_Row] = []
-            for number, (first, tokens) in enumerate(ahead, 1):
-                count = len(tokens.ids)
-                windows.append(_Window(first, tokens, [None] * count, count))
-                waiting += [(windows[-1], row) for row in range(count)]
-                # Later windows are large enough by themselves, and pictures are decoded for the batches they are in.
-                plan, measured = self._planned(waiting)
-                grows = ahead.more and number < len(sizes) - 1 and not tokens.measured
-                if ahead.more and plan.batches[-1].packed:
-                    waiting = yield from self._full(plan, waiting)
-                elif grows:
-                    waiting = yield from self._some(plan, waiting)
-                else:
-                    waiting = yield from self._all(plan, measured, waiting, sight)
+        self, ahead: TokensAhead, sizes: int, sight: Sight | None, windows: deque[_Window]
+    ) -> Generator[_Task, None, None]:
+        """Batches of all texts; their windows are appended to `windows` in order.
+
+        Args:
+            sizes: windows until they stop growing.
+        """
+        waiting: list[_Row] = []
+        for number, (first, tokens) in enumerate(ahead, 1):
+            count = len(tokens.ids)
+            windows.append(_Window(first, tokens, [None] * count, count))
+            waiting += [(windows[-1], row) for row in range(count)]
+            # Later windows are large enough by themselves, and pictures are decoded for the batches they are in.
+            plan, measured = self._planned(waiting)
+            grows = ahead.more and number < sizes - 1 and not tokens.measured
+            if ahead.more and plan.batches[-1].packed:
+                waiting = yield from self._full(plan, waiting)
+            elif grows:
+                waiting = yield from self._some(plan, waiting)
+            else:
+                waiting = yield from self._all(plan, measured, waiting, sight)
 
     def _all(
         self, plan: Plan, measured: list[Measured], rows: list[_Row], sight: Sight | None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -79,11 +81,12 @@ class Encoder:
         visual: BatchVisual | None = None,
     ) -> mx.array:
         stretches = stretches or Stretches()
-        for step, hidden in run_steps(self.trunk, plan, batch, ids, caches, stretches, visual):
-            pooling.add(hidden, step.start)
-            if len(batch.steps) > 1:
-                pooling.evaluate(hidden)
-            del hidden
+        with closing(run_steps(self.trunk, plan, batch, ids, caches, stretches, visual)) as steps:
+            for step, hidden in steps:
+                pooling.add(hidden, step.start)
+                if len(batch.steps) > 1:
+                    pooling.evaluate(hidden)
+                del hidden
         rows = pooling.rows()
         stretches.start(plan, batch, rows)
         return rows
@@ -115,9 +118,11 @@ class Encoder:
             tokens = [ids[row, starts[row] : starts[row] + lengths[row]] for row in rows]
             assert plan is not None
             pieces = []
-            for _step, hidden in run_steps(self.trunk, plan, batch, tokens, batch_caches(self.spec, plan, batch)):
-                mx.eval(hidden)
-                pieces.append(hidden)
+            caches = batch_caches(self.spec, plan, batch)
+            with closing(run_steps(self.trunk, plan, batch, tokens, caches)) as steps:
+                for _step, hidden in steps:
+                    mx.eval(hidden)
+                    pieces.append(hidden)
             hidden = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
             for index, row in enumerate(rows):
                 before, after = starts[row], L - starts[row] - lengths[row]
@@ -163,17 +168,21 @@ def _extents(attention_mask: object, shape: tuple[int, ...]) -> tuple[list[int],
     return starts.tolist(), lengths.tolist()
 
 
-def run_ahead(items: Iterable[T], start: Callable[[T], mx.array], depth: int = 2) -> Iterator[tuple[T, mx.array]]:
-    """Yield (item, result) with up to `depth` items under way, so that host and device work overlap.
+def run_ahead(
+    items: Iterable[T], start: Callable[[T], mx.array], finish: Callable[[T, mx.array], None], depth: int = 2
+) -> None:
+    """Start and finish items in their order, with up to `depth` under way, so that host and device work overlap.
 
     Args:
         start: called with an item; returns its lazy result, which is evaluated asynchronously.
+        finish: called with an item and its result, which it waits for.
     """
-    waiting: list[tuple[T, mx.array]] = []
+    waiting: deque[tuple[T, mx.array]] = deque()
     for item in items:
         result = start(item)
         mx.async_eval(result)
         waiting.append((item, result))
         if len(waiting) >= depth:
-            yield waiting.pop(0)
-    yield from waiting
+            finish(*waiting.popleft())
+    while waiting:
+        finish(*waiting.popleft())

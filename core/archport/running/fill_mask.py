@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
 
@@ -84,7 +85,8 @@ class MaskFiller:
         """Hidden states (n, D) of a batch's masked places, evaluated: those of all other places are released."""
         rows = np.concatenate([np.full(len(places[row]), at) for at, row in enumerate(batch.rows)])
         at = np.concatenate([places[row] for row in batch.rows])
-        ((_, hidden),) = run_steps(self.encoder.trunk, plan, batch, [ids[row] for row in batch.rows])
+        with closing(run_steps(self.encoder.trunk, plan, batch, [ids[row] for row in batch.rows])) as steps:
+            ((_, hidden),) = steps
         found = hidden[mx.array(rows), mx.array(at)]
         mx.eval(found)
         return found

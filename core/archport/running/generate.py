@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import abc
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -92,17 +94,21 @@ class Generator:
         told: list[tuple[TokenLogprob, ...]] = [()] * len(rows)
         ends: dict[int, Piece] = {}
         # Without stop strings nobody needs a text before it is whole.
-        pieces = self.stream(rows, request, measured, whole=not request.stop)
         most = self._most(rows, request)
-        with counted("generating", sum(most), shown=request.progress) as made:
+        # Without a limit nobody knows how many there will be.
+        total = None if request.max_tokens is None else sum(most)
+        with (
+            closing(self.stream(rows, request, measured, whole=not request.stop)) as pieces,
+            counted("generating", total, shown=request.progress) as made,
+        ):
             for piece in pieces:
                 texts[piece.row] += piece.text
                 tokens[piece.row] += piece.tokens
                 told[piece.row] += piece.logprobs
                 if piece.finish_reason is not None:
                     ends[piece.row] = piece
-                # A row that ends early is done with all that it might have been.
-                made(1 if piece.finish_reason is None else 1 + most[piece.row] - len(tokens[piece.row]))
+                # What a row that ends early might have been is not to come.
+                made(1, dropped=0 if piece.finish_reason is None else most[piece.row] - len(tokens[piece.row]))
         found: list[Generation] = []
         for row, (text, ids, logprobs) in enumerate(zip(texts, tokens, told, strict=True)):
             end = ends[row]
@@ -119,7 +125,7 @@ class Generator:
         measured: Sequence[Measured] = (),
         *,
         whole: bool = False,
-    ) -> Iterator[Piece]:
+    ) -> abc.Generator[Piece, None, None]:
         """Pieces of all rows as they are made. Closing the iterator frees what the rows hold.
 
         Args:
@@ -174,7 +180,7 @@ class Generator:
         request: GenerateRequest,
         draft: PrefixDraft | None,
         positions: list[int] | None,
-    ) -> Iterator[Piece]:
+    ) -> abc.Generator[Piece, None, None]:
         encoder = self.encoder
         prompts, lengths = [row.prompt for row in live], [len(row.prompt) for row in live]
         sampler = Sampler(request.sampling, encoder.spec.vocab_size, prompts, [row.key for row in live])

@@ -6,13 +6,14 @@ Knows nothing of formats, towers or text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
 
 from archport.contract import Picture, Reader
-from archport.device import workers
+from archport.device.workers import Coming, Threads, cores
 from archport.planning import VisionStep
 
 # The passes of a batch, and the pictures that they index.
@@ -28,16 +29,17 @@ class Pixels:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
-        self._pool: ThreadPoolExecutor | None = None
-        self._decoding: dict[int, Future[np.ndarray]] = {}
-        self._ready: dict[int, Future[mx.array]] = {}
+        self._threads, self._closed = Threads("archport-decode", cores()), False
+        self._decoding: dict[int, Coming[np.ndarray]] = {}
+        self._ready: dict[int, Coming[mx.array]] = {}
         self._begun: set[int] = set()
         self._following: Shown | None = None
 
     def ahead(self, batches: Sequence[Shown]) -> None:
         """Start decoding for a batch and the one behind it."""
-        for steps, pictures in batches:
-            if steps and id(steps[0]) not in self._begun:
+        for at, (steps, pictures) in enumerate(batches):
+            # One picture that is looked at next has nothing to be decoded beside.
+            if steps and id(steps[0]) not in self._begun and (at or len(pictures) > 1):
                 self._begun.add(id(steps[0]))
                 for picture in pictures:
                     self._decode(picture)
@@ -49,9 +51,11 @@ class Pixels:
         Raises:
             InputError: when a picture can't be decoded.
         """
+        if id(step) not in self._ready and len(pictures) == 1 and id(pictures[0]) not in self._decoding:
+            return self._stacked(step, [self._reader.decode(pictures[0])])
         self._stack(step, pictures)
         self._begun.discard(id(step))
-        return self._ready.pop(id(step)).result()
+        return self._ready.pop(id(step)).take()
 
     def prepare(self, step: VisionStep | None, pictures: Sequence[Picture]) -> None:
         """Have the pixels of the next pass ready when the device is: of this batch, or behind its last of the next."""
@@ -62,37 +66,34 @@ class Pixels:
 
     def close(self) -> None:
         """Forget what was decoded and not looked at."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = None
+        self._closed = True
+        self._threads.close()
         self._decoding.clear()
         self._ready.clear()
 
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(max(1, workers.cores()), thread_name_prefix="archport-decode")
-        return self._pool
-
-    def _decode(self, picture: Picture) -> Future[np.ndarray]:
-        found = self._decoding.get(id(picture))
-        if found is None:
-            found = self._decoding[id(picture)] = self._threads().submit(self._reader.decode, picture)
-        return found
+    def _decode(self, picture: Picture) -> None:
+        if id(picture) not in self._decoding:
+            self._decoding[id(picture)] = self._threads.start(partial(self._reader.decode, picture))
 
     def _stack(self, step: VisionStep, pictures: Sequence[Picture]) -> None:
         if id(step) in self._ready:
             return
         shown = [pictures[index] for index in step.pictures]
-        decoding = [self._decode(picture) for picture in shown]
+        for picture in shown:
+            self._decode(picture)
+        decoding = {id(picture): self._decoding.pop(id(picture)) for picture in shown}
 
         def work() -> mx.array:
-            # The pool takes its work in order, so what this waits for is done or being done.
-            rows = [future.result() for future in decoding]
-            for picture in shown:
-                self._decoding.pop(id(picture), None)
-            return mx.array(_stacked(rows, step.padded, len(self._reader.normalisation[0])))
+            # Threads take their work in order, so what this waits for is done or being done.
+            decoded = {key: coming.take() for key, coming in decoding.items()}
+            if self._closed:
+                raise CancelledError
+            return self._stacked(step, [decoded[id(picture)] for picture in shown])
 
-        self._ready[id(step)] = self._threads().submit(work)
+        self._ready[id(step)] = self._threads.start(work)
+
+    def _stacked(self, step: VisionStep, decoded: Sequence[np.ndarray]) -> mx.array:
+        return mx.array(_stacked(decoded, step.padded, len(self._reader.normalisation[0])))
 
 
 def _stacked(rows: Sequence[np.ndarray], padded: int, channels: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -107,7 +107,7 @@ def run_steps(
     caches: Caches | None = None,
     stretches: Stretches | None = None,
     visual: BatchVisual | None = None,
-) -> Iterator[tuple[StepPlan, mx.array]]:
+) -> Generator[tuple[StepPlan, mx.array]]:
     """Run a batch as planned; yields each step with its hidden states (B, tokens, D), unevaluated.
 
     Of a packed batch they are (1, tokens, D), rows behind one another. The caller evaluates what it keeps of a

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from archport.contract import InputError, NonFiniteOutput
-from archport.running.progress import counted, nothing_shown
+from archport.running.progress import Counter, counted, nothing_shown
 from archport.running.tokenise import Overflow, check_text
 
 ScoreKind = Literal["probability", "logit", "cosine", "maxsim"]
@@ -49,7 +49,7 @@ class RerankRequest:
     overflow: Overflow = "error"
     share: bool = True
     progress: bool = False
-    scored: Callable[[int], None] = nothing_shown
+    scored: Counter = nothing_shown
 
 
 class Scorer(Protocol):

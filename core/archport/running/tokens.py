@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -17,6 +18,7 @@ from archport.running.encode import Encoder
 from archport.running.maxsim import maxsim
 from archport.running.planned import batch_caches, run_steps
 from archport.running.pool import project, unit_length
+from archport.running.progress import Counter, counted, nothing_shown
 from archport.running.rerank import RerankRequest, ScoreKind
 from archport.running.tokenise import Overflow, TextTokeniser, check_vocabulary, iterable
 from archport.running.verify import verified
@@ -50,7 +52,7 @@ class TokenEmbedder:
             raise InputError("this model takes no instruction: it compares the query's tokens with the document's")
         limits: dict[str, Any] = {"max_tokens": request.max_tokens, "overflow": request.overflow}
         (asked,) = self([query], "query", self._prompt("query"), **limits)
-        return maxsim(asked, self(documents, "document", self._prompt("document"), **limits))
+        return maxsim(asked, self(documents, "document", self._prompt("document"), done=request.scored, **limits))
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
         """The same numbers."""
@@ -64,8 +66,9 @@ class TokenEmbedder:
         *,
         max_tokens: int | None = None,
         overflow: Overflow = "error",
+        done: Counter = nothing_shown,
     ) -> list[np.ndarray]:
-        """Per text an array (tokens that count, D) float32, in the order of the texts.
+        """Per text an array (tokens that count, D) float32, in the order of the texts; `done` is told of every batch.
 
         Raises:
             InputError, ContextLengthExceeded: for a text that can't be embedded.
@@ -76,7 +79,7 @@ class TokenEmbedder:
             some = texts[first : first + _WINDOW]
             rows, measured = self._ids(some, role, prompt, max_tokens, overflow, first)
             check_vocabulary(rows, self.encoder.spec.vocab_size, "text", first)
-            for index, vectors in enumerate(self._window(rows, measured, role)):
+            for index, vectors in enumerate(self._window(rows, measured, role, done)):
                 if not np.isfinite(vectors).all():
                     raise NonFiniteOutput(
                         f"a vector of text {first + index} holds NaN or infinity; it is not returned. The weights may "
@@ -113,7 +116,9 @@ class TokenEmbedder:
             return list(tokens.ids), tokens.measured
         return [np.concatenate([ids[:1], np.asarray([marker], np.int32), ids[1:]]) for ids in tokens.ids], ()
 
-    def _window(self, rows: Sequence[np.ndarray], measured: Sequence[Measured], role: Role) -> list[np.ndarray]:
+    def _window(
+        self, rows: Sequence[np.ndarray], measured: Sequence[Measured], role: Role, done: Counter
+    ) -> list[np.ndarray]:
         """Vectors of the tokens that count, of some texts."""
         expansion = self.head.expansion if role == "query" else None
         lengths = [len(row) for row in rows]
@@ -127,7 +132,7 @@ class TokenEmbedder:
         plain = [index for index, row in enumerate(rows) if hidden_from[index] >= len(row)]
         for some in (plain, short):
             if some:
-                self._run(some, rows, hidden_from, measured, vectors)
+                self._run(some, rows, hidden_from, measured, vectors, done)
         if role == "document" and self.head.skipped:
             keep = [~np.isin(row, self.head.skipped) for row in rows]
             vectors = [found[mask] for found, mask in zip(vectors, keep, strict=True)]
@@ -140,6 +145,7 @@ class TokenEmbedder:
         real: Sequence[int],
         measured: Sequence[Measured],
         vectors: list[np.ndarray],
+        done: Counter,
     ) -> None:
         """Fill in the vectors of some rows; `real` says how many tokens of each row others may see."""
         encoder, stretches = self.encoder, Stretches()
@@ -156,14 +162,16 @@ class TokenEmbedder:
                 chosen = [some[row] for row in batch.rows]
                 ids, caches = [rows[index] for index in chosen], batch_caches(encoder.spec, plan, batch)
                 pieces: list[np.ndarray] = []
-                for _, hidden in run_steps(encoder.trunk, plan, batch, ids, caches, stretches, visual):
-                    # Apart from the layers, whose temporaries the plan has beside none of the head's.
-                    stretches.finish(hidden)
-                    stretches.drain()
-                    pieces.append(np.array(self._projected(hidden)))
+                with closing(run_steps(encoder.trunk, plan, batch, ids, caches, stretches, visual)) as steps:
+                    for _, hidden in steps:
+                        # Finish the layers first: the plan does not budget their temporaries and the head's together.
+                        stretches.finish(hidden)
+                        stretches.drain()
+                        pieces.append(np.array(self._projected(hidden)))
                 array = np.concatenate(pieces, axis=1) if len(pieces) > 1 else pieces[0]
                 for at, index in enumerate(chosen):
                     vectors[index] = array[at, : len(rows[index])].copy()
+                done(len(chosen))
 
     def _projected(self, hidden: mx.array) -> mx.array:
         found = project(hidden.astype(mx.float32), self.head.dense, self.dense)
@@ -183,6 +191,8 @@ def embed_tokens(
     max_tokens: int | None,
     overflow: Overflow,
     fixed: Mapping[str, object],
+    *,
+    progress: bool = False,
 ) -> np.ndarray:
     """What `Model.embed(output="tokens")` answers: an object array (N,) of arrays (tokens, D).
 
@@ -197,7 +207,8 @@ def embed_tokens(
     role: Role = "query" if prompt_name is not None and prompt_name == inputs.query_prompt else "document"
     text = embedder.tokeniser.prompt(prompt, prompt_name)
     each = cast("list[str]", [texts] if isinstance(texts, str | Mapping) else list(iterable(texts)))
-    found = embedder(each, role, text, max_tokens=max_tokens, overflow=overflow)
+    with counted("embedding", len(each), shown=progress) as done:
+        found = embedder(each, role, text, max_tokens=max_tokens, overflow=overflow, done=done)
     answer = np.empty(len(found), dtype=object)
     for index, vectors in enumerate(found):
         answer[index] = vectors

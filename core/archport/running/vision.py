@@ -6,7 +6,7 @@ Knows nothing of formats, sizes or towers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
@@ -142,7 +142,7 @@ class TowerStep:
 
 
 class Sight:
-    """The pictures of one request, decoded some ahead of the device and run through the tower.
+    """The pictures of one request, decoded some ahead of the device and run through the tower; closed by its `with`.
 
     Args:
         trunk: with a tower.
@@ -154,13 +154,15 @@ class Sight:
         self._trunk, self._reader, self._stretches = cast(VisionTrunk, trunk), reader, stretches
         self._pixels = Pixels(reader)
 
+    def __enter__(self) -> Sight:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pixels.close()
+
     def ahead(self, batches: Sequence[BatchPlan], measured: Sequence[Measured]) -> None:
         """Start decoding the pictures of the batch that is looked at next, and of the one behind it."""
         self._pixels.ahead([(batch.vision, _pictures(batch, measured)) for batch in batches])
-
-    def close(self) -> None:
-        """Forget what was decoded and not looked at."""
-        self._pixels.close()
 
     def look(self, plan: Plan, batch: BatchPlan, measured: Sequence[Measured]) -> BatchVisual | None:
         """Run the tower over a batch's pictures; None when it has none.
@@ -226,17 +228,9 @@ class _Pass:
             self._pipeline.drain()
 
 
-@contextmanager
-def sight_of(trunk: Trunk, reader: Reader | None, stretches: Stretches) -> Iterator[Sight | None]:
-    """The sight of one request, closed behind it; None for a model that reads text only."""
-    if reader is None:
-        yield None
-        return
-    sight = Sight(trunk, reader, stretches)
-    try:
-        yield sight
-    finally:
-        sight.close()
+def sight_of(trunk: Trunk, reader: Reader | None, stretches: Stretches) -> AbstractContextManager[Sight | None]:
+    """The sight of one request, closed at the end of the block; None for a model that reads text only."""
+    return nullcontext() if reader is None else Sight(trunk, reader, stretches)
 
 
 def _pictures(batch: BatchPlan, measured: Sequence[Measured]) -> list[Picture]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -57,14 +58,15 @@ class VisualScorer:
         images = [[picture.patches for picture in each.pictures] for each in measured]
         plan = self.encoder.plan([len(each.ids) for each in measured], images=images)
         difference, stretches = np.zeros(len(measured), np.float32), Stretches()
+
+        def finish(batch: BatchPlan, answers: mx.array) -> None:
+            difference[list(batch.rows)] = np.array(answers)
+            request.scored(len(batch.rows))
+
         with verified(plan), sight_of(self.encoder.trunk, self.reader, stretches) as sight:
             assert sight is not None
-            for batch, answers in run_ahead(
-                _decoding(plan, measured, sight),
-                lambda batch: self._start(plan, batch, measured, sight, stretches),
-            ):
-                difference[list(batch.rows)] = np.array(answers)
-                request.scored(len(batch.rows))
+            with closing(_decoding(plan, measured, sight)) as batches:
+                run_ahead(batches, lambda batch: self._start(plan, batch, measured, sight, stretches), finish)
         return difference
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
@@ -83,7 +85,7 @@ class VisualScorer:
         return hidden @ (yes - no)
 
 
-def _decoding(plan: Plan, measured: Sequence[Measured], sight: Sight) -> Iterator[BatchPlan]:
+def _decoding(plan: Plan, measured: Sequence[Measured], sight: Sight) -> Generator[BatchPlan]:
     """A plan's batches, each with its own and the next one's pictures being decoded."""
     for batch, following in pairwise([*plan.batches, None]):
         assert batch is not None

@@ -7,6 +7,7 @@ faster, and every batch starts from its keys and values.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
 
@@ -56,12 +57,13 @@ class YesNoScorer:
         snapshot = self._run_shared(rows[0][:shared]) if shared else None
         difference = np.zeros(len(rows), np.float32)
         stretches = Stretches()
+
+        def finish(batch: BatchPlan, answers: mx.array) -> None:
+            difference[list(batch.rows)] = np.array(answers)
+            request.scored(len(batch.rows))
+
         with verified(plan):
-            for batch, answers in run_ahead(
-                plan.batches, lambda batch: self._start(plan, batch, rows, snapshot, stretches)
-            ):
-                difference[list(batch.rows)] = np.array(answers)
-                request.scored(len(batch.rows))
+            run_ahead(plan.batches, lambda batch: self._start(plan, batch, rows, snapshot, stretches), finish)
         return difference
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
@@ -98,8 +100,9 @@ class YesNoScorer:
         with verified(plan):
             caches = batch_caches(self.encoder.spec, plan, batch)
             assert caches is not None
-            for _, hidden in run_steps(self.encoder.trunk, plan, batch, [ids], caches):
-                mx.eval(hidden)
+            with closing(run_steps(self.encoder.trunk, plan, batch, [ids], caches)) as steps:
+                for _, hidden in steps:
+                    mx.eval(hidden)
             # Without what the row was padded with.
             caches.align([len(ids)])
             return take(caches)

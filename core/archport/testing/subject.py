@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -281,8 +282,9 @@ class Tiny:
 
         caches = self.caches(plan) if caches is None else caches
         pieces: list[np.ndarray] = []
-        for _, hidden in run_steps(cast(Trunk, outer), plan, batch, [rows[row] for row in batch.rows], caches):
-            pieces.append(np.array(hidden.astype(mx.float32)))
+        with closing(run_steps(cast(Trunk, outer), plan, batch, [rows[row] for row in batch.rows], caches)) as steps:
+            for _, hidden in steps:
+                pieces.append(np.array(hidden.astype(mx.float32)))
         out = np.concatenate(pieces, axis=1)
         return out[np.argsort(batch.rows)]
 

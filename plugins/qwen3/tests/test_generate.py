@@ -282,23 +282,24 @@ def test_without_a_limit_a_text_goes_on_to_the_end_of_the_context(golden):
     assert list(made.tokens) == golden["qwen3-yarn"]["greedy_3"][:12].tolist()
 
 
-def test_progress_counts_every_token_that_may_be_made(model, monkeypatch):
-    from contextlib import contextmanager
+def test_progress_counts_tokens_that_are_made_and_forgets_those_of_rows_that_end_early(model, monkeypatch):
+    from contextlib import nullcontext
 
     from archport.running import generate
 
     stop, bars, counts = model.generate("the hack", max_tokens=9).text[2:4], [], []
 
-    @contextmanager
     def counted(what, total, *, shown):
         bars.append((total, shown))
-        yield counts.append
+        return nullcontext(lambda done, dropped=0: counts.append((done, dropped)))
 
     monkeypatch.setattr(generate, "counted", counted)
     made = model.generate(["the hack", "The"], max_tokens=9, stop=stop, progress=True)
-    assert min(len(each.tokens) for each in made) < 9
+    tokens = sum(len(each.tokens) for each in made)
+    assert tokens < 18
     assert bars == [(18, True)]
-    assert sum(counts) == 18
+    assert sum(done for done, _ in counts) == tokens
+    assert sum(dropped for _, dropped in counts) == 18 - tokens
 
 
 @pytest.mark.parametrize(

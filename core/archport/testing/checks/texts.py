@@ -201,7 +201,7 @@ def malformed_input_is_refused(t: Tiny) -> str:
         cases["an unknown prompt"] = refusal(lambda: embed("a", prompt_name="nobody's"), InputError, "nobody's")
         stray = replace(t.model._runtime.embedder(), tokeniser=cast(Any, _WithStray(tokeniser, V)))
         request = EmbedRequest("", None, None, None, "error")
-        told = refusal(lambda: list(stray.stream(["a", "b"], request)), InputError, "text 0", str(V))
+        told = refusal(lambda: stray.run(["a", "b"], request, lambda _: None), InputError, "text 0", str(V))
         cases["a tokenizer's id V"] = told
     for name, wrong in cases.items():
         if wrong:

@@ -1,0 +1,103 @@
+"""The border of a public call that uses the device: where it may run, and that a call that fails leaves nothing behind.
+
+Knows nothing of what a call does.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from archport.attention import stop_sharing
+from archport.contract import ArchportError
+from archport.device.process import refuse_fork
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+def device_call(method: Callable[P, R]) -> Callable[P, R]:
+    """A public method that runs on the device.
+
+    Raises:
+        ForkedProcess: in a process that was forked after a model was loaded.
+    """
+
+    @wraps(method)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        refuse_fork()
+        before = sys.exception()
+        try:
+            return method(*args, **options)
+        except BaseException as error:
+            _settle(error, before)
+            raise
+
+    return call
+
+
+class DeviceIterator(Iterator[T]):
+    """Items that the device makes one by one. Closing it, or dropping it, frees what they hold; so does an error.
+
+    Args:
+        items: a generator that needs nothing but to be dropped: no thread, no lock, no open file. The garbage
+            collector may close it, in any thread.
+    """
+
+    def __init__(self, items: Generator[T, None, None]) -> None:
+        self._items = items
+
+    def __next__(self) -> T:
+        refuse_fork()
+        before = sys.exception()
+        try:
+            return next(self._items)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._items.close()
+            _settle(error, before)
+            raise
+
+    def __enter__(self) -> DeviceIterator[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Make no more items, and free what they held."""
+        import mlx.core as mx
+
+        self._items.close()
+        # The step that was started ahead holds its arrays until it is done.
+        mx.synchronize()
+
+
+def _settle(error: BaseException, before: BaseException | None) -> None:
+    """Wait for what the failed call had started, and let go of what it held.
+
+    Whoever keeps the error, as a notebook does, keeps its traceback's frames and all their arrays. After an interrupt
+    or a refusal nobody looks into those frames, so they are emptied; after any other error a debugger may.
+
+    Args:
+        before: the error that was being handled when the call began; its frames are the caller's.
+    """
+    import mlx.core as mx
+
+    with suppress(RuntimeError):
+        mx.synchronize()
+    stop_sharing()
+    if isinstance(error, Exception) and not isinstance(error, ArchportError):
+        return
+    left, known = [error], {id(before)}
+    while left:
+        found = left.pop()
+        known.add(id(found))
+        traceback.clear_frames(found.__traceback__)
+        left += [each for each in (found.__cause__, found.__context__) if each is not None and id(each) not in known]

@@ -17,6 +17,7 @@ from archport import loading
 from archport.attention import limits_from_environment
 from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead, InputError
 from archport.contract.plugins import Plugin
+from archport.device import workers
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
 from archport.device.heap import keep_freed_memory
@@ -83,6 +84,7 @@ def load(
     device = this_device()
     if device.kind == "cpu":
         keep_freed_memory()
+        workers.begin()
     budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget)
     head = about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)

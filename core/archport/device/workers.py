@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -93,18 +94,13 @@ class Threads:
 def spread(pieces: Iterable[T], worker: Callable[[], Callable[[T], None]], threads: int) -> None:
     """Work on all pieces, on at most `threads` cores; the first exception is raised when all threads have ended.
 
-    Which thread gets a piece is chance, so pieces must not depend on each other. MKL runs on one thread in each, unless
-    there is one piece: whole pieces side by side need no barrier inside every call, which costs most where others share
-    the cores.
+    Which thread gets a piece is chance, so pieces must not depend on each other. MKL runs on one thread in each:
+    whole pieces side by side need no barrier inside every call, which costs most where others share the cores.
 
     Args:
         worker: makes what works on a piece, once per thread, so that threads can have scratch of their own.
     """
     left, errors = deque(pieces), list[BaseException]()
-    if len(left) == 1:
-        # Another thread would only have to be woken.
-        worker()(left.pop())
-        return
 
     def until_none_is_left() -> None:
         try:
@@ -139,7 +135,16 @@ def spread(pieces: Iterable[T], worker: Callable[[], Callable[[T], None]], threa
             errors.clear()
 
 
+def begin() -> None:
+    """Start the threads that `spread` uses and the process keeps, so that no request starts one."""
+    _pool()
+
+
 @functools.cache
 def _pool() -> ThreadPoolExecutor:
     # Kept for the process: MKL holds buffers for every thread that ever called it.
-    return ThreadPoolExecutor(cores(), "archport", initializer=vectormath.one_thread)
+    pool = ThreadPoolExecutor(cores(), "archport", initializer=vectormath.one_thread)
+    for _ in range(cores()):
+        # A pool makes a thread for work that comes while the others have some.
+        pool.submit(time.sleep, 1e-3)
+    return pool

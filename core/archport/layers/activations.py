@@ -123,7 +123,11 @@ def _on_host(x: mx.array, function: InPlace) -> mx.array:
     def work(first: int) -> None:
         function(source[first : first + _BLOCK], target[first : first + _BLOCK])
 
-    workers.spread(range(0, source.size, _BLOCK), lambda: work, workers.cores())
+    if source.size <= _BLOCK and function is not _gelu:
+        # Another thread would only have to be woken. MKL's functions stay with it: MKL holds buffers for each thread.
+        work(0)
+    else:
+        workers.spread(range(0, source.size, _BLOCK), lambda: work, workers.cores())
     return made
 
 

@@ -118,9 +118,11 @@ class Job:
 
     def number(self, key: Key, find: Callable[[], int]) -> int:
         """A number from the memo, found once."""
-        if key not in self.memo.numbers:
-            self.memo.numbers[key] = find()
-        return self.memo.numbers[key]
+        # Another thread may tidy the memo at any time.
+        found = self.memo.numbers.get(key)
+        if found is None:
+            found = self.memo.numbers[key] = find()
+        return found
 
     def path(self, call: AttentionCall, pin: str | None) -> AttentionPath:
         """The chosen path of a call; a call is decided once."""
@@ -137,18 +139,20 @@ class Job:
     def mask_pin(self, layer: LayerSpec, shape: BatchShape) -> tuple[MaskPolicy | None, str]:
         """What a hook fixed about visibility and who did, asked once per layer spec and shape."""
         key = (layer, shape)
-        if key not in self.memo.masks:
+        found = self.memo.masks.get(key)
+        if found is None:
             pin = self.pins.mask_policy(self.spec, layer, shape)
-            self.memo.masks[key] = (pin, self.who("archport_mask_policy"))
-        return self.memo.masks[key]
+            found = self.memo.masks[key] = (pin, self.who("archport_mask_policy"))
+        return found
 
     def backend_pin(self, layer: AttentionLayer, call: AttentionCall) -> tuple[str | None, str]:
         """What a hook fixed about the backend and who did, asked once per layer spec, rows and queries."""
         key = (layer, call.B, call.q_len)
-        if key not in self.memo.backends:
+        found = self.memo.backends.get(key)
+        if found is None:
             pin = self.pins.sdpa_backend(self.spec, layer, call, self.device)
-            self.memo.backends[key] = (pin, self.who("archport_sdpa_backend"))
-        return self.memo.backends[key]
+            found = self.memo.backends[key] = (pin, self.who("archport_sdpa_backend"))
+        return found
 
 
 def kinds_of(spec: ArchSpec) -> tuple[tuple[LayerSpec, ...], tuple[int, ...]]:

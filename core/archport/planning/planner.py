@@ -175,9 +175,10 @@ def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[
             batch.packed or job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
         )
         best = None if uneven else memo.quotes.get(key)
-        if best is None and key in memo.schedules:
+        known = memo.schedules.get(key) if best is None else None
+        if known is not None:
             # Rows of other lengths in the same shape: what ran those runs these, unless it does not fit.
-            again = quote(job, batch, memo.schedules[key], every_step=True)
+            again = quote(job, batch, known, every_step=True)
             best = None if again.problem else again
         if best is None:
             best = schedule_of(job, batch)

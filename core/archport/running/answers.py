@@ -59,7 +59,6 @@ class EncoderAnswers:
         inputs = [texts] if isinstance(texts, str) else iterated(texts)
         return self._runtime.filler()(inputs, top_k=top_k, max_tokens=max_tokens, overflow=overflow)
 
-    @device_call
     def maxsim(self, query: str | np.ndarray, documents: str | Sequence[str | np.ndarray]) -> np.ndarray:
         """Late interaction (N,) float32 of a query with documents, as texts or as their vectors per token (n, D).
 

@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 from archport.attention import stop_sharing
 from archport.contract import ArchportError
-from archport.device.process import refuse_fork
+from archport.device.process import enter
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,7 +30,7 @@ def device_call(method: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(method)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        refuse_fork()
+        enter()
         before = sys.exception()
         try:
             return method(*args, **options)
@@ -53,7 +53,7 @@ class DeviceIterator(Iterator[T]):
         self._items = items
 
     def __next__(self) -> T:
-        refuse_fork()
+        enter()
         before = sys.exception()
         try:
             return next(self._items)

@@ -13,6 +13,7 @@ import numpy as np
 from archport.contract import InputError, Measured, NonFiniteOutput
 from archport.contract.heads import TokenHead
 from archport.planning import Readout
+from archport.running.calls import device_call
 from archport.running.context import Stretches
 from archport.running.encode import Encoder
 from archport.running.maxsim import maxsim
@@ -88,6 +89,7 @@ class TokenEmbedder:
                 found.append(vectors)
         return found
 
+    @device_call
     def prompted(self, texts: Sequence[str], role: Role) -> list[np.ndarray]:
         """The same with the role's own prompt."""
         return self(texts, role, self._prompt(role))
@@ -224,6 +226,7 @@ def late_interaction(
     single = isinstance(documents, str) or (isinstance(documents, np.ndarray) and documents.dtype != object)
     each: list[Any] = [documents] if single else list(documents)
     texts = [index for index, document in enumerate(each) if isinstance(document, str)]
-    for index, vectors in zip(texts, embedder.prompted([each[index] for index in texts], "document"), strict=True):
-        each[index] = vectors
+    if texts:
+        for index, vectors in zip(texts, embedder.prompted([each[index] for index in texts], "document"), strict=True):
+            each[index] = vectors
     return maxsim(query, each)

@@ -103,3 +103,25 @@ def test_refused_pictures_leave_no_thread_though_nothing_is_collected(monkeypatc
 @pytest.mark.truth
 def test_two_thousand_pictures_end_within_a_minute():
     assert pictures_in_turn(2000, 60) == "0 []"
+
+
+THREADS = """
+import sys, threading
+from archport import engine
+
+model = engine.load(sys.argv[1])
+threads = [threading.Thread(target=model.embed, args=(["a b c"] * 3,)) for _ in range(4)]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+"""
+
+
+@pytest.mark.truth
+def test_a_process_whose_threads_embedded_ends_well():
+    for _ in range(20):
+        done = subprocess.run(
+            [sys.executable, "-c", THREADS, str(GOLDENS / "bert-plain")], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-1000:]

@@ -106,7 +106,9 @@ in_child("load", use)
     assert said(program) == ["load answered"]
 
 
-@pytest.mark.parametrize(("method", "answer"), [("fork", "ForkedProcess"), ("spawn", "(1, 48)")])
+@pytest.mark.parametrize(
+    ("method", "answer"), [("fork", "ForkedProcess"), pytest.param("spawn", "(1, 48)", marks=pytest.mark.truth)]
+)
 def test_a_pool_that_forks_hands_the_refusal_to_the_parent_and_one_that_spawns_answers(tmp_path, method, answer):
     script = tmp_path / "pool.py"
     script.write_text(

@@ -79,7 +79,7 @@ def pictures_in_turn(count: int, seconds: float) -> str:
 
 
 def test_damaged_pictures_from_four_threads_leave_no_thread_whenever_the_collector_runs():
-    assert pictures_in_turn(80, 60) == "0 []"
+    assert pictures_in_turn(40, 60) == "0 []"
 
 
 def test_refused_pictures_leave_no_thread_though_nothing_is_collected(monkeypatch):

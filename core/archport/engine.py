@@ -272,7 +272,7 @@ class Model(EncoderAnswers):
             max_tokens: tokens per prompt; None: until the text or the context ends.
             temperature, top_p, top_k, min_p: how tokens are drawn; temperature 0 takes the likeliest.
             repetition_penalty: above 1 makes what was said before less likely.
-            seed: of the draws, for the same text again.
+            seed: of the draws, for the same text again: a prompt's own, whichever others run beside it.
             stop: strings that end a text; they are not part of it.
             logprobs: tell each token's log-probability and so many of the likeliest tokens.
             stream: return an iterator of pieces; closing it, or a `with` block, frees what the call holds.

@@ -82,7 +82,7 @@ def _keys(measured: Measured) -> np.ndarray:
 
 
 def of_prompts(measured: Sequence[Measured], reader: Reader | None) -> VisualPrompts | None:
-    """The prompts, where any of them holds a picture."""
-    if reader is None or not any(each.pictures for each in measured):
+    """The prompts, where any of them holds a picture or stands on places of its own."""
+    if reader is None or not any(each.pictures or each.positions is not None for each in measured):
         return None
     return VisualPrompts(tuple(measured), reader)

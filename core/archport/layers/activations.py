@@ -30,13 +30,14 @@ _WORTH = 1 << 12
 
 
 def activation(name: str) -> Activation:
-    """The activation a config names in `hidden_act`.
+    """The activation a config names in `hidden_act`, as transformers understands the name.
 
     Raises:
-        SpecError: for a name that is not known.
+        SpecError: for a name that is not known, or whose function has learned parameters.
     """
-    if name not in ACTIVATIONS:
-        raise SpecError(f"activation {name!r} is not supported; known: {', '.join(sorted(ACTIVATIONS))}")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        learned = " (it has learned parameters, which no model of archport holds)" if name in ("prelu", "xielu") else ""
+        raise SpecError(f"activation {name!r} is not supported{learned}; known: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]
 
 
@@ -89,12 +90,67 @@ def silu(x: mx.array) -> mx.array:
     return activating.activate(x, "silu") if activating.worthwhile(x) else nn.silu(x)
 
 
+def _clipped_gelu(x: mx.array) -> mx.array:
+    return mx.clip(nn.gelu(x), -10, 10)
+
+
+def _laplace(x: mx.array) -> mx.array:
+    """The distribution function of a normal with mean 0.707107 and deviation 0.282095 (arXiv:2209.10655)."""
+    return 0.5 * (1.0 + mx.erf((x - 0.707107) / (0.282095 * sqrt(2.0))))
+
+
+def _linear(x: mx.array) -> mx.array:
+    return x
+
+
+def _mish(x: mx.array) -> mx.array:
+    return x * mx.tanh(nn.softplus(x))
+
+
+def _quick_gelu(x: mx.array) -> mx.array:
+    return x * mx.sigmoid(1.702 * x)
+
+
+def _relu2(x: mx.array) -> mx.array:
+    return mx.square(nn.relu(x))
+
+
+def _leaky_relu(x: mx.array) -> mx.array:
+    return mx.maximum(0.01 * x, x)
+
+
+def _hardswish(x: mx.array) -> mx.array:
+    return x * mx.clip(x + 3, 0, 6) / 6
+
+
+def _sqrt_softplus(x: mx.array) -> mx.array:
+    return mx.sqrt(nn.softplus(x))
+
+
+# Every name of transformers' table whose function has no parameters; several are one function.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": gelu,
+    "gelu_10": _clipped_gelu,
+    "gelu_accurate": gelu_tanh,
+    "gelu_fast": gelu_tanh,
     "gelu_new": gelu_tanh,
+    "gelu_python": gelu,
+    "gelu_python_tanh": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "hardswish": _hardswish,
+    "laplace": _laplace,
+    "leaky_relu": _leaky_relu,
+    "linear": _linear,
+    "mish": _mish,
+    "quick_gelu": _quick_gelu,
     "relu": nn.relu,
+    "relu2": _relu2,
+    "relu6": nn.relu6,
+    "sigmoid": mx.sigmoid,
     "silu": silu,
+    "sqrtsoftplus": _sqrt_softplus,
+    "swish": silu,
+    "tanh": mx.tanh,
 }
 
 _KINDS: dict[activating.Kind, Activation] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}

@@ -12,7 +12,7 @@ import numpy as np
 
 from archport.contract import Segments
 from archport.device import workers
-from archport.layers.activations import host_is_faster
+from archport.layers.activations import Activation, host_is_faster, silu
 from archport.layers.fusing import fused
 
 # Numbers worked on at a time: they stay in a core's second-level cache.
@@ -20,11 +20,13 @@ _BLOCK = 1 << 16
 
 
 class ShortConv(nn.Module):
-    """`silu(sum of weight[:, K - 1 - d] * x[t - d])` per channel; parameter `weight` (C, K, 1), oldest tap first."""
+    """`act(sum of weight[:, K - 1 - d] * x[t - d])` per channel; parameter `weight` (C, K, 1), oldest tap first."""
 
-    def __init__(self, channels: int, taps: int) -> None:
+    def __init__(self, channels: int, taps: int, act: Activation = silu) -> None:
         super().__init__()
         self.weight = mx.zeros((channels, taps, 1))
+        # One pass with silu, which all published models have.
+        self._act = None if act is silu else act
 
     @property
     def taps(self) -> int:
@@ -45,7 +47,7 @@ class ShortConv(nn.Module):
         back = self.taps - 1
         before = mx.zeros((B, back, C), dtype=x.dtype) if tail is None else tail.astype(x.dtype)
         weights = self.weight[..., 0].T
-        if segments.age is None and host_is_faster(x):
+        if self._act is None and segments.age is None and host_is_faster(x):
             return _on_host(x, before, weights), _last_on_host(x, before, segments.real)
         rows = _joined(before, x)
         taps = [rows[:, at : at + L] for at in range(back + 1)]
@@ -54,14 +56,20 @@ class ShortConv(nn.Module):
                 tap if at == back else mx.where((segments.age >= back - at)[..., None], tap, 0)
                 for at, tap in enumerate(taps)
             ]
-        return _mixed(weights, *taps), _last(rows, back, segments.real)
+        mixed = _mixed(weights, *taps) if self._act is None else self._act(_summed(weights, *taps)).astype(x.dtype)
+        return mixed, _last(rows, back, segments.real)
 
 
 @fused
 def _mixed(weights: mx.array, *taps: mx.array) -> mx.array:
     """silu of the taps' weighted sum, added in float32."""
+    return nn.silu(_summed(weights, *taps)).astype(taps[0].dtype)
+
+
+def _summed(weights: mx.array, *taps: mx.array) -> mx.array:
+    """The taps' weighted sum in float32."""
     first, *others = (weights[at].astype(mx.float32) * tap.astype(mx.float32) for at, tap in enumerate(taps))
-    return nn.silu(sum(others, start=first)).astype(taps[0].dtype)
+    return sum(others, start=first)
 
 
 def _joined(before: mx.array, x: mx.array) -> mx.array:

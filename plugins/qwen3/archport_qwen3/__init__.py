@@ -19,6 +19,7 @@ from archport.contract import (
     Experts,
     Head,
     PairText,
+    SpecError,
     Task,
     TextInputs,
     Trunk,
@@ -74,6 +75,9 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
         return None
     layer_types = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
     window = config.get("sliding_window")
+    unknown = sorted({str(kind) for kind in layer_types} - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise SpecError(f"qwen3: layer_types holds {', '.join(unknown)}; expected full_attention and sliding_attention")
     return ArchSpec(
         arch="qwen3",
         tasks=tasks,

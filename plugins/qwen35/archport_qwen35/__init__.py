@@ -22,6 +22,7 @@ from archport.contract import (
     LayerSpec,
     PairText,
     RecurrentLayer,
+    SpecError,
     Task,
     TextInputs,
     Trunk,
@@ -90,6 +91,9 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     )
     linear = RecurrentLayer.gated_delta(heads, text.get("linear_conv_kernel_dim") or 4)
     kinds: dict[str, LayerSpec] = {"full_attention": full, "linear_attention": linear}
+    unknown = sorted({str(kind) for kind in layer_types(text)} - set(kinds))
+    if unknown:
+        raise SpecError(f"qwen35: layer_types holds {', '.join(unknown)}; expected {' and '.join(kinds)}")
     return ArchSpec(
         arch="qwen35",
         tasks=tasks,
@@ -223,7 +227,7 @@ def archport_examples() -> Sequence[Example]:
         "dtype": "float32",
     }
     order = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
-    following = {**text, "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"]}
+    following = {**text, "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "num_experts": 0}
     return [
         Example("text", {**text, "architectures": ["Qwen3_5ForCausalLM"]}, publish=_published),
         Example(

@@ -53,6 +53,7 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     if not config.get("causal", True) or not isinstance(vision, Mapping):
         return None
     layers = text["num_hidden_layers"]
+    headed = any(name.endswith("ForConditionalGeneration") for name in names)
     experts = None
     if text.get("num_experts"):
         every, dense = text.get("decoder_sparse_step") or 1, text.get("mlp_only_layers") or []
@@ -70,7 +71,7 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     )
     return ArchSpec(
         arch="qwen3_vl",
-        tasks=("embed", "rerank", "generate"),
+        tasks=("embed", "rerank", "generate") if headed else ("embed",),
         layers=(layer,) * layers,
         vocab_size=text["vocab_size"],
         hidden_size=text["hidden_size"],

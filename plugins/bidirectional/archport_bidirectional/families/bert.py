@@ -62,6 +62,7 @@ def learned_positions(arch: str, config: Mapping[str, Any], positions: int, task
         intermediate_size=config["intermediate_size"],
         max_positions=positions,
         dtype=config.get("dtype", "float32"),
+        tied_head="fill_mask" not in tasks or config.get("tie_word_embeddings") is not False,
         gated_mlp=False,
         qk_norm=False,
     )

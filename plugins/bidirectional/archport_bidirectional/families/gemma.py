@@ -75,7 +75,13 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
     """`sliding_attention` or `full_attention` per layer."""
     every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or FULL_EVERY
     derived = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(config["num_hidden_layers"])]
-    return config.get("layer_types") or derived
+    found = config.get("layer_types") or derived
+    unknown = sorted({str(kind) for kind in found} - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise SpecError(
+            f"embeddinggemma: layer_types holds {', '.join(unknown)}; expected full_attention and sliding_attention"
+        )
+    return found
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:

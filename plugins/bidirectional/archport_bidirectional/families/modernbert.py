@@ -63,6 +63,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
         intermediate_size=config["intermediate_size"],
         max_positions=config["max_position_embeddings"],
         dtype=config.get("dtype", "float32"),
+        tied_head="fill_mask" not in ARCHITECTURES[name] or config.get("tie_word_embeddings") is not False,
         qk_norm=False,
         dtypes_refused={"float16": OVERFLOWS},
     )
@@ -72,7 +73,13 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
     """`sliding_attention` or `full_attention` per layer."""
     every = config.get("global_attn_every_n_layers") or GLOBAL_EVERY
     derived = ["sliding_attention" if i % every else "full_attention" for i in range(config["num_hidden_layers"])]
-    return config.get("layer_types") or derived
+    found = config.get("layer_types") or derived
+    unknown = sorted({str(kind) for kind in found} - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise SpecError(
+            f"modernbert: layer_types holds {', '.join(unknown)}; expected full_attention and sliding_attention"
+        )
+    return found
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:

@@ -32,32 +32,14 @@ MODELS = {
         "google/siglip2-so400m-patch16-512",
     )
 }
-# Published configs leave out what equals these.
-TEXT = {
-    "vocab_size": 32000,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 64,
-}
-VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
-}
 
 
-def towers(config: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """(config of the text tower, config of the image tower) with what published files leave out; None for one that is
-    not there."""
+def towers(config: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """(config of the text tower, config of the image tower); None for one that is not there."""
     name = named(config, ARCHITECTURES)
-    text = config if name == TEXT_ALONE else config.get("text_config") or {}
-    vision = config if name == IMAGES_ALONE else config.get("vision_config") or {}
-    return None if name == IMAGES_ALONE else {**TEXT, **text}, None if name == TEXT_ALONE else {**VISION, **vision}
+    if name == TEXT_ALONE:
+        return config, None
+    return (None, config) if name == IMAGES_ALONE else (config["text_config"], config["vision_config"])
 
 
 def claim(config: Mapping[str, Any]) -> ArchSpec | None:
@@ -66,11 +48,11 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     text, vision = towers(config)
     widths = {half["hidden_size"] for half in (text, vision) if half is not None}
     if text is not None:
-        widths.add(text.get("projection_size", text["hidden_size"]))
+        widths.add(text.get("projection_size") or text["hidden_size"])
     if len(widths) > 1:
         raise SpecError(f"siglip: texts, their projection and images have the widths {sorted(widths)}; expected one")
-    if vision is not None and vision.get("vision_use_head") is False:
-        raise SpecError("siglip: vision_use_head is false; without its pooling head an image has no vector")
+    if vision is not None:
+        _check_squares(vision)
 
     def layer(half: Mapping[str, Any]) -> AttentionLayer:
         heads = half["num_attention_heads"]
@@ -101,6 +83,14 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
         qk_norm=False,
         vision=tower,
     )
+
+
+def _check_squares(vision: Mapping[str, Any]) -> None:
+    if vision.get("vision_use_head") is False:
+        raise SpecError("siglip: vision_use_head is false; without its pooling head an image has no vector")
+    side, patch = vision["image_size"], vision["patch_size"]
+    if not isinstance(side, int) or not isinstance(patch, int) or patch < 1 or side % patch:
+        raise SpecError(f"siglip: image_size={side!r} is no multiple of patch_size={patch!r}; expected whole patches")
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:

@@ -42,6 +42,7 @@ from archport.contract.heads import (
     TypedTrunk,
 )
 from archport.contract.hookspecs import hookimpl
+from archport.contract.keys import ROPE, ConfigKeys
 from archport.contract.media import (
     Asked,
     Encode,
@@ -83,6 +84,7 @@ from archport.contract.spec import (
 
 __all__ = [
     "KV_STEP",
+    "ROPE",
     "AdmissionRefused",
     "ArchSpec",
     "ArchportError",
@@ -100,6 +102,7 @@ __all__ = [
     "ClaimError",
     "ClassificationHead",
     "Classifier",
+    "ConfigKeys",
     "ContextLengthExceeded",
     "DType",
     "DeltaHeads",

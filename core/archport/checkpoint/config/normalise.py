@@ -40,7 +40,7 @@ _ENCODERS = frozenset(
     }
 )
 _NEVER_RECURSE = ("quantization_config", "generation_config")
-_PARTS = ("text_config", "vision_config")
+_PARTS: tuple[str, ...] = ("text_config", "vision_config")
 
 
 def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:

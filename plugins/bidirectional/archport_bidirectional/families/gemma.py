@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import (
+    ROPE,
     ArchSpec,
     AttentionLayer,
     CheckpointView,
+    ConfigKeys,
     Dense,
     EmbeddingHead,
     Example,
@@ -25,6 +27,17 @@ MODELS = {
     "google/embeddinggemma-300m": "google/embeddinggemma-300m",
     "unsloth/embeddinggemma-300m": "unsloth/embeddinggemma-300m",
 }
+KEYS = ConfigKeys(
+    "embeddinggemma",
+    obeyed=(
+        *("attention_bias", "head_dim", "hidden_activation", "hidden_size", "intermediate_size", "layer_types"),
+        *("max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"),
+        *("query_pre_attn_scalar", "rms_norm_eps", "sliding_window", "sliding_window_pattern", "vocab_size", *ROPE),
+    ),
+    # A name that the classes do not read; and of a head that an embedder does not have.
+    inert=("hidden_act", "cache_implementation", "final_logit_softcapping"),
+    refused={"attn_logit_softcapping": ()},
+)
 OVERFLOWS = "its activations grow past float16's largest number and become NaN"
 FULL_EVERY, GLOBAL_THETA, LOCAL_THETA = 6, 1_000_000.0, 10_000.0
 # Of the published pipeline file; its own prompts win where there is one.
@@ -50,9 +63,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     # A causal Gemma 3 has the same name and no flag; it never gets here.
     if named(config, ARCHITECTURES) is None or not config.get("use_bidirectional_attention"):
         return None
-    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if config.get(cap):
-            raise SpecError(f"embeddinggemma: {cap}={config[cap]!r} is not supported; expected none")
+    KEYS.check(config)
     shape = (config["num_attention_heads"], config["num_key_value_heads"], config.get("head_dim", 256))
     # The file counts both sides; transformers halves it and then counts the token itself, so half of it is still seen.
     reach = (config.get("sliding_window") or 4096) // 2

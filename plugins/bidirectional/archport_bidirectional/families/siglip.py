@@ -10,6 +10,7 @@ from archport.contract import (
     ArchSpec,
     AttentionLayer,
     CheckpointView,
+    ConfigKeys,
     EmbeddingHead,
     Example,
     Head,
@@ -23,6 +24,22 @@ from archport_bidirectional.families.common import has_pipeline, named
 ARCHS = ("siglip",)
 TEXT_ALONE, IMAGES_ALONE = "SiglipTextModel", "SiglipVisionModel"
 ARCHITECTURES = ("SiglipModel", TEXT_ALONE, IMAGES_ALONE)
+ROOT = ConfigKeys("siglip", obeyed=("text_config", "vision_config"))
+TEXT = ConfigKeys(
+    "siglip, text_config",
+    obeyed=(
+        *("hidden_act", "hidden_size", "intermediate_size", "layer_norm_eps", "max_position_embeddings"),
+        *("num_attention_heads", "num_hidden_layers", "projection_size", "vocab_size"),
+    ),
+)
+VISION = ConfigKeys(
+    "siglip, vision_config",
+    obeyed=(
+        *("hidden_act", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps", "num_attention_heads"),
+        *("num_hidden_layers", "patch_size", "vision_use_head"),
+    ),
+    refused={"num_channels": (3,)},
+)
 MODELS = {
     name: name
     for name in (
@@ -46,6 +63,11 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     if named(config, ARCHITECTURES) is None:
         return None
     text, vision = towers(config)
+    if text is not config and vision is not config:
+        ROOT.check(config)
+    for keys, half in ((TEXT, text), (VISION, vision)):
+        if half is not None:
+            keys.check(half)
     widths = {half["hidden_size"] for half in (text, vision) if half is not None}
     if text is not None:
         widths.add(text.get("projection_size") or text["hidden_size"])

@@ -120,7 +120,9 @@ def open_checkpoint(
 
 def _implied(model_type: str, names: Iterable[str]) -> list[str]:
     """The architectures of a config that names none: its class's trunk, or the class with a head that was saved."""
-    known = CLASSES[model_type]
-    headed = any(name.startswith(_HEADED) for name in names)
+    known, stored = CLASSES[model_type], list(names)
+    if known.labels and any(name.startswith("classifier.") for name in stored):
+        return [known.labels]
+    headed = any(name.startswith(_HEADED) for name in stored)
     found = (known.head if headed else known.trunk) or known.trunk or known.head
     return [] if found is None else [found]

@@ -51,7 +51,8 @@ class ConfigClass:
         grouped: whether null for `num_key_value_heads` means as many as heads, and for `head_dim` width / heads.
         parts: the classes of `text_config` and `vision_config`.
         whole: whether a part that a file leaves out is there all the same; a text half alone is published of others.
-        trunk, head: the architectures that a file without `architectures` means: without and with an output head.
+        trunk, head, labels: the architectures that a file without `architectures` means: a trunk alone, with an output
+            head, and with a classifier.
         renormalises: whether its routers always do, whatever a file says.
     """
 
@@ -65,6 +66,7 @@ class ConfigClass:
     whole: bool = False
     trunk: str | None = None
     head: str | None = None
+    labels: str | None = None
     renormalises: bool = False
 
 
@@ -123,17 +125,22 @@ _LLAMA = ConfigClass(
 
 CLASSES: Mapping[str, ConfigClass] = {
     "bert": ConfigClass(
-        {**_sizes(30522, 768, 3072, 12, 12, 512), **_BERT, "pad_token_id": 0}, trunk="BertModel", head="BertForMaskedLM"
+        {**_sizes(30522, 768, 3072, 12, 12, 512), **_BERT, "pad_token_id": 0},
+        trunk="BertModel",
+        head="BertForMaskedLM",
+        labels="BertForSequenceClassification",
     ),
     "roberta": ConfigClass(
         {**_sizes(50265, 768, 3072, 12, 12, 512), **_BERT, "pad_token_id": 1},
         trunk="RobertaModel",
         head="RobertaForMaskedLM",
+        labels="RobertaForSequenceClassification",
     ),
     "xlm-roberta": ConfigClass(
         {**_sizes(30522, 768, 3072, 12, 12, 512), **_BERT, "pad_token_id": 1},
         trunk="XLMRobertaModel",
         head="XLMRobertaForMaskedLM",
+        labels="XLMRobertaForSequenceClassification",
     ),
     "modernbert": ConfigClass(
         {
@@ -154,6 +161,7 @@ CLASSES: Mapping[str, ConfigClass] = {
         layers="every",
         trunk="ModernBertModel",
         head="ModernBertForMaskedLM",
+        labels="ModernBertForSequenceClassification",
     ),
     "gemma3_text": ConfigClass(
         {

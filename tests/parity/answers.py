@@ -16,6 +16,7 @@ import numpy as np
 from archport import engine
 from archport.contract.errors import ArchportError
 
+from . import quantised
 from .space import FAMILIES, Draw
 
 # Bytes of a budget above what the plan of the whole batch needs at least.
@@ -28,11 +29,13 @@ class Answer:
 
     Args:
         arrays: (how, name) -> array.
+        quantised: name -> what mlx-lm says to a quantised save of the same checkpoint.
         refusal: why it did not answer, in its words.
         bare: whether that was an exception that it does not raise on purpose.
     """
 
     arrays: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    quantised: dict[str, np.ndarray] = field(default_factory=dict)
     refusal: str | None = None
     bare: bool = False
 
@@ -62,9 +65,12 @@ def _answer(draw: Draw, folder: Path, expected: dict[str, np.ndarray], found: An
             found.arrays["batch", f"labels_{index}"] = np.array(list(each.scores.values()), np.float32)
     if "tokens" in tasks:
         _tokens(model, ids[1].tolist(), len(expected["tokens"]), found)
+    save = draw.options.get("make.save")
+    if save and "logits" in tasks and quantised.agrees(folder / "checkpoint", expected, ids):
+        _quantised(folder, save, ids, found)
     if "pictures" in tasks:
         _pictures(model, draw, ids, found)
-    if "vectors" in tasks:
+    if "vectors" in tasks and "vectors" in expected:
         texts = [_text(row) for row in ids]
         found.arrays["batch", "vectors"] = engine.load(folder / "pipeline", dtype="float32").embed(texts)
 
@@ -103,6 +109,18 @@ def _tokens(model: Any, prompt: list[int], count: int, found: Answer) -> None:
     found.arrays["generated", "tokens"] = np.array(first, np.int32)
     more = list(model.generate([*prompt, *first[:5]], max_tokens=count - 5).tokens)
     found.arrays["prefix cached", "tokens"] = np.array(first[:5] + more, np.int32)
+
+
+def _quantised(folder: Path, save: str, ids: list[np.ndarray], found: Answer) -> None:
+    """Logits of a quantised save, unpacked and packed, beside mlx-lm's own."""
+    quantised.convert(folder / "checkpoint", folder / save, save)
+    for index, want in enumerate(quantised.logits(quantised.load(folder / save), ids)):
+        found.quantised[f"logits_{index}"] = want
+    for how in ("float32", "checkpoint"):
+        model = engine.load(folder / save, dtype=how)
+        for index, row in enumerate(ids):
+            said = model._runtime.encoder.trunk.logits(model.forward(row[None])[0])
+            found.arrays[f"{save}, {how}", f"logits_{index}"] = np.array(said.astype(mx.float32))
 
 
 def _pictures(model: Any, draw: Draw, ids: list[np.ndarray], found: Answer) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from .answers import Answer
+from .quantised import SAVES
 
 Verdict = Literal["equal", "refused", "wrong", "skipped", "undecided"]
 # How many times the reference's own response may be reached: it adds in other orders everywhere, the noise is one step.
@@ -33,9 +34,10 @@ def judge(expected: Mapping[str, np.ndarray], answer: Answer) -> Judgement:
         return Judgement("wrong" if answer.bare else "refused", answer.refusal)
     worst, where, limit_there = 0.0, "", 0.0
     for (how, name), found in answer.arrays.items():
-        if name == "tokens":
+        if name == "tokens" or name not in expected:
             continue
-        want, scale = expected[name], float(np.abs(expected[name]).max()) or 1.0
+        want = answer.quantised[name] if how.startswith(tuple(SAVES)) else expected[name]
+        scale = float(np.abs(want).max()) or 1.0
         noise = float(expected[f"noise_{name}"]) / scale
         if noise > CHAOS:
             return Judgement("undecided", f"{name}: one ulp moves the reference by {noise:.1e}")

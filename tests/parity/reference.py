@@ -66,7 +66,10 @@ def make(draw: Draw, folder: Path) -> Any:
     save_file({name: each.to(dtype).contiguous() for name, each in found.items()}, folder / "model.safetensors")
     edit(folder / "config.json", raw)
     write_tokenizer(folder, config.get("pad_token_id"))
-    return cls.from_pretrained(folder, dtype=torch.float32).eval()
+    model = cls.from_pretrained(folder, dtype=torch.float32).eval()
+    # Every answer is one pass; recurrent layers alone can't count the tokens of a cache.
+    model.config.use_cache = model.config.get_text_config().use_cache = False
+    return model
 
 
 def edit(path: Path, raw: dict[str, Any]) -> None:
@@ -166,11 +169,19 @@ def perturb(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
     return kept
 
 
+def positions(config: Any) -> int:
+    """Positions that a config's rope reaches: yarn adds some."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "yarn":
+        return config.max_position_embeddings
+    return max(config.max_position_embeddings, int(rope["original_max_position_embeddings"] * rope["factor"]))
+
+
 def record(draw: Draw, folder: Path) -> None:
     model = make(draw, folder / "checkpoint")
     about = FAMILIES[draw.family]
     config = model.config.get_text_config()
-    longest = min(60, config.max_position_embeddings - 8)
+    longest = min(draw.longest, positions(config) - TOKENS - 6)
     lengths = [config.max_position_embeddings] * 3 if "pictures" in about.tasks[draw.architecture] else None
     ids = rows(lengths or lengths_of(draw.seed, longest), VOCABULARY, draw.seed)
     arrays = {f"ids_{index}": row for index, row in enumerate(ids)}

@@ -54,7 +54,7 @@ def judged(found: Sequence[Draw], reference: str, *, keep: Path | None = None) -
         return [Result(draw, _judged(draw, work / str(index))) for index, draw in enumerate(found)]
     finally:
         if keep is None:
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _judged(draw: Draw, folder: Path) -> Judgement:

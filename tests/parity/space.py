@@ -18,6 +18,7 @@ from typing import Any
 DROP, UNSAID = "<drop>", "<unsaid>"
 # make.head: "as saved", or an output head beside the tied matrix: "its own" or "a copy"
 # make.dtype: element type of the stored tensors
+# make.save: how mlx-lm quantises the checkpoint afterwards
 # make.pooling, make.normalize, make.dense: of a pipeline of sentence-transformers around the trunk
 MAKE = {"make.head": ["as saved", "its own", "a copy"], "make.dtype": ["float32", "bfloat16", "float16"]}
 
@@ -76,17 +77,21 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One checkpoint: a family, an architecture, its options that are not the default, and the seed of its values."""
+    """One checkpoint: a family, an architecture, its options that are not the default, and the seed of its values.
+
+    `longest` is the tokens of its longest row, where its positions allow as many.
+    """
 
     family: str
     architecture: str
     seed: int
     options: Mapping[str, Any]
+    longest: int = 60
 
     def without(self, name: str) -> Draw:
         """The same with one option as it is by default."""
         rest = {key: value for key, value in self.options.items() if key != name}
-        return Draw(self.family, self.architecture, self.seed, rest)
+        return Draw(self.family, self.architecture, self.seed, rest, self.longest)
 
 
 VOCABULARY = 99
@@ -124,6 +129,7 @@ DECODER: dict[str, list[Any]] = {
     "raw.architectures": [UNSAID, DROP],
     "raw.partial_rotary_factor": [UNSAID, 1.0, 0.5],
     "raw.use_cache": [UNSAID, False],
+    "make.save": [None, "affine4", "affine8", "affine6", "mxfp4", "mxfp8", "nvfp4", "mixed"],
     **MAKE,
 }
 WINDOWS = {"use_sliding_window": [False, True], "sliding_window": [8, 3, 200], "max_window_layers": [1, 0, 2]}
@@ -142,6 +148,12 @@ HYBRID = {
     "linear_value_head_dim": [16, 8],
     "linear_conv_kernel_dim": [4, 1, 2, 3],
 }
+PIPELINE: dict[str, list[Any]] = {
+    "make.pooling": ["mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"],
+    "make.normalize": [False, True],
+    "make.dense": [None, "Tanh", "Identity", "ReLU", "GELU", "Sigmoid"],
+}
+LABELS = {"num_labels": [2, 1, 4]}
 BERT = {
     "hidden_act": ["gelu", *ACTS],
     "num_attention_heads": [4, 2, 1],
@@ -160,6 +172,8 @@ BERT = {
     "raw.dtype": [UNSAID, DROP, None],
     "raw.position_embedding_type": [UNSAID, "absolute"],
     "raw.chunk_size_feed_forward": [UNSAID, 1],
+    **LABELS,
+    **PIPELINE,
     **MAKE,
 }
 
@@ -178,25 +192,20 @@ def of_text(options: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     return found
 
 
-PIPELINE: dict[str, list[Any]] = {
-    "make.pooling": ["mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"],
-    "make.normalize": [False, True],
-    "make.dense": [None, "Tanh", "Identity", "ReLU", "GELU", "Sigmoid"],
-}
-
-
 def encoder_tasks(name: str) -> dict[str, tuple[str, ...]]:
     labels = f"{name}ForSequenceClassification"
     return {f"{name}Model": ("hidden", "vectors"), f"{name}ForMaskedLM": ("hidden", "logits"), labels: ("labels",)}
 
 
-LABELS = {"num_labels": [2, 1, 4]}
 PICTURES = {"image_token_id": 95, "video_token_id": 96, "vision_start_token_id": 97, "vision_end_token_id": 98}
 TOWER = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4}
 TOWER |= {"out_hidden_size": 32, "num_position_embeddings": 16}
+SEEING = without(DECODER, "make.save")
+BIDIRECTIONAL = without(DECODER, "make.head", "make.save", "tie_word_embeddings", "raw.architectures")
 HYBRID_DECODER = {**without(DECODER, "raw.partial_rotary_factor", "num_hidden_layers"), **HYBRID}
 HYBRID_DECODER["head_dim"] = [16, 8, 32]
 HYBRID_DECODER["rope_parameters"] = [UNSAID, *[{**rope, "partial_rotary_factor": 0.5} for rope in ROPES], *ROPES]
+TOWERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHARED = {"shared_expert_intermediate_size": [24, 40]}
 NORMED = {"norm_topk_prob": [True, False]}
 
@@ -239,7 +248,7 @@ FAMILIES: dict[str, Family] = {
         "qwen3_5",
         {"Qwen3_5ForConditionalGeneration": GENERATES},
         {"text_config": SIZES, "vision_config": TOWER, **PICTURES},
-        of_text(without(HYBRID_DECODER, "raw.rope_parameters"))
+        of_text(without(HYBRID_DECODER, "raw.rope_parameters", "make.save"))
         | {"text.rope_parameters": [{"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25,
                                      "mrope_section": [1, 1, 0]}]
            + [{**rope, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]} for rope in ROPES]}
@@ -250,7 +259,7 @@ FAMILIES: dict[str, Family] = {
         "qwen3_vl",
         {"Qwen3VLModel": ("hidden",), "Qwen3VLForConditionalGeneration": GENERATES},
         {"text_config": SIZES, "vision_config": {**TOWER, "deepstack_visual_indexes": [0]}, **PICTURES},
-        of_text(without(DECODER, "head_dim", "raw.partial_rotary_factor"))
+        of_text(without(SEEING, "head_dim", "raw.partial_rotary_factor"))
         | {"text.rope_parameters": [{"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}]
            + [{**rope, "mrope_section": [4, 2, 2]} for rope in ROPES], "raw.text.rope_scaling": [UNSAID, None]}
         | {"text.head_dim": [16], "raw.text.rope_parameters": [UNSAID]},
@@ -259,17 +268,15 @@ FAMILIES: dict[str, Family] = {
         "qwen3_vl_moe",
         {"Qwen3VLMoeModel": ("hidden",), "Qwen3VLMoeForConditionalGeneration": GENERATES},
         {"text_config": SIZES, "vision_config": {**TOWER, "deepstack_visual_indexes": [0]}, **PICTURES},
-        of_text(without(DECODER, "head_dim", "raw.partial_rotary_factor") | without(EXPERTS, "num_experts"))
+        of_text(without(SEEING, "head_dim", "raw.partial_rotary_factor") | without(EXPERTS, "num_experts"))
         | {"text.rope_parameters": [{"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}]
            + [{**rope, "mrope_section": [4, 2, 2]} for rope in ROPES], "raw.text.rope_scaling": [UNSAID, None]}
         | {"text.head_dim": [16, None], "text.num_experts": [4, 6], "raw.text.norm_topk_prob": [UNSAID, False]}
         | {"raw.text.rope_parameters": [UNSAID]},
     ),
-    "bert": Family("bert", encoder_tasks("Bert"), SIZES, {**BERT, **LABELS, **PIPELINE}),
-    "roberta": Family("roberta", encoder_tasks("Roberta"), SIZES, {**BERT, "pad_token_id": [1, 0, 5], **LABELS, **PIPELINE}),
-    "xlm-roberta": Family(
-        "xlm-roberta", encoder_tasks("XLMRoberta"), SIZES, {**BERT, "pad_token_id": [1, 0, 5], **LABELS, **PIPELINE}
-    ),
+    "bert": Family("bert", encoder_tasks("Bert"), SIZES, BERT),
+    "roberta": Family("roberta", encoder_tasks("Roberta"), SIZES, {**BERT, "pad_token_id": [1, 0, 5]}),
+    "xlm-roberta": Family("xlm-roberta", encoder_tasks("XLMRoberta"), SIZES, {**BERT, "pad_token_id": [1, 0, 5]}),
     "modernbert": Family(
         "modernbert",
         encoder_tasks("ModernBert"),
@@ -331,24 +338,22 @@ FAMILIES: dict[str, Family] = {
         "llama",
         {"LlamaModel": ("hidden",)},
         {**SIZES, "is_causal": False},
-        {**without(DECODER, "make.head", "tie_word_embeddings", "raw.architectures"), "mlp_bias": [False, True]},
+        {**BIDIRECTIONAL, "mlp_bias": [False, True]},
         claimed=("llama_bidirec", "LlamaBidirectionalModel"),
     ),
     "qwen3-bidirectional": Family(
         "qwen3",
         {"Qwen3Model": ("hidden",)},
         {**SIZES, "is_causal": False},
-        without(DECODER, "make.head", "tie_word_embeddings", "raw.architectures"),
+        BIDIRECTIONAL,
     ),
     "siglip": Family(
         "siglip",
         {"SiglipModel": ("pictures",)},
         {
-            "text_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": VOCABULARY,
-                            "num_attention_heads": 4, "max_position_embeddings": 16, "pad_token_id": 1,
+            "text_config": {**TOWERS, "vocab_size": VOCABULARY, "max_position_embeddings": 16, "pad_token_id": 1,
                             "bos_token_id": None, "eos_token_id": 1},
-            "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "image_size": 16,
-                              "patch_size": 4, "num_attention_heads": 4},
+            "vision_config": {**TOWERS, "image_size": 16, "patch_size": 4},
         },
         {
             **{f"{half}.hidden_act": ["gelu_pytorch_tanh", *ACTS] for half in ("text", "vision")},

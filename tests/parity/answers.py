@@ -6,6 +6,7 @@ batch padded on either side, a tight budget, a prompt whose beginning is cached.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from archport.contract.errors import ArchportError
 
 from . import quantised
 from .space import FAMILIES, Draw
+from .values import patches, picture
 
 # Bytes of a budget above what the plan of the whole batch needs at least.
 SLACK = 1 << 16
@@ -59,6 +61,8 @@ def _answer(draw: Draw, folder: Path, expected: dict[str, np.ndarray], found: An
         for side in ("right", "left"):
             _hidden(model, ids, found, side, logits="logits" in tasks)
         _tight(model, folder, ids, found)
+    if "seen" in tasks:
+        _seen(model, draw, folder, found)
     if "labels" in tasks:
         scores = model.classify([_text(row) for row in ids], raw_scores=True)
         for index, each in enumerate(scores):
@@ -121,6 +125,33 @@ def _quantised(folder: Path, save: str, ids: list[np.ndarray], found: Answer) ->
         for index, row in enumerate(ids):
             said = model._runtime.encoder.trunk.logits(model.forward(row[None])[0])
             found.arrays[f"{save}, {how}", f"logits_{index}"] = np.array(said.astype(mx.float32))
+
+
+class Alone:
+    """A tower's context for one picture: all of it in one piece."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        self.grids = [grid]
+
+    def normalise(self, patches: mx.array) -> mx.array:
+        return patches.astype(mx.float32) / 127.5 - 1
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    def rows(self, function: Any, *inputs: mx.array) -> mx.array:
+        return function(*inputs)
+
+
+def _seen(model: Any, draw: Draw, folder: Path, found: Answer) -> None:
+    """Features of one picture, as it leaves the tower."""
+    vision = json.loads((folder / "checkpoint" / "config.json").read_text())["vision_config"]
+    patch, merge = vision["patch_size"], vision["spatial_merge_size"]
+    pixels = picture(draw.seed, patch * merge * 2)
+    given = mx.array(patches(pixels, patch, merge))[None]
+    told = model._runtime.encoder.trunk.see(given, Alone((pixels.shape[0] // patch, pixels.shape[1] // patch)))
+    for index, each in enumerate(told):
+        found.arrays["tower", f"seen_{index}"] = np.array(each[0])
 
 
 def _pictures(model: Any, draw: Draw, ids: list[np.ndarray], found: Answer) -> None:

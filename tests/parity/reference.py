@@ -27,7 +27,7 @@ import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from space import DROP, FAMILIES, VOCABULARY, Draw, config_of, lengths_of  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from values import rows, values  # noqa: E402
+from values import patches, picture, rows, values  # noqa: E402
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -114,10 +114,28 @@ def answers(draw: Draw, model: Any, ids: list[np.ndarray]) -> dict[str, np.ndarr
                 found[f"logits_{index}"] = said.logits[0].numpy()
             trunk = said.hidden_states[-1] if "logits" in tasks else said.last_hidden_state
             found[f"hidden_{index}"] = trunk[0].numpy()
+    if "seen" in tasks:
+        for index, each in enumerate(seen(draw, model)):
+            found[f"seen_{index}"] = each.numpy()
     if "pictures" in tasks:
         pixels = torch.tensor(pictures(draw)).permute(0, 3, 1, 2).float() / 127.5 - 1
         found["pictures"] = model.get_image_features(pixels).pooler_output.numpy()
     return found
+
+
+def seen(draw: Draw, model: Any) -> list[torch.Tensor]:
+    """What the tower makes of one picture: features (tokens, D), and those of each tap."""
+    vision = model.config.vision_config
+    patch, merge, frames = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    pixels = picture(draw.seed, patch * merge * 2)
+    given = torch.tensor(patches(pixels, patch, merge)).float() / 127.5 - 1
+    # A still image is a film of equal frames.
+    given = given.reshape(len(given), 3, 1, -1).expand(-1, -1, frames, -1).reshape(len(given), -1)
+    grid = torch.tensor([[1, pixels.shape[0] // patch, pixels.shape[1] // patch]])
+    said = model.get_image_features(pixel_values=given, image_grid_thw=grid)
+    told = [said.pooler_output, *(getattr(said, "deepstack_features", None) or [])]
+    # Parted by picture, of which there is one.
+    return [each if isinstance(each, torch.Tensor) else torch.cat(list(each)) for each in told]
 
 
 def pictures(draw: Draw) -> np.ndarray:

@@ -200,6 +200,21 @@ def encoder_tasks(name: str) -> dict[str, tuple[str, ...]]:
 PICTURES = {"image_token_id": 95, "video_token_id": 96, "vision_start_token_id": 97, "vision_end_token_id": 98}
 TOWER = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4}
 TOWER |= {"out_hidden_size": 32, "num_position_embeddings": 16}
+SEES = (*GENERATES, "seen")
+TOWER_OPTIONS: dict[str, list[Any]] = {
+    "vision.hidden_act": ["gelu_pytorch_tanh", *ACTS],
+    "vision.depth": [1, 2, 3],
+    "vision.num_heads": [2, 1, 4],
+    "vision.intermediate_size": [24, 20],
+    "vision.patch_size": [4, 2],
+    "vision.spatial_merge_size": [2, 1],
+    "vision.temporal_patch_size": [2, 1],
+    "vision.num_position_embeddings": [16, 9, 20],
+    "vision.rope_parameters": [UNSAID, {"rope_type": "axial", "rope_theta": 50.0}, {"rope_theta": 300.0}],
+    "raw.vision.hidden_act": [UNSAID, DROP],
+    "raw.vision.rope_theta": [UNSAID, 700.0],
+}
+TAPPED = {"vision.deepstack_visual_indexes": [[0], [], [1], [2, 0]]}
 SEEING = without(DECODER, "make.save")
 BIDIRECTIONAL = without(DECODER, "make.head", "make.save", "tie_word_embeddings", "raw.architectures")
 HYBRID_DECODER = {**without(DECODER, "raw.partial_rotary_factor", "num_hidden_layers"), **HYBRID}
@@ -246,33 +261,33 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3.5-vl": Family(
         "qwen3_5",
-        {"Qwen3_5ForConditionalGeneration": GENERATES},
+        {"Qwen3_5ForConditionalGeneration": SEES},
         {"text_config": SIZES, "vision_config": TOWER, **PICTURES},
         of_text(without(HYBRID_DECODER, "raw.rope_parameters", "make.save"))
         | {"text.rope_parameters": [{"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25,
                                      "mrope_section": [1, 1, 0]}]
            + [{**rope, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]} for rope in ROPES]}
-        | {"raw.text.rope_scaling": [UNSAID, None], "text.head_dim": [16]},
+        | {"raw.text.rope_scaling": [UNSAID, None], "text.head_dim": [16], **TOWER_OPTIONS},
         zero_centred=True,
     ),
     "qwen3-vl": Family(
         "qwen3_vl",
-        {"Qwen3VLModel": ("hidden",), "Qwen3VLForConditionalGeneration": GENERATES},
-        {"text_config": SIZES, "vision_config": {**TOWER, "deepstack_visual_indexes": [0]}, **PICTURES},
+        {"Qwen3VLModel": ("hidden", "seen"), "Qwen3VLForConditionalGeneration": SEES},
+        {"text_config": SIZES, "vision_config": TOWER, **PICTURES},
         of_text(without(SEEING, "head_dim", "raw.partial_rotary_factor"))
         | {"text.rope_parameters": [{"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}]
            + [{**rope, "mrope_section": [4, 2, 2]} for rope in ROPES], "raw.text.rope_scaling": [UNSAID, None]}
-        | {"text.head_dim": [16], "raw.text.rope_parameters": [UNSAID]},
+        | {"text.head_dim": [16], "raw.text.rope_parameters": [UNSAID], **TOWER_OPTIONS, **TAPPED},
     ),
     "qwen3-vl-moe": Family(
         "qwen3_vl_moe",
-        {"Qwen3VLMoeModel": ("hidden",), "Qwen3VLMoeForConditionalGeneration": GENERATES},
-        {"text_config": SIZES, "vision_config": {**TOWER, "deepstack_visual_indexes": [0]}, **PICTURES},
+        {"Qwen3VLMoeModel": ("hidden", "seen"), "Qwen3VLMoeForConditionalGeneration": SEES},
+        {"text_config": SIZES, "vision_config": TOWER, **PICTURES},
         of_text(without(SEEING, "head_dim", "raw.partial_rotary_factor") | without(EXPERTS, "num_experts"))
         | {"text.rope_parameters": [{"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}]
            + [{**rope, "mrope_section": [4, 2, 2]} for rope in ROPES], "raw.text.rope_scaling": [UNSAID, None]}
         | {"text.head_dim": [16, None], "text.num_experts": [4, 6], "raw.text.norm_topk_prob": [UNSAID, False]}
-        | {"raw.text.rope_parameters": [UNSAID]},
+        | {"raw.text.rope_parameters": [UNSAID], **TOWER_OPTIONS, **TAPPED},
     ),
     "bert": Family("bert", encoder_tasks("Bert"), SIZES, BERT),
     "roberta": Family("roberta", encoder_tasks("Roberta"), SIZES, {**BERT, "pad_token_id": [1, 0, 5]}),

@@ -42,6 +42,19 @@ def values(shapes: Mapping[str, Sequence[int]], seed: int, *, zero_centred: bool
     return {name: value(name, shape, seed, zero_centred=zero_centred) for name, shape in shapes.items()}
 
 
+def picture(seed: int, side: int) -> np.ndarray:
+    """uint8 pixels (side, 2 side, 3) of one picture."""
+    return np.random.default_rng([seed, 8]).integers(0, 256, size=(side, 2 * side, 3), dtype=np.uint8)
+
+
+def patches(pixels: np.ndarray, patch: int, merge: int) -> np.ndarray:
+    """Patches (n, 3 * patch * patch) of a picture, `merge` x `merge` neighbours together; channels first."""
+    H, W, C = pixels.shape
+    side = patch * merge
+    parts = pixels.reshape(H // side, merge, patch, W // side, merge, patch, C)
+    return np.ascontiguousarray(parts.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(-1, C * patch * patch)
+
+
 def rows(lengths: Sequence[int], vocabulary: int, seed: int) -> list[np.ndarray]:
     """Token ids of as many rows; none is below 6, where special tokens are, or among a family's last ones."""
     dice = np.random.default_rng([seed, 7])

@@ -161,7 +161,7 @@ def pipeline(draw: Draw, folder: Path, target: Path, texts: list[str]) -> Any:
     from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
 
     how = config_of(draw)[2]
-    trunk = Transformer(str(folder))
+    trunk = Transformer(str(folder), model_kwargs={"dtype": torch.float32})
     modules: list[Any] = [trunk, Pooling(32, pooling_mode=how["pooling"])]
     if how["dense"]:
         act = getattr(torch.nn, how["dense"])()

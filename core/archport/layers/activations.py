@@ -104,10 +104,14 @@ def _linear(x: mx.array) -> mx.array:
 
 
 def _mish(x: mx.array) -> mx.array:
+    if host_is_faster(x):
+        return _on_host(x, _host_mish)
     return x * mx.tanh(nn.softplus(x))
 
 
 def _quick_gelu(x: mx.array) -> mx.array:
+    if host_is_faster(x):
+        return _on_host(x, _host_quick_gelu)
     return x * mx.sigmoid(1.702 * x)
 
 
@@ -116,10 +120,14 @@ def _relu2(x: mx.array) -> mx.array:
 
 
 def _leaky_relu(x: mx.array) -> mx.array:
+    if host_is_faster(x):
+        return _on_host(x, _host_leaky_relu)
     return mx.maximum(0.01 * x, x)
 
 
 def _hardswish(x: mx.array) -> mx.array:
+    if host_is_faster(x):
+        return _on_host(x, _host_hardswish)
     return x * mx.clip(x + 3, 0, 6) / 6
 
 
@@ -207,3 +215,33 @@ def _silu(x: np.ndarray, out: np.ndarray) -> None:
         np.exp(out, out=out)
     out += np.float32(1)
     np.divide(x, out, out=out)
+
+
+# These hold a block and no more: as MLX's operations, each would hold an array as large as x beside the answer's.
+def _host_mish(x: np.ndarray, out: np.ndarray) -> None:
+    # tanh(log(1 + e)) is (e^2 + 2 e) / (e^2 + 2 e + 2), which is one from 20 on.
+    np.minimum(x, np.float32(20), out=out)
+    np.exp(out, out=out)
+    out *= out + np.float32(2)
+    out /= out + np.float32(2)
+    out *= x
+
+
+def _host_quick_gelu(x: np.ndarray, out: np.ndarray) -> None:
+    np.multiply(x, np.float32(-1.702), out=out)
+    with np.errstate(over="ignore"):  # x / infinity is the 0 it should be
+        np.exp(out, out=out)
+    out += np.float32(1)
+    np.divide(x, out, out=out)
+
+
+def _host_leaky_relu(x: np.ndarray, out: np.ndarray) -> None:
+    np.multiply(x, np.float32(0.01), out=out)
+    np.maximum(x, out, out=out)
+
+
+def _host_hardswish(x: np.ndarray, out: np.ndarray) -> None:
+    np.add(x, np.float32(3), out=out)
+    np.clip(out, np.float32(0), np.float32(6), out=out)
+    out *= x
+    out /= np.float32(6)

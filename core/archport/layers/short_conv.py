@@ -47,8 +47,10 @@ class ShortConv(nn.Module):
         back = self.taps - 1
         before = mx.zeros((B, back, C), dtype=x.dtype) if tail is None else tail.astype(x.dtype)
         weights = self.weight[..., 0].T
-        if self._act is None and segments.age is None and host_is_faster(x):
-            return _on_host(x, before, weights), _last_on_host(x, before, segments.real)
+        if segments.age is None and host_is_faster(x):
+            summed = _on_host(x, before, weights, gated=self._act is None)
+            last = _last_on_host(x, before, segments.real)
+            return (summed if self._act is None else self._act(summed)), last
         rows = _joined(before, x)
         taps = [rows[:, at : at + L] for at in range(back + 1)]
         if segments.age is not None:
@@ -66,6 +68,7 @@ def _mixed(weights: mx.array, *taps: mx.array) -> mx.array:
     return nn.silu(_summed(weights, *taps)).astype(taps[0].dtype)
 
 
+@fused
 def _summed(weights: mx.array, *taps: mx.array) -> mx.array:
     """The taps' weighted sum in float32."""
     first, *others = (weights[at].astype(mx.float32) * tap.astype(mx.float32) for at, tap in enumerate(taps))
@@ -76,8 +79,8 @@ def _joined(before: mx.array, x: mx.array) -> mx.array:
     return mx.concatenate([before, x], axis=1)
 
 
-def _on_host(x: mx.array, before: mx.array, weights: mx.array) -> mx.array:
-    """silu of the taps' weighted sum in float32, a few rows at a time, so that nothing but the answer is made."""
+def _on_host(x: mx.array, before: mx.array, weights: mx.array, *, gated: bool) -> mx.array:
+    """The taps' weighted sum in float32, `gated` by silu, a few rows at a time, so that only the answer is made."""
     B, L, C = x.shape
     mx.eval(x, before, weights)
     source, earlier, taps = np.asarray(x), np.asarray(before), np.asarray(weights)
@@ -98,6 +101,8 @@ def _on_host(x: mx.array, before: mx.array, weights: mx.array) -> mx.array:
             if start < inside:
                 last = min(inside, stop)
                 out[: last - start] += earlier[row, back + start - d : back + last - d] * taps[back - d]
+        if not gated:
+            return
         scale = np.negative(out)
         with np.errstate(over="ignore"):  # x / infinity is the 0 it should be
             np.exp(scale, out=scale)

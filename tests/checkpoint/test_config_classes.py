@@ -221,3 +221,20 @@ def test_layer_types_follow_the_class(model_type: str, keys: dict, expected: str
 def test_a_first_windowed_layer_that_is_no_number_is_refused():
     with pytest.raises(CheckpointError, match="max_window_layers"):
         normalise_config({"model_type": "qwen3", **WINDOWED, "max_window_layers": "2"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("architectures", 3),
+        ("architectures", [None]),
+        ("architectures", {"a": 1}),
+        ("layer_types", "full_attention"),
+        ("num_hidden_layers", 10**9),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_its_key(key: str, value: object):
+    with pytest.raises(CheckpointError, match=key):
+        normalise_config({"model_type": "qwen3", key: value})
+    with pytest.raises(CheckpointError, match=key):
+        normalise_config({"model_type": "acme", key: value})

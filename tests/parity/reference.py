@@ -226,7 +226,27 @@ def record(draw: Draw, folder: Path) -> None:
     if about.claimed:
         path = folder / "checkpoint" / "config.json"
         edit(path, {"model_type": about.claimed[0], "architectures": [about.claimed[1]], "is_causal": DROP})
+        if "nemotron" in about.claimed[0]:
+            put_behind_a_tower(folder / "checkpoint", draw)
     np.savez(folder / "expected.npz", **arrays)
+
+
+def put_behind_a_tower(folder: Path, draw: Draw) -> None:
+    """Make a trunk's checkpoint that of llama_nemotron_vl, whose classes are not part of transformers."""
+    text = json.loads((folder / "config.json").read_text())
+    named = {key: text.pop(key) for key in ("model_type", "architectures")}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 4}
+    tower = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**vision, vision_use_head=False))
+    shapes = {f"vision_model.{name}": tuple(each.shape) for name, each in tower.state_dict().items()}
+    shapes |= {"mlp1.0.weight": (64,), "mlp1.0.bias": (64,), "mlp1.1.weight": (32, 64), "mlp1.1.bias": (32,)}
+    shapes |= {"mlp1.3.weight": (32, 32), "mlp1.3.bias": (32,)}
+    stored = {f"language_model.{name}": each for name, each in load_file(folder / "model.safetensors").items()}
+    made = values(shapes, draw.seed, zero_centred=False)
+    save_file(stored | {name: torch.from_numpy(each) for name, each in made.items()}, folder / "model.safetensors")
+    config = {**named, "llm_config": {**text, "model_type": "llama"}, "vision_config": vision, "pooling": "avg"}
+    config |= {"downsample_ratio": 0.5, "img_context_token_id": 95, "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def main(target: Path) -> None:

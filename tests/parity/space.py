@@ -123,7 +123,6 @@ DECODER: dict[str, list[Any]] = {
     "raw.rope_parameters": [UNSAID, DROP, None],
     "raw.rms_norm_eps": [UNSAID, DROP],
     "raw.hidden_act": [UNSAID, DROP],
-    "raw.attention_bias": [UNSAID, DROP],
     "raw.max_position_embeddings": [UNSAID, DROP],
     "raw.dtype": [UNSAID, DROP, None],
     "raw.architectures": [UNSAID, DROP],
@@ -355,6 +354,14 @@ FAMILIES: dict[str, Family] = {
         {**SIZES, "is_causal": False},
         {**BIDIRECTIONAL, "mlp_bias": [False, True]},
         claimed=("llama_bidirec", "LlamaBidirectionalModel"),
+    ),
+    # Its text half: the published code puts the same blocks behind a tower.
+    "llama-nemotron-vl": Family(
+        "llama",
+        {"LlamaModel": ("hidden",)},
+        {**SIZES, "is_causal": False},
+        without(BIDIRECTIONAL, "make.dtype", "raw.dtype"),
+        claimed=("llama_nemotron_vl", "LlamaNemotronVLModel"),
     ),
     "qwen3-bidirectional": Family(
         "qwen3",

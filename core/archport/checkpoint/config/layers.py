@@ -9,6 +9,8 @@ from archport.checkpoint.config.classes import LayerRule
 from archport.contract.errors import CheckpointError
 
 LINEAR, SLIDING, FULL = "linear_attention", "sliding_attention", "full_attention"
+# Far more than any model has: lists of one entry per layer are made before tensors are counted.
+MOST_LAYERS = 100_000
 # Names that older files use.
 _OLD_NAMES = {"mamba": LINEAR, "attention": FULL}
 
@@ -23,6 +25,10 @@ def normalise_layer_types(config: dict[str, Any], rule: LayerRule | None) -> Non
         CheckpointError: a list of another length, an interval that is none, or windows that are switched off.
     """
     layers, stated = config.get("num_hidden_layers"), config.get("layer_types")
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise CheckpointError(f"num_hidden_layers={layers}; expected at most {MOST_LAYERS:,}.")
+    if stated is not None and not isinstance(stated, list):
+        raise CheckpointError(f"layer_types={stated!r}; expected a list of one name per layer.")
     if rule in ("windows", "all") and not config.get("use_sliding_window"):
         config["sliding_window"] = None
     if isinstance(stated, list) and rule != "all":

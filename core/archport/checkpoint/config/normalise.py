@@ -28,6 +28,7 @@ from typing import Any
 from archport.checkpoint.config.classes import CLASSES, ConfigClass
 from archport.checkpoint.config.layers import normalise_layer_types
 from archport.checkpoint.config.rope import normalise_ropes
+from archport.contract.errors import CheckpointError
 
 _TAGGED_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 # Encoders carry no flag that says so.
@@ -50,8 +51,11 @@ def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:
         CheckpointError: a value that contradicts another, such as a layer pattern of another length.
     """
     config: dict[str, Any] = _decode(copy.deepcopy(dict(raw)))
-    if isinstance(config.get("architectures"), str):
-        config["architectures"] = [config["architectures"]]
+    names = config.get("architectures")
+    if isinstance(names, str):
+        names = config["architectures"] = [names]
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise CheckpointError(f"architectures={names!r}; expected a list of class names.")
     if "text_config" not in config and isinstance(config.get("llm_config"), dict):
         config["text_config"] = config.pop("llm_config")
     known = CLASSES.get(str(config.get("model_type", "")))

@@ -1,4 +1,4 @@
-"""Quantised conversions of a vision checkpoint as mlx-vlm writes them: names of its own, overrides under those names."""
+"""Quantised conversions of vision checkpoints as mlx-vlm writes them: own names, and overrides under those names."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from archport_qwen35.weights import PATCH, renamed
 
 from archport import engine
 from archport.loading import describe
+from archport_qwen35.weights import PATCH, renamed
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 PROMPT = [1, 2, 3, 4, 9, 17]
@@ -56,16 +56,15 @@ def convert(tmp_path: Path):
     return made
 
 
-@pytest.mark.parametrize("golden", ["qwen35-moe-wrapper", "qwen35-wrapper"])
+MX4, MX8 = {"bits": 4, "group_size": 32, "mode": "mxfp4"}, {"bits": 8, "group_size": 32, "mode": "mxfp8"}
+NV4, AFFINE = {"bits": 4, "group_size": 16, "mode": "nvfp4"}, {"bits": 4, "group_size": 32, "mode": "affine"}
+SPARSE, DENSE = "qwen35-moe-wrapper", "qwen35-wrapper"
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"bits": 4, "group_size": 32, "mode": "mxfp4"},
-        {"bits": 8, "group_size": 32, "mode": "mxfp8"},
-        {"bits": 4, "group_size": 16, "mode": "nvfp4"},
-        {"bits": 4, "group_size": 32, "mode": "affine"},
-    ],
-    ids=lambda settings: settings["mode"],
+    ("golden", "settings"),
+    [(SPARSE, MX4), (SPARSE, MX8), (SPARSE, NV4), (SPARSE, AFFINE), (DENSE, MX4)],
+    ids=["mxfp4", "mxfp8", "nvfp4", "affine", "dense mxfp4"],
 )
 def test_a_conversion_kept_quantised_says_what_it_says_unpacked(convert, golden: str, settings: dict):
     folder = convert(golden, settings)

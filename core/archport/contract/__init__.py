@@ -42,7 +42,7 @@ from archport.contract.heads import (
     TypedTrunk,
 )
 from archport.contract.hookspecs import hookimpl
-from archport.contract.keys import ROPE, ConfigKeys
+from archport.contract.keys import ROPE_KEYS, ConfigKeys
 from archport.contract.media import (
     Asked,
     Encode,
@@ -84,7 +84,7 @@ from archport.contract.spec import (
 
 __all__ = [
     "KV_STEP",
-    "ROPE",
+    "ROPE_KEYS",
     "AdmissionRefused",
     "ArchSpec",
     "ArchportError",

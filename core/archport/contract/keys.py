@@ -40,7 +40,7 @@ EVERYWHERE = frozenset(
         *("sentence_transformers", "sbert_ce_default_activation_function"),
     }
 )
-ROPE = frozenset(
+ROPE_KEYS = frozenset(
     {
         *("global_rope_theta", "local_rope_theta", "original_max_position_embeddings", "partial_rotary_factor"),
         *("rope_local_base_freq", "rope_local_scaling", "rope_parameters", "rope_scaling", "rope_theta"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from archport.contract import (
-    ROPE,
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointError,
@@ -63,7 +63,7 @@ KEYS = ConfigKeys(
     obeyed=(
         *("attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types"),
         *("max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"),
-        *("rms_norm_eps", "vocab_size", "use_sliding_window", "sliding_window", "max_window_layers", *ROPE),
+        *("rms_norm_eps", "vocab_size", "use_sliding_window", "sliding_window", "max_window_layers", *ROPE_KEYS),
         *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
         *("decoder_sparse_step", "mlp_only_layers"),
     ),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from archport.contract import (
-    ROPE,
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointError,
@@ -67,7 +67,7 @@ KEYS = ConfigKeys(
     obeyed=(
         *("attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types"),
         *("full_attention_interval", "max_position_embeddings", "num_attention_heads", "num_hidden_layers"),
-        *("num_key_value_heads", "rms_norm_eps", "vocab_size", *ROPE, *PARTS, "vision_end_token_id"),
+        *("num_key_value_heads", "rms_norm_eps", "vocab_size", *ROPE_KEYS, *PARTS, "vision_end_token_id"),
         *("linear_conv_kernel_dim", "linear_key_head_dim", "linear_num_key_heads", "linear_num_value_heads"),
         *("linear_value_head_dim", "num_experts", "num_local_experts", "num_experts_per_tok", "norm_topk_prob"),
         *("moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step", "mlp_only_layers"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from archport.contract import (
-    ROPE,
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointView,
@@ -31,7 +31,7 @@ KEYS = ConfigKeys(
     obeyed=(
         *("attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types", "mlp_bias"),
         *("max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"),
-        *("rms_norm_eps", "vocab_size", *ROPE, "pooling", "temperature"),
+        *("rms_norm_eps", "vocab_size", *ROPE_KEYS, "pooling", "temperature"),
     ),
     # With full attention in every layer, windows are nobody's.
     inert=("max_window_layers", "sliding_window", "use_sliding_window"),

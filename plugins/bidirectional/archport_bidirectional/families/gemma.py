@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import (
-    ROPE,
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointView,
@@ -32,7 +32,14 @@ KEYS = ConfigKeys(
     obeyed=(
         *("attention_bias", "head_dim", "hidden_activation", "hidden_size", "intermediate_size", "layer_types"),
         *("max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"),
-        *("query_pre_attn_scalar", "rms_norm_eps", "sliding_window", "sliding_window_pattern", "vocab_size", *ROPE),
+        *(
+            "query_pre_attn_scalar",
+            "rms_norm_eps",
+            "sliding_window",
+            "sliding_window_pattern",
+            "vocab_size",
+            *ROPE_KEYS,
+        ),
     ),
     # A name that the classes do not read; and of a head that an embedder does not have.
     inert=("hidden_act", "cache_implementation", "final_logit_softcapping"),

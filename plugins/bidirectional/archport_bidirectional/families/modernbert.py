@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import (
-    ROPE,
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointView,
@@ -46,7 +46,7 @@ KEYS = ConfigKeys(
         *("attention_bias", "classifier_activation", "classifier_bias", "classifier_pooling", "decoder_bias"),
         *("global_attn_every_n_layers", "hidden_activation", "hidden_size", "intermediate_size", "layer_types"),
         *("local_attention", "max_position_embeddings", "mlp_bias", "norm_bias", "norm_eps", "num_attention_heads"),
-        *("num_hidden_layers", "vocab_size", *ROPE),
+        *("num_hidden_layers", "vocab_size", *ROPE_KEYS),
     ),
     # How rows are packed and compiled, what training predicts, and names that the classes do not read.
     inert=(

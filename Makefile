@@ -18,12 +18,13 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test truth test-packaging lint types goldens bench clean
+.PHONY: help demo test truth parity test-packaging lint types goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
 	@echo "make test             all tests but the packaging ones and the long counts"
 	@echo "make truth            the long counts: thousands of plans, interrupts, peaks and prefixes, about 30 minutes"
+	@echo "make parity           random checkpoints of every family against transformers: SEED=0 DRAWS=40 FAMILIES=qwen3,bert"
 	@echo "make test-packaging   build wheels, install them into fresh environments"
 	@echo "make lint             ruff: rules and format"
 	@echo "make types            pyright"
@@ -54,6 +55,12 @@ test: $(VENV)/.stamp
 
 truth: $(VENV)/.stamp
 	$(PY) -m pytest -q -m truth --durations=20
+
+# One command, two environments: the reference runs in .venv-goldens, archport in .venv.
+SEED ?= 0
+DRAWS ?= 40
+parity: .venv-goldens/.stamp $(VENV)/.stamp
+	PYTHONPATH=tests $(PY) -m parity.run --seed $(SEED) --draws $(DRAWS) --reference .venv-goldens/bin/python $(if $(FAMILIES),--families $(FAMILIES))
 
 test-packaging: $(VENV)/.stamp
 	$(PY) -m pytest -q -m packaging --durations=5

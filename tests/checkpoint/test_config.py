@@ -136,18 +136,19 @@ def test_tied_embeddings_of_the_text_half_count_when_the_top_level_is_silent():
     assert normalise_config({"text_config": {"tie_word_embeddings": True}})["tie_word_embeddings"] is True
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen3_5_moe", "qwen3_5_moe_text"])
-def test_routers_that_always_renormalise_say_so(model_type: str):
-    raw = {"model_type": model_type, "text_config": {"num_experts": 4}, "num_experts": 4}
-    config = normalise_config(raw)
-    assert config["norm_topk_prob"] is True
-    assert config["text_config"]["norm_topk_prob"] is True
+@pytest.mark.parametrize("stated", [{}, {"norm_topk_prob": False}, {"norm_topk_prob": None}])
+@pytest.mark.parametrize("root", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_routers_that_always_renormalise_do_so_whatever_a_file_says(root: str, stated: dict):
+    wrapper = normalise_config({"model_type": root, "text_config": {"num_experts": 4, **stated}})
+    assert wrapper["text_config"]["norm_topk_prob"] is True
+    assert normalise_config({"model_type": f"{root}_text", **stated})["norm_topk_prob"] is True
 
 
-def test_routers_of_other_families_are_left_as_read():
-    assert "norm_topk_prob" not in normalise_config({"model_type": "qwen3_moe", "num_experts": 4})
-    stated = {"model_type": "qwen3_vl_moe", "num_experts": 4, "norm_topk_prob": False}
-    assert normalise_config(stated)["norm_topk_prob"] is False
+@pytest.mark.parametrize(("model_type", "default"), [("qwen3_moe", False), ("qwen3_next", True)])
+def test_routers_that_read_the_flag_are_left_as_read(model_type: str, default: bool):
+    assert normalise_config({"model_type": model_type})["norm_topk_prob"] is default
+    for stated in (True, False):
+        assert normalise_config({"model_type": model_type, "norm_topk_prob": stated})["norm_topk_prob"] is stated
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_5_text", "qwen3_5_moe_text", "qwen3_vl_text"])
@@ -158,7 +159,9 @@ def test_the_text_half_of_a_family_is_marked(model_type: str):
 
 def test_nobody_can_dispatch_on_the_type_of_a_tower():
     raw = {"model_type": "qwen3_vl", "vision_config": {"model_type": "qwen3_vl_vision", "depth": 4}}
-    assert normalise_config(raw)["vision_config"] == {"depth": 4}
+    tower = normalise_config(raw)["vision_config"]
+    assert tower["depth"] == 4
+    assert "model_type" not in tower
 
 
 def test_tagged_floats_are_decoded_at_any_depth():

@@ -378,3 +378,22 @@ def test_the_bytes_are_foretold_without_reading_a_tensor(save: Callable[..., Che
     checkpoint = save(stored(seeded()))
     monkeypatch.setattr(mx, "load", lambda *_: pytest.fail("read"))
     assert weight_bytes(checkpoint, dtype="float16", dequantize=False) == checkpoint.weight_bytes // 2
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "language_model.model."])
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("dequantize", [False, True])
+def test_a_mixed_conversion_loads_whatever_prefix_its_overrides_carry(
+    save: Callable[..., Checkpoint], prefix: str, mode: str, dequantize: bool
+):
+    own = {"bits": 8, "group_size": 64}
+    model = seeded()
+    nn.quantize(
+        model,
+        mode=mode,
+        class_predicate=lambda path, each: own if path == "layers.0.up" else hasattr(each, "to_quantized"),
+    )
+    bits, group = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}[mode]
+    stated = {"bits": bits, "group_size": group, "mode": mode, f"{prefix}layers.0.up": {**own, "mode": "affine"}}
+    loaded = load(save(stored(model), stated), dtype="float32", dequantize=dequantize)
+    assert np.abs(np.array(loaded(IDS)) - np.array(model(IDS))).max() < 1e-4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +16,8 @@ from archport.layers import activations
 from archport.layers.activations import activation
 
 THEIRS = {"gelu": nn.gelu, "gelu_new": nn.gelu_approx, "gelu_pytorch_tanh": nn.gelu_approx, "silu": nn.silu}
+# Made by make_activations.py.
+RECORDED = json.loads(Path(__file__).with_name("activations.json").read_text())
 # More than one block, and not a multiple of one.
 SHAPE = (3, 100, 701)
 
@@ -87,5 +91,26 @@ def test_an_element_depends_on_no_other(name: str, x: mx.array):
 
 
 def test_a_name_that_is_not_known_is_refused_with_those_that_are():
-    with pytest.raises(SpecError, match="'swish' is not supported; known: gelu"):
-        activation("swish")
+    with pytest.raises(SpecError, match="'swoosh' is not supported; known: gelu"):
+        activation("swoosh")
+
+
+@pytest.mark.parametrize("name", RECORDED["values"])
+def test_every_name_of_transformers_is_its_function(name: str):
+    found = np.asarray(activation(name)(mx.array(RECORDED["x"])))
+    assert np.abs(found - np.array(RECORDED["values"][name])).max() < 2e-6
+
+
+def test_every_name_of_transformers_is_known_or_refused_as_learned():
+    assert set(RECORDED["values"]) == set(activations.ACTIVATIONS)
+    for name in RECORDED["learned"]:
+        with pytest.raises(SpecError, match="learned parameters"):
+            activation(name)
+
+
+@pytest.mark.parametrize("name", RECORDED["values"])
+def test_every_function_of_a_large_array_is_that_of_a_small_one(name: str, x: mx.array):
+    # Small arrays go through MLX's operations wherever the two differ.
+    small = [activation(name)(x[0, row]) for row in (0, 50, 99)]
+    found = activation(name)(x)
+    assert max(mx.abs(found[0, row] - each).max().item() for row, each in zip((0, 50, 99), small, strict=True)) < 2e-5

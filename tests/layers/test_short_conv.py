@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from archport.contract import Segments
-from archport.layers import short_conv
+from archport.layers import activation, short_conv
 from archport.layers.short_conv import ShortConv
 
 B, L, C, K = 2, 75, 96, 4
@@ -95,3 +95,16 @@ def test_sixteen_bits_are_summed_in_float32(conv):
     assert y.dtype == mx.bfloat16
     assert tail.dtype == mx.float32
     assert np.abs(np.array(y.astype(mx.float32)) - want).max() / np.abs(want).max() <= 2**-8
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("name", ["gelu", "relu", "linear"])
+def test_another_activation_is_that_of_the_plain_sum(conv, name):
+    x = mx.array(numbers(B, L, C))
+    rows = np.concatenate([np.zeros((B, K - 1, C)), np.array(x)], axis=1)
+    total = sum(np.array(conv.weight)[:, at, 0] * rows[:, at : at + L] for at in range(K))
+    other = ShortConv(C, K, activation(name))
+    other.weight = conv.weight
+    y, tail = other(x, None, Segments())
+    assert close(y, np.array(activation(name)(mx.array(total.astype(np.float32)))))
+    assert mx.array_equal(tail, conv(x, None, Segments())[1])

@@ -6,18 +6,21 @@ Reads nothing but headers and JSON. Knows nothing of where the folder came from 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from archport.checkpoint.config import normalise_config
+from archport.checkpoint.config import CLASSES, normalise_config
 from archport.checkpoint.files import body_folder, inside, read_object, shorten
 from archport.checkpoint.headers import TensorInfo, read_tensors
 from archport.contract.errors import CheckpointError
 from archport.contract.model import EmbeddingHead, TextInputs
 
 Source = Literal["folder", "package", "cache", "hub"]
+
+# A trunk saved on its own has no prefix; these are of heads, or of a trunk inside a model with one.
+_HEADED = ("model.", "lm_head.", "cls.", "decoder.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,4 +113,16 @@ def open_checkpoint(
         config = normalise_config(raw)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    if not config.get("architectures") and config.get("model_type") in CLASSES:
+        config["architectures"] = _implied(str(config["model_type"]), read_tensors(folder, body))
     return Checkpoint(name, requested, source, folder, config, revision, body)
+
+
+def _implied(model_type: str, names: Iterable[str]) -> list[str]:
+    """The architectures of a config that names none: its class's trunk, or the class with a head that was saved."""
+    known, stored = CLASSES[model_type], list(names)
+    if known.labels and any(name.startswith("classifier.") for name in stored):
+        return [known.labels]
+    headed = any(name.startswith(_HEADED) for name in stored)
+    found = (known.head if headed else known.trunk) or known.trunk or known.head
+    return [] if found is None else [found]

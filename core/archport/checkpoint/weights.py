@@ -147,6 +147,10 @@ def _pack_modules(
 
     found: dict[str, dict[str, Any]] = {}
     dense = dict(module.named_modules())
+    modes: set[str] = set()
+    if stated is not None:
+        # Overrides carry the names of whoever wrote them; the shapes already say how each module is packed.
+        modes = {stated.mode, *(own.mode for own in stated.overrides.values() if own is not None)}
     for path in _packed_paths(weights):
         target = dense.get(path)
         if target is None:
@@ -158,11 +162,10 @@ def _pack_modules(
                 "Load with dequantisation, or give the module a `to_quantized`."
             )
         settings = _proven(path, weights, target.weight.shape[-1])
-        own = stated.overrides.get(path, stated) if stated is not None else None
-        if own is not None and (own.mode == "affine") != (settings.mode == "affine"):
+        if modes and settings.mode not in modes:
             raise CheckpointError(
-                f"{checkpoint.folder}: {path} is packed as {settings.mode} and the config says {own.mode}. "
-                "The config and the weights belong to different conversions."
+                f"{checkpoint.folder}: {path} is packed as {settings.mode} and the config says "
+                f"{' and '.join(sorted(modes))}. The config and the weights belong to different conversions."
             )
         found[path] = {"group_size": settings.group_size, "bits": settings.bits, "mode": settings.mode}
     if found:

@@ -43,6 +43,7 @@ from archport.contract.heads import (
     TypedTrunk,
 )
 from archport.contract.hookspecs import hookimpl
+from archport.contract.keys import ROPE_KEYS, ConfigKeys
 from archport.contract.media import (
     Asked,
     Encode,
@@ -84,6 +85,7 @@ from archport.contract.spec import (
 
 __all__ = [
     "KV_STEP",
+    "ROPE_KEYS",
     "AdmissionRefused",
     "ArchSpec",
     "ArchportError",
@@ -101,6 +103,7 @@ __all__ = [
     "ClaimError",
     "ClassificationHead",
     "Classifier",
+    "ConfigKeys",
     "ContextLengthExceeded",
     "DType",
     "DeltaHeads",

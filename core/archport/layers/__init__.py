@@ -7,7 +7,7 @@ from archport.layers.embedding import Embedding
 from archport.layers.encoder import PostNormBlock
 from archport.layers.experts import SparseMLP, stack_experts
 from archport.layers.gated_delta_net import GatedDeltaNet
-from archport.layers.heads import head_rows
+from archport.layers.heads import head_rows, settle_head
 from archport.layers.merging import merge_projections
 from archport.layers.mlp import MLP, GatedMLP
 from archport.layers.norms import ZeroCentredRMSNorm
@@ -29,5 +29,6 @@ __all__ = [
     "added",
     "head_rows",
     "merge_projections",
+    "settle_head",
     "stack_experts",
 ]

@@ -30,13 +30,14 @@ _WORTH = 1 << 12
 
 
 def activation(name: str) -> Activation:
-    """The activation a config names in `hidden_act`.
+    """The activation a config names in `hidden_act`, as transformers understands the name.
 
     Raises:
-        SpecError: for a name that is not known.
+        SpecError: for a name that is not known, or whose function has learned parameters.
     """
-    if name not in ACTIVATIONS:
-        raise SpecError(f"activation {name!r} is not supported; known: {', '.join(sorted(ACTIVATIONS))}")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        learned = " (it has learned parameters, which no model of archport holds)" if name in ("prelu", "xielu") else ""
+        raise SpecError(f"activation {name!r} is not supported{learned}; known: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]
 
 
@@ -89,12 +90,75 @@ def silu(x: mx.array) -> mx.array:
     return activating.activate(x, "silu") if activating.worthwhile(x) else nn.silu(x)
 
 
+def _clipped_gelu(x: mx.array) -> mx.array:
+    return mx.clip(nn.gelu(x), -10, 10)
+
+
+def _laplace(x: mx.array) -> mx.array:
+    """The distribution function of a normal with mean 0.707107 and deviation 0.282095 (arXiv:2209.10655)."""
+    return 0.5 * (1.0 + mx.erf((x - 0.707107) / (0.282095 * sqrt(2.0))))
+
+
+def _linear(x: mx.array) -> mx.array:
+    return x
+
+
+def _mish(x: mx.array) -> mx.array:
+    if host_is_faster(x):
+        return _on_host(x, _host_mish)
+    return x * mx.tanh(nn.softplus(x))
+
+
+def _quick_gelu(x: mx.array) -> mx.array:
+    if host_is_faster(x):
+        return _on_host(x, _host_quick_gelu)
+    return x * mx.sigmoid(1.702 * x)
+
+
+def _relu2(x: mx.array) -> mx.array:
+    return mx.square(nn.relu(x))
+
+
+def _leaky_relu(x: mx.array) -> mx.array:
+    if host_is_faster(x):
+        return _on_host(x, _host_leaky_relu)
+    return mx.maximum(0.01 * x, x)
+
+
+def _hardswish(x: mx.array) -> mx.array:
+    if host_is_faster(x):
+        return _on_host(x, _host_hardswish)
+    return x * mx.clip(x + 3, 0, 6) / 6
+
+
+def _sqrt_softplus(x: mx.array) -> mx.array:
+    return mx.sqrt(nn.softplus(x))
+
+
+# Every name of transformers' table whose function has no parameters; several are one function.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": gelu,
+    "gelu_10": _clipped_gelu,
+    "gelu_accurate": gelu_tanh,
+    "gelu_fast": gelu_tanh,
     "gelu_new": gelu_tanh,
+    "gelu_python": gelu,
+    "gelu_python_tanh": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
+    "hardswish": _hardswish,
+    "laplace": _laplace,
+    "leaky_relu": _leaky_relu,
+    "linear": _linear,
+    "mish": _mish,
+    "quick_gelu": _quick_gelu,
     "relu": nn.relu,
+    "relu2": _relu2,
+    "relu6": nn.relu6,
+    "sigmoid": mx.sigmoid,
     "silu": silu,
+    "sqrtsoftplus": _sqrt_softplus,
+    "swish": silu,
+    "tanh": mx.tanh,
 }
 
 _KINDS: dict[activating.Kind, Activation] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
@@ -155,3 +219,33 @@ def _silu(x: np.ndarray, out: np.ndarray) -> None:
         np.exp(out, out=out)
     out += np.float32(1)
     np.divide(x, out, out=out)
+
+
+# These hold a block and no more: as MLX's operations, each would hold an array as large as x beside the answer's.
+def _host_mish(x: np.ndarray, out: np.ndarray) -> None:
+    # tanh(log(1 + e)) is (e^2 + 2 e) / (e^2 + 2 e + 2), which is one from 20 on.
+    np.minimum(x, np.float32(20), out=out)
+    np.exp(out, out=out)
+    out *= out + np.float32(2)
+    out /= out + np.float32(2)
+    out *= x
+
+
+def _host_quick_gelu(x: np.ndarray, out: np.ndarray) -> None:
+    np.multiply(x, np.float32(-1.702), out=out)
+    with np.errstate(over="ignore"):  # x / infinity is the 0 it should be
+        np.exp(out, out=out)
+    out += np.float32(1)
+    np.divide(x, out, out=out)
+
+
+def _host_leaky_relu(x: np.ndarray, out: np.ndarray) -> None:
+    np.multiply(x, np.float32(0.01), out=out)
+    np.maximum(x, out, out=out)
+
+
+def _host_hardswish(x: np.ndarray, out: np.ndarray) -> None:
+    np.add(x, np.float32(3), out=out)
+    np.clip(out, np.float32(0), np.float32(6), out=out)
+    out *= x
+    out /= np.float32(6)

@@ -12,9 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from archport.contract import Experts, SpecError
+from archport.contract import Experts
 from archport.device.tracing import traced
-from archport.layers.activations import activation, silu
+from archport.layers.activations import activation, gated
 from archport.layers.mlp import GatedMLP
 from archport.layers.mlx_lm import reused
 
@@ -28,21 +28,22 @@ class SparseMLP(nn.Module):
         hidden_size: model width D.
         experts: their number, how many a token visits, and widths.
         renormalise: whether the weights of the chosen experts are scaled to sum to one.
-        act: name of the activation inside an expert; the grouped product knows `silu`.
+        act: name of the activation inside an expert.
 
     Raises:
-        SpecError: for another activation.
+        SpecError: for an activation that is not known.
     """
 
     def __init__(self, hidden_size: int, experts: Experts, *, renormalise: bool, act: str = "silu") -> None:
         super().__init__()
-        if act != "silu":
-            raise SpecError(f"experts: activation {act!r} is not supported; expected 'silu'")
-        self._per_token, self._renormalise = experts.per_token, renormalise
+        self._per_token, self._renormalise, self._act = experts.per_token, renormalise, activation(act)
         self.gate = nn.Linear(hidden_size, experts.count, bias=False)
         self.switch_mlp = reused("models.switch_layers.SwitchGLU")(
             hidden_size, experts.intermediate_size, experts.count
         )
+        if act not in ("silu", "swish"):
+            together = gated(self._act)
+            self.switch_mlp.activation = lambda up, gate: together(gate, up)
         if experts.shared_intermediate_size:
             self.shared_expert = GatedMLP(hidden_size, experts.shared_intermediate_size, activation(act))
             self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False)
@@ -71,7 +72,7 @@ class SparseMLP(nn.Module):
         rows, parts = x.reshape(-1, D), list[mx.array]()
         for expert, first, end in zip(found.tolist(), starts, [*starts[1:], len(order)], strict=True):
             own = rows[mx.array(order[first:end] // self._per_token)]
-            inner = silu(own @ mlp.gate_proj.weight[expert].T) * (own @ mlp.up_proj.weight[expert].T)
+            inner = self._act(own @ mlp.gate_proj.weight[expert].T) * (own @ mlp.up_proj.weight[expert].T)
             parts.append(inner @ mlp.down_proj.weight[expert].T)
             # Or every expert's inside would wait for the last one's.
             mx.eval(parts[-1])

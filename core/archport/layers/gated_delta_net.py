@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import DeltaHeads, LayerContext, Segments
-from archport.layers.activations import host_is_faster, silu
+from archport.layers.activations import Activation, host_is_faster, silu
 from archport.layers.fusing import fused
 from archport.layers.gated_delta import run_rule
 from archport.layers.merging import MergedLinear
@@ -34,18 +34,21 @@ class GatedDeltaNet(nn.Module):
         hidden_size: model width D.
         conv_taps: taps of the convolution over q, k and v.
         eps: of the norm over each value head.
+        act: behind the convolution; the gate of the norm is silu in every published model, whatever a config says.
     """
 
     takes_onto = True
 
-    def __init__(self, index: int, heads: DeltaHeads, hidden_size: int, *, conv_taps: int, eps: float) -> None:
+    def __init__(
+        self, index: int, heads: DeltaHeads, hidden_size: int, *, conv_taps: int, eps: float, act: Activation = silu
+    ) -> None:
         super().__init__()
         self._index, self._heads = index, heads
         self.in_proj_qkv = nn.Linear(hidden_size, heads.channels, bias=False)
         self.in_proj_z = nn.Linear(hidden_size, heads.values, bias=False)
         self.in_proj_b = nn.Linear(hidden_size, heads.n_value_heads, bias=False)
         self.in_proj_a = nn.Linear(hidden_size, heads.n_value_heads, bias=False)
-        self.conv1d = ShortConv(heads.channels, conv_taps)
+        self.conv1d = ShortConv(heads.channels, conv_taps, act)
         self.dt_bias = mx.ones((heads.n_value_heads,))
         self.A_log = mx.zeros((heads.n_value_heads,))
         self.norm = nn.RMSNorm(heads.value_dim, eps=eps)

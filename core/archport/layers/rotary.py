@@ -42,6 +42,8 @@ class Rotary:
     ) -> None:
         if dims <= 0 or dims % 2:
             raise SpecError(f"rotary embedding: {dims=} is not a positive even number")
+        if not isinstance(theta, int | float) or isinstance(theta, bool) or not theta > 0:
+            raise SpecError(f"rotary embedding: rope_theta={theta!r}; expected a number > 0")
         self.dims, self.interleaved, self.scale, self.gain = dims, interleaved, 1.0, 1.0
         # In float64 here: the kernel's own powers of theta turn a position of 8,192 by up to 1e-4 rad too far.
         self.periods = _periods(*_plain(dims, theta))
@@ -136,8 +138,11 @@ def _yarn(dims: int, theta: float, scaling: Mapping[str, Any]) -> list[float]:
     def index_of(turns: float) -> float:
         return dims * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    first = index_of(_number(scaling, "yarn", "beta_fast", 32))
-    last = index_of(_number(scaling, "yarn", "beta_slow", 1))
+    if theta == 1:
+        raise SpecError("rotary embedding: rope_theta=1 turns every pair alike, which yarn can't stretch")
+    # A stated zero is none, as in transformers.
+    first = index_of(_number(scaling, "yarn", "beta_fast", 32) if scaling.get("beta_fast") else 32)
+    last = index_of(_number(scaling, "yarn", "beta_slow", 1) if scaling.get("beta_slow") else 1)
     if scaling.get("truncate", True):
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, dims - 1)

@@ -12,7 +12,7 @@ import numpy as np
 
 from archport.contract import Segments
 from archport.device import workers
-from archport.layers.activations import host_is_faster
+from archport.layers.activations import Activation, host_is_faster, silu
 from archport.layers.fusing import fused
 
 # Numbers worked on at a time: they stay in a core's second-level cache.
@@ -20,11 +20,13 @@ _BLOCK = 1 << 16
 
 
 class ShortConv(nn.Module):
-    """`silu(sum of weight[:, K - 1 - d] * x[t - d])` per channel; parameter `weight` (C, K, 1), oldest tap first."""
+    """`act(sum of weight[:, K - 1 - d] * x[t - d])` per channel; parameter `weight` (C, K, 1), oldest tap first."""
 
-    def __init__(self, channels: int, taps: int) -> None:
+    def __init__(self, channels: int, taps: int, act: Activation = silu) -> None:
         super().__init__()
         self.weight = mx.zeros((channels, taps, 1))
+        # One pass with silu, which all published models have.
+        self._act = None if act is silu else act
 
     @property
     def taps(self) -> int:
@@ -46,7 +48,9 @@ class ShortConv(nn.Module):
         before = mx.zeros((B, back, C), dtype=x.dtype) if tail is None else tail.astype(x.dtype)
         weights = self.weight[..., 0].T
         if segments.age is None and host_is_faster(x):
-            return _on_host(x, before, weights), _last_on_host(x, before, segments.real)
+            summed = _on_host(x, before, weights, gated=self._act is None)
+            last = _last_on_host(x, before, segments.real)
+            return (summed if self._act is None else self._act(summed)), last
         rows = _joined(before, x)
         taps = [rows[:, at : at + L] for at in range(back + 1)]
         if segments.age is not None:
@@ -54,22 +58,29 @@ class ShortConv(nn.Module):
                 tap if at == back else mx.where((segments.age >= back - at)[..., None], tap, 0)
                 for at, tap in enumerate(taps)
             ]
-        return _mixed(weights, *taps), _last(rows, back, segments.real)
+        mixed = _mixed(weights, *taps) if self._act is None else self._act(_summed(weights, *taps)).astype(x.dtype)
+        return mixed, _last(rows, back, segments.real)
 
 
 @fused
 def _mixed(weights: mx.array, *taps: mx.array) -> mx.array:
     """silu of the taps' weighted sum, added in float32."""
+    return nn.silu(_summed(weights, *taps)).astype(taps[0].dtype)
+
+
+@fused
+def _summed(weights: mx.array, *taps: mx.array) -> mx.array:
+    """The taps' weighted sum in float32."""
     first, *others = (weights[at].astype(mx.float32) * tap.astype(mx.float32) for at, tap in enumerate(taps))
-    return nn.silu(sum(others, start=first)).astype(taps[0].dtype)
+    return sum(others, start=first)
 
 
 def _joined(before: mx.array, x: mx.array) -> mx.array:
     return mx.concatenate([before, x], axis=1)
 
 
-def _on_host(x: mx.array, before: mx.array, weights: mx.array) -> mx.array:
-    """silu of the taps' weighted sum in float32, a few rows at a time, so that nothing but the answer is made."""
+def _on_host(x: mx.array, before: mx.array, weights: mx.array, *, gated: bool) -> mx.array:
+    """The taps' weighted sum in float32, `gated` by silu, a few rows at a time, so that only the answer is made."""
     B, L, C = x.shape
     mx.eval(x, before, weights)
     source, earlier, taps = np.asarray(x), np.asarray(before), np.asarray(weights)
@@ -90,6 +101,8 @@ def _on_host(x: mx.array, before: mx.array, weights: mx.array) -> mx.array:
             if start < inside:
                 last = min(inside, stop)
                 out[: last - start] += earlier[row, back + start - d : back + last - d] * taps[back - d]
+        if not gated:
+            return
         scale = np.negative(out)
         with np.errstate(over="ignore"):  # x / infinity is the 0 it should be
             np.exp(scale, out=scale)

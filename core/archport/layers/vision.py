@@ -32,6 +32,7 @@ class TowerShape:
         channels, patch, temporal: what one patch holds: channels x frames x patch x patch.
         merge: patches per side that become one token.
         table: positions per side of the learned table that is stretched over each picture.
+        positions: rows of that table as stored, which may be more; 0 for no more.
         taps: blocks behind which a merger of its own looks in, in order.
         act: activation of the blocks; mergers have an erf GELU.
         theta: base of the rotary frequencies of rows and columns.
@@ -50,6 +51,7 @@ class TowerShape:
     taps: tuple[int, ...] = ()
     act: str = "gelu_pytorch_tanh"
     theta: float = 10000.0
+    positions: int = 0
 
     @staticmethod
     def of(vision: Mapping[str, Any], width: int, *, taps: Sequence[int] = ()) -> TowerShape:
@@ -64,7 +66,8 @@ class TowerShape:
             patch=vision["patch_size"],
             temporal=vision.get("temporal_patch_size", 2),
             merge=vision.get("spatial_merge_size", 2),
-            table=round(vision.get("num_position_embeddings", 2304) ** 0.5),
+            table=int(vision.get("num_position_embeddings", 2304) ** 0.5),
+            positions=vision.get("num_position_embeddings", 2304),
             taps=tuple(taps),
             act=vision.get("hidden_act", "gelu_pytorch_tanh"),
             theta=vision.get("rope_theta") or 10000.0,
@@ -78,7 +81,7 @@ class PatchMergingTower(nn.Module):
         super().__init__()
         self._shape = shape
         self.patch_embed = PatchEmbed(shape)
-        self.pos_embed = nn.Embedding(shape.table**2, shape.hidden)
+        self.pos_embed = nn.Embedding(shape.positions or shape.table**2, shape.hidden)
         self.blocks = [Block(index, shape) for index in range(shape.depth)]
         self.merger = Merger(shape, norm_merged=False)
         self.deepstack_merger_list = [Merger(shape, norm_merged=True) for _ in shape.taps]

@@ -10,15 +10,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from archport.contract import (
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointError,
     CheckpointView,
+    ConfigKeys,
     EmbeddingHead,
     Example,
     Experts,
     Head,
     PairText,
+    SpecError,
     Task,
     TextInputs,
     Trunk,
@@ -55,6 +58,17 @@ PAIR = PairText(
 
 END_OF_TEXT = "<|endoftext|>"
 
+KEYS = ConfigKeys(
+    "qwen3",
+    obeyed=(
+        *("attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types"),
+        *("max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"),
+        *("rms_norm_eps", "vocab_size", "use_sliding_window", "sliding_window", "max_window_layers", *ROPE_KEYS),
+        *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
+        *("decoder_sparse_step", "mlp_only_layers"),
+    ),
+)
+
 
 @hookimpl
 def archport_models() -> Mapping[str, str]:
@@ -72,8 +86,12 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     tasks = next((ARCHITECTURES[name] for name in config.get("architectures") or [] if name in ARCHITECTURES), None)
     if tasks is None or not config.get("causal", True):
         return None
+    KEYS.check(config)
     layer_types = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
     window = config.get("sliding_window")
+    unknown = sorted({str(kind) for kind in layer_types} - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise SpecError(f"qwen3: layer_types holds {', '.join(unknown)}; expected full_attention and sliding_attention")
     return ArchSpec(
         arch="qwen3",
         tasks=tasks,

@@ -17,6 +17,7 @@ from archport.layers import (
     Rotary,
     SparseMLP,
     head_rows,
+    settle_head,
     stack_experts,
 )
 from archport.layers.activations import activation
@@ -33,7 +34,8 @@ class Qwen3(nn.Module):
         self._spec = spec
         self.model = Decoder(spec, config)
         # An embedding model's own head, where a repository has one, is dead weight.
-        if not spec.tied_head and {"generate", "rerank"} & set(spec.tasks):
+        self._has_head = bool({"generate", "rerank"} & set(spec.tasks))
+        if not spec.tied_head and self._has_head:
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
@@ -49,7 +51,11 @@ class Qwen3(nn.Module):
         # Embedding repositories store the trunk without its prefix.
         if not any(name.startswith("model.") for name in weights):
             weights = {name if name in HEAD else f"model.{name}": value for name, value in weights.items()}
-        if "lm_head" not in self:
+        if self._has_head:
+            weights, own = settle_head(weights, "lm_head", "model.embed_tokens", tied=self._spec.tied_head)
+            if own and "lm_head" not in self:
+                self.lm_head = nn.Linear(self._spec.hidden_size, self._spec.vocab_size, bias=False)
+        else:
             weights = {name: value for name, value in weights.items() if name not in HEAD}
         experts = self._spec.experts
         if experts is not None:

@@ -11,10 +11,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from archport.contract import (
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointError,
     CheckpointView,
+    ConfigKeys,
     DeltaHeads,
     Example,
     Experts,
@@ -22,6 +24,7 @@ from archport.contract import (
     LayerSpec,
     PairText,
     RecurrentLayer,
+    SpecError,
     Task,
     TextInputs,
     Trunk,
@@ -58,6 +61,30 @@ PAIR = PairText(
 ANSWERS = ("yes", "no")
 # Spelt out letter by letter, these would be another text than the recipe's.
 MARKS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+PARTS = ("text_config", "vision_config", "image_token_id", "video_token_id", "vision_start_token_id")
+KEYS = ConfigKeys(
+    "qwen35",
+    obeyed=(
+        *("attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types"),
+        *("full_attention_interval", "max_position_embeddings", "num_attention_heads", "num_hidden_layers"),
+        *("num_key_value_heads", "rms_norm_eps", "vocab_size", *ROPE_KEYS, *PARTS, "vision_end_token_id"),
+        *("linear_conv_kernel_dim", "linear_key_head_dim", "linear_num_key_heads", "linear_num_value_heads"),
+        *("linear_value_head_dim", "num_experts", "num_local_experts", "num_experts_per_tok", "norm_topk_prob"),
+        *("moe_intermediate_size", "shared_expert_intermediate_size", "decoder_sparse_step", "mlp_only_layers"),
+    ),
+    # Of the drafting head, and of how kernels hold a state that is float32 here.
+    inert=("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype", "language_model_only"),
+    refused={"attn_output_gate": (True,), "output_gate_type": ("swish", "silu")},
+)
+TOWER = ConfigKeys(
+    "qwen35, vision_config",
+    obeyed=(
+        *("depth", "hidden_act", "hidden_size", "intermediate_size", "num_heads", "num_position_embeddings"),
+        *("num_attention_heads", "num_hidden_layers", "out_hidden_size", "patch_size", "spatial_merge_size"),
+        *("temporal_patch_size", "rope_parameters", "rope_theta"),
+    ),
+    refused={"in_channels": (3,), "deepstack_visual_indexes": ()},
+)
 # Every fourth layer is full attention where a config says nothing else.
 INTERVAL = 4
 
@@ -74,6 +101,9 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     if tasks is None or not config.get("causal", True):
         return None
     text = text_config(config)
+    KEYS.check(config)
+    KEYS.check(text)
+    TOWER.check(config.get("vision_config") or {})
     experts = _experts(text)
     full = AttentionLayer(
         semantics="causal",
@@ -90,6 +120,9 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     )
     linear = RecurrentLayer.gated_delta(heads, text.get("linear_conv_kernel_dim") or 4)
     kinds: dict[str, LayerSpec] = {"full_attention": full, "linear_attention": linear}
+    unknown = sorted({str(kind) for kind in layer_types(text)} - set(kinds))
+    if unknown:
+        raise SpecError(f"qwen35: layer_types holds {', '.join(unknown)}; expected {' and '.join(kinds)}")
     return ArchSpec(
         arch="qwen35",
         tasks=tasks,
@@ -223,7 +256,7 @@ def archport_examples() -> Sequence[Example]:
         "dtype": "float32",
     }
     order = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
-    following = {**text, "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"]}
+    following = {**text, "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "num_experts": 0}
     return [
         Example("text", {**text, "architectures": ["Qwen3_5ForCausalLM"]}, publish=_published),
         Example(

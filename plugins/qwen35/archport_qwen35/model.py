@@ -18,6 +18,7 @@ from archport.layers import (
     Rotary,
     SparseMLP,
     head_rows,
+    settle_head,
 )
 from archport.layers.activations import activation
 from archport.layers.sections import SectionedRotary
@@ -37,7 +38,8 @@ class Qwen35(nn.Module):
         self.model = Decoder(spec, text)
         if vision:
             self.visual = PatchMergingTower(TowerShape.of(vision, spec.hidden_size))
-        if not spec.tied_head and {"generate", "rerank"} & set(spec.tasks):
+        self._has_head = bool({"generate", "rerank"} & set(spec.tasks))
+        if not spec.tied_head and self._has_head:
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
@@ -53,7 +55,12 @@ class Qwen35(nn.Module):
         if "visual" in self and not any(name.startswith("visual.") for name in found):
             # A conversion of the text half alone, whose config still describes the tower.
             del self.visual
-        return found if "lm_head" in self else {name: found[name] for name in found if not name.startswith("lm_head.")}
+        if not self._has_head:
+            return {name: value for name, value in found.items() if not name.startswith("lm_head.")}
+        found, own = settle_head(found, "lm_head", "model.embed_tokens", tied=self._spec.tied_head)
+        if own and "lm_head" not in self:
+            self.lm_head = nn.Linear(self._spec.hidden_size, self._spec.vocab_size, bias=False)
+        return found
 
     def logits(self, hidden: mx.array) -> mx.array:
         return self.lm_head(hidden) if "lm_head" in self else self.model.embed_tokens.as_linear(hidden)
@@ -83,12 +90,15 @@ class Decoder(nn.Module):
         return self.norm(x)
 
 
-def _block(spec: ArchSpec, text: Mapping[str, Any], index: int, layer: LayerSpec, rotary: Rotary) -> PreNormBlock:
+def _block(
+    spec: ArchSpec, text: Mapping[str, Any], index: int, layer: LayerSpec, rotary: Rotary | None
+) -> PreNormBlock:
     eps, width = text["rms_norm_eps"], spec.hidden_size
     mlp = _mlp(spec, text, index)
     if not isinstance(layer, AttentionLayer):
         assert layer.heads is not None
-        net = GatedDeltaNet(index, layer.heads, width, conv_taps=layer.conv_taps, eps=eps)
+        act = activation(text.get("hidden_act", "silu"))
+        net = GatedDeltaNet(index, layer.heads, width, conv_taps=layer.conv_taps, eps=eps, act=act)
         return PreNormBlock(net, mlp, width, eps, mixer="linear_attn")
     bias = bool(text.get("attention_bias", False))
     attention = Attention(
@@ -103,8 +113,11 @@ def _block(spec: ArchSpec, text: Mapping[str, Any], index: int, layer: LayerSpec
     return PreNormBlock(attention, mlp, width, eps)
 
 
-def _rotary(spec: ArchSpec, text: Mapping[str, Any]) -> Rotary:
-    """One for all layers, so that angles on several axes are computed once per step; text alone has one axis."""
+def _rotary(spec: ArchSpec, text: Mapping[str, Any]) -> Rotary | None:
+    """One for all layers, so that angles on several axes are computed once per step; text alone has one axis, and
+    layers that are all recurrent have none."""
+    if not spec.attention_layers:
+        return None
     scaling = text.get("rope_scaling") or {}
     dims = int(spec.attention_layers[0].head_dim * text.get("partial_rotary_factor", 0.25))
     if spec.vision is None:

@@ -43,9 +43,12 @@ def renamed(weights: Mapping[str, mx.array], spec: ArchSpec) -> dict[str, mx.arr
                 name = after + name.removeprefix(before)
         # A bare trunk is saved without a prefix.
         found[name if name.startswith(("model.", "lm_head.")) else f"model.{name}"] = value
-    # A conversion moves the taps of the convolution inwards, and adds the one to its norms in the same pass.
-    raw = any(name.endswith("conv1d.weight") and value.shape[-1] != 1 for name, value in found.items())
-    if raw:
+    # A conversion moves the taps of the convolution inwards, and adds the one to its norms in the same pass. Where no
+    # convolution tells (none, or of one tap), it adds nothing either.
+    converted = any(
+        name.endswith("conv1d.weight") and value.shape[-1] == 1 and value.shape[1] != 1 for name, value in found.items()
+    )
+    if not converted:
         for name, value in found.items():
             if name.endswith("conv1d.weight"):
                 found[name] = value.swapaxes(1, 2)

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import (
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointError,
     CheckpointView,
+    ConfigKeys,
     EmbeddingHead,
     Example,
     Experts,
@@ -26,6 +28,34 @@ from archport.contract import (
 
 DENSE = ("Qwen3VLForConditionalGeneration", "Qwen3VLModel", "Qwen3VLForEmbedding")
 SPARSE = ("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeModel")
+
+ROOT = ConfigKeys(
+    "qwen3_vl",
+    obeyed=(
+        *("text_config", "vision_config", "image_token_id", "video_token_id", "vision_start_token_id"),
+        "vision_end_token_id",
+    ),
+)
+KEYS = ConfigKeys(
+    "qwen3_vl, text_config",
+    obeyed=(
+        *("attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings"),
+        *("num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "vocab_size", *ROPE_KEYS),
+        *("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
+        *("decoder_sparse_step", "mlp_only_layers"),
+    ),
+    # Of other Qwen models; this one has neither windows nor named layers.
+    inert=("layer_types", "max_window_layers", "sliding_window", "use_sliding_window"),
+)
+TOWER = ConfigKeys(
+    "qwen3_vl, vision_config",
+    obeyed=(
+        *("deepstack_visual_indexes", "depth", "hidden_act", "hidden_size", "intermediate_size", "num_heads"),
+        *("num_attention_heads", "num_hidden_layers", "num_position_embeddings", "out_hidden_size", "patch_size"),
+        *("spatial_merge_size", "temporal_patch_size", "rope_parameters", "rope_theta"),
+    ),
+    refused={"in_channels": (3,)},
+)
 
 # What the published embedder and reranker read at most; the model has far more positions. The reranker's closing five
 # tokens come on top of its own number.
@@ -52,7 +82,10 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
         return None
     if not config.get("causal", True) or not isinstance(vision, Mapping):
         return None
+    for keys, part in ((ROOT, config), (KEYS, text), (TOWER, vision)):
+        keys.check(part)
     layers = text["num_hidden_layers"]
+    headed = any(name.endswith("ForConditionalGeneration") for name in names)
     experts = None
     if text.get("num_experts"):
         every, dense = text.get("decoder_sparse_step") or 1, text.get("mlp_only_layers") or []
@@ -70,7 +103,7 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     )
     return ArchSpec(
         arch="qwen3_vl",
-        tasks=("embed", "rerank", "generate"),
+        tasks=("embed", "rerank", "generate") if headed else ("embed",),
         layers=(layer,) * layers,
         vocab_size=text["vocab_size"],
         hidden_size=text["hidden_size"],

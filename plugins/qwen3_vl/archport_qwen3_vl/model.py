@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext, TowerContext
-from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, SparseMLP, head_rows
+from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, SparseMLP, head_rows, settle_head
 from archport.layers.activations import activation
 from archport.layers.sections import SectionedRotary
 from archport.layers.vision import PatchMergingTower, TowerShape
@@ -28,7 +28,8 @@ class Qwen3VL(nn.Module):
         vision = config["vision_config"]
         shape = TowerShape.of(vision, spec.hidden_size, taps=vision.get("deepstack_visual_indexes") or ())
         self.model = Pair(spec, config["text_config"], shape)
-        if not spec.tied_head:
+        self._has_head = "generate" in spec.tasks or "rerank" in spec.tasks
+        if not spec.tied_head and self._has_head:
             self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
@@ -44,8 +45,13 @@ class Qwen3VL(nn.Module):
         return head_rows(self.lm_head if "lm_head" in self else self.model.language_model.embed_tokens, ids)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        weights = sanitize(weights, self._spec, channels=self._vision.get("in_channels", 3))
-        return weights if "lm_head" in self else {n: value for n, value in weights.items() if "lm_head." not in n}
+        found = sanitize(weights, self._spec, channels=self._vision.get("in_channels", 3))
+        if not self._has_head:
+            return {name: value for name, value in found.items() if not name.startswith("lm_head.")}
+        found, own = settle_head(found, "lm_head", "model.language_model.embed_tokens", tied=self._spec.tied_head)
+        if own and "lm_head" not in self:
+            self.lm_head = nn.Linear(self._spec.hidden_size, self._spec.vocab_size, bias=False)
+        return found
 
 
 class Pair(nn.Module):

@@ -10,9 +10,9 @@ from archport.contract import (
     ArchSpec,
     AttentionLayer,
     CheckpointView,
+    ConfigKeys,
     Example,
     Head,
-    SpecError,
     Task,
     TextInputs,
     Trunk,
@@ -28,6 +28,19 @@ ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "BertForSequenceClassification": ("classify", "rerank"),
     "HF_ColBERT": ("embed", "rerank"),
 }
+KEYS = ConfigKeys(
+    "bert",
+    obeyed=(
+        *("hidden_act", "hidden_size", "intermediate_size", "layer_norm_eps", "max_position_embeddings"),
+        *("num_attention_heads", "num_hidden_layers", "type_vocab_size", "vocab_size", "classifier_activation"),
+    ),
+    # Of the first files of BERT, of a pooler that no released model has.
+    inert=(
+        *("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"),
+        *("pooler_size_per_head", "pooler_type", "model_name", "sparsity"),
+    ),
+    refused={"position_embedding_type": ("absolute",)},
+)
 MODELS = {
     "all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2",
     # A package that carries the model: it works with no hub in reach.
@@ -48,9 +61,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
 
 def learned_positions(arch: str, config: Mapping[str, Any], positions: int, tasks: tuple[Task, ...]) -> ArchSpec:
     """The spec of a post-norm encoder whose position table serves `positions` tokens."""
-    kind = config.get("position_embedding_type") or "absolute"
-    if kind != "absolute":
-        raise SpecError(f"{arch}: position_embedding_type={kind!r} is not supported; expected 'absolute'")
+    replace(KEYS, arch=arch).check(config)
     heads = config["num_attention_heads"]
     return ArchSpec(
         arch=arch,
@@ -62,6 +73,7 @@ def learned_positions(arch: str, config: Mapping[str, Any], positions: int, task
         intermediate_size=config["intermediate_size"],
         max_positions=positions,
         dtype=config.get("dtype", "float32"),
+        tied_head="fill_mask" not in tasks or config.get("tie_word_embeddings") is not False,
         gated_mlp=False,
         qk_norm=False,
     )

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from archport.contract import (
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointView,
+    ConfigKeys,
     Dense,
     EmbeddingHead,
     Example,
@@ -24,6 +26,16 @@ from archport.contract import (
 from archport_bidirectional.families.common import has_pipeline, named, prompted
 from archport_bidirectional.families.scoring import classification
 
+KEYS = ConfigKeys(
+    "decoder blocks without a causal mask",
+    obeyed=(
+        *("attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_types", "mlp_bias"),
+        *("max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"),
+        *("rms_norm_eps", "vocab_size", *ROPE_KEYS, "pooling", "temperature"),
+    ),
+    # With full attention in every layer, windows are nobody's.
+    inert=("max_window_layers", "sliding_window", "use_sliding_window"),
+)
 LLAMA, QWEN3 = "llama_bidirec", "qwen3_bidirectional"
 ARCHS = (LLAMA, QWEN3)
 ARCHITECTURES = {
@@ -74,6 +86,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
 
 def decoder_spec(arch: str, config: Mapping[str, Any], tasks: tuple[Task, ...] = ("embed",)) -> ArchSpec:
     """The spec of decoder blocks in which every token sees every other."""
+    replace(KEYS, arch=arch).check(config)
     kinds = config.get("layer_types") or []
     if any(kind != "full_attention" for kind in kinds):
         raise SpecError(

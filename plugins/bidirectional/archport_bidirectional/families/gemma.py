@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import (
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointView,
+    ConfigKeys,
     Dense,
     EmbeddingHead,
     Example,
@@ -25,6 +27,24 @@ MODELS = {
     "google/embeddinggemma-300m": "google/embeddinggemma-300m",
     "unsloth/embeddinggemma-300m": "unsloth/embeddinggemma-300m",
 }
+KEYS = ConfigKeys(
+    "embeddinggemma",
+    obeyed=(
+        *("attention_bias", "head_dim", "hidden_activation", "hidden_size", "intermediate_size", "layer_types"),
+        *("max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads"),
+        *(
+            "query_pre_attn_scalar",
+            "rms_norm_eps",
+            "sliding_window",
+            "sliding_window_pattern",
+            "vocab_size",
+            *ROPE_KEYS,
+        ),
+    ),
+    # A name that the classes do not read; and of a head that an embedder does not have.
+    inert=("hidden_act", "cache_implementation", "final_logit_softcapping"),
+    refused={"attn_logit_softcapping": ()},
+)
 OVERFLOWS = "its activations grow past float16's largest number and become NaN"
 FULL_EVERY, GLOBAL_THETA, LOCAL_THETA = 6, 1_000_000.0, 10_000.0
 # Of the published pipeline file; its own prompts win where there is one.
@@ -50,9 +70,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     # A causal Gemma 3 has the same name and no flag; it never gets here.
     if named(config, ARCHITECTURES) is None or not config.get("use_bidirectional_attention"):
         return None
-    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if config.get(cap):
-            raise SpecError(f"embeddinggemma: {cap}={config[cap]!r} is not supported; expected none")
+    KEYS.check(config)
     shape = (config["num_attention_heads"], config["num_key_value_heads"], config.get("head_dim", 256))
     # The file counts both sides; transformers halves it and then counts the token itself, so half of it is still seen.
     reach = (config.get("sliding_window") or 4096) // 2
@@ -75,7 +93,13 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
     """`sliding_attention` or `full_attention` per layer."""
     every = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or FULL_EVERY
     derived = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(config["num_hidden_layers"])]
-    return config.get("layer_types") or derived
+    found = config.get("layer_types") or derived
+    unknown = sorted({str(kind) for kind in found} - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise SpecError(
+            f"embeddinggemma: layer_types holds {', '.join(unknown)}; expected full_attention and sliding_attention"
+        )
+    return found
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import (
+    ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
     CheckpointView,
+    ConfigKeys,
     EmbeddingHead,
     Example,
     Head,
@@ -38,6 +40,21 @@ MODELS = {
         "lightonai/GTE-ModernColBERT-v1",
     )
 }
+KEYS = ConfigKeys(
+    "modernbert",
+    obeyed=(
+        *("attention_bias", "classifier_activation", "classifier_bias", "classifier_pooling", "decoder_bias"),
+        *("global_attn_every_n_layers", "hidden_activation", "hidden_size", "intermediate_size", "layer_types"),
+        *("local_attention", "max_position_embeddings", "mlp_bias", "norm_bias", "norm_eps", "num_attention_heads"),
+        *("num_hidden_layers", "vocab_size", *ROPE_KEYS),
+    ),
+    # How rows are packed and compiled, what training predicts, and names that the classes do not read.
+    inert=(
+        *("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction"),
+        *("sparse_pred_ignore_index", "layer_norm_eps"),
+    ),
+    refused={"position_embedding_type": ("absolute",), "head_dim": ()},
+)
 OVERFLOWS = "its residual stream grows past float16's largest number, and padded batches have come out as NaN"
 # What transformers takes where a config leaves it out.
 GLOBAL_EVERY, LOCAL_ATTENTION, GLOBAL_THETA, LOCAL_THETA = 3, 128, 160_000.0, 10_000.0
@@ -47,6 +64,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     name = named(config, ARCHITECTURES)
     if name is None:
         return None
+    KEYS.check(config)
     heads, width = config["num_attention_heads"], config["hidden_size"]
     if width % heads:
         raise SpecError(f"modernbert: hidden_size={width} is not a multiple of num_attention_heads={heads}")
@@ -63,6 +81,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
         intermediate_size=config["intermediate_size"],
         max_positions=config["max_position_embeddings"],
         dtype=config.get("dtype", "float32"),
+        tied_head="fill_mask" not in ARCHITECTURES[name] or config.get("tie_word_embeddings") is not False,
         qk_norm=False,
         dtypes_refused={"float16": OVERFLOWS},
     )
@@ -72,7 +91,13 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
     """`sliding_attention` or `full_attention` per layer."""
     every = config.get("global_attn_every_n_layers") or GLOBAL_EVERY
     derived = ["sliding_attention" if i % every else "full_attention" for i in range(config["num_hidden_layers"])]
-    return config.get("layer_types") or derived
+    found = config.get("layer_types") or derived
+    unknown = sorted({str(kind) for kind in found} - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise SpecError(
+            f"modernbert: layer_types holds {', '.join(unknown)}; expected full_attention and sliding_attention"
+        )
+    return found
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:

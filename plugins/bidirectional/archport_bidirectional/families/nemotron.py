@@ -10,6 +10,7 @@ from archport.contract import (
     ArchSpec,
     AttentionLayer,
     CheckpointView,
+    ConfigKeys,
     EmbeddingHead,
     Example,
     Head,
@@ -20,6 +21,7 @@ from archport.contract import (
 )
 from archport_bidirectional.families.common import has_pipeline, named
 from archport_bidirectional.families.decoders import config_pooling, decoder_spec
+from archport_bidirectional.families.siglip import VISION
 
 if TYPE_CHECKING:
     from archport_bidirectional.nemotron_reader import Settings
@@ -27,6 +29,15 @@ if TYPE_CHECKING:
 ARCHS = ("llama_nemotron_vl",)
 ARCHITECTURES = ("LlamaNemotronVLModel", "LlamaNemotronVLForEmbedding")
 MODELS = {"nvidia/llama-nemotron-embed-vl-1b-v2": "nvidia/llama-nemotron-embed-vl-1b-v2"}
+KEYS = ConfigKeys(
+    "llama_nemotron_vl",
+    obeyed=(
+        *("downsample_ratio", "force_image_size", "image_mean", "image_std", "img_context_token_id"),
+        *("max_dynamic_patch", "max_input_tiles", "pooling", "text_config", "use_thumbnail", "vision_config"),
+    ),
+    # A flag whose class default is false although the trunk is bidirectional; limits that the tokenizer's files state.
+    inert=("bidirectional_attention", "p_max_length", "q_max_length"),
+)
 PROMPTS = {"query": "query: ", "passage": "passage: "}
 # The published classes' own default; checkpoints say more.
 TILES = 2
@@ -36,6 +47,8 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     text, vision = config.get("text_config"), config.get("vision_config")
     if named(config, ARCHITECTURES) is None or not isinstance(text, Mapping) or not isinstance(vision, Mapping):
         return None
+    KEYS.check(config)
+    VISION.check(vision)
     if config.get("downsample_ratio", 0.5) != 0.5:
         raise SpecError(f"llama_nemotron_vl: downsample_ratio={config['downsample_ratio']!r}; expected 0.5")
     heads, width = vision["num_attention_heads"], vision["hidden_size"]

@@ -10,6 +10,7 @@ from archport.contract import (
     ArchSpec,
     AttentionLayer,
     CheckpointView,
+    ConfigKeys,
     EmbeddingHead,
     Example,
     Head,
@@ -23,6 +24,22 @@ from archport_bidirectional.families.common import has_pipeline, named
 ARCHS = ("siglip",)
 TEXT_ALONE, IMAGES_ALONE = "SiglipTextModel", "SiglipVisionModel"
 ARCHITECTURES = ("SiglipModel", TEXT_ALONE, IMAGES_ALONE)
+ROOT = ConfigKeys("siglip", obeyed=("text_config", "vision_config"))
+TEXT = ConfigKeys(
+    "siglip, text_config",
+    obeyed=(
+        *("hidden_act", "hidden_size", "intermediate_size", "layer_norm_eps", "max_position_embeddings"),
+        *("num_attention_heads", "num_hidden_layers", "projection_size", "vocab_size"),
+    ),
+)
+VISION = ConfigKeys(
+    "siglip, vision_config",
+    obeyed=(
+        *("hidden_act", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps", "num_attention_heads"),
+        *("num_hidden_layers", "patch_size", "vision_use_head"),
+    ),
+    refused={"num_channels": (3,)},
+)
 MODELS = {
     name: name
     for name in (
@@ -32,45 +49,32 @@ MODELS = {
         "google/siglip2-so400m-patch16-512",
     )
 }
-# Published configs leave out what equals these.
-TEXT = {
-    "vocab_size": 32000,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 64,
-}
-VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
-}
 
 
-def towers(config: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """(config of the text tower, config of the image tower) with what published files leave out; None for one that is
-    not there."""
+def towers(config: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]:
+    """(config of the text tower, config of the image tower); None for one that is not there."""
     name = named(config, ARCHITECTURES)
-    text = config if name == TEXT_ALONE else config.get("text_config") or {}
-    vision = config if name == IMAGES_ALONE else config.get("vision_config") or {}
-    return None if name == IMAGES_ALONE else {**TEXT, **text}, None if name == TEXT_ALONE else {**VISION, **vision}
+    if name == TEXT_ALONE:
+        return config, None
+    return (None, config) if name == IMAGES_ALONE else (config["text_config"], config["vision_config"])
 
 
 def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     if named(config, ARCHITECTURES) is None:
         return None
     text, vision = towers(config)
+    if text is not config and vision is not config:
+        ROOT.check(config)
+    for keys, half in ((TEXT, text), (VISION, vision)):
+        if half is not None:
+            keys.check(half)
     widths = {half["hidden_size"] for half in (text, vision) if half is not None}
     if text is not None:
-        widths.add(text.get("projection_size", text["hidden_size"]))
+        widths.add(text.get("projection_size") or text["hidden_size"])
     if len(widths) > 1:
         raise SpecError(f"siglip: texts, their projection and images have the widths {sorted(widths)}; expected one")
-    if vision is not None and vision.get("vision_use_head") is False:
-        raise SpecError("siglip: vision_use_head is false; without its pooling head an image has no vector")
+    if vision is not None:
+        _check_squares(vision)
 
     def layer(half: Mapping[str, Any]) -> AttentionLayer:
         heads = half["num_attention_heads"]
@@ -101,6 +105,14 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
         qk_norm=False,
         vision=tower,
     )
+
+
+def _check_squares(vision: Mapping[str, Any]) -> None:
+    if vision.get("vision_use_head") is False:
+        raise SpecError("siglip: vision_use_head is false; without its pooling head an image has no vector")
+    side, patch = vision["image_size"], vision["patch_size"]
+    if not isinstance(side, int) or not isinstance(patch, int) or patch < 1 or side % patch:
+        raise SpecError(f"siglip: image_size={side!r} is no multiple of patch_size={patch!r}; expected whole patches")
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:

@@ -26,13 +26,14 @@ _RENAMES = (
     ("output.dense.", "mlp.down_proj."),
     ("output.LayerNorm.", "output_norm."),
 )
-# A head for pairs of sentences, copies of the word embeddings, and a buffer that old versions stored.
-_UNUSED = re.compile(r"^(cls\.seq_relationship\.|(cls\.predictions|lm_head)\.decoder\.|embeddings\.position_ids$)")
+# A head for pairs of sentences, and a buffer that old versions stored.
+_UNUSED = re.compile(r"^(cls\.seq_relationship\.|embeddings\.position_ids$)")
 _PREFIXES = ("bert.", "roberta.")
 _HEADS = (
     ("cls.predictions.transform.dense.", "lm_head.dense."),
     ("cls.predictions.transform.LayerNorm.", "lm_head.layer_norm."),
     ("cls.predictions.bias", "lm_head.bias"),
+    ("cls.predictions.decoder.", "lm_head.decoder."),
 )
 # TensorFlow conversions kept its names for the norms' parameters.
 _OLD_NORMS = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
@@ -49,7 +50,7 @@ class Bert(nn.Module):
 
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any], padding: int | None = None) -> None:
         super().__init__()
-        self._padding = padding
+        self._padding, self._tied = padding, spec.tied_head
         self.embeddings = Embeddings(spec, config, 0 if padding is None else padding + 1)
         self.encoder = Encoder(spec, config)
         D = spec.hidden_size
@@ -92,11 +93,14 @@ class Bert(nn.Module):
             kept[name] = value
         # A pooler, or a head of another task, is no part of what this module was asked for.
         own = {part for part in ("pooler", "classifier", "lm_head") if part in self}
-        return {
+        kept = {
             name: value
             for name, value in kept.items()
             if name.partition(".")[0] in own or not name.startswith(("pooler.", "classifier.", "lm_head.", "linear."))
         }
+        if "lm_head" not in self:
+            return kept
+        return self.lm_head.settle(kept, "lm_head", "embeddings.word_embeddings", tied=self._tied)
 
 
 def _behind_padding(input_ids: mx.array, positions: mx.array, padding: int) -> mx.array:

@@ -46,6 +46,8 @@ class Blocks(nn.Module):
         super().__init__()
         eps, act = config["rms_norm_eps"], activation(config.get("hidden_act", "silu"))
         bias = bool(config.get("attention_bias", False))
+        # A key of Llama's config alone.
+        mlp_bias = not spec.qk_norm and bool(config.get("mlp_bias", False))
         self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [
             PreNormBlock(
@@ -58,7 +60,7 @@ class Blocks(nn.Module):
                     qk_norm_eps=eps if spec.qk_norm else None,
                     rotary=Rotary(layer.head_dim, config["rope_theta"], config.get("rope_scaling")),
                 ),
-                GatedMLP(spec.hidden_size, spec.intermediate_size, act, bias=bool(config.get("mlp_bias", False))),
+                GatedMLP(spec.hidden_size, spec.intermediate_size, act, bias=mlp_bias),
                 spec.hidden_size,
                 eps,
             )

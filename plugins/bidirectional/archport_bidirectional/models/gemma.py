@@ -46,9 +46,9 @@ class Block(nn.Module):
         super().__init__()
         layer, D = spec.attention_layers[index], spec.hidden_size
         if layer.is_windowed:
-            rotary = Rotary(layer.head_dim, config.get("rope_local_base_freq") or LOCAL_THETA)
+            theta, scaling = config.get("rope_local_base_freq") or LOCAL_THETA, config.get("rope_local_scaling")
+            rotary = Rotary(layer.head_dim, theta, scaling)
         else:
-            # Only the global layers were trained on stretched positions.
             rotary = Rotary(layer.head_dim, config.get("rope_theta") or GLOBAL_THETA, config.get("rope_scaling"))
         bias = bool(config.get("attention_bias", False))
         self.self_attn = Attention(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from archport.layers import settle_head
+
 Act = Callable[[mx.array], mx.array]
 
 
@@ -45,7 +47,10 @@ class DenseNorm(Dense):
 
 
 class MaskedHead(Dense):
-    """BERT's and RoBERTa's masked-LM head: dense, activation, `layer_norm`, the word embeddings, `bias`."""
+    """BERT's and RoBERTa's masked-LM head: dense, activation, `layer_norm`, the word embeddings, `bias`.
+
+    `decoder` stands in for the word embeddings where a checkpoint has a matrix of its own.
+    """
 
     def __init__(self, width: int, vocabulary: int, act: Act, eps: float) -> None:
         super().__init__(width, act)
@@ -53,7 +58,26 @@ class MaskedHead(Dense):
         self.bias = mx.zeros((vocabulary,))
 
     def logits(self, hidden: mx.array, words: nn.Embedding) -> mx.array:
-        return words.as_linear(self.layer_norm(self(hidden))) + self.bias
+        x = self.layer_norm(self(hidden))
+        return (self.decoder(x) if "decoder" in self else words.as_linear(x)) + self.bias
+
+    def settle(self, weights: dict[str, mx.array], path: str, words: str, *, tied: bool) -> dict[str, mx.array]:
+        """Take the matrix and the bias that the checkpoint's decoder has; returns the tensors that fill this head.
+
+        Args:
+            path, words: of this head, and of the word embeddings, in `weights`.
+            tied: what the config says.
+        """
+        weights, own = settle_head(weights, f"{path}.decoder", words, tied=tied)
+        if own:
+            self.decoder = nn.Linear(self.dense.weight.shape[0], self.bias.shape[0], bias=False)
+        # Saved under two names, which are one parameter of a tied model; an untied one reads the decoder's.
+        bias = weights.pop(f"{path}.decoder.bias", None)
+        if bias is not None:
+            weights[f"{path}.bias"] = bias
+        elif not tied:
+            weights.pop(f"{path}.bias", None)
+        return weights
 
 
 class Bias(nn.Module):

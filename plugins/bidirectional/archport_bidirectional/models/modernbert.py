@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, Embedding, GatedMLP, Rotary, added
+from archport.layers import Attention, Embedding, GatedMLP, Rotary, added, settle_head
 from archport.layers.activations import activation
 from archport_bidirectional.families.common import label_count
 from archport_bidirectional.families.modernbert import GLOBAL_THETA, LOCAL_THETA
@@ -42,7 +42,9 @@ class ModernBert(nn.Module):
             self.head = DenseNorm(spec.hidden_size, act, eps, bias=own, norm_bias=bias)
         if "classify" in spec.tasks:
             self.classifier = nn.Linear(spec.hidden_size, label_count(config))
-        if "fill_mask" in spec.tasks and config.get("decoder_bias", True):
+        self._tied, self._decoder_bias = spec.tied_head, bool(config.get("decoder_bias", True))
+        self._fills = "fill_mask" in spec.tasks
+        if self._fills and self._decoder_bias:
             self.decoder = Bias(spec.vocab_size)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
@@ -57,16 +59,18 @@ class ModernBert(nn.Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Logits (n, V) of the words at hidden rows (n, D)."""
-        found = self.embeddings.tok_embeddings.as_linear(self.head(hidden))
-        return found + self.decoder.bias if "decoder" in self else found
+        x = self.head(hidden)
+        if isinstance(self.get("decoder"), Bias):
+            return self.embeddings.tok_embeddings.as_linear(x) + self.decoder.bias
+        return self.decoder(x) if "decoder" in self else self.embeddings.tok_embeddings.as_linear(x)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         kept: dict[str, mx.array] = {}
         for name, value in weights.items():
             name = name.removeprefix("model.")
-            # A head of another task; the decoder's matrix is the word embeddings.
+            # A head of another task.
             part = name.partition(".")[0]
-            if (part in _HEADS and part not in self) or (name.startswith("decoder.") and name != "decoder.bias"):
+            if part in _HEADS and part not in self and not (part == "decoder" and self._fills):
                 continue
             for old, new in _RENAMES:
                 name = name.replace(old, new)
@@ -77,6 +81,12 @@ class ModernBert(nn.Module):
             parts = _FUSED[fused]
             for part, rows in zip(parts, mx.split(value, len(parts), axis=0), strict=True):
                 kept[name.replace(fused, part)] = rows
+        if self._fills:
+            kept, own = settle_head(kept, "decoder", "embeddings.tok_embeddings", tied=self._tied)
+            if own:
+                vocabulary, width = self.embeddings.tok_embeddings.weight.shape
+                # A decoder of its own matrix, which quantisation may pack.
+                self.decoder = nn.Linear(width, vocabulary, bias=self._decoder_bias)
         return kept
 
 
@@ -117,7 +127,7 @@ class Block(nn.Module):
         theta, own = config.get(key) or default, bool(config.get("attention_bias", False))
         if index:
             self.attn_norm = nn.LayerNorm(spec.hidden_size, eps=eps, bias=bias)
-        rotary = Rotary(layer.head_dim, theta, config.get("rope_scaling"))
+        rotary = Rotary(layer.head_dim, theta, config.get(f"rope_{'local_' if layer.is_windowed else ''}scaling"))
         self.attn = Attention(index, layer, spec.hidden_size, bias=own, output_bias=own, rotary=rotary)
         self.mlp_norm = nn.LayerNorm(spec.hidden_size, eps=eps, bias=bias)
         act = activation(config.get("hidden_activation", "gelu"))

@@ -1,0 +1,167 @@
+"""archport's side: what it answers to the checkpoints that reference.py made, or how it refuses them.
+
+`answer(draw, folder)` returns arrays under the names of `expected.npz`, several times where there are several ways: a
+batch padded on either side, a tight budget, a prompt whose beginning is cached.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from archport import engine
+from archport.contract.errors import ArchportError
+
+from . import quantised
+from .space import FAMILIES, Draw
+from .values import patches, picture
+
+# Bytes of a budget above what the plan of the whole batch needs at least.
+SLACK = 1 << 16
+
+
+@dataclass(slots=True)
+class Answer:
+    """What archport made of a draw.
+
+    Args:
+        arrays: (how, name) -> array.
+        quantised: name -> what mlx-lm says to a quantised save of the same checkpoint.
+        refusal: why it did not answer, in its words.
+        bare: whether that was an exception that it does not raise on purpose.
+    """
+
+    arrays: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    quantised: dict[str, np.ndarray] = field(default_factory=dict)
+    refusal: str | None = None
+    bare: bool = False
+
+
+def answer(draw: Draw, folder: Path, expected: dict[str, np.ndarray]) -> Answer:
+    found = Answer()
+    try:
+        _answer(draw, folder, expected, found)
+    except ArchportError as error:
+        found.refusal = f"{type(error).__name__}: {error}"
+    except Exception as error:
+        found.refusal, found.bare = f"{type(error).__name__}: {error}", True
+    return found
+
+
+def _answer(draw: Draw, folder: Path, expected: dict[str, np.ndarray], found: Answer) -> None:
+    tasks = FAMILIES[draw.family].tasks[draw.architecture]
+    ids = [expected[f"ids_{index}"] for index in range(sum(name.startswith("ids_") for name in expected))]
+    model = engine.load(folder / "checkpoint", dtype="float32")
+    if "hidden" in tasks:
+        for side in ("right", "left"):
+            _hidden(model, ids, found, side, logits="logits" in tasks)
+        _tight(model, folder, ids, found)
+    if "seen" in tasks:
+        _seen(model, draw, folder, found)
+    if "labels" in tasks:
+        scores = model.classify([_text(row) for row in ids], raw_scores=True)
+        for index, each in enumerate(scores):
+            found.arrays["batch", f"labels_{index}"] = np.array(list(each.scores.values()), np.float32)
+    if "tokens" in tasks:
+        _tokens(model, ids[1].tolist(), len(expected["tokens"]), found)
+    save = draw.options.get("make.save")
+    if save and "logits" in tasks and quantised.agrees(folder / "checkpoint", expected, ids):
+        _quantised(folder, save, ids, found)
+    if "pictures" in tasks:
+        _pictures(model, draw, ids, found)
+    if "vectors" in tasks and "vectors" in expected:
+        texts = [_text(row) for row in ids]
+        found.arrays["batch", "vectors"] = engine.load(folder / "pipeline", dtype="float32").embed(texts)
+
+
+def _text(ids: np.ndarray) -> str:
+    return " ".join(f"t{each}" for each in ids)
+
+
+def _hidden(model: Any, ids: list[np.ndarray], found: Answer, side: str, *, logits: bool) -> None:
+    """Hidden states and logits of all rows in one padded batch."""
+    longest = max(len(row) for row in ids)
+    given, mask = np.full((len(ids), longest), 7), np.zeros((len(ids), longest), np.int32)
+    for index, row in enumerate(ids):
+        at = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
+        given[index, at], mask[index, at] = row, 1
+    hidden = model.forward(given, mask)
+    said = model._runtime.encoder.trunk.logits(hidden) if logits else None
+    for index, row in enumerate(ids):
+        at = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
+        found.arrays[f"padded {side}", f"hidden_{index}"] = np.array(hidden[index, at])
+        if said is not None:
+            found.arrays[f"padded {side}", f"logits_{index}"] = np.array(said[index, at].astype(mx.float32))
+
+
+def _tight(model: Any, folder: Path, ids: list[np.ndarray], found: Answer) -> None:
+    """The longest row under a budget that hardly holds it."""
+    row = ids[-1]
+    budget = model.plan([len(row)]).minimum + SLACK
+    small = engine.load(folder / "checkpoint", dtype="float32", memory_budget=budget)
+    found.arrays["tight budget", f"hidden_{len(ids) - 1}"] = np.array(small.forward(row[None])[0])
+
+
+def _tokens(model: Any, prompt: list[int], count: int, found: Answer) -> None:
+    """Greedy tokens, and the same where the prompt's beginning is already in the prefix cache."""
+    first = list(model.generate(prompt, max_tokens=count).tokens)
+    found.arrays["generated", "tokens"] = np.array(first, np.int32)
+    more = list(model.generate([*prompt, *first[:5]], max_tokens=count - 5).tokens)
+    found.arrays["prefix cached", "tokens"] = np.array(first[:5] + more, np.int32)
+
+
+def _quantised(folder: Path, save: str, ids: list[np.ndarray], found: Answer) -> None:
+    """Logits of a quantised save, unpacked and packed, beside mlx-lm's own."""
+    quantised.convert(folder / "checkpoint", folder / save, save)
+    for index, want in enumerate(quantised.logits(quantised.load(folder / save), ids)):
+        found.quantised[f"logits_{index}"] = want
+    for how in ("float32", "checkpoint"):
+        model = engine.load(folder / save, dtype=how)
+        for index, row in enumerate(ids):
+            said = model._runtime.encoder.trunk.logits(model.forward(row[None])[0])
+            found.arrays[f"{save}, {how}", f"logits_{index}"] = np.array(said.astype(mx.float32))
+
+
+class Alone:
+    """A tower's context for one picture: all of it in one piece."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        self.grids = [grid]
+
+    def normalise(self, patches: mx.array) -> mx.array:
+        return patches.astype(mx.float32) / 127.5 - 1
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    def rows(self, function: Any, *inputs: mx.array) -> mx.array:
+        return function(*inputs)
+
+
+def _seen(model: Any, draw: Draw, folder: Path, found: Answer) -> None:
+    """Features of one picture, as it leaves the tower."""
+    vision = json.loads((folder / "checkpoint" / "config.json").read_text())["vision_config"]
+    patch, merge = vision["patch_size"], vision["spatial_merge_size"]
+    pixels = picture(draw.seed, patch * merge * 2)
+    given = mx.array(patches(pixels, patch, merge))[None]
+    told = model._runtime.encoder.trunk.see(given, Alone((pixels.shape[0] // patch, pixels.shape[1] // patch)))
+    for index, each in enumerate(told):
+        found.arrays["tower", f"seen_{index}"] = np.array(each[0])
+
+
+def _pictures(model: Any, draw: Draw, ids: list[np.ndarray], found: Answer) -> None:
+    from PIL import Image
+
+    side = draw.options.get("vision.image_size", 16)
+    pixels = np.random.default_rng(draw.seed).integers(0, 256, size=(2, side, side, 3), dtype=np.uint8)
+    vectors = np.asarray(model.embed([{"image": Image.fromarray(each)} for each in pixels], normalize=False))
+    found.arrays["batch", "pictures"] = vectors
+    # A tower without a tokenizer's padding: the rows are of its full length.
+    hidden = model.forward(np.stack(ids))
+    for index in range(len(ids)):
+        found.arrays["batch", f"text_{index}"] = np.array(hidden[index, -1])

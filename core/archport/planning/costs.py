@@ -242,9 +242,11 @@ def token_bytes(
             lazy = split = whole * s
             held = attention * s
             # Documents that MLX's own calls run wait for the activation: until then their inputs, the output, a copy
-            # of it for the projection, its sum, a norm before the MLP and its first product are all there.
+            # of it for the projection, its sum, a norm before the MLP and its first product are all there; copies
+            # that norms of q and k made are gone.
             before = 0 if moe else (2 if modern else 1) * spec.intermediate_size
-            documents = max(whole, attention + out + (2 if modern else 1) * D + before) * s
+            waiting = attention + out + (2 if modern else 1) * D + before - (q + k if spec.qk_norm else 0)
+            documents = max(whole, waiting) * s
             fewest = 0 if moe else -(-HOST_ELEMENTS // spec.intermediate_size)
         elif kind == "cpu" and not experts:
             # Heads far wider than the model were not among the fitted shapes; their halves weigh at least this.
@@ -331,7 +333,7 @@ def _sixteen_bit_floats(spec: ArchSpec, layer: AttentionLayer) -> tuple[int, int
     if not spec.qk_norm:
         wide = (33 * D + 9 * q + 13 * kv) // 2
         return wide, wide
-    # A spec does not say how many norms a block has. Gemma's has four, and is the bidirectional one with norms of heads.
+    # A spec does not say how many norms a block has. Gemma has four: the bidirectional family with norms of its heads.
     norms = (30 if spec.semantics == "bidirectional" else 17) * D + 7 * q + 7 * kv // 2
     return max(norms, 9 * D + (41 * q + 22 * kv) // 4), max(norms, 17 * D + 11 * q + 11 * kv // 2)
 

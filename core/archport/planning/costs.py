@@ -49,6 +49,9 @@ POINTWISE_BANDWIDTH = 0.4
 # Scratch of matrix products and constants that no formula counts.
 WORKSPACE: dict[DeviceKind, int] = {"cuda": 32 * MIB, "metal": 0, "cpu": 0}
 
+# Elements below which an activation is MLX's own also where the host's functions are there.
+HOST_ELEMENTS = 1 << 12
+
 # MLX queues at most this many command buffers (tasks) before it waits, whatever the graph holds.
 TASKS_IN_FLIGHT = 10
 
@@ -159,7 +162,7 @@ class TokenBytes:
     Args:
         lazy: bytes of all temporaries when the layer runs in one stretch.
         unfused: the same when attention materialises its scores.
-        documents: the same when attention runs document by document.
+        documents: the same when attention runs document by document, and some documents wait for what follows.
         split: bytes in flight when attention evaluates the graph in its middle, so that only one half is.
         held: of those, what is there while such an attention runs.
         carried: bytes that attention reads and what follows it adds to: q, k, v and the residual.
@@ -167,6 +170,8 @@ class TokenBytes:
         part: bytes of the heavier of its projections and its MLP.
         widest: bytes of the largest of them.
         widest_name: what that is.
+        fewest: tokens of a step from which on the activation is computed on the host, which evaluates what is before
+            it. With fewer the whole layer is one stretch, whatever its attention does.
     """
 
     lazy: int
@@ -179,6 +184,7 @@ class TokenBytes:
     part: int
     widest: int
     widest_name: str
+    fewest: int = 0
 
 
 def token_bytes(
@@ -193,7 +199,7 @@ def token_bytes(
     The counts of arrays are fitted to MLX's peak counter with pre-norm (Qwen3, merged projections) and post-norm (BERT)
     blocks over widths varied one by one: never below the measurement, at most a quarter above it.
     """
-    s, D = itemsize(dtype), spec.hidden_size
+    s, D, fewest = itemsize(dtype), spec.hidden_size, 0
     inner, mlp_widths = _mlp_bytes(spec, experts, s, kind)
     if isinstance(layer, RecurrentLayer):
         channels, value = recurrent_widths(layer)
@@ -233,19 +239,26 @@ def token_bytes(
             lazy, unfused, documents, split = (each + more for each in (lazy, unfused, documents, split))
         if host:
             attention, whole = _host_floats(spec, layer, moe)
-            lazy = documents = split = whole * s
+            lazy = split = whole * s
             held = attention * s
+            # Documents that MLX's own calls run wait for the activation: until then their inputs, the output, a copy
+            # of it for the projection, its sum, a norm before the MLP and its first product are all there; copies
+            # that norms of q and k made are gone.
+            before = 0 if moe else (2 if modern else 1) * spec.intermediate_size
+            waiting = attention + out + (2 if modern else 1) * D + before - (q + k if spec.qk_norm else 0)
+            documents = max(whole, waiting) * s
+            fewest = 0 if moe else -(-HOST_ELEMENTS // spec.intermediate_size)
         elif kind == "cpu" and not experts:
             # Heads far wider than the model were not among the fitted shapes; their halves weigh at least this.
             split, documents = (max(each, _host_floats(spec, layer)[1] * s) for each in (split, documents))
             if s == 2 and not modern:
                 # So does its LayerNorm: over ten BERT shapes the peak is 2 to 3 % above the measurement.
-                lazy, unfused, documents, split = (each + 8 * D * s for each in (lazy, unfused, documents, split))
+                lazy, unfused, split = (each + 8 * D * s for each in (lazy, unfused, split))
+                documents = unfused
             elif s == 2:
-                # MLX's norms and rotations of 16 bits pass through float32 there. Over five Qwen3 and five ModernBERT
-                # shapes the peak is 7 to 23 % above the measurement, with Gemma's four norms a block 0 to 6 %.
-                wide = (33 * D + 9 * q) // 2 * s + (13 * (k + v) // 2) * s + 9 * inner // 8 + gate * s
-                lazy, unfused, documents, split = (max(each, wide) for each in (lazy, unfused, documents, split))
+                apart, together = (floats * s + inner + gate * s for floats in _sixteen_bit_floats(spec, layer))
+                split = max(split, apart)
+                lazy, unfused, documents = (max(each, together) for each in (lazy, unfused, documents))
     widths = {"hidden states": D * s, **mixer_widths, **mlp_widths}
     name = max(widths, key=lambda key: widths[key])
     return TokenBytes(
@@ -259,6 +272,7 @@ def token_bytes(
         part=part,
         widest=widths[name],
         widest_name=name,
+        fewest=fewest,
     )
 
 
@@ -306,6 +320,22 @@ def _host_floats(spec: ArchSpec, layer: AttentionLayer, experts: Experts | None 
         return attention, max(attention, 4 * D + 2 * q + out + 3 * k + v + 3 * inner)
     attention = 5 * D + q + k + v + out
     return attention, max(attention, 4 * D + 2 * inner)
+
+
+def _sixteen_bit_floats(spec: ArchSpec, layer: AttentionLayer) -> tuple[int, int]:
+    """Numbers of one token, MLP excluded, of a block with a gated MLP in 16 bits: (attention evaluates, it does not).
+
+    MLX's norms, rotations and biases of 16 bits pass through float32 on a CPU, each in arrays of its own. Counted by
+    varying widths one by one with the host as far ahead as it gets: 3 to 25 % above that over Qwen3, Llama, ModernBERT
+    and Gemma shapes of three kinds.
+    """
+    D, q, kv = spec.hidden_size, layer.n_heads * layer.head_dim, layer.n_kv_heads * (layer.head_dim + layer.v_head_dim)
+    if not spec.qk_norm:
+        wide = (33 * D + 9 * q + 13 * kv) // 2
+        return wide, wide
+    # A spec does not say how many norms a block has. Gemma has four: the bidirectional family with norms of its heads.
+    norms = (30 if spec.semantics == "bidirectional" else 17) * D + 7 * q + 7 * kv // 2
+    return max(norms, 9 * D + (41 * q + 22 * kv) // 4), max(norms, 17 * D + 11 * q + 11 * kv // 2)
 
 
 def in_flight_cap(device: DeviceFacts, widest: int, dtype: DType) -> int:

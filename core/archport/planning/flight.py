@@ -61,16 +61,16 @@ def in_flight(
         per_kind = [_manner(path) for path in paths]
     if split:
         # While attention runs, what follows it is started: its inputs and the residual are still there.
-        most = max(tokens * (_held(each, per_kind[each.kind][0]) + each.token.carried) for each in job.classes)
+        most = max(tokens * (_held(each, per_kind[each.kind][0], tokens) + each.token.carried) for each in job.classes)
         return most, max(more for _, more in per_kind)
-    ends = [manner == "split" for manner, _ in per_kind]
+    ends = [path.price.evaluations > 0 for path in paths] if paths is not None else [False] * len(job.kinds)
     on_cpu, once = job.device.kind == "cpu", 0
     plain: list[int] = []
     loaded: list[int] = []
     for each in job.classes:
         manner, more = per_kind[each.kind]
-        plain.append(tokens * _held(each, manner))
-        if manner == "split":
+        plain.append(tokens * _held(each, manner, tokens))
+        if ends[each.kind]:
             # The scratch is gone when the rest of the layer runs, and was never there with another layer's.
             once = max(once, more)
             loaded.append(max(plain[-1], tokens * each.token.held + more) if on_cpu else plain[-1])
@@ -78,7 +78,7 @@ def in_flight(
             loaded.append(plain[-1] + more)
     widest = tokens * max(each.token.widest for each in job.classes)
     cap = max(max(plain), in_flight_cap(job.device, widest, job.dtype))
-    lazy = [0 if per_kind[each.kind][0] == "split" else per_kind[each.kind][1] for each in job.classes]
+    lazy = [0 if ends[each.kind] else per_kind[each.kind][1] for each in job.classes]
     scratch = max(once, heaviest_run(job, lazy, ends, width))
     total = min(heaviest_run(job, loaded, ends, width) + (0 if on_cpu else once), cap + scratch)
     return max(0, total - scratch), min(scratch, total)
@@ -89,7 +89,7 @@ def parts(job: Job, tokens: int, paths: Sequence[AttentionPath | RecurrentPath])
     paused = unpaused = 0
     for each in job.classes:
         manner, more = _manner(paths[each.kind])
-        out, part, whole = (tokens * size for size in (each.token.output, each.token.part, _held(each, manner)))
+        out, part, whole = (tokens * size for size in (each.token.output, each.token.part, _held(each, manner, tokens)))
         if isinstance(paths[each.kind], RecurrentPath):
             # It computes inside the stretch that its projections begin.
             paused, unpaused = max(paused, part + more), max(unpaused, whole + more)
@@ -98,15 +98,19 @@ def parts(job: Job, tokens: int, paths: Sequence[AttentionPath | RecurrentPath])
     return paused, unpaused
 
 
-def _held(each: LayerClass, manner: Manner) -> int:
-    """Bytes of a token's temporaries in one layer."""
+def _held(each: LayerClass, manner: Manner, tokens: int) -> int:
+    """Bytes of a token's temporaries in one layer, in a step of so many tokens."""
     token = each.token
+    if tokens < token.fewest:
+        return max(token.unfused, token.split)
     return {"lazy": token.lazy, "unfused": token.unfused, "documents": token.documents, "split": token.split}[manner]
 
 
 def _manner(path: AttentionPath | RecurrentPath) -> tuple[Manner, int]:
     """(how a layer's temporaries coexist with its attention, the scratch of that)."""
     price = path.price
+    if any(not part.price.evaluations for part in price.parts):
+        return "documents", price.transient
     if price.evaluations:
         return "split", price.transient
     return "documents" if price.parts else "unfused" if price.route == "composite" else "lazy", price.transient

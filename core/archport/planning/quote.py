@@ -22,6 +22,8 @@ from archport.planning.vision import tower_quote
 # Added to everything that is not weights or cache: rounding of allocations, small arrays.
 MARGIN = 0.05
 PAGE = 16_384
+# What larger buffers than asked for add up to on a CPU, ten at a time.
+WARM = 80 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,11 @@ def _margin(job: Job, moving: int, fixed: dict[str, int], width: int) -> int:
     There are about ten such buffers per layer in flight and two per layer at rest.
     """
     share = int(MARGIN * (moving + fixed["logits"] + fixed["outputs"]))
-    buffers = 10 * width + 2 * len(job.layer_classes) if job.device.kind != "cpu" else 1
+    if job.device.kind == "cpu":
+        # Sizes are exact there, but an array may take a freed buffer that is up to two pages of 4 KiB larger, and is
+        # counted with all of it: a tenth of what is small, and nothing to speak of for large arrays.
+        return share + min(moving // 10, WARM) + 2 * PAGE
+    buffers = 10 * width + 2 * len(job.layer_classes)
     return share + 2 * PAGE * buffers + WORKSPACE[job.device.kind]
 
 

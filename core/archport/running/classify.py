@@ -128,8 +128,9 @@ class LabelScorer:
             found[list(batch.rows)] = np.array(scores)
             scored(len(batch.rows))
 
-        with verified(plan):
-            run_ahead(plan.batches, lambda batch: self._start(plan, batch, rows, types, stretches), finish)
+        with verified(plan) as watch:
+            batches = watch.batches(plan.batches)
+            run_ahead(batches, lambda batch: self._start(plan, batch, rows, types, stretches), finish)
         return found
 
     def _start(

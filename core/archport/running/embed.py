@@ -161,19 +161,20 @@ class Embedder:
         self, plan: Plan, measured: list[Measured], rows: list[_Row], sight: Sight | None
     ) -> Generator[_Task, None, list[_Row]]:
         """All batches of these texts; returns none."""
-        with verified(plan):
+        with verified(plan) as watch:
             for batch, following in pairwise([*plan.batches, None]):
                 assert batch is not None
                 if sight is not None:
                     sight.ahead([batch, following] if following else [batch], measured)
-                yield _Task(plan, batch, rows)
+                with watch.batch(batch):
+                    yield _Task(plan, batch, rows)
         return []
 
     def _full(self, plan: Plan, rows: list[_Row]) -> Generator[_Task, None, list[_Row]]:
         """All packed batches but the last, which more texts fill; returns its texts."""
         *full, last = plan.batches
-        with verified(plan):
-            for batch in full:
+        with verified(plan) as watch:
+            for batch in watch.batches(full):
                 yield _Task(plan, batch, rows)
         return [rows[row] for row in last.rows]
 
@@ -182,13 +183,14 @@ class Embedder:
         left = sum(sum(batch.lengths) for batch in plan.batches)
         enough = left / 2
         done: set[int] = set()
-        with verified(plan):
+        with verified(plan) as watch:
             for batch in sorted(plan.batches, key=lambda batch: batch.seconds / sum(batch.lengths)):
                 if left <= enough:
                     break
                 left -= sum(batch.lengths)
                 done.update(batch.rows)
-                yield _Task(plan, batch, rows)
+                with watch.batch(batch):
+                    yield _Task(plan, batch, rows)
         return [row for index, row in enumerate(rows) if index not in done]
 
     def _planned(self, rows: list[_Row]) -> tuple[Plan, list[Measured]]:

@@ -19,6 +19,7 @@ from archport.running.ids import beyond, id_rows, named
 from archport.running.packed import PackedPooling
 from archport.running.planned import Planner, batch_caches, run_steps
 from archport.running.pool import Pooling, VectorHead
+from archport.running.verify import verifying
 from archport.running.vision import BatchVisual
 
 T = TypeVar("T")
@@ -168,16 +169,16 @@ def _extents(attention_mask: object, shape: tuple[int, ...]) -> tuple[list[int],
     return starts.tolist(), lengths.tolist()
 
 
-def run_ahead(
-    items: Iterable[T], start: Callable[[T], mx.array], finish: Callable[[T, mx.array], None], depth: int = 2
-) -> None:
-    """Start and finish items in their order, with up to `depth` under way, so that host and device work overlap.
+def run_ahead(items: Iterable[T], start: Callable[[T], mx.array], finish: Callable[[T, mx.array], None]) -> None:
+    """Start and finish items in their order, two under way, so that host and device work overlap.
+
+    Where memory is verified there is one, so that what is measured belongs to one batch.
 
     Args:
         start: called with an item; returns its lazy result, which is evaluated asynchronously.
         finish: called with an item and its result, which it waits for.
     """
-    waiting: deque[tuple[T, mx.array]] = deque()
+    depth, waiting = 1 if verifying() else 2, deque[tuple[T, mx.array]]()
     for item in items:
         result = start(item)
         mx.async_eval(result)

@@ -71,8 +71,8 @@ class MaskFiller:
         if not texts:
             return filled
         plan = self.encoder.plan(tokens.lengths, readout=Readout("the logits", "logits", ARRAYS, fixed=4 * size))
-        with verified(plan):
-            for batch in plan.batches:
+        with verified(plan) as watch:
+            for batch in watch.batches(plan.batches):
                 hidden = self._hidden(plan, batch, tokens.ids, places)
                 owners = [row for row in batch.rows for _ in places[row]]
                 for owner, candidates in zip(owners, self._candidates(plan, hidden, top_k), strict=True):

@@ -146,7 +146,8 @@ class Generator:
             _Row(index, ids, key, RowText(self.tokenizer, request.stop, whole=whole, special=special), limit)
             for index, (ids, key, limit) in enumerate(zip(rows, keys, most, strict=True))
         ]
-        return self._decode(live, read, request, draft, None if visual is None else visual.next_positions)
+        pieces = self._decode(live, read, request, draft, None if visual is None else visual.next_positions)
+        return read.watch.decoding(pieces)
 
     def _most(self, rows: Sequence[np.ndarray], request: GenerateRequest) -> list[int]:
         """Tokens that each row may be given: what was asked for, or the rest of its own context.

@@ -19,6 +19,7 @@ from archport.running.context import Stretches
 from archport.running.encode import Encoder
 from archport.running.planned import batch_caches
 from archport.running.prefix_cache import PrefixCache, PrefixDraft, matching
+from archport.running.verify import Watch, verified
 from archport.running.vision import sight_of
 from archport.running.visual_prompts import VisualPrompts
 
@@ -32,12 +33,14 @@ class Prefilled:
         caches: of all rows, aligned.
         hidden: (B, D) float32 of the rows' last tokens.
         cached: leading tokens of every row that an earlier call had left behind.
+        watch: of the request's memory.
     """
 
     plan: Plan
     caches: Caches
     hidden: mx.array
     cached: int
+    watch: Watch
 
 
 def prefill(
@@ -69,21 +72,25 @@ def prefill(
     images = () if visual is None else visual.images
     plan = _plan(encoder, [len(row) - first for row in rows], first, new_tokens, prefixes, images)
     (batch,) = plan.batches
-    caches = batch_caches(encoder.spec, plan, batch)
-    assert caches is not None
     rest = [row[first:] for row in rows]
-    if _forgets(caches) and len({len(row) for row in rest}) > 1 and (len(batch.steps) > 1 or first):
-        return Prefilled(plan, caches, _row_by_row(encoder, rest, found, caches, visual), first)
-    hidden = _read(encoder, plan, rest, found, caches, visual)
-    caches.align([len(row) for row in rows])
-    if draft is not None and not _can_be_cut(encoder):
-        # Behind generated tokens this model can't go back to where the prompt ended.
-        longest = max(map(len, rows))
-        for index, key in enumerate(keys):
-            skip = longest - len(key)
-            if draft.make_room(snapshot_bytes(caches, index, skip)):
-                draft.add(key, take(caches, index, skip))
-    return Prefilled(plan, caches, hidden, first)
+    with verified(plan, held=(lambda: 0) if draft is None else lambda: draft.bytes) as watch:
+        caches = batch_caches(encoder.spec, plan, batch)
+        assert caches is not None
+        if _forgets(caches) and len({len(row) for row in rest}) > 1 and (len(batch.steps) > 1 or first):
+            hidden = _row_by_row(encoder, rest, found, caches, visual)
+            watch.prefilled()
+            return Prefilled(plan, caches, hidden, first, watch)
+        hidden = _read(encoder, plan, rest, found, caches, visual)
+        caches.align([len(row) for row in rows])
+        if draft is not None and not _can_be_cut(encoder):
+            # Behind generated tokens this model can't go back to where the prompt ended.
+            longest = max(map(len, rows))
+            for index, key in enumerate(keys):
+                skip = longest - len(key)
+                if draft.make_room(snapshot_bytes(caches, index, skip)):
+                    draft.add(key, take(caches, index, skip))
+        watch.prefilled()
+    return Prefilled(plan, caches, hidden, first, watch)
 
 
 def _read(

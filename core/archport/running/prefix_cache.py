@@ -91,6 +91,11 @@ class PrefixDraft:
     cache: PrefixCache
     _entries: list[Entry] = field(default_factory=list["Entry"], repr=False)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes that draft and cache hold now."""
+        return self.cache.bytes + _bytes(self._entries)
+
     def make_room(self, size: int) -> bool:
         """Have room for `size` more bytes, as `PrefixCache.make_room`; the draft's own entries give way last."""
         if size > self.cache.limit:

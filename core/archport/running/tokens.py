@@ -158,8 +158,8 @@ class TokenEmbedder:
             visible=[real[index] for index in some],
             readout=self._readout(),
         )
-        with verified(plan), sight_of(encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
-            for batch in plan.batches:
+        with verified(plan) as watch, sight_of(encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
+            for batch in watch.batches(plan.batches):
                 visual = sight.look(plan, batch, seen) if sight is not None else None
                 chosen = [some[row] for row in batch.rows]
                 ids, caches = [rows[index] for index in chosen], batch_caches(encoder.spec, plan, batch)

@@ -1,56 +1,185 @@
-"""Compare what a plan predicted with what MLX measured, when ARCHPORT_VERIFY_MEMORY=1 asks for it.
+"""Run plans within the pool that they say; with ARCHPORT_VERIFY_MEMORY=1, compare what they predict with what MLX says.
 
-Measuring waits for the device between requests, so it is off by default.
+Measuring waits for the device and makes each batch wait for the one before it, so that what is read belongs to one
+batch; it is off by default. Two batches that overlap are measured by `archport.testing.measure`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 import mlx.core as mx
 
 from archport.device.pool import bounded, pool, wired
-from archport.planning import Plan
+from archport.planning import BatchPlan, Plan
 
 VARIABLE = "ARCHPORT_VERIFY_MEMORY"
+
+# Components of a plan that may be there when a batch is done: what the caller still reads, and what is decoded from.
+_KEPT = ("weights", "outputs", "logits", "margin")
+_CACHES = ("kv_cached", "kv", "kv_growth", "kv_conversion")
+
+T = TypeVar("T")
 
 log = logging.getLogger("archport")
 
 
+def verifying() -> bool:
+    """Whether plans are compared with what they take."""
+    return os.environ.get(VARIABLE) == "1"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReading:
+    """What one batch took, beside what its plan said. Bytes; what others of the process hold is left out.
+
+    Args:
+        stage: `batch`, `prefill` or `decode`.
+        rows, tokens: of the batch, padding included.
+        measured, planned: the highest active bytes, and the plan's peak with no more of the prefix cache than there is.
+        left, resident: active bytes when it was done, and those that may be there.
+        pool, pool_limit: freed buffers that MLX kept, and those that it may keep.
+    """
+
+    stage: str
+    rows: int
+    tokens: int
+    measured: int
+    planned: int
+    left: int
+    resident: int
+    pool: int
+    pool_limit: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the peak, and what was left in use and in the pool, are within the plan."""
+        return self.measured <= self.planned and self.left + self.pool <= self.resident + self.pool_limit
+
+    def log(self) -> None:
+        """One line; the record carries this reading as its attribute `reading`."""
+        log.warning(
+            "memory of a %s: measured %s bytes, predicted %s, predicted/measured %.2f; %s left, %s in the pool%s",
+            f"{self.stage} of {self.rows} x {self.tokens:,} tokens",
+            f"{self.measured:,}",
+            f"{self.planned:,}",
+            self.planned / max(self.measured, 1),
+            f"{self.left:,}",
+            f"{self.pool:,}",
+            "" if self.holds else "; the plan was too low, please report it",
+            extra={"reading": self},
+        )
+
+
+class Watch:
+    """Measures the batches of a plan while it runs; does nothing unless the variable is set.
+
+    Args:
+        plan: of the request.
+        limit: bytes that the pool may hold.
+        held: says how many bytes there are of what the plan counts as resident.
+    """
+
+    def __init__(self, plan: Plan, limit: int, held: Callable[[], int]) -> None:
+        self._plan, self._on, self._held, self._others, self._peak = plan, verifying(), held, 0, 0
+        # A larger request of a little while ago may have left its buffers.
+        self._limit = max(limit, plan.pool)
+        if self._on:
+            mx.synchronize()
+            mx.clear_cache()
+            mx.reset_peak_memory()
+            # Other models of this process are not part of the plan.
+            self._others = max(0, mx.get_active_memory() - plan.bytes["weights"] - held())
+
+    @contextmanager
+    def limits(self) -> Iterator[None]:
+        """Keep to what the plan may hold together inside this block, and keep the model resident on a Mac."""
+        plan = self._plan
+        with wired(plan.device), bounded(plan.device, plan.together - plan.peak + plan.moving):
+            yield
+
+    @contextmanager
+    def batch(self, batch: BatchPlan) -> Iterator[None]:
+        """Run a batch inside this block, results taken to the host included."""
+        self._start()
+        yield
+        self._take()
+        self._tell("batch", batch)
+
+    def batches(self, batches: Iterable[BatchPlan]) -> Iterator[BatchPlan]:
+        """The batches; each is done when the next one is asked for."""
+        for batch in batches:
+            with self.batch(batch):
+                yield batch
+
+    def prefilled(self, copied: int = 0) -> None:
+        """Note that the prompts are read, of a plan with one batch whose caches stay.
+
+        Args:
+            copied: bytes of what the plan counts as resident that were made of them.
+        """
+        self._take()
+        if copied:
+            self._held = lambda: copied
+        self._tell("prefill", self._plan.batches[0], _CACHES)
+
+    def decoding(self, pieces: Generator[T, None, None]) -> Generator[T, None, None]:
+        """The pieces of a generation, closed with this; what the caller does between two of them is not measured."""
+        with self.limits():
+            if not self._on:
+                yield from pieces
+                return
+            try:
+                while True:
+                    self._start()
+                    piece = next(pieces, None)
+                    self._take()
+                    if piece is None:
+                        break
+                    yield piece
+            finally:
+                pieces.close()
+            # With the generator, its caches go.
+            del pieces, piece
+            self._tell("decode", self._plan.batches[0])
+
+    def _start(self) -> None:
+        if self._on:
+            mx.reset_peak_memory()
+
+    def _take(self) -> None:
+        if self._on:
+            mx.synchronize()
+            self._peak = max(self._peak, mx.get_peak_memory() - self._others)
+
+    def _tell(self, stage: str, batch: BatchPlan, more: Iterable[str] = ()) -> None:
+        if not self._on:
+            return
+        # An allocation makes MLX trim its pool; until then it may be a buffer above its limit.
+        mx.eval(mx.zeros((2,)) + 1)
+        mx.synchronize()
+        left = mx.get_active_memory() - self._others
+        held = self._held()
+        resident = held + sum(batch.bytes.get(name, 0) for name in (*_KEPT, *more))
+        planned = batch.peak - batch.bytes.get("resident", 0) + held
+        kept = mx.get_cache_memory()
+        peak, self._peak = self._peak, 0
+        shape = batch.shape
+        MemoryReading(stage, shape.B, shape.L, peak, planned, left, resident, kept, self._limit).log()
+
+
 @contextmanager
-def verified(plan: Plan) -> Iterator[None]:
+def verified(plan: Plan, held: Callable[[], int] = int) -> Iterator[Watch]:
     """Run a plan inside this block: MLX's pool keeps no more than it says, and a Mac keeps the model resident.
 
-    With the variable set, the measured peak is logged beside the predicted one.
+    Args:
+        held: says how many bytes there are of what the plan counts as resident; none when left out.
     """
-    pool().hold(plan.pool, plan.room)
-    moving = plan.together - plan.peak + plan.moving
-    with wired(plan.device), bounded(plan.device, moving), _measured(plan):
-        yield
-
-
-@contextmanager
-def _measured(plan: Plan) -> Iterator[None]:
-    if os.environ.get(VARIABLE) != "1":
-        yield
-        return
-    mx.synchronize()
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    # Other models of this process are not part of the plan.
-    others = max(0, mx.get_active_memory() - plan.bytes["weights"])
-    yield
-    mx.synchronize()
-    measured = mx.get_peak_memory() - others
-    verdict = "" if measured <= plan.peak else "; the plan was too low, please report it"
-    log.warning(
-        "memory of %d batches: measured %s bytes, predicted %s, predicted/measured %.2f%s",
-        len(plan.batches),
-        f"{measured:,}",
-        f"{plan.peak:,}",
-        plan.peak / max(measured, 1),
-        verdict,
-    )
+    watch = Watch(plan, pool().hold(plan.pool, plan.room), held)
+    with watch.limits():
+        yield watch

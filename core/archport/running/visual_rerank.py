@@ -63,10 +63,11 @@ class VisualScorer:
             difference[list(batch.rows)] = np.array(answers)
             request.scored(len(batch.rows))
 
-        with verified(plan), sight_of(self.encoder.trunk, self.reader, stretches) as sight:
+        with verified(plan) as watch, sight_of(self.encoder.trunk, self.reader, stretches) as sight:
             assert sight is not None
             with closing(_decoding(plan, measured, sight)) as batches:
-                run_ahead(batches, lambda batch: self._start(plan, batch, measured, sight, stretches), finish)
+                watched = watch.batches(batches)
+                run_ahead(watched, lambda batch: self._start(plan, batch, measured, sight, stretches), finish)
         return difference
 
     def shown(self, scores: np.ndarray) -> np.ndarray:

@@ -62,8 +62,9 @@ class YesNoScorer:
             difference[list(batch.rows)] = np.array(answers)
             request.scored(len(batch.rows))
 
-        with verified(plan):
-            run_ahead(plan.batches, lambda batch: self._start(plan, batch, rows, snapshot, stretches), finish)
+        with verified(plan, held=lambda: snapshot.bytes if snapshot else 0) as watch:
+            batches = watch.batches(plan.batches)
+            run_ahead(batches, lambda batch: self._start(plan, batch, rows, snapshot, stretches), finish)
         return difference
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
@@ -97,7 +98,7 @@ class YesNoScorer:
         """What every layer remembers of the tokens that all rows begin with."""
         plan = self._first_plan(len(ids))
         (batch,) = plan.batches
-        with verified(plan):
+        with verified(plan) as watch:
             caches = batch_caches(self.encoder.spec, plan, batch)
             assert caches is not None
             with closing(run_steps(self.encoder.trunk, plan, batch, [ids], caches)) as steps:
@@ -105,7 +106,9 @@ class YesNoScorer:
                     mx.eval(hidden)
             # Without what the row was padded with.
             caches.align([len(ids)])
-            return take(caches)
+            snapshot = take(caches)
+            watch.prefilled(snapshot.bytes)
+            return snapshot
 
     def _start(
         self,

@@ -19,7 +19,7 @@ from archport.running.ids import beyond, id_rows, named
 from archport.running.packed import PackedPooling
 from archport.running.planned import Planner, batch_caches, run_steps
 from archport.running.pool import Pooling, VectorHead
-from archport.running.verify import verifying
+from archport.running.verify import verified, verifying
 from archport.running.vision import BatchVisual
 
 T = TypeVar("T")
@@ -113,25 +113,30 @@ class Encoder:
         ids = _known(ids, starts, lengths, self.spec.vocab_size)
         real = [row for row, length in enumerate(lengths) if length]
         out: list[mx.array | None] = [None] * len(ids)
-        plan = self.plan([lengths[row] for row in real]) if real else None
-        for batch in plan.batches if plan else ():
-            rows = [real[index] for index in batch.rows]
-            tokens = [ids[row, starts[row] : starts[row] + lengths[row]] for row in rows]
-            assert plan is not None
-            pieces = []
-            caches = batch_caches(self.spec, plan, batch)
-            with closing(run_steps(self.trunk, plan, batch, tokens, caches)) as steps:
-                for _step, hidden in steps:
-                    mx.eval(hidden)
-                    pieces.append(hidden)
-            hidden = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
-            for index, row in enumerate(rows):
-                before, after = starts[row], L - starts[row] - lengths[row]
-                out[row] = mx.pad(hidden[index, : lengths[row]], [(before, after), (0, 0)])
+        if real:
+            plan = self.plan([lengths[row] for row in real])
+            with verified(plan) as watch:
+                for batch in watch.batches(plan.batches):
+                    rows = [real[index] for index in batch.rows]
+                    tokens = [ids[row, starts[row] : starts[row] + lengths[row]] for row in rows]
+                    hidden = self._hidden(plan, batch, tokens)
+                    for index, row in enumerate(rows):
+                        before, after = starts[row], L - starts[row] - lengths[row]
+                        out[row] = mx.pad(hidden[index, : lengths[row]], [(before, after), (0, 0)])
         blank = mx.zeros(
             (L, self.spec.hidden_size), dtype=next((row.dtype for row in out if row is not None), mx.float32)
         )
         return mx.stack([blank if row is None else row for row in out])
+
+    def _hidden(self, plan: Plan, batch: BatchPlan, ids: Sequence[np.ndarray]) -> mx.array:
+        """Hidden states (B, L, D) of a batch's rows, evaluated."""
+        pieces: list[mx.array] = []
+        caches = batch_caches(self.spec, plan, batch)
+        with closing(run_steps(self.trunk, plan, batch, ids, caches)) as steps:
+            for _step, hidden in steps:
+                mx.eval(hidden)
+                pieces.append(hidden)
+        return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
 
 
 def _known(ids: np.ndarray, starts: Sequence[int], lengths: Sequence[int], vocabulary: int) -> np.ndarray:

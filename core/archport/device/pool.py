@@ -96,9 +96,8 @@ class Bound:
         # Taken at the start of a request only, never where the garbage collector may come.
         self._lock = threading.Lock()
 
-    def start(self, moving: int) -> object:
-        """Allow a request so many bytes beside what is live now; returns what ends it."""
-        request = object()
+    def start(self, request: object, moving: int) -> None:
+        """Allow a request so many bytes beside what is live now, until `end`."""
         with self._lock:
             current = self._mx.get_memory_limit()
             if current != self._limit:
@@ -110,7 +109,6 @@ class Bound:
             wanted = self._base + sum(list(self._running.values()))
             self._limit = wanted if self._usual is None else min(wanted, self._usual)
             self._mx.set_memory_limit(self._limit)
-        return request
 
     def end(self, request: object) -> None:
         """Give the usual limit back, if no other request runs."""
@@ -134,8 +132,9 @@ def bounded(device: DeviceFacts, moving: int) -> Iterator[None]:
         import mlx.core as mx
 
         _bound = Bound(mx)
-    request = _bound.start(moving)
+    request = object()
     try:
+        _bound.start(request, moving)
         yield
     finally:
         _bound.end(request)
@@ -157,14 +156,14 @@ def wired(device: DeviceFacts, mx: Any = None) -> Iterator[None]:
         return
     if mx is None:
         import mlx.core as mx
-    request = object()
-    previous = mx.set_wired_limit(device.working_set)
-    # No lock, because the garbage collector may close a generator in any thread. One operation on a dict is atomic.
-    _wiring[request] = next(iter(_wiring.values()), previous)
+    request, before = object(), None
     try:
+        before = mx.set_wired_limit(device.working_set)
+        # No lock, because the garbage collector may close a generator in any thread: one operation on a dict is atomic.
+        _wiring[request] = before = next(iter(_wiring.values()), before)
         yield
     finally:
-        before = _wiring.pop(request)
-        if not _wiring:
-            mx.synchronize()
+        # Nor is the device waited for: the limit says what stays resident, whatever still runs.
+        _wiring.pop(request, None)
+        if before is not None and not _wiring:
             mx.set_wired_limit(before)

@@ -265,6 +265,8 @@ class Tiny:
     ) -> np.ndarray:
         """Hidden states (B, L, D) float32 of the plan's only batch, step by step, in the order of the request.
 
+        L is the longest row's length: what a device pads it by is cut off.
+
         Args:
             caches: what steps write to; made as planned when left out.
             trunk: the module to run; the loaded one when left out.
@@ -286,7 +288,7 @@ class Tiny:
             for _, hidden in steps:
                 pieces.append(np.array(hidden.astype(mx.float32)))
         out = np.concatenate(pieces, axis=1)
-        return out[np.argsort(batch.rows)]
+        return out[np.argsort(batch.rows), : max(map(len, rows))]
 
     def hidden(self, row: np.ndarray, **options: Any) -> np.ndarray:
         """Hidden states (L, D) of one row in one pass, or as `run` and its options say."""

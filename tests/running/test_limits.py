@@ -30,9 +30,9 @@ def endless(name, **options):
     ("name", "lengths"),
     [
         ("qwen3-moe", (31, 30, 1, 1)),
-        ("qwen3-windowed", (3, 28, 17)),
-        ("qwen35-text", (17, 28, 3)),
-        ("qwen3-next", (28, 9)),
+        ("qwen3-windowed", (9, 28, 17)),
+        ("qwen35-text", (22, 28)),
+        ("qwen3-next", (28, 20)),
     ],
 )
 def test_without_a_limit_every_row_goes_on_to_the_end_of_its_own_context(name, lengths):

@@ -117,7 +117,7 @@ def check_batches(name: str, batches: int, seed: int) -> int:
     return reused
 
 
-@pytest.mark.parametrize("name", [*TEXT, *SEEING])
+@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-windowed", "qwen35-text", "qwen3-vl", "qwen35-wrapper"])
 def test_random_batches_equal_their_rows_alone_without_a_cache(name):
     assert check_batches(name, 2, seed=3) > 0
 
@@ -128,7 +128,7 @@ def test_three_hundred_random_batches_equal_their_rows_alone_without_a_cache(nam
     assert check_batches(name, 34, seed=2) > 1000
 
 
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", ["qwen3-vl", "qwen3-vl-moe", "qwen35-wrapper"])
 def test_text_beside_a_picture_goes_on_where_the_shared_beginning_ended(name):
     warm, cold = loaded(name), loaded(name, prefix_cache=0)
     shared = [{"role": "system", "content": "You answer briefly."}, {"role": "user", "content": "hello"}]
@@ -183,7 +183,7 @@ def poisoned(model: engine.Model, calls: int, error: type[BaseException] | None)
     object.__setattr__(trunk, "__class__", type(type(trunk).__name__, (type(trunk),), {"logits": wrong}))
 
 
-@pytest.mark.parametrize("calls", [0, 1, 3])
+@pytest.mark.parametrize("calls", [0, 2])
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("name", ["qwen3-moe", "qwen35-text"])
 def test_a_run_that_did_not_end_well_leaves_nothing_behind(name, error, calls):

@@ -76,9 +76,9 @@ def test_filters_come_one_after_the_other_and_draw_only_what_is_left():
 
 def test_draws_are_as_often_as_they_are_likely():
     given = logits(1)
-    tokens = drawn(Sampling(2.0, seed=3), given, prompts(1), steps=1500)[:, 0]
+    tokens = drawn(Sampling(2.0, seed=3), given, prompts(1), steps=1000)[:, 0]
     want = np.exp(given[0] / 2) / np.exp(given[0] / 2).sum()
-    assert np.abs(np.bincount(tokens, minlength=V) / 1500 - want).max() < 0.05
+    assert np.abs(np.bincount(tokens, minlength=V) / 1000 - want).max() < 0.06
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-39, 1.1e-38, 1e-37, 1e-30])
@@ -88,8 +88,8 @@ def test_a_temperature_next_to_nothing_takes_the_likeliest(temperature):
 
 
 def test_a_temperature_beyond_float32_draws_evenly():
-    tokens = drawn(Sampling(1e300, top_k=4, seed=3), logits(1), prompts(1), 400)
-    assert np.unique(tokens, return_counts=True)[1].min() > 60
+    tokens = drawn(Sampling(1e300, top_k=4, seed=3), logits(1), prompts(1), 200)
+    assert np.unique(tokens, return_counts=True)[1].min() > 30
 
 
 @pytest.mark.parametrize("penalty", [1e-50, 0.5, 1.3, 1e6, 1e300])

@@ -93,11 +93,11 @@ class Generator:
         tokens: list[tuple[int, ...]] = [()] * len(rows)
         told: list[tuple[TokenLogprob, ...]] = [()] * len(rows)
         ends: dict[int, Piece] = {}
-        # Without stop strings nobody needs a text before it is whole.
         most = self._most(rows, request)
         # Without a limit nobody knows how many there will be.
         total = None if request.max_tokens is None else sum(most)
         with (
+            # Without stop strings nobody needs a text before it is whole.
             closing(self.stream(rows, request, measured, whole=not request.stop)) as pieces,
             counted("generating", total, shown=request.progress) as made,
         ):

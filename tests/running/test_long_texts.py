@@ -189,7 +189,7 @@ def encode_all(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on every text is encoded whole."""
 
     def begin() -> None:
-        def whole(self: LongTexts, texts: Sequence[str], tokens: int, *, exact: bool) -> list[tuple[str, bool]]:
+        def whole(self: LongTexts, texts: Sequence[str], *_: object, **__: object) -> list[tuple[str, bool]]:
             return [(text, False) for text in texts]
 
         monkeypatch.setattr(LongTexts, "beginnings", whole)

@@ -15,11 +15,11 @@ what makes no token.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import cached_property
 
 import numpy as np
-from tokenizers import Tokenizer, models
+from tokenizers import Encoding, Tokenizer, models
 
 # Tokens at the end of a beginning that the rest of a text may change.
 MARGIN = 512
@@ -48,29 +48,41 @@ class LongTexts:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def beginnings(self, texts: Sequence[str], tokens: int, *, exact: bool) -> list[tuple[str, bool]]:
+    def beginnings(
+        self,
+        texts: Sequence[str],
+        tokens: int,
+        *,
+        exact: bool,
+        ready: MutableMapping[int, Encoding] | None = None,
+    ) -> list[tuple[str, bool]]:
         """(a text with the same first ids, whether it is only a beginning) per text.
 
         Args:
             tokens: how many ids, special ones around a text not counted. A beginning has `margin` more, which may be
                 others than the text's. A text that is not much longer comes back as it is.
             exact: whether ids have to be the same; without it there are at least so many in text and beginning.
+            ready: takes the encodings of beginnings, with special tokens around them.
         """
         found = [(text, False) for text in texts]
         if exact and not self._left_to_right:
             return found
         needed = tokens + self.margin
-        sizes = {index: needed + needed // 4 for index, text in enumerate(texts) if len(text) > 3 * needed + 1024}
+        sizes = {index: needed + needed // 4 for index, text in enumerate(texts) if len(text) > 4 * needed + 1024}
         searched: set[int] = set()
         while sizes := {index: size for index, size in sizes.items() if size < len(found[index][0])}:
             cuts = [self._cut(found[index][0], size, exact=exact) for index, size in sizes.items()]
             parts = [self._beginning(found[index][0], cut) for index, cut in zip(sizes, cuts, strict=True)]
-            counts = map(len, self._tokenizer.encode_batch_fast(parts, add_special_tokens=False))
-            for (index, size), cut, part, count in zip(list(sizes.items()), cuts, parts, counts, strict=True):
-                text = found[index][0]
+            encodings = self._tokenizer.encode_batch_fast(parts, add_special_tokens=ready is not None)
+            encodings.reverse()
+            for (index, size), cut, part in zip(list(sizes.items()), cuts, parts, strict=True):
+                encoding = encodings.pop()
+                text, count = found[index][0], len(encoding) - self._special * (ready is not None)
                 if count >= needed:
-                    stable = not exact or self._stable(text, cut, tokens)
-                    found[index] = (part, True) if stable else found[index]
+                    if not exact or self._stable(text, cut, tokens):
+                        found[index] = (part, True)
+                        if ready is not None:
+                            ready[index] = encoding
                     # A piece that has no stable beginning here has none further on.
                     sizes[index] = len(text)
                     continue
@@ -99,6 +111,11 @@ class LongTexts:
         model = self._tokenizer.model
         # A word that goes on may become unknown as a whole.
         return max(MARGIN, 2 * model.max_input_chars_per_word) if isinstance(model, models.WordPiece) else MARGIN
+
+    @cached_property
+    def _special(self) -> int:
+        """Special tokens around a text."""
+        return self._tokenizer.num_special_tokens_to_add(False)
 
     def _cut(self, text: str, size: int, *, exact: bool) -> int:
         """Where a beginning of about so many characters ends."""

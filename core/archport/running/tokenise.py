@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -47,16 +47,22 @@ class Tokens:
 TEXTS_PER_BREATH, BREATH = 16, 5e-5
 
 
-def encoded(tokenizer: Tokenizer, items: Sequence[Any], **options: bool) -> Iterator[Encoding]:
+def encoded(
+    tokenizer: Tokenizer, items: Sequence[Any], ready: MutableMapping[int, Encoding] | None = None, **options: bool
+) -> Iterator[Encoding]:
     """The encodings of all items, without offsets, each released when the next one is asked for.
 
     Releasing thousands at once would hold the interpreter for tens of milliseconds.
+
+    Args:
+        ready: encodings that are there already, by the item's index; each is taken out.
     """
-    found = tokenizer.encode_batch_fast(items, **options)
+    ready = ready or {}
+    found = tokenizer.encode_batch_fast([item for index, item in enumerate(items) if index not in ready], **options)
     found.reverse()
-    while found:
-        yield found.pop()
-        if found and len(found) % TEXTS_PER_BREATH == 0:
+    for index in range(len(items)):
+        yield ready.pop(index) if index in ready else found.pop()
+        if index + 1 < len(items) and (len(items) - index - 1) % TEXTS_PER_BREATH == 0:
             time.sleep(BREATH)
 
 
@@ -122,10 +128,11 @@ class TextTokeniser:
             return self._read(self.inputs.reader, texts, prompt, limit, overflow, first)
         prepared = [self._prepare(text, first + index, prompt) for index, text in enumerate(texts)]
         # One token more shows that a text is too long.
-        begun = self.long.beginnings(prepared, limit + 1, exact=overflow == "truncate")
+        ready: dict[int, Encoding] = {}
+        begun = self.long.beginnings(prepared, limit + 1, exact=overflow == "truncate", ready=ready)
         rows: list[np.ndarray] = []
         truncated: list[int] = []
-        for index, encoding in enumerate(encoded(self.tokenizer, [text for text, _ in begun])):
+        for index, encoding in enumerate(encoded(self.tokenizer, [text for text, _ in begun], ready)):
             row = self._finish(encoding.ids)
             rows.append(row)
             if not len(row):

@@ -26,6 +26,8 @@ class HubServer:
         endpoint: its address, for HF_ENDPOINT.
         requests: every (method, path) asked for.
         served: file name -> bytes of content sent, over all requests.
+        sent: bytes of all bodies, listings included.
+        ignores_ranges: whether files are sent from their beginning, whatever range is asked for.
         ranges: (file name, Range header) of every partial request.
         tokens: every Authorization header that came with a request.
         cut: file name -> after how many bytes to break the next transfers, one entry per transfer.
@@ -40,6 +42,8 @@ class HubServer:
         self.repos: dict[str, dict[str, Path]] = {}
         self.requests: list[tuple[str, str]] = []
         self.served: dict[str, int] = {}
+        self.sent = 0
+        self.ignores_ranges = False
         self.ranges: list[tuple[str, str]] = []
         self.tokens: list[str] = []
         self.cut: dict[str, list[int]] = {}
@@ -77,7 +81,7 @@ class HubServer:
         """The version of a repository: a hash of its names and contents."""
         digest = hashlib.sha1()
         for name, path in self.repos[repo].items():
-            digest.update(name.encode() + path.read_bytes())
+            digest.update(name.encode() + _identity(path))
         return digest.hexdigest()
 
     def asked_for(self) -> set[str]:
@@ -115,7 +119,7 @@ class HubServer:
         file = self.repos[repo].get(match["file"])
         if file is None:
             return self._refuse(handler, 404, "EntryNotFound", "Entry not found")
-        return self._file(handler, match["file"], file.read_bytes(), commit, body=body)
+        return self._file(handler, match["file"], file, commit, body=body)
 
     def _listing(self, handler: http.server.BaseHTTPRequestHandler, repo: str, part: str | None, commit: str) -> None:
         files = self.repos[repo]
@@ -134,21 +138,25 @@ class HubServer:
         self._send(handler, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _file(
-        self, handler: http.server.BaseHTTPRequestHandler, name: str, content: bytes, commit: str, *, body: bool
+        self, handler: http.server.BaseHTTPRequestHandler, name: str, path: Path, commit: str, *, body: bool
     ) -> None:
+        size = path.stat().st_size
         headers = {
-            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "ETag": f'"{hashlib.sha256(_identity(path)).hexdigest()}"',
             "X-Repo-Commit": commit,
             "Accept-Ranges": "bytes",
             "Content-Type": "application/octet-stream",
         }
-        status, start = 200, 0
+        status, start, end = 200, 0, size
         if asked := handler.headers.get("Range"):
             self.ranges.append((name, asked))
-            start = int(asked.removeprefix("bytes=").split("-")[0])
-            status = 206
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        rest = content[start:]
+            if not self.ignores_ranges:
+                first, _, last = asked.removeprefix("bytes=").partition("-")
+                status, start, end = 206, int(first), min(size, int(last) + 1) if last else size
+                headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        with path.open("rb") as file:
+            file.seek(start)
+            rest = file.read(end - start)
         if not body:
             return self._send(handler, rest, headers, status, body=False)
         cuts = self.cut.get(name)
@@ -173,7 +181,7 @@ class HubServer:
         handler.end_headers()
         if body and handler.command != "HEAD":
             part = content if sent is None else sent
-            handler.wfile.write(part)
+            self._write(handler, part)
             if len(part) < len(content):
                 handler.wfile.flush()
                 if self.reset:
@@ -183,8 +191,25 @@ class HubServer:
                 handler.close_connection = True
                 handler.connection.close()
 
+    def _write(self, handler: http.server.BaseHTTPRequestHandler, content: bytes) -> None:
+        """Send a body in pieces, up to where the client hangs up."""
+        for start in range(0, len(content), 1 << 16):
+            piece = content[start : start + (1 << 16)]
+            try:
+                handler.wfile.write(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                handler.close_connection = True
+                return
+            self.sent += len(piece)
+
     def _refuse(self, handler: http.server.BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
         self._send(handler, b"{}", {"X-Error-Code": code, "X-Error-Message": message}, status)
+
+
+def _identity(path: Path) -> bytes:
+    """What tells a file from others: its content, or of a large one its size."""
+    size = path.stat().st_size
+    return path.read_bytes() if size < 2_000_000 else str(size).encode()
 
 
 def point_hub_client_at(monkeypatch: pytest.MonkeyPatch, endpoint: str, home: Path) -> None:

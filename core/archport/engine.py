@@ -80,7 +80,7 @@ def load(
         ForkedProcess: this process was forked from one that had loaded a model.
     """
     warn_if_late()
-    about = describe(name, revision=revision, overrides=overrides, plugins=plugins)
+    about = describe(name, revision=revision, overrides=overrides, plugins=plugins, weights=True)
     device = this_device()
     if device.kind == "cpu":
         keep_freed_memory()

@@ -70,17 +70,19 @@ def describe(
     overrides: Sequence[ModuleType] = (),
     plugins: Sequence[Plugin] | None = None,
     progress: bool | None = None,
+    weights: bool = False,
 ) -> Description:
-    """Resolve a name and ask the one plugin that claims it; reads configs and headers only.
+    """Resolve a name and ask the one plugin that claims it; reads configs and headers only, on the hub too.
 
     Args:
         plugins: who may claim it; the installed ones when left out.
+        weights: fetch the weights from the hub as well, to load them next.
 
     Raises:
         ModelNotFound, CheckpointError, ClaimError, PluginError: see `load`.
     """
     plugins = discover() if plugins is None else tuple(plugins)
-    checkpoint = resolve(name, models=known_models(plugins), revision=revision, progress=progress)
+    checkpoint = resolve(name, models=known_models(plugins), revision=revision, progress=progress, weights=weights)
     if checkpoint.name != str(name) and checkpoint.source != "folder":
         log.warning("%r is loaded as %r", str(name), checkpoint.name)
     plugin, spec = claim(checkpoint.config, plugins)

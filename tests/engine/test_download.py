@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.cli.info import gather
+from archport.cli.plan import described, make
 from archport.contract import ModelNotFound
+from archport.device.profiles import profile
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -39,3 +42,30 @@ def test_a_misspelt_name_lists_near_matches(no_hub):
     with pytest.raises(ModelNotFound) as refused:
         engine.load("Qwen/Qwen3-Embeding")
     assert "Qwen/Qwen3-Embedding" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["qwen3-causal-sharded", "qwen3-4bit", "bert-plain", "embeddinggemma"])
+def test_plan_and_info_of_a_hub_id_are_those_of_its_files_and_fetch_no_weights(hub, name):
+    hub.add("someone/model", GOLDENS / name)
+    where = profile("m4-pro-24gb")
+
+    def plans(model):
+        about = described(model, where)
+        options = {"cached": 0, "new_tokens": 0, "budget": None, "dense": False}
+        return make(about, where, lengths=[100, 7], **options).to_dict()
+
+    def facts(model):
+        found = gather(engine.describe(model))
+        return {key: value for key, value in found.items() if key not in ("model", "found_in")}
+
+    assert plans("someone/model") == plans(str(GOLDENS / name))
+    assert facts("someone/model") == facts(str(GOLDENS / name))
+    weights = {path.relative_to(GOLDENS / name).as_posix() for path in (GOLDENS / name).rglob("*.safetensors")}
+    asked = {file for file, _ in hub.ranges}
+    assert asked
+    assert asked <= weights
+    # Each description asks anew, as nothing of a weight file is kept.
+    assert sum(hub.served[file] for file in asked) <= 4 * len(asked) * 16_384
+    model = engine.load("someone/model")
+    assert all((engine.describe("someone/model").checkpoint.folder / file).is_file() for file in asked)
+    assert model.name == "someone/model"

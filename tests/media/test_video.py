@@ -1,6 +1,8 @@
 """Video: frames are counted, measured and sampled before any is decoded."""
 
 import builtins
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 
 from archport.contract import InputError
 from archport.media import measure_video, sample_frames
+from archport.media.pictures import Film
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (6, 8, 16, 3), dtype=np.uint8)
 
@@ -17,7 +20,7 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (6, 8, 16, 3), dtype=np.uint8
 def test_frames_in_any_form_are_the_same_video(frames: object):
     source = measure_video(frames, fps=2)
     assert (source.frames, source.height, source.width, source.fps) == (6, 8, 16, 2)
-    np.testing.assert_array_equal(np.stack(source.read((0, 3, 5))), FRAMES[[0, 3, 5]])
+    np.testing.assert_array_equal(np.stack(list(source.read((0, 3, 5), 8, 16))), FRAMES[[0, 3, 5]])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ def test_a_video_file_says_its_size_rate_and_length_before_it_is_decoded(film: t
 
 def test_frames_of_a_file_are_those_that_went_into_it(film: tuple[Path, np.ndarray]):
     path, frames = film
-    found = measure_video(str(path)).read([0, 5, 11])
+    found = measure_video(str(path)).read([0, 5, 11], 64, 96)
     for index, frame in zip((0, 5, 11), found, strict=True):
         np.testing.assert_array_equal(frame, frames[index])
 
@@ -92,4 +95,63 @@ def test_a_file_that_is_cut_short_is_refused_or_repeats_its_last_frame(film: tup
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(film[0].read_bytes()[:400])
     with pytest.raises(InputError, match=r"cut\.mkv"):
-        measure_video(cut).read([0])
+        list(measure_video(cut).read([0], 64, 96))
+
+
+def test_frames_are_scaled_as_whole_frames_are(film: tuple[Path, np.ndarray]):
+    path, frames = film
+    for frame, scaled in zip(frames[::3], measure_video(path).read(range(0, 12, 3), 24, 40), strict=True):
+        whole = Image.fromarray(frame).resize((40, 24), resample=Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(scaled, np.asarray(whole))
+
+
+def test_frames_that_a_header_promises_and_a_file_lacks_repeat_its_last_one(film: tuple[Path, np.ndarray]):
+    path, frames = film
+    found = list(measure_video(path).read([10, 11, 12, 15], 64, 96))
+    np.testing.assert_array_equal(np.stack(found), frames[[10, 11, 11, 11]])
+
+
+def large_film(path: Path, height: int, width: int, frames: int) -> Path:
+    """A file of so many frames at two per second."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for at in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((height * 3 // 2, width), 4 * at, np.uint8), format="yuv420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+# Prints how many bytes the process grew by while it did what the first argument says with the second.
+GROWTH = """
+import resource, sys
+from archport.media import measure_video
+from archport.media.images import pillow
+import av
+pillow()
+def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before, source = used(), measure_video(sys.argv[1])
+found = list(source.read(range(0, source.frames), 96, 160))
+assert len(found) == source.frames
+print(used() - before, source.decoding)
+"""
+
+
+def test_of_a_long_film_one_frame_at_a_time_has_its_full_size(tmp_path: Path):
+    path = large_film(tmp_path / "film.mp4", 544, 960, 50)
+    done = subprocess.run([sys.executable, "-c", GROWTH, path], capture_output=True, text=True, check=True)
+    grown, promised = map(int, done.stdout.split())
+    scaled = 50 * 3 * 96 * 160
+    # All frames in RGB would be 78 MB.
+    assert grown < promised + scaled + 16_000_000 < 32_000_000
+
+
+def test_a_film_is_decoded_once_and_let_go_moment_by_moment(film: tuple[Path, np.ndarray]):
+    source = measure_video(film[0])
+    seen = Film(source, 24, 40, (0, 4, 8, 11))
+    assert seen.decoding == source.decoding + 4 * 3 * 24 * 40
+    wanted = list(source.read([0, 4, 8, 11], 24, 40))
+    for at in ((0, 1), (2, 3)):
+        np.testing.assert_array_equal(seen.moment(at).frames(), np.stack([wanted[place] for place in at]))

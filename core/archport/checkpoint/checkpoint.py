@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from archport.checkpoint.config import CLASSES, normalise_config
 from archport.checkpoint.files import body_folder, inside, read_object, shorten
-from archport.checkpoint.headers import TensorInfo, read_tensors
+from archport.checkpoint.headers import Fetched, TensorInfo, read_tensors
 from archport.contract.errors import CheckpointError
 from archport.contract.model import EmbeddingHead, TextInputs
 
@@ -35,6 +35,7 @@ class Checkpoint:
         config: `config.json`, normalised.
         revision: the commit of a hub checkpoint, None elsewhere.
         body: where in the folder the transformer is, "" except in some old pipelines.
+        fetched: headers of weight files that stayed on the hub, for a checkpoint that is only described.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     revision: str | None = None
     body: str = ""
+    fetched: Fetched | None = field(default=None, repr=False)
     # Headers and the tokenizer are read once, on first use; a frozen value with slots needs a place for them.
     memo: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
@@ -51,7 +53,7 @@ class Checkpoint:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every stored tensor of the transformer by name, from the headers. Raises CheckpointError on damaged files."""
         if "tensors" not in self.memo:
-            self.memo["tensors"] = read_tensors(self.folder, self.body)
+            self.memo["tensors"] = read_tensors(self.folder, self.body, self.fetched)
         return self.memo["tensors"]
 
     @property
@@ -93,9 +95,18 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    folder: Path, *, name: str, requested: str, source: Source, revision: str | None = None
+    folder: Path,
+    *,
+    name: str,
+    requested: str,
+    source: Source,
+    revision: str | None = None,
+    fetched: Fetched | None = None,
 ) -> Checkpoint:
     """The checkpoint in a folder, with its config read and normalised.
+
+    Args:
+        fetched: headers of weight files that are not in the folder.
 
     Raises:
         CheckpointError: no readable `config.json`.
@@ -114,8 +125,8 @@ def open_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not config.get("architectures") and config.get("model_type") in CLASSES:
-        config["architectures"] = _implied(str(config["model_type"]), read_tensors(folder, body))
-    return Checkpoint(name, requested, source, folder, config, revision, body)
+        config["architectures"] = _implied(str(config["model_type"]), read_tensors(folder, body, fetched))
+    return Checkpoint(name, requested, source, folder, config, revision, body, fetched)
 
 
 def _implied(model_type: str, names: Iterable[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What safetensors files hold, from their headers alone: every name, type, shape and byte range, checked.
 
-Reads a few kilobytes per file and no tensor. Knows nothing of MLX or of any model.
+Reads a few kilobytes per file and no tensor; a header may also come from elsewhere. Knows no MLX and no model.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from archport.checkpoint.files import INDEX, inside, read_object, refuse_without_safetensors, shorten, weight_files
 from archport.contract.errors import CheckpointError
 
-# The format's own ceiling.
-_HEADER_LIMIT = 100_000_000
+# Of a file, which say how long the header behind them is, and the format's own ceiling for that.
+LENGTH_BYTES, _HEADER_LIMIT = 8, 100_000_000
 # Format name -> (name as MLX spells it, bits per element).
 _DTYPES: Mapping[str, tuple[str, int]] = {
     "BOOL": ("bool", 8),
@@ -65,7 +65,7 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-def _no_duplicates(where: Path) -> Any:
+def _no_duplicates(where: str) -> Any:
     def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -77,7 +77,7 @@ def _no_duplicates(where: Path) -> Any:
     return hook
 
 
-def _entry(path: Path, file: str, name: str, entry: Any, data_bytes: int) -> tuple[TensorInfo, int, int]:
+def _entry(where: str, file: str, name: str, entry: Any, data_bytes: int) -> tuple[TensorInfo, int, int]:
     """One header entry as (tensor, begin, end), each value checked against the others and the file's size."""
     shape = entry.get("shape") if isinstance(entry, dict) else None
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
@@ -85,24 +85,24 @@ def _entry(path: Path, file: str, name: str, entry: Any, data_bytes: int) -> tup
     ends_valid = isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int and n >= 0 for n in offsets)
     if not sizes_valid or not ends_valid or not isinstance(shape, list) or not isinstance(offsets, list):
         raise CheckpointError(
-            f"{path}: the header's entry for {name!r} is {entry!r}; expected dtype, shape and data_offsets. "
+            f"{where}: the header's entry for {name!r} is {entry!r}; expected dtype, shape and data_offsets. "
             "The file is damaged; fetch it again."
         )
     if entry.get("dtype") not in _DTYPES:
         raise CheckpointError(
-            f"{path}: {name!r} has element type {entry.get('dtype')!r}; archport knows {', '.join(_DTYPES)}."
+            f"{where}: {name!r} has element type {entry.get('dtype')!r}; archport knows {', '.join(_DTYPES)}."
         )
     dtype, bits = _DTYPES[entry["dtype"]]
     begin, end = offsets
     expected = (math.prod(shape) * bits + 7) // 8
     if end > data_bytes:
         raise CheckpointError(
-            f"{path} is truncated: {name!r} ends at byte {end:,} of the data, but the file holds {data_bytes:,} bytes "
+            f"{where} is truncated: {name!r} ends at byte {end:,} of the data, but the file holds {data_bytes:,} bytes "
             "of data. Fetch the file again."
         )
     if end - begin != expected:
         raise CheckpointError(
-            f"{path}: {name!r} is {dtype} {tuple(shape)}, which takes {expected:,} bytes, but its range is "
+            f"{where}: {name!r} is {dtype} {tuple(shape)}, which takes {expected:,} bytes, but its range is "
             f"{begin:,}..{end:,}. The file is damaged; fetch it again."
         )
     return TensorInfo(name, dtype, tuple(shape), expected, file), begin, end
@@ -117,72 +117,106 @@ def read_header(path: Path, file: str) -> dict[str, TensorInfo]:
     try:
         total = os.stat(path).st_size
         with path.open("rb") as handle:
-            start = handle.read(8)
-            length = int.from_bytes(start, "little")
-            if start.startswith(b"version "):
-                raise CheckpointError(
-                    f"{path} is a git-lfs pointer, not the weights. Run `git lfs pull` in its repository."
-                )
-            if len(start) < 8 or length > min(total - 8, _HEADER_LIMIT):
-                raise CheckpointError(
-                    f"{path} is truncated or not safetensors: it holds {total:,} bytes and says that its header "
-                    f"takes {length:,}. Fetch the file again."
-                )
+            length = header_length(str(path), handle.read(LENGTH_BYTES), total)
             text = handle.read(length)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: the shard is missing. Fetch the checkpoint again.") from error
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read ({error}).") from error
+    return parse_header(str(path), file, text, total)
+
+
+def header_length(where: str, start: bytes, total: int) -> int:
+    """Bytes of the header of a safetensors file, which follow its first `LENGTH_BYTES`.
+
+    Args:
+        where: how messages call the file.
+        start: its first bytes, `LENGTH_BYTES` of them where it has as many.
+        total: bytes of the whole file.
+
+    Raises:
+        CheckpointError: not safetensors, or truncated.
+    """
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if start.startswith(b"version "):
+        raise CheckpointError(f"{where} is a git-lfs pointer, not the weights. Run `git lfs pull` in its repository.")
+    if len(start) < LENGTH_BYTES or length > min(total - LENGTH_BYTES, _HEADER_LIMIT):
+        raise CheckpointError(
+            f"{where} is truncated or not safetensors: it holds {total:,} bytes and says that its header takes "
+            f"{length:,}. Fetch the file again."
+        )
+    return length
+
+
+def parse_header(where: str, file: str, text: bytes, total: int) -> dict[str, TensorInfo]:
+    """The tensors that a header names, each checked against the others and the size of the file.
+
+    Args:
+        where: how messages call the file.
+        file: its name, relative to the checkpoint.
+        text: the header, without the bytes that say its length.
+        total: bytes of the whole file.
+
+    Raises:
+        CheckpointError: no JSON object, entries that are none, ranges that overlap, leave gaps or pass the end.
+    """
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates(path))
+        header = json.loads(text, object_pairs_hook=_no_duplicates(where))
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: its header is not JSON ({error}). Fetch the file again.") from error
+        raise CheckpointError(f"{where}: its header is not JSON ({error}). Fetch the file again.") from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: its header is a JSON {type(header).__name__}; expected an object.")
-    data_bytes = total - 8 - length
-    entries = [_entry(path, file, name, entry, data_bytes) for name, entry in header.items() if name != "__metadata__"]
+        raise CheckpointError(f"{where}: its header is a JSON {type(header).__name__}; expected an object.")
+    data_bytes = total - LENGTH_BYTES - len(text)
+    entries = [_entry(where, file, name, entry, data_bytes) for name, entry in header.items() if name != "__metadata__"]
     position = 0
     for info, begin, end in sorted(entries, key=lambda item: item[1:]):
         if begin != position:
             raise CheckpointError(
-                f"{path}: {info.name!r} begins at byte {begin:,}, expected {position:,}: tensors overlap or leave a "
+                f"{where}: {info.name!r} begins at byte {begin:,}, expected {position:,}: tensors overlap or leave a "
                 "gap. The file is damaged; fetch it again."
             )
         position = end
     if position != data_bytes:
         raise CheckpointError(
-            f"{path}: its tensors take {position:,} bytes and the file holds {data_bytes:,} bytes of data. "
+            f"{where}: its tensors take {position:,} bytes and the file holds {data_bytes:,} bytes of data. "
             "The file is damaged; fetch it again."
         )
     return {info.name: info for info, _, _ in entries}
 
 
-def read_tensors(folder: Path, body: str = "") -> dict[str, TensorInfo]:
+# The tensors of weight files that are not on this machine, by file and name.
+Fetched = Mapping[str, Mapping[str, TensorInfo]]
+
+
+def read_tensors(folder: Path, body: str = "", fetched: Fetched | None = None) -> dict[str, TensorInfo]:
     """Every tensor of a checkpoint's transformer, by name, from the headers of the files that its index names.
 
     Args:
         folder: the checkpoint.
         body: where in it the transformer is, "" for its root.
+        fetched: headers of files that are not there, because they were read where the files are.
 
     Raises:
         CheckpointError: no safetensors, a missing or damaged shard, a tensor stored twice, or an index that promises
             a tensor which its file does not hold.
     """
     here = inside(folder, body, "modules.json")
-    names = {entry.name for entry in os.scandir(here) if not entry.is_dir()}
+    prefix = f"{body}/" if body else ""
+    away = {file.removeprefix(prefix): tensors for file, tensors in (fetched or {}).items() if file.startswith(prefix)}
+    names = {entry.name for entry in os.scandir(here) if not entry.is_dir()} | away.keys()
     refuse_without_safetensors(names, str(here))
     index = read_object(here / INDEX)
     files = weight_files(names, index, str(here))
-    missing = [file for file in files if not inside(here, file, INDEX).is_file()]
+    missing = [file for file in files if file not in away and not inside(here, file, INDEX).is_file()]
     if missing:
         named = f", which {INDEX} names," if index is not None else ""
         raise CheckpointError(f"{here}: {shorten(missing)}{named} is missing. Fetch the checkpoint again.")
-    prefix = f"{body}/" if body else ""
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        for name, info in read_header(inside(here, file, INDEX), f"{prefix}{file}").items():
+        header = away.get(file) or read_header(inside(here, file, INDEX), f"{prefix}{file}")
+        for name, info in header.items():
             if name in tensors:
                 raise CheckpointError(
                     f"{here}: {name!r} is stored twice, in {tensors[name].file} and in {info.file}; "

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,17 @@ from archport.checkpoint.files import (
     small_files,
     weights_needed,
 )
+from archport.checkpoint.headers import LENGTH_BYTES, Fetched, TensorInfo, header_length, parse_header
 from archport.contract.errors import CheckpointError, ModelNotFound
 
 logger = logging.getLogger("archport")
 
-# Seconds for the first answer of the hub.
-_TIMEOUT = 10.0
+# Seconds for the first answer of the hub, and for one about a file while others are asked for.
+_TIMEOUT, _FILE_TIMEOUT = 10.0, 30.0
 # A transfer whose connection broke is taken up this often.
 _ATTEMPTS = 3
+# Of a weight file, bytes that are asked for first (most headers of one shard), and files that are read at once.
+_FIRST, _CONNECTIONS = 16_384, 4
 _TRUE = ("1", "ON", "YES", "TRUE")
 
 
@@ -46,11 +50,13 @@ class Snapshot:
         folder: where they are.
         commit: which version.
         complete: whether everything the repository offers and archport needs is certainly there.
+        headers: of weight files that stayed on the hub.
     """
 
     folder: Path
     commit: str
     complete: bool
+    headers: Fetched | None = None
 
 
 def offline() -> bool:
@@ -146,6 +152,29 @@ def download(repo: str, revision: str | None, progress: bool | None) -> Snapshot
         ModelNotFound: no such repository or revision, no access, or no connection; the message says which.
         CheckpointError: the repository holds no safetensors weights.
     """
+    _, weights = _begin(repo, revision)
+    folder = _fetch(repo, revision, weights, progress)
+    return Snapshot(folder, folder.name, complete=True)
+
+
+def describe(repo: str, revision: str | None, progress: bool | None = None) -> Snapshot:
+    """Fetch a repository's small files into the cache, and of its weights the headers alone, by ranges.
+
+    Weights that are in the cache already are read there.
+
+    Raises:
+        ModelNotFound, CheckpointError: as `download`.
+    """
+    folder, weights = _begin(repo, revision)
+    away = [file for file in weights if not (folder / file).is_file()]
+    # The version whose small files were fetched.
+    with ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="archport-headers") as threads:
+        headers = list(threads.map(lambda file: _header(repo, folder.name, file), away))
+    return Snapshot(folder, folder.name, complete=False, headers=dict(zip(away, headers, strict=True)))
+
+
+def _begin(repo: str, revision: str | None) -> tuple[Path, list[str]]:
+    """Fetch the small files; returns the snapshot's folder and the names of the weight files that the model needs."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint(), token=_token(), library_name="archport")
@@ -157,8 +186,54 @@ def download(repo: str, revision: str | None, progress: bool | None) -> Snapshot
     absent = sorted(set(weights) - set(names))
     if absent:
         raise CheckpointError(f"{repo}: its index names {shorten(absent)}, which the repository does not hold.")
-    folder = _fetch(repo, revision, weights, progress)
-    return Snapshot(folder, folder.name, complete=True)
+    return folder, weights
+
+
+def _header(repo: str, commit: str, file: str) -> dict[str, TensorInfo]:
+    """The tensors of one weight file on the hub, from its first bytes."""
+    where = f"{repo}/{file}"
+
+    def fetch(first: int, end: int) -> tuple[bytes, int]:
+        return _ask(repo, commit, lambda: _range(repo, commit, file, first, end), attempts=_ATTEMPTS)
+
+    start, total = fetch(0, _FIRST)
+    end = LENGTH_BYTES + header_length(where, start, total)
+    text = start[LENGTH_BYTES:end]
+    if end > len(start):
+        text += fetch(len(start), end)[0]
+    return parse_header(where, file, text, total)
+
+
+def _range(repo: str, commit: str, file: str, first: int, end: int) -> tuple[bytes, int]:
+    """(bytes from `first` on and before `end`, bytes of the whole file), by one request.
+
+    A server that knows no ranges sends the file from its beginning; the connection is closed when enough was read.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(repo, file, revision=commit, endpoint=endpoint())
+    headers = build_hf_headers(token=_token(), library_name="archport")
+    headers |= {"Range": f"bytes={first}-{end - 1}", "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=headers, timeout=_FILE_TIMEOUT) as response:
+        if response.status_code >= 400:
+            # The client looks for the hub's reasons in the body too.
+            response.read()
+        hf_raise_for_status(response)
+        partial = response.status_code == 206
+        stated = response.headers.get("Content-Range", "") if partial else response.headers.get("Content-Length", "")
+        total = int(stated.rpartition("/")[2])
+        skipped = 0 if partial else first
+        wanted = min(end, total) - first
+        found = bytearray()
+        for chunk in response.iter_bytes():
+            found += chunk
+            if len(found) >= skipped + wanted:
+                break
+    if len(found) < skipped + wanted:
+        raise HTTPError(f"{len(found):,} of {skipped + wanted:,} bytes of {file} arrived")
+    return bytes(found[skipped : skipped + wanted]), total
 
 
 def _fetch(repo: str, revision: str | None, names: Collection[str], progress: bool | None) -> Path:

@@ -50,6 +50,7 @@ def resolve(
     models: Mapping[str, str],
     revision: str | None = None,
     progress: bool | None = None,
+    weights: bool = True,
 ) -> Checkpoint:
     """Find a checkpoint, fetching it when it is nowhere on this machine.
 
@@ -61,6 +62,8 @@ def resolve(
         models: name -> hub id, another name, or `package:folder` of a package that carries the model.
         revision: branch, tag or commit of a hub repository; a package, which has none, is then passed over.
         progress: whether a download shows a bar; None on a terminal only.
+        weights: whether weight files are fetched from the hub; without it their headers alone are, which describe a
+            model but don't load one.
 
     Raises:
         ModelNotFound: the name leads nowhere; the message lists what was tried and near matches.
@@ -82,7 +85,7 @@ def resolve(
                 trail.steps.append(f"package {match['package']} (passed over: revision={revision!r} was asked for)")
             elif found := _from_package(match["package"], match["folder"], hub_id, trail):
                 return found
-    return _from_hub(hub_id, revision, progress, trail)
+    return _from_hub(hub_id, revision, progress, weights, trail)
 
 
 def _chain(requested: str, models: Mapping[str, str]) -> list[str]:
@@ -151,7 +154,7 @@ def _from_package(package: str, folder: str, name: str, trail: _Trail) -> Checkp
     return None
 
 
-def _from_hub(hub_id: str, revision: str | None, progress: bool | None, trail: _Trail) -> Checkpoint:
+def _from_hub(hub_id: str, revision: str | None, progress: bool | None, weights: bool, trail: _Trail) -> Checkpoint:
     if not _HUB_ID.match(hub_id) or len(hub_id) > _HUB_ID_LENGTH:
         url = _URL.match(hub_id)
         raise trail.not_found(f"pass {url[1]!r}, not its address" if url else "it is neither a folder nor a hub id")
@@ -164,7 +167,8 @@ def _from_hub(hub_id: str, revision: str | None, progress: bool | None, trail: _
         failure = trail.not_found(reason)
     else:
         try:
-            return _open(hub.download(hub_id, revision, progress), hub_id, "hub", trail)
+            fetch = hub.download if weights else hub.describe
+            return _open(fetch(hub_id, revision, progress), hub_id, "hub", trail)
         except ModelNotFound as error:
             trail.steps.append(f"hub {hub_id}")
             failure = trail.not_found(str(error))
@@ -182,7 +186,12 @@ def _from_hub(hub_id: str, revision: str | None, progress: bool | None, trail: _
 def _open(snapshot: hub.Snapshot, hub_id: str, source: str, trail: _Trail) -> Checkpoint:
     kind = "hub" if source == "hub" else "cache"
     return open_checkpoint(
-        snapshot.folder, name=hub_id, requested=trail.requested, source=kind, revision=snapshot.commit
+        snapshot.folder,
+        name=hub_id,
+        requested=trail.requested,
+        source=kind,
+        revision=snapshot.commit,
+        fetched=snapshot.headers,
     )
 
 

@@ -29,6 +29,7 @@ class Picture:
         grid: patches (down, across).
         source: what the plugin's `decode` reads its pixels from.
         digest: bytes that are equal for equal pixels, for caches.
+        decoding: bytes of host memory that `decode` takes at its peak. Pictures that share a source may each name it.
     """
 
     start: int
@@ -36,6 +37,7 @@ class Picture:
     grid: tuple[int, int]
     source: object = field(repr=False)
     digest: Callable[[], bytes] = field(repr=False, compare=False, default=bytes)
+    decoding: int = field(compare=False, default=0)
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.tokens < 1 or min(self.grid) < 1:
@@ -76,12 +78,15 @@ class Asked:
         prompt: the caller's instruction or prompt; None for the model's own.
         limit: tokens it may have.
         overflow: `error`, or `truncate`, which keeps what the model's format can't do without.
+        shorten: gives a text that is far over the limit as a beginning of it, which is over the limit too and whose ids
+            up to it are the same; any other text comes back as it is. So nobody encodes megabytes to cut them.
     """
 
     name: str
     prompt: str | None
     limit: int
     overflow: Literal["error", "truncate"] = "error"
+    shorten: Callable[[str], str] = field(repr=False, compare=False, default=str)
 
 
 class Reader(Protocol):

@@ -6,7 +6,7 @@ Measuring reads headers only and refuses what no model should see; decoding come
 
 from archport.media.images import ImageLimits, ImageSource, measure_image
 from archport.media.patches import normalise, patch_rows, unfold
-from archport.media.resize import resize, smart_resize, smart_resize_video
+from archport.media.resize import resize, scaled, smart_resize, smart_resize_video
 from archport.media.video import VideoSource, measure_video, sample_frames
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "patch_rows",
     "resize",
     "sample_frames",
+    "scaled",
     "smart_resize",
     "smart_resize_video",
     "unfold",

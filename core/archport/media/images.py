@@ -29,6 +29,9 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 # EXIF orientations that exchange width and height.
 _SIDEWAYS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
+# Bytes per pixel while an image is decoded: Pillow holds RGB in four, and one with transparency, the white beneath it
+# and the two together at once.
+DECODING = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,8 @@ class ImageLimits:
     """What an image may be before it is decoded.
 
     Args:
-        most_pixels: width times height as stored. Decoding takes about 7 bytes per pixel; a file of some kilobytes can
-            hold billions.
+        most_pixels: width times height as stored. Decoding takes up to 12 bytes per pixel; a file of some kilobytes
+            can hold billions.
         most_aspect: the longer side over the shorter one.
         least_side: pixels of the shorter side.
     """
@@ -66,8 +69,21 @@ class ImageSource:
     orientation: int = 1
     content: Callable[[], bytes] = field(repr=False, compare=False, default=bytes)
 
+    @property
+    def decoding(self) -> int:
+        """Bytes of host memory that decoding takes at its peak."""
+        return DECODING * self.width * self.height
+
     def pixels(self) -> np.ndarray:
         """Upright RGB pixels (height, width, 3) uint8; transparency lies on white.
+
+        Raises:
+            InputError: as `image`.
+        """
+        return np.asarray(self.image(), dtype=np.uint8)
+
+    def image(self) -> Image:
+        """The upright image in RGB as Pillow holds it, without a copy of its pixels; transparency lies on white.
 
         Raises:
             InputError: for a file that is cut short or damaged behind its header.
@@ -79,7 +95,7 @@ class ImageSource:
         except Exception as error:
             # Pillow's decoders raise whatever their libraries do: OSError, SyntaxError, ValueError, struct.error.
             raise InputError(f"{self.name} can't be decoded, it is cut short or damaged: {error}") from error
-        return np.asarray(_upright(_opaque(image, self.name), self.orientation), dtype=np.uint8)
+        return _upright(_opaque(image, self.name), self.orientation)
 
     def digest(self) -> bytes:
         """32 bytes that are equal for equal images, for caches."""
@@ -201,9 +217,9 @@ def _from_path(value: str | Path, name: str) -> ImageSource:
 def _from_file(stream: Callable[[], Any], name: str, content: Callable[[], bytes]) -> ImageSource:
     def decode() -> Image:
         with stream() as file, _open(file, name) as image:
+            # Leaving the block closes the file, not what was loaded from it.
             image.load()
-            # Leaving the block closes what was loaded from.
-            return image.copy()
+            return image
 
     try:
         file = stream()
@@ -281,7 +297,9 @@ def _opaque(image: Any, name: str) -> Any:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        del white
+    # Pillow would copy what is RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _is_pil(value: object) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from archport.media.images import ImageSource
-from archport.media.resize import resize
+from archport.media.resize import scaled
 from archport.media.video import VideoSource
 
 
@@ -24,7 +24,12 @@ class Still:
 
     def frames(self) -> np.ndarray:
         """(1, height, width, 3) uint8."""
-        return resize(self.source.pixels(), self.height, self.width)[None]
+        return scaled(self.source.image(), self.height, self.width)[None]
+
+    @property
+    def decoding(self) -> int:
+        """Bytes of host memory that `frames` takes at its peak."""
+        return self.source.decoding + 3 * self.height * self.width
 
     def digest(self) -> bytes:
         return _digest(self.source.digest(), self.height, self.width, ())
@@ -32,6 +37,8 @@ class Still:
 
 class Film:
     """A video's sampled frames, decoded once when the first moment is asked for, and let go with the last one.
+
+    Each is scaled as it is decoded, so that one at a time has its full size.
 
     Args:
         indices: of the sampled frames, ascending.
@@ -49,14 +56,16 @@ class Film:
         """(T, height, width, 3) uint8 of the frames at these places."""
         with self._lock:
             if any(place not in self._frames for place in at):
-                found = self._source.read(sorted(set(self._indices)))
-                by_index = dict(zip(sorted(set(self._indices)), found, strict=True))
-                self._frames = {
-                    place: resize(by_index[index], self._height, self._width)
-                    for place, index in enumerate(self._indices)
-                }
+                wanted = sorted(set(self._indices))
+                found = dict(zip(wanted, self._source.read(wanted, self._height, self._width), strict=True))
+                self._frames = {place: found[index] for place, index in enumerate(self._indices)}
             # Each place belongs to one moment, and is asked for once per request.
             return np.stack([self._frames.pop(place) for place in at])
+
+    @property
+    def decoding(self) -> int:
+        """Bytes of host memory that the first call of `frames` takes at its peak, the scaled frames included."""
+        return self._source.decoding + 3 * self._height * self._width * len(self._indices)
 
     def digest(self, at: Sequence[int]) -> bytes:
         with self._lock:
@@ -73,6 +82,10 @@ class Moment:
 
     def frames(self) -> np.ndarray:
         return self.film.frames(self.at)
+
+    @property
+    def decoding(self) -> int:
+        return self.film.decoding
 
     def digest(self) -> bytes:
         return self.film.digest(self.at)

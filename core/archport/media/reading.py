@@ -6,6 +6,7 @@ Knows no architecture: formats are conversations.py's or a plugin's, numbers a c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,6 +25,7 @@ SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
+_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL)))
 # A source that does not say how fast it runs; the reference's assumption.
 UNKNOWN_FPS = 24.0
 
@@ -92,6 +94,11 @@ class Placed:
         return self.grid[0] * self.grid[1] // merge**2
 
 
+def _specials_behind(text: str, beginning: str) -> str:
+    """The special tokens of a text that its beginning lacks, which are kept where the text between them is cut."""
+    return "".join(_SPECIAL.findall(text)[len(_SPECIAL.findall(beginning)) :])
+
+
 class PictureReader:
     """A Reader of strings, mappings and conversations, with images and video anywhere in them.
 
@@ -112,9 +119,12 @@ class PictureReader:
         """The ids of a rendered document, its pictures in their places, and the positions of both."""
         text: list[str] = []
         runs: list[Placed] = []
+        more = False
         for part in document.parts:
             if part.kind == "text":
-                text.append(part.text)
+                short = asked.shorten(part.text)
+                more = more or short != part.text
+                text.append(short if short == part.text else short + _specials_behind(part.text, short))
                 continue
             name = f"{part.kind} {part.index} of {asked.name}"
             made = self._image(part, name) if part.kind == "image" else self._video(part, name)
@@ -122,7 +132,7 @@ class PictureReader:
             runs += made[1]
         ids = encode("".join(text))
         if len(ids) + sum(run.tokens(self.settings.merge) - 1 for run in runs) > asked.limit:
-            ids, cut = self._cut(ids, runs, document, encode, asked), True
+            ids, cut = self._cut(ids, runs, document, encode, asked, more=more), True
         else:
             cut = False
         return self._placed(ids, runs, asked, cut=cut)
@@ -199,7 +209,8 @@ class PictureReader:
                 break
             run = next(waiting)
             down, across = run.grid[0] // s.merge, run.grid[1] // s.merge
-            pictures.append(Picture(len(out), down * across, run.grid, run.source, run.source.digest))
+            source = run.source
+            pictures.append(Picture(len(out), down * across, run.grid, source, source.digest, source.decoding))
             rows, columns = (axis.reshape(-1) for axis in np.mgrid[:down, :across])
             positions.append(place + np.stack([np.zeros_like(rows), rows, columns]))
             place += max(down, across)
@@ -214,9 +225,20 @@ class PictureReader:
         )
 
     def _cut(
-        self, ids: Sequence[int], runs: Sequence[Placed], document: Document, encode: Encode, asked: Asked
+        self,
+        ids: Sequence[int],
+        runs: Sequence[Placed],
+        document: Document,
+        encode: Encode,
+        asked: Asked,
+        *,
+        more: bool,
     ) -> list[int]:
-        """Ids without the latest of those that may go: not the closing ones, no special token, no picture."""
+        """Ids without the latest of those that may go: not the closing ones, no special token, no picture.
+
+        Args:
+            more: whether they are those of a beginning.
+        """
         total = len(ids) + sum(run.tokens(self.settings.merge) - 1 for run in runs)
         kept, over = list(ids), total - asked.limit
         if asked.overflow == "truncate":
@@ -228,8 +250,9 @@ class PictureReader:
             if not over:
                 return kept
         seen = f", {total - len(ids) + len(runs):,} of them for pictures" if runs else ""
+        total = asked.limit + 1 if more else total
         raise ContextLengthExceeded(
-            f"{asked.name} has {total:,} tokens{seen}; the limit is {asked.limit:,}. "
+            f"{asked.name} has {'at least ' if more else ''}{total:,} tokens{seen}; the limit is {asked.limit:,}. "
             + (
                 "Its pictures and the format around them are not cut: give smaller max_pixels or fewer pictures"
                 if asked.overflow == "truncate"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from archport.contract import InputError
 from archport.media.images import pillow
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def smart_resize(
@@ -74,5 +78,9 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Pixels (H, W, 3) uint8 scaled to (height, width, 3) uint8, bicubic with antialiasing; untouched when they fit."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    Image = pillow()
-    return np.asarray(Image.fromarray(pixels).resize((width, height), resample=Image.Resampling.BICUBIC))
+    return scaled(pillow().fromarray(pixels), height, width)
+
+
+def scaled(image: Image, height: int, width: int) -> np.ndarray:
+    """A Pillow image in RGB as pixels (height, width, 3) uint8, scaled as `resize` does."""
+    return np.asarray(image.resize((width, height), resample=pillow().Resampling.BICUBIC))

@@ -175,6 +175,7 @@ class Plan:
         minimum: the smallest peak that any schedule of this request has, in bytes.
         cost: what a budget below twice the minimum costs in time; "" above it.
         notes: assumptions and pins that the reader should know.
+        host_bytes: bytes of host memory that pictures and video take at the peak, apart from the device's `peak`.
     """
 
     arch: str
@@ -189,6 +190,7 @@ class Plan:
     cost: str = ""
     vision_kinds: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    host_bytes: int = 0
 
     @property
     def largest(self) -> BatchPlan:

@@ -104,6 +104,8 @@ def explain(plan: Plan) -> str:
         _evaluation(largest, len(plan.layer_kinds)),
         f"estimated time: {duration(plan.seconds)}, of which {plan.overhead:.1%} for evaluations",
     ]
+    if plan.host_bytes:
+        lines.append(f"host memory for pictures and video, apart from the peak: {size(plan.host_bytes)}")
     if plan.cost:
         lines.append(plan.cost)
     for index, kind in enumerate(largest.kinds):
@@ -180,6 +182,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "peak": plan.peak,
         "minimum": plan.minimum,
         "bytes": dict(plan.bytes),
+        # Where there are pictures; texts take none worth a word.
+        **({"host_bytes": plan.host_bytes} if plan.host_bytes else {}),
         "largest_buffer": _buffer(plan.largest_buffer),
         "work": _work(plan.work),
         "evaluations": plan.evaluations,

@@ -15,6 +15,7 @@ from archport.contract import DeviceKind, Measured, NonFiniteOutput
 from archport.planning import BatchPlan, Plan
 from archport.running.ahead import TokensAhead
 from archport.running.context import Stretches
+from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder, run_ahead
 from archport.running.pool import VectorHead
 from archport.running.progress import Counter, nothing_shown
@@ -197,7 +198,8 @@ class Embedder:
         measured = [window.tokens.measured[row] for window, row in rows if window.tokens.measured]
         lengths = [len(window.tokens.ids[row]) for window, row in rows]
         images = [tuple(picture.patches for picture in each.pictures) for each in measured]
-        return self.encoder.plan(lengths, images=images, pack=True), measured
+        plan = self.encoder.plan(lengths, images=images, pack=True)
+        return with_host_bytes(plan, measured, self.encoder.spec.vision), measured
 
     def _tokens(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:
         tokens = self.tokeniser(

@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from archport.contract import ContextLengthExceeded, InputError
+from archport.running.long_texts import LongTexts
 from archport.running.tokenise import Overflow, check_text, encoded, token_limit
 
 # One text, or the two texts of a pair.
@@ -31,7 +32,11 @@ class JoinedTokeniser:
     tokenizer: Tokenizer
     max_tokens: int
     lowercase: bool = False
+    _long: LongTexts = field(init=False, repr=False, compare=False)
     _cutters: dict[int, Tokenizer] = field(default_factory=dict[int, Tokenizer], init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_long", LongTexts(self.tokenizer))
 
     def __call__(
         self, items: Sequence[Item], *, what: str = "text", max_tokens: int | None = None, overflow: Overflow = "error"
@@ -48,20 +53,23 @@ class JoinedTokeniser:
         """
         limit = token_limit(max_tokens, self.max_tokens, self.max_tokens)
         ready = [self._prepared(item, f"{what} {index}") for index, item in enumerate(items)]
+        begun = [self._begun(item, limit + 1, exact=overflow == "truncate") for item in ready]
         rows: list[np.ndarray] = []
         types: list[np.ndarray] = []
-        for index, encoding in enumerate(encoded(self.tokenizer, ready)):
+        for index, encoding in enumerate(encoded(self.tokenizer, [item for item, _ in begun])):
             if len(encoding.ids) > limit:
                 if overflow == "error":
+                    cut = begun[index][1]
+                    tokens = len(encoding.ids) - cut * self._long.margin
                     raise ContextLengthExceeded(
-                        f"{what} {index} has {len(encoding.ids)} tokens; the limit is {limit}. Pass "
+                        f"{what} {index} has {'at least ' if cut else ''}{tokens} tokens; the limit is {limit}. Pass "
                         "overflow='truncate' to cut it",
-                        requested=len(encoding.ids),
+                        requested=tokens,
                         ceiling=limit,
                         max_tokens_that_fit=limit,
                         binding=f"max_tokens {limit}",
                     )
-                encoding = self._cut(ready[index], limit)
+                encoding = self._cut(begun[index][0], limit)
             if not encoding.ids:
                 raise InputError(f"{what} {index} ({items[index]!r:.60}) has no tokens; this model needs at least one")
             rows.append(np.asarray(encoding.ids, dtype=np.int32))
@@ -76,6 +84,24 @@ class JoinedTokeniser:
             check_text(part, name)
         texts = [str(part).lower() if self.lowercase else str(part) for part in parts]
         return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+    def _begun(self, item: Item, tokens: int, *, exact: bool) -> tuple[Item, int]:
+        """(a text or pair that is refused or cut alike, how many of its texts are beginnings only)."""
+        if isinstance(item, str):
+            text, more = self._long.beginning(item, tokens, exact=exact)
+            return text, int(more)
+        while True:
+            (first, more), (second, rest) = self._long.beginnings(item, tokens, exact=exact)
+            if not (exact and more and rest):
+                break
+            # Both may be cut, and the longer one keeps the odd token: go on to where one of them ends.
+            tokens *= 4
+        if exact and more + rest == 1:
+            known = len(self.tokenizer.encode(second if more else first, add_special_tokens=False).ids)
+            if known >= tokens:
+                cut = self._long.beginning(item[0] if more else item[1], known + 1, exact=True)
+                (first, more), (second, rest) = (cut, (second, rest)) if more else ((first, more), cut)
+        return (first, second), more + rest
 
     def _cut(self, item: Item, limit: int) -> Encoding:
         if limit not in self._cutters:

@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from archport.contract import ContextLengthExceeded, InputError, PairText
+from archport.running.long_texts import LongTexts
 from archport.running.tokenise import Overflow, check_text, encoded, token_limit
 
 
@@ -28,9 +29,11 @@ class PairTokeniser:
     tokenizer: Tokenizer
     text: PairText
     max_tokens: int
+    _long: LongTexts = field(init=False, repr=False, compare=False)
     _ends: tuple[list[int], list[int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_long", LongTexts(self.tokenizer))
         ends = (self._ids([self.text.prefix])[0], self._ids([self.text.suffix])[0])
         object.__setattr__(self, "_ends", ends)
 
@@ -67,13 +70,19 @@ class PairTokeniser:
         check_text(instruction, "the instruction")
         for index, document in enumerate(documents):
             check_text(document, f"document {index}")
-        bodies = self._ids([self.text.fill(instruction, query, document) for document in documents])
+        exact = overflow == "truncate"
+        # One by one, because each holds the query.
+        begun = [
+            self._long.beginning(self.text.fill(instruction, query, document), room + 1, exact=exact)
+            for document in documents
+        ]
+        bodies = self._ids([body for body, _ in begun])
         rows: list[np.ndarray] = []
         for index, body in enumerate(bodies):
             if len(body) > room and overflow == "error":
-                needed = len(prefix) + len(body) + len(suffix)
+                needed, count = self._long.count(len(prefix) + len(body) + len(suffix), begun[index][1])
                 raise ContextLengthExceeded(
-                    f"document {index} makes a pair of {needed} tokens; the limit is {limit}. Pass overflow='truncate' "
+                    f"document {index} makes a pair of {count} tokens; the limit is {limit}. Pass overflow='truncate' "
                     f"to cut it, or raise max_tokens= (at most {self.max_tokens})",
                     requested=needed,
                     ceiling=limit,

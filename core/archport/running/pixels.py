@@ -15,6 +15,7 @@ import numpy as np
 from archport.contract import Picture, Reader
 from archport.device.workers import Coming, Threads, cores
 from archport.planning import VisionStep
+from archport.running.decoding import Decoder
 
 # The passes of a batch, and the pictures that they index.
 Shown = tuple[Sequence[VisionStep], Sequence[Picture]]
@@ -28,7 +29,7 @@ class Pixels:
     """
 
     def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+        self._reader, self._decoder = reader, Decoder(reader)
         self._threads, self._closed = Threads("archport-decode", cores()), False
         self._decoding: dict[int, Coming[np.ndarray]] = {}
         self._ready: dict[int, Coming[mx.array]] = {}
@@ -52,7 +53,7 @@ class Pixels:
             InputError: when a picture can't be decoded.
         """
         if id(step) not in self._ready and len(pictures) == 1 and id(pictures[0]) not in self._decoding:
-            return self._stacked(step, [self._reader.decode(pictures[0])])
+            return self._stacked(step, [self._decoder(pictures[0])])
         self._stack(step, pictures)
         self._begun.discard(id(step))
         return self._ready.pop(id(step)).take()
@@ -73,7 +74,7 @@ class Pixels:
 
     def _decode(self, picture: Picture) -> None:
         if id(picture) not in self._decoding:
-            self._decoding[id(picture)] = self._threads.start(partial(self._reader.decode, picture))
+            self._decoding[id(picture)] = self._threads.start(partial(self._decoder, picture))
 
     def _stack(self, step: VisionStep, pictures: Sequence[Picture]) -> None:
         if id(step) in self._ready:

@@ -16,6 +16,7 @@ from archport.contract import AdmissionRefused
 from archport.memory import Caches, KVCache, Snapshot, put, put_rows, snapshot_bytes, take
 from archport.planning import Plan
 from archport.running.context import Stretches
+from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder
 from archport.running.planned import batch_caches
 from archport.running.prefix_cache import PrefixCache, PrefixDraft, matching
@@ -71,6 +72,7 @@ def prefill(
     visual = None if visual is None else visual.behind(first)
     images = () if visual is None else visual.images
     plan = _plan(encoder, [len(row) - first for row in rows], first, new_tokens, prefixes, images)
+    plan = with_host_bytes(plan, () if visual is None else visual.measured, encoder.spec.vision)
     (batch,) = plan.batches
     rest = [row[first:] for row in rows]
     with verified(plan, held=(lambda: 0) if draft is None else lambda: draft.bytes) as watch:

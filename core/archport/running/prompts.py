@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from archport.contract import Asked, InputError, Measured
+from archport.contract import InputError, Measured
 from archport.running.chat import ChatTemplate
 from archport.running.ids import token_ids
 from archport.running.tokenise import TextTokeniser, check_text, check_vocabulary
@@ -80,7 +80,7 @@ class PromptReader:
             if tools or options:
                 raise InputError(f"prompt {index} goes through the model's own reader, which takes no tools or options")
             limit = self.tokeniser.max_tokens
-            return reader.measure(prompt, self.tokeniser.encode, Asked(f"prompt {index}", None, limit))
+            return reader.measure(prompt, self.tokeniser.encode, self.tokeniser.asked(f"prompt {index}", None, limit))
         return Measured(self._ids(prompt, index, tools, options))
 
     def _unwritten(self, prompt: Any) -> bool:
@@ -98,13 +98,13 @@ class PromptReader:
             )
         if isinstance(prompt, str):
             check_text(prompt, f"prompt {index}")
-            return self._known(self.tokeniser.tokenizer.encode(prompt).ids, index)
+            return self._known(self.tokeniser.fitting(prompt, f"prompt {index}", special=True), index)
         if _are_ids(prompt):
             return token_ids(prompt, self.vocabulary, f"prompt {index}")
         text = self.chat(prompt, tools=tools, options=options)
         check_text(text, f"prompt {index}")
         # The template has written every special token itself.
-        return self._known(self.tokeniser.encode(text), index)
+        return self._known(self.tokeniser.fitting(text, f"prompt {index}", special=False), index)
 
     def _known(self, ids: list[int], index: int) -> np.ndarray:
         """Ids of a tokenizer as int32, none of which the model does not know."""

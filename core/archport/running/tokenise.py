@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from archport.contract import Asked, ContextLengthExceeded, InputError, Measured, Reader, TextInputs
+from archport.running.long_texts import LongTexts
 
 Overflow = Literal["error", "truncate"]
 
@@ -46,16 +47,22 @@ class Tokens:
 TEXTS_PER_BREATH, BREATH = 16, 5e-5
 
 
-def encoded(tokenizer: Tokenizer, items: Sequence[Any], **options: bool) -> Iterator[Encoding]:
+def encoded(
+    tokenizer: Tokenizer, items: Sequence[Any], ready: MutableMapping[int, Encoding] | None = None, **options: bool
+) -> Iterator[Encoding]:
     """The encodings of all items, without offsets, each released when the next one is asked for.
 
     Releasing thousands at once would hold the interpreter for tens of milliseconds.
+
+    Args:
+        ready: encodings that are there already, by the item's index; each is taken out.
     """
-    found = tokenizer.encode_batch_fast(items, **options)
+    ready = ready or {}
+    found = tokenizer.encode_batch_fast([item for index, item in enumerate(items) if index not in ready], **options)
     found.reverse()
-    while found:
-        yield found.pop()
-        if found and len(found) % TEXTS_PER_BREATH == 0:
+    for index in range(len(items)):
+        yield ready.pop(index) if index in ready else found.pop()
+        if index + 1 < len(items) and (len(items) - index - 1) % TEXTS_PER_BREATH == 0:
             time.sleep(BREATH)
 
 
@@ -72,6 +79,7 @@ class TextTokeniser:
 
     def __init__(self, tokenizer: Tokenizer, inputs: TextInputs, max_tokens: int) -> None:
         self.tokenizer, self.inputs, self.max_tokens = tokenizer, inputs, max_tokens
+        self.long = LongTexts(tokenizer)
         self._cutters: dict[int, Tokenizer] = {}
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
@@ -119,9 +127,12 @@ class TextTokeniser:
         if self.inputs.reader is not None:
             return self._read(self.inputs.reader, texts, prompt, limit, overflow, first)
         prepared = [self._prepare(text, first + index, prompt) for index, text in enumerate(texts)]
+        # One token more shows that a text is too long.
+        ready: dict[int, Encoding] = {}
+        begun = self.long.beginnings(prepared, limit + 1, exact=overflow == "truncate", ready=ready)
         rows: list[np.ndarray] = []
         truncated: list[int] = []
-        for index, encoding in enumerate(encoded(self.tokenizer, prepared)):
+        for index, encoding in enumerate(encoded(self.tokenizer, [text for text, _ in begun], ready)):
             row = self._finish(encoding.ids)
             rows.append(row)
             if not len(row):
@@ -132,15 +143,16 @@ class TextTokeniser:
                 continue
             if overflow == "error":
                 more = f", or raise max_tokens= (at most {self.max_tokens})" if limit < self.max_tokens else ""
+                tokens, count = self.long.count(len(row), begun[index][1])
                 raise ContextLengthExceeded(
-                    f"text {first + index} has {len(row)} tokens; the limit is {limit}. Pass overflow='truncate' to "
+                    f"text {first + index} has {count} tokens; the limit is {limit}. Pass overflow='truncate' to "
                     f"cut it{more}",
-                    requested=len(row),
+                    requested=tokens,
                     ceiling=limit,
                     max_tokens_that_fit=limit,
                     binding=f"max_tokens {limit}",
                 )
-            rows[index] = self._finish(self._cut(encoding, prepared[index], limit))
+            rows[index] = self._finish(self._cut(encoding, begun[index][0], limit))
             truncated.append(first + index)
         return Tokens(tuple(rows), self._prompt_length(prompt), tuple(truncated))
 
@@ -149,11 +161,42 @@ class TextTokeniser:
     ) -> Tokens:
         """What a plugin's own reader finds in inputs of any kind it knows."""
         measured = tuple(
-            reader.measure(item, self.encode, Asked(_called(item, first + index), prompt or None, limit, overflow))
+            reader.measure(item, self.encode, self.asked(_called(item, first + index), prompt or None, limit, overflow))
             for index, item in enumerate(items)
         )
         cut = tuple(first + index for index, each in enumerate(measured) if each.truncated)
         return Tokens(tuple(each.ids for each in measured), truncated=cut, measured=measured)
+
+    def asked(self, name: str, prompt: str | None, limit: int, overflow: Overflow = "error") -> Asked:
+        """What a reader is told of an input, and how it shortens texts that are far over the limit."""
+
+        def shorten(text: str) -> str:
+            return self.long.beginning(text, limit + 1, exact=overflow == "truncate")[0]
+
+        return Asked(name, prompt, limit, overflow, shorten)
+
+    def fitting(self, text: str, name: str, *, special: bool) -> list[int]:
+        """Ids of a text that has to fit as a whole, or a few more than fit.
+
+        Args:
+            special: whether the tokenizer puts its special tokens around it.
+
+        Raises:
+            ContextLengthExceeded: for a text far over the limit.
+        """
+        text, more = self.long.beginning(text, self.max_tokens, exact=False)
+        ids = self.tokenizer.encode(text, add_special_tokens=special).ids
+        if more:
+            tokens, count = self.long.count(len(ids), more)
+            raise ContextLengthExceeded(
+                f"{name} has {count} tokens and the context {self.max_tokens:,}, which leaves none to generate; "
+                "shorten it, or raise max_context",
+                requested=tokens,
+                ceiling=self.max_tokens,
+                max_tokens_that_fit=self.max_tokens - 1,
+                binding="max_context",
+            )
+        return ids
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text and nothing around them; the text of a special token becomes that token."""

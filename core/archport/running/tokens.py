@@ -15,6 +15,7 @@ from archport.contract.heads import TokenHead
 from archport.planning import Readout
 from archport.running.calls import device_call
 from archport.running.context import Stretches
+from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder
 from archport.running.maxsim import maxsim
 from archport.running.planned import batch_caches, run_steps
@@ -158,6 +159,7 @@ class TokenEmbedder:
             visible=[real[index] for index in some],
             readout=self._readout(),
         )
+        plan = with_host_bytes(plan, seen, encoder.spec.vision)
         with verified(plan) as watch, sight_of(encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
             for batch in watch.batches(plan.batches):
                 visual = sight.look(plan, batch, seen) if sight is not None else None

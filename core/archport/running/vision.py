@@ -19,6 +19,7 @@ from archport.contract import ArchportError, Measured, Picture, Reader, Trunk, V
 from archport.device.evaluation import Pipeline
 from archport.device.tracing import traced
 from archport.planning import BatchPlan, Plan, VisionStep
+from archport.running.decoding import pictures_of
 from archport.running.pixels import Pixels
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class Sight:
 
     def ahead(self, batches: Sequence[BatchPlan], measured: Sequence[Measured]) -> None:
         """Start decoding the pictures of the batch that is looked at next, and of the one behind it."""
-        self._pixels.ahead([(batch.vision, _pictures(batch, measured)) for batch in batches])
+        self._pixels.ahead([(batch.vision, pictures_of(batch, measured)) for batch in batches])
 
     def look(self, plan: Plan, batch: BatchPlan, measured: Sequence[Measured]) -> BatchVisual | None:
         """Run the tower over a batch's pictures; None when it has none.
@@ -175,7 +176,7 @@ class Sight:
             positions = _positions(batch, rows)
             # Text behind a picture that an earlier call has seen stands where the picture put it.
             return None if positions is None else BatchVisual((), _index(batch, rows, {}), positions)
-        pictures = _pictures(batch, measured)
+        pictures = pictures_of(batch, measured)
         ahead = batch.in_flight > 1
         # The plan has the tower's temporaries beside none of an earlier batch's; its inputs may be there before.
         settle, patches = self._stretches.drain, self._pixels.of(batch.vision[0], pictures)
@@ -231,11 +232,6 @@ class _Pass:
 def sight_of(trunk: Trunk, reader: Reader | None, stretches: Stretches) -> AbstractContextManager[Sight | None]:
     """The sight of one request, closed at the end of the block; None for a model that reads text only."""
     return nullcontext() if reader is None else Sight(trunk, reader, stretches)
-
-
-def _pictures(batch: BatchPlan, measured: Sequence[Measured]) -> list[Picture]:
-    """The pictures of a batch in the order in which a plan counts them: by row, then by token."""
-    return [picture for row in batch.rows for picture in measured[row].pictures] if measured else []
 
 
 def _joined(seen: list[list[mx.array]]) -> tuple[mx.array, ...]:

@@ -11,9 +11,10 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import Asked, CausalLM, Measured, PairReader, YesNoHead
+from archport.contract import CausalLM, Measured, PairReader, YesNoHead
 from archport.planning import BatchPlan, Plan
 from archport.running.context import Stretches
+from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder, run_ahead
 from archport.running.planned import batch_caches
 from archport.running.rerank import RerankRequest, ScoreKind
@@ -50,13 +51,14 @@ class VisualScorer:
                 query,
                 document,
                 self.tokeniser.encode,
-                Asked(f"document {index}", request.instruction, limit, request.overflow),
+                self.tokeniser.asked(f"document {index}", request.instruction, limit, request.overflow),
             )
             for index, document in enumerate(documents)
         )
         check_vocabulary([each.ids for each in measured], self.encoder.spec.vocab_size, "document")
         images = [[picture.patches for picture in each.pictures] for each in measured]
         plan = self.encoder.plan([len(each.ids) for each in measured], images=images)
+        plan = with_host_bytes(plan, measured, self.encoder.spec.vision)
         difference, stretches = np.zeros(len(measured), np.float32), Stretches()
 
         def finish(batch: BatchPlan, answers: mx.array) -> None:

@@ -57,7 +57,9 @@ class NemotronReader:
         return self.settings.mean, self.settings.std
 
     def measure(self, item: object, encode: Encode, asked: Asked) -> Measured:
-        text, images = parts_of(item, asked.name)
+        whole, images = parts_of(item, asked.name)
+        text = asked.shorten(whole)
+        more = text != whole
         found = [
             TiledImage(
                 measure_image(image, name=f"image {index} of {asked.name}"),
@@ -71,7 +73,7 @@ class NemotronReader:
         ids: list[int] = encode(self.settings.start + prompt) if self.settings.start + prompt else []
         if not found:
             # One piece, as a tokenizer may join the prompt's last letters with the text's first.
-            return self._finished(encode(self.settings.start + prompt + text), [], asked, len(ids))
+            return self._finished(encode(self.settings.start + prompt + text), [], asked, len(ids), more=more)
         pictures: list[Picture] = []
         before = len(ids)
         start: list[int] = []
@@ -84,7 +86,7 @@ class NemotronReader:
             # The published text has this space even where no text follows.
             tail = f"</img> {text}" if index == len(found) - 1 else "</img>"
             start += encode(tail)
-        return self._finished(start, pictures, asked, before)
+        return self._finished(start, pictures, asked, before, more=more)
 
     def decode(self, picture: Picture) -> np.ndarray:
         image, tile = cast("tuple[TiledImage, int]", picture.source)
@@ -96,9 +98,10 @@ class NemotronReader:
         def digest() -> bytes:
             return image.digest() + tile.to_bytes(2, "little")
 
-        return Picture(start, self.settings.tokens, (side, side), (image, tile), digest)
+        return Picture(start, self.settings.tokens, (side, side), (image, tile), digest, image.decoding)
 
-    def _finished(self, ids: list[int], pictures: list[Picture], asked: Asked, prompt: int) -> Measured:
+    def _finished(self, ids: list[int], pictures: list[Picture], asked: Asked, prompt: int, *, more: bool) -> Measured:
+        """The row of these ids; with `more` they are those of a text's beginning."""
         if not ids:
             raise InputError(f"{asked.name} has no tokens; this model needs at least one")
         stray = sum(token == self.settings.image_token for token in ids) - len(pictures) * self.settings.tokens
@@ -108,9 +111,10 @@ class NemotronReader:
         last = max((picture.start + picture.tokens + 1 for picture in pictures), default=0)
         if cut and (asked.overflow == "error" or last > limit):
             way = "its images alone take more" if last > limit else "pass overflow='truncate' to cut its text"
+            tokens = limit + 1 if more else len(ids)
             raise ContextLengthExceeded(
-                f"{asked.name} has {len(ids)} tokens; the limit is {limit}: {way}",
-                requested=len(ids),
+                f"{asked.name} has {'at least ' if more else ''}{tokens} tokens; the limit is {limit}: {way}",
+                requested=tokens,
                 ceiling=limit,
                 max_tokens_that_fit=limit,
                 binding=f"max_tokens {limit}",

@@ -12,7 +12,7 @@ import numpy as np
 from archport.contract import Asked, ContextLengthExceeded, Encode, InputError, Measured, Picture
 from archport.media.images import ImageSource, measure_image
 from archport.media.patches import patch_rows
-from archport.media.resize import resize
+from archport.media.resize import scaled
 from archport_bidirectional.nemotron_reader import parts_of
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -74,13 +74,17 @@ class SiglipReader:
         text = text.lower() if s.lowercase else text
         if s.canonical:
             text = " ".join(text.translate(_NO_PUNCTUATION).split())
-        ids, most = encode(text), min(asked.limit, s.length)
+        short = asked.shorten(text)
+        ids, most = encode(short), min(asked.limit, s.length)
         if ids[-1:] == [s.end]:
             ids = ids[:-1]
         if len(ids) + 1 > most and asked.overflow == "error":
+            more = short != text
+            tokens = asked.limit + 1 if more else len(ids) + 1
             raise ContextLengthExceeded(
-                f"{asked.name} has {len(ids) + 1} tokens; the limit is {most}. Pass overflow='truncate' to cut it",
-                requested=len(ids) + 1,
+                f"{asked.name} has {'at least ' if more else ''}{tokens} tokens; the limit is {most}. Pass "
+                "overflow='truncate' to cut it",
+                requested=tokens,
                 ceiling=most,
                 max_tokens_that_fit=most,
                 binding=f"max_tokens {most}",
@@ -94,13 +98,13 @@ class SiglipReader:
     def decode(self, picture: Picture) -> np.ndarray:
         assert self._images is not None, "no picture was measured"
         image, side = cast(ImageSource, picture.source), self._images.side
-        return patch_rows(resize(image.pixels(), side, side)[None], patch=self._images.patch, merge=1)
+        return patch_rows(scaled(image.image(), side, side)[None], patch=self._images.patch, merge=1)
 
     def _image(self, value: object, asked: Asked) -> Measured:
         if self._images is None:
             raise InputError(f"{asked.name} is an image; this checkpoint is the text tower alone, which sees nothing")
         image = measure_image(value, name=f"the image of {asked.name}")
         grid = self._images.side // self._images.patch
-        picture = Picture(0, 1, (grid, grid), image, image.digest)
+        picture = Picture(0, 1, (grid, grid), image, image.digest, image.decoding)
         pad = 0 if self._texts is None else self._texts.pad
         return Measured(np.asarray([pad], dtype=np.int32), (picture,))

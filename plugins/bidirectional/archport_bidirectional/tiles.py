@@ -10,7 +10,7 @@ import threading
 import numpy as np
 
 from archport.media.images import ImageSource
-from archport.media.resize import resize
+from archport.media.resize import scaled
 
 # (columns, rows) in the order in which the published code meets them, which decides ties.
 GRIDS = ((1, 1), (1, 2), (2, 1), (3, 1), (1, 3), (4, 1), (1, 4), (2, 2), (1, 5), (5, 1), (6, 1), (2, 3), (1, 6), (3, 2))
@@ -49,6 +49,11 @@ class TiledImage:
         self.count = cut + (1 if thumbnail and cut > 1 else 0)
         self._lock, self._scaled, self._left = threading.Lock(), None, self.count
 
+    @property
+    def decoding(self) -> int:
+        """Bytes of host memory that the first tile takes at its peak."""
+        return self._image.decoding + 3 * self._side**2 * (self.rows * self.columns + 1)
+
     def digest(self) -> bytes:
         return self._image.digest()
 
@@ -56,9 +61,9 @@ class TiledImage:
         """Pixels (side, side, 3) uint8 of one tile, row by row; the last of several is the thumbnail."""
         with self._lock:
             if self._scaled is None:
-                pixels = self._image.pixels()
-                grid = resize(pixels, self.rows * self._side, self.columns * self._side)
-                small = resize(pixels, self._side, self._side) if self.count > 1 else grid
+                image = self._image.image()
+                grid = scaled(image, self.rows * self._side, self.columns * self._side)
+                small = scaled(image, self._side, self._side) if self.count > 1 else grid
                 self._scaled = (grid, small)
             grid, small = self._scaled
             self._left -= 1

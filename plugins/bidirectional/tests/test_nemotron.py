@@ -133,3 +133,16 @@ def test_text_is_cut_on_request_and_an_image_never(model):
 def test_an_image_token_written_as_text_is_refused(model):
     with pytest.raises(InputError, match="image tokens in its text"):
         model.embed("what about <IMG_CONTEXT> here")
+
+
+def test_a_text_far_over_the_limit_is_cut_as_if_all_of_it_was_read(model, monkeypatch):
+    from archport.running.long_texts import LongTexts
+
+    item = {"text": "hello world, " * 3000, "image": GOLDEN["pixels_0"]}
+    with pytest.raises(ContextLengthExceeded, match="has at least"):
+        model._runtime.tokeniser([item], max_tokens=120)
+    some = model._runtime.tokeniser([item], max_tokens=120, overflow="truncate")
+    monkeypatch.setattr(LongTexts, "beginnings", lambda _, texts, *__, **___: [(text, False) for text in texts])
+    whole = model._runtime.tokeniser([item], max_tokens=120, overflow="truncate")
+    assert some.ids[0].tolist() == whole.ids[0].tolist()
+    assert some.truncated == whole.truncated == (0,)

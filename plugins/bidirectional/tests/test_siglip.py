@@ -111,3 +111,16 @@ def test_towers_that_make_no_common_vector_are_refused(tmp_path, half, change):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ClaimError, match=r"have the widths|vision_use_head"):
         engine.load(folder)
+
+
+def test_a_text_far_over_the_limit_is_cut_as_if_all_of_it_was_read(model, monkeypatch):
+    from archport.running.long_texts import LongTexts
+
+    item = "hello world, " * 3000
+    with pytest.raises(ContextLengthExceeded, match="has at least"):
+        model._runtime.tokeniser([item], max_tokens=12)
+    some = model._runtime.tokeniser([item], max_tokens=12, overflow="truncate")
+    monkeypatch.setattr(LongTexts, "beginnings", lambda _, texts, *__, **___: [(text, False) for text in texts])
+    whole = model._runtime.tokeniser([item], max_tokens=12, overflow="truncate")
+    assert some.ids[0].tolist() == whole.ids[0].tolist()
+    assert some.truncated == whole.truncated == (0,)

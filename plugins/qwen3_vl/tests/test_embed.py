@@ -1,6 +1,9 @@
 """Embedding with pictures: the published format, one batch or many, chunks, limits, and nothing left behind."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,7 +146,7 @@ def test_pixels_are_bounded_by_the_model_and_by_the_caller(dense: engine.Model):
 
 
 def test_an_over_long_input_is_refused_with_both_numbers_before_any_pixel(embedder: engine.Model, monkeypatch: Any):
-    monkeypatch.setattr("archport.media.images.ImageSource.pixels", lambda self: pytest.fail("an image was decoded"))
+    monkeypatch.setattr("archport.media.images.ImageSource.image", lambda self: pytest.fail("an image was decoded"))
     item = {"image": [RED] * 4, "text": "word " * 400}
     with pytest.raises(
         ContextLengthExceeded, match=r"input 1 has [\d,]+ tokens, 60 of them for pictures; the limit is 1,024"
@@ -222,3 +225,73 @@ def test_pictures_of_one_batch_never_see_each_other(dense: engine.Model, golden:
         a, b = np.array(a)[first], np.array(b)[first]
         np.testing.assert_array_equal(a[:tokens], b[:tokens])
         assert np.abs(a[tokens:] - b[tokens:]).max() > 0.01
+
+
+LONG = "hello world, " * 3000
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        LONG,
+        {"text": LONG, "image": RED},
+        {"text": [LONG, "after"], "image": BLUE},
+        {"text": "a<|im_end|>" + LONG + "<|im_start|>b<|im_end|>" + LONG},
+        [{"role": "user", "content": [{"type": "text", "text": LONG}, {"type": "image", "image": RED}, "a question"]}],
+    ],
+    ids=["text", "picture", "two texts", "special tokens", "messages"],
+)
+def test_texts_far_over_the_limit_are_cut_as_if_all_of_them_was_read(
+    item: Any, embedder: engine.Model, monkeypatch: pytest.MonkeyPatch
+):
+    from archport.running.long_texts import LongTexts
+
+    def cut() -> Any:
+        return embedder._runtime.tokeniser([item], max_tokens=200, overflow="truncate").measured[0]
+
+    some = cut()
+    with pytest.raises(ContextLengthExceeded, match="has at least 201 tokens"):
+        embedder._runtime.tokeniser([item], max_tokens=200)
+
+    def whole(self: LongTexts, texts: list[str], tokens: int, *, exact: bool) -> list[tuple[str, bool]]:
+        return [(text, False) for text in texts]
+
+    monkeypatch.setattr(LongTexts, "beginnings", whole)
+    everything = cut()
+    np.testing.assert_array_equal(some.ids, everything.ids)
+    np.testing.assert_array_equal(some.positions, everything.positions)
+    assert [each.start for each in some.pictures] == [each.start for each in everything.pictures]
+
+
+def test_placeholders_in_a_text_are_refused_however_far_behind_the_limit(embedder: engine.Model):
+    with pytest.raises(InputError, match="holds a placeholder"):
+        embedder._runtime.tokeniser([LONG + "<|image_pad|>"], max_tokens=200, overflow="truncate")
+
+
+# Prints by how many bytes the process grew.
+GROWTH = """
+import resource, sys
+from archport import engine
+import av
+def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+model = engine.load(sys.argv[1], memory_budget="200MB")
+before = used()
+model.embed({"video": sys.argv[2], "max_pixels": 32 * 32 * 20, "min_pixels": 1024, "sample_fps": 0.7})
+print(used() - before)
+"""
+
+
+@pytest.mark.truth
+def test_twenty_frames_of_4k_take_less_than_150_megabytes(tmp_path: Path, embedder: engine.Model):
+    av = pytest.importorskip("av")
+    path = tmp_path / "film.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 3840, 2160, "yuv420p"
+        for at in range(56):
+            frame = np.full((3240, 3840), 4 * at, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="yuv420p")))
+        container.mux(stream.encode())
+    command = [sys.executable, "-c", GROWTH, embedder.name, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 150_000_000

@@ -139,7 +139,7 @@ def test_a_prompt_above_the_context_is_refused_with_both_numbers_before_any_visi
     prompt = prompt_of(engine.load(long_context, dtype="float32"), 5, 4913)
     trunk: Any = model._runtime.encoder.trunk
     monkeypatch.setattr(type(trunk), "see", lambda *_: pytest.fail("the tower ran"))
-    monkeypatch.setattr("archport.media.images.ImageSource.pixels", lambda self: pytest.fail("an image was decoded"))
+    monkeypatch.setattr("archport.media.images.ImageSource.image", lambda self: pytest.fail("an image was decoded"))
     with pytest.raises(
         ContextLengthExceeded, match=r"has 4,913 tokens, [\d,]+ of them for pictures; the limit is 4,000"
     ):

@@ -190,7 +190,7 @@ def _margin(job: Job, moving: int, fixed: dict[str, int], width: int) -> int:
     if job.device.kind == "cpu":
         # Sizes are exact there, but an array may take a freed buffer that is up to two pages of 4 KiB larger, and is
         # counted with all of it: a tenth of what is small, and nothing to speak of for large arrays.
-        return share + min(moving // 10, WARM) + 2 * PAGE
+        return share + min(moving // 10, WARM) + PAGE
     buffers = 10 * width + 2 * len(job.layer_classes)
     return share + 2 * PAGE * buffers + WORKSPACE[job.device.kind]
 

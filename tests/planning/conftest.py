@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -119,6 +120,12 @@ def metal_pool() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def drawn() -> ModuleType:
+    """Random requests."""
+    return _module("drawn")
+
+
+@pytest.fixture(scope="session")
 def models() -> dict[str, ArchSpec]:
     """The models that plans are tested with."""
     return _module("models").models()
@@ -149,5 +156,7 @@ def _module(name: str) -> ModuleType:
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
+    # A dataclass looks its own module up.
+    sys.modules[found.name] = module
     found.loader.exec_module(module)
     return module

@@ -13,13 +13,14 @@ import importlib.util
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from archport.attention import Chooser, builtin_backends
-from archport.contract import AdmissionRefused, ArchSpec
+from archport.contract import AdmissionRefused, ArchSpec, AttentionPath
 from archport.device.profiles import profile
-from archport.planning import plan_request
+from archport.planning import Plan, plan_request
 
 HERE = Path(__file__).parent
 
@@ -62,6 +63,23 @@ REQUESTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 }
 
 
+# The smallest peak of longer prompts takes half a second to find, each of hundreds of small steps being priced.
+LONG = 100_000
+
+
+class Unasked:
+    """In place of what made a plan, where that is not asked for the smallest peak."""
+
+    def minimum(self) -> int:
+        return 0
+
+    def cost(self, plan: Plan) -> str:
+        return ""
+
+    def against(self, path: AttentionPath) -> tuple[tuple[str, str], ...]:
+        return ()
+
+
 def plans(models: Mapping[str, ArchSpec]) -> dict[str, dict[str, Any]]:
     """name -> the plan, or the refusal, as JSON-ready values."""
     choose = Chooser(tuple(builtin_backends()))
@@ -69,6 +87,8 @@ def plans(models: Mapping[str, ArchSpec]) -> dict[str, dict[str, Any]]:
     for name, (model, device, arguments) in REQUESTS.items():
         try:
             plan = plan_request(models[model], device=profile(device), choose=choose, **arguments)
+            if plan.largest.shape.L > LONG:
+                plan = replace(plan, origin=Unasked())
             found[name] = _short(plan.to_dict())
         except AdmissionRefused as refusal:
             found[name] = {

@@ -6,7 +6,18 @@ Pure Python on numbers. Imports only the contract; is handed its attention paths
 from archport.planning.costs import Weights, estimate_weights
 from archport.planning.memo import Memo
 from archport.planning.pins import NoPins, Pins
-from archport.planning.plan import BatchPlan, Buffer, KindPlan, Mode, Plan, StepPlan, VisionStep, Work
+from archport.planning.plan import (
+    BatchPlan,
+    Buffer,
+    ChunkBound,
+    Decoding,
+    KindPlan,
+    Mode,
+    Plan,
+    StepPlan,
+    VisionStep,
+    Work,
+)
 from archport.planning.planner import plan_request
 from archport.planning.readout import Readout
 from archport.planning.shapes import Group, group_rows
@@ -14,6 +25,8 @@ from archport.planning.shapes import Group, group_rows
 __all__ = [
     "BatchPlan",
     "Buffer",
+    "ChunkBound",
+    "Decoding",
     "Group",
     "KindPlan",
     "Memo",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from archport.contract import AttentionPath, RecurrentPath
 from archport.planning.costs import (
@@ -82,6 +82,15 @@ def in_flight(
     scratch = max(once, heaviest_run(job, lazy, ends, width))
     total = min(heaviest_run(job, loaded, ends, width) + (0 if on_cpu else once), cap + scratch)
     return max(0, total - scratch), min(scratch, total)
+
+
+def least_in_flight(job: Job, tokens: int, *, split: bool) -> int:
+    """Bytes that are in flight at least when one layer is at a time, whatever the paths of its attention."""
+    least = 0
+    for each in job.classes:
+        held = min(_held(each, manner, tokens) for manner in get_args(Manner))
+        least = max(least, tokens * (held + (each.token.carried if split else 0)))
+    return least
 
 
 def parts(job: Job, tokens: int, paths: Sequence[AttentionPath | RecurrentPath]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from archport.planning.batch import Batch
 from archport.planning.job import Job
 from archport.planning.packing import packed_groups, packed_width
 from archport.planning.search import batch_seconds, batch_tokens, rows_that_fit
-from archport.planning.shapes import Group, group_rows, prompt_width
+from archport.planning.shapes import Group, group_rows, padded_length, prompt_width
 from archport.planning.steps import path_of
 
 # A smaller share of the time is not worth leaving MLX's own kernels for: prices are not that exact.
@@ -46,6 +46,27 @@ def groups_of(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple
         # A pin that admits the rows as they would run, and not a sample of them.
         return padded
     return packed if cheaper else padded
+
+
+def divided(job: Job, group: Group, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[Group, ...]:
+    """What to run in place of a group that does not fit: its halves, or one row by itself; () for nothing else."""
+    if job.mode == "generate":
+        return ()
+    most = max(job.max_context - max(cached) - job.new, max(rows))
+
+    def part(indices: tuple[int, ...]) -> Group:
+        if group.packed:
+            return Group(indices, packed_width(sum(rows[index] for index in indices)), packed=True)
+        # Padding would cost a lone row that sees ahead a mask.
+        even = len(indices) == 1 and job.spec.semantics != "causal"
+        width = prompt_width if even else padded_length
+        return Group(indices, width(max(rows[index] for index in indices), job.device.kind, most))
+
+    if len(group.rows) > 1:
+        middle = len(group.rows) // 2
+        return part(group.rows[:middle]), part(group.rows[middle:])
+    alone = Group(group.rows, prompt_width(max(rows[index] for index in group.rows), job.device.kind, most))
+    return (alone,) if group.packed or alone.padded < group.padded else ()
 
 
 def _packed_seconds(job: Job, groups: tuple[Group, ...], rows: tuple[int, ...]) -> float:

@@ -136,6 +136,14 @@ class Job:
         """Who has just answered a hook, for messages: the plugin, or an override in front of it."""
         return self.pins.answered_by(hook) or self.plugin
 
+    def chunk_pin(self, shape: BatchShape) -> tuple[int | None, str]:
+        """The largest chunk that a hook wishes for and who did, asked once per shape."""
+        found = self.memo.chunks.get(shape)
+        if found is None:
+            pin = self.pins.prefill_chunk(self.spec, shape, self.device)
+            found = self.memo.chunks[shape] = (pin, self.who("archport_prefill_chunk"))
+        return found
+
     def mask_pin(self, layer: LayerSpec, shape: BatchShape) -> tuple[MaskPolicy | None, str]:
         """What a hook fixed about visibility and who did, asked once per layer spec and shape."""
         key = (layer, shape)

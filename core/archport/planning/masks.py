@@ -12,6 +12,7 @@ WINDOW = MaskPolicy("window", "the layer sees only its window")
 SEGMENTS = MaskPolicy("segments", "rows differ in length: one call per row or group of equal rows")
 KEY_PADDING = MaskPolicy("key_padding", "rows differ in length: keys behind a row's end are hidden")
 HIDDEN_ENDS = MaskPolicy("key_padding", "the ends of rows are computed, but nothing sees them")
+HIDDEN_FRONTS = MaskPolicy("dense", "rows end at one column: what stands in front of short ones is hidden")
 PACKED = MaskPolicy("segments", "rows lie behind one another, and each sees itself alone")
 DENSE = MaskPolicy("dense", "asked for")
 

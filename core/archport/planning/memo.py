@@ -25,7 +25,7 @@ class Memo:
         numbers: rows that fit, and smallest peaks.
         quotes: of batches whose rows' lengths do not matter.
         schedules: by shape, of batches whose rows' lengths do.
-        masks, backends: what hooks fixed, and who did.
+        masks, backends, chunks: what hooks fixed, and who did.
     """
 
     numbers: dict[Key, int] = field(default_factory=dict["Key", "int"])
@@ -38,9 +38,13 @@ class Memo:
         default_factory=dict["tuple[AttentionLayer, int, int]", "tuple[str | None, str]"]
     )
 
+    chunks: dict[BatchShape, tuple[int | None, str]] = field(
+        default_factory=dict["BatchShape", "tuple[int | None, str]"]
+    )
+
     def tidy(self) -> None:
         """Forget everything once it is much; called between requests."""
-        kinds = (self.numbers, self.quotes, self.schedules, self.masks, self.backends)
+        kinds = (self.numbers, self.quotes, self.schedules, self.masks, self.backends, self.chunks)
         if sum(map(len, kinds)) > MOST:
             for each in kinds:
                 each.clear()

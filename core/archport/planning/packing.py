@@ -37,10 +37,25 @@ def packed_groups(job: Job, rows: Sequence[int], cached: Sequence[int]) -> tuple
         found = [_quoted(job, [rows[row] for row in group.rows]) for group in tried.values()]
         if any(each is None for each in found):
             return ()
-        if not any(each.problem for each in found if each is not None):
+        if not any(each.binds for each in found if each is not None):
             return groups
         most //= 2
     return ()
+
+
+def packed_tightly(job: Job, rows: Sequence[int], cached: Sequence[int]) -> tuple[Group, ...]:
+    """Packed rows no longer than the longest of these, whatever they need; () where that can't be run."""
+    if not _possible(job, rows, cached) or _quoted(job, (max(rows), 1)) is None:
+        return ()
+    return _filled(rows, max(rows))
+
+
+def packed_alone(job: Job, batch: Batch) -> Batch | None:
+    """One of several embedded rows as a packed row of its own, which needs less padding; None where none can be."""
+    if len(batch.lengths) > 1 or not batch.others or batch.packed:
+        return None
+    rows = batch.lengths * 2
+    return _batch(batch.lengths) if packed_tightly(job, rows, batch.cached * 2) else None
 
 
 def packed_width(tokens: int) -> int:
@@ -65,7 +80,7 @@ def _possible(job: Job, rows: Sequence[int], cached: Sequence[int]) -> bool:
 def _wished(job: Job, longest: int) -> bool:
     """Whether a hook fixes something about a row of so many tokens."""
     batch = even(job, 1, longest, 0, others=True)
-    if job.pins.prefill_chunk(job.spec, batch.shape, job.device):
+    if job.chunk_pin(batch.shape)[0]:
         return True
     try:
         return any(quote(job, batch, Schedule(longest, 1, 2)).pins)
@@ -76,10 +91,11 @@ def _wished(job: Job, longest: int) -> bool:
 def _quoted(job: Job, lengths: Sequence[int]) -> Quote | None:
     """The leanest quote of rows behind one another; None where a layer can't run them, or a hook wishes otherwise."""
     batch = _batch(lengths)
-    if job.pins.prefill_chunk(job.spec, batch.shape, job.device):
+    if job.chunk_pin(batch.shape)[0]:
         return None
     try:
-        found = quote(job, batch, Schedule(batch.shape.L, 1, 2, split=job.device.kind != "cpu"), every_step=True)
+        usual = job.limits.transient_on(job.device)
+        found = quote(job, batch, Schedule(batch.shape.L, 1, 2, split=job.device.kind != "cpu", scratch=usual))
     except (InputError, PluginError):
         # A pin that such rows do not admit.
         return None

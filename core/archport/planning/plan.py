@@ -1,15 +1,17 @@
 """What a plan is: the batches, chunks, paths and bytes that a request will run with. The runtime obeys it.
 
-Pure data. Knows nothing of how it was decided.
+Data that checks itself: a batch whose steps leave out a token, or run one twice, can't be made. Decides nothing; what
+only a reader asks for is worked out by the plan's origin when it is asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from archport.contract import (
+    ArchportError,
     AttentionPath,
     BatchShape,
     DeviceFacts,
@@ -21,6 +23,9 @@ from archport.contract import (
 )
 
 Mode = Literal["embed", "generate"]
+# What keeps a prefill chunk from being larger: the row ends, memory, the largest buffer, the work between two
+# evaluations, a hook, the caller, or that more gains nothing on this kind of device.
+ChunkBound = Literal["row", "memory", "buffer", "work", "hook", "caller", "device"]
 
 # The pool's limit in MLX's CPU build.
 SMALLEST_POOL = 32 << 20
@@ -103,14 +108,31 @@ class VisionStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Decoding:
+    """Estimated time of decoding: passes of one token per row, behind a cache that grows.
+
+    Args:
+        steps: passes; the first new token costs none, for it is read from the prefill.
+        seconds: of all of them.
+        first, last: seconds of a pass behind the prompt alone, and at the fullest cache.
+    """
+
+    steps: int
+    seconds: float
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """Rows that run together.
+    """Rows that run together, and the steps that run each of their tokens once.
 
     Args:
         rows: their indices in the request.
         lengths: their new tokens, in the order of `rows`.
         shape: rows, padded tokens, cached tokens, tokens to decode; whether rows differ in length.
         chunk: tokens per prefill step; `shape.L` when the row is not split.
+        chunk_bound, chunk_why: what keeps it from being larger, and the numbers of that in words.
         kinds: decisions per kind of layer.
         steps: prefill in order. The paths in them are the ones that run.
         decode: one decoded token at the fullest cache; None when nothing is decoded.
@@ -124,17 +146,23 @@ class BatchPlan:
         largest_buffer: the largest single allocation.
         work: the largest stretch between two evaluations.
         evaluations: how often the graph is evaluated for all its prefill steps.
-        seconds: estimated time of its prefill.
-        overhead: share of `seconds` that evaluations within a pass cost.
+        prefill_seconds: estimated time of its prefill.
+        overhead: share of it that evaluations within a pass cost.
+        decoding: estimated time of what follows; None when nothing is decoded.
         vision: passes through the vision tower, before the prefill.
         visible: leading tokens of each row that any token sees; empty when all are.
         packed: whether the rows lie behind one another in a single one: `shape` is (1, all of their tokens and some).
+
+    Raises:
+        ArchportError: when the steps do not run every token exactly once, in order, in steps of at most `chunk`.
     """
 
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
     shape: BatchShape
     chunk: int
+    chunk_bound: ChunkBound
+    chunk_why: str
     kinds: tuple[KindPlan, ...]
     steps: tuple[StepPlan, ...]
     decode: StepPlan | None
@@ -147,15 +175,92 @@ class BatchPlan:
     largest_buffer: Buffer
     work: Work
     evaluations: int
-    seconds: float
+    prefill_seconds: float
     overhead: float
+    decoding: Decoding | None = None
     vision: tuple[VisionStep, ...] = ()
     visible: tuple[int, ...] = ()
     packed: bool = False
 
+    def __post_init__(self) -> None:
+        problem = self._gap() or self._wrong_rows() or self._wrong_paths()
+        if problem:
+            raise ArchportError(f"a batch of {self.shape.B} x {self.shape.L:,} tokens can't be planned so: {problem}")
+
+    def _gap(self) -> str:
+        """Where the steps leave the order of the tokens; "" when they run each once."""
+        at = 0
+        for step in self.steps:
+            if step.start != at or not 0 < step.tokens <= self.chunk:
+                return (
+                    f"a step of {step.tokens:,} tokens from {step.start:,} on; expected one of 1 to {self.chunk:,} "
+                    f"from {at:,} on"
+                )
+            at += step.tokens
+        return "" if at == self.shape.L else f"its steps end at token {at:,}; expected {self.shape.L:,}"
+
+    def _wrong_rows(self) -> str:
+        """What of the rows has no place in the padded shape; "" when all have."""
+        B, held = (1, sum(self.lengths)) if self.packed else (len(self.lengths), max(self.lengths, default=0))
+        if len(self.rows) != len(self.lengths) or len(set(self.rows)) != len(self.rows):
+            return f"rows {self.rows} of lengths {self.lengths}; expected each once, with its length"
+        if B != self.shape.B or min(self.lengths, default=0) < 1 or held > self.shape.L:
+            return f"{B} rows of {held:,} tokens; expected {self.shape.B} of 1 to {self.shape.L:,}"
+        if self.visible and len(self.visible) != len(self.rows):
+            return f"{len(self.visible)} numbers of visible tokens for {len(self.rows)} rows"
+        pictures = sorted(picture for step in self.vision for picture in step.pictures)
+        if pictures != list(range(len(pictures))):
+            return f"passes through the vision tower with pictures {pictures}; expected each once"
+        return ""
+
+    def _wrong_paths(self) -> str:
+        """What step has a path for something else; "" when none has."""
+        decode = () if self.decode is None else (self.decode,)
+        for step in (*self.steps, *decode):
+            if len(step.paths) != len(self.kinds):
+                return f"{len(step.paths)} paths for {len(self.kinds)} kinds of layer"
+            for path in step.paths:
+                if isinstance(path, AttentionPath) and (path.call.B, path.call.q_len) != (self.shape.B, step.tokens):
+                    call = path.call
+                    return f"a path for {call.B} x {call.q_len:,} queries in a step of {step.tokens:,} tokens"
+        if self.decode is not None:
+            # Behind the fullest row, which some of these lengths make; its last token but one is written.
+            ahead = max(self.shape.new_tokens, 1) - 1
+            if self.decode.tokens != 1 or not min(self.lengths) <= self.decode.start - ahead <= max(self.lengths):
+                return (
+                    f"it decodes {self.decode.tokens} tokens from {self.decode.start:,} on; expected one, "
+                    f"{ahead:,} behind rows of {min(self.lengths):,} to {max(self.lengths):,}"
+                )
+        return ""
+
     @property
     def peak(self) -> int:
         return sum(self.bytes.values())
+
+    @property
+    def decode_seconds(self) -> float:
+        return 0.0 if self.decoding is None else self.decoding.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time of the batch, decoding included."""
+        return self.prefill_seconds + self.decode_seconds
+
+
+class Origin(Protocol):
+    """What made a plan, asked for what only a reader wants to know and what would take time to work out for all."""
+
+    def minimum(self) -> int:
+        """The smallest peak that any schedule of the request has, in bytes."""
+        ...
+
+    def cost(self, plan: Plan) -> str:
+        """What a budget below twice the minimum costs in time, in words; "" above it."""
+        ...
+
+    def against(self, path: AttentionPath) -> tuple[tuple[str, str], ...]:
+        """What speaks against the backends that a path does not take: names and reasons."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +277,12 @@ class Plan:
         layer_kinds: kind of each layer, an index into every `BatchPlan.kinds`.
         vision_kinds: kind of each block of the vision tower, an index into the paths of every `VisionStep`.
         batches: in the order in which they run.
-        minimum: the smallest peak that any schedule of this request has, in bytes.
-        cost: what a budget below twice the minimum costs in time; "" above it.
+        origin: what made it, for `minimum`, `cost` and reasons.
         notes: assumptions and pins that the reader should know.
         host_bytes: bytes of host memory that pictures and video take at the peak, apart from the device's `peak`.
+
+    Raises:
+        ArchportError: when its batches do not hold every row exactly once.
     """
 
     arch: str
@@ -186,11 +293,29 @@ class Plan:
     max_context: int
     layer_kinds: tuple[int, ...]
     batches: tuple[BatchPlan, ...]
-    minimum: int
-    cost: str = ""
+    origin: Origin = field(repr=False, compare=False)
     vision_kinds: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
     host_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        rows = sorted(row for batch in self.batches for row in batch.rows)
+        if rows != list(range(len(rows))):
+            raise ArchportError(f"a plan whose batches hold rows {rows}; expected each row of the request once")
+
+    @property
+    def minimum(self) -> int:
+        """The smallest peak that any schedule of this request has, in bytes: a budget of so many is enough."""
+        return self.origin.minimum()
+
+    @property
+    def cost(self) -> str:
+        """What a budget below twice the minimum costs in time; "" above it."""
+        return self.origin.cost(self)
+
+    def against(self, path: AttentionPath) -> tuple[tuple[str, str], ...]:
+        """What speaks against the backends that a path of this plan does not take: names and reasons."""
+        return path.against or self.origin.against(path)
 
     @property
     def largest(self) -> BatchPlan:
@@ -256,12 +381,22 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        return sum(batch.seconds for batch in self.batches)
+        """Estimated time of the request, decoding included."""
+        return self.prefill_seconds + self.decode_seconds
+
+    @property
+    def prefill_seconds(self) -> float:
+        return sum(batch.prefill_seconds for batch in self.batches)
+
+    @property
+    def decode_seconds(self) -> float:
+        return sum(batch.decode_seconds for batch in self.batches)
 
     @property
     def overhead(self) -> float:
-        """Share of the time that evaluations within passes cost."""
-        return sum(batch.overhead * batch.seconds for batch in self.batches) / self.seconds if self.seconds else 0.0
+        """Share of the prefill's time that evaluations within passes cost."""
+        total = self.prefill_seconds
+        return sum(batch.overhead * batch.prefill_seconds for batch in self.batches) / total if total else 0.0
 
     @property
     def shapes(self) -> frozenset[tuple[int, int]]:

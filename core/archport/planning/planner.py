@@ -6,12 +6,15 @@ handed a chooser.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from archport.contract import (
+    AdmissionRefused,
     ArchSpec,
     AttentionLimits,
+    AttentionPath,
     BatchShape,
     DeviceFacts,
     DType,
@@ -21,20 +24,21 @@ from archport.contract import (
 from archport.planning.arguments import pictures_of, visible_of, whole
 from archport.planning.batch import Batch
 from archport.planning.costs import Weights, estimate_weights, rate
-from archport.planning.grouping import batch_of, groups_of
+from archport.planning.grouping import batch_of, divided, groups_of
 from archport.planning.job import Job, classes_of, kinds_of
 from archport.planning.memo import Memo
+from archport.planning.packing import packed_alone, packed_tightly
 from archport.planning.pins import NoPins, Pins
 from archport.planning.plan import BatchPlan, KindPlan, Mode, Plan
 from archport.planning.quote import Quote, Schedule, quote
 from archport.planning.readout import Readout
 from archport.planning.refusals import refuse, refuse_context, refuse_dense
-from archport.planning.search import even, minimum, schedule_of
-from archport.planning.shapes import Group, prompt_width
-from archport.planning.steps import decode_step
+from archport.planning.search import admitted, leanest, schedule_of
+from archport.planning.shapes import Group, padded_length, prompt_width
+from archport.planning.steps import decode_step, reasons
+from archport.planning.timing import decoding_seconds
 from archport.planning.vision import vision_kinds
 
-CHUNK_HOOK = "archport_prefill_chunk"
 # Below this share of the time the evaluations are not worth a word.
 CHEAP = 0.03
 
@@ -147,8 +151,7 @@ def plan_request(
     job.memo.tidy()
     refuse_context(job, rows, start)
     batches = _dense_batch(job, rows, start) if dense else _batches(job, rows, start)
-    smallest = _minimum(job, rows, start) if not dense else max(batch.peak for batch in batches)
-    plan = Plan(
+    return Plan(
         arch=spec.arch,
         mode=job.mode,
         device=device,
@@ -158,36 +161,86 @@ def plan_request(
         layer_kinds=layer_kinds,
         vision_kinds=vision_kinds(spec.vision)[1] if spec.vision else (),
         batches=batches,
-        minimum=smallest,
+        origin=Request(replace(job, paths={}, prefills={}), rows, start, dense=dense),
         notes=_notes(job, batches),
     )
-    return replace(plan, cost=_cost(job, plan, rows, start))
 
 
 def _batches(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tuple[BatchPlan, ...]:
     """All batches of a request, in order."""
-    groups, memo, asked = groups_of(job, rows, cached), job.memo, job.asked
+    try:
+        return _divided(job, groups_of(job, rows, cached), rows, cached)
+    except AdmissionRefused:
+        # Packed rows need the least padding, if not always the least time.
+        packed = packed_tightly(job, rows, cached)
+        if not packed:
+            raise
+    return _divided(job, packed, rows, cached)
+
+
+def _divided(
+    job: Job, groups: tuple[Group, ...], rows: tuple[int, ...], cached: tuple[int, ...]
+) -> tuple[BatchPlan, ...]:
+    """Batches of these groups, or of less where they do not fit; refuses what can't be divided."""
+    waiting, others = deque(groups), len(groups) > 1
     found: list[BatchPlan] = []
-    for group in groups:
-        batch = batch_of(job, group, rows, cached, others=len(groups) > 1)
-        key = (asked, batch.shape, batch.others, batch.pictures, batch.visible, batch.packed)
-        uneven = batch.shape.ragged and (
-            batch.packed or job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
-        )
-        best = None if uneven else memo.quotes.get(key)
-        known = memo.schedules.get(key) if best is None else None
-        if known is not None:
-            # Rows of other lengths in the same shape: what ran those runs these, unless it does not fit.
-            again = quote(job, batch, known, every_step=True)
-            best = None if again.problem else again
-        if best is None:
-            best = schedule_of(job, batch)
-        if uneven:
-            memo.schedules[key] = best.schedule
-        else:
-            memo.quotes[key] = best
-        found.append(_plan_batch(job, group, batch, best))
+    while waiting:
+        group = waiting.popleft()
+        batch = batch_of(job, group, rows, cached, others=others)
+        best = _quote(job, batch)
+        if best is not None:
+            found.append(_plan_batch(job, group, batch, best))
+            continue
+        parts = divided(job, group, rows, cached)
+        if not parts:
+            refuse(job, batch, _leanest(job, batch), _fits)
+        others = others or len(parts) > 1
+        waiting.extendleft(reversed(parts))
     return tuple(found)
+
+
+def _forms(job: Job, batch: Batch) -> tuple[Batch, ...]:
+    """The ways in which what can't be divided may run: one embedded row may be padded more, or packed by itself."""
+    if job.mode == "generate" or batch.dense:
+        return (batch,)
+    shape, (length,) = batch.shape, batch.lengths
+    found = [batch, packed_alone(job, batch)]
+    padded = padded_length(length, job.device.kind, max(job.max_context - shape.S - job.new, length))
+    if job.spec.semantics == "causal" and padded > shape.L:
+        found.append(replace(batch, shape=replace(shape, L=padded, ragged=True)))
+    return tuple(form for form in found if form is not None)
+
+
+def _fits(job: Job, batch: Batch) -> bool:
+    return any(admitted(job, each) is not None for each in _forms(job, batch))
+
+
+def _leanest(job: Job, batch: Batch) -> Quote:
+    """The quote with the smallest peak of all ways to run an undivided batch."""
+    quotes = [leanest(job, each) for each in _forms(job, batch)]
+    return min(quotes, key=lambda found: (found.binds not in (None, "memory"), found.peak))
+
+
+def _quote(job: Job, batch: Batch) -> Quote | None:
+    """What a batch runs by, remembered where its rows' lengths do not matter; None when it does not fit."""
+    memo = job.memo
+    key = (job.asked, batch.shape, batch.others, batch.pictures, batch.visible, batch.packed)
+    uneven = batch.shape.ragged and (
+        batch.packed or job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
+    )
+    best = None if uneven else memo.quotes.get(key)
+    known = memo.schedules.get(key) if best is None else None
+    if known is not None:
+        # Rows of other lengths in the same shape: what ran those runs these, unless it does not fit.
+        again = quote(job, batch, known)
+        best = None if again.binds else again
+    if best is None:
+        best = schedule_of(job, batch)
+    if best is not None and uneven:
+        memo.schedules[key] = best.schedule
+    elif best is not None:
+        memo.quotes[key] = best
+    return best
 
 
 def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
@@ -203,9 +256,11 @@ def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
         lengths=batch.lengths,
         shape=batch.shape,
         chunk=best.schedule.chunk,
+        chunk_bound=best.schedule.bound,
+        chunk_why=best.schedule.why,
         kinds=kinds,
         steps=best.prefill.steps,
-        decode=decode_step(job, batch, best.kv),
+        decode=decode_step(job, batch),
         eval_every_layers=best.schedule.eval_every_layers,
         split=best.schedule.split,
         in_flight=best.schedule.in_flight,
@@ -215,8 +270,9 @@ def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
         largest_buffer=best.buffer,
         work=best.work,
         evaluations=best.evaluations,
-        seconds=best.seconds,
+        prefill_seconds=best.seconds,
         overhead=best.overhead,
+        decoding=decoding_seconds(job, batch, best.kv),
         vision=best.vision,
         visible=batch.visible,
         packed=batch.packed,
@@ -229,34 +285,66 @@ def _dense_batch(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> tu
     batch = replace(batch_of(job, group, rows, cached, others=False), dense=True)
     refuse_dense(job, batch)
     found = quote(job, batch, Schedule(batch.shape.L, len(job.layer_classes), 1))
-    if found.problem:
+    if found.binds:
         refuse(job, batch, found, None)
     return (_plan_batch(job, group, batch, found),)
 
 
-def _minimum(job: Job, rows: tuple[int, ...], cached: tuple[int, ...]) -> int:
-    """The smallest peak of any schedule: the longest row alone, or all rows that decode together."""
-    most = max(job.max_context - max(cached) - job.new, max(rows))
-    count = len(rows) if job.mode == "generate" else 1
-    # Elsewhere than on CUDA a row runs without padding where that is what does not fit.
-    width = prompt_width(max(rows), job.device.kind, most)
-    others = job.mode == "embed" and len(rows) > 1
-    key = (job.asked, job.images, bool(job.visible), "least", count, width, max(cached), others)
-    return job.number(key, lambda: minimum(job, even(job, count, width, max(cached), others=others)))
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that was planned, for what readers of its plan ask."""
 
+    job: Job
+    rows: tuple[int, ...]
+    cached: tuple[int, ...]
+    dense: bool
 
-def _cost(job: Job, plan: Plan, rows: tuple[int, ...], cached: tuple[int, ...]) -> str:
-    """What a tight budget costs in time, in words."""
-    if plan.budget >= 2 * plan.minimum:
-        return ""
-    free = replace(job, budget=2**60, paths={}, prefills={})
-    best = sum(batch.seconds for batch in _batches(free, rows, cached))
-    extra = plan.seconds / best - 1 if best else 0.0
-    word = f"about {extra:.0%} more time" if extra >= CHEAP else "no noticeable time"
-    return (
-        f"the budget of {plan.budget:,} bytes is below twice the smallest peak ({plan.minimum:,}); smaller chunks and "
-        f"more evaluations cost {word}"
-    )
+    def minimum(self) -> int:
+        """The smallest peak of any schedule, in bytes: of the row that needs most, or of all that decode together."""
+        job = self.job
+        if self.dense:
+            return max(batch.peak for batch in _dense_batch(job, self.rows, self.cached))
+        return job.number((job.asked, job.images, job.visible, "least", self.rows, self.cached), self._least)
+
+    def _least(self) -> int:
+        most = 0
+        for batch in self._alone():
+            # Longer rows do not always need more: a last step of few tokens may take a path of its own.
+            if not most or not _fits(replace(self.job, budget=most, paths={}, prefills={}), batch):
+                most = max(most, _leanest(self.job, batch).peak)
+        return most
+
+    def _alone(self) -> list[Batch]:
+        """The smallest batches that the rows can run in, longest first: all that decode together, or each by itself."""
+        job, rows, cached = self.job, self.rows, self.cached
+        if job.mode == "generate":
+            (group,) = groups_of(job, rows, cached)
+            return [batch_of(job, group, rows, cached, others=False)]
+        most = max(job.max_context - max(cached) - job.new, max(rows))
+        unlike: dict[tuple[object, ...], Batch] = {}
+        for row in sorted(range(len(rows)), key=lambda row: -rows[row]):
+            group = Group((row,), prompt_width(rows[row], job.device.kind, most))
+            batch = batch_of(job, group, rows, cached, others=len(rows) > 1)
+            pictures = tuple(sorted(batch.pictures))
+            unlike.setdefault((batch.shape, batch.cached, batch.visible, pictures), batch)
+        return list(unlike.values())
+
+    def cost(self, plan: Plan) -> str:
+        """What a tight budget costs in time, in words."""
+        if plan.budget >= 2 * plan.minimum:
+            return ""
+        free = replace(self.job, budget=2**60, paths={}, prefills={})
+        best = sum(batch.seconds for batch in _batches(free, self.rows, self.cached))
+        extra = plan.seconds / best - 1 if best else 0.0
+        word = f"about {extra:.0%} more time" if extra >= CHEAP else "no noticeable time"
+        return (
+            f"the budget of {plan.budget:,} bytes is below twice the smallest peak ({plan.minimum:,}); smaller chunks "
+            f"and more evaluations cost {word}"
+        )
+
+    def against(self, path: AttentionPath) -> tuple[tuple[str, str], ...]:
+        """What speaks against the backends that a path does not take."""
+        return reasons(self.job, path)
 
 
 def _notes(job: Job, batches: tuple[BatchPlan, ...]) -> tuple[str, ...]:
@@ -269,11 +357,11 @@ def _notes(job: Job, batches: tuple[BatchPlan, ...]) -> tuple[str, ...]:
         )
     if job.device.kind == "metal" and job.device.max_buffer is None:
         notes.append(f"{job.device.name} states no largest buffer; single allocations are not checked")
-    wished = job.pins.prefill_chunk(job.spec, max((batch.shape for batch in batches), key=_tokens), job.device)
+    wished, who = job.chunk_pin(max((batch.shape for batch in batches), key=_tokens))
     if not job.chunkable and (job.chunk or wished):
         notes.append("the prefill chunk is ignored: a layer that sees later tokens runs whole rows")
     elif wished:
-        notes.append(f"prefill chunks of at most {wished:,} tokens: archport_prefill_chunk of {job.who(CHUNK_HOOK)}")
+        notes.append(f"prefill chunks of at most {wished:,} tokens: archport_prefill_chunk of {who}")
     return tuple(notes)
 
 

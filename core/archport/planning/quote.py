@@ -1,29 +1,41 @@
 """What one batch costs under one schedule: bytes per component, largest buffer, work, time. Decides nothing.
 
-The paths in it are the ones that run, so a quote is what the runtime will need and not a model of it.
+The paths in a quote are the ones that run, so it is what the runtime will need and not a model of it. An estimate
+prices some of the steps only: enough to rule a schedule out, never enough to run it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeVar
 
-from archport.contract import AttentionLayer, AttentionLimits, AttentionPath, KVAllocation, RecurrentPath
+from archport.contract import (
+    ArchportError,
+    AttentionLayer,
+    AttentionLimits,
+    AttentionPath,
+    KVAllocation,
+    RecurrentPath,
+)
 from archport.planning.batch import Batch, Steps
 from archport.planning.caches import CacheBytes, allocation, cache_bytes
 from archport.planning.costs import WORKSPACE, itemsize, rate
-from archport.planning.flight import in_flight, layer_seconds, layers_in_flight, parts
+from archport.planning.flight import in_flight, layer_seconds, layers_in_flight, least_in_flight, parts
 from archport.planning.job import Job
-from archport.planning.plan import Buffer, StepPlan, VisionStep, Work
+from archport.planning.plan import Buffer, ChunkBound, StepPlan, VisionStep, Work
 from archport.planning.readout import Readout
-from archport.planning.steps import prefill_steps
+from archport.planning.steps import SAMPLED, prefill_steps
 from archport.planning.timing import evaluation_seconds, prefill_seconds
-from archport.planning.vision import tower_quote
+from archport.planning.vision import feature_bytes, tower_quote
 
 # Added to everything that is not weights or cache: rounding of allocations, small arrays.
 MARGIN = 0.05
 PAGE = 16_384
 # What larger buffers than asked for add up to on a CPU, ten at a time.
 WARM = 80 << 10
+# One level of an attention call's scratch is so many times the next.
+LEVEL_RATIO = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +43,22 @@ class Schedule:
     """How a batch is run: tokens per step, layers between evaluations, stretches unfinished at once.
 
     With `split` a stretch ends before and after every attention: two stretches are then one layer.
+
+    Args:
+        scratch: bytes above its inputs that one attention call may use; where no path does with so little, the one that
+            needs least is taken. None: what the budget leaves, rounded down to one of `scratch_levels`.
+        lean_tower: whether pictures pass the tower in the fewest bytes, whatever the budget leaves.
+        bound, why: what keeps the chunk from being larger, and that in words; "" where `bound` says it all.
     """
 
     chunk: int
     eval_every_layers: int
     in_flight: int
     split: bool = False
+    scratch: int | None = None
+    lean_tower: bool = False
+    bound: ChunkBound = "row"
+    why: str = ""
 
     def stretches(self, layers: int) -> int:
         """Evaluations of one pass through so many layers."""
@@ -44,15 +66,18 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
-class Quote:
-    """The cost of a batch under a schedule.
+class Estimate:
+    """The cost of a batch under a schedule by the first of its steps, the last full one and the last.
+
+    No byte, buffer or stretch of it is above what all steps together need, so its problem is theirs.
 
     Args:
+        schedule: with its scratch settled.
         kv: per kind of layer how its cache is held.
         stretch: bytes that one stretch may hold, in a block that pauses and in one that does not.
         vision: passes through the vision tower.
         problem: what breaks a limit, in words; "" when nothing does.
-        binds: `memory`, `buffer` or `work`; "" without a problem.
+        binds: `memory`, `buffer` or `work`; None without a problem.
     """
 
     schedule: Schedule
@@ -68,36 +93,93 @@ class Quote:
     stretch: tuple[int, int]
     vision: tuple[VisionStep, ...] = ()
     problem: str = ""
-    binds: str = ""
+    binds: ChunkBound | None = None
 
     @property
     def peak(self) -> int:
         return sum(self.bytes.values())
 
 
-def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = False, least: bool = False) -> Quote:
-    """The cost of a batch under a schedule.
+@dataclass(frozen=True, slots=True)
+class Quote(Estimate):
+    """The cost of a batch under a schedule by all of its steps: what a batch can run by.
 
-    Args:
-        every_step: price all prefill steps; otherwise the first, the last full one and the last.
-        least: let attention take the paths that need the fewest bytes, to find the smallest peak there is.
+    Raises:
+        ArchportError: when its steps leave a gap.
     """
+
+    def __post_init__(self) -> None:
+        steps = self.prefill.steps
+        for step, following in pairwise(steps):
+            if step.start + step.tokens != following.start:
+                raise ArchportError(
+                    f"a quote of steps {step.start:,} + {step.tokens:,} and {following.start:,} leaves tokens out; "
+                    "only an estimate may price some of the steps"
+                )
+
+
+Priced = TypeVar("Priced", Estimate, Quote)
+
+
+def quote(job: Job, batch: Batch, schedule: Schedule) -> Quote:
+    """The cost of a batch under a schedule, every step priced."""
+    return _priced(Quote, job, batch, schedule)
+
+
+def estimate(job: Job, batch: Batch, schedule: Schedule) -> Estimate:
+    """The cost of a batch under a schedule by three of its steps at most."""
+    return _priced(Estimate, job, batch, schedule)
+
+
+def least_bytes(job: Job, batch: Batch, schedule: Schedule) -> int:
+    """Bytes that every quote of a schedule without stretches ahead reaches, whatever the paths; prices none of them."""
     shape, chunk = batch.shape, schedule.chunk
+    kv = tuple(allocation(job, layer, shape, chunk)[0] for layer in job.kinds)
+    fixed = _fixed_bytes(job, batch, cache_bytes(job, kv, shape), chunk)
+    tokens = shape.B * min(chunk, shape.L)
+    if batch.pictures:
+        fixed["vision"] = feature_bytes(job, batch.pictures) + _step_features(job, tokens)
+    activations = least_in_flight(job, tokens, split=schedule.split)
+    return sum(fixed.values()) + activations + _margin(job, activations, fixed, 1)
+
+
+def scratch_levels(job: Job, left: int) -> tuple[int, ...]:
+    """What one attention call may be allowed when `left` bytes are free, largest first; the first is no less than that.
+
+    The levels are the same at every budget and a larger one only adds some, so what fits a budget fits a larger one.
+    """
+    floor, usual = _scratch_floor(job), job.limits.transient_on(job.device)
+    found = [0, floor]
+    while found[-1] < left:
+        found.append(found[-1] * LEVEL_RATIO)
+    if floor < usual < found[-1]:
+        found.append(usual)
+    return tuple(sorted(set(found), reverse=True))
+
+
+def _priced(kind: type[Priced], job: Job, batch: Batch, schedule: Schedule) -> Priced:
+    shape, chunk, every_step = batch.shape, schedule.chunk, kind is Quote
     kept = tuple(allocation(job, layer, shape, chunk) for layer in job.kinds)
     kv = tuple(answer for answer, _ in kept)
     caches = cache_bytes(job, kv, shape)
     fixed = _fixed_bytes(job, batch, caches, chunk)
-    tower = tower_quote(job, batch.pictures, job.budget - sum(fixed.values()))
-    if tower is not None:
-        # Beside its features, a step holds its tokens' places in them and two copies of its hidden states.
-        fixed["vision"] = tower.resident + shape.B * min(chunk, shape.L) * (
-            2 * job.spec.hidden_size * itemsize(job.dtype) + 8
-        )
     tokens = shape.B * min(chunk, shape.L)
+    tower = None
+    if batch.pictures:
+        beside = sum(fixed.values()) + _step_features(job, tokens) + _margin(job, 0, fixed, len(job.layer_classes))
+        tower = tower_quote(
+            job, batch.pictures, 0 if schedule.lean_tower else int((job.budget - beside) / (1 + MARGIN))
+        )
+    if tower is not None:
+        fixed["vision"] = tower.resident + _step_features(job, tokens)
     width = layers_in_flight(job, tokens, schedule.eval_every_layers, schedule.in_flight, split=schedule.split)
     activations, _ = in_flight(job, tokens, width, split=schedule.split)
     spent = sum(fixed.values()) + activations + _margin(job, activations, fixed, width)
-    room = _room(job, spent, width, layer_seconds(job, tokens), least=least)
+    scratch = schedule.scratch
+    if scratch is None:
+        left = max(_scratch_floor(job), int((job.budget - spent) / ((1 + MARGIN) * width)))
+        scratch = next(level for level in scratch_levels(job, left) if level <= left)
+    room = _room(job, scratch, layer_seconds(job, tokens))
     prefill = _laid_out(job, batch, chunk, room[:1], kv, every=every_step)
     if room[1:] and prefill.exceeds:
         prefill = _laid_out(job, batch, chunk, room, kv, every=every_step)
@@ -127,8 +209,8 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
     # Each pass ends in an evaluation whatever the plan; those within it are the plan's.
     cost = (evaluations - passes) * evaluation_seconds(job, tokens, split=schedule.split, in_flight=schedule.in_flight)
     problem, binds = _problem(job, components, buffer, work)
-    return Quote(
-        schedule=schedule,
+    return kind(
+        schedule=replace(schedule, scratch=scratch),
         kv=kv,
         prefill=prefill,
         pins=pins,
@@ -171,6 +253,11 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
     return fixed
 
 
+def _step_features(job: Job, tokens: int) -> int:
+    """Bytes of a step with pictures beside their features: places of its tokens, two copies of its hidden states."""
+    return tokens * (2 * job.spec.hidden_size * itemsize(job.dtype) + 8)
+
+
 def _table_bytes(job: Job, batch: Batch, chunk: int) -> int:
     """Angles of a step's positions with their cosines and sines in float32: for two sets of frequencies that layers
     share, on a CPU those that MLX makes for q and for k."""
@@ -195,19 +282,21 @@ def _margin(job: Job, moving: int, fixed: dict[str, int], width: int) -> int:
     return share + 2 * PAGE * buffers + WORKSPACE[job.device.kind]
 
 
-def _room(job: Job, spent: int, width: int, linear: float, *, least: bool) -> tuple[AttentionLimits, ...]:
-    """What one attention call may use when everything else takes `spent` bytes and `linear` seconds per layer.
+def _scratch_floor(job: Job) -> int:
+    """Below it only tiles of a few rows are left; on a GPU every fused call is priced at half of it or more."""
+    return 1 << 14 if job.device.kind == "cpu" else 1 << 20
 
-    The second entry is for calls that no path runs within the usual scratch: all that the budget leaves.
+
+def _room(job: Job, scratch: int, linear: float) -> tuple[AttentionLimits, ...]:
+    """What one attention call may use of `scratch` bytes, when a layer takes `linear` seconds beside it.
+
+    The second entry is for calls that no path runs within the usual scratch.
     """
-    # What every fused call is priced at least: below it only tiles of a few rows would be left.
-    floor = 0 if job.device.kind == "cpu" else 1 << 20
-    left = max(floor, int((job.budget - spent) / ((1 + MARGIN) * width)))
     usual = job.limits.transient_on(job.device)
     bound = job.limits.seconds_on(job.device)
     seconds = job.limits.dispatch_seconds if bound is None else max(bound - linear, bound / 10)
-    scratch = (0,) if least else (left,) if left <= usual else (usual, left)
-    return tuple(replace(job.limits, transient_bytes=each, dispatch_seconds=seconds) for each in scratch)
+    levels = (scratch,) if scratch <= usual else (usual, scratch)
+    return tuple(replace(job.limits, transient_bytes=each, dispatch_seconds=seconds) for each in levels)
 
 
 def _laid_out(
@@ -220,6 +309,7 @@ def _laid_out(
     every: bool,
 ) -> Steps:
     """The steps of a prefill; schedules that differ in evaluations only share them."""
+    every = every or batch.shape.L <= SAMPLED * chunk
     key = (batch, chunk, room, every)
     found = job.prefills.get(key)
     if found is None:
@@ -317,17 +407,17 @@ def _work(job: Job, batch: Batch, steps: tuple[StepPlan, ...], schedule: Schedul
     return Work("one layer" if count == 1 else f"{count} layers", count * layer[1], count * layer[0], bound)
 
 
-def _problem(job: Job, components: dict[str, int], buffer: Buffer, work: Work) -> tuple[str, str]:
-    """What breaks a limit, in words, and which limit.
+def _problem(job: Job, components: dict[str, int], buffer: Buffer, work: Work) -> tuple[str, ChunkBound | None]:
+    """What breaks a limit, in words, and which limit; memory last, for more of it would not mend the others.
 
     A path's own excess needs no look: its scratch, buffer and dispatch are in these numbers.
     """
     total = sum(components.values())
-    if total > job.budget:
-        return f"needs {total:,} bytes, the budget is {job.budget:,}", "memory"
     if buffer.cap is not None and buffer.bytes > buffer.cap:
         words = f"holds {buffer.name} in {buffer.bytes:,} bytes, the device's largest buffer is {buffer.cap:,}"
         return words, "buffer"
     if work.limit is not None and work.seconds > work.limit:
         return f"takes {work.seconds:.2f} s for {work.name} without a pause, the bound is {work.limit:.2f} s", "work"
-    return "", ""
+    if total > job.budget:
+        return f"needs {total:,} bytes, the budget is {job.budget:,}", "memory"
+    return "", None

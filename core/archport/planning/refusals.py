@@ -19,6 +19,7 @@ from archport.contract import (
 from archport.planning.batch import Batch
 from archport.planning.job import Job
 from archport.planning.quote import Quote
+from archport.planning.shapes import prompt_width
 from archport.planning.vision import within
 
 Fits = Callable[[Job, Batch], bool]
@@ -93,13 +94,12 @@ def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None) -> NoRetur
     Raises:
         MemoryBudgetExceeded, BufferTooLarge, WorkBoundExceeded: by what binds.
     """
-    shape = batch.shape
-    merged = job.spec.vision.merge_size**2 if job.spec.vision else 1
+    shape, longest = batch.shape, max(batch.lengths)
 
     def works(*, B: int | None = None, L: int | None = None) -> bool:
-        return fits is not None and fits(job, _resized(batch, merged, B=B, L=L))
+        return fits is not None and fits(job, _resized(job, batch, B=B, L=L))
 
-    tokens = _largest(lambda L: works(L=L), shape.L)
+    tokens = _largest(lambda L: works(L=L), longest)
     rows = _largest(lambda B: works(B=B), shape.B) if shape.B > 1 else None
     kind, binding = _binding(job, leanest)
     required = leanest.buffer.bytes if kind is BufferTooLarge else leanest.peak
@@ -109,7 +109,7 @@ def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None) -> NoRetur
     if pinned:
         binding += f"; the pin is what binds ({', '.join(pinned)})"
     parts = ", ".join(f"{name} {size:,}" for name, size in leanest.bytes.items() if size)
-    what = f"{shape.B} x {shape.L:,} tokens" + (f" behind {shape.S:,} cached" if shape.S else "")
+    what = f"{shape.B} x {longest:,} tokens" + (f" behind {shape.S:,} cached" if shape.S else "")
     what += f" and {shape.new_tokens:,} to generate" if shape.new_tokens else ""
     fitting = f"up to {tokens:,} tokens per row would fit" if tokens else "not one token would fit"
     if rows:
@@ -124,7 +124,7 @@ def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None) -> NoRetur
         largest_buffer=(leanest.buffer.name, leanest.buffer.bytes, leanest.buffer.cap),
         max_tokens_that_fit=tokens,
         max_rows_that_fit=rows,
-        requested=shape.L,
+        requested=longest,
     )
 
 
@@ -141,12 +141,25 @@ def _binding(job: Job, leanest: Quote) -> tuple[type[AdmissionRefused], str]:
     return MemoryBudgetExceeded, "the memory budget; moved by memory_budget, shorter rows or fewer of them"
 
 
-def _resized(batch: Batch, merged: int, *, B: int | None = None, L: int | None = None) -> Batch:
+def _resized(job: Job, batch: Batch, *, B: int | None = None, L: int | None = None) -> Batch:
+    """The batch that its first B rows would make, or all of them cut to L tokens."""
     rows = batch.shape.B if B is None else B
-    lengths = tuple(min(length, L) if L else length for length in batch.lengths[:rows])
-    shape = replace(batch.shape, B=rows, L=L or batch.shape.L)
-    pictures = within(batch.pictures, rows * shape.L, merged)
-    return replace(batch, lengths=lengths, cached=batch.cached[:rows], shape=shape, pictures=pictures)
+    lengths = tuple(min(length, L or length) for length in batch.lengths[:rows])
+    cached, longest = batch.cached[:rows], max(lengths)
+    most = max(job.max_context - max(cached) - job.new, longest)
+    padded = longest if batch.dense else prompt_width(longest, job.device.kind, most)
+    ragged = len(set(lengths)) > 1 or padded != lengths[0] or len(set(cached)) > 1
+    shape = replace(batch.shape, B=rows, L=padded, S=max(cached), ragged=ragged)
+    merged = job.spec.vision.merge_size**2 if job.spec.vision else 1
+    visible = tuple(min(seen, length) for seen, length in zip(batch.visible, lengths, strict=False))
+    return replace(
+        batch,
+        lengths=lengths,
+        cached=cached,
+        shape=shape,
+        pictures=within(batch.pictures, rows * longest, merged),
+        visible=() if visible == lengths else visible,
+    )
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -22,7 +22,12 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.2g} ms"
+    return f"{seconds:,.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.2g} ms"
+
+
+def path_time(seconds: float) -> str:
+    """The time of a path, in the digits in which reasons against the others tell it."""
+    return f"{seconds * 1e3:.3g} ms"
 
 
 def bars(components: Mapping[str, int]) -> list[str]:
@@ -65,7 +70,7 @@ def describe_form(path: RecurrentPath) -> str:
         return "the plugin's own"
     chunks = [f"{path.chunk:,} tokens per chunk"] if path.chunk else []
     price = path.price
-    return ", ".join([path.form, *chunks, f"{size(price.transient)} of scratch", duration(price.seconds)])
+    return ", ".join([path.form, *chunks, f"{size(price.transient)} of scratch", path_time(price.seconds)])
 
 
 def describe_path(path: AttentionPath) -> str:
@@ -80,7 +85,7 @@ def describe_path(path: AttentionPath) -> str:
     if price.padded != (0, 0):
         words.append(f"padded to {price.padded[0]}/{price.padded[1]}")
     words.append(f"{size(price.transient)} of scratch")
-    words.append(f"{duration(price.seconds)}")
+    words.append(path_time(price.seconds))
     return ", ".join(words)
 
 
@@ -101,15 +106,16 @@ def explain(plan: Plan) -> str:
         + (f" of {size(plan.largest_buffer.cap)} allowed" if plan.largest_buffer.cap is not None else ""),
         f"largest work between evaluations: {plan.work.name}, {duration(plan.work.seconds)}"
         + (f" of {duration(plan.work.limit)} allowed" if plan.work.limit is not None else ", no watchdog"),
+        _chunk(largest),
         _evaluation(largest, len(plan.layer_kinds)),
-        f"estimated time: {duration(plan.seconds)}, of which {plan.overhead:.1%} for evaluations",
+        *_time(plan),
     ]
     if plan.host_bytes:
         lines.append(f"host memory for pictures and video, apart from the peak: {size(plan.host_bytes)}")
     if plan.cost:
         lines.append(plan.cost)
     for index, kind in enumerate(largest.kinds):
-        lines += ["", *_kind(kind, index, largest)]
+        lines += ["", *_kind(plan, kind, index, largest)]
     lines += ["", *(f"note: {note}" for note in plan.notes)] if plan.notes else []
     return "\n".join(lines)
 
@@ -132,7 +138,43 @@ def _evaluation(batch: BatchPlan, layers: int) -> str:
     return f"evaluated {often}{ahead}: {batch.evaluations:,} times"
 
 
-def _kind(kind: KindPlan, index: int, batch: BatchPlan) -> list[str]:
+def _chunk(batch: BatchPlan) -> str:
+    """The prefill chunk, and what keeps it from being larger."""
+    if batch.chunk_bound == "row":
+        whole = "the whole packed row" if batch.packed else "the whole row"
+        ahead = any(isinstance(kind.layer, AttentionLayer) and kind.layer.semantics != "causal" for kind in batch.kinds)
+        return f"prefill chunk: {whole}" + (": a layer sees later tokens" if ahead else "")
+    words = {
+        "memory": "bound by memory",
+        "buffer": "bound by the device's largest buffer",
+        "work": "bound by the work between two evaluations",
+        "hook": "bound by a hook",
+        "caller": "bound by the caller",
+        "device": "the largest on this kind of device, where more gains nothing",
+    }[batch.chunk_bound]
+    return f"prefill chunk: {batch.chunk:,} tokens, {words}" + (f" ({batch.chunk_why})" if batch.chunk_why else "")
+
+
+def _time(plan: Plan) -> list[str]:
+    """The estimate of time, of prefill and decoding apart."""
+    prefill = f"of which {plan.overhead:.1%} for evaluations"
+    (decoding, *_) = [batch.decoding for batch in plan.batches]
+    if decoding is None:
+        return [f"estimated time: {duration(plan.seconds)}, {prefill}"]
+    lines = [
+        f"estimated time: {duration(plan.seconds)}",
+        f"  prefill  {duration(plan.prefill_seconds)}, {prefill}",
+    ]
+    if not decoding.steps:
+        return [*lines, f"  decoding {duration(0)}; each further token takes about {duration(decoding.last)}"]
+    return [
+        *lines,
+        f"  decoding {duration(decoding.seconds)}: {decoding.steps:,} passes behind the first new token, "
+        f"{duration(decoding.first)} each at first and {duration(decoding.last)} at the end",
+    ]
+
+
+def _kind(plan: Plan, kind: KindPlan, index: int, batch: BatchPlan) -> list[str]:
     lines = [f"{kind.count} x {describe(kind.layer)}"]
     if kind.mask is not None:
         lines.append(f"  mask     {kind.mask.kind}" + (f" ({kind.mask.why})" if kind.mask.why else ""))
@@ -142,7 +184,7 @@ def _kind(kind: KindPlan, index: int, batch: BatchPlan) -> list[str]:
             lines.append(f"  {label:<8} {step.tokens:,} tokens: {describe_form(path)}")
         else:
             lines.append(f"  {label:<8} {path.call.q_len:,} x {path.call.kv_len:,}: {describe_path(path)}")
-        lines += [f"           not {name}: {reason}" for name, reason in path.against]
+        lines += [f"           not {name}: {reason}" for name, reason in _against(plan, path)]
     if kind.kv is not None:
         kept = kind.kv.storage if kind.kv.bits is None else f"{kind.kv.storage}, {kind.kv.bits} bits"
         room = f", {kind.kv.initial:,} tokens" if kind.kv.ceiling else ""
@@ -150,6 +192,10 @@ def _kind(kind: KindPlan, index: int, batch: BatchPlan) -> list[str]:
         lines.append(f"  cache    {kept}{room}{grows}")
     lines += [f"  pinned   {pin}" for pin in kind.pins]
     return lines
+
+
+def _against(plan: Plan, path: AttentionPath | RecurrentPath) -> tuple[tuple[str, str], ...]:
+    return path.against if isinstance(path, RecurrentPath) else plan.against(path)
 
 
 def _shown(batch: BatchPlan) -> list[tuple[str, StepPlan]]:
@@ -188,9 +234,11 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "work": _work(plan.work),
         "evaluations": plan.evaluations,
         "seconds": _round(plan.seconds),
+        "prefill_seconds": _round(plan.prefill_seconds),
+        "decode_seconds": _round(plan.decode_seconds),
         "cost": plan.cost,
         "notes": list(plan.notes),
-        "batches": [_batch_dict(batch) for batch in plan.batches],
+        "batches": [_batch_dict(plan, batch) for batch in plan.batches],
     }
 
 
@@ -206,7 +254,7 @@ def _work(work: Any) -> dict[str, Any]:
     return {"name": work.name, "flops": _round(work.flops), "seconds": _round(work.seconds), "limit": work.limit}
 
 
-def _batch_dict(batch: BatchPlan) -> dict[str, Any]:
+def _batch_dict(plan: Plan, batch: BatchPlan) -> dict[str, Any]:
     shape = batch.shape
     return {
         "rows": len(batch.lengths),
@@ -216,6 +264,8 @@ def _batch_dict(batch: BatchPlan) -> dict[str, Any]:
         "new_tokens": shape.new_tokens,
         "real_tokens": sum(batch.lengths),
         "chunk": batch.chunk,
+        "chunk_bound": batch.chunk_bound,
+        "chunk_why": batch.chunk_why,
         "steps": len(batch.steps),
         "eval_every_layers": batch.eval_every_layers,
         "split": batch.split,
@@ -225,11 +275,25 @@ def _batch_dict(batch: BatchPlan) -> dict[str, Any]:
         "bytes": dict(batch.bytes),
         "largest_buffer": _buffer(batch.largest_buffer),
         "work": _work(batch.work),
-        "kinds": [_kind_dict(kind, index, batch) for index, kind in enumerate(batch.kinds)],
+        "prefill_seconds": _round(batch.prefill_seconds),
+        "decoding": _decoding(batch),
+        "kinds": [_kind_dict(plan, kind, index, batch) for index, kind in enumerate(batch.kinds)],
     }
 
 
-def _kind_dict(kind: KindPlan, index: int, batch: BatchPlan) -> dict[str, Any]:
+def _decoding(batch: BatchPlan) -> dict[str, Any] | None:
+    found = batch.decoding
+    if found is None:
+        return None
+    return {
+        "steps": found.steps,
+        "seconds": _round(found.seconds),
+        "first": _round(found.first),
+        "last": _round(found.last),
+    }
+
+
+def _kind_dict(plan: Plan, kind: KindPlan, index: int, batch: BatchPlan) -> dict[str, Any]:
     return {
         "layers": kind.count,
         "layer": describe(kind.layer),
@@ -243,11 +307,11 @@ def _kind_dict(kind: KindPlan, index: int, batch: BatchPlan) -> dict[str, Any]:
             "bits": kind.kv.bits,
         },
         "pins": list(kind.pins),
-        "paths": {label: _path_dict(step.paths[index]) for label, step in _shown(batch)},
+        "paths": {label: _path_dict(plan, step.paths[index]) for label, step in _shown(batch)},
     }
 
 
-def _path_dict(path: AttentionPath | RecurrentPath) -> dict[str, Any]:
+def _path_dict(plan: Plan, path: AttentionPath | RecurrentPath) -> dict[str, Any]:
     price = path.price
     if isinstance(path, RecurrentPath):
         return {
@@ -255,7 +319,7 @@ def _path_dict(path: AttentionPath | RecurrentPath) -> dict[str, Any]:
             "chunk": path.chunk,
             "transient": price.transient,
             "seconds": _round(price.seconds),
-            "against": dict(path.against),
+            "against": dict(_against(plan, path)),
         }
     return {
         "backend": path.backend.name,
@@ -267,5 +331,5 @@ def _path_dict(path: AttentionPath | RecurrentPath) -> dict[str, Any]:
         "evaluations": price.evaluations,
         "transient": price.transient,
         "seconds": _round(price.seconds),
-        "against": dict(path.against),
+        "against": dict(_against(plan, path)),
     }

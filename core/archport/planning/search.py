@@ -1,11 +1,14 @@
 """The search for a schedule: the largest chunk, the most rows and the fewest evaluations that fit.
 
-Monotone in the budget. Knows nothing of how requests become batches.
+Monotone in the budget. What it returns was quoted whole; estimates only rule out. Knows nothing of how requests become
+batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from math import ceil
 
 from archport.contract import BatchShape
@@ -13,9 +16,19 @@ from archport.planning.batch import Batch
 from archport.planning.costs import HOST_SECONDS, STRETCH_SECONDS
 from archport.planning.flight import layer_seconds
 from archport.planning.job import Job
-from archport.planning.quote import Quote, Schedule, quote
-from archport.planning.refusals import refuse
+from archport.planning.plan import ChunkBound
+from archport.planning.quote import (
+    MARGIN,
+    Estimate,
+    Quote,
+    Schedule,
+    estimate,
+    least_bytes,
+    quote,
+    scratch_levels,
+)
 from archport.planning.shapes import TOKENS_PER_BATCH, chunk_widths
+from archport.planning.steps import SAMPLED
 from archport.planning.vision import within
 
 # A GPU that is done with a layer sooner than this gets batches of more tokens, up to so many times the usual: 4,096
@@ -50,8 +63,7 @@ def chunks(job: Job, shape: BatchShape, *, packed: bool = False) -> tuple[int, .
     """Chunks to try, largest first."""
     if packed or not job.chunkable:
         return (shape.L,)
-    pinned = job.pins.prefill_chunk(job.spec, shape, job.device)
-    most = min(job.chunk or shape.L, pinned or shape.L)
+    most = min(job.chunk or shape.L, job.chunk_pin(shape)[0] or shape.L)
     # A row that is embedded whole needs no cache at all.
     whole = job.mode == "embed"
     return chunk_widths(shape.L, most, LARGEST_CHUNK[job.device.kind], whole=whole)
@@ -80,81 +92,141 @@ def _leanest(job: Job, chunk: int) -> Schedule:
     return Schedule(chunk, 1, _depth(job), split=job.device.kind != "cpu")
 
 
-def _chunk(job: Job, batch: Batch, *, every_step: bool = True) -> Quote:
-    """The largest chunk that fits, in its leanest schedule; without one the leanest quote, with its problem.
+def admitted(job: Job, batch: Batch) -> Quote | None:
+    """The largest chunk that fits, in its leanest schedule, with what keeps it from being larger; None when none fits.
 
-    What fits a budget fits a larger one, so more budget never gives a smaller chunk.
+    What is tried does not depend on the budget but for how much of it is tried, so what fits a budget fits a larger
+    one, and more budget never gives a smaller chunk. Every step of what is returned was priced.
     """
-    widths = chunks(job, batch.shape, packed=batch.packed)
-    for width in widths:
-        found = quote(job, batch, _leanest(job, width))
-        if not found.problem and every_step:
-            found = quote(job, batch, _leanest(job, width), every_step=True)
-        if not found.problem:
+    bound, why = _most(job, batch)
+    for width in chunks(job, batch.shape, packed=batch.packed):
+        lean = replace(_leanest(job, width), bound=bound, why=why)
+        found = _within(job, batch, lean)
+        if isinstance(found, Quote):
             return found
-    return _closest(job, batch, widths)
+        bound, why = found
+        why = f"steps of {width:,} would not do: {why}"
+    return None
 
 
-def _closest(job: Job, batch: Batch, widths: Sequence[int]) -> Quote:
-    """The quote that comes closest, for a refusal: what breaks a limit other than bytes where bytes would do."""
-    # The peak grows with the chunk, but a whole row needs no cache: one of the two ends has the smallest.
-    ends = dict.fromkeys((widths[0], widths[-1]))
-    tried = [quote(job, batch, _leanest(job, width), least=True) for width in ends]
-    affordable = [found for found in tried if found.binds != "memory"]
-    return min(affordable or tried, key=lambda found: found.peak)
+def _most(job: Job, batch: Batch) -> tuple[ChunkBound, str]:
+    """What keeps the largest chunk that is tried from being larger."""
+    shape, tried = batch.shape, chunks(job, batch.shape, packed=batch.packed)
+    if tried[0] >= shape.L:
+        return "row", ""
+    pinned, who = job.chunk_pin(shape)
+    asked, pinned = job.chunk or shape.L, pinned or shape.L
+    if min(asked, pinned) >= LARGEST_CHUNK[job.device.kind]:
+        return "device", ""
+    if asked <= pinned:
+        return "caller", f"at most {asked:,} were asked for"
+    return "hook", f"archport_prefill_chunk of {who} wishes for at most {pinned:,}"
 
 
-def minimum(job: Job, batch: Batch) -> int:
-    """The smallest peak of any schedule of a batch, in bytes."""
-    return _closest(job, batch, chunks(job, batch.shape)).peak
+def _within(job: Job, batch: Batch, lean: Schedule) -> Quote | tuple[ChunkBound, str]:
+    """A whole quote of a schedule that fits the budget, or what keeps every one from fitting."""
+    least = least_bytes(job, batch, lean)
+    if least > job.budget:
+        return "memory", f"it needs {least:,} bytes and more, the budget is {job.budget:,}"
+    problem: tuple[ChunkBound, str] = "memory", ""
+    levels = scratch_levels(job, int((job.budget - least) / (1 + MARGIN)))
+    # What passes the tower together waits together, which reading the text may have no room for.
+    towers = (False, True) if batch.pictures else (False,)
+    for lean_tower, scratch in product(towers, levels):
+        found = _tried(job, batch, replace(lean, scratch=scratch, lean_tower=lean_tower))
+        if isinstance(found, Quote) and found.binds is None:
+            return found
+        if found.binds is not None and (found.binds != "memory" or not problem[1]):
+            problem = found.binds, f"it {found.problem}"
+    return problem
+
+
+def _tried(job: Job, batch: Batch, schedule: Schedule) -> Estimate:
+    """The quote of a schedule; where some of its steps break a limit, the estimate that says so."""
+    if batch.shape.L > SAMPLED * schedule.chunk:
+        found = estimate(job, batch, schedule)
+        if found.binds is not None:
+            return found
+    return quote(job, batch, schedule)
+
+
+def leanest(job: Job, batch: Batch) -> Quote:
+    """The quote with the smallest peak of all that a budget could admit, or what no budget admits, with its problem."""
+    best: Quote | None = None
+    schedules = [_leanest(job, width) for width in chunks(job, batch.shape, packed=batch.packed)]
+    # The peak grows with the chunk, but a whole row needs no cache.
+    for least, lean in sorted(((least_bytes(job, batch, lean), lean) for lean in schedules), key=lambda pair: pair[0]):
+        if best is not None and best.binds in (None, "memory") and least >= best.peak:
+            break
+        for scratch in reversed(scratch_levels(job, job.limits.transient_on(job.device))):
+            schedule = replace(lean, scratch=scratch, lean_tower=True)
+            found = estimate(job, batch, schedule)
+            if scratch == 0:
+                # No path has less scratch.
+                least += int((1 + MARGIN) * found.bytes["attention"])
+            if _better(found, best):
+                found = quote(job, batch, schedule)
+                best = found if _better(found, best) else best
+            if best is not None and best.binds in (None, "memory") and least >= best.peak:
+                break
+    assert best is not None, "there is always a chunk to try"
+    return best
+
+
+def _better(found: Estimate, best: Quote | None) -> bool:
+    """Whether a quote leads to a smaller budget: what breaks another limit than bytes fits none."""
+    if best is None:
+        return True
+    return (found.binds not in (None, "memory"), found.peak) < (best.binds not in (None, "memory"), best.peak)
 
 
 def rows_that_fit(job: Job, width: int, S: int, *, others: bool) -> int:
-    """Rows of `width` tokens that may share a batch; refuses when not even one fits."""
-    one = even(job, 1, width, S, others=others)
-    first = _chunk(job, one)
-    if first.problem:
-        refuse(job, one, first, _fits)
-    low, high = 1, max(1, batch_tokens(job) // width)
-    # Usually all of them fit, and a search would price a dozen batches to find that out.
-    if high > 1 and not quote(job, even(job, high, width, S, others=others), first.schedule).problem:
-        return high
-    high = max(1, high - 1)
+    """Rows of `width` tokens that may share a batch by their shape; what does not fit as it is, is divided later."""
+    first = admitted(job, even(job, 1, width, S, others=others))
+    if first is None:
+        return 1
+    lean = _leanest(job, first.schedule.chunk)
+
+    def batch(rows: int) -> Batch:
+        return even(job, rows, width, S, others=others)
+
+    # Rows that no path could fit are ruled out before any path is priced.
+    most = _most_of(max(1, batch_tokens(job) // width), lambda rows: least_bytes(job, batch(rows), lean) <= job.budget)
+    return _most_of(most, lambda rows: estimate(job, batch(rows), first.schedule).binds is None)
+
+
+def _most_of(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `most` that fits, when 1 does. Usually that is `most`, so it is asked first."""
+    if most == 1 or fits(most):
+        return most
+    low, high = 1, most - 1
     while low < high:
         middle = (low + high + 1) // 2
-        if quote(job, even(job, middle, width, S, others=others), first.schedule).problem:
-            high = middle - 1
-        else:
+        if fits(middle):
             low = middle
+        else:
+            high = middle - 1
     return low
 
 
-def _fits(job: Job, batch: Batch) -> bool:
-    # A refusal asks this often; it names what would fit, and does not plan it.
-    return not _chunk(job, batch, every_step=False).problem
-
-
-def schedule_of(job: Job, batch: Batch) -> Quote:
-    """The chunk of a batch, and how often the graph is evaluated.
+def schedule_of(job: Job, batch: Batch) -> Quote | None:
+    """The chunk of a batch, and how often the graph is evaluated; None when it does not fit.
 
     Evaluating with the next stretch already started costs nothing while a stretch keeps the device busy for longer than
     the host needs for it: so many layers as that takes, fewer where they do not fit. Only where not even two layers fit
     are layers split.
     """
-    best = _chunk(job, batch)
-    if best.problem:
-        refuse(job, batch, best, _fits)
-    if job.device.kind == "cpu":
+    best = admitted(job, batch)
+    if best is None or job.device.kind == "cpu":
         return best
-    layers, depth = len(job.layer_classes), best.schedule.in_flight
+    layers = len(job.layer_classes)
     tokens = batch.shape.B * min(best.schedule.chunk, batch.shape.L)
     wanted = min(layers, ceil(STRETCH_SECONDS / layer_seconds(job, tokens)))
     parts = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
     counts = sorted({1, wanted} | {-(-layers // part) for part in parts if -(-layers // part) < wanted}, reverse=True)
     for count in counts:
-        found = quote(job, batch, Schedule(best.schedule.chunk, count, depth))
-        if not found.problem:
-            found = quote(job, batch, Schedule(best.schedule.chunk, count, depth), every_step=True)
-        if not found.problem:
+        schedule = replace(best.schedule, eval_every_layers=count, split=False, scratch=None)
+        found = _tried(job, batch, schedule)
+        if isinstance(found, Quote) and found.binds is None:
             return found
     return best

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from archport.contract import AdmissionRefused, DeviceKind
+from archport.contract import DeviceKind
 
 # Tokens per batch that keep each kind of device busy with layers of a usual width; more only costs memory.
 TOKENS_PER_BATCH: dict[DeviceKind, int] = {"cuda": 16_384, "metal": 16_384, "cpu": 2_048}
@@ -22,6 +22,8 @@ SHORTEST = 32
 # Batches of more tokens have a power of two of rows, so that widths and rows multiply to few sizes of buffers. What
 # smaller ones leave in the pool is little, and splitting them would cost a pass.
 FREE_ROWS_TOKENS = 2_048
+# A long row gains no memory to speak of by more steps than these, for what it caches outweighs a step by far.
+MOST_STEPS = 512
 # 32, 48, 64, 96, 128, ...: every chunk is a multiple of 16, and halving or doubling stays on the lattice.
 CHUNKS = tuple(sorted({32 * 2**i for i in range(20)} | {48 * 2**i for i in range(19)}))
 
@@ -84,8 +86,7 @@ def group_rows(
     Args:
         lengths: tokens per row.
         tokens_per_batch: padded tokens per batch; a row that is longer runs alone.
-        max_rows: rows of a padded length that may share a batch, when memory says so; raises AdmissionRefused when not
-            even one fits.
+        max_rows: rows of a padded length that may share a batch, when memory says so.
         most: tokens that no row may be padded beyond.
         padding: largest share of a batch's tokens that may be padding beyond the one that the width alone costs.
         even_alone: whether rows of one length run at just that, because padding would cost them a mask. Not on CUDA,
@@ -101,15 +102,7 @@ def group_rows(
         width = padded_length(lengths[order[at]], kind, most)
         wanted = max(1, target // width)
         if max_rows is not None:
-            try:
-                fitting = max_rows(width)
-            except AdmissionRefused:
-                # Padding may be what does not fit.
-                if kind == "cuda" or width == lengths[order[at]]:
-                    raise
-                width = lengths[order[at]]
-                fitting = max_rows(width)
-            wanted = max(1, min(wanted, fitting))
+            wanted = max(1, min(wanted, max_rows(width)))
         if seconds is not None:
             count = _cheapest(lengths, order[at : at + wanted], width, kind, seconds)
             groups.append(Group(rows=tuple(order[at : at + count]), padded=width))
@@ -149,8 +142,8 @@ def chunk_widths(length: int, most: int, usual: int, *, whole: bool) -> tuple[in
         usual: the largest chunk of a row that is split.
         whole: whether the row is tried unsplit even when it is longer than that.
     """
-    widths = {width for width in CHUNKS if width < length and width <= min(most, usual)}
+    widths = {width for width in CHUNKS if width < length <= MOST_STEPS * width and width <= min(most, usual)}
     if length <= most and (whole or length <= usual):
         widths.add(length)
-    # A plugin may want fewer tokens than the smallest width.
+    # A plugin or caller may want fewer tokens than the smallest width.
     return tuple(sorted(widths, reverse=True)) or (max(1, min(most, length)),)

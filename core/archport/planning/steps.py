@@ -21,10 +21,21 @@ from archport.contract import (
 )
 from archport.planning.batch import Batch, Steps
 from archport.planning.job import Job
-from archport.planning.masks import DENSE, HIDDEN_ENDS, PACKED, SEGMENTS, check_pin, policies
+from archport.planning.masks import (
+    DENSE,
+    HIDDEN_ENDS,
+    HIDDEN_FRONTS,
+    ONE_QUERY,
+    PACKED,
+    SEGMENTS,
+    check_pin,
+    policies,
+)
 from archport.planning.plan import StepPlan
 from archport.planning.recurrence import choose_form
 
+# Steps that stand for all of a prefill in an estimate: the first, the last full one and the last.
+SAMPLED = 3
 # On CUDA each length of a row that runs by itself is a shape of its own, and takes tens of milliseconds to prepare. So
 # many are worth a look; with more, hiding the padding is cheaper whatever the lengths are.
 MOST_LENGTHS = 8
@@ -45,7 +56,7 @@ def prefill_steps(
 
     Args:
         room: what one attention call may use; later entries are tried where no path keeps the ones before.
-        every: all steps; otherwise the first, the last full one and the last.
+        every: all steps; otherwise the first, the last full one and the last, which is enough for an estimate alone.
     """
     L = batch.shape.L
     steps: list[StepPlan] = []
@@ -66,7 +77,7 @@ def prefill_steps(
     return Steps(steps=tuple(steps[::-1]), masks=tuple(masks), pins=tuple(map(tuple, words)))
 
 
-def decode_step(job: Job, batch: Batch, kv: Sequence[KVAllocation | None]) -> StepPlan | None:
+def decode_step(job: Job, batch: Batch) -> StepPlan | None:
     """One decoded token at the fullest cache; None when nothing is decoded."""
     if job.mode != "generate":
         return None
@@ -74,12 +85,34 @@ def decode_step(job: Job, batch: Batch, kv: Sequence[KVAllocation | None]) -> St
     held = max(cached + new for cached, new in zip(batch.cached, batch.lengths, strict=True))
     start = held - batch.shape.S + max(batch.shape.new_tokens, 1) - 1
     paths = tuple(
-        path_of(job, batch, layer, start, 1, (job.limits,), kv[index], decode=True)[0]
+        _decode_path(job, batch, layer, batch.shape.S + start + 1)
         if isinstance(layer, AttentionLayer)
         else _form(job, layer, batch.shape.B, 1)
-        for index, layer in enumerate(job.kinds)
+        for layer in job.kinds
     )
     return StepPlan(start=start, tokens=1, paths=paths)
+
+
+def _decode_path(job: Job, batch: Batch, layer: AttentionLayer, kv_len: int) -> AttentionPath:
+    """The path of one query per row, in the form in which it runs: rows end at one column, and what stands in front of
+    short ones is hidden by a mask of one line per row."""
+    if layer.reach[0] is not None:
+        kv_len = min(kv_len, layer.reach[0] + 1)
+    padded = not batch.even_end
+    call = AttentionCall.of(
+        layer,
+        HIDDEN_FRONTS if padded else ONE_QUERY,
+        job.device,
+        B=batch.shape.B,
+        q_len=1,
+        kv_len=kv_len,
+        dtype=job.dtype,
+        limits=job.limits,
+    )
+    if padded:
+        call = replace(call, mask_shape=(batch.shape.B, 1, 1, kv_len))
+    name = job.backend or job.backend_pin(layer, call)[0]
+    return job.path(call, name)
 
 
 def _form(job: Job, layer: RecurrentLayer, B: int, tokens: int) -> RecurrentPath:
@@ -88,7 +121,7 @@ def _form(job: Job, layer: RecurrentLayer, B: int, tokens: int) -> RecurrentPath
 
 def _starts(length: int, chunk: int, *, every: bool) -> list[int]:
     starts = list(range(0, length, chunk))
-    if every or len(starts) <= 3:
+    if every or len(starts) <= SAMPLED:
         return starts
     return [starts[0], starts[-2], starts[-1]]
 
@@ -101,18 +134,15 @@ def path_of(
     q_len: int,
     room: tuple[AttentionLimits, ...],
     kept: KVAllocation | None,
-    *,
-    decode: bool = False,
 ) -> tuple[AttentionPath, MaskPolicy, list[str]]:
     """The path of one layer in one step, its mask policy, and what hooks fixed in words."""
     shape, left = batch.shape, layer.reach[0]
     kv_len = shape.S + start + q_len
     if kept is not None and kept.storage == "ring" and left is not None:
         kv_len = min(kv_len, left + q_len)
-    ragged = not batch.even_end if decode else layer.semantics == "bidirectional" or not batch.even_start
-    ragged = ragged and shape.ragged
-    options, words = _options(job, batch, layer, q_len, kv_len, ragged=ragged, decode=decode)
-    lengths, q_lengths = _lengths(batch, start, q_len, kv_len, decode=decode) if ragged else ((), ())
+    ragged = shape.ragged and (layer.semantics == "bidirectional" or not batch.even_start)
+    options, words = _options(job, batch, layer, q_len, kv_len, ragged=ragged)
+    lengths, q_lengths = _lengths(batch, start, q_len, kv_len) if ragged else ((), ())
     if len(options) > 1 and job.device.kind == "cuda" and len(set(lengths)) > MOST_LENGTHS:
         options = tuple(option for option in options if option != SEGMENTS)
     if batch.visible:
@@ -120,6 +150,7 @@ def path_of(
         options, lengths, q_lengths = (HIDDEN_ENDS,), batch.visible, ()
     if batch.packed:
         options, lengths, q_lengths = (PACKED,), batch.lengths, ()
+    # The fastest that keeps the limits; without one, what needs least.
     found: list[tuple[bool, float, int, AttentionPath, MaskPolicy]] = []
     for order, policy in enumerate(options):
         call = AttentionCall.of(
@@ -149,7 +180,8 @@ def path_of(
             if not found and order == len(options) - 1:
                 raise
             continue
-        found.append((bool(path.excess), path.price.seconds, order, path, policy))
+        weight = path.price.transient if path.excess else path.price.seconds
+        found.append((bool(path.excess), weight, order, path, policy))
     *_, path, policy = min(found, key=lambda entry: entry[:3])
     return path, policy, words
 
@@ -157,9 +189,10 @@ def path_of(
 def _path(job: Job, call: AttentionCall, name: str | None) -> AttentionPath:
     """The path of a call.
 
-    On CUDA, where shapes are few, padded rows are priced as if the longest filled its shape and the others were short,
-    and packed ones as if all were about as long as the longest: what was chosen for a shape then serves all rows in it,
-    and fresh texts cost no search.
+    On CUDA, where shapes are few, a path is chosen for a shape and serves all rows in it: fresh texts cost no search.
+    Padded rows are priced as if the longest filled the shape and the others were short, and that is the path's price,
+    whoever runs by it. Packed ones are chosen for documents about as long as the longest, and priced as they are:
+    `reasons` says later what speaks against the other backends then.
     """
     rows = call.lengths
     packed = call.mask == "segments" and call.B == 1 and len(rows) > 1
@@ -174,32 +207,54 @@ def _path(job: Job, call: AttentionCall, name: str | None) -> AttentionPath:
     if found.price.parts:
         # These are documents of the lengths that were priced.
         return job.path(call, name)
-    return replace(found, call=call, price=found.backend.price(call, job.device) if packed else found.price)
+    if not packed:
+        return replace(found, call=call)
+    price = found.backend.price(call, job.device)
+    return AttentionPath(call, found.backend, price, excess=price.excess(call, job.device))
+
+
+def reasons(job: Job, path: AttentionPath) -> tuple[tuple[str, str], ...]:
+    """What speaks against the backends that a path does not take, at the very call that it is for."""
+    if path.against:
+        return path.against
+    best = job.path(path.call, None)
+    if best.backend.name == path.backend.name:
+        return best.against
+    found: list[tuple[str, str]] = []
+    own = path.price.seconds * 1e3
+    for name, why in (*best.against, (best.backend.name, "")):
+        if name == path.backend.name:
+            continue
+        try:
+            price = job.path(path.call, name).price
+        except InputError:
+            found.append((name, why))
+            continue
+        words = price.excess(path.call, job.device) or f"about {price.seconds * 1e3:.3g} ms against {own:.3g} ms"
+        if not price.excess(path.call, job.device) and price.seconds < path.price.seconds:
+            words += " here, but a path serves every row of its width, and in others it is slower"
+        found.append((name, words))
+    return tuple(found)
 
 
 def _options(
-    job: Job, batch: Batch, layer: AttentionLayer, q_len: int, kv_len: int, *, ragged: bool, decode: bool
+    job: Job, batch: Batch, layer: AttentionLayer, q_len: int, kv_len: int, *, ragged: bool
 ) -> tuple[tuple[MaskPolicy, ...], list[str]]:
     """The mask policies to price, and what a hook fixed in words."""
     if batch.dense:
         return (DENSE,), []
     right = policies(layer, q_len=q_len, kv_len=kv_len, ragged=ragged)
-    pin, who = job.mask_pin(layer, replace(batch.shape, L=q_len) if decode else batch.shape)
+    pin, who = job.mask_pin(layer, batch.shape)
     if pin is None:
         return right, []
     return (check_pin(pin, layer, right, who),), [f"archport_mask_policy of {who}: {pin.kind}"]
 
 
-def _lengths(
-    batch: Batch, start: int, q_len: int, kv_len: int, *, decode: bool
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _lengths(batch: Batch, start: int, q_len: int, kv_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(keys per row, queries per row) of one step."""
-    if not decode and not any(batch.cached) and q_len == kv_len == batch.shape.L:
+    if not any(batch.cached) and q_len == kv_len == batch.shape.L:
         return batch.lengths, batch.lengths
     rows = tuple(zip(batch.cached, batch.lengths, strict=True))
-    if decode:
-        ahead = max(batch.shape.new_tokens, 1)
-        return tuple(min(kv_len, cached + new + ahead) for cached, new in rows), (1,) * len(rows)
     queries = tuple(max(0, min(q_len, new - start)) for _, new in rows)
     keys = tuple(
         min(kv_len, cached + min(start, new) + more) for (cached, new), more in zip(rows, queries, strict=True)

@@ -59,8 +59,18 @@ def within(pictures: Sequence[int], tokens: int, merged: int) -> tuple[int, ...]
     return tuple(kept)
 
 
+def feature_bytes(job: Job, pictures: Sequence[int]) -> int:
+    """Bytes of what the tower makes of these pictures, at least; 0 without a tower."""
+    tower = job.spec.vision
+    if tower is None:
+        return 0
+    return (1 + tower.taps) * sum(pictures) // tower.merge_size**2 * job.spec.hidden_size * itemsize(job.dtype)
+
+
 def tower_quote(job: Job, pictures: tuple[int, ...], room: int) -> TowerQuote | None:
-    """How these pictures are run when the tower may use `room` bytes beside its features; None without pictures.
+    """How these pictures are run when they may use `room` bytes, features included; None without pictures.
+
+    What can be run in that is: with more room it takes more, and no more than that.
 
     Args:
         pictures: patches of each.
@@ -73,6 +83,11 @@ def tower_quote(job: Job, pictures: tuple[int, ...], room: int) -> TowerQuote | 
     groups = group_rows(
         pictures, kind=kind, tokens_per_batch=TOKENS_PER_BATCH[kind], padding=0.25 if kind == "cuda" else 0.0
     )
+    size = itemsize(job.dtype)
+    # Features of several steps are joined one kind after the other; pixels of the next pass may wait.
+    padded = sum(len(group.rows) * group.padded for group in groups)
+    room -= (2 + tower.taps) * padded // merged * job.spec.hidden_size * size
+    room -= 0 if kind == "cpu" else max(_pixels(tower, len(group.rows) * group.padded) for group in groups)
     for group in groups:
         lengths = tuple(pictures[index] for index in group.rows)
         step, held = _step(job, tower, group.rows, lengths, group.padded, room)
@@ -81,12 +96,10 @@ def tower_quote(job: Job, pictures: tuple[int, ...], room: int) -> TowerQuote | 
             continue
         for index in group.rows:
             steps.append(_step(job, tower, (index,), (pictures[index],), group.padded, room))
-    size = itemsize(job.dtype)
     tokens = sum(len(step.lengths) * step.padded for step, _ in steps) // merged
     one = tokens * job.spec.hidden_size * size
     # A GPU finds the pixels of a pass ready when it is done with what runs before.
     waiting = 0 if kind == "cpu" else max(_pixels(tower, len(step.lengths) * step.padded) for step, _ in steps)
-    # Features of several steps are joined one kind after the other.
     joined = one if len(steps) > 1 else 0
     widest = max(_widest(job, tower, step) for step, _ in steps)
     buffers = [Buffer("the patches of a vision block", widest, job.device.max_buffer)]
@@ -115,6 +128,8 @@ def _step(
     piece = _piece(job, tower, B, padded)
     around = sum(_around(job, tower, patches, B * piece, ()))
     usual, left = job.limits.transient_on(job.device), max(0, room - around)
+    # Few values, so that a path is chosen for many budgets at once.
+    left = 1 << left.bit_length() - 1 if left else 0
     bound = job.limits.seconds_on(job.device)
     seconds = job.limits.dispatch_seconds if bound is None else bound / 2
     scratch = (left,) if left <= usual else (usual, left)

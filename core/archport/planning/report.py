@@ -102,6 +102,7 @@ def explain(plan: Plan) -> str:
         "",
         *bars(plan.bytes),
         "",
+        f"pool: up to {size(plan.pool)} of freed buffers kept for later arrays; with live ones {size(plan.together)}",
         f"largest buffer: {plan.largest_buffer.name}, {size(plan.largest_buffer.bytes)}"
         + (f" of {size(plan.largest_buffer.cap)} allowed" if plan.largest_buffer.cap is not None else ""),
         f"largest work between evaluations: {plan.work.name}, {duration(plan.work.seconds)}"
@@ -226,6 +227,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "budget": plan.budget,
         "max_context": plan.max_context,
         "peak": plan.peak,
+        "pool": plan.pool,
+        "together": plan.together,
         "minimum": plan.minimum,
         "bytes": dict(plan.bytes),
         # Where there are pictures; texts take none worth a word.

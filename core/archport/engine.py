@@ -7,6 +7,7 @@ texts -> tokens -> plan -> hidden rows -> vectors
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -21,6 +22,7 @@ from archport.device import workers
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
 from archport.device.heap import keep_freed_memory
+from archport.device.memory import ProcessMemory, process_memory
 from archport.device.process import use_device
 from archport.device.sizes import parse_bytes
 from archport.loading import Description, describe
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from archport.running.rerank import Ranked
     from archport.running.runtime import Runtime
 
-__all__ = ["Model", "describe", "load"]
+__all__ = ["Model", "ModelMemory", "describe", "load"]
 
 Output = Literal["vectors", "tokens"]
 
@@ -98,6 +100,21 @@ def load(
     return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """Bytes that a model and its process hold.
+
+    Args:
+        weights: of this model.
+        prefix_cache: what its calls of `generate` left for later ones.
+        process: live arrays, pool of freed buffers, host and device, of all models of the process together.
+    """
+
+    weights: int
+    prefix_cache: int
+    process: ProcessMemory
+
+
 class Model(EncoderAnswers):
     """A loaded model. Made by `load`.
 
@@ -129,6 +146,12 @@ class Model(EncoderAnswers):
         head = self._runtime.embedder().head.head
         full = head.dense[-1].out_features if head.dense else self.spec.hidden_size * len(head.pooling)
         return min(full, head.dimensions or full)
+
+    def memory(self) -> ModelMemory:
+        """What this model holds, and what the process it is in holds, in bytes, now."""
+        planner = self._runtime.encoder.plan
+        weights = planner.weight_bytes or 0
+        return ModelMemory(weights, self._runtime.prefixes.bytes, process_memory())
 
     @device_call
     def embed(

@@ -127,7 +127,7 @@ def test_plugins_lists_each_with_what_it_serves():
 
 def test_doctor_names_every_part_and_mends_what_is_slow():
     healthy = run("doctor").stdout.decode()
-    for part in ("python", "mlx", "device", "memory", "BLAS", "plugins", "hub"):
+    for part in ("python", "mlx", "device", "memory", "in use", "BLAS", "plugins", "hub"):
         assert part in healthy
     none = run("doctor", ARCHPORT_PLUGINS="")
     assert none.returncode == 1

@@ -7,11 +7,15 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 import archport
 from archport.contract.plugins import discover
+
+if TYPE_CHECKING:
+    from archport.device.memory import ProcessMemory
 
 
 def doctor() -> None:
@@ -33,6 +37,7 @@ def examine() -> tuple[list[tuple[str, str]], list[str]]:
 
     from archport.device.blas import status
     from archport.device.facts import this_device
+    from archport.device.memory import process_memory
     from archport.device.sizes import format_bytes
 
     device, blas = this_device(), status()
@@ -53,8 +58,19 @@ def examine() -> tuple[list[tuple[str, str]], list[str]]:
         ("mlx", f"{version('mlx')}, default device {mx.default_device()}"),
         ("device", f"{device.name} ({device.kind}, {device.architecture})"),
         ("memory", f"{format_bytes(device.total_memory)} usable, budget {format_bytes(device.default_budget)}"),
+        ("in use", _in_use(process_memory())),
         ("BLAS", f"{blas.kind}{f' ({blas.path})' if blas.path else ''}"),
         ("plugins", ", ".join(plugin.label for plugin in plugins if not plugin.error) or "none"),
         ("hub", f"{os.environ.get('HF_ENDPOINT', 'default endpoint')}{offline}, cache {cache}"),
     ]
     return facts, faults
+
+
+def _in_use(memory: ProcessMemory) -> str:
+    """What this process holds, in words: nothing of a model, because none is loaded."""
+    from archport.device.sizes import format_bytes
+
+    parts = {"active": memory.active, "pool": memory.pool, "host": memory.host, "device": memory.device}
+    told = [f"{name} {format_bytes(count)}" for name, count in parts.items() if count is not None]
+    limit = "MLX's own limit" if memory.pool_limit is None else f"limit {format_bytes(memory.pool_limit)}"
+    return f"{', '.join(told)}; pool of freed buffers: {limit} until a plan runs"

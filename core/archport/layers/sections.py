@@ -20,7 +20,7 @@ class SectionedRotary(Rotary):
 
     Args:
         sections: frequencies per axis. The first axis takes what the others leave, whatever its own number says, and
-            shares beyond half of `dims` are cut: a config may leave out its sections, and the class's are of other heads.
+            shares beyond half of `dims` are cut: a config may leave its own out, and a class means other heads.
         dims, theta, scaling: as in Rotary; `mrope_section` inside `scaling` is not read.
 
     Raises:

@@ -42,7 +42,15 @@ def test_axes_get_their_shares_in_turn():
     assert dealt(8, (4, 2, 2)) == [0, 1, 2, 0, 1, 2, 0, 0]
 
 
-@pytest.mark.parametrize("sections", [(4, 2, 1), (2, 3, 3), (0, 4, 4)])
-def test_shares_that_can_not_be_dealt_are_refused(sections: tuple[int, ...]):
-    with pytest.raises(SpecError, match="can't be dealt out"):
+@pytest.mark.parametrize(
+    ("frequencies", "sections", "expected"),
+    [(4, (24, 20, 20), [0, 1, 2, 0]), (8, (4, 2, 1), [0, 1, 2, 0, 1, 0, 0, 0]), (2, (11, 11, 10), [0, 1])],
+)
+def test_shares_of_other_heads_are_cut_and_filled_as_transformers_does(frequencies, sections, expected):
+    assert dealt(frequencies, sections) == expected
+
+
+@pytest.mark.parametrize("sections", [(), (4, -2, 1), (2.0, 3, 3), ("4", 2, 2)])
+def test_shares_that_are_no_numbers_are_refused(sections: tuple):
+    with pytest.raises(SpecError, match="expected a number of frequencies"):
         dealt(8, sections)

@@ -19,11 +19,12 @@ class SectionedRotary(Rotary):
     """A Rotary whose frequencies are dealt out to axes in turn (time, row, column; time, row, column; ...).
 
     Args:
-        sections: frequencies per axis; they sum to half of `dims`. The first axis takes what the others leave.
+        sections: frequencies per axis. The first axis takes what the others leave, whatever its own number says, and
+            shares beyond half of `dims` are cut: a config may leave its own out, and a class means other heads.
         dims, theta, scaling: as in Rotary; `mrope_section` inside `scaling` is not read.
 
     Raises:
-        SpecError: for sections that do not sum up, or can't be dealt out in turn.
+        SpecError: for sections that are no numbers of frequencies.
     """
 
     def __init__(self, dims: int, theta: float, scaling: Mapping[str, Any] | None, sections: Sequence[int]) -> None:
@@ -73,15 +74,11 @@ def dealt(frequencies: int, sections: Sequence[int]) -> list[int]:
     """The axis of each frequency: dealt out in turn, until an axis has its share; what is left goes to the first.
 
     Raises:
-        SpecError: when the shares do not sum to the frequencies, or an axis can't get its share in turn.
+        SpecError: for shares that are no numbers of frequencies.
     """
     axes = len(sections)
-    found = [
+    if not axes or any(not isinstance(share, int) or isinstance(share, bool) or share < 0 for share in sections):
+        raise SpecError(f"rotary embedding: sections {sections!r}; expected a number of frequencies >= 0 per axis")
+    return [
         index % axes if index % axes and index < axes * sections[index % axes] else 0 for index in range(frequencies)
     ]
-    if [found.count(axis) for axis in range(axes)] != list(sections):
-        raise SpecError(
-            f"rotary embedding: sections {list(sections)} can't be dealt out to {frequencies} frequencies; expected "
-            "numbers that sum to that, the first at least as large as the others"
-        )
-    return found

@@ -154,7 +154,7 @@ class TextTokeniser:
                 )
             rows[index] = self._finish(self._cut(encoding, begun[index][0], limit))
             truncated.append(first + index)
-        return Tokens(tuple(rows), self._prompt_length(prompt), tuple(truncated))
+        return Tokens(tuple(rows), self._prompt_length(prompt, limit), tuple(truncated))
 
     def _read(
         self, reader: Reader, items: Sequence[object], prompt: str, limit: int, overflow: Overflow, first: int
@@ -240,10 +240,11 @@ class TextTokeniser:
             self._cutters[room] = cutter
         return self._cutters[room]
 
-    def _prompt_length(self, prompt: str) -> int:
+    def _prompt_length(self, prompt: str, limit: int) -> int:
+        """Tokens of a prompt, or more than any row has."""
         if not prompt:
             return 0
-        encoding = self.tokenizer.encode(prompt)
+        encoding = self.tokenizer.encode(self.long.beginning(prompt, limit + 1, exact=False)[0])
         # A final special token (SEP, EOS) closes the sequence; it is not part of the prompt.
         return len(encoding.ids) - (encoding.special_tokens_mask[-1:] == [1])
 

@@ -143,7 +143,7 @@ class TextTokeniser:
                 continue
             if overflow == "error":
                 more = f", or raise max_tokens= (at most {self.max_tokens})" if limit < self.max_tokens else ""
-                tokens, count = self.long.count(len(row), begun[index][1])
+                tokens, count = self.long.count(len(row), begun[index][1], len(begun[index][0]), len(prepared[index]))
                 raise ContextLengthExceeded(
                     f"text {first + index} has {count} tokens; the limit is {limit}. Pass overflow='truncate' to "
                     f"cut it{more}",
@@ -184,10 +184,10 @@ class TextTokeniser:
         Raises:
             ContextLengthExceeded: for a text far over the limit.
         """
-        text, more = self.long.beginning(text, self.max_tokens, exact=False)
-        ids = self.tokenizer.encode(text, add_special_tokens=special).ids
+        part, more = self.long.beginning(text, self.max_tokens, exact=False)
+        ids = self.tokenizer.encode(part, add_special_tokens=special).ids
         if more:
-            tokens, count = self.long.count(len(ids), more)
+            tokens, count = self.long.count(len(ids), more, len(part), len(text))
             raise ContextLengthExceeded(
                 f"{name} has {count} tokens and the context {self.max_tokens:,}, which leaves none to generate; "
                 "shorten it, or raise max_context",

@@ -56,7 +56,8 @@ class AdmissionRefused(ArchportError, ValueError):
         largest_buffer: (name, bytes, cap) of the largest single allocation; cap None where the device has none.
         max_tokens_that_fit: the longest row, at the same batch, that the limit admits.
         max_rows_that_fit: the largest batch, at the same length, that the limit admits.
-        requested, ceiling: tokens asked for and allowed, where tokens are what binds.
+        requested, ceiling: tokens asked for and allowed, where tokens are what binds. Of a text far over the limit
+            the former is an estimate by its length, as it is not counted to its end.
     """
 
     code = "admission_refused"

@@ -59,11 +59,12 @@ class JoinedTokeniser:
         for index, encoding in enumerate(encoded(self.tokenizer, [item for item, _ in begun])):
             if len(encoding.ids) > limit:
                 if overflow == "error":
-                    cut = begun[index][1]
-                    tokens = len(encoding.ids) - cut * self._long.margin
+                    part, cut = begun[index]
+                    tokens, count = self._long.count(
+                        len(encoding.ids), cut, _characters(part), _characters(ready[index])
+                    )
                     raise ContextLengthExceeded(
-                        f"{what} {index} has {'at least ' if cut else ''}{tokens} tokens; the limit is {limit}. Pass "
-                        "overflow='truncate' to cut it",
+                        f"{what} {index} has {count} tokens; the limit is {limit}. Pass overflow='truncate' to cut it",
                         requested=tokens,
                         ceiling=limit,
                         max_tokens_that_fit=limit,
@@ -112,3 +113,7 @@ class JoinedTokeniser:
             cutter.enable_truncation(limit, strategy="longest_first")
             self._cutters[limit] = cutter
         return self._cutters[limit].encode(*item) if isinstance(item, tuple) else self._cutters[limit].encode(item)
+
+
+def _characters(item: Item) -> int:
+    return len(item) if isinstance(item, str) else sum(map(len, item))

@@ -96,14 +96,16 @@ class LongTexts:
         """The same of one text."""
         return self.beginnings([text], tokens, exact=exact)[0]
 
-    def count(self, ids: int, more: bool) -> tuple[int, str]:
-        """(tokens that a text has at least, the same in words), by the ids of it or of its beginning.
+    def count(self, ids: int, cut: int, part: int, whole: int) -> tuple[int, str]:
+        """(tokens of what was asked for, what is known of them in words); an estimate where there are beginnings.
 
         Args:
-            more: whether it is the beginning.
+            ids: of the texts, or of their beginnings.
+            cut: how many of the texts are beginnings.
+            part, whole: characters of what has these ids, and of all that was asked for.
         """
-        tokens = ids - self.margin if more else ids
-        return tokens, f"at least {tokens}" if more else f"{tokens}"
+        known = ids - cut * self.margin
+        return (max(known, ids * whole // part), f"at least {known}") if cut else (ids, f"{ids}")
 
     @cached_property
     def margin(self) -> int:

@@ -80,7 +80,9 @@ class PairTokeniser:
         rows: list[np.ndarray] = []
         for index, body in enumerate(bodies):
             if len(body) > room and overflow == "error":
-                needed, count = self._long.count(len(prefix) + len(body) + len(suffix), begun[index][1])
+                text = self.text.fill(instruction, query, documents[index])
+                tokens = len(prefix) + len(body) + len(suffix)
+                needed, count = self._long.count(tokens, begun[index][1], len(begun[index][0]), len(text))
                 raise ContextLengthExceeded(
                     f"document {index} makes a pair of {count} tokens; the limit is {limit}. Pass overflow='truncate' "
                     f"to cut it, or raise max_tokens= (at most {self.max_tokens})",

@@ -143,7 +143,7 @@ class TextTokeniser:
                 continue
             if overflow == "error":
                 more = f", or raise max_tokens= (at most {self.max_tokens})" if limit < self.max_tokens else ""
-                tokens, count = self.long.count(len(row), begun[index][1])
+                tokens, count = self.long.count(len(row), begun[index][1], len(begun[index][0]), len(prepared[index]))
                 raise ContextLengthExceeded(
                     f"text {first + index} has {count} tokens; the limit is {limit}. Pass overflow='truncate' to "
                     f"cut it{more}",
@@ -154,7 +154,7 @@ class TextTokeniser:
                 )
             rows[index] = self._finish(self._cut(encoding, begun[index][0], limit))
             truncated.append(first + index)
-        return Tokens(tuple(rows), self._prompt_length(prompt), tuple(truncated))
+        return Tokens(tuple(rows), self._prompt_length(prompt, limit), tuple(truncated))
 
     def _read(
         self, reader: Reader, items: Sequence[object], prompt: str, limit: int, overflow: Overflow, first: int
@@ -184,10 +184,10 @@ class TextTokeniser:
         Raises:
             ContextLengthExceeded: for a text far over the limit.
         """
-        text, more = self.long.beginning(text, self.max_tokens, exact=False)
-        ids = self.tokenizer.encode(text, add_special_tokens=special).ids
+        part, more = self.long.beginning(text, self.max_tokens, exact=False)
+        ids = self.tokenizer.encode(part, add_special_tokens=special).ids
         if more:
-            tokens, count = self.long.count(len(ids), more)
+            tokens, count = self.long.count(len(ids), more, len(part), len(text))
             raise ContextLengthExceeded(
                 f"{name} has {count} tokens and the context {self.max_tokens:,}, which leaves none to generate; "
                 "shorten it, or raise max_context",
@@ -240,10 +240,11 @@ class TextTokeniser:
             self._cutters[room] = cutter
         return self._cutters[room]
 
-    def _prompt_length(self, prompt: str) -> int:
+    def _prompt_length(self, prompt: str, limit: int) -> int:
+        """Tokens of a prompt, or more than any row has."""
         if not prompt:
             return 0
-        encoding = self.tokenizer.encode(prompt)
+        encoding = self.tokenizer.encode(self.long.beginning(prompt, limit + 1, exact=False)[0])
         # A final special token (SEP, EOS) closes the sequence; it is not part of the prompt.
         return len(encoding.ids) - (encoding.special_tokens_mask[-1:] == [1])
 

@@ -69,7 +69,8 @@ class NemotronReader:
             )
             for index, image in enumerate(images)
         ]
-        prompt = asked.prompt if asked.prompt is not None else DOCUMENT if found else ""
+        prompt = asked.shorten(asked.prompt) if asked.prompt is not None else DOCUMENT if found else ""
+        more = more or (asked.prompt is not None and prompt != asked.prompt)
         ids: list[int] = encode(self.settings.start + prompt) if self.settings.start + prompt else []
         if not found:
             # One piece, as a tokenizer may join the prompt's last letters with the text's first.

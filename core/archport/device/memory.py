@@ -20,8 +20,8 @@ class ProcessMemory:
         pool: freed buffers that MLX keeps for later arrays.
         pool_limit: what the pool may hold since the last request; None before the first one, when MLX's own limit holds.
         peak: the most that `active` has been since the process began, or since somebody reset MLX's counter.
-        host: resident memory of the process as the operating system counts it, with the arrays of a CPU and of Metal,
-            which lie in the same memory. None where the system does not say.
+        host: resident memory of the process as the operating system counts it, with what of the arrays is resident on
+            a CPU and on Metal, where they lie in the same memory. None where the system does not say.
         device: bytes of the GPU that are in use, by all processes, as its driver says; None elsewhere than on CUDA.
     """
 

@@ -18,7 +18,7 @@ class ProcessMemory:
     Args:
         active: MLX's live arrays, weights and prefix caches included.
         pool: freed buffers that MLX keeps for later arrays.
-        pool_limit: what the pool may hold since the last request; None before the first one, when MLX's own limit holds.
+        pool_limit: what the pool may hold since the last request; None before the first, when MLX's own limit holds.
         peak: the most that `active` has been since the process began, or since somebody reset MLX's counter.
         host: resident memory of the process as the operating system counts it, with what of the arrays is resident on
             a CPU and on Metal, where they lie in the same memory. None where the system does not say.

@@ -20,8 +20,8 @@ TOKENS_PER_BATCH: dict[DeviceKind, int] = {"cuda": 16_384, "metal": 16_384, "cpu
 WIDTHS_PER_OCTAVE: dict[DeviceKind, int] = {"cuda": 4, "metal": 32, "cpu": 32}
 SHORTEST = 32
 # Batches of more tokens have a power of two of rows, so that widths and rows multiply to few sizes of buffers. What
-# smaller ones leave in the pool is little, and splitting them would cost a pass.
-FREE_ROWS_TOKENS = 2_048
+# smaller ones leave in the pool is little, and splitting them would cost a pass; a CPU has no such batches.
+FREE_ROWS_TOKENS: dict[DeviceKind, int] = {"cuda": 0, "metal": 2_048, "cpu": 2**62}
 # A long row gains no memory to speak of by more steps than these, for what it caches outweighs a step by far.
 MOST_STEPS = 512
 # 32, 48, 64, 96, 128, ...: every chunk is a multiple of 16, and halving or doubling stays on the lattice.
@@ -52,10 +52,10 @@ def prompt_width(tokens: int, kind: DeviceKind, most: int) -> int:
 def row_counts(most: int, width: int, kind: DeviceKind) -> tuple[int, ...]:
     """Numbers of rows of `width` tokens that a batch may have, descending, when `most` fit.
 
-    On CUDA powers of two; elsewhere these, and any number of rows that are few tokens together.
+    Powers of two, and any number of rows that are few tokens together.
     """
+    few = min(most, FREE_ROWS_TOKENS[kind] // width)
     powers = {1 << power for power in range(most.bit_length())}
-    few = 0 if kind == "cuda" else min(most, FREE_ROWS_TOKENS // width)
     return tuple(sorted(powers | set(range(1, few + 1)), reverse=True))
 
 

@@ -25,6 +25,16 @@ def test_another_process_than_the_first_is_refused_until_it_is_the_same(monkeypa
             call()
 
 
+def test_a_fork_behind_the_import_of_mlx_is_refused_where_that_started_a_gpu(monkeypatch):
+    monkeypatch.setattr(process, "_used_in", None)
+    monkeypatch.setattr(process, "_forked_from", 7)
+    monkeypatch.setattr(process, "_has_gpu", lambda: False)
+    process.use_device()
+    monkeypatch.setattr(process, "_has_gpu", lambda: True)
+    with pytest.raises(ForkedProcess, match="forked from process 7, which had imported MLX"):
+        process.use_device()
+
+
 def test_threads_that_use_the_device_are_noted_once_and_the_main_thread_is_not(monkeypatch):
     monkeypatch.setattr(process, "_threads", deque(maxlen=10))
     process.enter()

@@ -17,6 +17,8 @@ from archport.contract.errors import ForkedProcess
 
 # Where archport first used the device: this process, or an ancestor that forked afterwards. None before that.
 _used_in: int | None = None
+# The process that this one was forked from when MLX was imported there already; None for any other process.
+_forked_from: int | None = None
 _this_thread = threading.local()
 # The latest threads that used the device, by the system's number; the main thread is none of them.
 _threads: deque[int] = deque(maxlen=1024)
@@ -28,6 +30,8 @@ def use_device() -> None:
     """Note that this process uses the device from now on; raises as `enter` does."""
     global _used_in
     enter()
+    if _forked_from is not None and _has_gpu():
+        raise ForkedProcess(_refusal(_forked_from, "imported MLX, which starts a GPU"))
     _used_in = os.getpid()
 
 
@@ -39,15 +43,34 @@ def enter() -> None:
     """
     here = os.getpid()
     if _used_in is not None and _used_in != here:
-        raise ForkedProcess(
-            f"process {here} was forked from process {_used_in}, which had loaded a model: MLX's threads do not "
-            "survive a fork, so this call would never return. Start the process with "
-            "multiprocessing.get_context('spawn') and load the model in it, or fork before the parent loads one"
-        )
+        raise ForkedProcess(_refusal(_used_in, "loaded a model"))
     if not hasattr(_this_thread, "noted"):
         _this_thread.noted = True
         if threading.current_thread() is not threading.main_thread():
             _threads.append(threading.get_native_id())
+
+
+def _refusal(parent: int, what: str) -> str:
+    return (
+        f"process {os.getpid()} was forked from process {parent}, which had {what}: neither MLX's threads nor a GPU "
+        "survive a fork, so this call would never return, or crash. Start the process with "
+        "multiprocessing.get_context('spawn') and load the model in it, or fork before the parent does that"
+    )
+
+
+def _has_gpu() -> bool:
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
+def _note_fork() -> None:
+    global _forked_from
+    if _forked_from is None and "mlx.core" in sys.modules:
+        _forked_from = os.getppid()
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 @atexit.register

@@ -12,6 +12,8 @@ from archport.checkpoint import Checkpoint, load_tokenizer, resolve
 from archport.contract.errors import CheckpointError
 
 WORDS = {"[UNK]": 0, "a": 1, "b": 2}
+# Without it a BERT's tokenizer is made anew.
+AS_IT_IS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def stored_tokenizer() -> Tokenizer:
@@ -24,14 +26,15 @@ def test_a_stored_truncation_and_padding_are_switched_off(opened: Callable[..., 
     tokenizer = stored_tokenizer()
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=8)
-    found = load_tokenizer(opened(files={"tokenizer.json": tokenizer.to_str()}))
+    found = load_tokenizer(opened(files={"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": AS_IT_IS}))
     assert found.truncation is None
     assert found.padding is None
     assert found.encode("a b a b a").ids == [1, 2, 1, 2, 1]
 
 
 def test_tokenizer_json_wins_over_a_vocabulary(opened: Callable[..., Checkpoint]):
-    assert load_tokenizer(opened(files={"tokenizer.json": stored_tokenizer().to_str()})).token_to_id("a") == 1
+    files = {"tokenizer.json": stored_tokenizer().to_str(), "tokenizer_config.json": AS_IT_IS}
+    assert load_tokenizer(opened(files=files)).token_to_id("a") == 1
 
 
 def test_the_tokenizer_is_read_once(opened: Callable[..., Checkpoint]):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from archport.checkpoint import duplicate
 from archport.contract import ContextLengthExceeded, InputError
 from archport.running.long_texts import LongTexts
 from archport.running.tokenise import Overflow, check_text, encoded, token_limit
@@ -26,12 +27,10 @@ class JoinedTokeniser:
     Args:
         tokenizer: without padding and truncation.
         max_tokens: tokens that an item may have at most, special tokens included.
-        lowercase: lower-case texts first.
     """
 
     tokenizer: Tokenizer
     max_tokens: int
-    lowercase: bool = False
     _long: LongTexts = field(init=False, repr=False, compare=False)
     _cutters: dict[int, Tokenizer] = field(default_factory=dict[int, Tokenizer], init=False, repr=False, compare=False)
 
@@ -83,7 +82,7 @@ class JoinedTokeniser:
             raise InputError(f"{name} has {len(parts)} parts; expected a text or a pair of texts")
         for part in parts:
             check_text(part, name)
-        texts = [str(part).lower() if self.lowercase else str(part) for part in parts]
+        texts = [str(part) for part in parts]
         return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
     def _begun(self, item: Item, tokens: int, *, exact: bool) -> tuple[Item, int]:
@@ -106,7 +105,7 @@ class JoinedTokeniser:
 
     def _cut(self, item: Item, limit: int) -> Encoding:
         if limit not in self._cutters:
-            cutter = Tokenizer.from_str(self.tokenizer.to_str())
+            cutter = duplicate(self.tokenizer)
             special = cutter.num_special_tokens_to_add(True)
             if limit <= special:
                 raise InputError(f"max_tokens={limit} leaves no room beside this model's {special} special tokens")

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from archport.checkpoint import duplicate
 from archport.contract import Asked, ContextLengthExceeded, InputError, Measured, Reader, TextInputs
 from archport.running.long_texts import LongTexts
 
@@ -74,12 +75,14 @@ class TextTokeniser:
     Args:
         tokenizer: without padding and truncation.
         inputs: prompts and limits.
-        max_tokens: tokens a text may have at most, special tokens included.
+        max_tokens: tokens a text may have by default, special tokens included.
+        ceiling: tokens that a call may ask for at most; None: the same.
     """
 
-    def __init__(self, tokenizer: Tokenizer, inputs: TextInputs, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, inputs: TextInputs, max_tokens: int, ceiling: int | None = None) -> None:
         self.tokenizer, self.inputs, self.max_tokens = tokenizer, inputs, max_tokens
         self.long = LongTexts(tokenizer)
+        self._ceiling = max_tokens if ceiling is None else ceiling
         self._cutters: dict[int, Tokenizer] = {}
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
@@ -121,7 +124,7 @@ class TextTokeniser:
             InputError: for a text that is not a string, can't be encoded, or has no tokens.
             ContextLengthExceeded: for a text over the limit, unless truncation was asked for.
         """
-        limit = token_limit(max_tokens, self.max_tokens, self.max_tokens)
+        limit = token_limit(max_tokens, self._ceiling, self.max_tokens)
         if overflow not in get_args(Overflow):
             raise InputError(f"{overflow=}; expected 'error' or 'truncate'")
         if self.inputs.reader is not None:
@@ -204,8 +207,7 @@ class TextTokeniser:
 
     def _prepare(self, text: str, index: int, prompt: str) -> str:
         check_text(text, f"text {index}")
-        text = prompt + text
-        return text.lower() if self.inputs.lowercase else text
+        return prompt + text
 
     def _finish(self, ids: list[int]) -> np.ndarray:
         final = self.inputs.final_token
@@ -235,7 +237,7 @@ class TextTokeniser:
 
     def _cutter(self, room: int) -> Tokenizer:
         if room not in self._cutters:
-            cutter = Tokenizer.from_str(self.tokenizer.to_str())
+            cutter = duplicate(self.tokenizer)
             cutter.enable_truncation(room)
             self._cutters[room] = cutter
         return self._cutters[room]

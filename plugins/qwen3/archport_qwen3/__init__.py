@@ -168,7 +168,7 @@ def _answer(checkpoint: CheckpointView, word: str) -> int:
 @hookimpl
 def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
     if _is_reranker(spec, checkpoint):
-        return replace(checkpoint.stored_inputs(), pair=PAIR, source="the Qwen3-Reranker model card")
+        return TextInputs(pair=PAIR, source="the Qwen3-Reranker model card")
     if not _is_embedding(checkpoint):
         return None
     # Conversions that drop the pipeline may keep its prompts.

@@ -34,7 +34,6 @@ from archport.contract import (
     Head,
     InputError,
     MemoryBudgetExceeded,
-    Task,
     TextInputs,
     TokenHead,
     Trunk,
@@ -111,9 +110,9 @@ def narrowed(about: Description, head: Head) -> Description:
     if isinstance(head, YesNoHead):
         others = ("embed", "classify", "fill_mask")
     elif isinstance(head, ClassificationHead) and head.vector is not None:
-        # Whatever the trunk is called, its pipeline scores.
-        tasks: tuple[Task, ...] = ("classify", "rerank") if len(head.labels) < 3 else ("classify",)
-        return replace(about, spec=replace(about.spec, tasks=tasks))
+        # Its trunk has no classifier, whatever it scores, so it is built as declared.
+        ranks = "rerank" in about.spec.tasks and len(head.labels) < 3
+        return replace(about, spec=replace(about.spec, tasks=("rerank",))) if ranks else about
     elif isinstance(head, ClassificationHead):
         others = ("embed", "generate", "fill_mask", *(("rerank",) if len(head.labels) > 2 else ()))
     elif isinstance(head, TokenHead):

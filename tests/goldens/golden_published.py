@@ -82,7 +82,7 @@ def resaved(folder: Path, base: str) -> tuple[list[str], Files]:
         if name == "tokenizer.json" and name in old:
             stored, published = json.loads(content), json.loads((own / name).read_text(encoding="utf-8"))
             patch = {key: value for key, value in stored.items() if published.get(key) != value}
-            assert "model" not in patch, "the vocabulary itself changed"
+            assert base != "minilm" or "model" not in patch, "the vocabulary itself changed"
             assert set(published) <= set(stored)
             files[name] = {"patch": patch}
         else:
@@ -232,8 +232,6 @@ def case(name: str, base: str, files: Files, drop: list[str] | None = None, kind
 
 def reranker_cases() -> Iterator[dict[str, Any]]:
     """CrossEncoders: what sentence-transformers saves today, and single keys of it set to something else."""
-    with tempfile.TemporaryDirectory() as place:
-        CrossEncoder(str(HERE / "bert-classify"), device="cpu", num_labels=1).save_pretrained(place)
     for name, options in {
         "plain": {},
         "identity": {"activation_fn": torch.nn.Identity()},
@@ -264,10 +262,11 @@ def reranker_cases() -> Iterator[dict[str, Any]]:
         "true-only": changed("1_LogitScore/config.json", false_token_id=None),
         "identity": changed(JSON[3], activation_fn="torch.nn.modules.linear.Identity"),
         "no-prompt": changed(JSON[3], default_prompt_name=None),
-        "short": changed(JSON[1], model_max_length=40),
+        "short": changed(JSON[1], model_max_length=150),
         "structured": changed(
             JSON[2],
             modality_config={
+                "text": {"method": "forward", "method_output_name": "logits"},
                 "message": {"method": "forward", "method_output_name": "logits", "format": "structured"},
             },
         ),

@@ -63,9 +63,11 @@ def main(names: list[str]) -> None:
 
             record()
         elif name == "tokenizers":
-            from golden_tokenizers import record
+            import golden_tokenizer_files
+            import golden_tokenizers
 
-            record()
+            golden_tokenizer_files.record()
+            golden_tokenizers.record()
         elif name == "quantised":
             from golden_quantised import record
 

@@ -47,14 +47,14 @@ def content(token: Any) -> str:
 
 
 def read_added_tokens(
-    folder: Path, settings: Mapping[str, Any], given: Mapping[str, Any], stored: Mapping[str, Any] | None
+    folder: Path, settings: Mapping[str, Any], given: Mapping[str, Any], stored: Mapping[int, AddedToken]
 ) -> AddedTokens:
     """The tokens that the files in a folder name.
 
     Args:
         settings: tokenizer_config.json under what the pipeline hands on.
         given: what the pipeline hands on, which wins over special_tokens_map.json.
-        stored: tokenizer.json, None where there is none.
+        stored: the added tokens of tokenizer.json by id.
 
     Raises:
         CheckpointError: a token that is none.
@@ -115,7 +115,7 @@ def _special_tokens_map(folder: Path, values: dict[str, Any], given: Mapping[str
     return found
 
 
-def _older(folder: Path, values: Mapping[str, Any], stored: Mapping[str, Any] | None) -> dict[int, AddedToken]:
+def _older(folder: Path, values: Mapping[str, Any], stored: Mapping[int, AddedToken]) -> dict[int, AddedToken]:
     """Tokens of added_tokens.json, and over them those of tokenizer.json, by id."""
     from tokenizers import AddedToken
 
@@ -127,11 +127,7 @@ def _older(folder: Path, values: Mapping[str, Any], stored: Mapping[str, Any] | 
         if not isinstance(index, int) or isinstance(index, bool):
             raise CheckpointError(f"{where}: {text!r} has the id {index!r}; expected a number.")
         found[index] = AddedToken(text, normalized=text not in special, special=text in special)
-    for entry in (stored or {}).get("added_tokens") or []:
-        if not isinstance(entry, dict) or "id" not in entry:
-            raise CheckpointError(f"{folder / 'tokenizer.json'}: added_tokens holds {entry!r:.80}, which has no id.")
-        found[entry["id"]] = _token(f"{folder / 'tokenizer.json'}", entry, special=False)
-    return found
+    return found | dict(stored)
 
 
 def _text(token: Any) -> str | None:

@@ -7,7 +7,6 @@ are made anew, others are tokenizer.json as it is. Where archport can't follow, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +106,7 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
             f"{folder / 'tokenizer_config.json'}: fast_tokenizer_files={stated['fast_tokenizer_files']!r:.120} names "
             "tokenizers for other versions of a library. Keep one, as tokenizer.json, and drop the key."
         )
-    stored = _json(fast) if fast.is_file() else None
+    stored = _from_json(fast) if fast.is_file() else None
     if stored is not None:
         # As the reference: of a tokenizer.json its post-processor says what is put around texts.
         stated = {key: value for key, value in stated.items() if key not in ("add_bos_token", "add_eos_token")}
@@ -123,24 +122,23 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
         recipe, name = RECIPES["BertTokenizer"], "BertTokenizer"
     elif stored is None and not (recipe is not None and recipe.model == "BPE" and (folder / "merges.txt").is_file()):
         return _converted(folder, settings)
-    added = read_added_tokens(folder, values, settings.tokenizer, stored)
+    held = stored.get_added_tokens_decoder() if stored is not None else {}
+    added = read_added_tokens(folder, values, settings.tokenizer, held)
     try:
         if recipe is None:
             assert stored is not None
-            tokenizer = _from_json(fast)
             if name != GENERIC:
-                _check_settings(folder, name, values, tokenizer)
-            return _completed(tokenizer, None, values, added)
+                _check_settings(folder, name, values, stored)
+            return _completed(stored, None, values, added)
         every = {**recipe.defaults, **added.named}
         order = [*(name for name in NAMED if name in every), *(name for name in every if name not in NAMED)]
         added = replace(added, named={name: every[name] for name in order})
         tokenizer = _bare(folder, name, recipe, stored)
-        whole = _from_json(fast) if stored is not None else None
-        tokenizer.post_processor = whole.post_processor if whole is not None else None
+        tokenizer.post_processor = stored.post_processor if stored is not None else None
         named = {key: None if token is None else content(token) for key, token in added.named.items()}
         if stored is None and recipe.model == "WordPiece":
             _check_vocabulary(folder, tokenizer, named, added)
-        recipe.build(tokenizer, values, named, _normalisers(whole))
+        recipe.build(tokenizer, values, named, _normalisers(stored))
         return _completed(tokenizer, recipe, values, added)
     except CheckpointError as error:
         if str(error).startswith(str(folder)):
@@ -184,9 +182,8 @@ def _remote(stated: Mapping[str, Any]) -> bool:
     return bool(code.get("AutoTokenizer") if isinstance(code, dict) else code)
 
 
-def _byte_level(stored: Mapping[str, Any] | None) -> bool:
-    parts = [(stored or {}).get("pre_tokenizer"), (stored or {}).get("decoder")]
-    return any('"ByteLevel"' in json.dumps(part) for part in parts if part)
+def _byte_level(stored: Tokenizer | None) -> bool:
+    return stored is not None and "ByteLevel" in f"{stored.pre_tokenizer} {stored.decoder}"
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -202,18 +199,20 @@ def _from_json(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     # The library raises a bare Exception.
     except Exception as error:
+        # A git-lfs pointer or a cut file gets its own message.
+        read_object(path)
         raise CheckpointError(
             f"{path}: the tokenizers library can't read it ({error}). Fetch the file again, or update tokenizers."
         ) from error
 
 
-def _bare(folder: Path, name: str, recipe: Recipe, stored: Mapping[str, Any] | None) -> Tokenizer:
+def _bare(folder: Path, name: str, recipe: Recipe, stored: Tokenizer | None) -> Tokenizer:
     """A tokenizer with nothing but the vocabulary of the files."""
     from tokenizers import Tokenizer, models
 
     if stored is None:
         return Tokenizer(_word_pieces(folder) if recipe.model == "WordPiece" else _pairs(folder))
-    model = _from_json(folder / "tokenizer.json").model
+    model = stored.model
     if not isinstance(model, getattr(models, recipe.model)):
         raise CheckpointError(
             f"{folder / 'tokenizer.json'}: holds a {type(model).__name__} vocabulary, and tokenizer_class={name!r} "
@@ -221,17 +220,17 @@ def _bare(folder: Path, name: str, recipe: Recipe, stored: Mapping[str, Any] | N
             'tokenizer_class "PreTrainedTokenizerFast".'
         )
     if recipe.model == "Unigram":
-        entry = stored["model"]
+        entry = _json(folder / "tokenizer.json")["model"]
         if entry.get("unk_id") != 3 or entry.get("byte_fallback"):
             # The class knows the unknown token by its place.
             model = models.Unigram([(piece, float(score)) for piece, score in entry["vocab"]], 3, False)
     return Tokenizer(model)
 
 
-def _normalisers(whole: Tokenizer | None) -> list[Any]:
+def _normalisers(stored: Tokenizer | None) -> list[Any]:
     from tokenizers import normalizers
 
-    found = None if whole is None else whole.normalizer
+    found = None if stored is None else stored.normalizer
     if found is None:
         return []
     return list(cast(Any, found)) if isinstance(found, normalizers.Sequence) else [found]

@@ -131,6 +131,8 @@ def test_ids_are_those_of_transformers_whatever_the_files_say(family: str, tmp_p
         own = {name: value for name, value in FILES["families"][family].items() if name not in case["drop"]}
         folder = tmp_path / str(number)
         folder.mkdir()
+        # Without a name weights would be looked at for one.
+        own["config.json"] = own["config.json"] | {"architectures": ["Any"]}
         for name, value in (own | case["files"]).items():
             (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
         tokenizer = load_tokenizer(resolve(folder, models={}))

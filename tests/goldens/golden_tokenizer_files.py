@@ -60,8 +60,13 @@ def byte_level(special: list[str]) -> Tokenizer:
 
 ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 ROBERTA_NAMES = {
-    "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>",
-    "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "sep_token": "</s>",
+    "mask_token": "<mask>",
 }
 
 

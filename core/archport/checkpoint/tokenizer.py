@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from archport.checkpoint.added_tokens import NAMED, AddedTokens, content, join, read_added_tokens
 from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.files import read_object
-from archport.checkpoint.tokenizer_classes import GENERIC, RECIPES, Recipe, class_name
+from archport.checkpoint.tokenizer_classes import GENERIC, RECIPES, Recipe, class_name, is_generic
 from archport.checkpoint.transformer import TransformerSettings, transformer_settings
 from archport.contract.errors import CheckpointError
 
@@ -118,6 +118,10 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
     )
     values = {**stated, **settings.tokenizer}
     recipe = RECIPES.get(name)
+    if recipe is not None and stored is not None and is_generic(stated.get("tokenizer_class")):
+        # The reference makes some types of model anew whatever class is named; of another kind of vocabulary, nonsense.
+        recipe = recipe if recipe.model == type(stored.model).__name__ else None
+        name = name if recipe is not None else GENERIC
     if stored is None and vocabulary and (recipe is None or recipe.model == "WordPiece"):
         recipe, name = RECIPES["BertTokenizer"], "BertTokenizer"
     elif stored is None and not (recipe is not None and recipe.model == "BPE" and (folder / "merges.txt").is_file()):

@@ -104,6 +104,11 @@ _QWEN35 = (
 Named = Mapping[str, str | None]
 
 
+def is_generic(stated: str | None) -> bool:
+    """Whether a stated class is one that tokenizer.json speaks for."""
+    return stated in _GENERIC_NAMES
+
+
 def class_name(stated: str | None, model_type: str | None, *, remote: bool, byte_level: bool) -> str:
     """The name of the class that reads a checkpoint, without "Fast".
 

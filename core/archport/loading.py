@@ -21,6 +21,7 @@ from archport.checkpoint import (
     read_chat,
     read_quantization,
     resolve,
+    truncation_side,
     weight_bytes,
 )
 from archport.checkpoint import defaults as checkpoint_defaults
@@ -230,7 +231,7 @@ def make_runtime(
     from archport.running.messages import Conversation, MessageTokeniser
     from archport.running.prefix_cache import PrefixCache
     from archport.running.runtime import Runtime
-    from archport.running.tokenise import TextTokeniser
+    from archport.running.tokenise import Side, TextTokeniser
 
     speaks = "generate" in about.spec.tasks or inputs.messages is not None
     files = read_chat(about.checkpoint) if speaks else ChatFiles({}, {}, frozenset())
@@ -239,10 +240,11 @@ def make_runtime(
     own = head.vector if isinstance(head, ClassificationHead) else head
     stored = own.dense if isinstance(own, EmbeddingHead | TokenHead) else ()
     limits = (max_tokens, planner.max_context)
+    side: Side = "right" if inputs.images_only else truncation_side(about.checkpoint)
     if inputs.messages is not None and inputs.reader is None:
-        texts = MessageTokeniser(Conversation(tokenizer, chat, inputs.messages), inputs, *limits)
+        texts = MessageTokeniser(Conversation(tokenizer, chat, inputs.messages, side), inputs, *limits)
     else:
-        texts = TextTokeniser(tokenizer, inputs, *limits)
+        texts = TextTokeniser(tokenizer, inputs, *limits, side)
     return Runtime(
         about.checkpoint.name,
         texts,

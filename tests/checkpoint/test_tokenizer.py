@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from archport.checkpoint import Checkpoint, duplicate, load_tokenizer, resolve
+from archport.checkpoint import Checkpoint, duplicate, load_tokenizer, resolve, truncation_side
 from archport.contract.errors import CheckpointError
 
 WORDS = {"[UNK]": 0, "a": 1, "b": 2}
@@ -169,3 +169,27 @@ def test_a_copy_keeps_splitting_special_tokens(opened: Callable[..., Checkpoint]
     tokenizer = load_tokenizer(opened(files={"tokenizer_config.json": {"split_special_tokens": True}}))
     assert duplicate(tokenizer).encode("[SEP]").ids == tokenizer.encode("[SEP]").ids
     assert tokenizer.encode("[SEP]").ids[1:-1] != [tokenizer.token_to_id("[SEP]")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored", "side"),
+    [
+        ({}, None, "right"),
+        ({"truncation_side": "left"}, None, "left"),
+        ({}, "left", "left"),
+        ({"truncation_side": "right"}, "left", "right"),
+    ],
+)
+def test_the_side_of_truncation_is_the_configs_else_the_tokenizers(
+    opened: Callable[..., Checkpoint], settings: dict[str, Any], stored: str | None, side: str
+):
+    tokenizer = stored_tokenizer()
+    if stored is not None:
+        tokenizer.enable_truncation(3, direction=stored)
+    files = {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": AS_IT_IS | settings}
+    assert truncation_side(opened(files=files)) == side
+
+
+def test_a_side_of_truncation_that_is_none_is_an_error(opened: Callable[..., Checkpoint]):
+    with pytest.raises(CheckpointError, match="truncation_side='up'"):
+        truncation_side(opened(files={"tokenizer_config.json": {"truncation_side": "up"}}))

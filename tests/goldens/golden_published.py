@@ -7,6 +7,7 @@ leave its own, so no weights are stored twice. `cases.json` holds them, `expecte
 import base64
 import copy
 import json
+import multiprocessing
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -141,6 +142,7 @@ def minilm_changes() -> dict[str, Callable[[Files], None]]:
         "tokenizer-chinese-together": tokenizer(tokenize_chinese_chars=False),
         "tokenizer-splits-special": tokenizer(split_special_tokens=True),
         "tokenizer-max-length": tokenizer(model_max_length=12),
+        "tokenizer-cuts-left": tokenizer(truncation_side="left", model_max_length=9),
         "tokenizer-as-it-is": tokenizer(tokenizer_class="PreTrainedTokenizerFast"),
         "tokenizer-class-absent": tokenizer(tokenizer_class=None),
         "tokenizer-extra-tokens": tokenizer(extra_special_tokens=["rest", "cap"]),
@@ -333,15 +335,24 @@ def measured(entry: dict[str, Any], folder: Path) -> dict[str, np.ndarray]:
     return {way: np.concatenate([call([text]) for text in TEXTS]) for way, call in ways.items()}
 
 
+def recorded(entry: dict[str, Any]) -> tuple[dict[str, np.ndarray], list[list[int]]]:
+    """(what the reference makes of a case, ids of the texts)."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        assemble(entry, Path(place))
+        found = measured(entry, Path(place))
+        ids = AutoTokenizer.from_pretrained(place, local_files_only=True)(TEXTS)["input_ids"]
+    assert all(np.isfinite(array).all() for array in found.values()), entry["name"]
+    return found, ids
+
+
 def record() -> None:
     """Write published/cases.json and published/expected.npz."""
-    entries, arrays = [], {}
-    for entry in all_cases():
-        with tempfile.TemporaryDirectory() as place:
-            assemble(entry, Path(place))
-            found = measured(entry, Path(place))
-            ids = AutoTokenizer.from_pretrained(place, local_files_only=True)(TEXTS)["input_ids"]
-        assert all(np.isfinite(array).all() for array in found.values()), entry["name"]
+    cases, entries, arrays = list(all_cases()), [], {}
+    # Most of the time goes into loading.
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        results = pool.map(recorded, cases, chunksize=1)
+    for entry, (found, ids) in zip(cases, results, strict=True):
         entries.append(entry | {"ids": [row[:64] for row in ids]} if entry["kind"] == "embed" else entry)
         for way, array in found.items():
             # Most cases have one answer for all three.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from archport.checkpoint.added_tokens import NAMED, AddedTokens, content, join, read_added_tokens
 from archport.checkpoint.checkpoint import Checkpoint
@@ -58,9 +58,27 @@ def _found(checkpoint: Checkpoint) -> Tokenizer:
         )
     if not settings.special_tokens:
         tokenizer.post_processor = None
+    stored = tokenizer.truncation
+    checkpoint.memo["truncation side"] = str(stored["direction"]).lower() if stored else "right"
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def truncation_side(checkpoint: Checkpoint) -> Literal["right", "left"]:
+    """The end at which a text that is too long is cut, where a caller asks for that.
+
+    Raises:
+        CheckpointError: a side that is none.
+    """
+    load_tokenizer(checkpoint)
+    folder = f"{checkpoint.body}/" if checkpoint.body else ""
+    stated = checkpoint.json(f"{folder}tokenizer_config.json") or {}
+    values = {**stated, **transformer_settings(checkpoint.folder).tokenizer}
+    side = values.get("truncation_side", checkpoint.memo["truncation side"])
+    if side != "right" and side != "left":
+        raise CheckpointError(f"{checkpoint.folder}: truncation_side={side!r}; expected 'right' or 'left'.")
+    return side
 
 
 def duplicate(tokenizer: Tokenizer) -> Tokenizer:
@@ -138,7 +156,10 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
         order = [*(name for name in NAMED if name in every), *(name for name in every if name not in NAMED)]
         added = replace(added, named={name: every[name] for name in order})
         tokenizer = _bare(folder, name, recipe, stored)
-        tokenizer.post_processor = stored.post_processor if stored is not None else None
+        if stored is not None:
+            tokenizer.post_processor = stored.post_processor
+            if stored.truncation is not None:
+                tokenizer.enable_truncation(**stored.truncation)
         named = {key: None if token is None else content(token) for key, token in added.named.items()}
         if stored is None and recipe.model == "WordPiece":
             _check_vocabulary(folder, tokenizer, named, added)

@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 from archport.checkpoint import duplicate
 from archport.contract import ContextLengthExceeded, InputError
 from archport.running.long_texts import LongTexts
-from archport.running.tokenise import Overflow, check_text, encoded, token_limit
+from archport.running.tokenise import Overflow, Side, check_text, encoded, token_limit
 
 # One text, or the two texts of a pair.
 Item = str | tuple[str, str]
@@ -27,10 +27,12 @@ class JoinedTokeniser:
     Args:
         tokenizer: without padding and truncation.
         max_tokens: tokens that an item may have at most, special tokens included.
+        side: the end at which a longer text is cut.
     """
 
     tokenizer: Tokenizer
     max_tokens: int
+    side: Side = "right"
     _long: LongTexts = field(init=False, repr=False, compare=False)
     _cutters: dict[int, Tokenizer] = field(default_factory=dict[int, Tokenizer], init=False, repr=False, compare=False)
 
@@ -109,7 +111,7 @@ class JoinedTokeniser:
             special = cutter.num_special_tokens_to_add(True)
             if limit <= special:
                 raise InputError(f"max_tokens={limit} leaves no room beside this model's {special} special tokens")
-            cutter.enable_truncation(limit, strategy="longest_first")
+            cutter.enable_truncation(limit, strategy="longest_first", direction=self.side)
             self._cutters[limit] = cutter
         return self._cutters[limit].encode(*item) if isinstance(item, tuple) else self._cutters[limit].encode(item)
 

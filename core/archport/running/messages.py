@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from archport.contract import CheckpointError, ContextLengthExceeded, InputError, Messages, TextInputs
 from archport.running.chat import ChatTemplate
-from archport.running.tokenise import Overflow, TextTokeniser, Tokens, check_text, encoded, token_limit
+from archport.running.tokenise import Overflow, Side, TextTokeniser, Tokens, check_text, encoded, token_limit
 
 # Two contents whose renders end alike in what the template adds, and in nothing else.
 _FILLERS = ("0", "1 2 3 4")
@@ -30,11 +30,13 @@ class Conversation:
         tokenizer: without padding and truncation.
         chat: the checkpoint's templates.
         messages: how texts become messages.
+        side: the end at which a longer row is cut.
     """
 
     tokenizer: Tokenizer
     chat: ChatTemplate
     messages: Messages
+    side: Side = "right"
 
     def __post_init__(self) -> None:
         if "default" not in self.chat.templates:
@@ -90,6 +92,7 @@ class Conversation:
                     )
                 suffix = self._suffix([role for role, _ in rows[index]], prompt) if self.messages.restore_suffix else []
                 kept = suffix[-limit:]
+                ids = ids[:limit] if self.side == "right" else ids[-limit:]
                 ids = [*ids[: limit - len(kept)], *kept]
                 cut.append(first + index)
             if not ids:
@@ -120,7 +123,7 @@ class MessageTokeniser(TextTokeniser):
     def __init__(
         self, conversation: Conversation, inputs: TextInputs, max_tokens: int, ceiling: int | None = None
     ) -> None:
-        super().__init__(conversation.tokenizer, inputs, max_tokens, ceiling)
+        super().__init__(conversation.tokenizer, inputs, max_tokens, ceiling, conversation.side)
         self._conversation = conversation
 
     def __call__(

@@ -119,15 +119,17 @@ class Runtime:
         prompt = texts.prompt(None, None)
         if texts.inputs.messages is not None:
             chat = self.chat or ChatTemplate({}, {}, self.name)
-            return MessagePairs(Conversation(texts.tokenizer, chat, texts.inputs.messages), texts.max_tokens, prompt)
-        return JoinedPairs(JoinedTokeniser(texts.tokenizer, texts.max_tokens), prompt)
+            return MessagePairs(
+                Conversation(texts.tokenizer, chat, texts.inputs.messages, texts.side), texts.max_tokens, prompt
+            )
+        return JoinedPairs(JoinedTokeniser(texts.tokenizer, texts.max_tokens, texts.side), prompt)
 
     def labels(self) -> LabelScorer:
         """Texts and pairs to scores of labels; raises InputError when the head has none."""
         if not isinstance(self.head, ClassificationHead):
             raise InputError(f"{self._its_head}, which knows no labels; load a checkpoint for sequence classification")
         texts, limit = self.tokeniser, self.tokeniser.max_tokens
-        joined = JoinedTokeniser(texts.tokenizer, limit)
+        joined = JoinedTokeniser(texts.tokenizer, limit, texts.side)
         pair = texts.inputs.pair
         templated = None if pair is None else PairTokeniser(texts.tokenizer, pair, self.encoder.plan.max_context)
         return LabelScorer(joined, self.encoder, self.head, templated, self.dense, texts.prompt(None, None))

@@ -15,6 +15,7 @@ from archport.contract import Asked, ContextLengthExceeded, InputError, Measured
 from archport.running.long_texts import LongTexts
 
 Overflow = Literal["error", "truncate"]
+Side = Literal["right", "left"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,20 @@ class TextTokeniser:
         inputs: prompts and limits.
         max_tokens: tokens a text may have by default, special tokens included.
         ceiling: tokens that a call may ask for at most; None: the same.
+        side: the end at which a longer text is cut.
     """
 
-    def __init__(self, tokenizer: Tokenizer, inputs: TextInputs, max_tokens: int, ceiling: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        inputs: TextInputs,
+        max_tokens: int,
+        ceiling: int | None = None,
+        side: Side = "right",
+    ) -> None:
         self.tokenizer, self.inputs, self.max_tokens = tokenizer, inputs, max_tokens
         self.long = LongTexts(tokenizer)
+        self.side: Side = side
         self._ceiling = max_tokens if ceiling is None else ceiling
         self._cutters: dict[int, Tokenizer] = {}
 
@@ -224,6 +234,8 @@ class TextTokeniser:
         if before + behind != special:
             # Special tokens elsewhere: the tokenizer knows what to do, for the price of a second run.
             return self._cutter(room).encode(text).ids
+        if self.side == "left":
+            return encoding.ids[:before] + encoding.ids[len(flags) - room + before :]
         return encoding.ids[: room - behind] + encoding.ids[len(flags) - behind :]
 
     def _room(self, limit: int) -> tuple[int, int]:
@@ -238,7 +250,7 @@ class TextTokeniser:
     def _cutter(self, room: int) -> Tokenizer:
         if room not in self._cutters:
             cutter = duplicate(self.tokenizer)
-            cutter.enable_truncation(room)
+            cutter.enable_truncation(room, direction=self.side)
             self._cutters[room] = cutter
         return self._cutters[room]
 

@@ -89,6 +89,8 @@ class JoinedTokeniser:
 
     def _begun(self, item: Item, tokens: int, *, exact: bool) -> tuple[Item, int]:
         """(a text or pair that is refused or cut alike, how many of its texts are beginnings only)."""
+        if exact and self.side == "left":
+            return item, 0
         if isinstance(item, str):
             text, more = self._long.beginning(item, tokens, exact=exact)
             return text, int(more)

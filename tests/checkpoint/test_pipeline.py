@@ -98,10 +98,13 @@ def test_module_types_of_any_package_path_are_known(opened: Callable[..., Checkp
     assert head(opened, "Transformer", "Pooling", prefix=NEW, Pooling={}).pooling == ("mean",)
 
 
-def test_modules_are_taken_in_the_order_of_their_index(opened: Callable[..., Checkpoint]):
-    files = pipeline("Transformer", "Pooling", "Normalize", Pooling={})
-    files["modules.json"].reverse()
-    assert read_head(opened(files=files)).normalize
+def test_modules_run_in_the_order_of_the_list_whatever_their_index(opened: Callable[..., Checkpoint]):
+    files = pipeline("Transformer", "Pooling", "Dense", "Normalize", Pooling={}, Dense=DENSE)
+    for entry, index in zip(files["modules.json"], (0, 1, 3, 2), strict=True):
+        entry["idx"] = index
+    found = read_head(opened(files=files))
+    assert found.normalize
+    assert not found.dense[0].unit_input
 
 
 DENSE = {"in_features": 8, "out_features": 4}
@@ -128,7 +131,8 @@ def test_dense_modules_say_sizes_bias_and_activation(opened: Callable[..., Check
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**DENSE, "activation_function": "torch.nn.modules.activation.Mish"}, "Mish"),
+        ({**DENSE, "activation_function": "torch.nn.modules.activation.PReLU"}, "PReLU"),
+        ({**DENSE, "activation_function": "my_code.Tanh"}, "my_code"),
         ({"in_features": 8}, "out_features=None"),
         ({**DENSE, "module_input_name": "token_embeddings"}, "pooled vectors only"),
         ({**DENSE, "use_residual": True}, "second matrix"),
@@ -149,18 +153,37 @@ def test_dropout_changes_nothing(opened: Callable[..., Checkpoint]):
     assert head(opened, "Transformer", "Pooling", "Dropout", Pooling={}).pooling == ("mean",)
 
 
+def test_a_dense_module_before_there_is_a_vector_is_an_error(opened: Callable[..., Checkpoint]):
+    with pytest.raises(CheckpointError, match="Dense before Pooling"):
+        head(opened, "Transformer", "Dense", "Pooling", Pooling={}, Dense=DENSE)
+
+
 @pytest.mark.parametrize(
-    "kinds",
+    ("kinds", "unit_inputs", "normalize"),
     [
-        ("Transformer", "Dense", "Pooling"),
-        ("Transformer", "Pooling", "Normalize", "Dense"),
-        ("Transformer", "Pooling", "Pooling"),
-        ("Transformer", "Normalize", "Pooling"),
+        (("Pooling", "Normalize", "Dense"), (True,), False),
+        (("Pooling", "Normalize", "Dense", "Normalize"), (True,), True),
+        (("Pooling", "Normalize", "Normalize"), (), True),
+        (("Pooling", "Dense", "Normalize", "Dense"), (False, True), False),
+        # Without a vector there is nothing to scale.
+        (("Normalize", "Pooling"), (), False),
+        # It pools again from the tokens.
+        (("Pooling", "Dense", "Normalize", "Pooling"), (), False),
     ],
 )
-def test_modules_in_another_order_are_an_error(opened: Callable[..., Checkpoint], kinds: tuple[str, ...]):
-    with pytest.raises(CheckpointError, match="out of order"):
-        head(opened, *kinds, Pooling={}, Dense=DENSE)
+def test_modules_run_in_any_order_that_the_reference_runs(
+    opened: Callable[..., Checkpoint], kinds: tuple[str, ...], unit_inputs: tuple[bool, ...], normalize: bool
+):
+    found = head(opened, "Transformer", *kinds, Pooling={}, Dense=DENSE)
+    assert tuple(dense.unit_input for dense in found.dense) == unit_inputs
+    assert found.normalize is normalize
+
+
+@pytest.mark.parametrize("kind", ["Dense", "Normalize"])
+def test_a_module_of_token_vectors_is_an_error(opened: Callable[..., Checkpoint], kind: str):
+    config = {**DENSE, "module_input_name": "token_embeddings"}
+    with pytest.raises(CheckpointError, match="pooled vectors only"):
+        head(opened, "Transformer", "Pooling", kind, Pooling={}, **{kind: config})
 
 
 def test_a_pipeline_without_pooling_is_an_error(opened: Callable[..., Checkpoint]):
@@ -195,17 +218,22 @@ def test_without_a_pipeline_the_documented_default_applies(opened: Callable[...,
     assert found.source.startswith("default")
 
 
+def saved(settings: Any) -> dict[str, Any]:
+    """A pipeline with these settings."""
+    return {**pipeline("Transformer", "Pooling", Pooling={}), "config_sentence_transformers.json": settings}
+
+
 @pytest.mark.parametrize(("stated", "expected"), [("dot", "dot"), ("cosine", "cosine"), (None, "cosine")])
 def test_similarity_and_dimensions_are_read(opened: Callable[..., Checkpoint], stated, expected: str):
     settings = {"similarity_fn_name": stated, "truncate_dim": 64}
-    found = read_head(opened(files={"config_sentence_transformers.json": settings}))
+    found = read_head(opened(files=saved(settings)))
     assert (found.similarity, found.dimensions) == (expected, 64)
 
 
 @pytest.mark.parametrize("settings", [{"similarity_fn_name": "maxsim"}, {"truncate_dim": 0}, {"truncate_dim": "64"}])
 def test_a_similarity_or_dimension_that_is_none_is_an_error(opened: Callable[..., Checkpoint], settings):
     with pytest.raises(CheckpointError, match=r"similarity_fn_name|truncate_dim"):
-        read_head(opened(files={"config_sentence_transformers.json": settings}))
+        read_head(opened(files=saved(settings)))
 
 
 def inputs(opened: Callable[..., Checkpoint], **files: Any) -> TextInputs:
@@ -215,11 +243,20 @@ def inputs(opened: Callable[..., Checkpoint], **files: Any) -> TextInputs:
         "roberta": "sentence_roberta_config.json",
         "tokenizer": "tokenizer_config.json",
     }
-    return read_inputs(opened(files={names[key]: value for key, value in files.items()}))
+    stored = {names[key]: value for key, value in files.items()}
+    return read_inputs(opened(files={**pipeline("Transformer", "Pooling", Pooling={}), **stored}))
 
 
 def test_without_files_there_is_no_limit_and_no_prompt(opened: Callable[..., Checkpoint]):
     assert inputs(opened) == TextInputs()
+
+
+def test_without_a_pipeline_its_settings_do_not_count(opened: Callable[..., Checkpoint]):
+    stored = {"prompts": {"query": "q: "}, "similarity_fn_name": "dot"}
+    files = {"config_sentence_transformers.json": stored, "sentence_bert_config.json": {"max_seq_length": 16}}
+    checkpoint = opened(files=files)
+    assert read_inputs(checkpoint) == TextInputs()
+    assert checkpoint.stored_head().similarity == "cosine"
 
 
 @pytest.mark.parametrize(
@@ -232,7 +269,12 @@ def test_without_files_there_is_no_limit_and_no_prompt(opened: Callable[..., Che
         ({"tokenizer": {"model_max_length": 1000000000000000019884624838656}}, None),
         ({"tokenizer": {"model_max_length": 1e30}}, None),
         ({"bert": {"processing_kwargs": {"text": {"max_length": 77}}}, "tokenizer": {"model_max_length": 512}}, 77),
-        ({"bert": {"modality_config": {"text": {"method": "forward"}}}}, None),
+        ({"bert": {"max_seq_length": 16, "processing_kwargs": {"text": {"max_length": 77}}}}, 77),
+        ({"bert": {"processing_kwargs": {"text": {"max_length": 77}, "common": {"max_length": 33}}}}, 33),
+        ({"bert": {"max_seq_length": 16, "processing_kwargs": {"text": {"truncation": False}}}}, None),
+        ({"bert": {"max_seq_length": 16, "tokenizer_args": {"model_max_length": 32}}}, 32),
+        ({"bert": {"processor_kwargs": {"model_max_length": 32}}, "tokenizer": {"model_max_length": 512}}, 32),
+        ({"tokenizer": {"max_len": 48}}, 48),
     ],
 )
 def test_the_length_limit_is_the_pipelines_else_the_tokenizers(opened: Callable[..., Checkpoint], files, limit):
@@ -253,8 +295,8 @@ def test_old_lower_casing_is_read(opened: Callable[..., Checkpoint]):
     ("prompts", "query", "document"),
     [
         ({"query": "q: ", "document": "d: ", "passage": "p: "}, "query", "document"),
-        ({"query": "q: ", "passage": "p: "}, "query", "passage"),
-        ({"corpus": "c: "}, None, "corpus"),
+        ({"query": "q: ", "passage": "p: "}, "query", None),
+        ({"corpus": "c: "}, None, None),
         ({"web": "w: "}, None, None),
         ({"query": "", "document": ""}, "query", "document"),
     ],

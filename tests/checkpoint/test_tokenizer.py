@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from archport.checkpoint import Checkpoint, load_tokenizer, resolve
+from archport.checkpoint import Checkpoint, duplicate, load_tokenizer, resolve, truncation_side
 from archport.contract.errors import CheckpointError
 
 WORDS = {"[UNK]": 0, "a": 1, "b": 2}
+# Without it a BERT's tokenizer is made anew.
+AS_IT_IS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def stored_tokenizer() -> Tokenizer:
@@ -24,14 +29,15 @@ def test_a_stored_truncation_and_padding_are_switched_off(opened: Callable[..., 
     tokenizer = stored_tokenizer()
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=8)
-    found = load_tokenizer(opened(files={"tokenizer.json": tokenizer.to_str()}))
+    found = load_tokenizer(opened(files={"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": AS_IT_IS}))
     assert found.truncation is None
     assert found.padding is None
     assert found.encode("a b a b a").ids == [1, 2, 1, 2, 1]
 
 
 def test_tokenizer_json_wins_over_a_vocabulary(opened: Callable[..., Checkpoint]):
-    assert load_tokenizer(opened(files={"tokenizer.json": stored_tokenizer().to_str()})).token_to_id("a") == 1
+    files = {"tokenizer.json": stored_tokenizer().to_str(), "tokenizer_config.json": AS_IT_IS}
+    assert load_tokenizer(opened(files=files)).token_to_id("a") == 1
 
 
 def test_the_tokenizer_is_read_once(opened: Callable[..., Checkpoint]):
@@ -110,3 +116,80 @@ def test_older_files_that_can_not_be_converted_say_what_to_do(opened: Callable[.
     checkpoint = opened(vocabulary=False, config={"model_type": "gpt2"}, files={"vocab.json": "no json"})
     with pytest.raises(CheckpointError, match=r"converting the older files failed(.|\n)*save_pretrained"):
         load_tokenizer(checkpoint)
+
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+FILES: dict[str, Any] = json.loads(gzip.decompress((GOLDENS / "tokenizer_files.json.gz").read_bytes()))
+
+
+@pytest.mark.parametrize("family", FILES["families"])
+def test_ids_are_those_of_transformers_whatever_the_files_say(family: str, tmp_path: Path):
+    differ: list[object] = []
+    for number, case in enumerate(FILES["cases"]):
+        if case["family"] != family:
+            continue
+        own = {name: value for name, value in FILES["families"][family].items() if name not in case["drop"]}
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        # Without a name weights would be looked at for one.
+        own["config.json"] = own["config.json"] | {"architectures": ["Any"]}
+        for name, value in (own | case["files"]).items():
+            (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
+        tokenizer = load_tokenizer(resolve(folder, models={}))
+        got = [tokenizer.encode(text).ids for text in FILES["texts"]]
+        got.append(tokenizer.encode(FILES["texts"][0], "b c").ids)
+        if got != case["ids"]:
+            differ.append((case["files"], case["drop"], got, case["ids"]))
+    assert not differ, differ[0]
+
+
+def test_a_vocabulary_of_another_kind_than_the_class_reads_is_an_error(opened: Callable[..., Checkpoint]):
+    with pytest.raises(CheckpointError, match="holds a WordLevel vocabulary, and tokenizer_class='BertTokenizer'"):
+        load_tokenizer(opened(files={"tokenizer.json": stored_tokenizer().to_str()}))
+
+
+def test_a_setting_of_an_unknown_class_that_tokenizer_json_contradicts_is_named(opened: Callable[..., Checkpoint]):
+    settings = {"tokenizer_class": "OwnTokenizer", "do_lower_case": True}
+    files = {"tokenizer.json": stored_tokenizer().to_str(), "tokenizer_config.json": settings}
+    with pytest.raises(CheckpointError, match="do_lower_case=True is not what"):
+        load_tokenizer(opened(files=files))
+
+
+def test_lower_casing_leaves_special_tokens_as_they_are(opened: Callable[..., Checkpoint]):
+    tokenizer = stored_tokenizer()
+    tokenizer.add_special_tokens(["[MASK]"])
+    files = {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": AS_IT_IS}
+    checkpoint = opened(files=files)
+    lowered = load_tokenizer(checkpoint, lowercase=True)
+    assert lowered.encode("A [MASK] B").tokens == ["a", "[MASK]", "b"]
+    assert load_tokenizer(checkpoint).encode("A [MASK] B").tokens == ["[UNK]", "[MASK]", "[UNK]"]
+
+
+def test_a_copy_keeps_splitting_special_tokens(opened: Callable[..., Checkpoint]):
+    tokenizer = load_tokenizer(opened(files={"tokenizer_config.json": {"split_special_tokens": True}}))
+    assert duplicate(tokenizer).encode("[SEP]").ids == tokenizer.encode("[SEP]").ids
+    assert tokenizer.encode("[SEP]").ids[1:-1] != [tokenizer.token_to_id("[SEP]")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "stored", "side"),
+    [
+        ({}, None, "right"),
+        ({"truncation_side": "left"}, None, "left"),
+        ({}, "left", "left"),
+        ({"truncation_side": "right"}, "left", "right"),
+    ],
+)
+def test_the_side_of_truncation_is_the_configs_else_the_tokenizers(
+    opened: Callable[..., Checkpoint], settings: dict[str, Any], stored: str | None, side: str
+):
+    tokenizer = stored_tokenizer()
+    if stored is not None:
+        tokenizer.enable_truncation(3, direction=stored)
+    files = {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": AS_IT_IS | settings}
+    assert truncation_side(opened(files=files)) == side
+
+
+def test_a_side_of_truncation_that_is_none_is_an_error(opened: Callable[..., Checkpoint]):
+    with pytest.raises(CheckpointError, match="truncation_side='up'"):
+        truncation_side(opened(files={"tokenizer_config.json": {"truncation_side": "up"}}))

@@ -73,9 +73,12 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json and the keys of tokenizer_config.json that the published files carry."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    specials = (ENDOFTEXT, IM_START, IM_END)
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    decoder = {str(tokenizer.token_to_id(token)): {"content": token} | flags for token in specials}
+    # The file that transformers reads added tokens from, so all of them are in it.
+    names = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    decoder = {
+        str(index): {name: getattr(token, name) for name in names}
+        for index, token in tokenizer.get_added_tokens_decoder().items()
+    }
     write(
         folder / "tokenizer_config.json",
         {

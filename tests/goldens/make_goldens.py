@@ -8,7 +8,8 @@ import sys
 
 import torch
 
-NAMES = ("minilm", "qwen3", "qwen3-families", "qwen2", "qwen35", "qwen3-vl", "bert", "encoders", "quantised")
+NAMES = ("minilm", "qwen3", "qwen3-families", "qwen2", "qwen35", "qwen3-vl", "bert", "encoders", "published")
+NAMES += ("tokenizers", "quantised")
 
 
 def main(names: list[str]) -> None:
@@ -57,6 +58,16 @@ def main(names: list[str]) -> None:
             golden_heads.record()
             golden_nemotron.record()
             golden_siglip.record()
+        elif name == "published":
+            from golden_published import record
+
+            record()
+        elif name == "tokenizers":
+            import golden_tokenizer_files
+            import golden_tokenizers
+
+            golden_tokenizer_files.record()
+            golden_tokenizers.record()
         elif name == "quantised":
             from golden_quantised import record
 

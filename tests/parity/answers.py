@@ -18,7 +18,7 @@ from archport import engine
 from archport.contract.errors import ArchportError
 
 from . import quantised
-from .space import FAMILIES, Draw
+from .space import FAMILIES, Draw, word
 from .values import patches, picture
 
 # Bytes of a budget above what the plan of the whole batch needs at least.
@@ -80,7 +80,7 @@ def _answer(draw: Draw, folder: Path, expected: dict[str, np.ndarray], found: An
 
 
 def _text(ids: np.ndarray) -> str:
-    return " ".join(f"t{each}" for each in ids)
+    return " ".join(word(each) for each in ids)
 
 
 def _hidden(model: Any, ids: list[np.ndarray], found: Answer, side: str, *, logits: bool) -> None:

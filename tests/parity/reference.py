@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from space import DROP, FAMILIES, VOCABULARY, Draw, config_of, lengths_of  # noqa: E402
+from space import DROP, FAMILIES, VOCABULARY, Draw, config_of, lengths_of, word  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from values import patches, picture, rows, values  # noqa: E402
 
@@ -86,15 +86,15 @@ def edit(path: Path, raw: dict[str, Any]) -> None:
 
 def write_tokenizer(folder: Path, pad: int | None) -> None:
     """Words that are ids: the text "t7 t12" has the ids 7 and 12."""
-    tokenizer = Tokenizer(models.WordLevel({f"t{index}": index for index in range(VOCABULARY)}, unk_token="t0"))
+    tokenizer = Tokenizer(models.WordLevel({word(index): index for index in range(VOCABULARY)}, unk_token=word(0)))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
-    said = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "t0", "pad_token": f"t{pad or 1}"}
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": word(0), "pad_token": word(pad or 1)}
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
 
 
 def text_of(ids: np.ndarray) -> str:
-    return " ".join(f"t{each}" for each in ids)
+    return " ".join(word(each) for each in ids)
 
 
 @torch.no_grad()

@@ -95,6 +95,13 @@ class Draw:
 
 
 VOCABULARY = 99
+
+
+def word(index: int) -> str:
+    """The text of a vocabulary id. No word begins another: a special token is found inside words, too."""
+    return f"t{index:02d}"
+
+
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

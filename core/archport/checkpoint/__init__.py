@@ -9,10 +9,11 @@ from archport.checkpoint.checkpoint import Checkpoint, Source
 from archport.checkpoint.config import normalise_config
 from archport.checkpoint.dense import load_dense
 from archport.checkpoint.headers import TensorInfo
-from archport.checkpoint.pipeline import read_head, read_inputs
+from archport.checkpoint.inputs import read_inputs
+from archport.checkpoint.pipeline import read_head
 from archport.checkpoint.quantization import read_quantization
 from archport.checkpoint.resolve import near_matches, resolve
-from archport.checkpoint.tokenizer import load_tokenizer, mask_token, no_tokenizer
+from archport.checkpoint.tokenizer import duplicate, load_tokenizer, mask_token, no_tokenizer, truncation_side
 from archport.checkpoint.weights import WeightDType, load_weights, weight_bytes
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Source",
     "TensorInfo",
     "WeightDType",
+    "duplicate",
     "load_dense",
     "load_tokenizer",
     "load_weights",
@@ -33,5 +35,6 @@ __all__ = [
     "read_inputs",
     "read_quantization",
     "resolve",
+    "truncation_side",
     "weight_bytes",
 ]

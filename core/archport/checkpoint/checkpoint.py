@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from archport.checkpoint.config import CLASSES, normalise_config
-from archport.checkpoint.files import body_folder, inside, read_object, shorten
+from archport.checkpoint.files import body_folder, inside, module_kind, pipeline_modules, read_object, shorten
 from archport.checkpoint.headers import Fetched, TensorInfo, read_tensors
+from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
-from archport.contract.model import EmbeddingHead, TextInputs
+from archport.contract.heads import Head
+from archport.contract.model import Activation, TextInputs
 
 Source = Literal["folder", "package", "cache", "hub"]
 
@@ -70,15 +72,34 @@ class Checkpoint:
         """A JSON object of the checkpoint, None when the file is absent."""
         return read_object(inside(self.folder, path, "the caller"))
 
-    def stored_head(self) -> EmbeddingHead:
+    @property
+    def label(self) -> str:
+        """The last part of the hub id or folder, in small letters."""
+        # A folder may be called "." or end in a slash.
+        last = self.folder.resolve().name if self.source == "folder" else self.name.rsplit("/", 1)[-1]
+        return last.lower()
+
+    @property
+    def modules(self) -> tuple[str, ...] | None:
+        """The kinds of the pipeline's modules in order, None without a pipeline."""
+        entries = pipeline_modules(self.folder)
+        return None if entries is None else tuple(module_kind(entry) for entry in entries)
+
+    def stored_head(self) -> Head:
         """What the pipeline files say of the head; see `read_head`."""
         from archport.checkpoint.pipeline import read_head
 
         return read_head(self)
 
+    def score_activation(self, labels: int) -> Activation:
+        """What raw scores of pairs go through; see `read_score_activation`."""
+        from archport.checkpoint.pipeline import read_score_activation
+
+        return read_score_activation(self, labels)
+
     def stored_inputs(self) -> TextInputs:
         """What the pipeline files say of prompts and limits; see `read_inputs`."""
-        from archport.checkpoint.pipeline import read_inputs
+        from archport.checkpoint.inputs import read_inputs
 
         return read_inputs(self)
 
@@ -112,7 +133,9 @@ def open_checkpoint(
         CheckpointError: no readable `config.json`.
     """
     body = body_folder(folder)
-    path = inside(folder, body, "modules.json") / "config.json"
+    place = inside(folder, body, "modules.json")
+    _check_whole(folder, place)
+    path = place / "config.json"
     raw = read_object(path)
     if raw is None:
         present = sorted(entry.name for entry in os.scandir(folder))
@@ -120,8 +143,12 @@ def open_checkpoint(
             f"{folder}: there is no {path.relative_to(folder)}, so this is not a checkpoint. "
             f"Found: {shorten(present) or 'nothing'}. Expected config.json, tokenizer.json and *.safetensors."
         )
+    over = transformer_settings(folder).config
+    if "num_labels" in over:
+        # Names of labels that are not as many are none.
+        raw = {key: value for key, value in raw.items() if key not in ("id2label", "label2id")}
     try:
-        config = normalise_config(raw)
+        config = normalise_config({**raw, **over})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not config.get("architectures") and config.get("model_type") in CLASSES:
@@ -137,3 +164,26 @@ def _implied(model_type: str, names: Iterable[str]) -> list[str]:
     headed = any(name.startswith(_HEADED) for name in stored)
     found = (known.head if headed else known.trunk) or known.trunk or known.head
     return [] if found is None else [found]
+
+
+def _check_whole(folder: Path, place: Path) -> None:
+    """Refuse, in its own words, what is no checkpoint of one transformer."""
+    if (place / "adapter_config.json").exists():
+        base = (read_object(place / "adapter_config.json") or {}).get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{place}: holds an adapter (adapter_config.json, of {base!r}), which transformers applies to the base "
+            "model and archport does not. Merge it: load it with peft, call merge_and_unload(), and save the model; or "
+            "remove adapter_config.json to run the base weights without it."
+        )
+    first = next(iter(pipeline_modules(folder) or ()), None)
+    if first is not None and module_kind(first) in _NO_TRANSFORMER:
+        raise CheckpointError(
+            f"{folder}: its pipeline begins with a module of type {first['type']!r}, which archport does not run; "
+            "expected a Transformer. Use sentence-transformers for this model."
+        )
+
+
+# Modules that a pipeline may begin with in a Transformer's place.
+_NO_TRANSFORMER = frozenset(
+    {"Asym", "BoW", "CLIPModel", "Router", "SparseStaticEmbedding", "StaticEmbedding", "WordEmbeddings"}
+)

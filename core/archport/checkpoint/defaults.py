@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from archport.contract import CheckpointView, EmbeddingHead, TextInputs, hookimpl
+from archport.contract import CheckpointView, Head, TextInputs, hookimpl
 
 
 @hookimpl(trylast=True)
-def archport_head(checkpoint: CheckpointView) -> EmbeddingHead:
+def archport_head(checkpoint: CheckpointView) -> Head:
     from archport.checkpoint import read_head
 
     return read_head(checkpoint)

@@ -66,7 +66,10 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def pipeline_modules(folder: Path) -> list[dict[str, Any]] | None:
-    """The entries of `modules.json` in order, each with `type` and `path`; None when the file is absent."""
+    """The entries of `modules.json`, each with `type` and `path`; None when the file is absent.
+
+    They run in the order of the list, whatever `idx` says.
+    """
     path = folder / "modules.json"
     value = read_json(path)
     if value is None:
@@ -77,9 +80,6 @@ def pipeline_modules(folder: Path) -> list[dict[str, Any]] | None:
         if not isinstance(entry.get("type"), str) or not isinstance(entry.get("path"), str):
             raise CheckpointError(f"{path}: module {entry!r} lacks a text `type` or `path`.")
         inside(folder, entry["path"], "modules.json")
-    order = [entry.get("idx") for entry in value]
-    if all(type(index) is int for index in order):
-        value.sort(key=lambda entry: entry["idx"])
     return value
 
 

@@ -1,16 +1,20 @@
-"""What a sentence-transformers pipeline says: how rows become vectors, and how text becomes tokens.
+"""What a sentence-transformers pipeline makes of rows: vectors, or scores of pairs.
 
-Reads small JSON files only. Knows module and key names of old and new saves. Anything unknown that would change
-vectors is an error, never ignored.
+Reads small JSON files only. Knows module and key names of old and new saves, and runs modules in the order of their
+list. Anything unknown that would change vectors is an error, never ignored.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from archport.checkpoint.files import body_folder, module_kind, pipeline_modules
+from archport.checkpoint.files import module_kind, pipeline_modules
+from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
+from archport.contract.heads import ClassificationHead, Head
 from archport.contract.model import (
     Activation,
     CheckpointView,
@@ -18,8 +22,10 @@ from archport.contract.model import (
     EmbeddingHead,
     PoolingMode,
     Similarity,
-    TextInputs,
+    YesNoHead,
 )
+
+log = logging.getLogger("archport")
 
 # In the order in which several true flags are concatenated.
 _POOLING_FLAGS: Mapping[str, PoolingMode] = {
@@ -38,17 +44,10 @@ _POOLING_NAMES: Mapping[str, PoolingMode] = {
     "weightedmean": "weighted_mean",
     "lasttoken": "last",
 }
-# Settings of the transformer module; the file is named after the class of the day.
-_SETTINGS_FILES = tuple(
-    f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-# A tokenizer without a limit states this one.
-_NO_LIMIT = 1_000_000_000
 
 
-def read_head(checkpoint: CheckpointView) -> EmbeddingHead:
-    """How this checkpoint's rows become vectors.
+def read_head(checkpoint: CheckpointView) -> Head:
+    """What this checkpoint's pipeline makes of its rows: a vector per text, or scores of pairs.
 
     Without `modules.json`: the last token for an `...ForCausalLM` that is causal, else the mean; no normalisation.
 
@@ -56,41 +55,182 @@ def read_head(checkpoint: CheckpointView) -> EmbeddingHead:
         CheckpointError: a module, order, pooling mode, activation or similarity that archport does not know.
     """
     entries = pipeline_modules(checkpoint.folder)
-    settings = checkpoint.json("config_sentence_transformers.json") or {}
-    common: dict[str, Any] = {"similarity": _similarity(checkpoint, settings), "dimensions": _truncate(settings)}
     if entries is None:
         names = checkpoint.config.get("architectures") or [""]
         generates = str(names[0]).endswith("ForCausalLM") and checkpoint.config.get("causal") is not False
         mode: PoolingMode = "last" if generates else "mean"
-        return EmbeddingHead((mode,), source=f"default without modules.json: {mode}", stated=False, **common)
+        return EmbeddingHead((mode,), source=f"default without modules.json: {mode}", stated=False)
+    stated, transformer = pipeline_settings(checkpoint), transformer_settings(checkpoint.folder)
+    kinds = [module_kind(entry) for entry in entries]
+    if transformer.expands:
+        raise CheckpointError(
+            f"{transformer.source}: query_expansion fills queries up to a length, which archport does for late "
+            "interaction only; this pipeline makes one vector or score. Save it without."
+        )
+    if "LogitScore" in kinds:
+        return _logit_score(checkpoint, entries, kinds)
+    if transformer.task != "feature-extraction":
+        raise CheckpointError(
+            f"{transformer.source}: transformer_task={transformer.task!r} beside the modules {', '.join(kinds)}, which "
+            "archport runs on hidden states only; expected 'feature-extraction'."
+        )
+    ranks = stated.get("model_type") == "CrossEncoder"
+    steps = _Steps(checkpoint, ranks)
+    for entry, kind in zip(entries, kinds, strict=True):
+        steps.take(entry, kind)
+    if not ranks:
+        return replace(
+            steps.head(),
+            similarity=_similarity(checkpoint, stated),
+            dimensions=_truncate(stated),
+            source="modules.json",
+        )
+    vector = steps.scores()
+    count = vector.dense[-1].out_features
+    return ClassificationHead(
+        labels=("score",) if count == 1 else tuple(f"LABEL_{index}" for index in range(count)),
+        activation="sigmoid" if count == 1 else "softmax",
+        ranks_by=read_score_activation(checkpoint, count),
+        source="modules.json",
+        vector=vector,
+    )
+
+
+@dataclass(slots=True)
+class _Steps:
+    """The modules behind a Transformer, taken one by one in the order in which they run.
+
+    Args:
+        scoring: whether the pipeline scores pairs, so that a Dense module may name its output `scores`.
+        pooling, include_prompt, dense: so far.
+        unit: whether the vector has just been scaled to unit length.
+        scored: what made the scores.
+    """
+
+    checkpoint: CheckpointView
+    scoring: bool
     pooling: tuple[PoolingMode, ...] = ()
-    include_prompt, normalize, dense = True, False, []
-    for entry in entries:
-        kind, folder = module_kind(entry), str(entry["path"]).strip("/")
-        # Pooling comes first and once, and nothing follows Normalize.
-        early, late = not pooling and kind in ("Dense", "Normalize"), normalize or (pooling and kind == "Pooling")
-        if early or (late and kind in ("Pooling", "Dense", "Normalize")):
-            raise CheckpointError(
-                f"{checkpoint.folder}: modules.json has {kind} out of order; expected Transformer, Pooling, Dense "
-                "modules, Normalize."
-            )
-        if kind == "Pooling":
-            config = _module_config(checkpoint, folder, kind)
-            pooling, include_prompt = _pooling(checkpoint, folder, config), config.get("include_prompt") is not False
-        elif kind == "Dense":
-            dense.append(_dense(checkpoint, folder, _module_config(checkpoint, folder, kind)))
-        elif kind == "Normalize":
-            normalize = True
+    include_prompt: bool = True
+    dense: tuple[Dense, ...] = ()
+    unit: bool = False
+    scored: EmbeddingHead | None = None
+
+    def take(self, entry: Mapping[str, Any], kind: str) -> None:
+        folder = str(entry["path"]).strip("/")
         # Dropout does nothing outside training.
-        elif kind not in ("Transformer", "Dropout"):
+        if kind in ("Transformer", "Dropout"):
+            return
+        if kind == "Pooling":
+            config = _module_config(self.checkpoint, folder, kind)
+            # It pools the tokens again, whatever became of the vector before.
+            self.pooling, self.dense, self.unit = _pooling(self.checkpoint, folder, config), (), False
+            self.include_prompt = config.get("include_prompt") is not False
+        elif kind == "Dense":
+            self._dense(folder)
+        elif kind == "Normalize":
+            _check_names(self.checkpoint, folder, self.checkpoint.json(f"{folder}/config.json") or {}, kind)
+            # Before there is a vector it does nothing.
+            self.unit = bool(self.pooling)
+        else:
             raise CheckpointError(
-                f"{checkpoint.folder}: modules.json has a module of type {entry['type']!r}, which archport does not "
-                "know; expected Transformer, Pooling, Dense, Normalize or Dropout. Leaving it out would give another "
-                "model's vectors, so a plugin has to answer `archport_head` for this checkpoint."
+                f"{self.checkpoint.folder}: modules.json has a module of type {entry['type']!r}, which archport does "
+                "not know; expected Transformer, Pooling, Dense, Normalize or Dropout, or LogitScore after it. "
+                "Leaving it out would give another model's vectors, so a plugin has to answer `archport_head` for this "
+                "checkpoint."
             )
-    if not pooling:
-        raise CheckpointError(f"{checkpoint.folder}: modules.json has no Pooling module, so nothing makes one vector.")
-    return EmbeddingHead(pooling, include_prompt, tuple(dense), normalize, source="modules.json", **common)
+
+    def _dense(self, folder: str) -> None:
+        if not self.pooling:
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: modules.json has Dense before Pooling, where there is no vector; expected "
+                "Transformer, Pooling, Dense and Normalize modules."
+            )
+        config = _module_config(self.checkpoint, folder, "Dense")
+        scores = config.get("module_output_name") == "scores" and self.scoring
+        names = {key: value for key, value in config.items() if not (scores and key == "module_output_name")}
+        _check_names(self.checkpoint, folder, names, "Dense")
+        dense = replace(_dense(self.checkpoint, folder, config), unit_input=self.unit)
+        if scores:
+            self.scored = EmbeddingHead(self.pooling, self.include_prompt, (*self.dense, dense), source="modules.json")
+        else:
+            self.dense, self.unit = (*self.dense, dense), False
+
+    def head(self) -> EmbeddingHead:
+        if not self.pooling:
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: modules.json has no Pooling module, so nothing makes one vector."
+            )
+        return EmbeddingHead(self.pooling, self.include_prompt, self.dense, self.unit)
+
+    def scores(self) -> EmbeddingHead:
+        if self.scored is None:
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: config_sentence_transformers.json says model_type 'CrossEncoder', and no "
+                "module makes scores: expected a Dense module with module_output_name 'scores', a LogitScore module, "
+                "or an architecture ...ForSequenceClassification."
+            )
+        if not self.include_prompt:
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: a CrossEncoder whose Pooling leaves prompts out (include_prompt false) is "
+                "not supported; pooling of pairs counts all tokens."
+            )
+        return self.scored
+
+
+def _logit_score(checkpoint: CheckpointView, entries: list[dict[str, Any]], kinds: list[str]) -> YesNoHead:
+    if kinds != ["Transformer", "LogitScore"]:
+        raise CheckpointError(
+            f"{checkpoint.folder}: modules.json has the modules {', '.join(kinds)}; expected Transformer, LogitScore."
+        )
+    folder = str(entries[1]["path"]).strip("/")
+    config = _module_config(checkpoint, folder, "LogitScore")
+    yes, no = config.get("true_token_id"), config.get("false_token_id")
+    if type(yes) is not int or not (no is None or type(no) is int) or yes < 0 or (no or 0) < 0 or yes == no:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {folder}/config.json: true_token_id={yes!r}, false_token_id={no!r}; expected two "
+            "vocabulary ids, the second one or null."
+        )
+    if config.get("module_input_name", "causal_logits") != "causal_logits":
+        raise CheckpointError(
+            f"{checkpoint.folder}: {folder}/config.json: module_input_name={config['module_input_name']!r}; expected "
+            "'causal_logits'."
+        )
+    return YesNoHead(yes, no, f"{folder}/config.json", read_score_activation(checkpoint, 1))
+
+
+def read_score_activation(checkpoint: CheckpointView, labels: int) -> Activation:
+    """What raw scores of pairs go through: of the pipeline's file, else of config.json, else sigmoid of one score.
+
+    A name that is none of torch's is passed over, as sentence-transformers does without trust in a repository's code.
+
+    Raises:
+        CheckpointError: a module of torch that archport does not know.
+    """
+    own = checkpoint.config.get("sentence_transformers")
+    places = {
+        "config_sentence_transformers.json: activation_fn": pipeline_settings(checkpoint).get("activation_fn"),
+        "config.json: sentence_transformers.activation_fn": own.get("activation_fn") if isinstance(own, dict) else None,
+        "config.json: sbert_ce_default_activation_function": checkpoint.config.get(
+            "sbert_ce_default_activation_function"
+        ),
+    }
+    for where, stated in places.items():
+        if stated is None:
+            continue
+        if not str(stated).startswith("torch."):
+            log.warning(
+                "%s: %s=%r is code that archport does not run; it is passed over", checkpoint.folder, where, stated
+            )
+            continue
+        return _activation(f"{checkpoint.folder}: {where}", stated)
+    return "sigmoid" if labels == 1 else "identity"
+
+
+def pipeline_settings(checkpoint: CheckpointView) -> dict[str, Any]:
+    """`config_sentence_transformers.json`, which counts beside a `modules.json` only."""
+    if checkpoint.modules is None:
+        return {}
+    return checkpoint.json("config_sentence_transformers.json") or {}
 
 
 def _module_config(checkpoint: CheckpointView, folder: str, kind: str) -> dict[str, Any]:
@@ -124,27 +264,37 @@ def _pooling(checkpoint: CheckpointView, folder: str, config: Mapping[str, Any])
 
 def _dense(checkpoint: CheckpointView, folder: str, config: Mapping[str, Any]) -> Dense:
     where = f"{checkpoint.folder}: {folder}/config.json"
-    stated = config.get("activation_function", "Tanh")
-    name = "identity" if stated is None else str(stated).rsplit(".", 1)[-1].lower()
-    activations: dict[str, Activation] = {activation: activation for activation in get_args(Activation)}
-    if name not in activations:
-        raise CheckpointError(f"{where}: activation_function={stated!r}; expected one of {', '.join(activations)}.")
+    stated = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    name: Activation = "identity" if stated is None else _activation(f"{where}: activation_function", stated)
     in_features, out_features = config.get("in_features"), config.get("out_features")
     if type(in_features) is not int or type(out_features) is not int or min(in_features, out_features) < 1:
         raise CheckpointError(f"{where}: in_features={in_features!r}, out_features={out_features!r}; expected sizes.")
-    for key in ("module_input_name", "module_output_name"):
-        if config.get(key) not in (None, "sentence_embedding"):
-            raise CheckpointError(
-                f"{where}: {key}={config[key]!r}; archport applies Dense modules to pooled vectors only. "
-                "A plugin that projects per token has to answer `archport_head` for this checkpoint."
-            )
     residual = config.get("use_residual") is True
     if residual and in_features != out_features and name != "identity":
         raise CheckpointError(
             f"{where}: use_residual with in_features={in_features} and out_features={out_features} projects the "
             f"residual by a second matrix, which archport reads without an activation only; here it is {stated!r}."
         )
-    return Dense(folder, in_features, out_features, config.get("bias", True) is True, activations[name], residual)
+    return Dense(folder, in_features, out_features, config.get("bias", True) is True, name, residual)
+
+
+def _activation(where: str, stated: Any) -> Activation:
+    """The activation that a dotted name of torch means."""
+    name = str(stated).rsplit(".", 1)[-1].lower()
+    for known in get_args(Activation):
+        if name == known and str(stated).startswith("torch."):
+            return known
+    raise CheckpointError(f"{where}={stated!r}; expected torch.nn's module of {', '.join(get_args(Activation))}.")
+
+
+def _check_names(checkpoint: CheckpointView, folder: str, config: Mapping[str, Any], kind: str) -> None:
+    """Refuse a module that reads or makes something else than the pooled vector."""
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise CheckpointError(
+                f"{checkpoint.folder}: {folder}/config.json: {key}={config[key]!r}; archport applies {kind} modules to "
+                "pooled vectors only. A plugin that projects per token has to answer `archport_head` here."
+            )
 
 
 def _similarity(checkpoint: CheckpointView, settings: Mapping[str, Any]) -> Similarity:
@@ -164,66 +314,3 @@ def _truncate(settings: Mapping[str, Any]) -> int | None:
     if type(stated) is not int or stated < 1:
         raise CheckpointError(f"config_sentence_transformers.json: truncate_dim={stated!r}; expected a size or null.")
     return stated
-
-
-def read_inputs(checkpoint: CheckpointView) -> TextInputs:
-    """How text becomes tokens: length limit, prompts, lower-casing.
-
-    The limit is the pipeline's, else the tokenizer's; None when neither states one.
-
-    Raises:
-        CheckpointError: prompts that are not text, a default prompt that does not exist, or a limit that is none.
-    """
-    settings = _transformer_settings(checkpoint)
-    pipeline = checkpoint.json("config_sentence_transformers.json") or {}
-    prompts = pipeline.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise CheckpointError(
-            f"{checkpoint.folder}: config_sentence_transformers.json: prompts={prompts!r}; expected name to text."
-        )
-    default = pipeline.get("default_prompt_name")
-    if default is not None and default not in prompts:
-        raise CheckpointError(
-            f"{checkpoint.folder}: default_prompt_name={default!r} is not among the prompts {', '.join(prompts)}."
-        )
-    return TextInputs(
-        max_tokens=_max_tokens(checkpoint, settings),
-        prompts=dict(prompts),
-        query_prompt="query" if "query" in prompts else None,
-        document_prompt=next((name for name in ("document", "passage", "corpus") if name in prompts), None),
-        default_prompt=default,
-        lowercase=settings.get("do_lower_case") is True,
-    )
-
-
-def _transformer_settings(checkpoint: CheckpointView) -> dict[str, Any]:
-    for name in _SETTINGS_FILES:
-        found = _body_json(checkpoint, name)
-        if found is not None:
-            return found
-    return {}
-
-
-def _body_json(checkpoint: CheckpointView, name: str) -> dict[str, Any] | None:
-    """A JSON object from beside the transformer, which some old pipelines keep in a folder of its own."""
-    body = body_folder(checkpoint.folder)
-    return checkpoint.json(f"{body}/{name}" if body else name)
-
-
-def _max_tokens(checkpoint: CheckpointView, settings: Mapping[str, Any]) -> int | None:
-    processing = settings.get("processing_kwargs") or {}
-    text = processing.get("text") or {} if isinstance(processing, dict) else {}
-    tokenizer = _body_json(checkpoint, "tokenizer_config.json") or checkpoint.json("tokenizer_config.json") or {}
-    stated = {
-        "max_seq_length": settings.get("max_seq_length"),
-        "processing_kwargs.text.max_length": text.get("max_length") if isinstance(text, dict) else None,
-        "model_max_length": tokenizer.get("model_max_length"),
-    }
-    for key, value in stated.items():
-        if value is None or (isinstance(value, int | float) and value > _NO_LIMIT):
-            continue
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        if isinstance(value, bool) or not whole or value < 1:
-            raise CheckpointError(f"{checkpoint.folder}: {key}={value!r}; expected a number of tokens >= 1 or null.")
-        return int(value)
-    return None

@@ -1,15 +1,22 @@
-"""A checkpoint's tokenizer as a `tokenizers.Tokenizer`, from whichever files it ships.
+"""A checkpoint's tokenizer as a `tokenizers.Tokenizer`, from all files that may speak of it.
 
-Knows file names and the classic BERT vocabulary. Knows nothing of prompts, limits or batches.
+tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json, vocab.txt, vocab.json with
+merges.txt, and what the pipeline hands on. Which of them wins is as transformers 5.23 has it: some classes of tokenizer
+are made anew, others are tokenizer.json as it is. Where archport can't follow, it refuses and names the key.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from archport.checkpoint.added_tokens import NAMED, AddedTokens, content, join, read_added_tokens
 from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.files import read_object
+from archport.checkpoint.tokenizer_classes import GENERIC, RECIPES, Recipe, class_name, is_generic
+from archport.checkpoint.transformer import TransformerSettings, transformer_settings
 from archport.contract.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,28 +25,70 @@ if TYPE_CHECKING:
 _SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "tokenizer.tiktoken")
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def load_tokenizer(checkpoint: Checkpoint, *, lowercase: bool = False) -> Tokenizer:
     """The tokenizer, without truncation and padding; the same object at every call for one checkpoint.
 
     Files may store both (a limit of 128 and padding to it, in a well-known one), which would cut texts silently.
 
+    Args:
+        lowercase: one that lower-cases every text first, special tokens in it excepted.
+
     Raises:
-        CheckpointError: no tokenizer files, or files that can't be read.
+        CheckpointError: no tokenizer files, files that can't be read, or a key that archport does not follow.
     """
     if "tokenizer" not in checkpoint.memo:
-        folder = checkpoint.body_path
-        # Old pipelines keep the tokenizer next to the transformer, some next to the pipeline.
-        places = [folder] if folder == checkpoint.folder else [folder, checkpoint.folder]
-        tokenizer = next((found for place in places if (found := _read(place)) is not None), None)
-        if tokenizer is None:
-            raise CheckpointError(
-                f"{folder}: there is no tokenizer; looked for tokenizer.json, vocab.txt, {', '.join(_SLOW_FILES)}. "
-                "Fetch the tokenizer files of the model that these weights come from."
-            )
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        checkpoint.memo["tokenizer"] = tokenizer
-    return checkpoint.memo["tokenizer"]
+        checkpoint.memo["tokenizer"] = _found(checkpoint)
+    if not lowercase:
+        return checkpoint.memo["tokenizer"]
+    if "lowercase tokenizer" not in checkpoint.memo:
+        checkpoint.memo["lowercase tokenizer"] = _lowercased(checkpoint.memo["tokenizer"])
+    return checkpoint.memo["lowercase tokenizer"]
+
+
+def _found(checkpoint: Checkpoint) -> Tokenizer:
+    folder = checkpoint.body_path
+    # Old pipelines keep the tokenizer next to the transformer, some next to the pipeline.
+    places = [folder] if folder == checkpoint.folder else [folder, checkpoint.folder]
+    settings = transformer_settings(checkpoint.folder)
+    tokenizer = next((found for place in places if (found := _read(place, checkpoint, settings)) is not None), None)
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{folder}: there is no tokenizer; looked for tokenizer.json, vocab.txt, {', '.join(_SLOW_FILES)}. "
+            "Fetch the tokenizer files of the model that these weights come from."
+        )
+    if not settings.special_tokens:
+        tokenizer.post_processor = None
+    stored = tokenizer.truncation
+    checkpoint.memo["truncation side"] = str(stored["direction"]).lower() if stored else "right"
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def truncation_side(checkpoint: Checkpoint) -> Literal["right", "left"]:
+    """The end at which a text that is too long is cut, where a caller asks for that.
+
+    Raises:
+        CheckpointError: a side that is none.
+    """
+    load_tokenizer(checkpoint)
+    folder = f"{checkpoint.body}/" if checkpoint.body else ""
+    stated = checkpoint.json(f"{folder}tokenizer_config.json") or {}
+    values = {**stated, **transformer_settings(checkpoint.folder).tokenizer}
+    side = values.get("truncation_side", checkpoint.memo["truncation side"])
+    if side != "right" and side != "left":
+        raise CheckpointError(f"{checkpoint.folder}: truncation_side={side!r}; expected 'right' or 'left'.")
+    return side
+
+
+def duplicate(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy to change."""
+    from tokenizers import Tokenizer
+
+    copied = Tokenizer.from_str(tokenizer.to_str())
+    # Its serialisation leaves this switch out.
+    copied.encode_special_tokens = tokenizer.encode_special_tokens
+    return copied
 
 
 def no_tokenizer() -> Tokenizer:
@@ -49,15 +98,123 @@ def no_tokenizer() -> Tokenizer:
     return Tokenizer(models.WordLevel({"": 0}, unk_token=""))
 
 
-def _read(folder: Path) -> Tokenizer | None:
+def _lowercased(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with a lower-casing step in front of its own; itself where it has one."""
+    from tokenizers import normalizers
+
+    before = tokenizer.normalizer
+    steps: list[Any] = list(cast(Any, before)) if isinstance(before, normalizers.Sequence) else [before]
+    steps = [step for step in steps if step is not None]
+    if any(isinstance(step, normalizers.Lowercase) for step in steps):
+        return tokenizer
+    lowered = duplicate(tokenizer)
+    lowered.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
+    return lowered
+
+
+def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -> Tokenizer | None:
+    stated = read_object(folder / "tokenizer_config.json") or {}
     fast = folder / "tokenizer.json"
-    if fast.is_file():
-        return _from_json(fast)
-    if (folder / "vocab.txt").is_file():
-        return _from_vocabulary(folder)
-    if any((folder / name).is_file() for name in _SLOW_FILES):
-        return _converted(folder)
-    return None
+    vocabulary = (folder / "vocab.txt").is_file()
+    slow = any((folder / name).is_file() for name in _SLOW_FILES)
+    if not (fast.is_file() or vocabulary or slow):
+        return None
+    if any(name != "tokenizer.json" for name in stated.get("fast_tokenizer_files") or ()):
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: fast_tokenizer_files={stated['fast_tokenizer_files']!r:.120} names "
+            "tokenizers for other versions of a library. Keep one, as tokenizer.json, and drop the key."
+        )
+    stored = _from_json(fast) if fast.is_file() else None
+    if stored is not None:
+        # As the reference: of a tokenizer.json its post-processor says what is put around texts.
+        stated = {key: value for key, value in stated.items() if key not in ("add_bos_token", "add_eos_token")}
+    name = class_name(
+        stated.get("tokenizer_class") or checkpoint.config.get("tokenizer_class"),
+        checkpoint.config.get("model_type"),
+        remote=_remote(stated),
+        byte_level=_byte_level(stored),
+    )
+    values = {**stated, **settings.tokenizer}
+    recipe = RECIPES.get(name)
+    if recipe is not None and stored is not None and is_generic(stated.get("tokenizer_class")):
+        # The reference makes some types of model anew whatever class is named; of another kind of vocabulary, nonsense.
+        recipe = recipe if recipe.model == type(stored.model).__name__ else None
+        name = name if recipe is not None else GENERIC
+    if stored is None and vocabulary and (recipe is None or recipe.model == "WordPiece"):
+        recipe, name = RECIPES["BertTokenizer"], "BertTokenizer"
+    elif stored is None and not (recipe is not None and recipe.model == "BPE" and (folder / "merges.txt").is_file()):
+        return _converted(folder, settings)
+    held = stored.get_added_tokens_decoder() if stored is not None else {}
+    added = read_added_tokens(folder, values, settings.tokenizer, held)
+    try:
+        if recipe is None:
+            assert stored is not None
+            if name != GENERIC:
+                _check_settings(folder, name, values, stored)
+            return _completed(stored, None, values, added)
+        every = {**recipe.defaults, **added.named}
+        order = [*(name for name in NAMED if name in every), *(name for name in every if name not in NAMED)]
+        added = replace(added, named={name: every[name] for name in order})
+        tokenizer = _bare(folder, name, recipe, stored)
+        if stored is not None:
+            tokenizer.post_processor = stored.post_processor
+            if stored.truncation is not None:
+                tokenizer.enable_truncation(**stored.truncation)
+        named = {key: None if token is None else content(token) for key, token in added.named.items()}
+        if stored is None and recipe.model == "WordPiece":
+            _check_vocabulary(folder, tokenizer, named, added)
+        recipe.build(tokenizer, values, named, _normalisers(stored))
+        return _completed(tokenizer, recipe, values, added)
+    except CheckpointError as error:
+        if str(error).startswith(str(folder)):
+            raise
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+def _completed(tokenizer: Tokenizer, recipe: Recipe | None, values: Mapping[str, Any], added: AddedTokens) -> Tokenizer:
+    """The tokenizer with its added tokens and its post-processor."""
+    from tokenizers import AddedToken
+
+    split = values.get("split_special_tokens")
+    if split not in (None, True, False):
+        raise CheckpointError(f"split_special_tokens={split!r}; expected true or false.")
+    join(tokenizer, added)
+    tokenizer.encode_special_tokens = split is True
+    if values.get("add_bos_token") is not None or values.get("add_eos_token") is not None:
+        _put_around(tokenizer, values, added)
+    texts = [content(token) for token in (*added.named.values(), *added.extra) if token is not None]
+    if recipe is not None and recipe.marks:
+        tokenizer.add_tokens([AddedToken(text, special=True) for text in dict.fromkeys(texts)])
+    if recipe is not None and recipe.close is not None:
+        recipe.close(tokenizer, values, {key: added.text(key) for key in added.named})
+    return tokenizer
+
+
+def _put_around(tokenizer: Tokenizer, values: Mapping[str, Any], added: AddedTokens) -> None:
+    """Put the tokens of `add_bos_token` and `add_eos_token` around texts, and nothing else."""
+    from tokenizers import processors
+
+    bos = added.text("bos_token") if values.get("add_bos_token") else None
+    eos = added.text("eos_token") if values.get("add_eos_token") else None
+    single = [*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])]
+    second = [*([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])]
+    ids = [(token, found) for token in (bos, eos) if token and (found := tokenizer.token_to_id(token)) is not None]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=[*single, *second], special_tokens=ids)
+
+
+def _remote(stated: Mapping[str, Any]) -> bool:
+    code = stated.get("auto_map")
+    return bool(code.get("AutoTokenizer") if isinstance(code, dict) else code)
+
+
+def _byte_level(stored: Tokenizer | None) -> bool:
+    return stored is not None and "ByteLevel" in f"{stored.pre_tokenizer} {stored.decoder}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    stored = read_object(path)
+    assert stored is not None
+    return stored
 
 
 def _from_json(path: Path) -> Tokenizer:
@@ -74,57 +231,109 @@ def _from_json(path: Path) -> Tokenizer:
         ) from error
 
 
-def _text(value: Any, default: str) -> str:
-    """A special token's text: configs spell it as a string or as an object with `content`."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else default
+def _bare(folder: Path, name: str, recipe: Recipe, stored: Tokenizer | None) -> Tokenizer:
+    """A tokenizer with nothing but the vocabulary of the files."""
+    from tokenizers import Tokenizer, models
+
+    if stored is None:
+        return Tokenizer(_word_pieces(folder) if recipe.model == "WordPiece" else _pairs(folder))
+    model = stored.model
+    if not isinstance(model, getattr(models, recipe.model)):
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'}: holds a {type(model).__name__} vocabulary, and tokenizer_class={name!r} "
+            f"reads {recipe.model} ones. Where tokenizer.json is right, tokenizer_config.json has to say "
+            'tokenizer_class "PreTrainedTokenizerFast".'
+        )
+    if recipe.model == "Unigram":
+        entry = _json(folder / "tokenizer.json")["model"]
+        if entry.get("unk_id") != 3 or entry.get("byte_fallback"):
+            # The class knows the unknown token by its place.
+            model = models.Unigram([(piece, float(score)) for piece, score in entry["vocab"]], 3, False)
+    return Tokenizer(model)
 
 
-def _from_vocabulary(folder: Path) -> Tokenizer:
-    """The WordPiece tokenizer that a BERT vocabulary file means."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+def _normalisers(stored: Tokenizer | None) -> list[Any]:
+    from tokenizers import normalizers
 
-    settings = read_object(folder / "tokenizer_config.json") or {}
-    unknown = _text(settings.get("unk_token"), "[UNK]")
-    cls, sep = _text(settings.get("cls_token"), "[CLS]"), _text(settings.get("sep_token"), "[SEP]")
+    found = None if stored is None else stored.normalizer
+    if found is None:
+        return []
+    return list(cast(Any, found)) if isinstance(found, normalizers.Sequence) else [found]
+
+
+def _word_pieces(folder: Path) -> Any:
+    """The WordPiece vocabulary of a vocab.txt."""
+    from tokenizers import models
+
+    path = folder / "vocab.txt"
     try:
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{folder / 'vocab.txt'}: not UTF-8 text ({error}). Fetch the file again.") from error
+        raise CheckpointError(f"{path}: not UTF-8 text ({error}). Fetch the file again.") from error
     # A token may contain other Unicode line ends, so only \n separates; the file ends with one.
     if lines and not lines[-1]:
         lines.pop()
-    vocabulary = {line.rstrip("\r"): index for index, line in enumerate(lines)}
-    missing = [token for token in (unknown, cls, sep) if token not in vocabulary]
+    return models.WordPiece({line.rstrip(): index for index, line in enumerate(lines)}, unk_token="[UNK]")
+
+
+def _check_vocabulary(folder: Path, tokenizer: Tokenizer, named: Mapping[str, str | None], added: AddedTokens) -> None:
+    listed = {token.content for token in added.listed}
+    needed = [text for name in ("unk_token", "cls_token", "sep_token") if (text := named[name]) is not None]
+    missing = [text for text in needed if tokenizer.token_to_id(text) is None and text not in listed]
     if missing:
         raise CheckpointError(
-            f"{folder / 'vocab.txt'}: the special tokens {', '.join(missing)} are not among its {len(vocabulary):,} "
-            "lines. Expected a BERT vocabulary, or a tokenizer.json."
+            f"{folder / 'vocab.txt'}: the special tokens {', '.join(missing)} are not among its "
+            f"{tokenizer.get_vocab_size():,} lines. Expected a BERT vocabulary, or a tokenizer.json."
         )
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown, max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing((sep, vocabulary[sep]), (cls, vocabulary[cls]))
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    defaults = ("[PAD]", unknown, cls, sep, "[MASK]")
-    special = [_text(settings.get(name), default) for name, default in zip(names, defaults, strict=True)]
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special if token in vocabulary])
-    return tokenizer
 
 
-def _converted(folder: Path) -> Tokenizer:
+def _pairs(folder: Path) -> Any:
+    """The BPE vocabulary of a vocab.json with its merges.txt."""
+    from tokenizers import models
+
+    vocabulary = _json(folder / "vocab.json")
+    try:
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        return models.BPE(vocabulary, cast(Any, merges))
+    # The library raises a bare Exception.
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder / 'merges.txt'}: does not fit vocab.json ({error}). Fetch both files again."
+        ) from error
+
+
+def _check_settings(folder: Path, name: str, values: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Refuse keys that a class which archport does not make anew would act on, unless tokenizer.json does the same."""
+    shown = str(tokenizer.normalizer), str(tokenizer.pre_tokenizer)
+    lowers = "Lowercase" in shown[0] or "lowercase=True" in shown[0]
+    does = {
+        "do_lower_case": lowers,
+        "strip_accents": "StripAccents" in shown[0]
+        or "strip_accents=True" in shown[0]
+        or (lowers and "strip_accents=None" in shown[0]),
+        "tokenize_chinese_chars": "handle_chinese_chars=True" in shown[0],
+        "add_prefix_space": "add_prefix_space=True" in shown[1]
+        or 'prepend_scheme="always"' in shown[1]
+        or 'prepend_scheme="first"' in shown[1],
+    }
+    for key, done in does.items():
+        if isinstance(values.get(key), bool) and values[key] != done:
+            raise CheckpointError(
+                f"{folder / 'tokenizer_config.json'}: {key}={values[key]!r} is not what tokenizer.json does, and "
+                f"archport does not know how tokenizer_class={name!r} settles that. Save the tokenizer with "
+                'transformers 5, and let tokenizer_class say "PreTrainedTokenizerFast".'
+            )
+
+
+def _converted(folder: Path, settings: TransformerSettings) -> Tokenizer:
     """Slow files only: transformers knows how to convert them, and is imported for nothing else."""
     try:
         from transformers import AutoTokenizer
 
-        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, **settings.tokenizer
+        )
         return loaded.backend_tokenizer
     # It raises whatever the conversion of this kind of file raises.
     except Exception as error:

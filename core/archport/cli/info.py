@@ -57,21 +57,26 @@ def gather(about: Any) -> dict[str, Any]:
         "pipeline": f"{_pipeline(head)} (from {head.source})",
         "similarity": head.similarity if isinstance(head, EmbeddingHead) else "none",
         "prompts": [f"{name}: {text!r}" for name, text in inputs.prompts.items()] or "none",
+        "inputs_from": inputs.source,
     }
 
 
 def _pipeline(head: Head) -> str:
     """What rows become, in words."""
     if isinstance(head, YesNoHead):
-        return f"sigmoid(logit of token {head.yes} - logit of token {head.no}), last position"
+        difference = f"logit of token {head.yes}" + ("" if head.no is None else f" - logit of token {head.no}")
+        return f"{head.activation}({difference}), last position"
     if isinstance(head, ClassificationHead):
         named = ", ".join(head.labels[:8]) + (", ..." if len(head.labels) > 8 else "")
-        return f"pool {head.pooling}, scores of {len(head.labels)} labels ({named}), {head.activation}"
+        before = f"pool {head.pooling}" if head.vector is None else _pipeline(head.vector)
+        return f"{before}, scores of {len(head.labels)} labels ({named}), {head.activation}"
     if isinstance(head, TokenHead):
         each = [f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}" for dense in head.dense]
         return ", ".join(["one vector per token", *each, *(["unit length"] if head.normalize else [])])
     steps = [f"pool {' + '.join(head.pooling)}" + ("" if head.include_prompt else " without the prompt")]
-    steps += [f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}" for dense in head.dense]
+    for dense in head.dense:
+        steps += ["unit length"] if dense.unit_input else []
+        steps.append(f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}")
     return ", ".join(steps + (["unit length"] if head.normalize else []))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from archport.contract.errors import SpecError
-from archport.contract.model import Dense, EmbeddingHead, PoolingMode, Trunk, YesNoHead
+from archport.contract.model import Activation, Dense, EmbeddingHead, PoolingMode, Trunk, YesNoHead
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -52,6 +52,7 @@ class ClassificationHead:
         pooling: which row is scored.
         activation: what makes probabilities of the scores, over labels (`softmax`) or one by one.
         ranks_by: the same for the score of a pair, when `rerank` asks.
+        vector: the pooling and Dense layers whose vector is the scores; None for the trunk's own classifier.
         temperature: what raw scores are divided by.
         token_types: whether the trunk wants a type per token for pairs (a `TypedTrunk`).
         source: where this was read from, for `archport info`.
@@ -60,17 +61,17 @@ class ClassificationHead:
     labels: tuple[str, ...]
     pooling: PoolingMode = "cls"
     activation: ScoreActivation = "softmax"
-    ranks_by: ScoreActivation = "sigmoid"
+    ranks_by: Activation = "sigmoid"
     temperature: float = 1.0
     token_types: bool = False
     source: str = "default"
+    vector: EmbeddingHead | None = None
 
     def __post_init__(self) -> None:
-        for name in ("activation", "ranks_by"):
-            if getattr(self, name) not in get_args(ScoreActivation):
+        for name, known in (("activation", ScoreActivation), ("ranks_by", Activation)):
+            if getattr(self, name) not in get_args(known):
                 raise SpecError(
-                    f"classification head: {name}={getattr(self, name)!r}; expected one of "
-                    f"{', '.join(get_args(ScoreActivation))}"
+                    f"classification head: {name}={getattr(self, name)!r}; expected one of {', '.join(get_args(known))}"
                 )
         if not self.labels or self.pooling not in get_args(PoolingMode):
             raise SpecError(

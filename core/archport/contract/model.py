@@ -17,10 +17,16 @@ from archport.contract.recurrence import RecurrentStep, Segments
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from archport.contract.heads import Head
     from archport.contract.media import Reader, VisualRows
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum"]
-Activation = Literal["identity", "tanh", "relu", "gelu", "sigmoid"]
+# As torch names its modules, in small letters, each with the arguments it has by default.
+Activation = Literal[
+    "identity", "tanh", "relu", "gelu", "sigmoid", "silu", "relu6", "leakyrelu", "elu", "selu", "celu", "mish",
+    "softplus", "softsign", "hardtanh", "hardsigmoid", "hardswish", "logsigmoid", "tanhshrink", "softshrink",
+    "hardshrink", "softmax", "logsoftmax",
+]  # fmt: skip
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 
@@ -124,6 +130,7 @@ class Dense:
     Args:
         folder: where its weights are, relative to the checkpoint ("2_Dense"), or the name in front of them among the
             main weights ("linear", "dense.0").
+        unit_input: whether x is scaled to unit length first.
     """
 
     folder: str
@@ -132,6 +139,7 @@ class Dense:
     bias: bool = True
     activation: Activation = "tanh"
     residual: bool = False
+    unit_input: bool = False
 
     def __post_init__(self) -> None:
         if self.projects_residual and self.activation != "identity":
@@ -181,19 +189,21 @@ class EmbeddingHead:
 
 @dataclass(frozen=True, slots=True)
 class YesNoHead:
-    """A reranker that answers yes or no: the score is sigmoid(logit of yes - logit of no) at the last position.
+    """A reranker that answers yes or no: its score is the logit of yes less that of no at the last position.
 
     Args:
-        yes, no: vocabulary ids of the two answers.
+        yes, no: vocabulary ids of the two answers; without a `no` the logit of yes alone is the score.
         source: where this was read from, for `archport info`.
+        activation: what a score goes through, unless raw ones are asked for.
     """
 
     yes: int
-    no: int
+    no: int | None
     source: str = "default"
+    activation: Activation = "sigmoid"
 
     def __post_init__(self) -> None:
-        if self.yes < 0 or self.no < 0 or self.yes == self.no:
+        if self.yes < 0 or (self.no is not None and self.no < 0) or self.yes == self.no:
             raise SpecError(f"yes/no head: yes={self.yes}, no={self.no}; expected two different vocabulary ids")
 
 
@@ -226,11 +236,29 @@ class PairText:
 
 
 @dataclass(frozen=True, slots=True)
+class Messages:
+    """How a text becomes chat messages, which the checkpoint's template then renders.
+
+    A text is what the user says; of a pair, roles `query` and `document` say one each; a prompt is the system's.
+
+    Args:
+        form: whether a message's content is the text itself, or a list with one part of type text.
+        options: whatever else the template is given.
+        restore_suffix: whether a row that was cut gets back what the template puts after every content.
+    """
+
+    form: Literal["flat", "structured"]
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    restore_suffix: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class TextInputs:
     """How text becomes token ids.
 
     Args:
         max_tokens: tokens per text that the model takes by default, special tokens included; None: its positions.
+        query_tokens, document_tokens: the same of a text in that role; None: as any text.
         prompts: name -> text put in front of an input.
         query_prompt, document_prompt: names in `prompts` that `encode_query` and `encode_document`
             use; None: no prompt.
@@ -239,6 +267,8 @@ class TextInputs:
         lowercase: lower-case the text before tokenising (an old sentence-transformers setting).
         reader: reads every input itself, pictures included; None for text only.
         pair: the text around query and document, for rerankers that read both as one prompt.
+        messages: how texts become messages for the checkpoint's chat template; None where they stay texts.
+        source: where this was read from, for `archport info`.
         images_only: whether the model reads no text at all, so that its checkpoint needs no tokenizer.
     """
 
@@ -252,6 +282,10 @@ class TextInputs:
     reader: Reader | None = None
     pair: PairText | None = None
     images_only: bool = False
+    query_tokens: int | None = None
+    document_tokens: int | None = None
+    messages: Messages | None = None
+    source: str = "default"
 
 
 class CheckpointView(Protocol):
@@ -276,8 +310,27 @@ class CheckpointView(Protocol):
         """A JSON file of the checkpoint, None when absent. Raises CheckpointError when it is not a JSON object."""
         ...
 
-    def stored_head(self) -> EmbeddingHead:
+    @property
+    def label(self) -> str:
+        """The last part of its hub id or folder, in small letters: all of a name that may decide anything, and only
+        where no file speaks."""
+        ...
+
+    @property
+    def modules(self) -> tuple[str, ...] | None:
+        """The kinds of its pipeline's modules in order ("Transformer", "Pooling", ...); None without a pipeline."""
+        ...
+
+    def stored_head(self) -> Head:
         """What the checkpoint's pipeline files say of the head, or the documented default without them."""
+        ...
+
+    def score_activation(self, labels: int) -> Activation:
+        """What the raw scores of pairs go through, by the checkpoint's files; sigmoid or identity where none speaks.
+
+        Args:
+            labels: scores per pair.
+        """
         ...
 
     def stored_inputs(self) -> TextInputs:

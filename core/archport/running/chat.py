@@ -58,13 +58,21 @@ class ChatTemplate:
                 f"{self.name} has no chat template, so messages can't become a prompt; pass a str, which is taken as is"
             )
         self._check_read(name, [*(["tools"] if tools else []), *(options or {})])
+        values = {"messages": list(messages), "tools": tools, "add_generation_prompt": True}
+        return self.rendered(name, {**values, **(options or {})})
+
+    def rendered(self, name: str, values: Mapping[str, Any]) -> str:
+        """What the template of that name makes of these values.
+
+        Raises:
+            InputError: what the template itself refuses, or too long a text.
+        """
         from jinja2 import TemplateError
 
-        values = {"messages": list(messages), "tools": tools, "add_generation_prompt": True, **self.special}
         pieces: list[str] = []
         length = 0
         try:
-            for piece in self._template(name).generate(**{**values, **(options or {})}):
+            for piece in self._template(name).generate(**{**self.special, **values}):
                 pieces.append(piece)
                 length += len(piece)
                 if length > LONGEST:

@@ -21,6 +21,7 @@ from archport.running.progress import Counter, nothing_shown
 from archport.running.rerank import RerankRequest, ScoreKind
 from archport.running.tokenise import Overflow, check_vocabulary
 from archport.running.verify import verified
+from archport.running.yes_no import scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,20 @@ class LabelScorer:
 
     Args:
         templated: how a query and a document are put into one text; None joins them by the tokenizer's template.
+        dense: (weight, bias) of each Dense layer of the head's own vector.
+        prompt: put in front of every query.
     """
 
     tokeniser: JoinedTokeniser
     encoder: Encoder
     head: ClassificationHead
     templated: PairTokeniser | None = None
+    dense: tuple[tuple[mx.array, mx.array | None], ...] = ()
+    prompt: str = ""
 
     @property
     def kind(self) -> ScoreKind:
-        return "logit" if self.head.ranks_by == "identity" else "probability"
+        return "probability" if self.head.ranks_by in ("sigmoid", "softmax") else "logit"
 
     def classify(
         self, items: Sequence[Item], *, raw: bool = False, max_tokens: int | None = None, overflow: Overflow = "error"
@@ -101,14 +106,14 @@ class LabelScorer:
         elif request.instruction is not None:
             raise InputError("this model takes no instruction: it reads the query and the document alone")
         else:
-            pairs = [(query, document) for document in documents]
+            pairs = [(self.prompt + query, document) for document in documents]
             rows, types = self.tokeniser(pairs, what="document", **limits)  # pyright: ignore[reportArgumentType]
         scores = self._scores(rows, types, "document", request.scored)
         return scores[:, 0] if labels == 1 else scores[:, 1] - scores[:, 0]
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
         """What the head ranks by; of two labels the second one's probability."""
-        return activated(scores[:, None], self.head.ranks_by if len(self.head.labels) == 1 else "sigmoid")[:, 0]
+        return scored(scores, self.head.ranks_by if len(self.head.labels) == 1 else "sigmoid")
 
     def _scores(
         self,
@@ -148,9 +153,9 @@ class LabelScorer:
             for at, row in enumerate(batch.rows):
                 padded[at, : len(types[row])] = types[row]
             encoder = replace(encoder, trunk=cast(Trunk, _Typed(cast(TypedTrunk, encoder.trunk), mx.array(padded))))
-        pooling = VectorHead(EmbeddingHead((self.head.pooling,)))
-        pooled = encoder.pooled(plan, batch, [rows[row] for row in batch.rows], pooling, 0, stretches)
-        scores = cast(Classifier, self.encoder.trunk).scores(pooled)
+        vector = VectorHead(self.head.vector or EmbeddingHead((self.head.pooling,)), self.dense)
+        pooled = encoder.pooled(plan, batch, [rows[row] for row in batch.rows], vector, 0, stretches)
+        scores = pooled if self.head.vector is not None else cast(Classifier, self.encoder.trunk).scores(pooled)
         return scores.astype(mx.float32) / self.head.temperature
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from archport.checkpoint import duplicate
 from archport.contract import ContextLengthExceeded, InputError
 from archport.running.long_texts import LongTexts
-from archport.running.tokenise import Overflow, check_text, encoded, token_limit
+from archport.running.tokenise import Overflow, Side, check_text, encoded, token_limit
 
 # One text, or the two texts of a pair.
 Item = str | tuple[str, str]
@@ -26,12 +27,12 @@ class JoinedTokeniser:
     Args:
         tokenizer: without padding and truncation.
         max_tokens: tokens that an item may have at most, special tokens included.
-        lowercase: lower-case texts first.
+        side: the end at which a longer text is cut.
     """
 
     tokenizer: Tokenizer
     max_tokens: int
-    lowercase: bool = False
+    side: Side = "right"
     _long: LongTexts = field(init=False, repr=False, compare=False)
     _cutters: dict[int, Tokenizer] = field(default_factory=dict[int, Tokenizer], init=False, repr=False, compare=False)
 
@@ -83,11 +84,13 @@ class JoinedTokeniser:
             raise InputError(f"{name} has {len(parts)} parts; expected a text or a pair of texts")
         for part in parts:
             check_text(part, name)
-        texts = [str(part).lower() if self.lowercase else str(part) for part in parts]
+        texts = [str(part) for part in parts]
         return texts[0] if len(texts) == 1 else (texts[0], texts[1])
 
     def _begun(self, item: Item, tokens: int, *, exact: bool) -> tuple[Item, int]:
         """(a text or pair that is refused or cut alike, how many of its texts are beginnings only)."""
+        if exact and self.side == "left":
+            return item, 0
         if isinstance(item, str):
             text, more = self._long.beginning(item, tokens, exact=exact)
             return text, int(more)
@@ -106,11 +109,11 @@ class JoinedTokeniser:
 
     def _cut(self, item: Item, limit: int) -> Encoding:
         if limit not in self._cutters:
-            cutter = Tokenizer.from_str(self.tokenizer.to_str())
+            cutter = duplicate(self.tokenizer)
             special = cutter.num_special_tokens_to_add(True)
             if limit <= special:
                 raise InputError(f"max_tokens={limit} leaves no room beside this model's {special} special tokens")
-            cutter.enable_truncation(limit, strategy="longest_first")
+            cutter.enable_truncation(limit, strategy="longest_first", direction=self.side)
             self._cutters[limit] = cutter
         return self._cutters[limit].encode(*item) if isinstance(item, tuple) else self._cutters[limit].encode(item)
 

@@ -7,13 +7,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from archport.contract import ContextLengthExceeded, InputError, PairText
+from archport.running.joined import JoinedTokeniser
 from archport.running.long_texts import LongTexts
 from archport.running.tokenise import Overflow, check_text, encoded, token_limit
+
+
+class Pairs(Protocol):
+    """One way to make ids of pairs."""
+
+    def __call__(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        max_tokens: int | None = None,
+        overflow: Overflow = "error",
+    ) -> tuple[np.ndarray, ...]:
+        """Ids of every pair, one int32 array per document."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedPairs:
+    """Turns pairs into ids by the tokenizer's own template, a prompt in front of the query.
+
+    Args:
+        prompt: the default one.
+    """
+
+    joined: JoinedTokeniser
+    prompt: str = ""
+
+    def __call__(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        max_tokens: int | None = None,
+        overflow: Overflow = "error",
+    ) -> tuple[np.ndarray, ...]:
+        """See `Pairs`; raises as JoinedTokeniser does."""
+        check_text(query, "the query")
+        prompt = self.prompt if instruction is None else instruction
+        check_text(prompt, "the instruction")
+        pairs = [(prompt + query, document) for document in documents]
+        return self.joined(pairs, what="document", max_tokens=max_tokens, overflow=overflow)[0]
 
 
 @dataclass(frozen=True, slots=True)

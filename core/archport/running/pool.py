@@ -13,12 +13,32 @@ import numpy as np
 from archport.contract import Dense, EmbeddingHead, PoolingMode
 from archport.contract.model import Activation
 
+# torch's modules of these names with their default arguments.
 _ACTIVATIONS: dict[Activation, Callable[[mx.array], mx.array]] = {
     "identity": lambda x: x,
     "tanh": mx.tanh,
     "relu": nn.relu,
     "gelu": nn.gelu,
     "sigmoid": mx.sigmoid,
+    "silu": nn.silu,
+    "relu6": nn.relu6,
+    "leakyrelu": nn.leaky_relu,
+    "elu": nn.elu,
+    "selu": nn.selu,
+    "celu": nn.celu,
+    "mish": nn.mish,
+    # Linear from 20 on, as torch has it; the difference is beyond float32.
+    "softplus": nn.softplus,
+    "softsign": nn.softsign,
+    "hardtanh": lambda x: mx.clip(x, -1.0, 1.0),
+    "hardsigmoid": lambda x: mx.clip(x / 6 + 0.5, 0.0, 1.0),
+    "hardswish": nn.hardswish,
+    "logsigmoid": nn.log_sigmoid,
+    "tanhshrink": lambda x: x - mx.tanh(x),
+    "softshrink": nn.softshrink,
+    "hardshrink": lambda x: mx.where(mx.abs(x) > 0.5, x, 0.0),
+    "softmax": lambda x: mx.softmax(x, axis=-1),
+    "logsoftmax": nn.log_softmax,
 }
 
 
@@ -159,9 +179,15 @@ def _bools(found: np.ndarray) -> mx.array:
     return mx.array(cast(Any, found))
 
 
+def activated(x: mx.array, name: Activation) -> mx.array:
+    """An activation of rows (..., D); those over several numbers are over the last axis."""
+    return _ACTIVATIONS[name](x)
+
+
 def _dense(x: mx.array, dense: Dense, weight: mx.array, bias: mx.array | None) -> mx.array:
+    x = unit_length(x) if dense.unit_input else x
     y = x @ weight.astype(mx.float32).T
     if bias is not None:
         y = y + bias.astype(mx.float32)
-    y = _ACTIVATIONS[dense.activation](y)
+    y = activated(y, dense.activation)
     return x + y if dense.residual and not dense.projects_residual else y

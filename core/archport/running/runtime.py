@@ -17,7 +17,8 @@ from archport.running.encode import Encoder
 from archport.running.fill_mask import MaskFiller
 from archport.running.generate import Generator
 from archport.running.joined import JoinedTokeniser
-from archport.running.pairs import PairTokeniser
+from archport.running.messages import Conversation, MessagePairs
+from archport.running.pairs import JoinedPairs, Pairs, PairTokeniser
 from archport.running.pool import VectorHead
 from archport.running.prefix_cache import PrefixCache
 from archport.running.prompts import PromptReader
@@ -97,12 +98,11 @@ class Runtime:
         return self._made["scorer"]
 
     def _scorer(self) -> Scorer:
-        reader, pair = self.tokeniser.inputs.reader, self.tokeniser.inputs.pair
+        reader = self.tokeniser.inputs.reader
         if isinstance(self.head, YesNoHead) and isinstance(reader, PairReader):
             return VisualScorer(self.tokeniser, reader, self.encoder, self.head)
-        if isinstance(self.head, YesNoHead) and pair is not None:
-            tokeniser = PairTokeniser(self.tokeniser.tokenizer, pair, self.encoder.plan.max_context)
-            return YesNoScorer(tokeniser, self.encoder, self.head)
+        if isinstance(self.head, YesNoHead):
+            return YesNoScorer(self._pairs(), self.encoder, self.head)
         if isinstance(self.head, ClassificationHead):
             return self.labels()
         if isinstance(self.head, TokenHead):
@@ -111,15 +111,28 @@ class Runtime:
             f"{self._its_head}, which scores no pairs; load a reranker, or compare vectors with Model.similarity"
         )
 
+    def _pairs(self) -> Pairs:
+        """Pairs to ids: by the published text around them, the checkpoint's chat template, or the tokenizer's own."""
+        texts = self.tokeniser
+        if texts.inputs.pair is not None:
+            return PairTokeniser(texts.tokenizer, texts.inputs.pair, self.encoder.plan.max_context)
+        prompt = texts.prompt(None, None)
+        if texts.inputs.messages is not None:
+            chat = self.chat or ChatTemplate({}, {}, self.name)
+            return MessagePairs(
+                Conversation(texts.tokenizer, chat, texts.inputs.messages, texts.side), texts.max_tokens, prompt
+            )
+        return JoinedPairs(JoinedTokeniser(texts.tokenizer, texts.max_tokens, texts.side), prompt)
+
     def labels(self) -> LabelScorer:
         """Texts and pairs to scores of labels; raises InputError when the head has none."""
         if not isinstance(self.head, ClassificationHead):
             raise InputError(f"{self._its_head}, which knows no labels; load a checkpoint for sequence classification")
         texts, limit = self.tokeniser, self.tokeniser.max_tokens
-        joined = JoinedTokeniser(texts.tokenizer, limit, texts.inputs.lowercase)
+        joined = JoinedTokeniser(texts.tokenizer, limit, texts.side)
         pair = texts.inputs.pair
         templated = None if pair is None else PairTokeniser(texts.tokenizer, pair, self.encoder.plan.max_context)
-        return LabelScorer(joined, self.encoder, self.head, templated)
+        return LabelScorer(joined, self.encoder, self.head, templated, self.dense, texts.prompt(None, None))
 
     def tokens(self) -> TokenEmbedder:
         """Texts to a vector per token: of a token head as it says, of an embedding head the hidden states."""

@@ -10,10 +10,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from archport.checkpoint import duplicate
 from archport.contract import Asked, ContextLengthExceeded, InputError, Measured, Reader, TextInputs
 from archport.running.long_texts import LongTexts
 
 Overflow = Literal["error", "truncate"]
+Side = Literal["right", "left"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +76,23 @@ class TextTokeniser:
     Args:
         tokenizer: without padding and truncation.
         inputs: prompts and limits.
-        max_tokens: tokens a text may have at most, special tokens included.
+        max_tokens: tokens a text may have by default, special tokens included.
+        ceiling: tokens that a call may ask for at most; None: the same.
+        side: the end at which a longer text is cut.
     """
 
-    def __init__(self, tokenizer: Tokenizer, inputs: TextInputs, max_tokens: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        inputs: TextInputs,
+        max_tokens: int,
+        ceiling: int | None = None,
+        side: Side = "right",
+    ) -> None:
         self.tokenizer, self.inputs, self.max_tokens = tokenizer, inputs, max_tokens
         self.long = LongTexts(tokenizer)
+        self.side: Side = side
+        self._ceiling = max_tokens if ceiling is None else ceiling
         self._cutters: dict[int, Tokenizer] = {}
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
@@ -121,7 +134,7 @@ class TextTokeniser:
             InputError: for a text that is not a string, can't be encoded, or has no tokens.
             ContextLengthExceeded: for a text over the limit, unless truncation was asked for.
         """
-        limit = token_limit(max_tokens, self.max_tokens, self.max_tokens)
+        limit = token_limit(max_tokens, self._ceiling, self.max_tokens)
         if overflow not in get_args(Overflow):
             raise InputError(f"{overflow=}; expected 'error' or 'truncate'")
         if self.inputs.reader is not None:
@@ -129,7 +142,11 @@ class TextTokeniser:
         prepared = [self._prepare(text, first + index, prompt) for index, text in enumerate(texts)]
         # One token more shows that a text is too long.
         ready: dict[int, Encoding] = {}
-        begun = self.long.beginnings(prepared, limit + 1, exact=overflow == "truncate", ready=ready)
+        if overflow == "truncate" and self.side == "left":
+            # What is kept of a text is its end.
+            begun = [(text, False) for text in prepared]
+        else:
+            begun = self.long.beginnings(prepared, limit + 1, exact=overflow == "truncate", ready=ready)
         rows: list[np.ndarray] = []
         truncated: list[int] = []
         for index, encoding in enumerate(encoded(self.tokenizer, [text for text, _ in begun], ready)):
@@ -204,8 +221,7 @@ class TextTokeniser:
 
     def _prepare(self, text: str, index: int, prompt: str) -> str:
         check_text(text, f"text {index}")
-        text = prompt + text
-        return text.lower() if self.inputs.lowercase else text
+        return prompt + text
 
     def _finish(self, ids: list[int]) -> np.ndarray:
         final = self.inputs.final_token
@@ -222,6 +238,8 @@ class TextTokeniser:
         if before + behind != special:
             # Special tokens elsewhere: the tokenizer knows what to do, for the price of a second run.
             return self._cutter(room).encode(text).ids
+        if self.side == "left":
+            return encoding.ids[:before] + encoding.ids[len(flags) - room + before :]
         return encoding.ids[: room - behind] + encoding.ids[len(flags) - behind :]
 
     def _room(self, limit: int) -> tuple[int, int]:
@@ -235,8 +253,8 @@ class TextTokeniser:
 
     def _cutter(self, room: int) -> Tokenizer:
         if room not in self._cutters:
-            cutter = Tokenizer.from_str(self.tokenizer.to_str())
-            cutter.enable_truncation(room)
+            cutter = duplicate(self.tokenizer)
+            cutter.enable_truncation(room, direction=self.side)
             self._cutters[room] = cutter
         return self._cutters[room]
 

@@ -21,7 +21,7 @@ from archport.running.rerank import RerankRequest, ScoreKind
 from archport.running.tokenise import TextTokeniser, check_vocabulary, token_limit
 from archport.running.verify import verified
 from archport.running.vision import Sight, sight_of
-from archport.running.yes_no import probabilities
+from archport.running.yes_no import answer_row, scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class VisualScorer:
 
     @property
     def kind(self) -> ScoreKind:
-        return "probability"
+        return "probability" if self.head.activation == "sigmoid" else "logit"
 
     def scores(self, query: object, documents: Sequence[object], request: RerankRequest) -> np.ndarray:
         """The logit of yes less that of no (N,) float32.
@@ -73,19 +73,18 @@ class VisualScorer:
         return difference
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
-        """Probabilities that the answer is yes."""
-        return probabilities(scores)
+        """Probabilities that the answer is yes, or what else the head's activation makes."""
+        return scored(scores, self.head.activation)
 
     def _start(
         self, plan: Plan, batch: BatchPlan, measured: Sequence[Measured], sight: Sight, stretches: Stretches
     ) -> mx.array:
-        """Logit of yes less that of no (B,) of a batch, unevaluated."""
+        """Logit of yes, less that of no where there is one, (B,) of a batch, unevaluated."""
         visual = sight.look(plan, batch, measured)
         caches = batch_caches(self.encoder.spec, plan, batch)
         ids = [measured[row].ids for row in batch.rows]
         hidden = self.encoder.last_hidden(plan, batch, ids, caches, stretches, visual)
-        yes, no = cast(CausalLM, self.encoder.trunk).head_rows([self.head.yes, self.head.no]).astype(mx.float32)
-        return hidden @ (yes - no)
+        return hidden @ answer_row(cast(CausalLM, self.encoder.trunk), self.head)
 
 
 def _decoding(plan: Plan, measured: Sequence[Measured], sight: Sight) -> Generator[BatchPlan]:

@@ -15,12 +15,14 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import AdmissionRefused, CausalLM, YesNoHead
+from archport.contract.model import Activation
 from archport.memory import Snapshot, put, row_bytes, take
 from archport.planning import BatchPlan, Plan
 from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
-from archport.running.pairs import PairTokeniser, common_prefix
+from archport.running.pairs import Pairs, common_prefix
 from archport.running.planned import batch_caches, run_steps
+from archport.running.pool import activated
 from archport.running.rerank import RerankRequest, ScoreKind
 from archport.running.tokenise import check_vocabulary
 from archport.running.verify import verified
@@ -30,13 +32,13 @@ from archport.running.verify import verified
 class YesNoScorer:
     """The scorer of a `YesNoHead`."""
 
-    tokeniser: PairTokeniser
+    tokeniser: Pairs
     encoder: Encoder
     head: YesNoHead
 
     @property
     def kind(self) -> ScoreKind:
-        return "probability"
+        return "probability" if self.head.activation == "sigmoid" else "logit"
 
     def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
         """The logit of yes less that of no (N,) float32.
@@ -68,8 +70,8 @@ class YesNoScorer:
         return difference
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
-        """Probabilities that the answer is yes."""
-        return probabilities(scores)
+        """Probabilities that the answer is yes, or what else the head's activation makes."""
+        return scored(scores, self.head.activation)
 
     def _plan(self, rows: Sequence[np.ndarray], share: bool) -> tuple[Plan, int]:
         """The plan of all rows, or of what is behind the tokens that they share, and how many those are."""
@@ -118,15 +120,31 @@ class YesNoScorer:
         snapshot: Snapshot | None,
         stretches: Stretches,
     ) -> mx.array:
-        """Logit of yes less that of no (B,) of a batch, unevaluated."""
+        """Logit of yes, less that of no where there is one, (B,) of a batch, unevaluated."""
         first = snapshot.tokens if snapshot is not None else 0
         caches = batch_caches(self.encoder.spec, plan, batch)
         if snapshot is not None:
             assert caches is not None
             put(snapshot, caches)
         hidden = self.encoder.last_hidden(plan, batch, [rows[row][first:] for row in batch.rows], caches, stretches)
-        yes, no = cast(CausalLM, self.encoder.trunk).head_rows([self.head.yes, self.head.no]).astype(mx.float32)
-        return hidden @ (yes - no)
+        return hidden @ answer_row(cast(CausalLM, self.encoder.trunk), self.head)
+
+
+def answer_row(trunk: CausalLM, head: YesNoHead) -> mx.array:
+    """What a last hidden row is multiplied with, (D,) float32: the output head's row of yes, less that of no."""
+    if head.no is None:
+        return trunk.head_rows([head.yes]).astype(mx.float32)[0]
+    yes, no = trunk.head_rows([head.yes, head.no]).astype(mx.float32)
+    return yes - no
+
+
+def scored(raw: np.ndarray, activation: Activation) -> np.ndarray:
+    """Raw scores (N,) through an activation, each a row of its own."""
+    return (
+        probabilities(raw)
+        if activation == "sigmoid"
+        else np.array(activated(mx.array(np.ascontiguousarray(raw))[:, None], activation))[:, 0]
+    )
 
 
 def probabilities(difference: np.ndarray) -> np.ndarray:

@@ -58,6 +58,8 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: Mapping[s
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     mx.save_safetensors(str(folder / "model.safetensors"), dict(weights), metadata={"format": "pt"})
     tokenizer(spec, config).save(str(folder / "tokenizer.json"))
+    # Without a class the tokenizer would be made anew as published models of this type have it.
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     if spec.vision is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(_bounds(spec.vision)), encoding="utf-8")
 

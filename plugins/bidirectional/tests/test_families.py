@@ -180,7 +180,7 @@ def test_embeddinggemma_with_its_dense_layers_and_prompts_equals_sentence_transf
 def test_embeddinggemma_with_its_dense_layers_in_the_main_file_gives_the_same_vectors(tmp_path, keeps_modules):
     import mlx.core as mx
 
-    folder = shutil.copytree(GOLDENS / "embeddinggemma", tmp_path / "gemma")
+    folder = shutil.copytree(GOLDENS / "embeddinggemma", tmp_path / "embeddinggemma-300m-mlx")
     weights = dict(mx.load(str(folder / "model.safetensors")))
     for index, name in enumerate(("2_Dense", "3_Dense")):
         weights[f"dense.{index}.weight"] = mx.load(str(folder / name / "model.safetensors"))["linear.weight"]

@@ -7,6 +7,7 @@ Knows the published conventions of Qwen3-Embedding and Qwen3-Reranker; knows not
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from archport.contract import (
@@ -135,25 +136,21 @@ def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     return Qwen3(spec, config)
 
 
-def _has_pipeline(checkpoint: CheckpointView) -> bool:
-    return (checkpoint.folder / "modules.json").exists()
-
-
 def _is_embedding(checkpoint: CheckpointView) -> bool:
     # Embedding repositories carry a sentence-transformers pipeline; conversions often drop it but keep the name.
-    return _has_pipeline(checkpoint) or "embedding" in checkpoint.name.lower()
+    return checkpoint.modules is None and "qwen3-embed" in checkpoint.label
 
 
 def _is_reranker(spec: ArchSpec, checkpoint: CheckpointView) -> bool:
-    # Nothing in the published files but their name tells them from generators.
-    return "rerank" in spec.tasks and "reranker" in checkpoint.name.lower() and not _has_pipeline(checkpoint)
+    # Without a pipeline, nothing in the published files but their name tells them from generators.
+    return checkpoint.modules is None and "rerank" in spec.tasks and "reranker" in checkpoint.label
 
 
 @hookimpl
 def archport_head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     if _is_reranker(spec, checkpoint):
         return YesNoHead(_answer(checkpoint, "yes"), _answer(checkpoint, "no"), "the Qwen3-Reranker model card")
-    if _has_pipeline(checkpoint) or not _is_embedding(checkpoint):
+    if not _is_embedding(checkpoint):
         return None
     return EmbeddingHead(pooling=("last",), normalize=True, source="the Qwen3-Embedding model card")
 
@@ -171,16 +168,17 @@ def _answer(checkpoint: CheckpointView, word: str) -> int:
 @hookimpl
 def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
     if _is_reranker(spec, checkpoint):
-        return TextInputs(pair=PAIR)
+        return TextInputs(pair=PAIR, source="the Qwen3-Reranker model card")
     if not _is_embedding(checkpoint):
         return None
-    stored = checkpoint.json("config_sentence_transformers.json") or {}
-    prompts = {"query": QUERY_PROMPT, "document": "", **(stored.get("prompts") or {})}
-    return TextInputs(
-        prompts=prompts,
+    # Conversions that drop the pipeline may keep its prompts.
+    kept = (checkpoint.json("config_sentence_transformers.json") or {}).get("prompts") or {}
+    return replace(
+        checkpoint.stored_inputs(),
+        prompts={"query": QUERY_PROMPT, "document": "", **kept},
         query_prompt="query",
         document_prompt="document",
-        default_prompt=stored.get("default_prompt_name"),
+        source="the Qwen3-Embedding model card",
         # Pooling reads the final token, which the model was trained to find there; it is also the padding token.
         final_token=checkpoint.token_id(END_OF_TEXT),
     )

@@ -108,7 +108,9 @@ def test_every_sequence_ends_with_the_published_final_token_also_when_cut(model)
     from archport.running.tokenise import TextTokeniser
 
     tokeniser: TextTokeniser = model._runtime.tokeniser
-    final = model.inputs.final_token
+    # The tokenizer's own post-processor puts it there.
+    assert model.inputs.final_token is None
+    final = tokeniser.tokenizer.token_to_id("<|endoftext|>")
     for options in ({}, {"max_tokens": 5, "overflow": "truncate"}):
         for ids in tokeniser(["a rather long text about nothing at all", ""], **options).ids:
             assert ids[-1] == final
@@ -119,7 +121,7 @@ def test_the_final_token_is_appended_where_a_conversion_lost_the_post_processor(
     import shutil
 
     folder = tmp_path / "Qwen3-Embedding-converted"
-    shutil.copytree(EMBED, folder)
+    shutil.copytree(EMBED, folder, ignore=shutil.ignore_patterns("modules.json", "1_Pooling"))
     stored = json.loads((folder / "tokenizer.json").read_text())
     stored["post_processor"] = None
     (folder / "tokenizer.json").write_text(json.dumps(stored))
@@ -129,6 +131,19 @@ def test_the_final_token_is_appended_where_a_conversion_lost_the_post_processor(
     cut = dict(max_tokens=4, overflow="truncate")
     long = ["a rather long text about nothing at all"]
     assert (converted.embed(long, **cut) == model.embed(long, **cut)).all()
+
+
+def test_no_final_token_is_appended_where_a_pipeline_says_all(tmp_path):
+    import shutil
+
+    folder = tmp_path / "Qwen3-Embedding-converted"
+    shutil.copytree(EMBED, folder)
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    stored["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    tokeniser = engine.load(folder)._runtime.tokeniser
+    (ids,) = tokeniser(["a text"]).ids
+    assert ids[-1] != tokeniser.tokenizer.token_to_id("<|endoftext|>")
 
 
 def test_a_conversion_without_pipeline_files_still_embeds_as_the_model_card_says(tmp_path, model, texts):

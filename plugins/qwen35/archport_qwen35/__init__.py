@@ -188,9 +188,8 @@ def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def _is_reranker(spec: ArchSpec, checkpoint: CheckpointView) -> bool:
-    # Nothing in a reranker's files but its name tells it from a generator; a pipeline makes it an embedder.
-    named = "reranker" in checkpoint.name.lower()
-    return "rerank" in spec.tasks and named and not (checkpoint.folder / "modules.json").exists()
+    # Without a pipeline, nothing in a reranker's files but its name tells it from a generator.
+    return checkpoint.modules is None and "rerank" in spec.tasks and "reranker" in checkpoint.label
 
 
 @hookimpl

@@ -6,6 +6,7 @@ Claims checkpoints of the family. Knows its published templates; knows nothing o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from archport.contract import (
@@ -137,21 +138,29 @@ def archport_build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def is_embedding(checkpoint: CheckpointView) -> bool:
-    return "embedding" in checkpoint.name.lower() or (checkpoint.folder / "modules.json").exists()
+    """By its pipeline; a name counts only without one."""
+    if checkpoint.modules is not None:
+        return "Pooling" in checkpoint.modules
+    return "embedding" in checkpoint.label
 
 
 def is_reranker(checkpoint: CheckpointView) -> bool:
-    return "reranker" in checkpoint.name.lower()
+    """By its pipeline; a name counts only without one."""
+    if checkpoint.modules is not None:
+        return "LogitScore" in checkpoint.modules
+    return "reranker" in checkpoint.label
 
 
 @hookimpl
 def archport_head(checkpoint: CheckpointView) -> Head | None:
+    if checkpoint.modules is not None:
+        return None
     if is_reranker(checkpoint):
         yes, no = checkpoint.token_id("yes"), checkpoint.token_id("no")
         if yes is None or no is None:
             raise CheckpointError(f"{checkpoint.name}: the tokenizer has no token for 'yes' or for 'no'")
         return YesNoHead(yes, no, source="the Qwen3-VL-Reranker model card")
-    if not is_embedding(checkpoint) or (checkpoint.folder / "modules.json").exists():
+    if not is_embedding(checkpoint):
         return None
     return EmbeddingHead(pooling=("last",), normalize=True, source="the Qwen3-VL-Embedding model card")
 
@@ -170,15 +179,12 @@ def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
         video_settings(checkpoint),
         embeds=embeds or ranks,
     )
-    stored = checkpoint.json("config_sentence_transformers.json") or {}
-    prompts = stored.get("prompts") or {}
     # A prompt is the instruction, which stands in the system's text.
-    return TextInputs(
-        prompts=prompts,
-        query_prompt="query" if "query" in prompts else None,
-        document_prompt="document" if "document" in prompts else None,
-        default_prompt=stored.get("default_prompt_name"),
-        max_tokens=min(most, spec.max_positions) if most else None,
+    stored = checkpoint.stored_inputs()
+    limit = stored.max_tokens if checkpoint.modules is not None and stored.max_tokens else most
+    return replace(
+        stored,
+        max_tokens=min(limit, spec.max_positions) if limit else None,
         reader=Qwen3VLReader(settings, embeds=embeds or ranks),
     )
 

@@ -10,6 +10,7 @@ from archport.contract import (
     ArchSpec,
     AttentionLayer,
     CheckpointView,
+    ClassificationHead,
     ConfigKeys,
     Example,
     Head,
@@ -86,13 +87,18 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    # Some tokenizers are told not to tell the texts of a pair apart, and their models never learnt to.
+    named_inputs = (checkpoint.json("tokenizer_config.json") or {}).get("model_input_names")
+    typed = named_inputs is None or "token_type_ids" in named_inputs
     if "classify" in spec.tasks:
-        # Some tokenizers are told not to tell the texts of a pair apart, and their models never learnt to.
-        named_inputs = (checkpoint.json("tokenizer_config.json") or {}).get("model_input_names")
-        return classification(checkpoint, "cls", token_types=named_inputs is None or "token_type_ids" in named_inputs)
+        return classification(checkpoint, "cls", token_types=typed)
     if named(checkpoint.config, ("HF_ColBERT",)):
         return stanford_colbert(checkpoint, spec.hidden_size)
-    return pylate(checkpoint)
+    late = pylate(checkpoint)
+    if late is not None:
+        return late
+    stored = checkpoint.stored_head()
+    return replace(stored, token_types=typed) if isinstance(stored, ClassificationHead) else None
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:

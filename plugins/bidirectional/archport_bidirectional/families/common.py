@@ -16,22 +16,21 @@ def named(config: Mapping[str, Any], names: Collection[str]) -> str | None:
 
 def has_pipeline(checkpoint: CheckpointView) -> bool:
     """Whether the checkpoint says itself how rows become vectors."""
-    return (checkpoint.folder / "modules.json").exists()
+    return checkpoint.modules is not None
 
 
 def prompted(checkpoint: CheckpointView, known: Mapping[str, str], *, query: str, document: str) -> TextInputs:
-    """The checkpoint's own inputs with a family's published prompts behind those that it stores.
+    """The checkpoint's own inputs, with the prompts of its model card where no file of it could hold any.
 
     Args:
         known: name -> text.
         query, document: names in `known` for the two roles.
     """
     stored = checkpoint.stored_inputs()
+    if has_pipeline(checkpoint) and checkpoint.json("config_sentence_transformers.json") is not None:
+        return stored
     return replace(
-        stored,
-        prompts={**known, **stored.prompts},
-        query_prompt=stored.query_prompt or query,
-        document_prompt=stored.document_prompt or document,
+        stored, prompts=known, query_prompt=query, document_prompt=document, source="prompts of the model card"
     )
 
 

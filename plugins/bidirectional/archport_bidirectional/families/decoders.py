@@ -128,7 +128,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
         temperature = checkpoint.config.get("temperature") or 1.0
         return classification(checkpoint, config_pooling(checkpoint), temperature=temperature)
     if spec.arch == LLAMA:
-        if has_pipeline(checkpoint):
+        if has_pipeline(checkpoint) or not _is_nvidias(checkpoint):
             return None
         return EmbeddingHead((config_pooling(checkpoint),), normalize=True, source="pooling of the config, unit length")
     shape = checkpoint.tensor_shape("linear.weight")
@@ -136,6 +136,8 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
         return None
     default = EmbeddingHead(("mean",), normalize=True, source="the model card: linear per token, mean, unit length")
     stored = checkpoint.stored_head() if has_pipeline(checkpoint) else default
+    if not isinstance(stored, EmbeddingHead):
+        raise SpecError(f"{spec.arch}: linear.weight projects tokens, and the pipeline makes no vectors of them")
     if any(mode not in LINEAR for mode in stored.pooling) or len(stored.pooling) > 1 or stored.dense:
         raise SpecError(
             f"{spec.arch}: the projection of every token, linear.weight, is applied behind pooling, which is the same "
@@ -148,15 +150,21 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     return replace(stored, dense=(projection,))
 
 
+def _is_nvidias(checkpoint: CheckpointView) -> bool:
+    """Whether the config is that of llama_bidirec, whose own code pools, and scales to unit length."""
+    config = checkpoint.config
+    return bool(config.get("pooling")) or named(config, ("LlamaBidirectionalModel",)) is not None
+
+
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
     if "classify" in spec.tasks:
         start = (checkpoint.json("tokenizer_config.json") or {}).get("bos_token") or ""
         start = start.get("content", "") if isinstance(start, dict) else start
         return replace(checkpoint.stored_inputs(), pair=PairText(prefix=start, body=RERANK_BODY, suffix=""))
-    if spec.arch == LLAMA:
+    if spec.arch == LLAMA and _is_nvidias(checkpoint) and not has_pipeline(checkpoint):
         known = {"query": "query: ", "passage": "passage: "}
         return prompted(checkpoint, known, query="query", document="passage")
-    if "voyage" in checkpoint.name.lower():
+    if checkpoint.label.startswith("voyage-4-nano"):
         return prompted(checkpoint, VOYAGE_PROMPTS, query="query", document="document")
     return None
 

@@ -112,7 +112,9 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
     stored = checkpoint.tensor_shape("dense.0.weight"), checkpoint.tensor_shape("dense.1.weight")
     folders = any((checkpoint.folder / f"{at}_Dense").is_dir() for at in (1, 2, 3))
     if stored[0] is None or stored[1] is None:
-        return None if has_pipeline(checkpoint) else EmbeddingHead(("mean",), normalize=True, source="the model card")
+        if has_pipeline(checkpoint) or "embeddinggemma" not in checkpoint.label:
+            return None
+        return EmbeddingHead(("mean",), normalize=True, source="the model card")
     if has_pipeline(checkpoint) and folders:
         return None
     # Some conversions keep the two matrices among the main weights and drop their folders.
@@ -129,6 +131,8 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    if "embeddinggemma" not in checkpoint.label or has_pipeline(checkpoint):
+        return None
     return prompted(checkpoint, PROMPTS, query="query", document="document")
 
 

@@ -114,15 +114,14 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
         return classification(checkpoint, stated)
     if has_pipeline(checkpoint):
         return pylate(checkpoint)
-    name = checkpoint.name.lower()
-    if "gte-modernbert" in name or "granite-embedding" in name:
+    if checkpoint.label.startswith(("gte-modernbert", "granite-embedding")):
         return EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
     return None
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    # The card asks for these words; the repository's pipeline file does not hold them.
-    if "nomic" in checkpoint.name.lower():
+    # The card asks for these words.
+    if checkpoint.label.startswith("modernbert-embed"):
         known = {"query": "search_query: ", "document": "search_document: "}
         known |= {"classification": "classification: ", "clustering": "clustering: "}
         return prompted(checkpoint, known, query="query", document="document")

@@ -19,7 +19,7 @@ from archport.contract import (
     Trunk,
     VisionTower,
 )
-from archport_bidirectional.families.common import has_pipeline, named
+from archport_bidirectional.families.common import has_pipeline, named, prompted
 from archport_bidirectional.families.decoders import config_pooling, decoder_spec
 from archport_bidirectional.families.siglip import VISION
 
@@ -90,14 +90,8 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
     from archport_bidirectional.nemotron_reader import NemotronReader
 
-    stored = checkpoint.stored_inputs()
-    return replace(
-        stored,
-        prompts={**PROMPTS, **stored.prompts},
-        query_prompt=stored.query_prompt or "query",
-        document_prompt=stored.document_prompt or "passage",
-        reader=NemotronReader(settings(checkpoint)),
-    )
+    stored = prompted(checkpoint, PROMPTS, query="query", document="passage")
+    return replace(stored, reader=NemotronReader(settings(checkpoint)))
 
 
 def settings(checkpoint: CheckpointView) -> Settings:

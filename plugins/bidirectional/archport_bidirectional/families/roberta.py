@@ -80,15 +80,14 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
         return classification(checkpoint, "cls")
     if has_pipeline(checkpoint):
         return pylate(checkpoint)
-    name = checkpoint.name.lower()
-    if "bge-m3" in name or "arctic-embed" in name:
+    if checkpoint.label.startswith(("bge-m3", "snowflake-arctic-embed")):
         return EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
     return None
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    # The card asks for these words; the repository's pipeline file does not hold them.
-    if "multilingual-e5" in checkpoint.name.lower() and "instruct" not in checkpoint.name.lower():
+    # The card asks for these words; the repository has no file for prompts.
+    if checkpoint.label.startswith("multilingual-e5") and "instruct" not in checkpoint.label:
         known = {"query": "query: ", "passage": "passage: "}
         return prompted(checkpoint, known, query="query", document="passage")
     return pylate_inputs(spec, checkpoint)

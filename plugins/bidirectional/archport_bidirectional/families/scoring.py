@@ -22,8 +22,6 @@ from archport.contract import (
 )
 from archport_bidirectional.families.common import labels
 
-# Dotted names of torch, by their last part.
-_ACTIVATIONS: Mapping[str, ScoreActivation] = {"Sigmoid": "sigmoid", "Identity": "identity", "Softmax": "softmax"}
 # What Stanford's code takes where its file is missing.
 _QUERY_TOKENS = 32
 
@@ -44,19 +42,11 @@ def classification(
         activation = "sigmoid"
     elif problem == "regression":
         activation = "identity"
-    stated = (config.get("sentence_transformers") or {}).get("activation_fn")
-    stated = stated or config.get("sbert_ce_default_activation_function")
-    ranks_by: ScoreActivation = "sigmoid"
-    if stated is not None:
-        name = str(stated).rsplit(".", 1)[-1]
-        if name not in _ACTIVATIONS:
-            raise SpecError(f"the config names {stated!r} for scores of pairs; expected {', '.join(_ACTIVATIONS)}")
-        ranks_by = _ACTIVATIONS[name]
     return ClassificationHead(
         names,
         pooling,
         activation,
-        ranks_by,
+        checkpoint.score_activation(len(names)),
         temperature=temperature,
         token_types=token_types,
         source="architectures and id2label of the config",
@@ -146,6 +136,9 @@ def pylate_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | No
         prompts={"query": "", "document": "", **stored.prompts},
         query_prompt=stored.query_prompt or "query",
         document_prompt=stored.document_prompt or "document",
+        # The head has them.
+        query_tokens=None,
+        document_tokens=None,
         max_tokens=min(longest, spec.max_positions) or None,
     )
 

@@ -1,0 +1,341 @@
+"""Tokenizer classes that transformers 5 makes anew, whatever tokenizer.json says: which class reads a checkpoint, and
+how it is put together from vocabulary, settings and special tokens.
+
+A class with a constructor of its own takes vocabulary and merges from tokenizer.json, and some its post-processor;
+normaliser, splitting and decoder are the class's, by the keys of tokenizer_config.json. All other classes are
+tokenizer.json as it is. Knows no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from archport.contract.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+GENERIC = "TokenizersBackend"
+_GENERIC_NAMES = frozenset({GENERIC, "PythonBackend", "PreTrainedTokenizer", "PreTrainedTokenizerFast"})
+# The class that a type of model is read with where its files name none.
+_BY_MODEL: Mapping[str, tuple[str, ...]] = {
+    "BertTokenizer": (
+        *(
+            "align",
+            "bark",
+            "bert",
+            "blip",
+            "bros",
+            "chinese_clip",
+            "convbert",
+            "distilbert",
+            "electra",
+            "ernie",
+            "flava",
+        ),
+        *(
+            "git",
+            "grounding-dino",
+            "layoutlm",
+            "megatron-bert",
+            "mm-grounding-dino",
+            "nomic_bert",
+            "squeezebert",
+            "tvp",
+        ),
+        *("vilt", "visual_bert"),
+    ),
+    "RobertaTokenizer": (
+        *("bart", "bridgetower", "clap", "data2vec-text", "ibert", "lilt", "longformer", "mra", "roberta"),
+        "roberta-prelayernorm",
+    ),
+    "XLMRobertaTokenizer": ("gte", "jina_embeddings_v3", "metaclip_2", "trocr", "xlm-roberta", "xmod"),
+    "GemmaTokenizer": (
+        *("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "recurrent_gemma", "shieldgemma2"),
+        "t5gemma",
+    ),
+    "Qwen2Tokenizer": (
+        *("audioflamingo3", "colqwen2", "internvl", "ovis2", "qwen2", "qwen2_5_omni", "qwen2_5_vl", "qwen2_audio"),
+        *("qwen2_moe", "qwen2_vl", "qwen3", "qwen3_asr", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_vl"),
+        "qwen3_vl_moe",
+    ),
+    "Qwen3_5Tokenizer": ("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text"),
+    GENERIC: (
+        *(
+            "flex_olmo",
+            "glm",
+            "glm4",
+            "glm4_moe",
+            "granite",
+            "granitemoe",
+            "granitemoehybrid",
+            "kosmos-2",
+            "modernbert",
+        ),
+        *("modernbert-decoder", "nystromformer", "olmo2", "olmo3", "persimmon", "phi3", "stablelm", "umt5", "arctic"),
+        *(
+            "xlm-roberta-xl",
+            "nemotron",
+            "jamba",
+            "llava",
+            "llava_next",
+            "minicpm3",
+            "minimax_m2",
+            "internlm2",
+            "phimoe",
+        ),
+        *("ernie4_5", "ernie4_5_moe", "vipllava", "smolvlm", "step3_vl", "internlm3"),
+    ),
+}
+# Their published files name a class that is not the one their tokenizer was made with.
+_MISNAMED = frozenset({*_BY_MODEL[GENERIC], "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip2"})
+
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Marks belong to the letters before them.
+_QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+Named = Mapping[str, str | None]
+
+
+def is_generic(stated: str | None) -> bool:
+    """Whether a stated class is one that tokenizer.json speaks for."""
+    return stated in _GENERIC_NAMES
+
+
+def class_name(stated: str | None, model_type: str | None, *, remote: bool, byte_level: bool) -> str:
+    """The name of the class that reads a checkpoint, without "Fast".
+
+    Args:
+        stated: `tokenizer_class` of tokenizer_config.json, else of config.json.
+        remote: whether the files name code of their own; it is never run, but the class they state is then kept.
+        byte_level: whether tokenizer.json works on bytes.
+    """
+    registered = next((name for name, types in _BY_MODEL.items() if model_type in types), None)
+    stated = stated.removesuffix("Fast") if stated else None
+    if stated is None:
+        return registered or GENERIC
+    misnamed = model_type in _MISNAMED
+    if not remote:
+        if stated == "LlamaTokenizer" and byte_level and not misnamed:
+            return GENERIC
+        if registered is not None and registered != stated:
+            stated = registered if misnamed else stated
+            return GENERIC if registered == GENERIC or stated in _GENERIC_NAMES else stated
+    return GENERIC if stated in _GENERIC_NAMES else stated
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one class is put together.
+
+    Args:
+        model: the kind of vocabulary that it takes from tokenizer.json.
+        defaults: its special tokens where no file says otherwise; None for none.
+        build: (tokenizer with nothing but its vocabulary, settings, special tokens, tokenizer.json's normalisers).
+        close: sets the post-processor behind the special tokens' joining; None keeps that of tokenizer.json.
+        marks: whether its special tokens lose the flags that files gave them.
+    """
+
+    model: str
+    defaults: Named
+    build: Callable[[Tokenizer, Mapping[str, Any], Named, list[Any]], None]
+    close: Callable[[Tokenizer, Mapping[str, Any], Named], None] | None = None
+    marks: bool = False
+
+
+def _bert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    model: Any = tokenizer.model
+    model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word = (
+        str(named["unk_token"]),
+        "##",
+        100,
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=_flag(settings, "tokenize_chinese_chars", True),
+        strip_accents=_maybe(settings, "strip_accents"),
+        lowercase=_flag(settings, "do_lower_case", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+
+
+def _close_bert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
+    from tokenizers import processors
+
+    cls, sep = _required(named, "cls_token"), _required(named, "sep_token")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[f"{cls}:0", "$A:0", f"{sep}:0"],
+        pair=[f"{cls}:0", "$A:0", f"{sep}:0", "$B:1", f"{sep}:1"],
+        special_tokens=[(cls, _id(tokenizer, cls)), (sep, _id(tokenizer, sep))],
+    )
+
+
+def _byte_level(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
+    from tokenizers import decoders, pre_tokenizers
+
+    _plain_bpe(tokenizer)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_flag(settings, "add_prefix_space", False))
+    tokenizer.decoder = decoders.ByteLevel()
+
+
+def _close_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
+    from tokenizers import processors
+
+    cls, sep = _required(named, "cls_token"), _required(named, "sep_token")
+    prefix = _flag(settings, "add_prefix_space", False)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (sep, _id(tokenizer, sep)), (cls, _id(tokenizer, cls)), _flag(settings, "trim_offsets", True), prefix
+    )
+
+
+def _xlm_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    mapped = [each for each in normalisers if isinstance(each, normalizers.Precompiled)]
+    if mapped:
+        tokenizer.normalizer = mapped[0]
+    # Here null means no.
+    scheme = "always" if settings.get("add_prefix_space", True) else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
+    )
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
+
+
+def _close_xlm_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
+    from tokenizers import processors
+
+    bos, eos = _required(named, "bos_token"), _required(named, "eos_token")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A", eos],
+        pair=[bos, "$A", eos, eos, "$B", eos],
+        special_tokens=[(bos, _id(tokenizer, bos)), (eos, _id(tokenizer, eos))],
+    )
+
+
+def _gemma(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    _plain_bpe(tokenizer, unk=str(named["unk_token"]), fuse=True, bytes_too=True)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+
+
+def _llama(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
+    from tokenizers import decoders, pre_tokenizers
+
+    _plain_bpe(tokenizer, fuse=True, bytes_too=True)
+    prefix = _flag(settings, "add_prefix_space", True)
+    scheme = "never" if not prefix else "always" if _flag(settings, "legacy", False) else "first"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+
+
+def _qwen(pattern: str) -> Callable[[Tokenizer, Mapping[str, Any], Named, list[Any]], None]:
+    def build(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
+        from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+        _plain_bpe(tokenizer)
+        prefix = _flag(settings, "add_prefix_space", False)
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(pattern), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False),
+            ]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+
+    return build
+
+
+def _plain_bpe(tokenizer: Tokenizer, *, unk: str | None = None, fuse: bool = False, bytes_too: bool = False) -> None:
+    """Set the switches of a BPE vocabulary; those that the class does not name are off."""
+    model: Any = tokenizer.model
+    model.dropout, model.unk_token, model.fuse_unk, model.byte_fallback = None, unk, fuse, bytes_too
+    model.ignore_merges = False
+
+
+def _flag(settings: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = settings.get(key, default)
+    value = default if value is None else value
+    if not isinstance(value, bool):
+        raise CheckpointError(f"tokenizer_config.json: {key}={value!r}; expected true or false.")
+    return value
+
+
+def _maybe(settings: Mapping[str, Any], key: str) -> bool | None:
+    return None if settings.get(key) is None else _flag(settings, key, False)
+
+
+def _required(named: Named, key: str) -> str:
+    found = named[key]
+    if found is None:
+        raise CheckpointError(
+            f"tokenizer_config.json: {key} is null, and this class of tokenizer puts it around texts."
+        )
+    return found
+
+
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    assert found is not None, "a named token has joined the vocabulary"
+    return found
+
+
+_BERT_TOKENS: Named = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+_ROBERTA_TOKENS: Named = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+_END = "<|endoftext|>"
+_QWEN_TOKENS: Named = {"bos_token": None, "eos_token": _END, "unk_token": _END, "pad_token": _END}
+_BERT = Recipe("WordPiece", _BERT_TOKENS, _bert, _close_bert)
+
+RECIPES: Mapping[str, Recipe] = {
+    "BertTokenizer": _BERT,
+    "DistilBertTokenizer": _BERT,
+    "RobertaTokenizer": Recipe("BPE", _ROBERTA_TOKENS, _byte_level, _close_roberta),
+    "XLMRobertaTokenizer": Recipe("Unigram", _ROBERTA_TOKENS, _xlm_roberta, _close_xlm_roberta),
+    "GemmaTokenizer": Recipe(
+        "BPE",
+        {
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "unk_token": "<unk>",
+            "pad_token": "<pad>",
+            "mask_token": "<mask>",
+        },
+        _gemma,
+    ),
+    "LlamaTokenizer": Recipe(
+        "BPE",
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+        _llama,
+    ),
+    "Qwen2Tokenizer": Recipe("BPE", _QWEN_TOKENS, _qwen(_QWEN2), marks=True),
+    "Qwen3_5Tokenizer": Recipe("BPE", _QWEN_TOKENS, _qwen(_QWEN35)),
+}

@@ -265,7 +265,6 @@ LIARS = [
         "the hook answers",
         also={
             "policy_hooks_answer_legally": "the same hook answers differently when asked again",
-            "deterministic": "the same request is planned with another wish",
         },
     ),
     Liar(

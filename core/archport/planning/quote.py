@@ -116,8 +116,9 @@ def quote(job: Job, batch: Batch, schedule: Schedule, *, every_step: bool = Fals
     if job.mode == "generate" and job.new_tokens != 0:
         # Tokens are drawn when the prompts are read.
         more, array = _decoding(job, batch, kv, components)
-        components["logits"] += more
-        components["margin"] += int(MARGIN * more)
+        if more:
+            components["decoding"] = more
+            components["margin"] += int(MARGIN * more)
         buffer = max(buffer, array, key=lambda each: each.bytes)
     elif job.readout is not None:
         # A head reads the hidden states when the layers are done.

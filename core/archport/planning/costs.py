@@ -49,7 +49,7 @@ POINTWISE_BANDWIDTH = 0.4
 # Scratch of matrix products and constants that no formula counts.
 WORKSPACE: dict[DeviceKind, int] = {"cuda": 32 * MIB, "metal": 0, "cpu": 0}
 
-# Elements below which an activation is MLX's own also where the host's functions are there.
+# Elements below which an activation or a convolution is MLX's own also where the host's functions are there.
 HOST_ELEMENTS = 1 << 12
 
 # MLX queues at most this many command buffers (tasks) before it waits, whatever the graph holds.
@@ -162,7 +162,8 @@ class TokenBytes:
     Args:
         lazy: bytes of all temporaries when the layer runs in one stretch.
         unfused: the same when attention materialises its scores.
-        documents: the same when attention runs document by document, and some documents wait for what follows.
+        documents: the same when attention runs document by document, without evaluating anything.
+        mixed: the same when some documents evaluate what is before them, and others wait for what follows.
         split: bytes in flight when attention evaluates the graph in its middle, so that only one half is.
         held: of those, what is there while such an attention runs.
         carried: bytes that attention reads and what follows it adds to: q, k, v and the residual.
@@ -170,13 +171,14 @@ class TokenBytes:
         part: bytes of the heavier of its projections and its MLP.
         widest: bytes of the largest of them.
         widest_name: what that is.
-        fewest: tokens of a step from which on the activation is computed on the host, which evaluates what is before
-            it. With fewer the whole layer is one stretch, whatever its attention does.
+        fewest: tokens of a step from which on the activation, or a recurrence's convolution, is computed on the host,
+            which evaluates what is before it. With fewer the layer is one stretch, whatever its attention does.
     """
 
     lazy: int
     unfused: int
     documents: int
+    mixed: int
     split: int
     held: int
     carried: int
@@ -204,7 +206,10 @@ def token_bytes(
     if isinstance(layer, RecurrentLayer):
         channels, value = recurrent_widths(layer)
         lazy, split, held = recurrent_bytes(layer, D, inner, s, kind)
-        unfused = documents = lazy
+        unfused = documents = mixed = lazy
+        if host and layer.heads is not None:
+            unfused = (10 * D + 4 * channels + 8 * value) * s + inner
+            fewest = -(-HOST_ELEMENTS // channels)
         carried, output, part = D * s, value * s, max(lazy - inner, inner + 3 * D * s)
         mixer_widths = {"the recurrence's fp32 heads": value * 4, "the convolution's channels": channels * s}
     else:
@@ -237,6 +242,7 @@ def token_bytes(
             # An expert at a time: their answers and the sorted ones coexist. Over seven shapes 0 to 15 % above MLX.
             more = (q + out + k + v + moe.per_token * D // 2) * s
             lazy, unfused, documents, split = (each + more for each in (lazy, unfused, documents, split))
+        mixed = documents
         if host:
             attention, whole = _host_floats(spec, layer, moe)
             lazy = split = whole * s
@@ -247,6 +253,9 @@ def token_bytes(
             before = 0 if moe else (2 if modern else 1) * spec.intermediate_size
             waiting = attention + out + (2 if modern else 1) * D + before - (q + k if spec.qk_norm else 0)
             documents = max(whole, waiting) * s
+            # Evaluated once, q, k and v have left nothing behind but the product that v lies in.
+            waiting = 3 * D + 2 * (q + k + out) + v + before
+            mixed = max(whole, waiting) * s
             fewest = 0 if moe else -(-HOST_ELEMENTS // spec.intermediate_size)
         elif kind == "cpu" and not experts:
             # Heads far wider than the model were not among the fitted shapes; their halves weigh at least this.
@@ -265,6 +274,7 @@ def token_bytes(
         lazy=lazy,
         unfused=unfused,
         documents=documents,
+        mixed=max(mixed, split) if host else documents,
         split=split,
         held=held,
         carried=carried,

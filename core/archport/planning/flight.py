@@ -19,7 +19,11 @@ from archport.planning.costs import (
 )
 from archport.planning.job import Job, LayerClass
 
-Manner = Literal["lazy", "unfused", "documents", "split"]
+# Of a graph that nothing evaluates in between: MLX stops the host a hundred dispatches ahead, and a layer takes some
+# fifty.
+CPU_LAYERS = 4
+
+Manner = Literal["lazy", "unfused", "documents", "mixed", "split"]
 
 
 def layer_seconds(job: Job, tokens: int) -> float:
@@ -44,6 +48,12 @@ def layers_in_flight(job: Job, tokens: int, eval_every_layers: int, in_flight: i
     width = min(eval_every_layers * in_flight, len(job.layer_classes))
     host_bound = job.device.kind != "cpu" and layer_seconds(job, tokens) < BUSY_SECONDS
     return min(width, max(1, HOST_BOUND_LAYERS * in_flight // 2)) if host_bound else width
+
+
+def decoding_layers(job: Job, rows: int) -> int:
+    """Layers of one decoded token per row whose temporaries may coexist: their graph is evaluated as one."""
+    most = len(job.layer_classes)
+    return min(most, CPU_LAYERS) if job.device.kind == "cpu" else layers_in_flight(job, rows, most, 2, split=False)
 
 
 def in_flight(
@@ -112,16 +122,21 @@ def _held(each: LayerClass, manner: Manner, tokens: int) -> int:
     token = each.token
     if tokens < token.fewest:
         return max(token.unfused, token.split)
-    return {"lazy": token.lazy, "unfused": token.unfused, "documents": token.documents, "split": token.split}[manner]
+    return {
+        "lazy": token.lazy,
+        "unfused": token.unfused,
+        "documents": token.documents,
+        "mixed": token.mixed,
+        "split": token.split,
+    }[manner]
 
 
 def _manner(path: AttentionPath | RecurrentPath) -> tuple[Manner, int]:
     """(how a layer's temporaries coexist with its attention, the scratch of that)."""
     price = path.price
-    if any(not part.price.evaluations for part in price.parts):
-        return "documents", price.transient
     if price.evaluations:
-        return "split", price.transient
+        waits = any(not part.price.evaluations for part in price.parts)
+        return "mixed" if waits else "split", price.transient
     return "documents" if price.parts else "unfused" if price.route == "composite" else "lazy", price.transient
 
 

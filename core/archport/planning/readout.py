@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Arrays of a vocabulary's logits while the likeliest token is taken: those of this step and of the next, which is
+# started before this one is looked at, each with what it is cut out of, and whether they are finite.
+GREEDY_LOGITS = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Readout:

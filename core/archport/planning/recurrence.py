@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from archport.contract import DeltaHeads, DeviceFacts, DType, Price, RecurrentLayer, RecurrentPath
 from archport.contract.recurrence import RecurrentForm
-from archport.planning.costs import rate
+from archport.planning.costs import HOST_ELEMENTS, rate
 
 # Tokens per chunk of the chunked form: small products stay in a CPU's cache, a GPU wants them larger.
 CHUNK = {"cpu": 32, "cuda": 64, "metal": 64}
@@ -40,7 +40,8 @@ def choose_form(layer: RecurrentLayer, device: DeviceFacts, *, B: int, tokens: i
     against |= {each: f"{form} is faster" for each in order if each != form and each not in against}
     chunk = min(CHUNK[device.kind], tokens) if form == "chunked" else 0
     price = _price(form, heads, device, B, tokens, chunk)
-    if device.kind == "cpu" and dtype == "float32":
+    small = device.vector_threads > 0 and B * tokens * heads.channels < HOST_ELEMENTS
+    if device.kind == "cpu" and dtype == "float32" and not small:
         # What is before the rule was evaluated by the convolution, which runs on the host.
         price = replace(price, evaluations=1)
     return RecurrentPath(form, chunk, price, tuple(against.items()))

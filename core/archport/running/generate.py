@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from archport.contract import CausalLM, ContextLengthExceeded, Measured, NonFiniteOutput, Reader
+from archport.planning import Readout
 from archport.running.decode import Decoding
 from archport.running.detokeniser import special_tokens
 from archport.running.encode import Encoder
@@ -139,7 +140,7 @@ class Generator:
         most = self._most(rows, request)
         draft = PrefixDraft(self.prefixes) if self.prefixes.limit else None
         visual = of_prompts(measured, self.reader)
-        read = prefill(self.encoder, rows, request.max_tokens, draft, visual)
+        read = prefill(self.encoder, rows, request.max_tokens, draft, visual, self._readout(request))
         keys = rows if visual is None else visual.keys
         special = frozenset[str]() if whole else special_tokens(self.tokenizer)
         live = [
@@ -148,6 +149,11 @@ class Generator:
         ]
         pieces = self._decode(live, read, request, draft, None if visual is None else visual.next_positions)
         return read.watch.decoding(pieces)
+
+    def _readout(self, request: GenerateRequest) -> Readout:
+        """What drawing a token of one row holds."""
+        entry = request.sampling.logits(_dtype(self.encoder.plan.dtype or "float32").size, bool(request.logprobs))
+        return Readout("the logits", "logits", -(-entry // 4), fixed=4 * self.encoder.spec.vocab_size)
 
     def _most(self, rows: Sequence[np.ndarray], request: GenerateRequest) -> list[int]:
         """Tokens that each row may be given: what was asked for, or the rest of its own context.

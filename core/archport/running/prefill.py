@@ -14,7 +14,7 @@ import numpy as np
 
 from archport.contract import AdmissionRefused
 from archport.memory import Caches, KVCache, Snapshot, put, put_rows, snapshot_bytes, take
-from archport.planning import Plan
+from archport.planning import Plan, Readout
 from archport.running.context import Stretches
 from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder
@@ -50,6 +50,7 @@ def prefill(
     new_tokens: int | None,
     draft: PrefixDraft | None,
     visual: VisualPrompts | None = None,
+    readout: Readout | None = None,
 ) -> Prefilled:
     """Read prompts, from where an earlier call with the same beginning left off.
 
@@ -57,6 +58,7 @@ def prefill(
         new_tokens: tokens to reserve per row; None when unknown.
         draft: what this run is going to leave behind what earlier ones left; None finds and leaves nothing.
         visual: the same prompts with their pictures; None without any.
+        readout: what drawing a token of one row holds; None for the likeliest alone.
 
     Raises:
         AdmissionRefused: when prompts and tokens to come do not fit.
@@ -71,11 +73,11 @@ def prefill(
     first = found.tokens if found is not None else 0
     visual = None if visual is None else visual.behind(first)
     images = () if visual is None else visual.images
-    plan = _plan(encoder, [len(row) - first for row in rows], first, new_tokens, prefixes, images)
+    plan = _plan(encoder, [len(row) - first for row in rows], first, new_tokens, prefixes, images, readout)
     plan = with_host_bytes(plan, () if visual is None else visual.measured, encoder.spec.vision)
     (batch,) = plan.batches
     rest = [row[first:] for row in rows]
-    with verified(plan, held=(lambda: 0) if draft is None else lambda: draft.bytes) as watch:
+    with verified(plan, held=draft) as watch:
         caches = batch_caches(encoder.spec, plan, batch)
         assert caches is not None
         if _forgets(caches) and len({len(row) for row in rest}) > 1 and (len(batch.steps) > 1 or first):
@@ -132,9 +134,12 @@ def _plan(
     new_tokens: int | None,
     prefixes: PrefixCache | None,
     images: Sequence[Sequence[int]],
+    readout: Readout | None,
 ) -> Plan:
     held = prefixes.limit if prefixes is not None else 0
-    options: dict[str, Any] = {"cached": cached, "new_tokens": new_tokens, "mode": "generate", "images": images}
+    options: dict[str, Any] = {
+        "cached": cached, "new_tokens": new_tokens, "mode": "generate", "images": images, "readout": readout
+    }  # fmt: skip
     try:
         return encoder.plan(lengths, **options, resident=held)
     except AdmissionRefused:

@@ -86,10 +86,14 @@ class PrefixDraft:
 
     Args:
         cache: where `keep` puts it; draft and cache together hold at most the cache's limit.
+
+    Attributes:
+        most: bytes that both held at most.
     """
 
     cache: PrefixCache
     _entries: list[Entry] = field(default_factory=list["Entry"], repr=False)
+    most: int = field(default=0, init=False)
 
     @property
     def bytes(self) -> int:
@@ -108,6 +112,7 @@ class PrefixDraft:
         """Remember these tokens once the run has ended well; a snapshot that holds NaN or infinity never."""
         if snapshot.finite:
             self._entries.append((ids, snapshot))
+            self.most = max(self.most, self.bytes)
 
     def keep(self) -> None:
         """The run has ended well: leave everything to later calls."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import mlx.core as mx
 
@@ -76,16 +76,37 @@ class MemoryReading:
         )
 
 
+class Held(Protocol):
+    """What outlives a request, such as a prefix cache: its bytes now, and at most while the request ran."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def most(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """So many bytes, all the while."""
+
+    bytes: int = 0
+
+    @property
+    def most(self) -> int:
+        return self.bytes
+
+
 class Watch:
     """Measures the batches of a plan while it runs; does nothing unless the variable is set.
 
     Args:
         plan: of the request.
         limit: bytes that the pool may hold.
-        held: says how many bytes there are of what the plan counts as resident.
+        held: of what the plan counts as resident.
     """
 
-    def __init__(self, plan: Plan, limit: int, held: Callable[[], int]) -> None:
+    def __init__(self, plan: Plan, limit: int, held: Held) -> None:
         self._plan, self._on, self._held, self._others, self._peak = plan, verifying(), held, 0, 0
         # A larger request of a little while ago may have left its buffers.
         self._limit = max(limit, plan.pool)
@@ -94,7 +115,7 @@ class Watch:
             mx.clear_cache()
             mx.reset_peak_memory()
             # Other models of this process are not part of the plan.
-            self._others = max(0, mx.get_active_memory() - plan.bytes["weights"] - held())
+            self._others = max(0, mx.get_active_memory() - plan.bytes["weights"] - held.bytes)
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -117,15 +138,14 @@ class Watch:
             with self.batch(batch):
                 yield batch
 
-    def prefilled(self, copied: int = 0) -> None:
+    def prefilled(self, copied: Held | None = None) -> None:
         """Note that the prompts are read, of a plan with one batch whose caches stay.
 
         Args:
-            copied: bytes of what the plan counts as resident that were made of them.
+            copied: what was made of them, where the plan counts that as resident.
         """
         self._take()
-        if copied:
-            self._held = lambda: copied
+        self._held = copied or self._held
         self._tell("prefill", self._plan.batches[0], _CACHES)
 
     def decoding(self, pieces: Generator[T, None, None]) -> Generator[T, None, None]:
@@ -164,9 +184,8 @@ class Watch:
         mx.eval(mx.zeros((2,)) + 1)
         mx.synchronize()
         left = mx.get_active_memory() - self._others
-        held = self._held()
-        resident = held + sum(batch.bytes.get(name, 0) for name in (*_KEPT, *more))
-        planned = batch.peak - batch.bytes.get("resident", 0) + held
+        resident = self._held.bytes + sum(batch.bytes.get(name, 0) for name in (*_KEPT, *more))
+        planned = batch.peak - batch.bytes.get("resident", 0) + max(self._held.bytes, self._held.most)
         kept = mx.get_cache_memory()
         peak, self._peak = self._peak, 0
         shape = batch.shape
@@ -174,12 +193,12 @@ class Watch:
 
 
 @contextmanager
-def verified(plan: Plan, held: Callable[[], int] = int) -> Iterator[Watch]:
+def verified(plan: Plan, held: Held | None = None) -> Iterator[Watch]:
     """Run a plan inside this block: MLX's pool keeps no more than it says, and a Mac keeps the model resident.
 
     Args:
-        held: says how many bytes there are of what the plan counts as resident; none when left out.
+        held: of what the plan counts as resident; nothing when left out.
     """
-    watch = Watch(plan, pool().hold(plan.pool, plan.room), held)
+    watch = Watch(plan, pool().hold(plan.pool, plan.room), held or Kept())
     with watch.limits():
         yield watch

@@ -25,7 +25,7 @@ from archport.running.planned import batch_caches, run_steps
 from archport.running.pool import activated
 from archport.running.rerank import RerankRequest, ScoreKind
 from archport.running.tokenise import check_vocabulary
-from archport.running.verify import verified
+from archport.running.verify import Kept, verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class YesNoScorer:
             difference[list(batch.rows)] = np.array(answers)
             request.scored(len(batch.rows))
 
-        with verified(plan, held=lambda: snapshot.bytes if snapshot else 0) as watch:
+        with verified(plan, held=Kept(snapshot.bytes) if snapshot else None) as watch:
             batches = watch.batches(plan.batches)
             run_ahead(batches, lambda batch: self._start(plan, batch, rows, snapshot, stretches), finish)
         return difference
@@ -109,7 +109,7 @@ class YesNoScorer:
             # Without what the row was padded with.
             caches.align([len(ids)])
             snapshot = take(caches)
-            watch.prefilled(snapshot.bytes)
+            watch.prefilled(Kept(snapshot.bytes))
             return snapshot
 
     def _start(

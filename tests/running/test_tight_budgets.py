@@ -114,9 +114,9 @@ def compare(count: int, seed: int) -> Counter[str]:
 
 
 def test_the_tightest_budget_gives_the_same_answers():
-    stepped = compare(14, 0)
+    stepped = compare(9, 0)
     assert stepped["generate"]
-    assert stepped.total() >= 4
+    assert stepped.total() >= 3
 
 
 @pytest.mark.truth

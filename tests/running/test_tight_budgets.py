@@ -106,7 +106,7 @@ def compare(count: int, seed: int) -> Counter[str]:
         # Few runs, too, are spread over all families.
         tiny = tinies()[5 * index % len(tinies())]
         generates = "generate" in tiny.spec.tasks and index % 2
-        way = "generate" if generates else WAYS[rng.randrange(len(WAYS))]
+        way = "generate" if generates else WAYS[index // 2 % len(WAYS)]
         steps, wrong = run(rng, tiny, way)
         assert not wrong, f"{tiny.subject.plugin.label}, {tiny.example.name}, {way}: {wrong}"
         stepped[way] += steps > 1
@@ -114,15 +114,15 @@ def compare(count: int, seed: int) -> Counter[str]:
 
 
 def test_the_tightest_budget_gives_the_same_answers():
-    stepped = compare(14, 0)
+    stepped = compare(9, 0)
     assert stepped["generate"]
-    assert stepped.total() >= 4
+    assert stepped.total() >= 3
 
 
 @pytest.mark.truth
 def test_the_tightest_budget_gives_the_same_answers_200_times():
     stepped = compare(240, 1)
-    assert all(stepped[way] >= 3 for way in ("generate", *WAYS)), stepped
+    assert all(stepped[way] >= 2 for way in ("generate", *WAYS)), stepped
 
 
 @pytest.mark.parametrize("cached", [0, 20])

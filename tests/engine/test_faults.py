@@ -181,10 +181,11 @@ def fails(ask: Callable[[], object], site: Site, number: int) -> None:
 def left_of(threads: Iterable[threading.Thread]) -> list[str]:
     """Threads that have not ended a second later; the process keeps those for MKL, whose buffers belong to threads."""
     own = [each for each in threads if not each.name.startswith("archport_")]
-    for each in own:
-        # One that an interrupt caught while it was started ends by itself.
-        each.join(1)
-    return [each.name for each in own if each.is_alive()]
+    until = time.monotonic() + 1
+    # Not joined: one that an interrupt caught while it was started can't be, and ends by itself.
+    while any(each in threading.enumerate() for each in own) and time.monotonic() < until:
+        time.sleep(0.001)
+    return [each.name for each in own if each in threading.enumerate()]
 
 
 def check_faults(name: str, count: int, seed: int) -> int:

@@ -38,6 +38,11 @@ good, bad = [{"image": out.getvalue()}], [{"image": out.getvalue()[:3000]}]
 # The second window has two, so that they are decoded on threads.
 three, worse = good * 3, good * 2 + bad
 expected = {id(good): model.embed(good), id(three): model.embed(three)}
+# What was imported is left out of collections, and threads take turns often, so that there are many collections and
+# they do not keep the others from the interpreter.
+gc.collect()
+gc.freeze()
+sys.setswitchinterval(2e-4)
 before, wrong, ended = set(threading.enumerate()), [], threading.Event()
 
 def work(mine):

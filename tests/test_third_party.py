@@ -127,7 +127,7 @@ def test_explain_shows_the_backend_and_the_override_each_by_name(installed: Envi
     offered, pinned, chunks, _ = done.stdout.split("=====")
     assert "stream32" in offered
     assert "pinned" not in offered
-    assert "path     300 x 300: stream32" in pinned
+    assert "path     304 x 304: stream32" in pinned
     assert "pinned   archport_sdpa_backend of override archport_sdpa_demo.pinned: stream32" in pinned
     assert "prefilled in 5 chunks of 64" in chunks
     assert "archport_prefill_chunk of override small_chunks" in chunks

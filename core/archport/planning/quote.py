@@ -364,9 +364,8 @@ def _readout(job: Job, readout: Readout, tokens: int, components: dict[str, int]
 def _decoding(job: Job, batch: Batch, components: dict[str, int]) -> tuple[int, Buffer]:
     """What a step of decoding needs beyond what the prompts needed, and its largest array."""
     rows = len(batch.lengths)
-    readout = job.readout or Readout(
-        "the logits", "logits", GREEDY_LOGITS, fixed=itemsize(job.dtype) * job.spec.vocab_size
-    )
+    head = itemsize(job.dtype) * job.spec.vocab_size
+    readout = job.readout or Readout("the logits", "logits", GREEDY_LOGITS, fixed=head)
     step = decode_step(job, batch)
     assert step is not None
     layers = sum(in_flight(job, rows, decoding_layers(job, rows), split=False, paths=step.paths))

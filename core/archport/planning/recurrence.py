@@ -40,8 +40,8 @@ def choose_form(layer: RecurrentLayer, device: DeviceFacts, *, B: int, tokens: i
     against |= {each: f"{form} is faster" for each in order if each != form and each not in against}
     chunk = min(CHUNK[device.kind], tokens) if form == "chunked" else 0
     price = _price(form, heads, device, B, tokens, chunk)
-    if form == "chunked" and dtype != "float32":
-        # q, k and v in float32.
+    if form == "chunked" and dtype != "float32" and tokens <= SPAN:
+        # q, k and v in float32: of longer rows they are released while the spans run.
         price = replace(price, transient=price.transient + 4 * B * tokens * heads.channels)
     small = device.vector_threads > 0 and B * tokens * heads.channels < HOST_ELEMENTS
     if device.kind == "cpu" and dtype == "float32" and not small:

@@ -36,10 +36,10 @@ from archport.contract.plugins import claim, discover
 from archport.device.facts import this_device
 from archport.device.sizes import format_bytes
 from archport.loading import path_chooser
-from archport.running.context import Stretches
 from archport.running.encode import Encoder
 from archport.running.planned import Planner, hidden_dtype, parameter_bytes
 from archport.running.pool import VectorHead
+from archport.testing.measure import peaks, run_plan
 
 QWEN = {
     "architectures": ["Qwen3Model"],
@@ -154,24 +154,18 @@ def measure(encoder: Encoder, head: VectorHead, lengths: list[int]) -> tuple[int
     """(predicted peak, measured peak, bytes that moved, seconds, batches) of one request."""
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, encoder.spec.vocab_size, length).astype(np.int32) for length in lengths]
-    plan = encoder.plan(lengths)
-    seconds, measured, moved = 0.0, 0, 0
-    for turn in range(1 + RUNS[encoder.plan.device.kind]):
-        mx.synchronize()
-        mx.clear_cache()
-        mx.reset_peak_memory()
-        base = mx.get_active_memory()
+    plan, seconds = encoder.plan(lengths), 0.0
+
+    def run() -> None:
+        nonlocal seconds
         started = time.perf_counter()
-        stretches = Stretches()
-        for batch in plan.batches:
-            encoder.pooled(plan, batch, [ids[row] for row in batch.rows], head, 0, stretches)
-        mx.synchronize()
+        run_plan(encoder, plan, ids, head)
         seconds = time.perf_counter() - started
-        if turn:
-            measured, moved = max(measured, mx.get_peak_memory()), max(moved, mx.get_peak_memory() - base)
-        # One operation more, so that the tens end elsewhere.
-        mx.eval(mx.zeros((1,)) + turn)
-    return plan.peak, measured, moved, seconds, len(plan.batches)
+
+    weights = plan.bytes["weights"]
+    # The first run warms up.
+    _, *found = peaks(run, weights=weights, runs=1 + RUNS[encoder.plan.device.kind])
+    return plan.peak, max(found), max(found) - weights, seconds, len(plan.batches)
 
 
 def planner_for(trunk: Any, spec: Any, hooks: Hooks, budget: int) -> Planner:

@@ -172,7 +172,8 @@ class TokenBytes:
         widest: bytes of the largest of them.
         widest_name: what that is.
         fewest: tokens of a step from which on the activation, or a recurrence's convolution, is computed on the host,
-            which evaluates what is before it. With fewer the layer is one stretch, whatever its attention does.
+            which evaluates what is before it.
+        small: bytes with fewer tokens, of which the layer is one stretch, whatever its attention does.
     """
 
     lazy: int
@@ -187,6 +188,7 @@ class TokenBytes:
     widest: int
     widest_name: str
     fewest: int = 0
+    small: int = 0
 
 
 def token_bytes(
@@ -201,14 +203,14 @@ def token_bytes(
     The counts of arrays are fitted to MLX's peak counter with pre-norm (Qwen3, merged projections) and post-norm (BERT)
     blocks over widths varied one by one: never below the measurement, at most a quarter above it.
     """
-    s, D, fewest = itemsize(dtype), spec.hidden_size, 0
+    s, D, fewest, small = itemsize(dtype), spec.hidden_size, 0, 0
     inner, mlp_widths = _mlp_bytes(spec, experts, s, kind)
     if isinstance(layer, RecurrentLayer):
         channels, value = recurrent_widths(layer)
         lazy, split, held = recurrent_bytes(layer, D, inner, s, kind)
         unfused = documents = mixed = lazy
         if host and layer.heads is not None:
-            unfused = (10 * D + 4 * channels + 8 * value) * s + inner
+            small = (10 * D + 4 * channels + 8 * value) * s + inner
             fewest = -(-HOST_ELEMENTS // channels)
         carried, output, part = D * s, value * s, max(lazy - inner, inner + 3 * D * s)
         mixer_widths = {"the recurrence's fp32 heads": value * 4, "the convolution's channels": channels * s}
@@ -245,6 +247,7 @@ def token_bytes(
         mixed = documents
         if host:
             attention, whole = _host_floats(spec, layer, moe)
+            small = max(unfused, whole * s)
             lazy = split = whole * s
             held = attention * s
             # Documents that MLX's own calls run wait for the activation: until then their inputs, the output, a copy
@@ -253,6 +256,9 @@ def token_bytes(
             before = 0 if moe else (2 if modern else 1) * spec.intermediate_size
             waiting = attention + out + (2 if modern else 1) * D + before - (q + k if spec.qk_norm else 0)
             documents = max(whole, waiting) * s
+            if modern and not moe:
+                # Of one call, keys and values are spread over the query heads.
+                unfused = min(unfused, max(whole, waiting + q + out) * s)
             # Evaluated once, q, k and v have left nothing behind but the product that v lies in.
             waiting = 3 * D + 2 * (q + k + out) + v + before
             mixed = max(whole, waiting) * s
@@ -283,6 +289,7 @@ def token_bytes(
         widest=widths[name],
         widest_name=name,
         fewest=fewest,
+        small=small,
     )
 
 

@@ -121,7 +121,7 @@ def _held(each: LayerClass, manner: Manner, tokens: int) -> int:
     """Bytes of a token's temporaries in one layer, in a step of so many tokens."""
     token = each.token
     if tokens < token.fewest:
-        return max(token.unfused, token.split)
+        return token.small
     return {
         "lazy": token.lazy,
         "unfused": token.unfused,

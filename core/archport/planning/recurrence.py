@@ -40,6 +40,9 @@ def choose_form(layer: RecurrentLayer, device: DeviceFacts, *, B: int, tokens: i
     against |= {each: f"{form} is faster" for each in order if each != form and each not in against}
     chunk = min(CHUNK[device.kind], tokens) if form == "chunked" else 0
     price = _price(form, heads, device, B, tokens, chunk)
+    if form == "chunked" and dtype != "float32" and tokens <= SPAN:
+        # q, k and v in float32: of longer rows they are released while the spans run.
+        price = replace(price, transient=price.transient + 4 * B * tokens * heads.channels)
     small = device.vector_threads > 0 and B * tokens * heads.channels < HOST_ELEMENTS
     if device.kind == "cpu" and dtype == "float32" and not small:
         # What is before the rule was evaluated by the convolution, which runs on the host.
@@ -70,7 +73,7 @@ def _price(form: str, heads: DeltaHeads, device: DeviceFacts, B: int, tokens: in
     transient = state
     if form == "chunked":
         # States of a few chunks, and the sums that they are made of, are there at once.
-        transient = _chunked_bytes(heads, B, tokens, chunk) + 15 * state // 2
+        transient = _chunked_bytes(heads, B, tokens, chunk) + (3 * state if tokens <= chunk else 15 * state // 2)
         flops += 2.0 * B * tokens * chunk * (2 * heads.keys + 2 * heads.values)
         seconds = flops / rate(device, "float32")
     if form == "sequential":
@@ -92,7 +95,8 @@ def _chunked_bytes(heads: DeltaHeads, B: int, tokens: int, chunk: int) -> int:
 
     Fitted to MLX's peak counter over heads and widths varied one by one, on a CPU.
     """
-    span = min(tokens, max(1, SPAN // chunk) * chunk)
+    # What does not fill a chunk is a span of its own.
+    span = min(max(tokens - tokens % chunk, tokens % chunk), max(1, SPAN // chunk) * chunk)
     made = span * (chunk * (2 * heads.n_key_heads + 13 * heads.n_value_heads) + 3 * heads.keys)
     # Of the next span, the inputs are copied already.
     copies = 3 * heads.keys + 3 * heads.values if tokens > span else 2 * heads.keys + heads.values // 2

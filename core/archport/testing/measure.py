@@ -1,4 +1,4 @@
-"""Measuring: differences, a float64 reference of attention, and contexts that watch what a module asks for.
+"""Measuring: differences, peaks, a float64 reference of attention, and contexts that watch what a module asks for.
 
 Knows what attention means and how a LayerContext is used; knows no plugin and no limit.
 """
@@ -27,7 +27,10 @@ from archport.planning.recurrence import choose_form
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from archport.planning import BatchPlan, Plan
+    from archport.running.encode import Encoder
     from archport.running.planned import Planner
+    from archport.running.pool import VectorHead
     from archport.running.recurrent import StateStep
 
 
@@ -204,6 +207,81 @@ def taps(store: list[Tap], again: Callable[[Tap, Attended], None] | None = None)
         return store[-1]
 
     return wrap
+
+
+# Runs after which the highest peak is taken. MLX frees what an operation read when the device has passed it, and the
+# host may be a hundred operations ahead or none: which arrays coexist differs from run to run.
+RUNS = 10
+
+
+def peaks(run: Callable[[], object], *, weights: int, runs: int = RUNS) -> Iterator[int]:
+    """The highest active bytes of each run, the model's weights included, what else the process holds left out.
+
+    The one measure that plans are compared with: `Plan.peak` counts the weights too, so a tiny model's plan is judged
+    by the whole peak, of which its temporaries may be a small part. numpy's scratch of attention on a CPU, which plans
+    count, is not in it. Freed buffers are given up before each run.
+
+    Args:
+        run: evaluates what it makes.
+        weights: bytes of them that are there already.
+    """
+    import mlx.core as mx
+
+    for turn in range(runs):
+        mx.synchronize()
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        others = max(0, mx.get_active_memory() - weights)
+        run()
+        mx.synchronize()
+        yield mx.get_peak_memory() - others
+        # One operation more, so that what MLX counts in tens ends elsewhere.
+        mx.eval(mx.zeros((1,)) + turn)
+
+
+def run_plan(encoder: Encoder, plan: Plan, rows: Sequence[np.ndarray], head: VectorHead) -> None:
+    """Pool the rows of a request as planned, two batches under way as `embed` has them, and drop the vectors."""
+    from archport.running.context import Stretches
+    from archport.running.encode import run_ahead
+
+    stretches = Stretches()
+
+    def start(batch: BatchPlan) -> mx.array:
+        ids = [rows[row] for row in batch.rows]
+        vectors = encoder.pooled(plan, batch, ids, head, 0, stretches)
+        return head.finish(vectors, dimensions=None, normalize=None)
+
+    def take(_: BatchPlan, vectors: mx.array) -> None:
+        np.array(vectors)
+
+    run_ahead(plan.batches, start, take)
+
+
+@contextmanager
+def host_ahead() -> Iterator[None]:
+    """Run a block with the host as far ahead of a CPU as MLX lets it get: the highest peak that any run may have.
+
+    A slow product in front of each evaluation keeps the device busy while the host hands it the rest.
+    """
+    import mlx.core as mx
+
+    row, column = mx.ones((1, 1 << 20)), mx.ones((1 << 20, 1))
+    mx.eval(row, column)
+    evaluate, started = mx.eval, mx.async_eval
+
+    def behind(then: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arrays: Any) -> Any:
+            # It is released when the device has passed it.
+            started(row @ column)
+            return then(*arrays)
+
+        return run
+
+    mx.eval, mx.async_eval = behind(evaluate), behind(started)
+    try:
+        yield
+    finally:
+        mx.eval, mx.async_eval = evaluate, started
 
 
 @contextmanager

@@ -6,7 +6,8 @@ closeness is judged by the highest run of a shape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
 from functools import cache
 from statistics import median
 
@@ -30,6 +31,14 @@ RUNS = 20
 on_cpu = pytest.mark.skipif(
     mx.default_device().type != mx.DeviceType.cpu, reason="plans of a GPU have a workspace that hides tiny models"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _released() -> Iterator[None]:
+    """Give the models back, so that later tests find the memory of the process as it was."""
+    yield
+    examples.cache_clear()
+    gc.collect()
 
 
 @cache

@@ -15,6 +15,7 @@ from archport.layers.decoder import PreNormBlock
 from archport.layers.mlp import GatedMLP
 from archport.layers.rotary import Rotary
 from archport.planning import BatchPlan, Plan, plan_request
+from archport.testing.measure import peaks
 
 LAYERS = 3
 
@@ -66,21 +67,16 @@ def measured(spec: ArchSpec, plan: Plan) -> int:
         ids = mx.zeros((batch.shape.B, batch.shape.L), mx.int32)
         table = mx.zeros((2, spec.hidden_size))
         mx.eval(ids, table)
-        # The first pass warms up kernels that are compiled or cached; what coexists in the others depends on threads,
-        # and on a CPU on where MLX's tens of operations end.
-        last = 0
-        for turn in range(11):
-            mx.clear_cache()
-            before = mx.get_active_memory()
-            mx.reset_peak_memory()
+
+        def run(batch=batch, ids=ids, table=table):
             x = table[ids]
             for block in blocks:
                 x = block(x, PlannedContext(plan, batch))
-            rows = x[:, -1].astype(mx.float32)
-            mx.eval(rows)
-            last = max(last, mx.get_peak_memory() - before if turn else 0)
-            del x, rows
-        peak = max(peak, last)
+            mx.eval(x[:, -1].astype(mx.float32))
+
+        # The first pass warms up kernels that are compiled or cached.
+        _, *found = peaks(run, weights=0, runs=11)
+        peak = max(peak, *found)
     return peak
 
 

@@ -48,13 +48,15 @@ def examples() -> dict[str, Tiny]:
     return {f"{tiny.subject.plugin.name}: {tiny.example.name}": tiny for tiny in tinies}
 
 
-def measured(tiny: Tiny, shape: Sequence[int], runs: int, model: engine.Model | None = None) -> tuple[int, list[int]]:
+def measured(
+    tiny: Tiny, shape: Sequence[int], runs: int, model: engine.Model | None = None, **options: int
+) -> tuple[int, list[int]]:
     """(the plan's peak, the peak of each run) of rows of these lengths, cut to what the model takes."""
     lengths, runtime = [tiny.length(length) for length in shape], (model or tiny.model)._runtime
     encoder = runtime.encoder
     head = runtime.embedder().head if tiny.embeds else VectorHead(EmbeddingHead(("mean",)))
     rows = [tiny.tokens(length, seed) for seed, length in enumerate(lengths)]
-    plan = encoder.plan(lengths)
+    plan = tiny.plan(lengths, planner=encoder.plan, **options)
     found = peaks(lambda: run_plan(encoder, plan, rows, head), weights=plan.bytes["weights"], runs=runs)
     return plan.peak, list(found)
 
@@ -66,6 +68,13 @@ def test_the_host_far_ahead_takes_no_more_than_the_plan_says(family, shape):
     with host_ahead():
         planned, (_, *found) = measured(tiny, shape, 3)
     assert max(found) <= planned
+
+
+@on_cpu
+def test_a_full_batch_takes_no_more_than_the_plan_says_wherever_mlx_counts_to_ten():
+    tiny = next(tiny for tiny in examples().values() if tiny.spec.arch == "llama_bidirec")
+    planned, found = measured(tiny, (256,) * 64, RUNS, tokens_per_batch=256 * 64)
+    assert planned > LARGE and max(found) <= planned
 
 
 @pytest.mark.truth

@@ -5,6 +5,7 @@ Knows what attention means and how a LayerContext is used; knows no plugin and n
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -227,6 +228,7 @@ def peaks(run: Callable[[], object], *, weights: int, runs: int = RUNS) -> Itera
     """
     import mlx.core as mx
 
+    steps = random.Random(0)
     for turn in range(runs):
         mx.synchronize()
         mx.clear_cache()
@@ -235,8 +237,11 @@ def peaks(run: Callable[[], object], *, weights: int, runs: int = RUNS) -> Itera
         run()
         mx.synchronize()
         yield mx.get_peak_memory() - others
-        # One operation more, so that what MLX counts in tens ends elsewhere.
-        mx.eval(mx.zeros((1,)) + turn)
+        # So many operations more that what MLX counts in tens ends elsewhere, whatever a run adds to it.
+        counted = mx.zeros((1,))
+        for _ in range(steps.randrange(10)):
+            counted = counted + turn
+        mx.eval(counted)
 
 
 def run_plan(encoder: Encoder, plan: Plan, rows: Sequence[np.ndarray], head: VectorHead) -> None:

@@ -18,7 +18,7 @@ from archport import loading
 from archport.attention import limits_from_environment
 from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead, InputError
 from archport.contract.plugins import Plugin
-from archport.device import workers
+from archport.device import tf32, workers
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
 from archport.device.heap import keep_freed_memory
@@ -94,8 +94,11 @@ def load(
     max_tokens, ceiling = loading.context_ceiling(about, inputs, max_context)
     choice = loading.admit_weights(about, dtype, device, budget)
     use_device()
+    tf32.choose_precision()
     trunk = loading.load_trunk(about, choice)
     planner = loading.make_planner(about, trunk, device, budget, ceiling, limits_from_environment(limits))
+    if planner.dtype == "float32":
+        tf32.warn_if_rounded()
     runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs, max_tokens, prefix_cache)
     return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)
 

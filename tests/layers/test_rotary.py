@@ -9,6 +9,7 @@ import pytest
 
 from archport.contract import SpecError
 from archport.layers import Rotary
+from archport.layers.rotary import too_narrow
 
 ROWS = json.loads(Path(__file__).with_name("rope_tables.json").read_text(encoding="utf-8"))["rows"]
 LLAMA3 = next(row["scaling"] for row in ROWS if row["scaling"]["rope_type"] == "llama3")
@@ -66,3 +67,29 @@ def test_rows_of_a_batch_stand_at_their_own_positions():
 def test_a_scaling_that_can_not_be_followed_is_refused_with_its_numbers(scaling, message):
     with pytest.raises(SpecError, match=message):
         Rotary(64, 10000.0, scaling)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dims", [4, 8, 16])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_many_rows_of_narrow_heads_turn_as_each_row_does(dims, tokens, interleaved):
+    rotary = Rotary(dims, 1e4, YARN if dims == 16 else None, interleaved=interleaved)
+    x, at = mx.random.normal((130, 3, tokens, dims + 4)), mx.arange(130) * 7
+    together = rotary(x, at)
+    alone = mx.concatenate([rotary(x[row : row + 1], at[row : row + 1]) for row in range(0, 130, 43)])
+    np.testing.assert_allclose(np.array(together)[::43], np.array(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_turning_by_angles_is_what_the_kernel_does(interleaved):
+    rotary = Rotary(16, 1e4, LLAMA3, interleaved=interleaved)
+    x, at = mx.random.normal((5, 3, 2, 20)), mx.array([0, 1, 40, 399, 8000])
+    for offset in (at, 17):
+        # Angles of thousands of radians in float32.
+        np.testing.assert_allclose(np.array(rotary._by_angles(x, offset)), np.array(rotary(x, offset)), atol=1e-3)
+
+
+def test_heads_as_wide_as_published_ones_are_left_to_the_kernel():
+    assert not any(too_narrow(dims, tokens) for dims in (32, 64, 128, 256) for tokens in (1, 2, 7, 4096))
+    assert too_narrow(16, 1)
+    assert not too_narrow(16, 2)

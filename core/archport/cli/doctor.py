@@ -35,6 +35,7 @@ def examine() -> tuple[list[tuple[str, str]], list[str]]:
     import mlx.core as mx
     from huggingface_hub import constants
 
+    from archport.device import tf32
     from archport.device.blas import status
     from archport.device.facts import this_device
     from archport.device.memory import process_memory
@@ -59,11 +60,19 @@ def examine() -> tuple[list[tuple[str, str]], list[str]]:
         ("device", f"{device.name} ({device.kind}, {device.architecture})"),
         ("memory", f"{format_bytes(device.total_memory)} usable, budget {format_bytes(device.default_budget)}"),
         ("in use", _in_use(process_memory())),
+        ("float32", _float32(tf32.in_use(), tf32.wanted())),
         ("BLAS", f"{blas.kind}{f' ({blas.path})' if blas.path else ''}"),
         ("plugins", ", ".join(plugin.label for plugin in plugins if not plugin.error) or "none"),
         ("hub", f"{os.environ.get('HF_ENDPOINT', 'default endpoint')}{offline}, cache {cache}"),
     ]
     return facts, faults
+
+
+def _float32(rounded: bool, wanted: bool) -> str:
+    """What products of float32 are on this device, in words."""
+    if rounded:
+        return "products rounded to TF32" + (" (MLX_ENABLE_TF32=1)" if wanted else "")
+    return "products in full precision"
 
 
 def _in_use(memory: ProcessMemory) -> str:

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from archport.contract.device import DeviceFacts
 from archport.contract.spec import DType
-from archport.device import blas, workers
+from archport.device import blas, tf32, workers
 from archport.device.limits import usable_memory
 
 GB = 10**9
@@ -36,10 +36,11 @@ METAL_SPEEDS: Mapping[str, tuple[float, float]] = {
     "c": (7.2 * TERA, 300 * GB),
     "d": (14.5 * TERA, 600 * GB),
 }
-# One H200 under MLX 0.32.4: GEMM 8192^3 bf16 553 to 640 TFLOP/s, float32 (TF32) 276. Older ones: about 0.6 of
-# NVIDIA's dense peaks for A100 (312, 156 TF32).
-CUDA_HOPPER: Mapping[DType, float] = {"float32": 270 * TERA, "float16": 550 * TERA, "bfloat16": 550 * TERA}
-CUDA_AMPERE: Mapping[DType, float] = {"float32": 90 * TERA, "float16": 190 * TERA, "bfloat16": 190 * TERA}
+# One H200 under MLX 0.32.4: GEMM 8192^3 bf16 553 to 640 TFLOP/s, float32 50, as TF32 276. Older ones: about 0.6 of
+# NVIDIA's dense peaks for A100 (312, 19.5, 156 as TF32).
+CUDA_HOPPER: Mapping[DType, float] = {"float32": 50 * TERA, "float16": 550 * TERA, "bfloat16": 550 * TERA}
+CUDA_AMPERE: Mapping[DType, float] = {"float32": 12 * TERA, "float16": 190 * TERA, "bfloat16": 190 * TERA}
+HOPPER_TF32, AMPERE_TF32 = 270 * TERA, 90 * TERA
 CUDA_OLDER: Mapping[DType, float] = {"float32": 8 * TERA, "float16": 30 * TERA, "bfloat16": 8 * TERA}
 # Per core; 2 cores of an AMD EPYC measured 166 GFLOP/s float32 with MKL. Without it, one core whatever their number:
 # float32 5, bfloat16 4.5, float16 3.5 GFLOP/s (16-bit matrices never reach a BLAS).
@@ -109,7 +110,9 @@ def metal_facts(info: Mapping[str, str | int], macos: str, wheel_tags: tuple[str
 def cuda_facts(info: Mapping[str, str | int]) -> DeviceFacts:
     """Facts of an NVIDIA GPU from MLX's `device_info`."""
     major = int(info.get("compute_capability_major", 0))
-    flops = CUDA_HOPPER if major >= 9 else CUDA_AMPERE if major == 8 else CUDA_OLDER
+    flops = dict(CUDA_HOPPER if major >= 9 else CUDA_AMPERE if major == 8 else CUDA_OLDER)
+    if major >= 8 and tf32.wanted():
+        flops["float32"] = HOPPER_TF32 if major >= 9 else AMPERE_TF32
     return DeviceFacts(
         name=str(info.get("device_name", "cuda")),
         kind="cuda",

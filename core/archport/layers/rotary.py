@@ -63,6 +63,8 @@ class Rotary:
         """Rotate x (B, H, L, Dh); token i of row b stands at position offset[b] + i (or offset + i)."""
         if self.gain != 1.0:
             x = mx.concatenate([x[..., : self.dims] * self.gain, x[..., self.dims :]], axis=-1)
+        if too_narrow(self.dims, x.shape[2]) and mx.default_device().type == mx.DeviceType.gpu:
+            return self._by_angles(x, offset)
         return mx.fast.rope(
             x,
             self.dims,
@@ -72,6 +74,18 @@ class Rotary:
             offset=offset,
             freqs=self.periods,
         )
+
+    def _by_angles(self, x: mx.array, offset: int | mx.array) -> mx.array:
+        """What `mx.fast.rope` gives, operation by operation."""
+        first = mx.array([[offset]]) if isinstance(offset, int) else offset.reshape(-1, 1)
+        angles = (first + mx.arange(x.shape[2])).astype(mx.float32)[:, None, :, None] * self.scale / self.periods
+        cos, sin = mx.cos(angles), mx.sin(angles)
+        turned = x[..., : self.dims].astype(mx.float32)
+        pairs = turned.reshape(*turned.shape[:-1], *((-1, 2) if self.interleaved else (2, -1)))
+        axis = -1 if self.interleaved else -2
+        a, b = (half.squeeze(axis) for half in mx.split(pairs, 2, axis=axis))
+        pairs = mx.stack([a * cos - b * sin, b * cos + a * sin], axis=axis)
+        return mx.concatenate([pairs.reshape(turned.shape).astype(x.dtype), x[..., self.dims :]], axis=-1)
 
     def tables(
         self, offset: int | mx.array, tokens: int, known: dict[object, tuple[mx.array, mx.array]]
@@ -90,6 +104,15 @@ class Rotary:
             angles = (first + mx.arange(tokens)).astype(mx.float32)[..., None] * self.scale / self.periods
             found = known[key] = (mx.cos(angles) * self.gain, mx.sin(angles) * self.gain)
         return found
+
+
+def too_narrow(dims: int, tokens: int) -> bool:
+    """Whether MLX's CUDA kernel of rotation can't be launched for many rows of so few numbers (0.32.4).
+
+    A block has up to 1,024 threads in powers of two, what pairs and tokens leave over goes to rows and heads, and CUDA
+    allows 64 there. 16 numbers of one token each leave 128: packed rows, or a decoding step of eleven rows and more.
+    """
+    return (dims // 2).bit_length() + tokens.bit_length() < 6
 
 
 def _number(scaling: Mapping[str, Any], kind: str, name: str, default: float | None = None) -> float:

@@ -106,14 +106,14 @@ def _all() -> dict[str, DeviceFacts]:
             gigabytes_per_second=614,
             nax_tflops=66.0,
         ),
-        # 143,771 MiB (nvidia-smi). Rates measured with MLX 0.32.4: 8192^3 at 553-640 TFLOP/s in bf16, fp32 (TF32) 276.
+        # 143,771 MiB (nvidia-smi). TFLOP/s measured with MLX 0.32.4, 8192^3: bf16 553 to 640, float32 50, as TF32 276.
         # 4.8 TB/s (NVIDIA). Compute-only cards have no watchdog.
         DeviceFacts(
             name="h200",
             kind="cuda",
             architecture="sm_90",
             total_memory=143_771 * 2**20,
-            flops=MappingProxyType({"float32": 276e12, "float16": 550e12, "bfloat16": 550e12}),
+            flops=MappingProxyType({"float32": 50e12, "float16": 550e12, "bfloat16": 550e12}),
             bandwidth=4.8e12 * 0.85,
             mlx_version=MLX,
             simulated=True,

@@ -294,49 +294,76 @@ class Model(EncoderAnswers):
         top_k: int = 0,
         min_p: float = 0.0,
         repetition_penalty: float | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
+        min_tokens: int = 0,
+        n: int | None = None,
         logprobs: int | None = None,
         stream: bool = False,
         progress: bool = False,
         tools: Sequence[Mapping[str, object]] | None = None,
         **template: object,
-    ) -> Generation | list[Generation] | DeviceIterator[Piece]:
+    ) -> Generation | list[Generation] | list[list[Generation]] | DeviceIterator[Piece]:
         """Go on from a prompt.
 
         Args:
             prompt: a str (taken as it is), a list of message dicts (a chat, by the checkpoint's template), a list of
                 token ids, or a list of those, which run as one batch. A model that sees takes images and video in
                 the messages, and mappings such as {"text": ..., "image": ...}.
-            max_tokens: tokens per prompt; None: until the text or the context ends.
+            max_tokens: tokens per prompt; None: until the text or the context ends. More than the context has room for
+                is clamped, with a warning and in `clamped_to`. 0 reads the prompt into the prefix cache and generates
+                nothing: text "", no tokens, finish_reason "length".
             temperature, top_p, top_k, min_p: how tokens are drawn; temperature 0 takes the likeliest.
-            repetition_penalty: above 1 makes what was said before less likely.
-            seed: of the draws, for the same text again: a prompt's own, whichever others run beside it.
+            repetition_penalty: above 1 makes tokens of the prompt and of the text less likely.
+            presence_penalty, frequency_penalty: -2 to 2, taken from the logit of a token that was generated before:
+                once, and as many times as it was. The prompt's tokens do not count.
+            logit_bias: {token id: what is added to its logit, -100 to 100}, before the penalties.
+            seed: of the draws, for the same text again: a prompt's own, whichever others run beside it. Equal prompts,
+                and the answers of one, draw differently, in an order that the seed fixes.
             stop: strings that end a text; they are not part of it.
-            logprobs: tell each token's log-probability and so many of the likeliest tokens.
+            stop_token_ids: tokens that end it, as the model's own final tokens do.
+            min_tokens: tokens before which no final token comes; stop strings that they complete do not count.
+            n: answers of each prompt, which is read once. They are those of a prompt given n times; with temperature 0
+                they are equal.
+            logprobs: tell each token's log-probability and so many of the likeliest tokens: after biases and penalties,
+                before temperature and filters; the prompt's are not told.
             stream: return an iterator of pieces; closing it, or a `with` block, frees what the call holds.
             progress: show a progress bar on standard error, where nothing is streamed.
             tools: descriptions of functions, handed to the chat template.
             template: whatever else the chat template reads, such as `enable_thinking=False`.
 
+        All from `max_tokens` to `min_tokens` may be a list with one value per prompt (`stop`, `stop_token_ids` and
+        `logit_bias`: a list of lists or dicts, or None); no row depends on another one's.
+
         Returns:
-            `Generation(text, tokens, finish_reason, usage, logprobs)`, a list of them for a list of prompts, or with
-            `stream` an iterator of `Piece(text, tokens, row, finish_reason, usage, logprobs)`.
+            `Generation(text, tokens, finish_reason, usage, logprobs, clamped_to)`, a list of them for a list of
+            prompts, and with `n` a list of n in place of each; or with `stream` an iterator of
+            `Piece(text, tokens, row, finish_reason, usage, logprobs, answer, clamped_to)`.
 
         Raises:
             InputError, ContextLengthExceeded, AdmissionRefused: before anything runs.
             NonFiniteOutput: logits hold NaN or infinity.
         """
-        from archport.running.generation import GenerateRequest, stop_strings
-        from archport.running.sampling import Sampling
+        from archport.running.options import generate_request
 
-        sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        request = GenerateRequest(max_tokens, sampling, stop_strings(stop), logprobs, progress)
+        options = {
+            "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
+            "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty, "logit_bias": logit_bias, "seed": seed, "stop": stop,
+            "stop_token_ids": stop_token_ids, "min_tokens": min_tokens, "n": n, "logprobs": logprobs,
+            "progress": progress,
+        }  # fmt: skip
         generator = self._runtime.generator()
         read = self._runtime.prompts()(prompt, tools=tools, options=template)
+        request = generate_request(options, len(read.rows), self.spec.vocab_size, generator.stops)
         if stream:
             return DeviceIterator(generator.stream(read.rows, request, read.measured))
-        texts = generator.run(read.rows, request, read.measured)
+        answers = generator.run(read.rows, request, read.measured)
+        texts = answers if n is not None else [first for first, *_ in answers]
         return texts if read.several else texts[0]
 
     def plan(self, lengths: Sequence[int], *, cached: int | Sequence[int] = 0, new_tokens: int | None = 0) -> Plan:

@@ -30,8 +30,8 @@ def prompts(rows: int = 3) -> list[np.ndarray]:
 
 def drawn(sampling: Sampling, scores: np.ndarray, given: list[np.ndarray], steps: int = 1) -> np.ndarray:
     """Tokens (steps, B), every step from the same scores."""
-    sampler = Sampler(sampling, scores.shape[1], given)
-    return np.stack([np.array(sampler(sampler.logprobs(mx.array(scores)))) for _ in range(steps)])
+    sampler = Sampler([sampling] * len(given), scores.shape[1], given)
+    return np.stack([np.array(sampler(mx.array(scores))[0]) for _ in range(steps)])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -54,21 +54,20 @@ def test_top_p_keeps_the_fewest_tokens_that_hold_the_share(share, seed):
 def test_min_p_keeps_what_has_the_share_of_the_likeliest(share):
     given = logits()
     want = given >= given.max(axis=1, keepdims=True) + np.log(share)
-    assert np.isfinite(np.array(kept_min_p(mx.array(given), share))).tolist() == want.tolist()
+    assert np.isfinite(np.array(kept_min_p(mx.array(given), np.log(share)))).tolist() == want.tolist()
 
 
 @pytest.mark.parametrize("count", [1, 7, V - 1])
 def test_top_k_keeps_so_many(count):
     given = logits()
     want = given >= -np.sort(-given, axis=1)[:, count - 1 : count]
-    assert np.isfinite(np.array(kept_top_k(mx.array(given), count))).tolist() == want.tolist()
+    assert np.isfinite(np.array(kept_top_k(mx.array(given), [count] * 3))).tolist() == want.tolist()
 
 
 def test_filters_come_one_after_the_other_and_draw_only_what_is_left():
     given = logits()
-    kept = kept_top_k(
-        kept_min_p(kept_top_p(mx.array(given - np.log(np.exp(given).sum(1, keepdims=True))), 0.9), 0.05), 3
-    )
+    likely = mx.array(given - np.log(np.exp(given).sum(1, keepdims=True)))
+    kept = kept_top_k(kept_min_p(kept_top_p(likely, 0.9), np.log(0.05)), [3] * 3)
     allowed = [set(np.flatnonzero(row).tolist()) for row in np.isfinite(np.array(kept))]
     found = drawn(Sampling(5.0, 0.9, 3, 0.05, seed=1), given, prompts(), steps=200)
     assert [set(column.tolist()) for column in found.T] == allowed
@@ -95,7 +94,7 @@ def test_a_temperature_beyond_float32_draws_evenly():
 @pytest.mark.parametrize("penalty", [1e-50, 0.5, 1.3, 1e6, 1e300])
 def test_a_penalty_moves_what_was_seen_and_nothing_else(penalty):
     given, seen = logits(), prompts()
-    sampler = Sampler(Sampling(repetition_penalty=penalty), V, seen)
+    sampler = Sampler([Sampling(repetition_penalty=penalty)] * 3, V, seen)
     for _ in range(2):
         want = given.astype(np.float64)
         kept = min(max(penalty, 1e-30), 1e30)
@@ -103,18 +102,18 @@ def test_a_penalty_moves_what_was_seen_and_nothing_else(penalty):
             want[row, ids] = np.where(want[row, ids] < 0, want[row, ids] * kept, want[row, ids] / kept)
         top = want.max(axis=1, keepdims=True)
         want -= top + np.log(np.exp(want - top).sum(axis=1, keepdims=True))
-        found = sampler.logprobs(mx.array(given))
+        tokens, found = sampler(mx.array(given), logprobs=True)
         np.testing.assert_allclose(np.array(found), want, rtol=1e-4, atol=1e-4)
-        seen = [np.append(ids, token) for ids, token in zip(seen, np.array(sampler(found)), strict=True)]
+        seen = [np.append(ids, token) for ids, token in zip(seen, np.array(tokens), strict=True)]
 
 
 def test_a_row_draws_alike_alone_beside_others_and_when_they_have_left():
     given, rows, sampling = logits(), prompts(), Sampling(4.0, 0.95, 30, 0.001, 1.2, seed=2**64 - 1)
     alone = [drawn(sampling, given[row : row + 1], rows[row : row + 1], 12)[:, 0].tolist() for row in range(3)]
     assert drawn(sampling, given, rows, 12).T.tolist() == alone
-    sampler, staying, found = Sampler(sampling, V, rows), [0, 1, 2], [[], [], []]
+    sampler, staying, found = Sampler([sampling] * 3, V, rows), [0, 1, 2], [[], [], []]
     for step in range(12):
-        for row, token in zip(staying, np.array(sampler(sampler.logprobs(mx.array(given[staying])))), strict=True):
+        for row, token in zip(staying, np.array(sampler(mx.array(given[staying]))[0]), strict=True):
             found[row].append(int(token))
         if step in (3, 7):
             sampler.keep_rows([0, 2] if step == 3 else [1])
@@ -135,11 +134,13 @@ def test_equal_prompts_of_one_call_draw_differently_and_seeds_do_too():
 def test_no_value_is_compiled(tmp_path):
     scores = mx.array(logits())
     mx.eval(scores)
-    sampler = Sampler(Sampling(0.7, 0.51, 5, 0.03, 1.1, seed=1), V, prompts())
+    given = {"presence_penalty": 0.3, "frequency_penalty": 0.2, "logit_bias": {3: 1.5}}
+    rows = [Sampling(0.7, 0.51, 5, 0.03, 1.1, seed=1, **given), Sampling(0.8, top_k=7), Sampling()]
+    sampler = Sampler(rows, V, prompts())
     with open(tmp_path / "graph.dot", "w") as file:
-        mx.export_to_dot(file, sampler(sampler.logprobs(scores)))
+        mx.export_to_dot(file, sampler(scores)[0])
     names = set(re.findall(r'label ="(\w+)"', (tmp_path / "graph.dot").read_text()))
-    assert {"Sort", "Partition", "RandomBits"} <= names
+    assert {"Sort", "RandomBits"} <= names
     assert not [name for name in names if name.startswith("Compiled")]
 
 

@@ -240,7 +240,7 @@ class KVCache:
         self._written = [tokens] * self.B
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order, as when others finished."""
+        """Keep only these rows, in this order, as when others finished; one named twice is copied."""
         unknown = [row for row in rows if not 0 <= row < self.B]
         if unknown or not rows:
             raise InputError(f"KV cache: rows {list(rows)}; expected at least one of 0 to {self.B - 1}")

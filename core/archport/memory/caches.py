@@ -73,7 +73,7 @@ class Caches:
                 state.drop_front(columns)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order, in every layer."""
+        """Keep only these rows, in this order, in every layer; one named twice is copied."""
         for state in self.layers:
             if state is not None:
                 state.keep_rows(rows)

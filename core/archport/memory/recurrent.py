@@ -54,10 +54,12 @@ class RecurrentState:
         self.arrays = tuple(arrays)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order."""
+        """Keep only these rows, in this order; one named twice is copied."""
         unknown = [row for row in rows if not 0 <= row < self.B]
         if unknown or not rows:
             raise InputError(f"recurrent state: rows {list(rows)}; expected at least one of 0 to {self.B - 1}")
         index = mx.array(list(rows))
         self.arrays = tuple(mx.take(array, index, axis=0) for array in self.arrays)
+        # Here, as keys and values are: an unevaluated copy holds the old arrays too.
+        mx.eval(self.arrays)
         self.B = len(rows)

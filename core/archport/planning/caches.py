@@ -42,6 +42,10 @@ class CacheBytes:
     conversion: int
     largest: int
 
+    @property
+    def total(self) -> int:
+        return self.cached + self.new + self.growth + self.conversion
+
 
 def needs_cache(job: Job, shape: BatchShape, chunk: int) -> bool:
     """Whether the batch keeps anything between steps."""

@@ -61,6 +61,7 @@ class Job:
         paths, prefills: paths already chosen, steps already laid out.
         memo: what earlier requests found out.
         pack: whether rows may lie behind one another in one.
+        answers: rows that each row becomes when it is decoded.
     """
 
     spec: ArchSpec
@@ -93,6 +94,7 @@ class Job:
     )
     memo: Memo = field(default_factory=Memo)
     pack: bool = False
+    answers: int = 1
 
     @property
     def new(self) -> int:
@@ -105,6 +107,7 @@ class Job:
         return (
             self.mode, self.new_tokens, self.budget, self.resident, self.max_context, self.weights.total, self.dtype,
             self.limits, self.backend, self.chunk, self.tokens_per_batch, self.readout, self.pack,
+            self.answers,
         )  # fmt: skip
 
     @property

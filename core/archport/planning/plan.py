@@ -152,6 +152,7 @@ class BatchPlan:
         vision: passes through the vision tower, before the prefill.
         visible: leading tokens of each row that any token sees; empty when all are.
         packed: whether the rows lie behind one another in a single one: `shape` is (1, all of their tokens and some).
+        answers: rows that each row becomes when it is decoded.
 
     Raises:
         ArchportError: when the steps do not run every token exactly once, in order, in steps of at most `chunk`.
@@ -181,6 +182,7 @@ class BatchPlan:
     vision: tuple[VisionStep, ...] = ()
     visible: tuple[int, ...] = ()
     packed: bool = False
+    answers: int = 1
 
     def __post_init__(self) -> None:
         problem = self._gap() or self._wrong_rows() or self._wrong_paths()
@@ -217,10 +219,11 @@ class BatchPlan:
         """What step has a path for something else; "" when none has."""
         decode = () if self.decode is None else (self.decode,)
         for step in (*self.steps, *decode):
+            rows = self.shape.B * (self.answers if step is self.decode else 1)
             if len(step.paths) != len(self.kinds):
                 return f"{len(step.paths)} paths for {len(self.kinds)} kinds of layer"
             for path in step.paths:
-                if isinstance(path, AttentionPath) and (path.call.B, path.call.q_len) != (self.shape.B, step.tokens):
+                if isinstance(path, AttentionPath) and (path.call.B, path.call.q_len) != (rows, step.tokens):
                     call = path.call
                     return f"a path for {call.B} x {call.q_len:,} queries in a step of {step.tokens:,} tokens"
         if self.decode is not None:

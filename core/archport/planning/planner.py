@@ -69,6 +69,7 @@ def plan_request(
     readout: Readout | None = None,
     memo: Memo | None = None,
     pack: bool = False,
+    answers: int = 1,
 ) -> Plan:
     """Decide how a request runs on a device within a budget.
 
@@ -97,6 +98,7 @@ def plan_request(
         readout: what a head needs behind the last layer; left out for one that needs nothing to speak of.
         memo: of earlier requests with the same spec, device, chooser and pins.
         pack: whether the caller takes rows that lie behind one another in one, where that is cheaper.
+        answers: rows that each row becomes when it is decoded: its caches are copied so often once it is read.
 
     Raises:
         InputError: an argument that is no number of tokens or bytes.
@@ -109,7 +111,8 @@ def plan_request(
         raise InputError(
             f"{len(rows)} lengths and {len(start)} cached counts; expected at least one length, and as many of both"
         )
-    for name, value, least in (("new_tokens", new_tokens, 0), ("chunk", chunk, 1), ("budget", budget, 1)):
+    counts = (("new_tokens", new_tokens, 0), ("chunk", chunk, 1), ("budget", budget, 1), ("answers", answers, 1))
+    for name, value, least in counts:
         if value is not None:
             whole(name, [value], least)
     used: DType = dtype or ("float32" if device.kind == "cpu" else spec.dtype)
@@ -147,6 +150,7 @@ def plan_request(
         layer_classes=layer_classes,
         memo=memo or Memo(),
         pack=pack,
+        answers=answers,
     )
     job.memo.tidy()
     refuse_context(job, rows, start)
@@ -276,6 +280,7 @@ def _plan_batch(job: Job, group: Group, batch: Batch, best: Quote) -> BatchPlan:
         vision=best.vision,
         visible=batch.visible,
         packed=batch.packed,
+        answers=job.answers,
     )
 
 

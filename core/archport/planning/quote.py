@@ -22,7 +22,6 @@ from archport.planning.batch import Batch, Steps
 from archport.planning.caches import CacheBytes, allocation, cache_bytes
 from archport.planning.costs import WORKSPACE, itemsize, rate
 from archport.planning.flight import (
-    decoding_layers,
     in_flight,
     layer_seconds,
     layers_in_flight,
@@ -30,9 +29,9 @@ from archport.planning.flight import (
     parts,
 )
 from archport.planning.job import Job
+from archport.planning.outputs import decoding_bytes, readout_bytes
 from archport.planning.plan import Buffer, ChunkBound, StepPlan, VisionStep, Work
-from archport.planning.readout import GREEDY_LOGITS, Readout
-from archport.planning.steps import SAMPLED, decode_step, prefill_steps
+from archport.planning.steps import SAMPLED, prefill_steps
 from archport.planning.timing import evaluation_seconds, prefill_seconds
 from archport.planning.vision import feature_bytes, tower_quote
 
@@ -204,14 +203,14 @@ def _priced(kind: type[Priced], job: Job, batch: Batch, schedule: Schedule) -> P
         work = max(work, tower.work, key=lambda each: each.seconds)
     if job.mode == "generate" and job.new_tokens != 0:
         # Tokens are drawn when the prompts are read.
-        more, array = _decoding(job, batch, components)
+        more, array = decoding_bytes(job, batch, components, caches, kv)
         if more:
             components["decoding"] = more
             components["margin"] += int(MARGIN * more)
         buffer = max(buffer, array, key=lambda each: each.bytes)
     elif job.readout is not None:
         # A head reads the hidden states when the layers are done.
-        more, array = _readout(job, job.readout, tokens, components)
+        more, array = readout_bytes(job, job.readout, tokens, components)
         components[job.readout.component] += more
         components["margin"] += int(MARGIN * more)
         buffer = max(buffer, array, key=lambda each: each.bytes)
@@ -349,29 +348,6 @@ def _components(
     components = {**fixed, "activations": activations, "attention": attention}
     components["margin"] = _margin(job, activations + attention, fixed, width)
     return components
-
-
-def _readout(job: Job, readout: Readout, tokens: int, components: dict[str, int]) -> tuple[int, Buffer]:
-    """What a head needs beyond what the layers needed, and its largest array."""
-    needed = readout.total(tokens)
-    if job.device.kind != "cpu":
-        # There the hidden states are not counted apart.
-        needed += tokens * job.spec.hidden_size * itemsize(job.dtype)
-    more = max(0, needed - components["activations"] - components["attention"])
-    return more, Buffer(readout.name, readout.each(tokens), job.device.max_buffer)
-
-
-def _decoding(job: Job, batch: Batch, components: dict[str, int]) -> tuple[int, Buffer]:
-    """What a step of decoding needs beyond what the prompts needed, and its largest array."""
-    rows = len(batch.lengths)
-    head = itemsize(job.dtype) * job.spec.vocab_size
-    readout = job.readout or Readout("the logits", "logits", GREEDY_LOGITS, fixed=head)
-    step = decode_step(job, batch)
-    assert step is not None
-    layers = sum(in_flight(job, rows, decoding_layers(job, rows), split=False, paths=step.paths))
-    needed = layers + rows * readout.total(1) - components["logits"]
-    more = max(0, needed - components["activations"] - components["attention"])
-    return more, Buffer(readout.name, rows * readout.each(1), job.device.max_buffer)
 
 
 def _stretch(job: Job, batch: Batch, steps: tuple[StepPlan, ...], schedule: Schedule) -> tuple[int, int]:

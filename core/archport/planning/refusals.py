@@ -111,6 +111,7 @@ def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None) -> NoRetur
     parts = ", ".join(f"{name} {size:,}" for name, size in leanest.bytes.items() if size)
     what = f"{shape.B} x {longest:,} tokens" + (f" behind {shape.S:,} cached" if shape.S else "")
     what += f" and {shape.new_tokens:,} to generate" if shape.new_tokens else ""
+    what += f" in each of {job.answers} answers" if job.answers > 1 else ""
     fitting = f"up to {tokens:,} tokens per row would fit" if tokens else "not one token would fit"
     if rows:
         fitting += f", or {rows} rows of this length"

@@ -127,6 +127,7 @@ def _shape(batch: BatchPlan) -> str:
     words = f"{len(batch.lengths)} rows in one of {shape.L:,} tokens" if batch.packed else words
     words += f" behind {shape.S:,} cached" if shape.S else ""
     words += f", {shape.new_tokens:,} to generate" if shape.new_tokens else ""
+    words += f" in each of {batch.answers} answers" if batch.answers > 1 else ""
     steps = len(batch.steps)
     return words + (f", prefilled in {steps} chunks of {batch.chunk:,}" if steps > 1 else ", prefilled whole")
 
@@ -265,6 +266,7 @@ def _batch_dict(plan: Plan, batch: BatchPlan) -> dict[str, Any]:
         "tokens": shape.L,
         "cached": shape.S,
         "new_tokens": shape.new_tokens,
+        "answers": batch.answers,
         "real_tokens": sum(batch.lengths),
         "chunk": batch.chunk,
         "chunk_bound": batch.chunk_bound,

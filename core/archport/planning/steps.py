@@ -87,7 +87,7 @@ def decode_step(job: Job, batch: Batch) -> StepPlan | None:
     paths = tuple(
         _decode_path(job, batch, layer, batch.shape.S + start + 1)
         if isinstance(layer, AttentionLayer)
-        else _form(job, layer, batch.shape.B, 1)
+        else _form(job, layer, batch.shape.B * job.answers, 1)
         for layer in job.kinds
     )
     return StepPlan(start=start, tokens=1, paths=paths)
@@ -98,19 +98,19 @@ def _decode_path(job: Job, batch: Batch, layer: AttentionLayer, kv_len: int) -> 
     short ones is hidden by a mask of one line per row."""
     if layer.reach[0] is not None:
         kv_len = min(kv_len, layer.reach[0] + 1)
-    padded = not batch.even_end
+    padded, rows = not batch.even_end, batch.shape.B * job.answers
     call = AttentionCall.of(
         layer,
         HIDDEN_FRONTS if padded else ONE_QUERY,
         job.device,
-        B=batch.shape.B,
+        B=rows,
         q_len=1,
         kv_len=kv_len,
         dtype=job.dtype,
         limits=job.limits,
     )
     if padded:
-        call = replace(call, mask_shape=(batch.shape.B, 1, 1, kv_len))
+        call = replace(call, mask_shape=(rows, 1, 1, kv_len))
     name = job.backend or job.backend_pin(layer, call)[0]
     return job.path(call, name)
 

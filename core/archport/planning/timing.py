@@ -60,7 +60,7 @@ def decoding_seconds(job: Job, batch: Batch, kv: Sequence[KVAllocation | None]) 
     held = max(cached + new for cached, new in zip(batch.cached, batch.lengths, strict=True))
     first, last = held + 1, held + max(1, steps)
     widths = [first + (last - first) * index // STRETCHES for index in range(STRETCHES + 1)]
-    at = {width: _pass_seconds(job, batch.shape.B, width, kv) for width in widths}
+    at = {width: _pass_seconds(job, batch.shape.B * job.answers, width, kv) for width in widths}
     # Passes in between take the mean of the ends of their stretch; each end but the first and the last is in two.
     seconds = sum((high - low) * (at[low] + at[high]) / 2 for low, high in pairwise(widths))
     seconds += (at[first] + at[last]) / 2

@@ -27,10 +27,10 @@ from archport.contract import (
     Segments,
     Trunk,
 )
-from archport.memory import Caches, KVCache, RecurrentState, snapshot_bytes, take
+from archport.memory import Caches, KVCache, RecurrentState
 from archport.planning import BatchPlan, Plan
 from archport.running.planned import Planner
-from archport.running.prefix_cache import PrefixDraft
+from archport.running.prefix_cache import PrefixDraft, remember
 from archport.running.recurrent import StateStep, recurrent_path
 
 # Steps of the same rows before they are compiled, which takes as long as a few of them.
@@ -94,12 +94,10 @@ class Decoding:
 
     def remember(self, draft: PrefixDraft, row: int, ids: np.ndarray) -> None:
         """Have what a row's layers hold of its tokens `ids`, or of all but the last of them, ready for later calls."""
-        skip = self._pads[row]
-        if draft.make_room(snapshot_bytes(self.caches, row, skip)):
-            draft.add(ids, take(self.caches, row, skip))
+        remember(draft, self.caches, row, self._pads[row], ids)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, in this order."""
+        """Go on with these rows only, in this order; a row that is named several times goes on as so many."""
         self.caches.keep_rows(rows)
         self._alike = 0
         self._pads = [self._pads[row] for row in rows]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 from archport.contract import InputError
+from archport.running.ids import named
 from archport.running.sampling import Sampling
 
 FinishReason = Literal["stop", "length"]
+# Of one prompt.
+MOST_ANSWERS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One generated token, its log-probability before temperature and filters, and the likeliest (token, logprob)."""
+    """One generated token, its log-probability and the likeliest (token, logprob), without those that can't come.
+
+    Both after biases and penalties, before temperature and filters.
+    """
 
     token: int
     logprob: float
@@ -41,8 +46,9 @@ class Generation:
     Args:
         text: without the stop string or the final token.
         tokens: all generated ids, the final one included.
-        finish_reason: `stop` at a final token or a stop string, `length` at `max_tokens`.
+        finish_reason: `stop` at a final token or a stop string, `length` at `max_tokens` or the end of the context.
         logprobs: one per token where they were asked for.
+        clamped_to: the tokens that the context had room for, where `max_tokens` asked for more; else None.
     """
 
     text: str
@@ -50,6 +56,7 @@ class Generation:
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] | None = None
+    clamped_to: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,8 @@ class Piece:
         row: which prompt it belongs to.
         finish_reason, usage: of the row's last piece, None before it.
         logprobs: of `tokens`, where they were asked for.
+        answer: which of the prompt's answers it belongs to.
+        clamped_to: on a row's last piece, as in `Generation`.
     """
 
     text: str
@@ -70,6 +79,45 @@ class Piece:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    answer: int = 0
+    clamped_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowOptions:
+    """What a caller asked of one prompt, checked.
+
+    Args:
+        max_tokens: tokens to generate; None until a final token or the end of the context, 0 only reads the prompt.
+        sampling: how tokens are drawn.
+        stop: strings that end the text.
+        stop_token_ids: tokens that end it, as well as the model's own.
+        min_tokens: tokens before which none of these comes and no stop string counts.
+    """
+
+    max_tokens: int | None = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        most, least = self.max_tokens, self.min_tokens
+        if most is not None and not _whole(most):
+            raise InputError(
+                f"max_tokens={named(most)}; expected an integer from 0, where 0 only reads the prompt, "
+                "or None for the rest of the context"
+            )
+        if not _whole(least):
+            raise InputError(f"min_tokens={named(least)}; expected an integer from 0")
+        if most is not None and least > most:
+            raise InputError(f"min_tokens={named(least)} is above max_tokens={named(most)}; expected at most as many")
+        if any(not isinstance(each, str) or not each for each in self.stop):
+            raise InputError(f"stop={self.stop!r}; expected one or more strings that are not empty")
+
+    def ends(self, own: frozenset[int]) -> frozenset[int]:
+        """Tokens that end the text: the model's own and those asked for."""
+        return own | self.stop_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,37 +125,29 @@ class GenerateRequest:
     """What a caller asked of `generate`, checked.
 
     Args:
-        max_tokens: per row; None until a final token or the end of the context.
-        sampling: how tokens are drawn.
-        stop: strings that end a row.
+        rows: one per prompt.
+        answers: how many of each prompt; None for one that is not told as a list.
         progress: whether a bar shows how many tokens are made, where nothing is streamed.
         logprobs: None for none, else how many of the likeliest tokens to tell beside the drawn one.
     """
 
-    max_tokens: int | None = 256
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
+    rows: tuple[RowOptions, ...]
+    answers: int | None = None
     logprobs: int | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
-        count, top = self.max_tokens, self.logprobs
-        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-            raise InputError(f"max_tokens={count!r}; expected a positive integer, or None for the rest of the context")
-        if top is not None and (not isinstance(top, int) or isinstance(top, bool) or not 0 <= top <= 100):
-            raise InputError(f"logprobs={top!r}; expected None, or 0 to 100 of the likeliest tokens")
-        if any(not isinstance(each, str) or not each for each in self.stop):
-            raise InputError(f"stop={self.stop!r}; expected one or more strings that are not empty")
+        count, top = self.answers, self.logprobs
+        if count is not None and (not _whole(count) or not 1 <= count <= MOST_ANSWERS):
+            raise InputError(f"n={named(count)}; expected 1 to {MOST_ANSWERS} answers of each prompt, or None")
+        if top is not None and (not _whole(top) or top > 100):
+            raise InputError(f"logprobs={named(top)}; expected None, or 0 to 100 of the likeliest tokens")
+
+    def drawn(self, row: int) -> int:
+        """How many answers of a prompt are decoded: of those that take the likeliest token one stands for all."""
+        return 1 if self.rows[row].sampling.greedy else self.answers or 1
 
 
-def stop_strings(stop: object) -> tuple[str, ...]:
-    """The strings that end a text, of what a caller may give: one, several, or None for none.
-
-    Raises:
-        InputError: for anything else.
-    """
-    if stop is None or isinstance(stop, str):
-        return () if stop is None else (stop,)
-    if isinstance(stop, bytes) or not isinstance(stop, Iterable):
-        raise InputError(f"stop={stop!r}; expected a string, several of them, or None")
-    return cast("tuple[str, ...]", tuple(cast("Iterable[object]", stop)))
+def _whole(value: object) -> bool:
+    """Whether it is an integer from 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -64,6 +64,7 @@ class Planner:
         visible: Sequence[int] = (),
         readout: Readout | None = None,
         pack: bool = False,
+        answers: int = 1,
     ) -> Plan:
         """The plan of rows of these lengths; raises AdmissionRefused when they do not fit.
 
@@ -74,6 +75,7 @@ class Planner:
             visible: leading tokens of each row that any token sees; empty when all are.
             readout: what a head needs behind the last layer.
             pack: whether the caller takes packed batches.
+            answers: rows that each row becomes when it is decoded.
         """
         return plan_request(
             self.spec,
@@ -96,6 +98,7 @@ class Planner:
             readout=readout,
             memo=self.memo,
             pack=pack,
+            answers=answers,
         )
 
 

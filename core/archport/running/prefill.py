@@ -13,13 +13,13 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import AdmissionRefused
-from archport.memory import Caches, KVCache, Snapshot, put, put_rows, snapshot_bytes, take
+from archport.memory import Caches, KVCache, Snapshot, put, put_rows, take
 from archport.planning import Plan, Readout
 from archport.running.context import Stretches
 from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder
 from archport.running.planned import batch_caches
-from archport.running.prefix_cache import PrefixCache, PrefixDraft, matching
+from archport.running.prefix_cache import PrefixCache, PrefixDraft, matching, remember
 from archport.running.verify import Watch, verified
 from archport.running.vision import sight_of
 from archport.running.visual_prompts import VisualPrompts
@@ -51,6 +51,7 @@ def prefill(
     draft: PrefixDraft | None,
     visual: VisualPrompts | None = None,
     readout: Readout | None = None,
+    answers: int = 1,
 ) -> Prefilled:
     """Read prompts, from where an earlier call with the same beginning left off.
 
@@ -59,6 +60,7 @@ def prefill(
         draft: what this run is going to leave behind what earlier ones left; None finds and leaves nothing.
         visual: the same prompts with their pictures; None without any.
         readout: what drawing a token of one row holds; None for the likeliest alone.
+        answers: rows that each prompt becomes when it is decoded.
 
     Raises:
         AdmissionRefused: when prompts and tokens to come do not fit.
@@ -73,7 +75,8 @@ def prefill(
     first = found.tokens if found is not None else 0
     visual = None if visual is None else visual.behind(first)
     images = () if visual is None else visual.images
-    plan = _plan(encoder, [len(row) - first for row in rows], first, new_tokens, prefixes, images, readout)
+    lengths = [len(row) - first for row in rows]
+    plan = _plan(encoder, lengths, first, new_tokens, prefixes, images, readout, answers)
     plan = with_host_bytes(plan, () if visual is None else visual.measured, encoder.spec.vision)
     (batch,) = plan.batches
     rest = [row[first:] for row in rows]
@@ -90,9 +93,7 @@ def prefill(
             # Behind generated tokens this model can't go back to where the prompt ended.
             longest = max(map(len, rows))
             for index, key in enumerate(keys):
-                skip = longest - len(key)
-                if draft.make_room(snapshot_bytes(caches, index, skip)):
-                    draft.add(key, take(caches, index, skip))
+                remember(draft, caches, index, longest - len(key), key)
         watch.prefilled()
     return Prefilled(plan, caches, hidden, first, watch)
 
@@ -135,10 +136,12 @@ def _plan(
     prefixes: PrefixCache | None,
     images: Sequence[Sequence[int]],
     readout: Readout | None,
+    answers: int,
 ) -> Plan:
     held = prefixes.limit if prefixes is not None else 0
     options: dict[str, Any] = {
-        "cached": cached, "new_tokens": new_tokens, "mode": "generate", "images": images, "readout": readout
+        "cached": cached, "new_tokens": new_tokens, "mode": "generate", "images": images, "readout": readout,
+        "answers": answers,
     }  # fmt: skip
     try:
         return encoder.plan(lengths, **options, resident=held)

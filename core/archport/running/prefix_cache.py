@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from archport.memory import Snapshot
+from archport.memory import Caches, Snapshot, snapshot_bytes, take
 
 Entry = tuple[np.ndarray, Snapshot]
 
@@ -119,6 +119,16 @@ class PrefixDraft:
         for ids, snapshot in self._entries:
             self.cache.add(ids, snapshot)
         self._entries.clear()
+
+
+def remember(draft: PrefixDraft, caches: Caches, row: int, skip: int, ids: np.ndarray) -> None:
+    """Have what a row's layers hold of its tokens `ids`, or of all but the last of them, ready for later calls.
+
+    Args:
+        skip: columns in front of the row that are not its own.
+    """
+    if draft.make_room(snapshot_bytes(caches, row, skip)):
+        draft.add(ids, take(caches, row, skip))
 
 
 def _bytes(entries: list[Entry]) -> int:

@@ -314,7 +314,7 @@ def test_progress_counts_tokens_that_are_made_and_forgets_those_of_rows_that_end
         ([{"role": "wizard", "content": "a"}], {}, InputError, "message 0 has role 'wizard'"),
         ([{"role": "user"}], {}, InputError, "message 0 has a content"),
         ([{"role": "user", "content": "a"}], {}, InputError, "no chat template"),
-        ("a", {"max_tokens": 0}, InputError, "max_tokens=0"),
+        ("a", {"max_tokens": -1}, InputError, "max_tokens=-1"),
         ("a", {"temperature": -1}, InputError, "temperature=-1"),
         ("a", {"top_p": 1.5}, InputError, "top_p=1.5"),
         ("a", {"stop": ""}, InputError, "stop="),
@@ -323,7 +323,7 @@ def test_progress_counts_tokens_that_are_made_and_forgets_those_of_rows_that_end
         ([5, 6], {"tools": [{"name": "x"}]}, InputError, "tools would change nothing"),
         ("a", {"logprobs": True}, InputError, "logprobs=True"),
         ([7] * 512, {}, ContextLengthExceeded, "512 tokens and the context 512"),
-        ([7] * 500, {"max_tokens": 20}, ContextLengthExceeded, "20 to generate"),
+        ([7] * 513, {"max_tokens": 0}, ContextLengthExceeded, "513 tokens and the context 512"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_runs(model, prompt, options, kind, said):

@@ -297,6 +297,7 @@ class Model(EncoderAnswers):
         stream: bool = False,
         progress: bool = False,
         tools: Sequence[Mapping[str, object]] | None = None,
+        continue_final_message: bool | str = False,
         **template: object,
     ) -> Generation | list[Generation] | DeviceIterator[Piece]:
         """Go on from a prompt.
@@ -314,6 +315,8 @@ class Model(EncoderAnswers):
             stream: return an iterator of pieces; closing it, or a `with` block, frees what the call holds.
             progress: show a progress bar on standard error, where nothing is streamed.
             tools: descriptions of functions, handed to the chat template.
+            continue_final_message: go on from the end of the last message instead of answering it; a str names the
+                field of the message that is continued ("content" when True).
             template: whatever else the chat template reads, such as `enable_thinking=False`.
 
         Returns:
@@ -330,7 +333,9 @@ class Model(EncoderAnswers):
         sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed)
         request = GenerateRequest(max_tokens, sampling, stop_strings(stop), logprobs, progress)
         generator = self._runtime.generator()
-        read = self._runtime.prompts()(prompt, tools=tools, options=template)
+        read = self._runtime.prompts()(
+            prompt, tools=tools, options=template, continue_final_message=continue_final_message
+        )
         if stream:
             return DeviceIterator(generator.stream(read.rows, request, read.measured))
         texts = generator.run(read.rows, request, read.measured)

@@ -306,6 +306,7 @@ class Model(EncoderAnswers):
         stream: bool = False,
         progress: bool = False,
         tools: Sequence[Mapping[str, object]] | None = None,
+        continue_final_message: bool | str = False,
         **template: object,
     ) -> Generation | list[Generation] | list[list[Generation]] | DeviceIterator[Piece]:
         """Go on from a prompt.
@@ -334,6 +335,8 @@ class Model(EncoderAnswers):
             stream: return an iterator of pieces; closing it, or a `with` block, frees what the call holds.
             progress: show a progress bar on standard error, where nothing is streamed.
             tools: descriptions of functions, handed to the chat template.
+            continue_final_message: go on from the end of the last message instead of answering it; a str names the
+                field of the message that is continued ("content" when True).
             template: whatever else the chat template reads, such as `enable_thinking=False`.
 
         All from `max_tokens` to `min_tokens` may be a list with one value per prompt (`stop`, `stop_token_ids` and
@@ -358,7 +361,9 @@ class Model(EncoderAnswers):
             "progress": progress,
         }  # fmt: skip
         generator = self._runtime.generator()
-        read = self._runtime.prompts()(prompt, tools=tools, options=template)
+        read = self._runtime.prompts()(
+            prompt, tools=tools, options=template, continue_final_message=continue_final_message
+        )
         request = generate_request(options, len(read.rows), self.spec.vocab_size, generator.stops)
         if stream:
             return DeviceIterator(generator.stream(read.rows, request, read.measured))

@@ -235,7 +235,7 @@ def make_runtime(
 
     speaks = "generate" in about.spec.tasks or inputs.messages is not None
     files = read_chat(about.checkpoint) if speaks else ChatFiles({}, {}, frozenset())
-    chat = ChatTemplate(files.templates, files.special, about.checkpoint.name)
+    chat = ChatTemplate(files.templates, files.special, about.checkpoint.name, files.files)
     tokenizer = no_tokenizer() if inputs.images_only else load_tokenizer(about.checkpoint, lowercase=inputs.lowercase)
     own = head.vector if isinstance(head, ClassificationHead) else head
     stored = own.dense if isinstance(own, EmbeddingHead | TokenHead) else ()

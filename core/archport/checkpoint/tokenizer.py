@@ -65,6 +65,16 @@ def _found(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
+def special_tokens(checkpoint: Checkpoint) -> Mapping[str, str]:
+    """The tokens that the tokenizer's files, or else its class, name: `eos_token` and the like -> its text.
+
+    Raises:
+        CheckpointError: as `load_tokenizer`.
+    """
+    load_tokenizer(checkpoint)
+    return checkpoint.memo["special tokens"]
+
+
 def truncation_side(checkpoint: Checkpoint) -> Literal["right", "left"]:
     """The end at which a text that is too long is cut, where a caller asks for that.
 
@@ -143,7 +153,7 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
     if stored is None and vocabulary and (recipe is None or recipe.model == "WordPiece"):
         recipe, name = RECIPES["BertTokenizer"], "BertTokenizer"
     elif stored is None and not (recipe is not None and recipe.model == "BPE" and (folder / "merges.txt").is_file()):
-        return _converted(folder, settings)
+        return _converted(folder, checkpoint, settings)
     held = stored.get_added_tokens_decoder() if stored is not None else {}
     added = read_added_tokens(folder, values, settings.tokenizer, held)
     try:
@@ -151,10 +161,12 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
             assert stored is not None
             if name != GENERIC:
                 _check_settings(folder, name, values, stored)
+            checkpoint.memo["special tokens"] = _texts(added)
             return _completed(stored, None, values, added)
         every = {**recipe.defaults, **added.named}
         order = [*(name for name in NAMED if name in every), *(name for name in every if name not in NAMED)]
         added = replace(added, named={name: every[name] for name in order})
+        checkpoint.memo["special tokens"] = _texts(added)
         tokenizer = _bare(folder, name, recipe, stored)
         if stored is not None:
             tokenizer.post_processor = stored.post_processor
@@ -169,6 +181,10 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
         if str(error).startswith(str(folder)):
             raise
         raise CheckpointError(f"{folder}: {error}") from error
+
+
+def _texts(added: AddedTokens) -> dict[str, str]:
+    return {name: content(token) for name, token in added.named.items() if token is not None}
 
 
 def _completed(tokenizer: Tokenizer, recipe: Recipe | None, values: Mapping[str, Any], added: AddedTokens) -> Tokenizer:
@@ -326,7 +342,7 @@ def _check_settings(folder: Path, name: str, values: Mapping[str, Any], tokenize
             )
 
 
-def _converted(folder: Path, settings: TransformerSettings) -> Tokenizer:
+def _converted(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -> Tokenizer:
     """Slow files only: transformers knows how to convert them, and is imported for nothing else."""
     try:
         from transformers import AutoTokenizer
@@ -334,6 +350,7 @@ def _converted(folder: Path, settings: TransformerSettings) -> Tokenizer:
         loaded = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, **settings.tokenizer
         )
+        checkpoint.memo["special tokens"] = dict(loaded.special_tokens_map)
         return loaded.backend_tokenizer
     # It raises whatever the conversion of this kind of file raises.
     except Exception as error:

@@ -46,6 +46,7 @@ from archport.contract.hookspecs import hookimpl
 from archport.contract.keys import ROPE_KEYS, ConfigKeys
 from archport.contract.media import (
     Asked,
+    ChatReader,
     Encode,
     Measured,
     PairReader,
@@ -99,6 +100,7 @@ __all__ = [
     "BatchShape",
     "BufferTooLarge",
     "CausalLM",
+    "ChatReader",
     "CheckpointError",
     "CheckpointView",
     "ClaimError",

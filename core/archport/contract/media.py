@@ -6,9 +6,9 @@ gives a picture's pixels, once the request was admitted. Between the two stands 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from archport.contract.errors import SpecError
 from archport.contract.model import Trunk
@@ -130,6 +130,33 @@ class PairReader(Reader, Protocol):
 
         Args:
             asked: its prompt is the instruction; None for the model's own.
+        """
+        ...
+
+
+@runtime_checkable
+class ChatReader(Reader, Protocol):
+    """A reader whose conversations the checkpoint's own chat template renders; the reader places the pictures."""
+
+    def messages(self, item: object, asked: Asked) -> Sequence[Mapping[str, Any]]:
+        """What `measure` takes, but no string, as messages whose content is a text or parts.
+
+        A part is `{"type": "text", "text": ...}`, or has the type of a picture and what it is made from.
+
+        Raises:
+            InputError: for an item it can't read.
+        """
+        ...
+
+    def measure_chat(self, text: str, messages: Sequence[Mapping[str, Any]], encode: Encode, asked: Asked) -> Measured:
+        """Headers only, like `measure`: a rendered conversation, with the pictures of its messages in their places.
+
+        Args:
+            text: what the template made of `messages`, a media token in the place of every picture.
+            messages: as `messages` gave them.
+
+        Raises:
+            InputError: the text has not as many places as the messages have pictures.
         """
         ...
 

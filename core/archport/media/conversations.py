@@ -5,6 +5,7 @@ The format is ChatML's, literal: a template engine would add nothing, and the by
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,14 @@ KEYS = ("text", "image", "images", "video", "videos", "instruction", "min_pixels
 OPTIONS = ("min_pixels", "max_pixels", "fps", "sample_fps")
 
 Kind = Literal["text", "image", "video"]
+# What a content part's type, or its key, says that it is, and under which keys a picture may stand.
+_KINDS: Mapping[str, Literal["image", "video"]] = {
+    "image": "image",
+    "image_url": "image",
+    "video": "video",
+    "video_url": "video",
+}
+_SOURCES = {"image": ("image", "url", "path", "base64", "image_url"), "video": ("video", "url", "path", "video_url")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,7 @@ class Part:
         min_pixels, max_pixels: the caller's bounds for it; None for the model's.
         fps: frames per second of frames that are given without a file; None when nobody said.
         sample_fps: frames per second that the model is to see; None for its own.
+        framed: whether the text around it holds the marks before and after a picture.
     """
 
     kind: Kind
@@ -41,6 +51,7 @@ class Part:
     max_pixels: int | None = None
     fps: float | None = None
     sample_fps: float | None = None
+    framed: bool = False
 
     def bounds(self, default: tuple[int, int]) -> tuple[int, int]:
         """(fewest, most) pixels."""
@@ -91,7 +102,6 @@ def plain(text: object, asked: Asked) -> Part:
 
 def contents(fields: Mapping[str, Any], asked: Asked, *, empty: str | None = None) -> list[Part]:
     """Videos, images and texts of one turn, in that order; nothing at all is the text `empty`, if there is one."""
-    options = {name: fields[name] for name in OPTIONS if fields.get(name) is not None}
     parts: list[Part] = []
     kinds: tuple[tuple[Kind, list[Any]], ...] = (
         ("video", [*_one(fields.get("video")), *_several(fields.get("videos"))]),
@@ -99,7 +109,7 @@ def contents(fields: Mapping[str, Any], asked: Asked, *, empty: str | None = Non
     )
     for kind, sources in kinds:
         for index, source in enumerate(sources):
-            parts.append(_picture(kind, source, index, options, asked))
+            parts.append(picture_part(kind, source, index, fields, asked))
     for text in _several(fields.get("text")):
         parts.append(_text(text, asked))
     if empty is not None and not any(part.kind != "text" or part.text for part in parts):
@@ -181,18 +191,57 @@ def _piece(piece: object, counts: dict[str, int], asked: Asked) -> Part:
         return _text(piece, asked)
     if not isinstance(piece, Mapping):
         raise InputError(f"{asked.name}: content holds a {type(piece).__name__}; expected text, image or video parts")
-    options = {name: piece[name] for name in OPTIONS if piece.get(name) is not None}
+    given = picture_of(piece, asked)
+    if given is not None:
+        kind, source = given
+        counts[kind] += 1
+        return picture_part(kind, source, counts[kind] - 1, piece, asked)
     if "text" in piece:
         return _text(piece["text"], asked)
-    for kind in ("image", "video"):
-        source = piece.get(kind)
-        if source is None and f"{kind}_url" in piece:
-            source = piece[f"{kind}_url"]
-            source = source.get("url") if isinstance(source, Mapping) else source
-        if source is not None:
-            counts[kind] += 1
-            return _picture(kind, source, counts[kind] - 1, options, asked)
     raise InputError(f"{asked.name}: a content part has the keys {sorted(piece)}; expected text, image or video")
+
+
+def picture_of(piece: Mapping[str, Any], asked: Asked) -> tuple[Literal["image", "video"], Any] | None:
+    """(kind, what it is made from) of a content part that is an image or a video; None for another part.
+
+    The keys are those of transformers and of OpenAI's API: `image`, `url`, `path`, `base64`, `image_url`.
+
+    Raises:
+        InputError: no source, two of them, an address on the network, or damaged base64.
+    """
+    kind = _KINDS.get(str(piece.get("type")))
+    if kind is None:
+        kind = next((_KINDS[key] for key in _KINDS if piece.get(key) is not None and "text" not in piece), None)
+    if kind is None:
+        return None
+    keys = [key for key in _SOURCES[kind] if piece.get(key) is not None]
+    if len(keys) != 1:
+        raise InputError(
+            f"{asked.name}: {kind} part has {' and '.join(keys) or 'no source'} among its keys "
+            f"{sorted(map(str, piece))}; expected one of {', '.join(_SOURCES[kind])}"
+        )
+    source = piece[keys[0]]
+    if isinstance(source, Mapping):
+        source = source.get("url")
+    if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+        raise InputError(
+            f"{asked.name}: {kind} part has the address {source!r:.80}; archport fetches nothing: download it, and "
+            "give a path or a data URI"
+        )
+    return kind, _decoded(source, asked) if keys[0] == "base64" else source
+
+
+def _decoded(text: Any, asked: Asked) -> bytes | str:
+    if not isinstance(text, str | bytes):
+        raise InputError(f"{asked.name}: base64 is a {type(text).__name__}; expected a str")
+    if isinstance(text, str) and text[:5].lower() == "data:":
+        return text
+    try:
+        return base64.b64decode(b"".join((text.encode() if isinstance(text, str) else text).split()), validate=True)
+    except ValueError as error:
+        raise InputError(
+            f"{asked.name}: the base64 of an image is damaged ({error}); expected its file's bytes"
+        ) from error
 
 
 def _text(text: object, asked: Asked) -> Part:
@@ -208,7 +257,20 @@ def _text(text: object, asked: Asked) -> Part:
     return Part("text", text)
 
 
-def _picture(kind: Kind, source: object, index: int, options: Mapping[str, Any], asked: Asked) -> Part:
+def picture_part(
+    kind: Kind, source: object, index: int, given: Mapping[str, Any], asked: Asked, *, framed: bool = False
+) -> Part:
+    """The place of a picture, with what a caller said of it.
+
+    Args:
+        index: which image or video of the input it is.
+        given: a mapping with any of OPTIONS in it.
+        framed: see Part.
+
+    Raises:
+        InputError: options that are none.
+    """
+    options = {name: given[name] for name in OPTIONS if given.get(name) is not None}
     for name in ("min_pixels", "max_pixels"):
         value = options.get(name, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -217,7 +279,7 @@ def _picture(kind: Kind, source: object, index: int, options: Mapping[str, Any],
         value = options.get(name, 1)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise InputError(f"{asked.name}: {name}={value!r}; expected frames per second > 0")
-    return Part(kind, source=source, index=index, **options)
+    return Part(kind, source=source, index=index, framed=framed, **options)
 
 
 def _one(value: Any) -> list[Any]:

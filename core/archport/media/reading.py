@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from archport.contract import Asked, ContextLengthExceeded, Encode, InputError, Measured, Picture
+from archport.media.chats import chat_messages, placed
 from archport.media.conversations import Document, Part, conversation
 from archport.media.images import measure_image
 from archport.media.patches import patch_rows
@@ -100,7 +101,7 @@ def _specials_behind(text: str, beginning: str) -> str:
 
 
 class PictureReader:
-    """A Reader of strings, mappings and conversations, with images and video anywhere in them.
+    """A ChatReader of strings, mappings and conversations, with images and video anywhere in them.
 
     A plugin whose inputs have another format derives from it, renders a Document and hands that to `read`.
     """
@@ -115,6 +116,12 @@ class PictureReader:
     def measure(self, item: object, encode: Encode, asked: Asked) -> Measured:
         return self.read(conversation(item, asked), encode, asked)
 
+    def messages(self, item: object, asked: Asked) -> list[dict[str, Any]]:
+        return chat_messages(item, asked)
+
+    def measure_chat(self, text: str, messages: Sequence[Mapping[str, Any]], encode: Encode, asked: Asked) -> Measured:
+        return self.read(placed(text, messages, asked), encode, asked)
+
     def read(self, document: Document, encode: Encode, asked: Asked) -> Measured:
         """The ids of a rendered document, its pictures in their places, and the positions of both."""
         text: list[str] = []
@@ -128,7 +135,7 @@ class PictureReader:
                 continue
             name = f"{part.kind} {part.index} of {asked.name}"
             made = self._image(part, name) if part.kind == "image" else self._video(part, name)
-            text.append(made[0])
+            text.append(made[0] if part.framed else f"<|vision_start|>{made[0]}<|vision_end|>")
             runs += made[1]
         ids = encode("".join(text))
         if len(ids) + sum(run.tokens(self.settings.merge) - 1 for run in runs) > asked.limit:
@@ -151,7 +158,7 @@ class PictureReader:
         )
         grid = height // s.patch, width // s.patch
         made = Placed(Still(source, height, width), grid, s.image_token)
-        return "<|vision_start|><|image_pad|><|vision_end|>", [made]
+        return "<|image_pad|>", [made]
 
     def _video(self, part: Part, name: str) -> tuple[str, list[Placed]]:
         s = self.settings
@@ -181,8 +188,7 @@ class PictureReader:
             seconds = (indices[first] / rate + indices[last] / rate) / 2
             text += f"<{seconds:.1f} seconds><|vision_start|><|video_pad|><|vision_end|>"
             made.append(Placed(film.moment(range(first, last + 1)), grid, s.video_token))
-        # transformers keeps the template's own pair around all moments.
-        return f"<|vision_start|>{text}<|vision_end|>", made
+        return text, made
 
     def _placed(self, ids: Sequence[int], runs: Sequence[Placed], asked: Asked, *, cut: bool) -> Measured:
         """Ids with every placeholder repeated, and where each token stands on the axes of time, rows and columns."""

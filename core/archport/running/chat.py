@@ -1,22 +1,28 @@
-"""Messages to a prompt, by the checkpoint's own template in a sandbox. Knows nothing of tokens.
+"""Messages to a prompt, by the checkpoint's own template in a sandbox. Knows nothing of tokens and pictures.
 
-A template is a program from the internet: it runs without access to attributes, files or mutable state, and its output
-is capped.
+A template is a program from the internet: it runs without access to attributes, files or mutable state, and within
+bounds of time, memory and output.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from archport.contract import CheckpointError, InputError
+from archport.running.chat_messages import Continued, plain, prepared
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from archport.running.template_environment import ChatEnvironment
+
 # Characters that a rendered prompt may have.
 LONGEST = 16 << 20
+# Errors that come of messages that lack what a template reads, as well as of a template that is wrong.
+_OF_MESSAGES = (TypeError, KeyError, ValueError, AttributeError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +33,15 @@ class ChatTemplate:
         templates: name -> Jinja source.
         special: `bos_token` and the like -> its text, which templates may use.
         name: the model's, for messages.
+        files: name of a template -> the file that it is from, for messages.
     """
 
     templates: Mapping[str, str]
     special: Mapping[str, str]
     name: str
-    _compiled: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False, compare=False)
+    files: Mapping[str, str] = field(default_factory=dict[str, str])
+    _compiled: dict[str, Template] = field(default_factory=dict[str, "Template"], init=False, repr=False, compare=False)
+    _variables: dict[str, set[str]] = field(default_factory=dict[str, set[str]], init=False, repr=False, compare=False)
 
     def __call__(
         self,
@@ -40,6 +49,7 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
     ) -> str:
         """The prompt of a conversation, up to where the assistant speaks.
 
@@ -47,55 +57,113 @@ class ChatTemplate:
             messages: each with a `role` and a `content`, as the template wants them.
             tools: descriptions of functions the model may call.
             options: whatever else the template reads, such as `enable_thinking`.
+            continue_final_message: end the prompt where the last message ends, for the model to go on from there; a
+                str names the field that is continued, "content" when it is True.
 
         Raises:
-            InputError: no template, messages that are none, an unknown role, or what the template itself refuses.
+            InputError: no template, messages that are none, or what the template itself refuses.
+            CheckpointError: a template that can't be compiled, breaks out of its sandbox, or goes past its bounds.
         """
-        check_messages(messages)
-        name = "tool_use" if tools and "tool_use" in self.templates else "default"
-        if name not in self.templates:
+        given = {**(options or {})}
+        conversation = prepared(messages)
+        name = self._selected(tools)
+        if tools is not None and (isinstance(tools, str) or not all(isinstance(tool, Mapping) for tool in tools)):
+            raise InputError(f"tools is {tools!r:.80}; expected a list of dicts that describe functions")
+        if "messages" in given:
+            raise InputError("messages are the prompt, and no option of the chat template")
+        self._check_read(name, [*(["tools"] if tools else []), *given])
+        continued: Continued | None = None
+        if continue_final_message:
+            if given.get("add_generation_prompt"):
+                raise InputError(
+                    "continue_final_message and add_generation_prompt exclude each other: the prompt ends in the last "
+                    "message, or in the beginning of another"
+                )
+            part = continue_final_message if isinstance(continue_final_message, str) else "content"
+            continued = Continued.of(conversation, part, self.templates[name], self.name)
+        values = {
+            "messages": conversation,
+            "tools": plain(None if tools is None else list(tools), "tools"),
+            "documents": None,
+            "add_generation_prompt": continued is None,
+            **plain(given, "an option of the chat template"),
+        }
+        text = self.rendered(name, values)
+        return text if continued is None else continued.cut(text, self.name)
+
+    def _selected(self, tools: object) -> str:
+        """The name of the template for a conversation with these tools."""
+        if tools is not None and "tool_use" in self.templates:
+            return "tool_use"
+        if "default" in self.templates:
+            return "default"
+        if self.templates:
             raise InputError(
-                f"{self.name} has no chat template, so messages can't become a prompt; pass a str, which is taken as is"
+                f"{self.name} has chat templates called {', '.join(sorted(self.templates))} and none called default; "
+                "add chat_template.jinja, or pass a str, which is taken as is"
             )
-        self._check_read(name, [*(["tools"] if tools else []), *(options or {})])
-        values = {"messages": list(messages), "tools": tools, "add_generation_prompt": True}
-        return self.rendered(name, {**values, **(options or {})})
+        raise InputError(
+            f"{self.name} has no chat template, so messages can't become a prompt; pass a str, which is taken as is"
+        )
 
     def rendered(self, name: str, values: Mapping[str, Any]) -> str:
-        """What the template of that name makes of these values.
+        """What the template of that name makes of these values, which are plain data.
 
         Raises:
             InputError: what the template itself refuses, or too long a text.
+            CheckpointError: a template that is wrong whatever it is given.
         """
-        from jinja2 import TemplateError
+        from archport.running.template_bounds import Meter, extent
+        from archport.running.template_environment import METER
 
+        template = self._template(name)
         pieces: list[str] = []
         length = 0
         try:
-            for piece in self._template(name).generate(**{**self.special, **values}):
+            size, _ = extent(values, 1 << 40)
+            for piece in template.generate(**{**self.special, **values, METER: Meter(size)}):
                 pieces.append(piece)
                 length += len(piece)
                 if length > LONGEST:
-                    raise InputError(f"the chat template of {self.name} made more than {LONGEST:,} characters")
-        except TemplateError as error:
-            raise InputError(f"the chat template of {self.name} refuses these messages: {error}") from error
-        except (TypeError, KeyError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"the chat template of {self.name} failed on these messages ({type(error).__name__}: {error}); check "
-                "that every message has the fields it reads"
-            ) from error
+                    raise InputError(f"{self._called(name)} made more than {LONGEST:,} characters")
+        except InputError:
+            raise
+        except Exception as error:
+            self._fail(name, error)
         return "".join(pieces)
+
+    def _fail(self, name: str, error: Exception) -> NoReturn:
+        """Raise what an error of a template means to who called."""
+        from jinja2.exceptions import SecurityError, TemplateError
+
+        from archport.running.template_bounds import TooMuch
+
+        what, said = self._called(name), f"{error}"[:400]
+        if isinstance(error, TooMuch | RecursionError | MemoryError):
+            why = said if isinstance(error, TooMuch) else f"it ends in a {type(error).__name__}"
+            raise CheckpointError(f"{what} goes past its bounds: {why}. Fetch the file again, or mend it") from None
+        if isinstance(error, SecurityError):
+            raise CheckpointError(
+                f"{what} asks for what no chat template may have: {said}. Fetch the file again, or mend it"
+            ) from error
+        if isinstance(error, TemplateError):
+            raise InputError(f"{what} refuses these messages: {said}") from error
+        kind = f"{type(error).__name__}: {said}"
+        if isinstance(error, _OF_MESSAGES):
+            raise InputError(
+                f"{what} failed on these messages ({kind}); check that every message has the fields it reads"
+            ) from error
+        raise CheckpointError(f"{what} fails ({kind}). Fetch the file again, or mend it") from error
+
+    def _called(self, name: str) -> str:
+        place = self.files.get(name)
+        return f"the chat template of {self.name}{f' ({place})' if place else ''}"
 
     def _check_read(self, name: str, given: Sequence[str]) -> None:
         """Refuse what the template never looks at: a misspelt argument of a call would pass for one of its own."""
         if not given:
             return
-        from jinja2 import meta
-
-        self._template(name)
-        read = meta.find_undeclared_variables(_environment().parse(self.templates[name]))
+        read = self._read(name)
         unread = [each for each in given if each not in read]
         if unread:
             own = sorted(read - {"messages", "add_generation_prompt", *self.special, *_environment().globals})
@@ -104,51 +172,40 @@ class ChatTemplate:
                 f"messages it reads {', '.join(own) or 'nothing'}"
             )
 
-    def _template(self, name: str) -> Any:
-        if name not in self._compiled:
-            from jinja2 import TemplateError
+    def _read(self, name: str) -> set[str]:
+        """Names of the variables that a template reads."""
+        if name not in self._variables:
+            from jinja2 import meta
 
-            try:
-                self._compiled[name] = _environment().from_string(self.templates[name])
-            except TemplateError as error:
-                raise CheckpointError(f"the chat template of {self.name} can't be compiled: {error}") from error
+            self._template(name)
+            self._variables[name] = meta.find_undeclared_variables(_environment().parse(self.templates[name]))
+        return self._variables[name]
+
+    def _template(self, name: str) -> Template:
+        if name not in self._compiled:
+            self._compiled[name] = self._compile(name)
         return self._compiled[name]
 
+    def _compile(self, name: str) -> Template:
+        from archport.running.template_environment import LONGEST_SOURCE
 
-def check_messages(messages: object) -> None:
-    """Refuse what is no conversation, naming the message.
-
-    Raises:
-        InputError: with the index, what it has and what was expected.
-    """
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise InputError(f"messages is {messages!r:.60}; expected a list of at least one message")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise InputError(f"message {index} is a {type(message).__name__}; expected a dict with role and content")
-        if message.get("role") not in ROLES:
-            raise InputError(f"message {index} has role {message.get('role')!r}; expected one of {', '.join(ROLES)}")
-        content = message.get("content")
-        if content is None and message["role"] == "assistant":
-            continue
-        if not isinstance(content, str | Sequence):
-            raise InputError(f"message {index} has a content of type {type(content).__name__}; expected a str")
+        source, what = self.templates[name], self._called(name)
+        if len(source) > LONGEST_SOURCE:
+            raise CheckpointError(
+                f"{what} has {len(source):,} characters; at most {LONGEST_SOURCE:,} are compiled. Fetch the file again"
+            )
+        try:
+            return _environment().from_string(source)
+        # Python's compiler and jinja2's raise whatever they stumble over.
+        except Exception as error:
+            raise CheckpointError(
+                f"{what} can't be compiled: {type(error).__name__}: {f'{error}'[:400]}. Fetch the file again, or "
+                "mend it"
+            ) from error
 
 
-def _environment() -> Any:
-    from jinja2.exceptions import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+@cache
+def _environment() -> ChatEnvironment:
+    from archport.running.template_environment import ChatEnvironment
 
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-        # As the reference renders it: no HTML escapes, and letters as they are.
-        return json.dumps(value, ensure_ascii=options.get("ensure_ascii", False), indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+    return ChatEnvironment()

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from archport.contract import InputError, Measured
+from archport.contract import ChatReader, InputError, Measured
 from archport.running.chat import ChatTemplate
 from archport.running.ids import token_ids
 from archport.running.tokenise import TextTokeniser, check_text, check_vocabulary
@@ -35,6 +35,21 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What a call says of how messages become a prompt; see `ChatTemplate`."""
+
+    tools: Sequence[Mapping[str, Any]] | None = None
+    options: Mapping[str, Any] | None = None
+    continue_final_message: bool | str = False
+
+    @property
+    def names(self) -> list[str]:
+        """The arguments that were given."""
+        own = {"tools": self.tools, "continue_final_message": self.continue_final_message}
+        return [*(name for name, value in own.items() if value), *(self.options or {})]
+
+
+@dataclass(frozen=True, slots=True)
 class PromptReader:
     """Turns prompts into ids.
 
@@ -54,17 +69,19 @@ class PromptReader:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
     ) -> Prompts:
         """Ids of every prompt, what a reader found in them, and whether several were given.
 
         Args:
-            tools, options: handed to the chat template.
+            tools, options, continue_final_message: handed to the chat template.
 
         Raises:
             InputError: naming the prompt and what is wrong with it.
         """
         prompts, several = _listed(prompt)
-        measured = tuple(self._measured(each, index, tools, options) for index, each in enumerate(prompts))
+        told = Told(tools, options, continue_final_message)
+        measured = tuple(self._measured(each, index, told) for index, each in enumerate(prompts))
         rows = [each.ids for each in measured]
         for index, ids in enumerate(rows):
             if not len(ids):
@@ -72,39 +89,53 @@ class PromptReader:
         check_vocabulary(rows, self.vocabulary, "prompt")
         return Prompts(rows, measured, several)
 
-    def _measured(
-        self, prompt: Any, index: int, tools: Sequence[Mapping[str, Any]] | None, options: Mapping[str, Any] | None
-    ) -> Measured:
-        reader = self.tokeniser.inputs.reader
-        if reader is not None and (isinstance(prompt, Mapping) or _holds_pictures(prompt) or self._unwritten(prompt)):
-            if tools or options:
-                raise InputError(f"prompt {index} goes through the model's own reader, which takes no tools or options")
-            limit = self.tokeniser.max_tokens
-            return reader.measure(prompt, self.tokeniser.encode, self.tokeniser.asked(f"prompt {index}", None, limit))
-        return Measured(self._ids(prompt, index, tools, options))
+    def _measured(self, prompt: Any, index: int, told: Told) -> Measured:
+        reader, name = self.tokeniser.inputs.reader, f"prompt {index}"
+        if reader is None or isinstance(prompt, str) or _are_ids(prompt):
+            return Measured(self._ids(prompt, index, told))
+        asked = self.tokeniser.asked(name, None, self.tokeniser.max_tokens)
+        if isinstance(reader, ChatReader) and self.chat.templates:
+            messages = reader.messages(prompt, asked)
+            if not _holds_pictures(messages):
+                return Measured(self._ids(messages, index, told))
+            text = self._rendered(messages, name, told)
+            return reader.measure_chat(text, messages, self.tokeniser.encode, asked)
+        # Without a template, or a reader that places pictures in what it makes, the reader's own format counts.
+        if isinstance(prompt, Mapping) or _holds_pictures(prompt) or not self.chat.templates:
+            if told.names:
+                raise InputError(
+                    f"{name} goes through the model's own reader, which takes no {', '.join(told.names)}; "
+                    f"{self.chat.name} has {'no chat template' if not self.chat.templates else 'one for text only'}"
+                )
+            return reader.measure(prompt, self.tokeniser.encode, asked)
+        return Measured(self._ids(prompt, index, told))
 
-    def _unwritten(self, prompt: Any) -> bool:
-        """Whether it is a conversation, and the checkpoint brings no template for it."""
-        return "default" not in self.chat.templates and not isinstance(prompt, str) and not _are_ids(prompt)
-
-    def _ids(
-        self, prompt: Any, index: int, tools: Sequence[Mapping[str, Any]] | None, options: Mapping[str, Any] | None
-    ) -> np.ndarray:
-        if (tools or options) and (isinstance(prompt, str) or _are_ids(prompt)):
-            names = ", ".join([*(["tools"] if tools else []), *(options or {})])
+    def _ids(self, prompt: Any, index: int, told: Told) -> np.ndarray:
+        name, taken = f"prompt {index}", isinstance(prompt, str) or _are_ids(prompt)
+        if taken and told.names:
             raise InputError(
-                f"prompt {index} is taken as it is, so {names} would change nothing; generate knows no such argument, "
-                "and a chat template gets it with a list of messages only"
+                f"{name} is taken as it is, so {', '.join(told.names)} would change nothing; generate knows no such "
+                "argument, and a chat template gets it with a list of messages only"
             )
         if isinstance(prompt, str):
-            check_text(prompt, f"prompt {index}")
-            return self._known(self.tokeniser.fitting(prompt, f"prompt {index}", special=True), index)
-        if _are_ids(prompt):
-            return token_ids(prompt, self.vocabulary, f"prompt {index}")
-        text = self.chat(prompt, tools=tools, options=options)
-        check_text(text, f"prompt {index}")
+            check_text(prompt, name)
+            return self._known(self.tokeniser.fitting(prompt, name, special=True), index)
+        if taken:
+            return token_ids(prompt, self.vocabulary, name)
+        if self.tokeniser.inputs.reader is None and _shows(prompt):
+            raise InputError(f"{name} holds an image or a video, and {self.chat.name} reads text only")
         # The template has written every special token itself.
-        return self._known(self.tokeniser.fitting(text, f"prompt {index}", special=False), index)
+        return self._known(self.tokeniser.fitting(self._rendered(prompt, name, told), name, special=False), index)
+
+    def _rendered(self, messages: Any, name: str, told: Told) -> str:
+        text = self.chat(
+            messages,
+            tools=told.tools,
+            options=told.options,
+            continue_final_message=told.continue_final_message,
+        )
+        check_text(text, name)
+        return text
 
     def _known(self, ids: list[int], index: int) -> np.ndarray:
         """Ids of a tokenizer as int32, none of which the model does not know."""
@@ -113,13 +144,21 @@ class PromptReader:
         return row.astype(np.int32)
 
 
+def _parts(prompt: Any) -> list[Mapping[str, Any]]:
+    """The parts of all messages of a conversation that are more than a str."""
+    messages = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, str) else ()
+    contents = [each.get("content") for each in messages if isinstance(each, Mapping)]
+    parts = [part for content in contents if isinstance(content, list | tuple) for part in content]
+    return [part for part in parts if isinstance(part, Mapping)]
+
+
 def _holds_pictures(prompt: Any) -> bool:
     """Whether it is a conversation with anything but text in a message."""
-    if isinstance(prompt, str | Mapping) or _are_ids(prompt) or not isinstance(prompt, Sequence):
-        return False
-    contents = [each.get("content") for each in prompt if isinstance(each, Mapping)]
-    parts = [part for content in contents if isinstance(content, list | tuple) for part in content]
-    return any(isinstance(part, Mapping) and "text" not in part for part in parts)
+    return any("text" not in part for part in _parts(prompt))
+
+
+def _shows(prompt: Any) -> bool:
+    return any(str(part.get("type")).startswith(("image", "video")) for part in _parts(prompt))
 
 
 def _is_input(value: Any) -> bool:

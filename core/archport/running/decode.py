@@ -96,7 +96,7 @@ class Decoding:
         """Have what a row's layers hold of its tokens `ids`, or of all but the last of them, ready for later calls."""
         skip = self._pads[row]
         if draft.make_room(snapshot_bytes(self.caches, row, skip)):
-            draft.add(ids, take(self.caches, row, skip))
+            draft.add(ids, take(self.caches, row, skip, tokens=self._written - skip))
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""

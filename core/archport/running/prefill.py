@@ -92,7 +92,7 @@ def prefill(
             for index, key in enumerate(keys):
                 skip = longest - len(key)
                 if draft.make_room(snapshot_bytes(caches, index, skip)):
-                    draft.add(key, take(caches, index, skip))
+                    draft.add(key, take(caches, index, skip, tokens=len(key)))
         watch.prefilled()
     return Prefilled(plan, caches, hidden, first, watch)
 

@@ -21,6 +21,7 @@ from archport.checkpoint import (
     read_chat,
     read_quantization,
     resolve,
+    special_ids,
     truncation_side,
     weight_bytes,
 )
@@ -244,7 +245,8 @@ def make_runtime(
     if inputs.messages is not None and inputs.reader is None:
         texts = MessageTokeniser(Conversation(tokenizer, chat, inputs.messages, side), inputs, *limits)
     else:
-        texts = TextTokeniser(tokenizer, inputs, *limits, side)
+        special = frozenset[int]() if inputs.images_only else special_ids(about.checkpoint)
+        texts = TextTokeniser(tokenizer, inputs, *limits, side, special)
     return Runtime(
         about.checkpoint.name,
         texts,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from archport.checkpoint import Checkpoint, duplicate, load_tokenizer, resolve, truncation_side
+from archport.checkpoint import Checkpoint, duplicate, load_tokenizer, resolve, special_ids, truncation_side
 from archport.contract.errors import CheckpointError
 
 WORDS = {"[UNK]": 0, "a": 1, "b": 2}
@@ -193,3 +193,41 @@ def test_the_side_of_truncation_is_the_configs_else_the_tokenizers(
 def test_a_side_of_truncation_that_is_none_is_an_error(opened: Callable[..., Checkpoint]):
     with pytest.raises(CheckpointError, match="truncation_side='up'"):
         truncation_side(opened(files={"tokenizer_config.json": {"truncation_side": "up"}}))
+
+
+TYPED = ["input_ids", "token_type_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "typed"),
+    [
+        ({"tokenizer_class": "BertTokenizer"}, True),
+        ({"tokenizer_class": "ElectraTokenizerFast"}, True),
+        ({}, True),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, False),
+        ({"tokenizer_class": "DistilBertTokenizer"}, False),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": TYPED}, True),
+        ({"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]}, False),
+    ],
+)
+def test_the_files_and_the_class_say_whether_pairs_are_told_apart(
+    opened: Callable[..., Checkpoint], stated: dict[str, Any], typed: bool
+):
+    own = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3}, unk_token="[UNK]"))
+    files = {"tokenizer.json": own.to_str(), "tokenizer_config.json": stated}
+    assert opened(config={"model_type": "bert"}, files=files).tells_pairs_apart() is typed
+
+
+def test_what_the_pipeline_hands_on_says_whether_pairs_are_told_apart(opened: Callable[..., Checkpoint]):
+    entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    handed = {"processor_kwargs": {"model_input_names": ["input_ids", "attention_mask"]}}
+    files = {"modules.json": entries, "sentence_bert_config.json": handed}
+    assert opened(config={"model_type": "bert"}, files=files).tells_pairs_apart() is False
+
+
+def test_only_named_tokens_are_special(opened: Callable[..., Checkpoint]):
+    own = Tokenizer(models.WordLevel({word: index for index, word in enumerate(["a", "b", "c", "d"])}, unk_token="a"))
+    own.add_special_tokens(["d"])
+    stated = {"tokenizer_class": "PreTrainedTokenizerFast", "sep_token": "b", "extra_special_tokens": ["c"]}
+    files = {"tokenizer.json": own.to_str(), "tokenizer_config.json": stated}
+    assert special_ids(opened(files=files)) == {1, 2}

@@ -87,6 +87,12 @@ def test_recurrent_states_are_repeated_and_put_together():
     assert both.layers[0].arrays[0].tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]
 
 
+def test_a_recurrent_state_is_of_as_many_tokens_as_its_caller_says():
+    caches = Caches([RecurrentLayer(64)], [KVAllocation("recurrent", 0, 0)], 1, "float32")
+    caches.layers[0].store([mx.arange(4.0).reshape(1, 4)])
+    assert take(caches, tokens=7).tokens == 7
+
+
 def test_a_cache_that_holds_something_is_not_started_again():
     caches, _ = filled([FULL], [PLANNED], 1, 9)
     with pytest.raises(InputError, match="already written"):

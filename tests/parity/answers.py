@@ -16,10 +16,11 @@ import numpy as np
 
 from archport import engine
 from archport.contract.errors import ArchportError
+from archport.contract.heads import ClassificationHead
 
 from . import quantised
 from .space import FAMILIES, Draw, word
-from .values import patches, picture
+from .values import pairs_of, patches, picture, texts_of
 
 # Bytes of a budget above what the plan of the whole batch needs at least.
 SLACK = 1 << 16
@@ -58,9 +59,9 @@ def _answer(draw: Draw, folder: Path, expected: dict[str, np.ndarray], found: An
     ids = [expected[f"ids_{index}"] for index in range(sum(name.startswith("ids_") for name in expected))]
     model = engine.load(folder / "checkpoint", dtype="float32")
     if "hidden" in tasks:
-        for side in ("right", "left"):
-            _hidden(model, ids, found, side, logits="logits" in tasks)
-        _tight(model, folder, ids, found)
+        for how in ("padded right", "padded left"):
+            _hidden(model, ids, found, how, logits="logits" in tasks)
+        _tight(model, folder, ids, found, len(expected["tokens"]) if "tokens" in tasks else 0)
     if "seen" in tasks:
         _seen(model, draw, folder, found)
     if "labels" in tasks:
@@ -74,37 +75,74 @@ def _answer(draw: Draw, folder: Path, expected: dict[str, np.ndarray], found: An
         _quantised(folder, save, ids, found)
     if "pictures" in tasks:
         _pictures(model, draw, ids, found)
-    if "vectors" in tasks and "vectors" in expected:
-        texts = [_text(row) for row in ids]
-        found.arrays["batch", "vectors"] = engine.load(folder / "pipeline", dtype="float32").embed(texts)
+    if "vectors" in expected:
+        _vectors(folder / "vectors", ids, found)
+    if "raw_scores" in expected:
+        _scores(folder / "scores", ids, found)
 
 
 def _text(ids: np.ndarray) -> str:
     return " ".join(word(each) for each in ids)
 
 
-def _hidden(model: Any, ids: list[np.ndarray], found: Answer, side: str, *, logits: bool) -> None:
-    """Hidden states and logits of all rows in one padded batch."""
+def _hidden(model: Any, ids: list[np.ndarray], found: Answer, how: str, *, logits: bool) -> None:
+    """Hidden states and logits of all rows in one padded batch; `how` ends in the side that is padded."""
     longest = max(len(row) for row in ids)
     given, mask = np.full((len(ids), longest), 7), np.zeros((len(ids), longest), np.int32)
-    for index, row in enumerate(ids):
-        at = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
+    left = how.endswith("left")
+    places = [slice(longest - len(row), longest) if left else slice(0, len(row)) for row in ids]
+    for index, (row, at) in enumerate(zip(ids, places, strict=True)):
         given[index, at], mask[index, at] = row, 1
     hidden = model.forward(given, mask)
     said = model._runtime.encoder.trunk.logits(hidden) if logits else None
-    for index, row in enumerate(ids):
-        at = slice(longest - len(row), longest) if side == "left" else slice(0, len(row))
-        found.arrays[f"padded {side}", f"hidden_{index}"] = np.array(hidden[index, at])
+    for index, at in enumerate(places):
+        found.arrays[how, f"hidden_{index}"] = np.array(hidden[index, at])
         if said is not None:
-            found.arrays[f"padded {side}", f"logits_{index}"] = np.array(said[index, at].astype(mx.float32))
+            found.arrays[how, f"logits_{index}"] = np.array(said[index, at].astype(mx.float32))
 
 
-def _tight(model: Any, folder: Path, ids: list[np.ndarray], found: Answer) -> None:
-    """The longest row under a budget that hardly holds it."""
-    row = ids[-1]
-    budget = model.plan([len(row)]).minimum + SLACK
-    small = engine.load(folder / "checkpoint", dtype="float32", memory_budget=budget)
-    found.arrays["tight budget", f"hidden_{len(ids) - 1}"] = np.array(small.forward(row[None])[0])
+def _tight(model: Any, folder: Path, ids: list[np.ndarray], found: Answer, new_tokens: int) -> None:
+    """The same batch, its longest row, and text after its second row, each under a budget that hardly holds it."""
+
+    def under(lengths: list[int], new: int = 0) -> Any:
+        budget = model.plan(lengths, new_tokens=new).minimum + SLACK
+        return engine.load(folder / "checkpoint", dtype="float32", memory_budget=budget, prefix_cache=0)
+
+    lengths = [len(row) for row in ids]
+    found.arrays["tight budget", f"hidden_{len(ids) - 1}"] = np.array(under(lengths[-1:]).forward(ids[-1][None])[0])
+    _hidden(under(lengths), ids, found, "tight budget, padded left", logits=False)
+    if new_tokens:
+        said = under(lengths[1:2], new_tokens).generate(ids[1].tolist(), max_tokens=new_tokens)
+        found.arrays["tight budget", "tokens"] = np.array(said.tokens, np.int32)
+
+
+def _vectors(folder: Path, ids: list[np.ndarray], found: Answer) -> None:
+    """Vectors of all texts in one batch, in all three roles, and again under a budget that hardly holds them."""
+    model, texts = engine.load(folder, dtype="float32"), texts_of(ids)
+    ways = {"vectors": model.embed, "query": model.encode_query, "document": model.encode_document}
+    for name, embed in ways.items():
+        found.arrays["batch", name] = embed(texts, overflow="truncate")
+    vectors = found.arrays["batch", "vectors"]
+    found.arrays["batch", "similar"] = model.similarity(vectors[:2], vectors[2:])
+    tokeniser = model._runtime.tokeniser
+    lengths = tokeniser(texts, prompt=tokeniser.prompt(None, None), overflow="truncate").lengths
+    budget = max(model.plan([each]).minimum for each in lengths) + SLACK
+    small = engine.load(folder, dtype="float32", memory_budget=budget)
+    found.arrays["tight budget", "vectors"] = small.embed(texts, overflow="truncate")
+
+
+def _scores(folder: Path, ids: list[np.ndarray], found: Answer) -> None:
+    """Scores of a query's pairs in one batch."""
+    model, pairs = engine.load(folder, dtype="float32"), pairs_of(ids)
+    if isinstance(model.head, ClassificationHead) and len(model.head.labels) > 1:
+        said = model.classify(pairs, raw_scores=True, overflow="truncate")
+        found.arrays["batch", "raw_scores"] = np.array([list(each.scores.values()) for each in said], np.float32)
+        return
+    for name in ("scores", "raw_scores"):
+        documents = [document for _, document in pairs]
+        ranked = model.rerank(pairs[0][0], documents, raw_scores=name == "raw_scores", overflow="truncate")
+        ordered = sorted(ranked, key=lambda each: each.index)
+        found.arrays["batch", name] = np.array([each.score for each in ordered], np.float32)
 
 
 def _tokens(model: Any, prompt: list[int], count: int, found: Answer) -> None:

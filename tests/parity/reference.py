@@ -1,8 +1,9 @@
 """The reference's side: makes the checkpoint of every draw, and records what transformers and ST answer to it.
 
-    .venv-goldens/bin/python tests/parity/reference.py FOLDER
+    PYTHONPATH=tests .venv-goldens/bin/python -m parity.reference FOLDER
 
-FOLDER/draws.json lists the draws; each gets FOLDER/N with `checkpoint`, maybe `pipeline`, and `expected.npz`, or
+FOLDER/draws.json lists the draws; each gets FOLDER/N with `checkpoint`, maybe `vectors` and `scores`, which are
+pipelines, and `expected.npz`, or
 `skipped.txt` where the reference itself refuses the draw. Every answer is recorded a second and third time with weights
 that are off by one unit in the last place (`noise_...` is the larger difference), which is what rounding may change.
 """
@@ -15,6 +16,7 @@ import shutil
 import sys
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from space import DROP, FAMILIES, VOCABULARY, Draw, config_of, lengths_of, word  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from values import patches, picture, rows, values  # noqa: E402
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers  # noqa: E402
+
+from . import pipelines  # noqa: E402
+from .options import DROP, VOCABULARY  # noqa: E402
+from .space import FAMILIES, Draw, config_of, lengths_of, word  # noqa: E402
+from .values import patches, picture, rows, values  # noqa: E402
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -65,7 +70,7 @@ def make(draw: Draw, folder: Path) -> Any:
     dtype = getattr(torch, how.get("dtype", "float32"))
     save_file({name: each.to(dtype).contiguous() for name, each in found.items()}, folder / "model.safetensors")
     edit(folder / "config.json", raw)
-    write_tokenizer(folder, config.get("pad_token_id"))
+    write_tokenizer(folder, about.model_type, config.get("pad_token_id"))
     model = cls.from_pretrained(folder, dtype=torch.float32).eval()
     # Every answer is one pass; recurrent layers alone can't count the tokens of a cache.
     model.config.use_cache = model.config.get_text_config().use_cache = False
@@ -84,17 +89,20 @@ def edit(path: Path, raw: dict[str, Any]) -> None:
     path.write_text(json.dumps(stated))
 
 
-def write_tokenizer(folder: Path, pad: int | None) -> None:
-    """Words that are ids: the text "t7 t12" has the ids 7 and 12."""
-    tokenizer = Tokenizer(models.WordLevel({word(index): index for index in range(VOCABULARY)}, unk_token=word(0)))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+def write_tokenizer(folder: Path, model_type: str, pad: int | None) -> None:
+    """Words that are ids: the text "t07 t12" has the ids 7 and 12."""
+    words = [word(index) for index in range(VOCABULARY)]
+    if model_type.startswith("qwen3_5"):
+        # Whatever class is named, transformers makes a byte pair encoder of these; words that are added stay whole.
+        tokenizer = Tokenizer(models.BPE({}, []))
+        tokenizer.add_tokens([AddedToken(each, normalized=False) for each in words])
+    else:
+        vocabulary = {each: index for index, each in enumerate(words)}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
-    said = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": word(0), "pad_token": word(pad or 1)}
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": words[0], "pad_token": words[pad or 1]}
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
-
-
-def text_of(ids: np.ndarray) -> str:
-    return " ".join(word(each) for each in ids)
 
 
 @torch.no_grad()
@@ -155,27 +163,6 @@ def greedy(model: Any, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(found[len(ids) :], np.int32), np.array(gaps)
 
 
-def pipeline(draw: Draw, folder: Path, target: Path, texts: list[str]) -> Any:
-    """Save a sentence-transformers pipeline around the checkpoint; returns what encodes texts."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
-
-    how = config_of(draw)[2]
-    trunk = Transformer(str(folder), model_kwargs={"dtype": torch.float32})
-    modules: list[Any] = [trunk, Pooling(32, pooling_mode=how["pooling"])]
-    if how["dense"]:
-        act = getattr(torch.nn, how["dense"])()
-        modules.append(Dense(32, 24, bias=True, activation_function=act))
-        shapes = {name: tuple(each.shape) for name, each in modules[-1].state_dict().items()}
-        made = values(shapes, draw.seed, zero_centred=False)
-        modules[-1].load_state_dict({name: torch.from_numpy(each) for name, each in made.items()})
-    if how["normalize"]:
-        modules.append(Normalize())
-    found = SentenceTransformer(modules=modules, device="cpu")
-    found.save(str(target))
-    return found
-
-
 @torch.no_grad()
 def perturb(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
     """Move every weight by one unit in the last place, up or down; returns what they were."""
@@ -203,29 +190,26 @@ def record(draw: Draw, folder: Path) -> None:
     lengths = [config.max_position_embeddings] * 3 if "pictures" in about.tasks[draw.architecture] else None
     ids = rows(lengths or lengths_of(draw.seed, longest), VOCABULARY, draw.seed)
     arrays = {f"ids_{index}": row for index, row in enumerate(ids)}
-    told = answers(draw, model, ids)
-    encode = None
-    if "vectors" in about.tasks[draw.architecture]:
-        texts = [text_of(row) for row in ids]
-        encode = pipeline(draw, folder / "checkpoint", folder / "pipeline", texts)
-        told["vectors"] = np.stack([encode.encode([text])[0] for text in texts])
+    asked = {model: lambda: answers(draw, model, ids)}
+    for kind in ("vectors", "scores"):
+        if kind in about.tasks[draw.architecture]:
+            made = pipelines.save(draw, folder / "checkpoint", folder / kind, scores=kind == "scores")
+            asked[made] = partial(getattr(pipelines, kind), made, ids)
     if "tokens" in about.tasks[draw.architecture]:
         arrays["tokens"], arrays["gaps"] = greedy(model, ids[1])
+    told = {name: each for ask in asked.values() for name, each in ask().items()}
     noise = dict.fromkeys(told, 0.0)
     for turn in range(2):
-        kept = perturb(model, turn)
-        for name, other in answers(draw, model, ids).items():
-            noise[name] = max(noise[name], float(np.abs(other - told[name]).max()))
-        model.load_state_dict(kept)
-        if encode is not None:
-            kept = perturb(encode, turn)
-            other = np.stack([encode.encode([text_of(row)])[0] for row in ids])
-            noise["vectors"] = max(noise["vectors"], float(np.abs(other - told["vectors"]).max()))
-            encode.load_state_dict(kept)
+        for module, ask in asked.items():
+            kept = perturb(module, turn)
+            for name, other in ask().items():
+                noise[name] = max(noise[name], float(np.abs(other - told[name]).max()))
+            module.load_state_dict(kept)
     arrays |= told | {f"noise_{name}": np.float64(each) for name, each in noise.items()}
     if about.claimed:
-        path = folder / "checkpoint" / "config.json"
-        edit(path, {"model_type": about.claimed[0], "architectures": [about.claimed[1]], "is_causal": DROP})
+        claim = {"model_type": about.claimed[0], "architectures": [about.claimed[1]], "is_causal": DROP}
+        for path in folder.glob("*/config.json"):
+            edit(path, claim)
         if "nemotron" in about.claimed[0]:
             put_behind_a_tower(folder / "checkpoint", draw)
     np.savez(folder / "expected.npz", **arrays)

@@ -50,7 +50,8 @@ def judged(found: Sequence[Draw], reference: str, *, keep: Path | None = None) -
     work.mkdir(parents=True, exist_ok=True)
     try:
         (work / "draws.json").write_text(json.dumps([asdict(draw) for draw in found]))
-        subprocess.run([reference, str(HERE / "reference.py"), str(work)], check=True, env={"PATH": "/usr/bin:/bin"})
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(HERE.parent)}
+        subprocess.run([reference, "-m", "parity.reference", str(work)], check=True, env=environment)
         return [Result(draw, _judged(draw, work / str(index))) for index, draw in enumerate(found)]
     finally:
         if keep is None:

@@ -21,7 +21,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .space import DROP, FAMILIES, LAYERED, Draw
+from .options import DROP, LAYERED
+from .space import FAMILIES, Draw
 from .values import values
 
 HERE = Path(__file__).parent
@@ -89,7 +90,8 @@ def main() -> None:
     reference = parser.parse_args().reference
     work = Path(tempfile.mkdtemp(prefix="parity-"))
     (work / "draws.json").write_text(json.dumps([asdict(draw) for draw in sampled()]))
-    subprocess.run([reference, str(HERE / "reference.py"), str(work)], check=True, env={"PATH": "/usr/bin:/bin"})
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(HERE.parent)}
+    subprocess.run([reference, "-m", "parity.reference", str(work)], check=True, env=environment)
     about, arrays = [], dict[str, np.ndarray]()
     for index in range(len(CASES)):
         folder = work / str(index) / "checkpoint"

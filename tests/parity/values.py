@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .space import word
+
 
 def value(name: str, shape: Sequence[int], seed: int, *, zero_centred: bool) -> np.ndarray:
     """float32 values of one tensor.
@@ -59,3 +61,18 @@ def rows(lengths: Sequence[int], vocabulary: int, seed: int) -> list[np.ndarray]
     """Token ids of as many rows; none is below 6, where special tokens are, or among a family's last ones."""
     dice = np.random.default_rng([seed, 7])
     return [dice.integers(6, vocabulary - 6, size=length).astype(np.int32) for length in lengths]
+
+
+def texts_of(ids: Sequence[np.ndarray]) -> list[str]:
+    """Texts of rows for a pipeline; every fifth word is in capitals, which no vocabulary has."""
+    return [_text(row) for row in ids]
+
+
+def pairs_of(ids: Sequence[np.ndarray]) -> list[tuple[str, str]]:
+    """A short query beside each of the rows, of 40 words at most."""
+    query = _text(ids[-1][:6])
+    return [(query, _text(row[:40])) for row in ids]
+
+
+def _text(row: np.ndarray) -> str:
+    return " ".join(word(each).upper() if at % 5 == 3 else word(each) for at, each in enumerate(row))

@@ -13,7 +13,14 @@ from archport.checkpoint.inputs import read_inputs
 from archport.checkpoint.pipeline import read_head
 from archport.checkpoint.quantization import read_quantization
 from archport.checkpoint.resolve import near_matches, resolve
-from archport.checkpoint.tokenizer import duplicate, load_tokenizer, mask_token, no_tokenizer, truncation_side
+from archport.checkpoint.tokenizer import (
+    duplicate,
+    load_tokenizer,
+    mask_token,
+    no_tokenizer,
+    special_ids,
+    truncation_side,
+)
 from archport.checkpoint.weights import WeightDType, load_weights, weight_bytes
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "read_inputs",
     "read_quantization",
     "resolve",
+    "special_ids",
     "truncation_side",
     "weight_bytes",
 ]

@@ -35,6 +35,12 @@ class AddedTokens:
     named: Mapping[str, str | AddedToken | None]
     extra: tuple[str | AddedToken, ...]
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts of the named and the further special tokens, each once."""
+        found = (content(token) for token in (*self.named.values(), *self.extra) if token is not None)
+        return tuple(dict.fromkeys(found))
+
     def text(self, name: str) -> str | None:
         """The text of a named token."""
         found = self.named.get(name)

@@ -108,6 +108,12 @@ class Checkpoint:
         found = self.tensors.get(name)
         return None if found is None else tuple(found.shape)
 
+    def tells_pairs_apart(self) -> bool:
+        """Whether the tokenizer numbers the texts of a pair (token_type_ids)."""
+        from archport.checkpoint.tokenizer import tells_pairs_apart
+
+        return tells_pairs_apart(self)
+
     def token_id(self, token: str) -> int | None:
         """The vocabulary id of a token, None when the tokenizer does not hold it."""
         from archport.checkpoint.tokenizer import load_tokenizer

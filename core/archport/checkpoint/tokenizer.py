@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from archport.checkpoint.added_tokens import NAMED, AddedTokens, content, join, read_added_tokens
 from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.files import read_object
-from archport.checkpoint.tokenizer_classes import GENERIC, RECIPES, Recipe, class_name, is_generic
+from archport.checkpoint.tokenizer_classes import GENERIC, RECIPES, TYPED, Recipe, class_name, is_generic
 from archport.checkpoint.transformer import TransformerSettings, transformer_settings
 from archport.contract.errors import CheckpointError
 
@@ -91,6 +91,25 @@ def truncation_side(checkpoint: Checkpoint) -> Literal["right", "left"]:
     return side
 
 
+def special_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    """The vocabulary ids of the tokens that the files call special by name or in a list.
+
+    A token that tokenizer.json alone marks as special is none of them.
+    """
+    tokenizer = load_tokenizer(checkpoint)
+    ids = (tokenizer.token_to_id(text) for text in checkpoint.memo["special texts"])
+    return frozenset(found for found in ids if found is not None)
+
+
+def tells_pairs_apart(checkpoint: Checkpoint) -> bool:
+    """Whether the tokenizer gives each token of a pair the number of its text (token_type_ids).
+
+    `model_input_names` says so, else the class of tokenizer.
+    """
+    load_tokenizer(checkpoint)
+    return checkpoint.memo["tells pairs apart"]
+
+
 def duplicate(tokenizer: Tokenizer) -> Tokenizer:
     """A copy to change."""
     from tokenizers import Tokenizer
@@ -154,19 +173,22 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
         recipe, name = RECIPES["BertTokenizer"], "BertTokenizer"
     elif stored is None and not (recipe is not None and recipe.model == "BPE" and (folder / "merges.txt").is_file()):
         return _converted(folder, checkpoint, settings)
+    named_inputs = values.get("model_input_names")
+    checkpoint.memo["tells pairs apart"] = "token_type_ids" in named_inputs if named_inputs else name in TYPED
     held = stored.get_added_tokens_decoder() if stored is not None else {}
     added = read_added_tokens(folder, values, settings.tokenizer, held)
+    if recipe is not None:
+        every = {**recipe.defaults, **added.named}
+        order = [*(name for name in NAMED if name in every), *(name for name in every if name not in NAMED)]
+        added = replace(added, named={name: every[name] for name in order})
+    checkpoint.memo["special tokens"] = _texts(added)
+    checkpoint.memo["special texts"] = added.texts
     try:
         if recipe is None:
             assert stored is not None
             if name != GENERIC:
                 _check_settings(folder, name, values, stored)
-            checkpoint.memo["special tokens"] = _texts(added)
             return _completed(stored, None, values, added)
-        every = {**recipe.defaults, **added.named}
-        order = [*(name for name in NAMED if name in every), *(name for name in every if name not in NAMED)]
-        added = replace(added, named={name: every[name] for name in order})
-        checkpoint.memo["special tokens"] = _texts(added)
         tokenizer = _bare(folder, name, recipe, stored)
         if stored is not None:
             tokenizer.post_processor = stored.post_processor
@@ -198,9 +220,8 @@ def _completed(tokenizer: Tokenizer, recipe: Recipe | None, values: Mapping[str,
     tokenizer.encode_special_tokens = split is True
     if values.get("add_bos_token") is not None or values.get("add_eos_token") is not None:
         _put_around(tokenizer, values, added)
-    texts = [content(token) for token in (*added.named.values(), *added.extra) if token is not None]
     if recipe is not None and recipe.marks:
-        tokenizer.add_tokens([AddedToken(text, special=True) for text in dict.fromkeys(texts)])
+        tokenizer.add_tokens([AddedToken(text, special=True) for text in added.texts])
     if recipe is not None and recipe.close is not None:
         recipe.close(tokenizer, values, {key: added.text(key) for key in added.named})
     return tokenizer
@@ -350,7 +371,9 @@ def _converted(folder: Path, checkpoint: Checkpoint, settings: TransformerSettin
         loaded = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, **settings.tokenizer
         )
+        checkpoint.memo["tells pairs apart"] = "token_type_ids" in loaded.model_input_names
         checkpoint.memo["special tokens"] = dict(loaded.special_tokens_map)
+        checkpoint.memo["special texts"] = tuple(loaded.all_special_tokens)
         return loaded.backend_tokenizer
     # It raises whatever the conversion of this kind of file raises.
     except Exception as error:

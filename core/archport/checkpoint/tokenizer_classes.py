@@ -89,6 +89,10 @@ _BY_MODEL: Mapping[str, tuple[str, ...]] = {
         *("ernie4_5", "ernie4_5_moe", "vipllava", "smolvlm", "step3_vl", "internlm3"),
     ),
 }
+# Other names of that class.
+_BERTS = frozenset({"ConvBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer", "SqueezeBertTokenizer"})
+# Classes that give each token of a pair the number of its text, unless a file says otherwise.
+TYPED = frozenset({"BertTokenizer", "DebertaTokenizer", "DebertaV2Tokenizer", "FNetTokenizer"})
 # Their published files name a class that is not the one their tokenizer was made with.
 _MISNAMED = frozenset({*_BY_MODEL[GENERIC], "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "siglip2"})
 
@@ -119,6 +123,7 @@ def class_name(stated: str | None, model_type: str | None, *, remote: bool, byte
     """
     registered = next((name for name, types in _BY_MODEL.items() if model_type in types), None)
     stated = stated.removesuffix("Fast") if stated else None
+    stated = "BertTokenizer" if stated in _BERTS else stated
     if stated is None:
         return registered or GENERIC
     misnamed = model_type in _MISNAMED

@@ -341,6 +341,10 @@ class CheckpointView(Protocol):
         """Shape of a stored tensor as the file has it (packed ones are narrower), None when absent."""
         ...
 
+    def tells_pairs_apart(self) -> bool:
+        """Whether the tokenizer numbers the texts of a pair (token_type_ids), by its files or its class."""
+        ...
+
     def token_id(self, token: str) -> int | None:
         """The vocabulary id of a token, None when the tokenizer does not hold it."""
         ...

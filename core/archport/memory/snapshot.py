@@ -64,10 +64,13 @@ class Snapshot:
         return Snapshot(tokens, tuple(layers))
 
 
-def take(caches: Caches, row: int = 0, skip: int = 0) -> Snapshot:
-    """A copy of what one row's caches hold now, without the `skip` columns in front that are not the row's."""
+def take(caches: Caches, row: int = 0, skip: int = 0, *, tokens: int = 0) -> Snapshot:
+    """A copy of what one row's caches hold now, without the `skip` columns in front that are not the row's.
+
+    Args:
+        tokens: how many tokens that is; counts where no layer has keys, since a recurrent state does not tell.
+    """
     layers: list[KVSnapshot | StateSnapshot | None] = []
-    tokens = 0
     for state in caches.layers:
         if isinstance(state, KVCache):
             k, v = state.held(row)

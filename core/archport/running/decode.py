@@ -94,7 +94,8 @@ class Decoding:
 
     def remember(self, draft: PrefixDraft, row: int, ids: np.ndarray) -> None:
         """Have what a row's layers hold of its tokens `ids`, or of all but the last of them, ready for later calls."""
-        remember(draft, self.caches, row, self._pads[row], ids)
+        skip = self._pads[row]
+        remember(draft, self.caches, row, skip, ids, tokens=self._written - skip)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order; a row that is named several times goes on as so many."""

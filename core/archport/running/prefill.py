@@ -93,7 +93,7 @@ def prefill(
             # Behind generated tokens this model can't go back to where the prompt ended.
             longest = max(map(len, rows))
             for index, key in enumerate(keys):
-                remember(draft, caches, index, longest - len(key), key)
+                remember(draft, caches, index, longest - len(key), key, tokens=len(key))
         watch.prefilled()
     return Prefilled(plan, caches, hidden, first, watch)
 

@@ -121,14 +121,15 @@ class PrefixDraft:
         self._entries.clear()
 
 
-def remember(draft: PrefixDraft, caches: Caches, row: int, skip: int, ids: np.ndarray) -> None:
+def remember(draft: PrefixDraft, caches: Caches, row: int, skip: int, ids: np.ndarray, *, tokens: int) -> None:
     """Have what a row's layers hold of its tokens `ids`, or of all but the last of them, ready for later calls.
 
     Args:
         skip: columns in front of the row that are not its own.
+        tokens: how many the layers hold; counts where no layer has keys.
     """
     if draft.make_room(snapshot_bytes(caches, row, skip)):
-        draft.add(ids, take(caches, row, skip))
+        draft.add(ids, take(caches, row, skip, tokens=tokens))
 
 
 def _bytes(entries: list[Entry]) -> int:

@@ -79,6 +79,7 @@ class TextTokeniser:
         max_tokens: tokens a text may have by default, special tokens included.
         ceiling: tokens that a call may ask for at most; None: the same.
         side: the end at which a longer text is cut.
+        special: ids that do not count to a prompt which ends in one.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class TextTokeniser:
         max_tokens: int,
         ceiling: int | None = None,
         side: Side = "right",
+        special: frozenset[int] = frozenset(),
     ) -> None:
         self.tokenizer, self.inputs, self.max_tokens = tokenizer, inputs, max_tokens
+        self._special = special
         self.long = LongTexts(tokenizer)
         self.side: Side = side
         self._ceiling = max_tokens if ceiling is None else ceiling
@@ -262,9 +265,9 @@ class TextTokeniser:
         """Tokens of a prompt, or more than any row has."""
         if not prompt:
             return 0
-        encoding = self.tokenizer.encode(self.long.beginning(prompt, limit + 1, exact=False)[0])
+        ids = self.tokenizer.encode(self.long.beginning(prompt, limit + 1, exact=False)[0]).ids
         # A final special token (SEP, EOS) closes the sequence; it is not part of the prompt.
-        return len(encoding.ids) - (encoding.special_tokens_mask[-1:] == [1])
+        return len(ids) - (bool(ids) and ids[-1] in self._special)
 
 
 def token_limit(asked: int | None, ceiling: int, default: int) -> int:

@@ -108,7 +108,7 @@ class YesNoScorer:
                     mx.eval(hidden)
             # Without what the row was padded with.
             caches.align([len(ids)])
-            snapshot = take(caches)
+            snapshot = take(caches, tokens=len(ids))
             watch.prefilled(Kept(snapshot.bytes))
             return snapshot
 

@@ -87,18 +87,17 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    # Some tokenizers are told not to tell the texts of a pair apart, and their models never learnt to.
-    named_inputs = (checkpoint.json("tokenizer_config.json") or {}).get("model_input_names")
-    typed = named_inputs is None or "token_type_ids" in named_inputs
     if "classify" in spec.tasks:
-        return classification(checkpoint, "cls", token_types=typed)
+        return classification(checkpoint, "cls", token_types=checkpoint.tells_pairs_apart())
     if named(checkpoint.config, ("HF_ColBERT",)):
         return stanford_colbert(checkpoint, spec.hidden_size)
     late = pylate(checkpoint)
     if late is not None:
         return late
     stored = checkpoint.stored_head()
-    return replace(stored, token_types=typed) if isinstance(stored, ClassificationHead) else None
+    if not isinstance(stored, ClassificationHead):
+        return None
+    return replace(stored, token_types=checkpoint.tells_pairs_apart())
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from archport.contract import CheckpointError, InputError
+from archport.contract.errors import shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # Characters that a rendered prompt may have.
@@ -122,12 +123,14 @@ def check_messages(messages: object) -> None:
         InputError: with the index, what it has and what was expected.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise InputError(f"messages is {messages!r:.60}; expected a list of at least one message")
+        raise InputError(f"messages is {shown(messages)}; expected a list of at least one message")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise InputError(f"message {index} is a {type(message).__name__}; expected a dict with role and content")
-        if message.get("role") not in ROLES:
-            raise InputError(f"message {index} has role {message.get('role')!r}; expected one of {', '.join(ROLES)}")
+        if not isinstance(message.get("role"), str) or message["role"] not in ROLES:
+            raise InputError(
+                f"message {index} has role {shown(message.get('role'))}; expected one of {', '.join(ROLES)}"
+            )
         content = message.get("content")
         if content is None and message["role"] == "assistant":
             continue

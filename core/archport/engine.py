@@ -17,6 +17,7 @@ import numpy as np
 from archport import loading
 from archport.attention import limits_from_environment
 from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead, InputError
+from archport.contract.arguments import checked
 from archport.contract.plugins import Plugin
 from archport.device import tf32, workers
 from archport.device.blas import warn_if_late
@@ -45,6 +46,7 @@ __all__ = ["Model", "ModelMemory", "describe", "load"]
 Output = Literal["vectors", "tokens"]
 
 
+@checked
 @device_call
 def load(
     name: str | Path,
@@ -156,6 +158,7 @@ class Model(EncoderAnswers):
         weights = planner.weight_bytes or 0
         return ModelMemory(weights, self._runtime.prefixes.bytes, process_memory())
 
+    @checked
     @device_call
     def embed(
         self,
@@ -218,6 +221,7 @@ class Model(EncoderAnswers):
         vectors = np.concatenate(parts) if parts else np.zeros((0, dimensions or self.dimensions), np.float32)
         return quantise(vectors, precision)
 
+    @checked
     def encode_query(self, texts: str | Iterable[str], **options: object) -> np.ndarray:
         """`embed` with the model's prompt for queries, unless another prompt is given; without one, with none.
 
@@ -226,6 +230,7 @@ class Model(EncoderAnswers):
         role = self._role(self.inputs.query_prompt, self.inputs.query_tokens, options)
         return self.embed(texts, **role)  # pyright: ignore[reportArgumentType]
 
+    @checked
     def encode_document(self, texts: str | Iterable[str], **options: object) -> np.ndarray:
         """`embed` with the model's prompt for documents, unless another prompt is given; without one, with none.
 
@@ -243,6 +248,7 @@ class Model(EncoderAnswers):
             role["max_tokens"] = min(tokens, self._runtime.encoder.plan.max_context)
         return role
 
+    @checked
     @device_call
     def rerank(
         self,
@@ -283,6 +289,7 @@ class Model(EncoderAnswers):
         scorer = self._runtime.scorer()
         return rerank(scorer, query, documents, request, top_k=top_k, return_documents=return_documents)
 
+    @checked
     @device_call
     def generate(
         self,
@@ -371,6 +378,7 @@ class Model(EncoderAnswers):
         texts = answers if n is not None else [first for first, *_ in answers]
         return texts if read.several else texts[0]
 
+    @checked
     def plan(self, lengths: Sequence[int], *, cached: int | Sequence[int] = 0, new_tokens: int | None = 0) -> Plan:
         """How rows of these lengths would run: batches, chunks, attention paths, bytes. Runs nothing.
 
@@ -388,12 +396,14 @@ class Model(EncoderAnswers):
         pack = isinstance(self._runtime.head, EmbeddingHead)
         return self._runtime.encoder.plan(lengths, cached=cached, new_tokens=new_tokens, pack=pack)
 
+    @checked
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Similarity of every row of a (N, D) with every row of b (M, D), (N, M), as this model's vectors compare."""
         from archport.running.similarity import similarity
 
         return similarity(a, b, self._runtime.embedder().head.head.similarity)
 
+    @checked
     @device_call
     def forward(self, input_ids: object, attention_mask: object = None) -> mx.array:
         """Hidden states (B, L, D) after the final norm, for people who pad themselves.
@@ -408,8 +418,6 @@ class Model(EncoderAnswers):
         return self._runtime.encoder.forward(input_ids, attention_mask)
 
 
-def _check_dimensions(dimensions: object, width: int) -> None:
-    if dimensions is None:
-        return
-    if not isinstance(dimensions, int) or isinstance(dimensions, bool) or not 1 <= dimensions <= width:
+def _check_dimensions(dimensions: int | None, width: int) -> None:
+    if dimensions is not None and not 1 <= dimensions <= width:
         raise InputError(f"{dimensions=}; expected 1 to {width}, the width of this model's vectors")

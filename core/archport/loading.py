@@ -41,6 +41,7 @@ from archport.contract import (
     Trunk,
     YesNoHead,
 )
+from archport.contract.arguments import checked
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models
 from archport.device.sizes import format_bytes, parse_bytes
@@ -65,6 +66,7 @@ class Description:
     hooks: Hooks
 
 
+@checked
 def describe(
     name: str | Path,
     *,

@@ -84,7 +84,7 @@ def test_a_text_that_is_no_string_is_named_with_its_index_and_type(model, wrong)
 
 @pytest.mark.parametrize("wrong", [None, 7, b"bytes"])
 def test_an_argument_that_is_no_iterable_of_strings_is_refused(model, wrong):
-    with pytest.raises(InputError, match="expected a str or an iterable of str"):
+    with pytest.raises(InputError, match=r"texts=.*; expected a str, a mapping or an iterable"):
         model.embed(wrong)
 
 
@@ -176,7 +176,7 @@ def test_an_unknown_prompt_lists_the_stored_ones_and_two_prompts_are_refused(qwe
         qwen.embed("x", prompt="a", prompt_name="query")
 
 
-@pytest.mark.parametrize("dimensions", [0, 65, -1, 2.0, True])
+@pytest.mark.parametrize("dimensions", [0, 65, -1, 10**30])
 def test_impossible_dimensions_are_refused_with_the_width(qwen, dimensions):
     with pytest.raises(InputError, match="expected 1 to 64"):
         qwen.embed("x", dimensions=dimensions)

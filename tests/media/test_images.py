@@ -173,3 +173,68 @@ def test_a_missing_pillow_is_an_error_that_says_what_to_install(monkeypatch: pyt
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match=r"install archport\[vision\]"):
         measure_image(b"\x89PNG")
+
+
+def of_mode(mode: str) -> Image.Image:
+    """A picture of that mode, of which half is transparent where the mode knows that."""
+    shades = np.random.default_rng(0).integers(0, 256, (8, 12, 4), dtype=np.uint8)
+    shades[..., 3] = np.where(np.arange(12) < 6, 255, 0)
+    colours = Image.fromarray(shades)
+    if mode in ("RGBA", "LA", "RGBa"):
+        return colours.convert(mode)
+    if mode == "La":
+        return colours.convert("LA").convert("La")
+    if mode == "PA":
+        return colours.convert("RGB").convert("P").convert("PA")
+    if mode.startswith("I;16") or mode == "LAB":
+        return Image.frombytes(mode, (12, 8), shades.tobytes()[: 12 * 8 * (3 if mode == "LAB" else 2)])
+    return colours.convert("RGB").convert("L" if mode in ("I", "F") else mode).convert(mode)
+
+
+@pytest.mark.parametrize("mode", sorted(set(Image.MODES) - {"I", "F"}))
+def test_every_mode_of_a_picture_becomes_rgb(mode: str):
+    picture = of_mode(mode)
+    pixels = measure_image(picture).pixels()
+    assert pixels.shape == (8, 12, 3)
+    if mode in ("RGBA", "LA", "La", "RGBa"):
+        # As the reference: what is transparent lies on white.
+        assert (pixels[:, 6:] == 255).all()
+        picture = picture.convert("LA") if mode == "La" else picture
+        opaque = np.asarray(picture.convert("RGBA").convert("RGB"))[:, :6]
+        np.testing.assert_array_equal(pixels[:, :6], opaque)
+    elif not mode.startswith("I;16"):
+        np.testing.assert_array_equal(pixels, np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_mode_without_a_range_is_refused_and_named(mode: str):
+    with pytest.raises(InputError, match=f"photo has '{mode}' pixels"):
+        measure_image(of_mode(mode), name="photo").pixels()
+
+
+@pytest.mark.parametrize("colours", [2, 16, 256])
+def test_a_palette_with_a_transparent_entry_lies_on_white(colours: int):
+    palette = of_mode("RGB").quantize(colours)
+    data = io.BytesIO()
+    palette.save(data, "PNG", transparency=0)
+    clear = np.asarray(palette) == 0
+    assert (measure_image(data.getvalue()).pixels()[clear] == 255).all()
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF", "TGA", "ICO", "JPEG2000", "PCX", "SGI", "IM", "ICNS", "DDS"])
+def test_a_format_that_is_not_listed_is_refused(form: str):
+    data = io.BytesIO()
+    try:
+        Image.new("RGB", (32, 32)).save(data, form)
+    except (OSError, KeyError):
+        pytest.skip(f"this Pillow writes no {form}")
+    with pytest.raises(InputError, match="not an image that archport decodes"):
+        measure_image(data.getvalue())
+
+
+@pytest.mark.parametrize(
+    "value", ["a" * 5000, "/" + "a/" * 3000, "a\0b", "ftp://x/y.png", "s3://bucket/y.png", "/dev/zero"]
+)
+def test_an_address_or_a_path_that_leads_nowhere_is_named(value: str):
+    with pytest.raises(InputError, match="picture 4"):
+        measure_image(value, name="picture 4")

@@ -1,9 +1,12 @@
 """Video: frames are counted, measured and sampled before any is decoded."""
 
+import base64
 import builtins
+import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -41,7 +44,7 @@ def test_frames_of_two_sizes_are_refused():
         measure_video([FRAMES[0], np.zeros((9, 16, 3), np.uint8)], name="video 0")
 
 
-@pytest.mark.parametrize("value", [[], 5, b"data", np.zeros((8, 8, 3), np.uint8)])
+@pytest.mark.parametrize("value", [[], 5, b"data", memoryview(b"data"), np.zeros((8, 8, 3), np.uint8)])
 def test_what_is_no_video_is_refused(value: object):
     with pytest.raises(InputError, match="expected"):
         measure_video(value)
@@ -155,3 +158,128 @@ def test_a_film_is_decoded_once_and_let_go_moment_by_moment(film: tuple[Path, np
     wanted = list(source.read([0, 4, 8, 11], 24, 40))
     for at in ((0, 1), (2, 3)):
         np.testing.assert_array_equal(seen.moment(at).frames(), np.stack([wanted[place] for place in at]))
+
+
+# Name, codec, pixels: what cameras, browsers and older programs write.
+FILES = [
+    ("film.mp4", "mpeg4", "yuv420p"),
+    ("film.mov", "mpeg4", "yuv420p"),
+    ("film.mkv", "mpeg4", "yuv420p"),
+    ("film.webm", "libvpx", "yuv420p"),
+    ("film.avi", "mpeg4", "yuv420p"),
+    ("film.ts", "mpeg2video", "yuv420p"),
+    ("film.flv", "flv", "yuv420p"),
+    ("film.wmv", "wmv2", "yuv420p"),
+    ("film.gif", "gif", "rgb8"),
+]
+
+
+def written(path: Path, codec: str, pixels: str) -> Path:
+    """Six frames of 64 x 96, each of one grey."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        try:
+            stream = container.add_stream(codec, rate=25)
+        except av.FFmpegError:
+            pytest.skip(f"this PyAV writes no {codec}")
+        stream.width, stream.height, stream.pix_fmt = 96, 64, pixels
+        for at in range(6):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 96, 3), 40 * at, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(("name", "codec", "pixels"), FILES)
+def test_every_container_that_is_allowed_decodes(name: str, codec: str, pixels: str, tmp_path: Path):
+    frames = list(measure_video(written(tmp_path / name, codec, pixels)).read([0, 3, 5], 64, 96))
+    for at, frame in zip((0, 3, 5), frames, strict=True):
+        assert abs(float(frame.mean()) - 40 * at) < 25
+
+
+@pytest.mark.parametrize(
+    "form", ["path", "file address", "bytes", "bytearray", "memoryview", "data URI", "plain data URI"]
+)
+def test_every_form_of_a_file_gives_the_same_frames(form: str, film: tuple[Path, np.ndarray]):
+    path, frames = film
+    data = path.read_bytes()
+    value = {
+        "path": path,
+        "file address": f"file://{path}",
+        "bytes": data,
+        "bytearray": bytearray(data),
+        "memoryview": memoryview(data),
+        "data URI": "data:video/x-matroska;base64," + base64.b64encode(data).decode(),
+        "plain data URI": "data:video/x-matroska," + quote(data),
+    }[form]
+    source = measure_video(value)
+    assert (source.frames, source.fps) == (12, 4.0)
+    for frame, want in zip(source.read(range(12), 64, 96), frames, strict=True):
+        np.testing.assert_array_equal(frame, want)
+
+
+PLAYLISTS = {
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{file}\n#EXT-X-ENDLIST\n",
+    "list.ffconcat": "ffconcat version 1.0\nfile {name}\n",
+    "list.txt": "ffconcat version 1.0\nfile '{name}'\n",
+    "list.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "list.mpd": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
+    '<Representation id="0" mimeType="video/mp2t"><BaseURL>{name}</BaseURL></Representation>'
+    "</AdaptationSet></Period></MPD>",
+    "art.txt": "only text\n" * 50,
+    "art.ans": "\x1b[31mred\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+@pytest.mark.parametrize("form", ["path", "bytes"])
+def test_a_file_that_names_other_files_opens_none(name: str, form: str, tmp_path: Path):
+    clip = written(tmp_path / "clip.ts", "mpeg2video", "yuv420p")
+    path = tmp_path / name
+    path.write_text(PLAYLISTS[name].format(file=clip, name=clip.name))
+    with pytest.raises(InputError, match="Playlists and addresses are not followed"):
+        measure_video(path if form == "path" else path.read_bytes())
+
+
+def test_ffmpeg_itself_would_follow_a_playlist(tmp_path: Path):
+    """Else the tests above would hold whatever archport does."""
+    av = pytest.importorskip("av")
+    clip = written(tmp_path / "clip.ts", "mpeg2video", "yuv420p")
+    path = tmp_path / "list.m3u8"
+    path.write_text(PLAYLISTS["list.m3u8"].format(file=clip))
+    with path.open("rb") as file, av.open(file) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 6
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a" * 5000,
+        Path("/" + "a" * 5000),
+        "x/" * 3000,
+        "a\0b.mp4",
+        "http://example.invalid/film.mp4",
+        "rtsp://127.0.0.1/film",
+        "concat:a.ts|b.ts",
+        "subfile,,start,0,end,9,,:a.ts",
+        "/dev/null",
+        "/",
+        "data:video/mp4;base64,!!!!",
+        "data:video/mp4;base64",
+        "data:,",
+        b"",
+        b"\0" * 100_000,
+    ],
+    ids=lambda value: repr(value)[:24],
+)
+def test_what_leads_to_no_video_is_refused_and_named(value: object):
+    pytest.importorskip("av")
+    with pytest.raises(InputError, match="film 3"):
+        measure_video(value, name="film 3")
+
+
+def test_a_pipe_is_no_file(tmp_path: Path):
+    os.mkfifo(tmp_path / "film.mp4")
+    with pytest.raises(InputError, match="there is no file"):
+        measure_video(tmp_path / "film.mp4")

@@ -29,7 +29,7 @@ from archport.checkpoint.files import (
     weights_needed,
 )
 from archport.checkpoint.headers import LENGTH_BYTES, Fetched, TensorInfo, header_length, parse_header
-from archport.contract.errors import CheckpointError, ModelNotFound
+from archport.contract.errors import CheckpointError, ModelNotFound, shown
 
 logger = logging.getLogger("archport")
 
@@ -317,7 +317,7 @@ def _reason(repo: str, revision: str | None, error: BaseException) -> str:
             f"a read token at {where}/settings/tokens and set HF_TOKEN to it (asked with {token})."
         )
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo} exists at {where}, but has no revision {revision!r}; expected a branch, tag or commit."
+        return f"{repo} exists at {where}, but has no revision {shown(revision)}; expected a branch, tag or commit."
     if isinstance(error, RepositoryNotFoundError):
         return f"{where} knows no model {repo!r}, or it is private and you have no access (asked with {token})."
     if isinstance(error, OfflineModeIsEnabled):

@@ -17,7 +17,7 @@ from pathlib import Path
 from archport.checkpoint import hub
 from archport.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from archport.checkpoint.files import inside
-from archport.contract.errors import CheckpointError, InputError, ModelNotFound, PluginError
+from archport.contract.errors import CheckpointError, InputError, ModelNotFound, PluginError, shown
 
 logger = logging.getLogger("archport")
 
@@ -82,7 +82,9 @@ def resolve(
     for target in targets:
         if match := _PACKAGE.match(target):
             if revision is not None:
-                trail.steps.append(f"package {match['package']} (passed over: revision={revision!r} was asked for)")
+                trail.steps.append(
+                    f"package {match['package']} (passed over: revision={shown(revision)} was asked for)"
+                )
             elif found := _from_package(match["package"], match["folder"], hub_id, trail):
                 return found
     return _from_hub(hub_id, revision, progress, weights, trail)
@@ -98,6 +100,12 @@ def _chain(requested: str, models: Mapping[str, str]) -> list[str]:
                 f"model names go in a circle: {' -> '.join(targets)}. A plugin's archport_models is wrong."
             )
     return targets
+
+
+def _short(path: Path) -> str:
+    """A path as messages show it: its end, where it is longer than any that exists."""
+    text = str(path)
+    return text if len(text) <= 300 else f"...{text[-100:]} ({len(text):,} characters)"
 
 
 def _kind(path: Path) -> str:
@@ -122,7 +130,9 @@ def _from_folder(name: str | Path, revision: str | None, trail: _Trail) -> Check
             trail.steps.append(f"folder {path} (holds no config.json)")
             return None
         if revision is not None:
-            raise InputError(f"revision={revision!r} with the folder {path}: a folder has no revisions; leave it out.")
+            raise InputError(
+                f"revision={shown(revision)} with the folder {path}: a folder has no revisions; leave it out."
+            )
         folder = path.resolve()
         return open_checkpoint(folder, name=str(folder), requested=requested, source="folder")
     if _kind(path) == "file":
@@ -131,7 +141,7 @@ def _from_folder(name: str | Path, revision: str | None, trail: _Trail) -> Check
         siblings = os.listdir(path.parent) if _kind(path.parent) == "folder" else []
         close = difflib.get_close_matches(path.name, siblings, n=3)
         hint = f" Near it: {', '.join(str(path.parent / other) for other in close)}." if close else ""
-        raise ModelNotFound(f"there is no folder {path} (working directory {Path.cwd()}).{hint}")
+        raise ModelNotFound(f"there is no folder {_short(path)} (working directory {Path.cwd()}).{hint}")
     trail.steps.append(f"folder {requested[:100]} (absent)")
     return None
 

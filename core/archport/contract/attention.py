@@ -6,10 +6,10 @@ Pure data and protocols. Knows nothing of arrays beyond their names, of devices 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from archport.contract.device import DeviceFacts
-from archport.contract.errors import SpecError
+from archport.contract.errors import SpecError, shown
 from archport.contract.spec import AttentionLayer, DType, Semantics
 
 if TYPE_CHECKING:
@@ -63,11 +63,15 @@ class AttentionLimits:
         for name in ("chunk_threshold", "chunk_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SpecError(f"attention limits: {name}={value!r}; expected a number of keys >= 1")
-        if self.transient_bytes is not None and self.transient_bytes < 0:
-            raise SpecError(f"attention limits: transient_bytes={self.transient_bytes}; expected bytes >= 0, or None")
-        if not self.dispatch_seconds > 0:
-            raise SpecError(f"attention limits: dispatch_seconds={self.dispatch_seconds}; expected seconds > 0")
+                raise SpecError(f"attention limits: {name}={shown(value)}; expected a number of keys >= 1")
+        # Whoever makes limits may have no type checker.
+        held, seconds, force = cast("tuple[Any, ...]", (self.transient_bytes, self.dispatch_seconds, self.force_chunk))
+        if held is not None and (not isinstance(held, int) or isinstance(held, bool) or held < 0):
+            raise SpecError(f"attention limits: transient_bytes={shown(held)}; expected bytes >= 0, or None")
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
+            raise SpecError(f"attention limits: dispatch_seconds={shown(seconds)}; expected seconds > 0")
+        if not isinstance(force, bool):
+            raise SpecError(f"attention limits: force_chunk={shown(force)}; expected True or False")
 
     def transient_on(self, device: DeviceFacts) -> int:
         """Bytes a call may hold above its inputs and output on this device."""

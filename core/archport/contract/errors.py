@@ -6,7 +6,32 @@ Errors that mean "your argument is wrong" are also `ValueError`, so code that ex
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
+from typing import Any
+
+
+class _Shown(reprlib.Repr):
+    """Representations of bounded length, found by the name of a value's type. A fault of a value's own is none here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Thousands of digits are no message, and Python refuses to write them.
+        return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length():,} bits"
+
+    def repr_ndarray(self, x: Any, level: int) -> str:
+        return f"an array of {x.dtype} {x.shape}"
+
+
+_SHOWN = _Shown()
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its representation, bounded, whatever it is."""
+    return _SHOWN.repr(value)
 
 
 class ArchportError(Exception):

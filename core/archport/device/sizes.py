@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from archport.contract.errors import InputError
+from archport.contract.errors import InputError, shown
 
 DECIMAL = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 BINARY = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 UNITS = {**DECIMAL, **BINARY}
+# What 64 bits hold, as MLX and operating systems count.
+LARGEST = 2**63 - 1
 SIZE = re.compile(r"\s*(?P<number>\d+(?:_\d+)*(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)\s*(?P<unit>[A-Za-z]*)\s*", re.ASCII)
 
 
@@ -28,19 +30,23 @@ def parse_bytes(size: str | int, *, what: str = "size") -> int:
         match = SIZE.fullmatch(size)
         if match is None:
             raise InputError(
-                f"{what}={size!r} is not a size; expected bytes (16000000000) or text like '16GB' or '16GiB'"
+                f"{what}={shown(size)} is not a size; expected bytes (16000000000) or text like '16GB' or '16GiB'"
             )
         unit = match["unit"].upper()
         if unit not in UNITS:
             raise InputError(
-                f"{what}={size!r}: unknown unit {match['unit']!r}; expected B, KB, MB, GB, TB (powers of 1000) "
+                f"{what}={shown(size)}: unknown unit {match['unit']!r}; expected B, KB, MB, GB, TB (powers of 1000) "
                 "or KiB, MiB, GiB, TiB (powers of 1024)"
             )
         count = Fraction(match["number"].replace("_", "")) * UNITS[unit]
     else:
-        raise InputError(f"{what}={size!r} is a {type(size).__name__}; expected an int of bytes or text like '16GB'")
+        raise InputError(
+            f"{what}={shown(size)} is a {type(size).__name__}; expected an int of bytes or text like '16GB'"
+        )
     if count < 1:
-        raise InputError(f"{what}={size!r} is less than one byte; expected a positive size like '16GB'")
+        raise InputError(f"{what}={shown(size)} is less than one byte; expected a positive size like '16GB'")
+    if count > LARGEST:
+        raise InputError(f"{what}={shown(size)} is more than any machine has; expected a size like '16GB'")
     return int(count)
 
 

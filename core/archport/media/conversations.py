@@ -6,12 +6,14 @@ The format is ChatML's, literal: a template engine would add nothing, and the by
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from archport.contract import Asked, InputError
+from archport.contract.errors import shown
 
 START, END = "<|im_start|>", "<|im_end|>"
 # Where the model begins to answer: what pooling reads is the last token of it.
@@ -19,6 +21,9 @@ CLOSING = f"{END}\n{START}assistant\n"
 ROLES = ("system", "user", "assistant")
 KEYS = ("text", "image", "images", "video", "videos", "instruction", "min_pixels", "max_pixels", "fps", "sample_fps")
 OPTIONS = ("min_pixels", "max_pixels", "fps", "sample_fps")
+
+# Of any picture, and of any camera.
+_MOST_PIXELS, _MOST_FPS = 1 << 40, 1e6
 
 Kind = Literal["text", "image", "video"]
 # What a content part's type, or its key, says that it is, and under which keys a picture may stand.
@@ -90,7 +95,8 @@ def conversation(item: object, asked: Asked, *, empty: str | None = None) -> Doc
     if messages is not None:
         return rendered(messages, asked)
     fields = fields_of(item, asked)
-    system = fields.get("instruction") or asked.prompt
+    instruction = fields.get("instruction")
+    system = asked.prompt if instruction is None else _text(instruction, asked).text or asked.prompt
     return Document(tuple(turns(system, contents(fields, asked, empty=empty))))
 
 
@@ -153,7 +159,8 @@ def fields_of(item: object, asked: Asked) -> Mapping[str, Any]:
     unknown = [key for key in item if key not in KEYS]
     if unknown:
         hint = "; a message belongs in a list of messages" if "role" in unknown else ""
-        raise InputError(f"{asked.name} has the unknown key {unknown[0]!r}; known: {', '.join(KEYS)}, messages{hint}")
+        known = ", ".join((*KEYS, "messages"))
+        raise InputError(f"{asked.name} has the unknown key {shown(unknown[0])}; known: {known}{hint}")
     return item
 
 
@@ -161,15 +168,15 @@ def rendered(messages: Sequence[Any], asked: Asked) -> Document:
     """Messages in their own order, up to where the model answers."""
     if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
         raise InputError(
-            f"{asked.name}: messages is {messages!r:.60}; expected a list of mappings with role and content"
+            f"{asked.name}: messages is {shown(messages)}; expected a list of mappings with role and content"
         )
     parts: list[Part] = []
     counts = {"image": 0, "video": 0}
     for number, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in ROLES or "content" not in message:
+        if not isinstance(role, str) or role not in ROLES or "content" not in message:
             raise InputError(
-                f"{asked.name}: message {number} is {message!r:.80}; expected a mapping with content and a role among "
+                f"{asked.name}: message {number} is {shown(message)}; expected a mapping with content and a role among "
                 f"{', '.join(ROLES)}"
             )
         parts.append(Part("text", f"{START}{role}\n"))
@@ -198,7 +205,7 @@ def _piece(piece: object, counts: dict[str, int], asked: Asked) -> Part:
         return picture_part(kind, source, counts[kind] - 1, piece, asked)
     if "text" in piece:
         return _text(piece["text"], asked)
-    raise InputError(f"{asked.name}: a content part has the keys {sorted(piece)}; expected text, image or video")
+    raise InputError(f"{asked.name}: a content part has the keys {shown(list(piece))}; expected text, image or video")
 
 
 def picture_of(piece: Mapping[str, Any], asked: Asked) -> tuple[Literal["image", "video"], Any] | None:
@@ -270,16 +277,18 @@ def picture_part(
     Raises:
         InputError: options that are none.
     """
-    options = {name: given[name] for name in OPTIONS if given.get(name) is not None}
-    for name in ("min_pixels", "max_pixels"):
-        value = options.get(name, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{asked.name}: {name}={value!r}; expected a number of pixels >= 1")
-    for name in ("fps", "sample_fps"):
-        value = options.get(name, 1)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise InputError(f"{asked.name}: {name}={value!r}; expected frames per second > 0")
-    return Part(kind, source=source, index=index, framed=framed, **options)
+    pixels = {name: given[name] for name in ("min_pixels", "max_pixels") if given.get(name) is not None}
+    rates = {name: given[name] for name in ("fps", "sample_fps") if given.get(name) is not None}
+    for name, value in pixels.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= _MOST_PIXELS:
+            raise InputError(f"{asked.name}: {name}={shown(value)}; expected a number of pixels >= 1")
+    for name, value in rates.items():
+        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not number or not 0 < value <= _MOST_FPS:
+            raise InputError(f"{asked.name}: {name}={shown(value)}; expected frames per second > 0")
+    part = Part(kind, source=source, index=index, framed=framed)
+    part = replace(part, **{name: int(value) for name, value in pixels.items()})
+    return replace(part, **{name: float(value) for name, value in rates.items()})
 
 
 def _one(value: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import base64
 import binascii
 import hashlib
 import io
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Formats that describe pixels. Pillow also opens documents, through other programs.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+# An address; a letter alone is a drive.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # EXIF orientations that exchange width and height.
 _SIDEWAYS = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
@@ -95,7 +98,13 @@ class ImageSource:
         except Exception as error:
             # Pillow's decoders raise whatever their libraries do: OSError, SyntaxError, ValueError, struct.error.
             raise InputError(f"{self.name} can't be decoded, it is cut short or damaged: {error}") from error
-        return _upright(_opaque(image, self.name), self.orientation)
+        try:
+            return _upright(_opaque(image, self.name), self.orientation)
+        except InputError:
+            raise
+        except Exception as error:
+            # Not every mode has a way to RGB.
+            raise InputError(f"{self.name} has {image.mode!r} pixels, which don't become RGB: {error}") from error
 
     def digest(self) -> bytes:
         """32 bytes that are equal for equal images, for caches."""
@@ -121,7 +130,7 @@ def measure_image(value: object, *, limits: ImageLimits | None = None, name: str
     elif isinstance(value, bytes | bytearray | memoryview):
         source = _from_bytes(bytes(value), name)
     elif isinstance(value, str) and value[:5].lower() == "data:":
-        source = _from_bytes(_data_uri(value, name), name)
+        source = _from_bytes(data_uri(value, name), name)
     elif isinstance(value, str | Path):
         source = _from_path(value, name)
     elif _is_pil(value):
@@ -199,10 +208,21 @@ def _from_bytes(data: bytes, name: str) -> ImageSource:
 
 
 def _from_path(value: str | Path, name: str) -> ImageSource:
+    path, name = file_path(value, name)
+    return _from_file(lambda: path.open("rb"), name, path.read_bytes)
+
+
+def file_path(value: str | Path, name: str) -> tuple[Path, str]:
+    """(a regular file that exists, how messages call what it holds), of a path or a `file://` address.
+
+    Raises:
+        InputError: for any other address, and where there is no such file.
+    """
     text = str(value)
-    if text.startswith(("http://", "https://")):
+    scheme = _SCHEME.match(text)
+    if scheme and scheme[0].lower() != "file://":
         raise InputError(f"{name} is the address {text!r:.80}; archport fetches nothing: download it and give the file")
-    path = Path(text.removeprefix("file://"))
+    path = Path(text[7:] if scheme else text)
     name = f"{name} ({path.name:.60})"
     try:
         is_file = path.is_file()
@@ -211,7 +231,7 @@ def _from_path(value: str | Path, name: str) -> ImageSource:
         is_file = False
     if not is_file:
         raise InputError(f"{name}: there is no file {text!r:.120}; expected a path, or a URI starting with 'data:'")
-    return _from_file(lambda: path.open("rb"), name, path.read_bytes)
+    return path, name
 
 
 def _from_file(stream: Callable[[], Any], name: str, content: Callable[[], bytes]) -> ImageSource:
@@ -291,6 +311,9 @@ def _opaque(image: Any, name: str) -> Any:
     if image.mode.startswith("I;16"):
         # Pillow would cut 16 bits off at 255, which is white.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "La":
+        # Pillow takes the multiplication back in this step only.
+        image = image.convert("LA")
     if image.mode in ("F", "I"):
         raise InputError(f"{name} has {image.mode!r} pixels, whose range nobody states; convert it to 8 bits")
     if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
@@ -306,7 +329,8 @@ def _is_pil(value: object) -> bool:
     return any(kind.__module__ == "PIL.Image" and kind.__name__ == "Image" for kind in type(value).__mro__)
 
 
-def _data_uri(text: str, name: str) -> bytes:
+def data_uri(text: str, name: str) -> bytes:
+    """The bytes of a `data:` URI; raises InputError for one that is damaged."""
     head, comma, body = text.partition(",")
     if not comma:
         raise InputError(f"{name} is a data URI without a comma: {text!r:.60}")

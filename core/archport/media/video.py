@@ -1,27 +1,34 @@
 """Video: frames in memory, a folder's worth of images, or a file through PyAV. Which frames a model sees, and when.
 
 Knows nothing of patches. A file is decoded once, in order; each sampled frame is scaled as it comes, so one at a time
-has its full size.
+has its full size. PyAV gets an open file, never a name: FFmpeg would read names as addresses, and follow playlists.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from archport.contract import InputError
-from archport.media.images import ImageLimits, ImageSource, check_size, measure_image, pillow
+from archport.contract.errors import shown
+from archport.media.images import ImageLimits, ImageSource, check_size, data_uri, file_path, measure_image, pillow
 from archport.media.resize import scaled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST_FRAMES = 100_000
+# FFmpeg's demuxers that read one file and nothing else. Playlists (hls, dash, concat, imf) open whatever they name, and
+# others turn text or a device into pictures.
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,gif,ivf"
+# Whatever a container refers to stays closed: no protocol has that name.
+_OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
 # Bytes per pixel of a frame while a file is decoded: its RGB in three, what Pillow makes of it in four, and the frames
 # that a decoder refers back to in 1.5 each (55 to 140 MB measured at 4K, by codec).
 DECODING = 24
@@ -75,8 +82,8 @@ def measure_video(
     """Read a video's headers and say whether it may be decoded.
 
     Args:
-        value: a sequence of frames (anything `measure_image` takes), an array (T, H, W, 3) uint8, or a path of a video
-            file.
+        value: a sequence of frames (anything `measure_image` takes), an array (T, H, W, 3) uint8, or a video file:
+            its path (str or Path, also `file://`), its bytes, or a `data:` URI.
         fps: frames per second of frames; a file says itself.
         limits: of every frame.
 
@@ -85,12 +92,19 @@ def measure_video(
     """
     if fps is not None and not fps > 0:
         raise InputError(f"{name}: {fps=}; expected frames per second > 0")
+    if isinstance(value, str) and value[:5].lower() == "data:":
+        value = data_uri(value, name)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _from_bytes(bytes(value), limits or ImageLimits(), name)
     if isinstance(value, str | Path):
-        return _from_path(Path(str(value).removeprefix("file://")), limits or ImageLimits(), name)
+        path, name = file_path(value, name)
+        return _from_path(path, limits or ImageLimits(), name)
     if isinstance(value, np.ndarray) and value.ndim != 4:
         raise InputError(f"{name} is an array of shape {value.shape}; expected (T, H, W, 3)")
-    if not isinstance(value, np.ndarray | Sequence) or isinstance(value, bytes | bytearray):
-        raise InputError(f"{name} is a {type(value).__name__}; expected a sequence of frames, an array or a path")
+    if not isinstance(value, np.ndarray | Sequence):
+        raise InputError(
+            f"{name} is {shown(value)}; expected a sequence of frames, an array, a path, bytes or a data URI"
+        )
     if not 1 <= len(value) <= MOST_FRAMES:
         raise InputError(f"{name} has {len(value)} frames; expected 1 to {MOST_FRAMES:,}")
     stills = [measure_image(each, limits=limits, name=f"frame {at} of {name}") for at, each in enumerate(value)]
@@ -117,13 +131,21 @@ def _from_stills(stills: Sequence[ImageSource], fps: float | None, name: str) ->
     )
 
 
+def _from_bytes(data: bytes, limits: ImageLimits, name: str) -> VideoSource:
+    return _from_file(lambda: io.BytesIO(data), lambda: data, limits, name)
+
+
 def _from_path(path: Path, limits: ImageLimits, name: str) -> VideoSource:
-    name = f"{name} ({path.name:.60})"
-    if not path.is_file():
-        raise InputError(f"{name}: there is no file {str(path)!r:.120}")
+    return _from_file(lambda: path.open("rb"), lambda: _file_digest(path, name), limits, name)
+
+
+def _from_file(
+    stream_of: Callable[[], IO[bytes]], content: Callable[[], bytes], limits: ImageLimits, name: str
+) -> VideoSource:
+    """A video file, of which `stream_of` opens the bytes."""
     av = _pyav(name)
     try:
-        with av.open(str(path)) as container:
+        with stream_of() as file, av.open(file, options=_OPTIONS) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             duration = (
@@ -134,7 +156,10 @@ def _from_path(path: Path, limits: ImageLimits, name: str) -> VideoSource:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{name} can't be opened as a video: {error}") from error
+        raise InputError(
+            f"{name} can't be opened as a video ({error}); expected a file that holds its frames itself (MP4, MOV, "
+            "WebM, Matroska, AVI, MPEG, FLV, WMV, Ogg, GIF). Playlists and addresses are not followed"
+        ) from error
     if not rate or not 1 <= count <= MOST_FRAMES:
         raise InputError(
             f"{name} has {count} frames at {rate:g} per second; expected 1 to {MOST_FRAMES:,} and a known rate"
@@ -146,25 +171,37 @@ def _from_path(path: Path, limits: ImageLimits, name: str) -> VideoSource:
         count,
         rate,
         name,
-        lambda indices, height, width: _decode(av, path, indices, height, width, name),
-        lambda: _file_digest(path, name),
+        lambda indices, height, width: _decode(av, stream_of, indices, height, width, name, limits),
+        content,
         DECODING * width * height,
     )
 
 
-def _decode(av: Any, path: Path, indices: Sequence[int], height: int, width: int, name: str) -> Iterator[np.ndarray]:
+def _decode(
+    av: Any,
+    stream_of: Callable[[], IO[bytes]],
+    indices: Sequence[int],
+    height: int,
+    width: int,
+    name: str,
+    limits: ImageLimits,
+) -> Iterator[np.ndarray]:
     waiting, frame = list(reversed(indices)), None
     try:
-        with av.open(str(path)) as container:
+        with stream_of() as file, av.open(file, options=_OPTIONS) as container:
             for at, decoded in enumerate(container.decode(video=0)):
                 if at != waiting[-1]:
                     continue
+                # A stream may change its size behind the header.
+                check_size(decoded.width, decoded.height, f"frame {at} of {name}", limits)
                 frame = scaled(_image(decoded), height, width)
                 while waiting and waiting[-1] == at:
                     waiting.pop()
                     yield frame
                 if not waiting:
                     return
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{name} can't be decoded, it is cut short or damaged: {error}") from error
     if frame is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from archport.contract.device import DeviceKind
-from archport.contract.errors import InputError
+from archport.contract.errors import InputError, shown
 from archport.contract.spec import ArchSpec, DType
 
 LoadDType = Literal["float32", "float16", "bfloat16", "checkpoint"]
@@ -53,7 +53,7 @@ def choose_dtype(
         InputError: for an unknown dtype, or one this family overflows in.
     """
     if requested is not None and requested not in get_args(LoadDType):
-        raise InputError(f"dtype={requested!r}; expected one of {', '.join(get_args(LoadDType))}, or None")
+        raise InputError(f"dtype={shown(requested)}; expected one of {', '.join(get_args(LoadDType))}, or None")
     for dtype, reason in spec.dtypes_refused.items():
         if requested == dtype:
             raise InputError(f"dtype={requested!r} is refused for {spec.arch}: {reason}; use 'float32' or 'bfloat16'")
@@ -81,4 +81,4 @@ def _named(name: str) -> DType:
     for dtype in get_args(DType):
         if dtype == name:
             return dtype
-    raise InputError(f"dtype={name!r}; expected one of {', '.join(get_args(DType))}")
+    raise InputError(f"dtype={shown(name)}; expected one of {', '.join(get_args(DType))}")

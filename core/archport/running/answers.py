@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from archport.contract.arguments import checked
 from archport.running.calls import device_call
 from archport.running.tokenise import Overflow, iterable
 
@@ -21,6 +22,7 @@ class EncoderAnswers:
 
     _runtime: Runtime
 
+    @checked
     @device_call
     def classify(
         self,
@@ -42,6 +44,7 @@ class EncoderAnswers:
         items = [texts] if isinstance(texts, str) else iterated(texts)
         return self._runtime.labels().classify(items, raw=raw_scores, max_tokens=max_tokens, overflow=overflow)
 
+    @checked
     @device_call
     def fill_mask(
         self,
@@ -59,6 +62,7 @@ class EncoderAnswers:
         inputs = [texts] if isinstance(texts, str) else iterated(texts)
         return self._runtime.filler()(inputs, top_k=top_k, max_tokens=max_tokens, overflow=overflow)
 
+    @checked
     def maxsim(self, query: str | np.ndarray, documents: str | Sequence[str | np.ndarray]) -> np.ndarray:
         """Late interaction (N,) float32 of a query with documents, as texts or as their vectors per token (n, D).
 

@@ -19,7 +19,7 @@ from archport.running.pairs import PairTokeniser
 from archport.running.pool import VectorHead
 from archport.running.progress import Counter, nothing_shown
 from archport.running.rerank import RerankRequest, ScoreKind
-from archport.running.tokenise import Overflow, check_vocabulary
+from archport.running.tokenise import Overflow, check_text, check_vocabulary
 from archport.running.verify import verified
 from archport.running.yes_no import scored
 
@@ -106,6 +106,7 @@ class LabelScorer:
         elif request.instruction is not None:
             raise InputError("this model takes no instruction: it reads the query and the document alone")
         else:
+            check_text(query, "the query")
             pairs = [(self.prompt + query, document) for document in documents]
             rows, types = self.tokeniser(pairs, what="document", **limits)  # pyright: ignore[reportArgumentType]
         scores = self._scores(rows, types, "document", request.scored)

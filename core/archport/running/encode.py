@@ -19,6 +19,7 @@ from archport.running.ids import beyond, id_rows, named
 from archport.running.packed import PackedPooling
 from archport.running.planned import Planner, batch_caches, run_steps
 from archport.running.pool import Pooling, VectorHead
+from archport.running.similarity import as_array
 from archport.running.verify import verified, verifying
 from archport.running.vision import BatchVisual
 
@@ -158,10 +159,10 @@ def _extents(attention_mask: object, shape: tuple[int, ...]) -> tuple[list[int],
     B, L = shape
     if attention_mask is None:
         return [0] * B, [L] * B
-    mask = np.asarray(attention_mask)
+    mask = as_array(attention_mask, "attention_mask")
     if mask.shape != shape:
         raise InputError(f"attention_mask has shape {mask.shape}; expected that of input_ids, {shape}")
-    if not np.isin(mask, (0, 1)).all():
+    if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
         raise InputError("attention_mask holds values other than 0 and 1; expected 1 at real tokens, 0 at padding")
     mask = mask.astype(bool)
     lengths = mask.sum(axis=1)

@@ -233,7 +233,8 @@ class Generator:
         if draft is not None:
             for index in sorted({row.index for row in unasked}):
                 row = next(row for row in unasked if row.index == index)
-                remember(draft, read.caches, index, max(lengths) - len(row.prompt), row.key)
+                skip = max(lengths) - len(row.prompt)
+                remember(draft, read.caches, index, skip, row.key, tokens=len(row.key))
             if not live:
                 draft.keep()
         for row in unasked:

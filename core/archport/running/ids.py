@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from archport.contract import InputError
-
-# Integers of more bits are named by their size: thousands of digits are no message, and Python refuses to write them.
-_MOST_BITS = 128
+from archport.contract.errors import shown
 
 
 def token_ids(value: Sequence[Any] | np.ndarray, vocabulary: int, what: str) -> np.ndarray:
@@ -80,9 +78,7 @@ def beyond(ids: np.ndarray, vocabulary: int) -> np.ndarray:
 
 def named(number: object) -> str:
     """A number as messages show it."""
-    if isinstance(number, int) and number.bit_length() > _MOST_BITS:
-        return f"an integer of {number.bit_length():,} bits"
-    return repr(number.item() if isinstance(number, np.generic) else number)
+    return shown(number.item() if isinstance(number, np.generic) else number)
 
 
 def _numbers(row: Any, what: str) -> list[Any]:

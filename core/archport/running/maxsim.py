@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from archport.contract import InputError
+from archport.running.similarity import as_array
 
 # Scores held at a time.
 _MOST = 1 << 24
@@ -42,7 +43,7 @@ def maxsim(query: np.ndarray, documents: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _rows(value: object, what: str) -> np.ndarray:
-    array = np.asarray(value)
+    array = as_array(value, what)
     if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.floating):
         raise InputError(
             f"{what} has shape {array.shape} and type {array.dtype}; expected floats (tokens, D), both at least 1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from archport.contract import InputError
+from archport.contract.errors import shown
 from archport.contract.model import Similarity
 
 
@@ -14,7 +15,7 @@ def similarity(a: np.ndarray, b: np.ndarray, kind: Similarity) -> np.ndarray:
     Raises:
         InputError: for shapes that do not match, or vectors that are not floats.
     """
-    x, y = np.atleast_2d(np.asarray(a)), np.atleast_2d(np.asarray(b))
+    x, y = np.atleast_2d(as_array(a, "a")), np.atleast_2d(as_array(b, "b"))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise InputError(f"vectors of shapes {x.shape} and {y.shape}; expected (N, D) and (M, D) of one width")
     for array in (x, y):
@@ -28,6 +29,15 @@ def similarity(a: np.ndarray, b: np.ndarray, kind: Similarity) -> np.ndarray:
         return -np.stack([np.abs(row - y).sum(axis=1) for row in x]) if len(x) else np.zeros((0, len(y)), x.dtype)
     squared = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * (x @ y.T)
     return -np.sqrt(np.maximum(squared, 0))
+
+
+def as_array(value: object, what: str) -> np.ndarray:
+    """What a caller gives as an array, of whatever type and shape; raises InputError for what numpy can't read."""
+    try:
+        return np.asarray(value)
+    # Rows of several lengths, an object's own fault, or a type that numpy does not know, as MLX's bfloat16.
+    except Exception as error:
+        raise InputError(f"{what}={shown(value)} is no array that numpy reads ({error})") from error
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from tokenizers import Encoding, Tokenizer
 
 from archport.checkpoint import duplicate
 from archport.contract import Asked, ContextLengthExceeded, InputError, Measured, Reader, TextInputs
+from archport.contract.errors import shown
 from archport.running.long_texts import LongTexts
 
 Overflow = Literal["error", "truncate"]
@@ -105,7 +106,9 @@ class TextTokeniser:
             InputError: when both are given, or the name is not stored.
         """
         if prompt is not None and prompt_name is not None:
-            raise InputError(f"both prompt={prompt!r} and prompt_name={prompt_name!r} are given; give one of them")
+            raise InputError(
+                f"both prompt={shown(prompt)} and prompt_name={shown(prompt_name)} are given; give one of them"
+            )
         if prompt is not None:
             return prompt
         name = prompt_name if prompt_name is not None else self.inputs.default_prompt
@@ -113,7 +116,7 @@ class TextTokeniser:
             return ""
         if name not in self.inputs.prompts:
             stored = ", ".join(sorted(self.inputs.prompts)) or "none"
-            raise InputError(f"{prompt_name=} is not among this model's prompts; stored: {stored}")
+            raise InputError(f"prompt_name={shown(prompt_name)} is not among this model's prompts; stored: {stored}")
         return self.inputs.prompts[name]
 
     def __call__(
@@ -351,4 +354,4 @@ def check_vocabulary(rows: Sequence[np.ndarray], size: int, what: str, first: in
 
 
 def _describe(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__} ({value!r:.40})"
+    return "None" if value is None else f"a {type(value).__name__} ({shown(value)})"

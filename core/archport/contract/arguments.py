@@ -1,0 +1,205 @@
+"""Arguments of public calls against their annotations: a wrong one is an InputError that names it.
+
+Types alone: which numbers, names or texts make sense is for the call itself to say. Knows no call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, wraps
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, ParamSpec, TypeVar, cast
+
+import numpy as np
+
+from archport.contract.errors import InputError, shown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Of an integer that counts anything: more can't even be written in a message.
+_MOST_BITS = 128
+_WRONG = object()
+
+
+def checked(method: Callable[P, R]) -> Callable[P, R]:
+    """A public function that refuses arguments of other types than it is annotated with.
+
+    numpy's scalars count as Python's and arrive as such; a bool is no number. Parameters annotated with `Any`, `object`
+    or an array are left to the function.
+
+    Raises:
+        InputError: naming the argument, its value and what was expected.
+    """
+    signature = inspect.signature(method)
+
+    @cache
+    def rules() -> dict[str, _Rule]:
+        kept = {
+            name: parameter.annotation
+            for name, parameter in signature.parameters.items()
+            if parameter.annotation is not parameter.empty
+            and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        }
+        # Without the annotation of what is returned, which may name a module that is only imported for types.
+        hints = typing.get_type_hints(SimpleNamespace(__annotations__=kept), vars(inspect.getmodule(method)))
+        return {name: _Rule(annotation) for name, annotation in hints.items()}
+
+    @wraps(method)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            bound = signature.bind(*args, **options)
+        except TypeError:
+            # Python's own words for an argument too many or too few.
+            return method(*args, **options)
+        for name, rule in rules().items():
+            if name in bound.arguments:
+                bound.arguments[name] = rule(name, bound.arguments[name])
+        return method(*bound.args, **bound.kwargs)
+
+    return call
+
+
+class _Rule:
+    """What one annotation accepts.
+
+    Args:
+        annotation: a type, a Literal, a collection of types, or a union of those.
+    """
+
+    def __init__(self, annotation: Any) -> None:
+        union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(annotation) if union else (annotation,)
+        self._alternatives = [_alternative(kind) for kind in kinds]
+        # A path may hold bytes that are no text; what is only ever text has to have an encoding.
+        self._text = set(kinds) <= {str, type(None)}
+        self.free = any(accept is _anything for accept, _ in self._alternatives)
+        self.expected = _listed([words for _, words in self._alternatives])
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """The value as the function takes it.
+
+        Raises:
+            InputError: when it is none that the annotation names.
+        """
+        for accept, _ in self._alternatives:
+            found = accept(name, value)
+            if found is not _WRONG:
+                if self._text and isinstance(found, str):
+                    _check_encoding(name, found)
+                return found
+        raise InputError(f"{name}={shown(value)}; expected {self.expected}")
+
+
+_Accept = Callable[[str, Any], Any]
+
+
+def _alternative(kind: Any) -> tuple[_Accept, str]:
+    """(the function that takes a value of that kind or answers `_WRONG`, the kind in words)."""
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is Literal:
+        words = _listed([repr(each) for each in inner])
+        return lambda _, value: value if isinstance(value, str) and value in inner else _WRONG, words
+    if origin is Mapping:
+        return _mapping, "a mapping"
+    if origin is Iterable:
+        return _iterable, "an iterable"
+    if origin is Sequence:
+        rule = _Rule(inner[0]) if inner else _Rule(object)
+        words = "a sequence" if rule.free else f"a sequence whose items are each {rule.expected}"
+        return lambda name, value: _sequence(name, value, rule), words
+    return lambda _, value: value if isinstance(value, origin) else _WRONG, f"a {origin.__name__}"
+
+
+def _anything(name: str, value: Any) -> Any:
+    return value
+
+
+def _text(name: str, value: Any) -> Any:
+    return value if isinstance(value, str) else _WRONG
+
+
+def _flag(name: str, value: Any) -> Any:
+    return bool(cast("object", value)) if isinstance(value, bool | np.bool_) else _WRONG
+
+
+def _integer(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return _WRONG
+    number = int(value)
+    if number.bit_length() > _MOST_BITS:
+        raise InputError(f"{name} is {shown(number)}; expected one that counts something, of {_MOST_BITS} bits at most")
+    return number
+
+
+def _number(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return _WRONG
+    try:
+        return float(value)
+    except (OverflowError, ValueError):
+        return _WRONG
+
+
+def _path(name: str, value: Any) -> Any:
+    return Path(cast("PathLike[str]", value)) if isinstance(value, PathLike) else _WRONG
+
+
+def _mapping(name: str, value: Any) -> Any:
+    return cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else _WRONG
+
+
+def _iterable(name: str, value: Any) -> Any:
+    if isinstance(value, str | bytes | bytearray):
+        return _WRONG
+    try:
+        iter(value)
+    # An array without dimensions has the method and refuses it.
+    except TypeError:
+        return _WRONG
+    return value
+
+
+def _sequence(name: str, value: Any, rule: _Rule) -> Any:
+    array = isinstance(value, np.ndarray) and cast("np.ndarray", value).ndim > 0
+    if isinstance(value, str | bytes | bytearray | memoryview) or not (array or isinstance(value, Sequence)):
+        return _WRONG
+    items = cast("Sequence[Any]", value)
+    return items if rule.free else [rule(f"{name}[{at}]", item) for at, item in enumerate(items)]
+
+
+_PLAIN: dict[Any, tuple[_Accept, str]] = {
+    Any: (_anything, "anything"),
+    object: (_anything, "anything"),
+    np.ndarray: (_anything, "an array"),
+    None: (lambda _, value: value if value is None else _WRONG, "None"),
+    type(None): (lambda _, value: value if value is None else _WRONG, "None"),
+    str: (_text, "a str"),
+    bool: (_flag, "True or False"),
+    int: (_integer, "an integer"),
+    float: (_number, "a number"),
+    Path: (_path, "a path"),
+}
+
+
+def _listed(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _check_encoding(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}, which has no "
+            "encoding. Repair it, for example with text.encode('utf-8', 'replace').decode()"
+        ) from error

@@ -89,7 +89,7 @@ def load(
     if device.kind == "cpu":
         keep_freed_memory()
         workers.begin()
-    budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget)
+    budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget, what="memory_budget")
     head = about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
     about = loading.narrowed(about, head)

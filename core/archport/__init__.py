@@ -10,6 +10,17 @@ Importing this package does one thing: on a Linux CPU it loads an optimised BLAS
 
 from __future__ import annotations
 
+import os
+import sys
+
+# The process is the command, which Ctrl-C ends quietly from its first lines on (see archport.cli). The module behind
+# `signal` is there already; the names that `signal` gives its numbers take longer to import than all the rest.
+if os.path.basename((sys.argv or [""])[0]) == "archport":
+    import _signal  # pyright: ignore[reportMissingImports]
+
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, lambda *_: os._exit(130))
+
 from typing import TYPE_CHECKING
 
 from archport.device.blas import preload

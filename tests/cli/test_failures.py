@@ -372,7 +372,7 @@ def test_no_descriptor_is_taken_by_a_file_of_the_command():
 def interrupted(after: float, *arguments: str) -> tuple[int, bytes]:
     """(exit code, standard error) of a command that gets Ctrl-C so many seconds after its first line."""
     # Before that the interpreter itself starts, which no program can speak for.
-    script = "import sys, os; from archport_command import main; os.write(2, b'.'); main()"
+    script = "import os, sys; sys.argv[0] = 'archport'; os.write(2, b'.'); from archport.cli import main; main()"
     command = [sys.executable, "-c", script, *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, stdin=pipe) as running:
@@ -408,7 +408,7 @@ def test_ctrl_c_at_any_time_ends_with_130_and_no_traceback(seed, tmp_path):
 
 @pytest.mark.truth
 def test_a_process_that_ignores_ctrl_c_goes_on():
-    script = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from archport_command import main; main()"
+    script = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from archport.cli import main; main()"
     command = [sys.executable, "-c", script, "generate", "-m", CHATTY, "-i", "-", "--max-tokens", "1"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         time.sleep(0.3)

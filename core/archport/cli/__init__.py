@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from contextlib import suppress
 
-from archport_command import INTERRUPTED, end_at_interrupts, raise_interrupts
-
 # Exit codes, as docs/command-line.md lists them.
-DONE, FAILED, NO_MEMORY = 0, 1, 4
+DONE, FAILED, NO_MEMORY, INTERRUPTED = 0, 1, 4, 130
 
 
 def main() -> None:
@@ -104,6 +103,21 @@ def open_missing_descriptors() -> None:
         # What the terminal's encoding lacks is shown in another way rather than not at all.
         with suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def end_at_interrupts() -> None:
+    """From now on Ctrl-C ends the process at once and quietly: imports and Python's own shutdown would print an error.
+
+    A process that was started to ignore Ctrl-C (nohup, a job in the background) goes on doing so.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+
+
+def raise_interrupts() -> None:
+    """From now on Ctrl-C is a KeyboardInterrupt, which a command may answer."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def __getattr__(name: str) -> object:

@@ -6,6 +6,9 @@ texts -> tokens -> plan -> hidden rows -> vectors
 
 from __future__ import annotations
 
+# First, because it says what to install where MLX can't run, and whatever follows imports MLX.
+import archport.device.backend  # noqa: F401  # isort: skip
+
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path

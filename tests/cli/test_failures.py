@@ -329,7 +329,7 @@ MORE_SHELL: list[tuple[str, int, str]] = [
     ("HF_ENDPOINT=ftp://x HF_HUB_OFFLINE= $A embed -m a/b a", 1, "HF_ENDPOINT='ftp://x' is no address"),
     ("HF_ENDPOINT=http://x:99999999 HF_HUB_OFFLINE= $A embed -m a/b a", 1, "is no address"),
     ("HF_ENDPOINT=http://127.0.0.1:9 HF_HUB_OFFLINE= $A embed -m a/b a", 1, "can't be reached"),
-    ("HF_ENDPOINT=http://[::1 $A doctor", 0, ""),
+    ("HF_ENDPOINT=http://[::1 $A doctor", 1, ""),
     ("HF_HOME=/$(printf 'a%.0s' {1..5000}) $A doctor", 0, ""),
     ("HF_HUB_CACHE=~nobody-here/x $A doctor", 0, ""),
     ("HF_HOME=/dev/null/x $A doctor", 0, ""),

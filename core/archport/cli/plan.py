@@ -118,11 +118,11 @@ def described(model: str, device: DeviceFacts) -> Described:
     config = path / "config.json" if path.is_dir() else path
     if config.suffix == ".json" and config.is_file() and not any(config.parent.glob("*.safetensors")):
         return _from_config(config)
-    from archport import engine
     from archport.checkpoint import weight_bytes
+    from archport.loading import describe
     from archport.planning.dtype import LoadDType, choose_dtype
 
-    about = engine.describe(model)
+    about = describe(model)
 
     def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
         return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
@@ -156,6 +156,7 @@ def _device(name: str | None) -> DeviceFacts:
         from archport.device.profiles import profile
 
         return profile(name)
+    import archport.device.backend  # noqa: F401  # isort: skip
     from archport.device.facts import this_device
 
     return this_device()

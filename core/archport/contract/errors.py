@@ -62,6 +62,10 @@ class InputError(ArchportError, ValueError):
     """An argument of a call is not usable: the message names it, its value and what was expected."""
 
 
+class BackendMissing(ArchportError, ImportError):
+    """MLX is installed without a backend for this machine, so no model can be loaded."""
+
+
 class ForkedProcess(ArchportError, RuntimeError):
     """A call needs the device in a process that was forked after a model was loaded; MLX can't run there."""
 

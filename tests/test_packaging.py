@@ -157,6 +157,36 @@ def test_the_command_is_installed_and_lists_the_plugins(installed: tuple[str, En
     assert {row["name"] for row in json.loads(listed)} >= set(ENTRY_POINTS)
 
 
+WITHOUT_BACKEND = [
+    (["--help"], 0, "embed"),
+    (["embed", "--help"], 0, "--format"),
+    (["doctor"], 1, "pip install 'archport[cpu]'"),
+    (["plugins"], 0, "qwen3"),
+    (
+        ["plan", "--device", "h200", "--tokens", "9", "-m", f"{ROOT}/tests/planning/data/qwen3_embedding_06b.json"],
+        0,
+        "",
+    ),
+    (["plan", "--device", "h200", "--tokens", "9", "-m", f"{ROOT}/tests/goldens/bert-plain"], 0, "weights"),
+    (["embed", "a", "-m", f"{ROOT}/tests/goldens/bert-plain"], 1, "pip install 'archport[cpu]'"),
+]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the wheel of MLX holds its backend")
+@pytest.mark.parametrize(("arguments", "code", "said"), WITHOUT_BACKEND)
+def test_without_an_extra_what_needs_no_backend_works_and_the_rest_says_what_to_install(
+    installed: tuple[str, Environment], arguments: list[str], code: int, said: str
+):
+    _, environment = installed
+    command = [environment.root / "bin" / "archport", *arguments]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=environment.root, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert said in done.stdout + done.stderr
+    if arguments[0] == "embed" and code:
+        assert done.stderr.count("\n") == 2
+
+
 @pytest.mark.parametrize("way", [[], ["--editable"]], ids=["plain", "editable"])
 def test_uninstalling_leaves_nothing(environment: Environment, way: list[str]):
     environment.pip("install", "--no-deps", *way, ROOT)

@@ -6,6 +6,9 @@ texts -> tokens -> plan -> hidden rows -> vectors
 
 from __future__ import annotations
 
+# First, because it says what to install where MLX can't run, and whatever follows imports MLX.
+import archport.device.backend  # noqa: F401  # isort: skip
+
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +92,7 @@ def load(
     if device.kind == "cpu":
         keep_freed_memory()
         workers.begin()
-    budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget)
+    budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget, what="memory_budget")
     head = about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
     about = loading.narrowed(about, head)

@@ -266,4 +266,4 @@ def prefix_cache_bytes(asked: int | str | None, budget: int) -> int:
     """Bytes that the prefix cache may hold: what was asked for, else a sixteenth of the budget and at most 4 GiB."""
     if asked is None:
         return min(budget // 16, 4 << 30)
-    return 0 if asked == 0 else parse_bytes(asked)
+    return 0 if asked == 0 else parse_bytes(asked, what="prefix_cache")

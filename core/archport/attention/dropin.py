@@ -15,7 +15,7 @@ from archport.attention.local import local_device
 from archport.attention.probe import ProbedRoutes
 from archport.attention.selection import Chooser
 from archport.contract.attention import AttentionCall, AttentionLimits, MaskKind, Reach
-from archport.contract.errors import InputError
+from archport.contract.errors import InputError, shown
 from archport.contract.spec import DType
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def _positive(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name)
     if text is None:
         return None
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise InputError(f"environment variable {name}={text!r}; expected a number of keys >= 1, or unset it")
+    if len(text) > 30 or not text.strip().isdecimal() or int(text) < 1:
+        raise InputError(f"environment variable {name}={shown(text)}; expected a number of keys >= 1, or unset it")
     return int(text)
 
 

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from archport.checkpoint.files import (
     inside,
@@ -29,7 +30,7 @@ from archport.checkpoint.files import (
     weights_needed,
 )
 from archport.checkpoint.headers import LENGTH_BYTES, Fetched, TensorInfo, header_length, parse_header
-from archport.contract.errors import CheckpointError, ModelNotFound, shown
+from archport.contract.errors import CheckpointError, InputError, ModelNotFound, shown
 
 logger = logging.getLogger("archport")
 
@@ -65,17 +66,32 @@ def offline() -> bool:
 
 
 def endpoint() -> str | None:
-    """The hub to talk to, None for the client's own default."""
+    """The hub to talk to, None for the client's own default.
+
+    Raises:
+        InputError: HF_ENDPOINT is no address; the client's own faults over it name no variable.
+    """
     # The client reads its environment once, at import; archport reads it at every call.
     stated = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
-    return stated or None
+    if not stated:
+        return None
+    try:
+        address = urlsplit(stated)
+        usable = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    # Brackets that do not close, or a port above 65,535.
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InputError(f"HF_ENDPOINT={shown(stated)} is no address; expected one such as https://huggingface.co")
+    return stated
 
 
 def cache_folder() -> Path:
     """Where the client keeps repositories."""
     for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if stated := os.environ.get(name):
-            return Path(os.path.expandvars(stated)).expanduser() / below
+            # A user who does not exist stays as it was written.
+            return Path(os.path.expanduser(os.path.expandvars(stated))) / below
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -99,7 +115,8 @@ def find_cached(repo: str, revision: str | None) -> Snapshot | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if not (cache_folder() / ("models--" + repo.replace("/", "--"))).is_dir():
+    # `os.path` says no to a name that is too long, instead of raising.
+    if not os.path.isdir(cache_folder() / ("models--" + repo.replace("/", "--"))):
         return None
     try:
         located = snapshot_download(

@@ -168,6 +168,8 @@ def _from_hub(hub_id: str, revision: str | None, progress: bool | None, weights:
     if not _HUB_ID.match(hub_id) or len(hub_id) > _HUB_ID_LENGTH:
         url = _URL.match(hub_id)
         raise trail.not_found(f"pass {url[1]!r}, not its address" if url else "it is neither a folder nor a hub id")
+    # The hub client can't even be imported with an address that is none.
+    hub.endpoint()
     snapshot = hub.find_cached(hub_id, revision)
     if snapshot is not None and snapshot.complete:
         return _open(snapshot, hub_id, "cache", trail)

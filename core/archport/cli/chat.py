@@ -10,6 +10,7 @@ import typer
 from archport.cli.generate import DEFAULT_MODEL, print_stream
 from archport.cli.options import (
     Dtype,
+    MaxContext,
     MaxTokens,
     MemoryBudget,
     MinP,
@@ -23,6 +24,8 @@ from archport.cli.options import (
     TopP,
     note,
 )
+from archport.cli.words import rows_called
+from archport.contract import InputError
 
 THINKING = "</think>"
 
@@ -41,14 +44,15 @@ def chat(
     dtype: Dtype = None,
     revision: Revision = None,
     memory_budget: MemoryBudget = None,
+    max_context: MaxContext = None,
 ) -> None:
     """Talk to a model. /new starts over, /exit or the end of input ends; Ctrl-C stops an answer.
 
-    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 4 would not fit memory.
     """
     from archport import engine
 
-    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget)
+    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -67,7 +71,7 @@ def chat(
     while True:
         if asks:
             print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
+        line = _typed()
         if not line or line.strip() == "/exit":
             return
         if line.strip() == "/new":
@@ -77,7 +81,8 @@ def chat(
             continue
         messages.append({"role": "user", "content": line.rstrip("\n")})
         try:
-            text = print_stream(loaded, messages, options)
+            with rows_called(lambda _: "the conversation"):
+                text = print_stream(loaded, messages, options)
         except KeyboardInterrupt:
             if not asks:
                 raise
@@ -86,3 +91,11 @@ def chat(
             continue
         # What a model thought is not part of the conversation.
         messages.append({"role": "assistant", "content": text.rpartition(THINKING)[2].lstrip("\n")})
+
+
+def _typed() -> str:
+    """The next line of standard input with its end; "" behind the last one."""
+    try:
+        return sys.stdin.readline()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"standard input can't be read: {error}") from error

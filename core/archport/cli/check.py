@@ -55,6 +55,6 @@ def _all(model: str | None) -> list[str]:
     """Every installed plugin, or the one that claims the model."""
     if model is None:
         return [plugin.name for plugin in discover()]
-    from archport import engine
+    from archport.loading import describe
 
-    return [engine.describe(model).plugin.name]
+    return [describe(model).plugin.name]

@@ -1,21 +1,27 @@
-"""`archport doctor`: what this machine is, what archport found on it, and what is slow or wrong and how to mend it."""
+"""`archport doctor`: what this machine is, what archport found on it, and what is slow or wrong and how to mend it.
+
+Every fact is asked for by itself: one that can't be told says why, and the others are printed.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 import archport
-from archport.contract.plugins import discover
+from archport.contract.errors import ArchportError, BackendMissing
 
 if TYPE_CHECKING:
     from archport.device.memory import ProcessMemory
+
+# A fact in words, and faults, each with its mend.
+Found = tuple[str, list[str]]
 
 
 def doctor() -> None:
@@ -32,47 +38,119 @@ def doctor() -> None:
 
 def examine() -> tuple[list[tuple[str, str]], list[str]]:
     """Facts as (name, value), and faults, each with its mend."""
-    import mlx.core as mx
-    from huggingface_hub import constants
-
-    from archport.device import tf32
-    from archport.device.blas import status
-    from archport.device.facts import this_device
-    from archport.device.memory import process_memory
-    from archport.device.sizes import format_bytes
-
-    device, blas = this_device(), status()
+    facts: list[tuple[str, str]] = []
     faults: list[str] = []
-    if blas.advice:
-        faults.append(blas.advice)
-    plugins = discover()
-    faults += [f"plugin {plugin.label} did not load: {plugin.error}" for plugin in plugins if plugin.error]
-    if not plugins:
-        faults.append("no plugin is found: reinstall archport, or check ARCHPORT_PLUGINS")
-    cache = Path(constants.HF_HUB_CACHE)
-    if cache.exists() and not os.access(cache, os.W_OK):
-        faults.append(f"the hub cache {cache} is not writable: set HF_HOME to a folder that is")
-    offline = ", offline (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
-    facts = [
-        ("archport", archport.__version__),
-        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}"),
-        ("mlx", f"{version('mlx')}, default device {mx.default_device()}"),
-        ("device", f"{device.name} ({device.kind}, {device.architecture})"),
-        ("memory", f"{format_bytes(device.total_memory)} usable, budget {format_bytes(device.default_budget)}"),
-        ("in use", _in_use(process_memory())),
-        ("float32", _float32(tf32.in_use(), tf32.wanted())),
-        ("BLAS", f"{blas.kind}{f' ({blas.path})' if blas.path else ''}"),
-        ("plugins", ", ".join(plugin.label for plugin in plugins if not plugin.error) or "none"),
-        ("hub", f"{os.environ.get('HF_ENDPOINT', 'default endpoint')}{offline}, cache {cache}"),
-    ]
+    for name, ask in PROBES.items():
+        value, more = _asked(name, ask)
+        facts.append((name, value))
+        # What several facts lack for one reason is one fault.
+        faults += [fault for fault in more if fault not in faults]
     return facts, faults
 
 
-def _float32(rounded: bool, wanted: bool) -> str:
-    """What products of float32 are on this device, in words."""
-    if rounded:
-        return "products rounded to TF32" + (" (MLX_ENABLE_TF32=1)" if wanted else "")
-    return "products in full precision"
+def _asked(name: str, ask: Callable[[], Found]) -> Found:
+    try:
+        return ask()
+    except BackendMissing as error:
+        return "not known: MLX can't run", [str(error)]
+    except ArchportError as error:
+        return "not known", [str(error)]
+    # Whatever is broken here is what the command is called for.
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        return f"not known ({said})", [f"{name} can't be asked for: {said}"]
+
+
+def _archport() -> Found:
+    return archport.__version__, []
+
+
+def _python() -> Found:
+    return f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}", []
+
+
+def _mlx() -> Found:
+    import archport.device.backend  # noqa: F401  # isort: skip
+    import mlx.core as mx
+
+    return f"{version('mlx')}, default device {mx.default_device()}", []
+
+
+def _device() -> Found:
+    import archport.device.backend  # noqa: F401  # isort: skip
+    from archport.device.facts import this_device
+
+    device = this_device()
+    return f"{device.name} ({device.kind}, {device.architecture})", []
+
+
+def _memory() -> Found:
+    import archport.device.backend  # noqa: F401  # isort: skip
+    from archport.device.facts import this_device
+    from archport.device.sizes import format_bytes
+
+    device = this_device()
+    return f"{format_bytes(device.total_memory)} usable, budget {format_bytes(device.default_budget)}", []
+
+
+def _used() -> Found:
+    import archport.device.backend  # noqa: F401  # isort: skip
+    from archport.device.memory import process_memory
+
+    return _in_use(process_memory()), []
+
+
+def _float32() -> Found:
+    import archport.device.backend  # noqa: F401  # isort: skip
+    from archport.device import tf32
+
+    if tf32.in_use():
+        return "products rounded to TF32" + (f" ({tf32.SWITCH} asks for it)" if tf32.wanted() else ""), []
+    return "products in full precision", []
+
+
+def _blas() -> Found:
+    from archport.device.blas import status
+
+    blas = status()
+    return f"{blas.kind}{f' ({blas.path})' if blas.path else ''}", [blas.advice] if blas.advice else []
+
+
+def _plugins() -> Found:
+    from archport.contract.plugins import discover
+
+    plugins = discover()
+    faults = [f"plugin {plugin.label} did not load: {plugin.error}" for plugin in plugins if plugin.error]
+    if not plugins:
+        faults.append("no plugin is found: reinstall archport, or check ARCHPORT_PLUGINS")
+    return ", ".join(plugin.label for plugin in plugins if not plugin.error) or "none", faults
+
+
+def _hub() -> Found:
+    from archport.checkpoint import hub
+
+    # The client can't even be imported with an address that is none.
+    address = hub.endpoint() or "default endpoint"
+    cache = hub.cache_folder()
+    faults: list[str] = []
+    if os.path.exists(cache) and not os.access(cache, os.W_OK):
+        faults.append(f"the hub cache {cache} is not writable: set HF_HOME to a folder that is")
+    offline = ", offline (HF_HUB_OFFLINE is set)" if hub.offline() else ""
+    return f"{address}{offline}, cache {cache}", faults
+
+
+PROBES: dict[str, Callable[[], Found]] = {
+    "archport": _archport,
+    "python": _python,
+    "mlx": _mlx,
+    "device": _device,
+    "memory": _memory,
+    "in use": _used,
+    "float32": _float32,
+    "BLAS": _blas,
+    "plugins": _plugins,
+    "hub": _hub,
+}
 
 
 def _in_use(memory: ProcessMemory) -> str:

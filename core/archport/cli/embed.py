@@ -6,11 +6,12 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from archport.cli.options import MaxContext, called, parsed, read_lines
+from archport.cli.words import rows_called
 from archport.contract import InputError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -66,10 +67,11 @@ def embed(
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or checkpoint.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     memory_budget: Annotated[str | None, typer.Option(metavar="BYTES", help="For example 16GB.")] = None,
+    max_context: MaxContext = None,
 ) -> None:
     """Embed texts and print their vectors.
 
-    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 4 would not fit memory.
     """
     if texts and input is not None:
         raise typer.BadParameter("give texts as arguments or with --input, not both")
@@ -79,22 +81,29 @@ def embed(
         raise typer.BadParameter("--image goes alone or beside one text; use the library for other combinations")
     if format is Format.npy and sys.stdout.isatty():
         raise typer.BadParameter("npy is binary: send it to a file or another program, for example > vectors.npy")
-    source: Iterable[Any] = seen(texts, image) if image else texts if texts else read_texts(input or "-")
+    file = None if input is None else TextFile(input)
+    source: Iterable[Any] = seen(texts, image) if image else file if file else texts or ()
 
     from archport import engine
 
-    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget)
-    vectors = loaded.embed(
-        source,
-        prompt=prompt,
-        prompt_name=prompt_name,
-        dimensions=dimensions,
-        max_tokens=max_tokens,
-        overflow=overflow.value,
-        precision=precision.value,
-        progress=sys.stderr.isatty(),
-    )
+    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
+    with rows_called(lambda index: file.called(index) if file else _argument(texts, image, index)):
+        vectors = loaded.embed(
+            source,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            dimensions=dimensions,
+            max_tokens=max_tokens,
+            overflow=overflow.value,
+            precision=precision.value,
+            progress=sys.stderr.isatty(),
+        )
     _write(vectors, format)
+
+
+def _argument(texts: list[str] | None, images: list[str] | None, index: int) -> str:
+    """How messages call an input that was given as an argument."""
+    return f"TEXT {index + 1}" if texts or not images else f"--image {images[index]}"
 
 
 def seen(texts: list[str] | None, images: list[str]) -> list[dict[str, Any]]:
@@ -104,32 +113,33 @@ def seen(texts: list[str] | None, images: list[str]) -> list[dict[str, Any]]:
     return [{"image": each} for each in images]
 
 
-def read_texts(source: str) -> Iterator[str]:
-    """Texts of a file, line by line; `-` is standard input, `.jsonl` holds JSON.
+class TextFile(Iterable[str]):
+    """Texts of a file, one per line; `-` is standard input, `.jsonl` holds JSON, whose empty lines hold nothing.
 
-    Raises:
-        InputError: for a file that can't be read, is not UTF-8, or holds a line that is not what it should be.
+    Iterating raises InputError for a file that can't be read, is not UTF-8, or holds a line that is not what it should
+    be.
     """
-    try:
-        stream = sys.stdin.buffer if source == "-" else Path(source).open("rb")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"--input {source!r} can't be read: {error.strerror}") from error
-    with stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                text = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{source}, line {number}: not UTF-8 ({error.reason} at byte {error.start})"
-                ) from error
-            yield _json_text(text, f"{source}, line {number}") if source.endswith(".jsonl") else text
+
+    def __init__(self, source: str) -> None:
+        self._source, self._json = source, source.endswith(".jsonl")
+        # Of every text its line, where that is not its own number.
+        self._lines: list[int] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in read_lines(self._source):
+            if not self._json:
+                yield line
+            elif line.strip():
+                self._lines.append(number)
+                yield _json_text(line, f"{called(self._source)}, line {number}")
+
+    def called(self, index: int) -> str:
+        """How messages call the text that has this index."""
+        return f"{called(self._source)}, line {self._lines[index] if self._json else index + 1}"
 
 
 def _json_text(line: str, where: str) -> str:
-    try:
-        value: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    value = parsed(line, where)
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise InputError(f"{where}: expected a string or an object with a 'text' string, found {line:.60}")

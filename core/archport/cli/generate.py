@@ -11,6 +11,7 @@ import typer
 
 from archport.cli.options import (
     Dtype,
+    MaxContext,
     MaxTokens,
     MemoryBudget,
     MinP,
@@ -23,10 +24,12 @@ from archport.cli.options import (
     Temperature,
     TopK,
     TopP,
+    called,
     note,
     read_objects,
     read_whole,
 )
+from archport.cli.words import rows_called
 from archport.contract import InputError
 
 if TYPE_CHECKING:
@@ -68,14 +71,15 @@ def generate(
     dtype: Dtype = None,
     revision: Revision = None,
     memory_budget: MemoryBudget = None,
+    max_context: MaxContext = None,
 ) -> None:
     """Generate text; one prompt is printed as it is made, several (.jsonl) run as one batch and print JSON.
 
-    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 4 would not fit memory.
     """
     if (prompt is not None) == (input is not None):
         raise typer.BadParameter("give one PROMPT, or --input FILE (- for standard input), not both")
-    prompts = _prompts(prompt, input)
+    prompts, places = _prompts(prompt, input)
     if image and (len(prompts) > 1 or not isinstance(prompts[0], str)):
         raise typer.BadParameter("--image goes with one prompt; messages of a .jsonl file name their own images")
     if image:
@@ -86,7 +90,7 @@ def generate(
 
     from archport import engine
 
-    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget)
+    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -98,30 +102,29 @@ def generate(
         "stop": stop or (),
         **({"enable_thinking": False} if no_thinking else {}),
     }
+    with rows_called(lambda index: places[index]):
+        if as_json or len(prompts) > 1:
+            _print_all(loaded, prompts, options)
+        else:
+            print_stream(loaded, prompts[0], options)
+
+
+def _print_all(loaded: LoadedModel, prompts: list[Any], options: dict[str, Any]) -> None:
+    """Print one JSON object per prompt when all are done, then the rate on standard error."""
     started = time.perf_counter()
-    if as_json or len(prompts) > 1:
-        made = cast("list[Generation]", loaded.generate(prompts, progress=sys.stderr.isatty(), **options))
-        for each in made:
-            usage = each.usage
-            typer.echo(
-                json.dumps(
-                    {
-                        "text": each.text,
-                        "finish_reason": each.finish_reason,
-                        "usage": {
-                            "prompt_tokens": usage.prompt_tokens,
-                            "cached_tokens": usage.cached_tokens,
-                            "completion_tokens": usage.completion_tokens,
-                        },
-                    },
-                    ensure_ascii=False,
-                )
-            )
-        tokens = sum(len(each.tokens) for each in made)
-        seconds = time.perf_counter() - started
-        note(f"{tokens:,} tokens of {len(made)} prompts in {seconds:.2f} s, {tokens / seconds:,.1f} tokens/s")
-        return
-    print_stream(loaded, prompts[0], options)
+    made = cast("list[Generation]", loaded.generate(prompts, progress=sys.stderr.isatty(), **options))
+    for each in made:
+        usage = each.usage
+        counts = {
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+        }
+        answer = {"text": each.text, "finish_reason": each.finish_reason, "usage": counts}
+        typer.echo(json.dumps(answer, ensure_ascii=False))
+    tokens = sum(len(each.tokens) for each in made)
+    seconds = time.perf_counter() - started
+    note(f"{tokens:,} tokens of {len(made)} prompts in {seconds:.2f} s, {tokens / seconds:,.1f} tokens/s")
 
 
 def print_stream(loaded: LoadedModel, prompt: object, options: dict[str, Any]) -> str:
@@ -149,24 +152,25 @@ def print_stream(loaded: LoadedModel, prompt: object, options: dict[str, Any]) -
     return text
 
 
-def _prompts(prompt: str | None, source: str | None) -> list[Any]:
+def _prompts(prompt: str | None, source: str | None) -> tuple[list[Any], list[str]]:
+    """(the prompts, how messages call each)."""
     if prompt is not None:
-        return [prompt]
+        return [prompt], ["PROMPT"]
     assert source is not None
     if not source.endswith(".jsonl"):
-        return [read_whole(source)]
+        return [read_whole(source)], [called(source)]
     found: list[Any] = []
-    for number, value in enumerate(read_objects(source), 1):
+    places: list[str] = []
+    for where, value in read_objects(source):
         if isinstance(value, dict):
             value = value.get("messages", value.get("prompt"))
         if not isinstance(value, str | list):
-            raise InputError(
-                f"{source}, line {number}: expected a string, or an object with 'prompt' (a string) or 'messages'"
-            )
+            raise InputError(f"{where}: expected a string, or an object with 'prompt' (a string) or 'messages'")
         found.append(value)
+        places.append(where)
     if not found:
         raise InputError(f"{source} holds no prompt")
-    return found
+    return found, places
 
 
 def _messages(prompt: Any, system: str | None) -> list[dict[str, Any]]:

@@ -18,9 +18,9 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show who claims a model, its layers by kind, widths, semantics, context and parameter bytes."""
-    from archport import engine
+    from archport.loading import describe
 
-    facts = gather(engine.describe(model, revision=revision))
+    facts = gather(describe(model, revision=revision))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return

@@ -5,6 +5,7 @@ Knows the shape of a plugin's folder. Knows nothing of any architecture beyond w
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 
 import archport
 from archport.contract import InputError
+from archport.contract.errors import shown
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST = 30
@@ -69,7 +71,8 @@ def write_skeleton(name: str, into: Path) -> Path:
         InputError: when that folder exists, or `into` can't be written to.
     """
     folder = into / f"archport-{name.replace('_', '-')}"
-    if folder.exists():
+    # `os.path` says no to a name that is too long, instead of raising.
+    if os.path.exists(folder):
         raise InputError(f"{folder} exists; nothing was written. Choose another name or --into, or remove it")
     major, minor = archport.__version__.split(".")[:2]
     words = {
@@ -89,7 +92,7 @@ def write_skeleton(name: str, into: Path) -> Path:
                 target.write_text(Template(text).substitute(words), encoding="utf-8")
             whole.rename(folder)
     except OSError as error:
-        raise InputError(f"{folder} can't be written: {error.strerror or error}") from error
+        raise InputError(f"--into {shown(str(into))} can't be written: {error.strerror or error}") from error
     return folder
 
 

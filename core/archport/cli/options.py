@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from archport.contract import InputError
+from archport.contract.errors import shown
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder, hub id or alias.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or checkpoint.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 MemoryBudget = Annotated[str | None, typer.Option(metavar="BYTES", help="For example 16GB.")]
+MaxContext = Annotated[int | None, typer.Option(help="Longest text in tokens, at most the model's positions.")]
 MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time.")]
 TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that hold this share; 1 keeps all.")]
@@ -26,6 +29,11 @@ Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the tex
 NoThinking = Annotated[bool, typer.Option("--no-thinking", help="Ask the chat template to leave thinking out.")]
 
 
+def called(source: str) -> str:
+    """How messages call a file that was given, where `-` is standard input."""
+    return "standard input" if source == "-" else source
+
+
 def read_whole(source: str) -> str:
     """All text of a file, or of standard input for `-`.
 
@@ -35,27 +43,68 @@ def read_whole(source: str) -> str:
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         return data.decode("utf-8")
-    except OSError as error:
-        raise InputError(f"--input {source!r} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{source}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
 
 
-def read_objects(source: str) -> list[Any]:
-    """The JSON value of every line of a file that is not empty.
+def read_lines(source: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, text without its end) of every line of a file, or of standard input for `-`.
+
+    Raises:
+        InputError: for a file that can't be read, or a line that is not UTF-8, naming it.
+    """
+    try:
+        stream = sys.stdin.buffer if source == "-" else Path(source).open("rb")  # noqa: SIM115
+        with stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    text = line.decode("utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise InputError(
+                        f"{called(source)}, line {number}: not UTF-8 ({error.reason} at byte {error.start})"
+                    ) from error
+                yield number, text
+    except InputError:
+        raise
+    # A name with a zero byte, or descriptors that take no reading.
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
+
+
+def parsed(line: str, where: str) -> Any:
+    """The JSON value of a line.
+
+    Args:
+        where: how messages call it.
+
+    Raises:
+        InputError: for what is no JSON, or none that can be read: too deep, or a number of too many digits.
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: JSON that is nested too deeply to be read ({line:.20}...)") from error
+    except ValueError as error:
+        raise InputError(f"{where}: JSON with a number of more digits than can be read ({line:.20}...)") from error
+
+
+def read_objects(source: str) -> list[tuple[str, Any]]:
+    """(how messages call it, the JSON value) of every line of a file that is not empty.
 
     Raises:
         InputError: for a line that is not JSON, naming it.
     """
-    found: list[Any] = []
-    for number, line in enumerate(read_whole(source).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{source}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-    return found
+    places = ((f"{called(source)}, line {number}", line) for number, line in read_lines(source) if line.strip())
+    return [(where, parsed(line, where)) for where, line in places]
+
+
+def _unreadable(source: str, error: Exception) -> InputError:
+    if isinstance(error, UnicodeDecodeError):
+        return InputError(f"{called(source)}: not UTF-8 ({error.reason} at byte {error.start})")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return InputError(f"--input {shown(source)} can't be read: {reason}")
 
 
 def note(text: str) -> None:

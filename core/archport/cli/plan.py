@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archport.cli.embed import DEFAULT_MODEL
+from archport.cli.words import message_and_code
 from archport.contract import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def plan(
 ) -> None:
     """Show the path of every kind of layer, why not the others, bytes per component, chunk and evaluations.
 
-    Exit code 1 when the request does not fit; the message, or the JSON object, says what binds and what would fit.
+    Exit code 4 when the request would not fit memory, 1 when it is refused otherwise; the message, or the JSON object,
+    says what binds and what would fit.
     """
     from archport.contract import AdmissionRefused
     from archport.device.sizes import parse_bytes
@@ -63,14 +65,14 @@ def plan(
             lengths=[tokens] * batch,
             cached=cached,
             new_tokens=new,
-            budget=None if budget is None else parse_bytes(budget, what="--budget"),
+            budget=None if budget is None else parse_bytes(budget, what="budget"),
             dense=mask == "dense",
         )
     except AdmissionRefused as refusal:
         if not as_json:
             raise
         typer.echo(json.dumps(refusal_dict(refusal), indent=2))
-        raise typer.Exit(1) from refusal
+        raise typer.Exit(message_and_code(refusal)[1]) from refusal
     typer.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned.explain())
 
 
@@ -116,11 +118,11 @@ def described(model: str, device: DeviceFacts) -> Described:
     config = path / "config.json" if path.is_dir() else path
     if config.suffix == ".json" and config.is_file() and not any(config.parent.glob("*.safetensors")):
         return _from_config(config)
-    from archport import engine
     from archport.checkpoint import weight_bytes
+    from archport.loading import describe
     from archport.planning.dtype import LoadDType, choose_dtype
 
-    about = engine.describe(model)
+    about = describe(model)
 
     def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
         return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
@@ -154,6 +156,7 @@ def _device(name: str | None) -> DeviceFacts:
         from archport.device.profiles import profile
 
         return profile(name)
+    import archport.device.backend  # noqa: F401  # isort: skip
     from archport.device.facts import this_device
 
     return this_device()

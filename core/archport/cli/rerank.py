@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from archport.cli.embed import Overflow, read_texts
-from archport.cli.options import Dtype, MemoryBudget, Model, Revision, note
+from archport.cli.embed import Overflow, TextFile
+from archport.cli.options import Dtype, MaxContext, MemoryBudget, Model, Revision, note
+from archport.cli.words import rows_called
 
 
 def rerank(
@@ -35,30 +36,33 @@ def rerank(
     dtype: Dtype = None,
     revision: Revision = None,
     memory_budget: MemoryBudget = None,
+    max_context: MaxContext = None,
 ) -> None:
     """Rank documents by how well they answer a query; score, index and document, best first.
 
-    Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 4 would not fit memory.
     """
     if bool(documents) == (input is not None):
         raise typer.BadParameter("give documents as arguments or with --input FILE (- for standard input), not both")
-    texts = documents if documents else list(read_texts(input or "-"))
+    file = None if input is None else TextFile(input)
+    texts = documents or list(file or ())
 
     from archport import engine
 
-    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget)
+    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
     started = time.perf_counter()
-    ranked = loaded.rerank(
-        query,
-        texts,
-        instruction=instruction,
-        top_k=top_k,
-        return_documents=True,
-        raw_scores=raw_scores,
-        max_tokens=max_tokens,
-        overflow=overflow.value,
-        progress=sys.stderr.isatty(),
-    )
+    with rows_called(lambda index: file.called(index) if file else f"DOCUMENT {index + 1}"):
+        ranked = loaded.rerank(
+            query,
+            texts,
+            instruction=instruction,
+            top_k=top_k,
+            return_documents=True,
+            raw_scores=raw_scores,
+            max_tokens=max_tokens,
+            overflow=overflow.value,
+            progress=sys.stderr.isatty(),
+        )
     seconds = time.perf_counter() - started
     if as_json:
         found = [{"index": each.index, "score": each.score, "document": each.document} for each in ranked]

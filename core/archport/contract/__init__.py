@@ -18,6 +18,7 @@ from archport.contract.device import DeviceFacts, DeviceKind
 from archport.contract.errors import (
     AdmissionRefused,
     ArchportError,
+    BackendMissing,
     BufferTooLarge,
     CheckpointError,
     ClaimError,
@@ -97,6 +98,7 @@ __all__ = [
     "AttentionLimits",
     "AttentionPath",
     "Backend",
+    "BackendMissing",
     "BatchShape",
     "BufferTooLarge",
     "CausalLM",

@@ -136,7 +136,7 @@ def _integer(name: str, value: Any) -> Any:
         return _WRONG
     number = int(value)
     if number.bit_length() > _MOST_BITS:
-        raise InputError(f"{name} is {shown(number)}; expected one that counts something, of {_MOST_BITS} bits at most")
+        raise InputError(f"{name}={shown(number)}; expected an integer of {_MOST_BITS} bits at most")
     return number
 
 
@@ -200,6 +200,6 @@ def _check_encoding(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{name} holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}, which has no "
-            "encoding. Repair it, for example with text.encode('utf-8', 'replace').decode()"
+            f"{name}={shown(text)} holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}, "
+            "which has no encoding. Repair it, for example with text.encode('utf-8', 'replace').decode()"
         ) from error

@@ -28,7 +28,8 @@ def parse_bytes(size: str | int, *, what: str = "size") -> int:
         count = Fraction(size)
     elif isinstance(size, str):
         match = SIZE.fullmatch(size)
-        if match is None:
+        # More digits than any size has, Python refuses to read.
+        if match is None or len(size) > 400:
             raise InputError(
                 f"{what}={shown(size)} is not a size; expected bytes (16000000000) or text like '16GB' or '16GiB'"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from archport.contract import ArchSpec, InputError
+from archport.contract.errors import shown
 
 
 def whole(name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
@@ -12,7 +13,7 @@ def whole(name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
     for value in values:
         # bool is an int, and a plan for True tokens would be nonsense.
         if not isinstance(value, int) or isinstance(value, bool) or value < least:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(f"{name}: {value!r} is not an integer >= {least}")
+            raise InputError(f"{name}={shown(value)}; expected an integer >= {least}")
     return tuple(values)
 
 

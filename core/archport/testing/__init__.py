@@ -9,6 +9,9 @@
 A plugin is named by its entry point, or handed over as a module before it is packaged. Needs no pytest to import.
 """
 
+# First, because it says what to install where MLX can't run, and whatever follows imports MLX.
+import archport.device.backend  # noqa: F401  # isort: skip
+
 from archport.testing import checks as _checks
 from archport.testing.check import BAD, CHECKS, Check, Outcome, Part, fail, skip
 from archport.testing.collect import parametrize_conformance

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
 
-from archport.contract import SpecError
+from archport.contract import PluginError, SpecError
 from archport.contract.plugins import Plugin, discover, find_fault
 from archport.testing.subject import Subject
 
@@ -19,6 +19,7 @@ def find(plugin: str | ModuleType | Plugin) -> Plugin:
 
     Raises:
         SpecError: neither an installed plugin nor an importable module has this name.
+        PluginError: the module fails when it is imported.
     """
     installed = discover()
     if isinstance(plugin, Plugin):
@@ -43,9 +44,13 @@ def _imported(name: str, installed: Sequence[str]) -> ModuleType:
 
     try:
         return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
-            raise
+    except Exception as error:
+        # Relative and empty names are no modules either.
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if isinstance(error, ModuleNotFoundError) and missing is not None and not name.startswith(missing):
+            raise PluginError(f"plugin {name!r} imports {missing!r}, which is not installed; install it") from error
+        if not isinstance(error, ModuleNotFoundError | TypeError | ValueError):
+            raise PluginError(f"plugin {name!r} can't be imported: {type(error).__name__}: {error}") from error
         raise SpecError(
             f"plugin {name!r} is neither installed nor an importable module; installed: "
             f"{', '.join(installed) or 'none'}. Install it (`pip install -e .` in its folder), or name its module"

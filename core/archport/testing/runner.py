@@ -189,7 +189,7 @@ def _stored(path: str | Path | None) -> tuple[list[str], np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return [str(text) for text in file["texts"]], np.asarray(file["vectors"], dtype=np.float32)
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:
         raise InputError(
             f"vectors={str(path)!r} can't be read ({type(error).__name__}: {error}); expected an .npz with `texts` "
             "(N,) and `vectors` (N, D)"

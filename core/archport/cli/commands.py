@@ -1,0 +1,43 @@
+"""All commands in one application."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from archport.cli.chat import chat
+from archport.cli.check import check
+from archport.cli.doctor import doctor
+from archport.cli.embed import embed
+from archport.cli.generate import generate
+from archport.cli.info import info
+from archport.cli.new import new
+from archport.cli.plan import plan
+from archport.cli.plugins import plugins
+from archport.cli.rerank import rerank
+from archport.cli.words import spoken
+
+app = typer.Typer(
+    name="archport",
+    help="Embed, rerank and generate on MLX, with memory-safe attention picked per architecture and device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (embed, rerank, generate, chat, info, plan, plugins, check, doctor, new):
+    app.command()(spoken(command))
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """No traceback of what nobody can answer: a log that can't be written, an error while something is released."""
+    hook, raises = sys.unraisablehook, logging.raiseExceptions
+    sys.unraisablehook, logging.raiseExceptions = lambda _: None, False
+    try:
+        yield
+    finally:
+        sys.unraisablehook, logging.raiseExceptions = hook, raises

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from archport.checkpoint.disk import inside, read_json
 from archport.checkpoint.files import (
-    inside,
-    read_json,
     refuse_without_safetensors,
     shorten,
     small_files,

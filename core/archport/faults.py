@@ -51,7 +51,7 @@ def explained(
     if culprit is not None:
         path, keys, value = culprit
         stated = "is missing" if value is REMOVED else f"is {value!r:.80}"
-        return CheckpointError(f"{path}: {'.'.join(keys)} {stated}, which can't be used ({said}).")
+        return CheckpointError(f"{path}: {'.'.join(keys) or 'it'} {stated}, which can't be used ({said}).")
     if of_plugin is None or of_plugin.hook not in _TRIED:
         return error
     failed = [plugin for plugin in plugins if of_plugin.plugin in (None, plugin.label)]
@@ -72,19 +72,39 @@ def _of_plugin(error: BaseException) -> PluginError | None:
 def _culprit(
     attempt: Callable[[], object], examples: list[Mapping[str, Any]]
 ) -> tuple[str, tuple[str, ...], Any] | None:
-    """(file, keys, value) of an entry without which the attempt succeeds; None where it succeeds as it is."""
-    with watched() as files:
-        if _succeeds(attempt):
+    """(file, keys, value) of what has to change for the attempt to go through; None where it goes as it is.
+
+    Where no change does that, one after which the attempt ends in a refusal on purpose is as good: without the entry
+    something else is amiss.
+    """
+    with watched() as found:
+        if _cures(attempt):
             return None
-    until = time.monotonic() + _PATIENCE
+    files = dict(found)
+    until, second = time.thread_time() + _PATIENCE, None
+    # A checkpoint can do without most files, so that one attempt tells whether a file is at fault.
+    for path in found:
+        with masked(path, ()):
+            cured = _cures(attempt)
+        if cured:
+            files = {path: found[path]}
+            break
+        if cured is None and not path.endswith("/config.json"):
+            second = second or (path, (), found[path])
     for path, content in files.items():
-        for keys, value, other in _changes(content, examples if path.endswith("config.json") else []):
-            if time.monotonic() > until:
-                return None
+        for keys, value, other in _changes(content, examples if path.endswith("/config.json") else []):
+            if time.thread_time() > until:
+                return second
             with masked(path, keys, other):
-                if _succeeds(attempt):
-                    return path, keys, value
-    return None
+                cured = _cures(attempt)
+            if cured:
+                return path, keys, value
+            if cured is None and (second is None or not second[1]):
+                second = path, keys, value
+    if len(files) < len(found):
+        path = next(iter(files))
+        return path, (), files[path]
+    return second
 
 
 def _changes(content: Any, examples: list[Mapping[str, Any]]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
@@ -106,12 +126,13 @@ def _changes(content: Any, examples: list[Mapping[str, Any]]) -> Iterator[tuple[
                 yield (key,), content.get(key, REMOVED), value
 
 
-def _succeeds(attempt: Callable[[], object]) -> bool:
+def _cures(attempt: Callable[[], object]) -> bool | None:
+    """Whether an attempt goes through; None where it ends in a refusal on purpose."""
     try:
         attempt()
-    # Whatever it raises, this change cures nothing.
-    except Exception:
-        return False
+    # Whatever it raises is what is looked into.
+    except Exception as error:
+        return False if unexpected(error) else None
     return True
 
 

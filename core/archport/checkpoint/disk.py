@@ -155,6 +155,8 @@ def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     if seen is not None:
         seen[str(path)] = value
     if mask is not None and mask[0] == str(path):
+        if not mask[1]:
+            return None
         holder = value
         for key in mask[1][:-1]:
             holder = holder.get(key) if isinstance(holder, dict) else None
@@ -245,7 +247,7 @@ def watched() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def masked(path: str, keys: tuple[str, ...], value: Any = REMOVED) -> Iterator[None]:
-    """Read a file meanwhile as if the entry that these keys lead to were another, or absent."""
+    """Read a file meanwhile as if the entry that these keys lead to were another, or absent; without keys, the file."""
     token = _masked.set((path, keys, value))
     try:
         yield

@@ -61,8 +61,8 @@ def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:
         config["text_config"] = config.pop("llm_config")
     known = CLASSES.get(str(config.get("model_type", "")))
     for part in _PARTS if known is not None and known.parts else ():
-        if known is not None and known.whole:
-            config[part] = config.get(part) or {}
+        if known is not None and known.whole and config.get(part) is None:
+            config[part] = {}
         if config.get(part) is not None and not isinstance(config[part], dict):
             raise CheckpointError(f"{part}={config[part]!r:.80}; expected an object.")
     config = _level(config, known, "")

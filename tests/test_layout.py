@@ -24,6 +24,7 @@ LEVELS = {
     "layers": 2,
     "media": 2,
     "running": 3,
+    "faults": 3,
     "loading": 4,
     "engine": 5,
     "testing": 6,

@@ -11,6 +11,7 @@ import archport.device.backend  # noqa: F401  # isort: skip
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -29,6 +30,7 @@ from archport.device.heap import keep_freed_memory
 from archport.device.memory import ProcessMemory, process_memory
 from archport.device.process import use_device
 from archport.device.sizes import parse_bytes
+from archport.faults import explained, unexpected
 from archport.loading import Description, describe
 from archport.planning.dtype import DTypeChoice
 from archport.running.answers import EncoderAnswers
@@ -88,6 +90,24 @@ def load(
     """
     warn_if_late()
     about = describe(name, revision=revision, overrides=overrides, plugins=plugins, weights=True)
+    try:
+        return _loaded(about, dtype, max_context, memory_budget, limits, prefix_cache)
+    except Exception as error:
+        if not unexpected(error):
+            raise
+        again = partial(loading.read_again, name, revision, plugins or (about.plugin,))
+        raise explained(error, about.checkpoint.folder, () if overrides else (about.plugin,), again) from error
+
+
+def _loaded(
+    about: Description,
+    dtype: str | None,
+    max_context: int | None,
+    memory_budget: int | str | None,
+    limits: AttentionLimits | None,
+    prefix_cache: int | str | None,
+) -> Model:
+    """What is loaded of a description: the stages behind the claim."""
     device = this_device()
     if device.kind == "cpu":
         keep_freed_memory()

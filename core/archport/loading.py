@@ -13,6 +13,8 @@ from archport.attention import Chooser, ProbedRoutes, TableRoutes, builtin_backe
 from archport.checkpoint import (
     ChatFiles,
     Checkpoint,
+    check_counts,
+    has_large_counts,
     load_dense,
     load_tokenizer,
     load_weights,
@@ -29,6 +31,8 @@ from archport.checkpoint import defaults as checkpoint_defaults
 from archport.contract import (
     ArchSpec,
     AttentionLimits,
+    CheckpointError,
+    ClaimError,
     ClassificationHead,
     ContextLengthExceeded,
     DeviceFacts,
@@ -45,6 +49,7 @@ from archport.contract.arguments import checked
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models
 from archport.device.sizes import format_bytes, parse_bytes
+from archport.faults import explained, unexpected
 from archport.planning.dtype import DTypeChoice, LoadDType, choose_dtype
 
 if TYPE_CHECKING:
@@ -85,14 +90,57 @@ def describe(
     Raises:
         ModelNotFound, CheckpointError, ClaimError, PluginError: see `load`.
     """
-    plugins = discover() if plugins is None else tuple(plugins)
+    known = discover() if plugins is None else tuple(plugins)
+
+    def attempt(*, weights: bool = False) -> Description:
+        return _described(name, revision, overrides, known, progress, weights=weights)
+
+    try:
+        return attempt(weights=weights)
+    except Exception as error:
+        if not unexpected(error):
+            raise
+        raise explained(error, None, known, attempt) from error
+
+
+def _described(
+    name: str | Path,
+    revision: str | None,
+    overrides: Sequence[ModuleType],
+    plugins: Sequence[Plugin],
+    progress: bool | None,
+    *,
+    weights: bool,
+) -> Description:
+    plugins = tuple(plugins)
     checkpoint = resolve(name, models=known_models(plugins), revision=revision, progress=progress, weights=weights)
     if checkpoint.name != str(name) and checkpoint.source != "folder":
         log.warning("%r is loaded as %r", str(name), checkpoint.name)
-    plugin, spec = claim(checkpoint.config, plugins)
+    where = f"{checkpoint.body_path / 'config.json'}"
+    try:
+        if has_large_counts(checkpoint.config):
+            check_counts(checkpoint.config, checkpoint.tensors)
+        plugin, spec = claim(checkpoint.config, plugins)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    except ClaimError as error:
+        raise ClaimError(f"{where}: {error}") from error.__cause__
     # How tensors are packed is written the same way for every architecture, so plugins need not read it.
     spec = replace(spec, quantization=spec.quantization or read_quantization(checkpoint.config))
     return Description(checkpoint, plugin, spec, Hooks(_speakers(plugin, overrides)))
+
+
+def read_again(name: str | Path, revision: str | None, plugins: Sequence[Plugin]) -> None:
+    """Go through the small files of a checkpoint as `load` does, up to where its tensors are read; for `explained`."""
+    about = _described(name, revision, (), plugins, None, weights=False)
+    about.hooks.head(about.spec, about.checkpoint)
+    inputs = about.hooks.inputs(about.spec, about.checkpoint)
+    about.hooks.build(about.spec, about.checkpoint.config)
+    if not inputs.images_only:
+        load_tokenizer(about.checkpoint, lowercase=inputs.lowercase)
+        truncation_side(about.checkpoint)
+    read_chat(about.checkpoint)
+    mask_token(about.checkpoint)
 
 
 def _speakers(plugin: Plugin, overrides: Sequence[ModuleType]) -> list[Speaker]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,7 +37,7 @@ def test_ids_of_5000_texts_are_those_of_transformers(name: str, tmp_path: Path):
     stored = (FILES / name / "tokenizer.json").read_bytes()
     assert hashlib.sha256(stored).hexdigest() == want["sha256"], "another version of the tokenizer: make goldens again"
     for path in (FILES / name).iterdir():
-        (tmp_path / path.name).symlink_to(path)
+        shutil.copyfile(path, tmp_path / path.name)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": want["model_type"], "architectures": ["Any"]}))
     tokenizer = load_tokenizer(resolve(tmp_path, models={}))
     rows = [encoding.ids for encoding in tokenizer.encode_batch(texts_module().texts())]

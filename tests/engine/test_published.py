@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +45,22 @@ def base_folder(base: str) -> Path:
     return Path(found.origin).parent / "model"
 
 
+def place(source: Path, target: Path) -> None:
+    """Put a file into a checkpoint: links out of it are refused, and a copy of the weights takes its time."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def assembled(name: str, folder: Path) -> Path:
-    """The case's folder: links to the base's files, and the case's own."""
+    """The case's folder: the base's files, and the case's own."""
     case, base = CASES[name], base_folder(CASES[name]["base"])
     for path in sorted(base.rglob("*")):
         own = str(path.relative_to(base))
         if path.is_file() and "pipelines" not in path.parts and own not in case["drop"]:
             (folder / own).parent.mkdir(parents=True, exist_ok=True)
-            (folder / own).symlink_to(path)
+            place(path, folder / own)
     for own, index in case["files"].items():
         value, target = STORED["contents"][index], folder / own
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +145,7 @@ def files(folder: Path, base: str, **small: Any) -> Path:
     """A golden with other small files; None leaves one out."""
     for path in (GOLDENS / base).iterdir():
         if path.is_file() and path.name not in small:
-            (folder / path.name).symlink_to(path)
+            place(path, folder / path.name)
     for name, value in small.items():
         if value is not None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

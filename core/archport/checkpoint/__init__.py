@@ -7,6 +7,7 @@ Imports neither mlx nor the hub client nor tokenizers until one of them is neede
 from archport.checkpoint.chat import ChatFiles, read_chat
 from archport.checkpoint.checkpoint import Checkpoint, Source
 from archport.checkpoint.config import normalise_config
+from archport.checkpoint.counts import check_counts, has_large_counts
 from archport.checkpoint.dense import load_dense
 from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.inputs import read_inputs
@@ -15,6 +16,7 @@ from archport.checkpoint.quantization import read_quantization
 from archport.checkpoint.resolve import near_matches, resolve
 from archport.checkpoint.tokenizer import (
     duplicate,
+    is_panic,
     load_tokenizer,
     mask_token,
     no_tokenizer,
@@ -29,7 +31,10 @@ __all__ = [
     "Source",
     "TensorInfo",
     "WeightDType",
+    "check_counts",
     "duplicate",
+    "has_large_counts",
+    "is_panic",
     "load_dense",
     "load_tokenizer",
     "load_weights",

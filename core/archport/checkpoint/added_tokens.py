@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archport.checkpoint.files import read_object
+from archport.checkpoint.disk import inside, read_object
 from archport.contract.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def read_added_tokens(
 def _special_tokens_map(folder: Path, values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Merge special_tokens_map.json into `values`; returns tokens that it names beyond the usual names."""
     found: dict[str, Any] = {}
-    for key, value in (read_object(folder / "special_tokens_map.json") or {}).items():
+    for key, value in (read_object(inside(folder, "special_tokens_map.json", "a tokenizer")) or {}).items():
         if given.get(key):
             continue
         if key == "extra_special_tokens" and isinstance(value, list):
@@ -129,7 +129,7 @@ def _older(folder: Path, values: Mapping[str, Any], stored: Mapping[int, AddedTo
     extra = values.get("extra_special_tokens") or []
     special = {_text(values.get(name)) for name in NAMED} | {_text(token) for token in extra}
     found: dict[int, AddedToken] = {}
-    for text, index in (read_object(folder / "added_tokens.json") or {}).items():
+    for text, index in (read_object(inside(folder, "added_tokens.json", "a tokenizer")) or {}).items():
         if not isinstance(index, int) or isinstance(index, bool):
             raise CheckpointError(f"{where}: {text!r} has the id {index!r}; expected a number.")
         found[index] = AddedToken(text, normalized=text not in special, special=text in special)

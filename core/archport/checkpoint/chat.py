@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from archport.checkpoint.checkpoint import Checkpoint
-from archport.checkpoint.files import inside, read_object
+from archport.checkpoint.disk import inside, read_object, read_text
 from archport.checkpoint.tokenizer import special_tokens
 from archport.contract.errors import CheckpointError
 
@@ -60,10 +60,10 @@ def read_chat(checkpoint: Checkpoint) -> ChatFiles:
 
 def _templates(folder: Path) -> dict[str, tuple[str, str]]:
     """Name -> (source, file) of the templates in a folder: of the processor, else of the tokenizer."""
-    older = read_object(folder / "chat_template.json")
+    older = read_object(inside(folder, "chat_template.json", "a tokenizer"))
     separate = _separate(folder)
     if any((folder / name).is_file() for name in _PROCESSOR):
-        own = (read_object(folder / "processor_config.json") or {}).get("chat_template")
+        own = (read_object(inside(folder, "processor_config.json", "a tokenizer")) or {}).get("chat_template")
         if own is not None:
             return _stated(own, folder / "processor_config.json")
         if older is not None and set(separate) - {"default"}:
@@ -76,7 +76,7 @@ def _templates(folder: Path) -> dict[str, tuple[str, str]]:
     # Files of their own take the place of all that tokenizer_config.json says.
     if separate:
         return separate
-    stated = (read_object(folder / "tokenizer_config.json") or {}).get("chat_template")
+    stated = (read_object(inside(folder, "tokenizer_config.json", "a tokenizer")) or {}).get("chat_template")
     if stated is not None:
         return _stated(stated, folder / "tokenizer_config.json")
     return {} if older is None else _stated(older.get("chat_template"), folder / "chat_template.json")
@@ -88,7 +88,7 @@ def _separate(folder: Path) -> dict[str, tuple[str, str]]:
     more = folder / _FOLDER
     if more.is_dir():
         paths |= {path.stem: f"{_FOLDER}/{path.name}" for path in sorted(more.glob("*.jinja"))}
-    found = {name: (_read(inside(folder, path, "a tokenizer")), path) for name, path in paths.items()}
+    found = {name: (read_text(inside(folder, path, "a tokenizer")), path) for name, path in paths.items()}
     return {name: (source, path) for name, (source, path) in found.items() if source is not None}
 
 
@@ -103,13 +103,6 @@ def _stated(value: Any, path: Path) -> dict[str, tuple[str, str]]:
             f"{path}: chat_template holds {value!r:.80}; expected a text, or several with a name and a template"
         )
     return {str(name): (source, path.name) for name, source in value.items()}
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8") if path.is_file() else None
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 text ({error}). Fetch the file again.") from error
 
 
 def _stops(checkpoint: Checkpoint, special: Mapping[str, str]) -> frozenset[int]:

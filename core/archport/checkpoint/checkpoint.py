@@ -5,14 +5,14 @@ Reads nothing but headers and JSON. Knows nothing of where the folder came from 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from archport.checkpoint.config import CLASSES, normalise_config
-from archport.checkpoint.files import body_folder, inside, module_kind, pipeline_modules, read_object, shorten
+from archport.checkpoint.disk import files_in, inside, read_object
+from archport.checkpoint.files import body_folder, module_kind, pipeline_modules, shorten
 from archport.checkpoint.headers import Fetched, TensorInfo, read_tensors
 from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
@@ -141,10 +141,10 @@ def open_checkpoint(
     body = body_folder(folder)
     place = inside(folder, body, "modules.json")
     _check_whole(folder, place)
-    path = place / "config.json"
+    path = inside(place, "config.json", "a checkpoint")
     raw = read_object(path)
     if raw is None:
-        present = sorted(entry.name for entry in os.scandir(folder))
+        present = files_in(folder)
         raise CheckpointError(
             f"{folder}: there is no {path.relative_to(folder)}, so this is not a checkpoint. "
             f"Found: {shorten(present) or 'nothing'}. Expected config.json, tokenizer.json and *.safetensors."
@@ -174,8 +174,9 @@ def _implied(model_type: str, names: Iterable[str]) -> list[str]:
 
 def _check_whole(folder: Path, place: Path) -> None:
     """Refuse, in its own words, what is no checkpoint of one transformer."""
-    if (place / "adapter_config.json").exists():
-        base = (read_object(place / "adapter_config.json") or {}).get("base_model_name_or_path")
+    adapter = read_object(inside(place, "adapter_config.json", "a checkpoint"))
+    if adapter is not None:
+        base = adapter.get("base_model_name_or_path")
         raise CheckpointError(
             f"{place}: holds an adapter (adapter_config.json, of {base!r}), which transformers applies to the base "
             "model and archport does not. Merge it: load it with peft, call merge_and_unload(), and save the model; or "

@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from archport.checkpoint.checkpoint import Checkpoint
-from archport.checkpoint.files import UNSAFE_WEIGHTS, inside, module_kind, pipeline_modules, refuse_without_safetensors
+from archport.checkpoint.disk import files_in, inside
+from archport.checkpoint.files import UNSAFE_WEIGHTS, module_kind, pipeline_modules, refuse_without_safetensors
 from archport.checkpoint.fit import check_fit
 from archport.checkpoint.headers import read_header
 from archport.checkpoint.quantization import packing
-from archport.checkpoint.weights import WeightDType
+from archport.checkpoint.weights import WeightDType, load_arrays
 from archport.contract.errors import CheckpointError
 from archport.contract.model import Dense
 
@@ -64,25 +65,22 @@ def load_dense(checkpoint: Checkpoint, dense: Dense, dtype: WeightDType) -> tupl
 
 
 def _tensors(checkpoint: Checkpoint, dense: Dense) -> tuple[str, dict[str, mx.array]]:
-    import mlx.core as mx
-
     folder = inside(checkpoint.folder, dense.folder, "modules.json")
-    path = folder / "model.safetensors"
+    path = inside(folder, "model.safetensors", "modules.json")
     if path.is_file():
         header = read_header(path, f"{dense.folder}/model.safetensors")
         _only_linear(str(path), header, dense)
-        loaded = mx.load(str(path))
-        assert isinstance(loaded, dict)
+        loaded = load_arrays(path)
         return str(path), {name.removeprefix("linear."): array for name, array in loaded.items()}
     folders = [entry["path"] for entry in pipeline_modules(checkpoint.folder) or [] if module_kind(entry) == "Dense"]
     prefix = f"dense.{folders.index(dense.folder)}." if dense.folder in folders else f"{dense.folder}."
     inner = {name: info for name, info in checkpoint.tensors.items() if name.startswith(prefix)}
     if inner:
-        loaded = {}
+        loaded: dict[str, mx.array] = {}
         for file in {info.file for info in inner.values()}:
-            loaded.update(mx.load(str(inside(checkpoint.folder, file, "the index"))))  # pyright: ignore[reportCallIssue, reportArgumentType]
+            loaded.update(load_arrays(inside(checkpoint.folder, file, "the index")))
         return f"{checkpoint.folder}: {prefix}*", {name.removeprefix(prefix): loaded[name] for name in inner}
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    names = files_in(folder) if folder.is_dir() else []
     if any(name.endswith(UNSAFE_WEIGHTS) for name in names):
         refuse_without_safetensors(names, str(folder))
     raise CheckpointError(

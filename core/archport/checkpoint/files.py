@@ -1,16 +1,16 @@
-"""Names of files: which ones a checkpoint needs, and reading its JSON without leaving its folder.
+"""Names of files: which ones a checkpoint needs, and which modules its pipeline lists.
 
 Knows the published layouts (sharded, sentence-transformers, original formats). Knows nothing of the hub or of arrays.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from archport.checkpoint.disk import inside, read_json
 from archport.contract.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -23,54 +23,12 @@ _SHARD = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<total>\d{5})\.safeten
 _NOT_A_MODEL = re.compile(r"^(adapter_|optimizer|scheduler|rng_state|training_args)")
 
 
-def inside(folder: Path, relative: str, asked_by: str) -> Path:
-    """The path of a file inside `folder`; an absolute path or one that climbs out is a CheckpointError.
-
-    The check is lexical: the hub cache keeps its files as links that lead out of the snapshot folder.
-    """
-    path = PurePosixPath(relative)
-    windows_drive = bool(re.match(r"^[A-Za-z]:", relative))
-    if path.is_absolute() or windows_drive or "\\" in relative or "\0" in relative or ".." in path.parts:
-        raise CheckpointError(
-            f"{folder}: {asked_by} asks for {relative!r}, which is not a path inside the checkpoint. "
-            "Nothing outside the folder is read; the checkpoint is damaged or hostile."
-        )
-    return folder.joinpath(*path.parts)
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's value, None when the file is absent; text that is not JSON is a CheckpointError."""
-    try:
-        # Some editors put a byte order mark in front.
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: can't be read ({error}). Fetch the file again.") from error
-    if text.startswith("version https://git-lfs"):
-        raise CheckpointError(
-            f"{path} is a git-lfs pointer, not the file itself. Run `git lfs pull` in its repository."
-        )
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}). Fetch the file again.") from error
-
-
-def read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON file that must hold an object, None when the file is absent."""
-    value = read_json(path)
-    if value is not None and not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; expected an object ({{...}}).")
-    return value
-
-
 def pipeline_modules(folder: Path) -> list[dict[str, Any]] | None:
     """The entries of `modules.json`, each with `type` and `path`; None when the file is absent.
 
     They run in the order of the list, whatever `idx` says.
     """
-    path = folder / "modules.json"
+    path = inside(folder, "modules.json", "a pipeline")
     value = read_json(path)
     if value is None:
         return None

@@ -5,19 +5,22 @@ Reads a few kilobytes per file and no tensor; a header may also come from elsewh
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archport.checkpoint.files import INDEX, inside, read_object, refuse_without_safetensors, shorten, weight_files
+from archport.checkpoint.disk import MIB, files_in, inside, parse_json, read_object
+from archport.checkpoint.files import INDEX, refuse_without_safetensors, shorten, weight_files
 from archport.contract.errors import CheckpointError
 
-# Of a file, which say how long the header behind them is, and the format's own ceiling for that.
-LENGTH_BYTES, _HEADER_LIMIT = 8, 100_000_000
+# Of a file, which say how long the header behind them is, and the most that is read of that: the format allows three
+# times as much, and a hundred thousand tensors need half.
+LENGTH_BYTES, _HEADER_LIMIT = 8, 32 * MIB
 # Format name -> (name as MLX spells it, bits per element).
 _DTYPES: Mapping[str, tuple[str, int]] = {
     "BOOL": ("bool", 8),
@@ -69,8 +72,7 @@ def _no_duplicates(where: str) -> Any:
     def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
             raise CheckpointError(f"{where}: its header names {shorten(twice)} twice. Fetch the file again.")
         return found
 
@@ -115,7 +117,10 @@ def read_header(path: Path, file: str) -> dict[str, TensorInfo]:
         CheckpointError: the file is absent, not safetensors, truncated, or its ranges overlap or leave gaps.
     """
     try:
-        total = os.stat(path).st_size
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path}: is no regular file; expected safetensors.")
+        total = status.st_size
         with path.open("rb") as handle:
             length = header_length(str(path), handle.read(LENGTH_BYTES), total)
             text = handle.read(length)
@@ -161,11 +166,11 @@ def parse_header(where: str, file: str, text: bytes, total: int) -> dict[str, Te
         CheckpointError: no JSON object, entries that are none, ranges that overlap, leave gaps or pass the end.
     """
     try:
-        header = json.loads(text, object_pairs_hook=_no_duplicates(where))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{where}: its header is not JSON ({error}). Fetch the file again.") from error
+        # Python would guess other encodings, which no other reader of these files does.
+        decoded = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{where}: its header is not JSON in UTF-8 ({error}). Fetch the file again.") from error
+    header = parse_json(f"{where}: its header", decoded, _no_duplicates(where), "JSON")
     if not isinstance(header, dict):
         raise CheckpointError(f"{where}: its header is a JSON {type(header).__name__}; expected an object.")
     data_bytes = total - LENGTH_BYTES - len(text)
@@ -205,9 +210,9 @@ def read_tensors(folder: Path, body: str = "", fetched: Fetched | None = None) -
     here = inside(folder, body, "modules.json")
     prefix = f"{body}/" if body else ""
     away = {file.removeprefix(prefix): tensors for file, tensors in (fetched or {}).items() if file.startswith(prefix)}
-    names = {entry.name for entry in os.scandir(here) if not entry.is_dir()} | away.keys()
+    names = {*files_in(here), *away}
     refuse_without_safetensors(names, str(here))
-    index = read_object(here / INDEX)
+    index = read_object(inside(here, INDEX, "a checkpoint"))
     files = weight_files(names, index, str(here))
     missing = [file for file in files if file not in away and not inside(here, file, INDEX).is_file()]
     if missing:
@@ -215,7 +220,7 @@ def read_tensors(folder: Path, body: str = "", fetched: Fetched | None = None) -
         raise CheckpointError(f"{here}: {shorten(missing)}{named} is missing. Fetch the checkpoint again.")
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        header = away.get(file) or read_header(inside(here, file, INDEX), f"{prefix}{file}")
+        header = away[file] if file in away else read_header(inside(here, file, INDEX), f"{prefix}{file}")
         for name, info in header.items():
             if name in tensors:
                 raise CheckpointError(

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from archport.checkpoint.disk import inside, read_json
 from archport.checkpoint.files import (
-    inside,
-    read_json,
     refuse_without_safetensors,
     shorten,
     small_files,

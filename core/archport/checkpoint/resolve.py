@@ -16,7 +16,7 @@ from pathlib import Path
 
 from archport.checkpoint import hub
 from archport.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from archport.checkpoint.files import inside
+from archport.checkpoint.disk import inside
 from archport.contract.errors import CheckpointError, InputError, ModelNotFound, PluginError, shown
 
 logger = logging.getLogger("archport")

@@ -7,21 +7,25 @@ are made anew, others are tokenizer.json as it is. Where archport can't follow, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from archport.checkpoint.added_tokens import NAMED, AddedTokens, content, join, read_added_tokens
 from archport.checkpoint.checkpoint import Checkpoint
-from archport.checkpoint.files import read_object
+from archport.checkpoint.disk import LARGEST_TOKENIZER, inside, read_object, read_text
+from archport.checkpoint.growth import LONGEST_WORD, check_growth
 from archport.checkpoint.tokenizer_classes import GENERIC, RECIPES, TYPED, Recipe, class_name, is_generic
 from archport.checkpoint.transformer import TransformerSettings, transformer_settings
-from archport.contract.errors import CheckpointError
+from archport.contract.errors import ArchportError, CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_LONG_NUMBER = re.compile(r"[:\[,]\s*\d{10}")
 _SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "tokenizer.tiktoken")
 
 
@@ -142,8 +146,8 @@ def _lowercased(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -> Tokenizer | None:
-    stated = read_object(folder / "tokenizer_config.json") or {}
-    fast = folder / "tokenizer.json"
+    stated = read_object(inside(folder, "tokenizer_config.json", "a tokenizer")) or {}
+    fast = inside(folder, "tokenizer.json", "a tokenizer")
     vocabulary = (folder / "vocab.txt").is_file()
     slow = any((folder / name).is_file() for name in _SLOW_FILES)
     if not (fast.is_file() or vocabulary or slow):
@@ -203,6 +207,14 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
         if str(error).startswith(str(folder)):
             raise
         raise CheckpointError(f"{folder}: {error}") from error
+    except BaseException as error:
+        # Other errors are looked into by whoever loads the model; of these only this place knows whose they are.
+        if type(error) is not Exception and not is_panic(error):
+            raise
+        said = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{folder}: the tokenizers library can't make a {name} of its files ({said:.300}). Fetch them again."
+        ) from error
 
 
 def _texts(added: AddedTokens) -> dict[str, str]:
@@ -249,23 +261,56 @@ def _byte_level(stored: Tokenizer | None) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    stored = read_object(path)
+    stored = read_object(path, LARGEST_TOKENIZER)
     assert stored is not None
     return stored
 
 
-def _from_json(path: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
+@contextmanager
+def tokenizer_faults(where: str, path: Path | None = None) -> Iterator[None]:
+    """Say what the tokenizers library raises as a CheckpointError that names the file, which is JSON at `path`.
 
+    It has no error of its own: it raises bare exceptions, Python's for numbers that are too large, and where its code
+    panics one that is no Exception at all.
+    """
     try:
-        return Tokenizer.from_file(str(path))
-    # The library raises a bare Exception.
-    except Exception as error:
-        # A git-lfs pointer or a cut file gets its own message.
-        read_object(path)
+        yield
+    except ArchportError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        # A cut file gets its own message.
+        if path is not None:
+            read_object(path, LARGEST_TOKENIZER)
+        said = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path}: the tokenizers library can't read it ({error}). Fetch the file again, or update tokenizers."
+            f"{where}: the tokenizers library can't use it ({said:.300}). Fetch the file again, or update tokenizers."
         ) from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of a library in Rust. Each such library makes a class of its own for them."""
+    return type(error).__name__ == "PanicException" and not isinstance(error, Exception)
+
+
+def _from_json(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer, models
+
+    text = read_text(path, LARGEST_TOKENIZER)
+    assert text is not None
+    check_growth(str(path), text)
+    with tokenizer_faults(str(path), path):
+        tokenizer = Tokenizer.from_str(text)
+    # Only a number of ten digits can be one, and few files have any.
+    if _LONG_NUMBER.search(text):
+        token, largest = max(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+        if largest >= 1 << 31:
+            raise CheckpointError(f"{path}: the token {token!r:.60} has the id {largest}; no model has as many.")
+    longest = tokenizer.model.max_input_chars_per_word if isinstance(tokenizer.model, models.WordPiece) else 0
+    if longest > LONGEST_WORD:
+        raise CheckpointError(f"{path}: max_input_chars_per_word={longest}; expected at most {LONGEST_WORD:,}.")
+    return tokenizer
 
 
 def _bare(folder: Path, name: str, recipe: Recipe, stored: Tokenizer | None) -> Tokenizer:
@@ -298,15 +343,15 @@ def _normalisers(stored: Tokenizer | None) -> list[Any]:
     return list(cast(Any, found)) if isinstance(found, normalizers.Sequence) else [found]
 
 
+def _lines(path: Path) -> list[str]:
+    return (read_text(path) or "").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def _word_pieces(folder: Path) -> Any:
     """The WordPiece vocabulary of a vocab.txt."""
     from tokenizers import models
 
-    path = folder / "vocab.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 text ({error}). Fetch the file again.") from error
+    lines = _lines(inside(folder, "vocab.txt", "a tokenizer"))
     # A token may contain other Unicode line ends, so only \n separates; the file ends with one.
     if lines and not lines[-1]:
         lines.pop()
@@ -328,16 +373,11 @@ def _pairs(folder: Path) -> Any:
     """The BPE vocabulary of a vocab.json with its merges.txt."""
     from tokenizers import models
 
-    vocabulary = _json(folder / "vocab.json")
-    try:
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    vocabulary = _json(inside(folder, "vocab.json", "a tokenizer"))
+    lines = _lines(inside(folder, "merges.txt", "a tokenizer"))
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    with tokenizer_faults(f"{folder / 'merges.txt'} with vocab.json"):
         return models.BPE(vocabulary, cast(Any, merges))
-    # The library raises a bare Exception.
-    except Exception as error:
-        raise CheckpointError(
-            f"{folder / 'merges.txt'}: does not fit vocab.json ({error}). Fetch both files again."
-        ) from error
 
 
 def _check_settings(folder: Path, name: str, values: Mapping[str, Any], tokenizer: Tokenizer) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archport.checkpoint.files import body_folder, inside, pipeline_modules, read_object
+from archport.checkpoint.disk import inside, read_object
+from archport.checkpoint.files import body_folder, pipeline_modules
 from archport.contract.errors import CheckpointError
 from archport.contract.model import Messages
 
@@ -108,7 +109,7 @@ def transformer_settings(folder: Path) -> TransformerSettings:
     place = inside(folder, body_folder(folder), "modules.json")
     # As the reference: an empty file counts as none.
     for name in _FILES:
-        stated = read_object(place / name)
+        stated = read_object(inside(place, name, "a pipeline"))
         if stated:
             return _Reader(str(place / name), stated).settings()
     return TransformerSettings()

@@ -7,14 +7,17 @@ arrays are read lazily and evaluated in groups, so the peak is the module plus o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from archport.checkpoint.checkpoint import Checkpoint
-from archport.checkpoint.files import inside, shorten
+from archport.checkpoint.counts import keys_of_misfits
+from archport.checkpoint.disk import inside
+from archport.checkpoint.files import shorten
 from archport.checkpoint.fit import check_fit
 from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.quantization import packed_bits, packing, read_quantization
-from archport.contract.errors import CheckpointError
+from archport.contract.errors import ArchportError, CheckpointError, PluginError
 from archport.contract.spec import Quantization
 
 if TYPE_CHECKING:
@@ -72,7 +75,11 @@ def load_weights(
     parameters: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
     for name in [name for name in weights if name.endswith(_DERIVED) and name not in parameters]:
         del weights[name]
-    check_fit(str(checkpoint.folder), weights, parameters)
+    try:
+        check_fit(str(checkpoint.folder), weights, parameters)
+    except CheckpointError as error:
+        suspects = keys_of_misfits(checkpoint.config, weights, parameters)
+        raise CheckpointError(f"{error}\n  config.json: {shorten(suspects)}." if suspects else str(error)) from None
     del parameters
     ready: list[tuple[str, mx.array]] = []
     group: list[mx.array] = []
@@ -94,7 +101,14 @@ def load_weights(
 
 def _sanitized(checkpoint: Checkpoint, module: Any) -> dict[str, mx.array]:
     """Every tensor, lazily, under the module's own names."""
-    weights = module.sanitize(_read_lazily(checkpoint, checkpoint.tensors))
+    stored = _read_lazily(checkpoint, checkpoint.tensors)
+    try:
+        weights = module.sanitize(stored)
+    except ArchportError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise PluginError(f"sanitize of {type(module).__name__} raised {said}", hook="sanitize") from error
     if not isinstance(weights, dict):
         raise CheckpointError(
             f"{type(module).__name__}.sanitize answered {type(weights).__name__}; expected a dict of name to array."
@@ -103,8 +117,6 @@ def _sanitized(checkpoint: Checkpoint, module: Any) -> dict[str, mx.array]:
 
 
 def _read_lazily(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> dict[str, mx.array]:
-    import mlx.core as mx
-
     unreadable = [
         f"{info.name} ({info.dtype})"
         for info in tensors.values()
@@ -119,12 +131,21 @@ def _read_lazily(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> d
     weights: dict[str, mx.array] = {}
     for file in sorted({info.file for info in tensors.values()}):
         path = inside(checkpoint.folder, file, "the index")
-        try:
-            loaded = mx.load(str(path))
-        except RuntimeError as error:
-            raise CheckpointError(f"{path}: MLX can't read it ({error}). Fetch the file again.") from error
-        weights.update(loaded)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        weights.update(load_arrays(path))
     return weights
+
+
+def load_arrays(path: Path) -> dict[str, mx.array]:
+    """The tensors of a safetensors file whose header was checked, lazily."""
+    import mlx.core as mx
+
+    try:
+        loaded = mx.load(str(path))
+    # MLX raises what its own reader of headers, or Python for a name that is no text, raises.
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path}: MLX can't read it ({error}). Fetch the file again.") from error
+    assert isinstance(loaded, dict)
+    return loaded
 
 
 def _packed_paths(weights: Mapping[str, Any]) -> list[str]:

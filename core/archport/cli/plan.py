@@ -136,7 +136,7 @@ def _from_config(path: Path) -> Described:
     from dataclasses import replace
 
     from archport.checkpoint import normalise_config, read_quantization
-    from archport.checkpoint.files import read_object
+    from archport.checkpoint.disk import read_object
     from archport.contract import CheckpointError
     from archport.contract.hooks import Hooks, Speaker
     from archport.contract.plugins import claim, discover

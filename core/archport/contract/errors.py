@@ -43,7 +43,16 @@ class SpecError(ArchportError, ValueError):
 
 
 class PluginError(ArchportError):
-    """A plugin could not be loaded, or a hook of it answered something the contract does not allow."""
+    """A plugin could not be loaded, or a hook of it answered something the contract does not allow.
+
+    Attributes:
+        hook: the hook, or the method of its module, that raised an exception; "" where none did.
+        plugin: the label of the plugin that raised it, None where that is not known.
+    """
+
+    def __init__(self, message: str, *, hook: str = "", plugin: str | None = None) -> None:
+        super().__init__(message)
+        self.hook, self.plugin = hook, plugin
 
 
 class ClaimError(ArchportError):

@@ -168,7 +168,8 @@ class Hooks:
             error.add_note(f"in hook {hook} of plugin {who}")
             raise
         except Exception as error:
-            raise PluginError(f"hook {hook} of plugin {who} raised {type(error).__name__}: {error}") from error
+            said = f"{type(error).__name__}: {error}"
+            raise PluginError(f"hook {hook} of plugin {who} raised {said}", hook=hook, plugin=who) from error
 
     def _collect(self, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
         return [

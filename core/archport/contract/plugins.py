@@ -18,7 +18,7 @@ from typing import Any
 import pluggy
 
 from archport.contract import hookspecs
-from archport.contract.errors import ClaimError, PluginError
+from archport.contract.errors import ArchportError, CheckpointError, ClaimError, PluginError, SpecError
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.spec import ArchSpec
 
@@ -172,14 +172,20 @@ def claim(config: Mapping[str, Any], plugins: tuple[Plugin, ...]) -> tuple[Plugi
     """
     claims: list[tuple[Plugin, ArchSpec]] = []
     faults: list[str] = []
+    refusals: list[ArchportError] = []
+    failure: PluginError | None = None
     for plugin in plugins:
         if plugin.module is None:
             faults.append(f"  {plugin.label} did not load: {plugin.error}")
             continue
         try:
             spec = plugin.hooks().claim(config)
-        # One plugin's fault must not hide another's claim; it is repeated when nobody claims.
-        except Exception as error:
+        # What stops one plugin must not hide another's claim; it is repeated when nobody claims.
+        except (SpecError, CheckpointError) as error:
+            refusals.append(error)
+            continue
+        except PluginError as error:
+            failure = failure or error
             faults.append(f"  {plugin.label} failed while looking at this config: {error}")
             continue
         if spec is not None:
@@ -192,8 +198,12 @@ def claim(config: Mapping[str, Any], plugins: tuple[Plugin, ...]) -> tuple[Plugi
             f"{what} is claimed by {len(claims)} plugins: {both}. Uninstall one, or choose with the allow-list, for "
             f"example ARCHPORT_PLUGINS={names}"
         )
+    if not claims and refusals:
+        # A plugin knows the architecture, and not this config: that is no fault of the plugin's.
+        raise ClaimError("; ".join(str(error) for error in refusals)) from refusals[0]
     if not claims:
         installed = ", ".join(plugin.name for plugin in plugins) or "none"
         hint = "\nARCHPORT_PLUGINS limits which plugins are used." if "ARCHPORT_PLUGINS" in os.environ else ""
-        raise ClaimError("\n".join([f"no plugin claims {what}; installed: {installed}.", *faults]) + hint)
+        nobody = ClaimError("\n".join([f"no plugin claims {what}; installed: {installed}.", *faults]) + hint)
+        raise nobody from failure
     return claims[0]

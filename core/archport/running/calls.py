@@ -13,7 +13,8 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from archport.attention import stop_sharing
-from archport.contract import ArchportError
+from archport.checkpoint import is_panic
+from archport.contract import ArchportError, CheckpointError
 from archport.device.process import enter
 
 P = ParamSpec("P")
@@ -35,10 +36,35 @@ def device_call(method: Callable[P, R]) -> Callable[P, R]:
         try:
             return method(*args, **options)
         except BaseException as error:
-            _settle(error, before)
+            fault = _tokenizer_fault(error, args)
+            _settle(fault or error, before)
+            if fault is not None:
+                raise fault from error
             raise
 
     return call
+
+
+def _tokenizer_fault(error: BaseException, args: tuple[object, ...]) -> CheckpointError | None:
+    """What a failure of the tokenizers library means; None for any other error.
+
+    It has no errors of its own. Where its code panics it raises what is no Exception, and else a bare one, which
+    nothing else raises out of archport's own frames.
+    """
+    if not is_panic(error):
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        home = "" if last is None else str(last.tb_frame.f_globals.get("__name__", ""))
+        if type(error) is not Exception or not home.startswith("archport"):
+            return None
+    name, said = getattr(args[0], "name", args[0]) if args else "the model", " ".join(str(error).split())
+    fault = CheckpointError(
+        f"{name}: the tokenizers library fails with this tokenizer.json ({said:.300}). Fetch the file again, or update "
+        "tokenizers."
+    )
+    fault.__cause__ = error
+    return fault
 
 
 class DeviceIterator(Iterator[T]):
@@ -61,7 +87,10 @@ class DeviceIterator(Iterator[T]):
             raise
         except BaseException as error:
             self._items.close()
-            _settle(error, before)
+            fault = _tokenizer_fault(error, ())
+            _settle(fault or error, before)
+            if fault is not None:
+                raise fault from error
             raise
 
     def __enter__(self) -> DeviceIterator[T]:

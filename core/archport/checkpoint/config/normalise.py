@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from archport.checkpoint.config.classes import CLASSES, ConfigClass
+from archport.checkpoint.config.kinds import check_kinds
 from archport.checkpoint.config.layers import normalise_layer_types
 from archport.checkpoint.config.rope import normalise_ropes
 from archport.contract.errors import CheckpointError
@@ -59,10 +60,12 @@ def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     if "text_config" not in config and isinstance(config.get("llm_config"), dict):
         config["text_config"] = config.pop("llm_config")
     known = CLASSES.get(str(config.get("model_type", "")))
-    if known is not None and known.whole:
-        for part in _PARTS:
-            config[part] = config.get(part) or {}
-    config = _level(config, known)
+    for part in _PARTS if known is not None and known.parts else ():
+        if known is not None and known.whole and config.get(part) is None:
+            config[part] = {}
+        if config.get(part) is not None and not isinstance(config[part], dict):
+            raise CheckpointError(f"{part}={config[part]!r:.80}; expected an object.")
+    config = _level(config, known, "")
     text = config.get("text_config")
     if isinstance(text, dict):
         _share_with_text(config, text)
@@ -81,19 +84,21 @@ def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:
 def _decode(value: Any) -> Any:
     """JSON has no infinity; transformers writes `{"__float__": "Infinity"}` for it."""
     if isinstance(value, dict):
-        if set(value) == {"__float__"} and value["__float__"] in _TAGGED_FLOATS:
-            return _TAGGED_FLOATS[value["__float__"]]
+        tagged = value.get("__float__") if len(value) == 1 else None
+        if isinstance(tagged, str) and tagged in _TAGGED_FLOATS:
+            return _TAGGED_FLOATS[tagged]
         return {key: _decode(item) for key, item in value.items()}
     return [_decode(item) for item in value] if isinstance(value, list) else value
 
 
-def _level(config: dict[str, Any], known: ConfigClass | None) -> dict[str, Any]:
-    """One level of the config and, recursively, its `*_config` children."""
+def _level(config: dict[str, Any], known: ConfigClass | None, name: str) -> dict[str, Any]:
+    """One level of the config and, recursively, its `*_config` children; `name` is its own, with a dot behind it."""
     parts = dict(zip(_PARTS, known.parts, strict=True)) if known and known.parts else {}
     for key, child in config.items():
         if key.endswith("_config") and key not in _NEVER_RECURSE and isinstance(child, dict):
-            config[key] = _level(child, CLASSES.get(parts.get(key, str(child.get("model_type", "")))))
+            config[key] = _level(child, CLASSES.get(parts.get(key, str(child.get("model_type", "")))), f"{name}{key}.")
     if known is not None:
+        check_kinds(config, name)
         _fill(config, known)
     elif config.get("num_experts") is None and config.get("num_local_experts") is not None:
         config["num_experts"] = config["num_local_experts"]

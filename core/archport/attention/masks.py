@@ -59,6 +59,18 @@ def build(
     return part if shown is None else mx.where(shown, part, mx.array(lowest(part.dtype), part.dtype))
 
 
+def biased(bias: mx.array, shown: mx.array | None) -> mx.array:
+    """The additive mask of a bias (1 or B, H, rows, keys) under a mask as `build` makes them; an array of its own."""
+    import mlx.core as mx
+
+    if shown is None:
+        # A kernel may not read rows that run backwards.
+        return mx.contiguous(bias)
+    if shown.dtype == mx.bool_:
+        return mx.where(shown, bias, mx.array(lowest(bias.dtype), bias.dtype))
+    return bias + shown.astype(bias.dtype)
+
+
 _SHARED: ContextVar[dict[tuple[object, ...], mx.array] | None] = ContextVar("masks of a step", default=None)
 
 

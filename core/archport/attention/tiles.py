@@ -132,7 +132,7 @@ def priced(
     downs = -(-call.q_len // rows)
     count = downs * lanes
     width = min(call.kv_len, seen.widest(rows) + 2 * (key_grid - 1))
-    form = tile_form(seen)
+    form: Form = "array" if call.bias else tile_form(seen)
     tile = block(call, seen, rows, width, form, lanes=cut.lanes)
     kernel = _kernel(tile, device, routes, force)
     last_rows = call.q_len - (downs - 1) * rows

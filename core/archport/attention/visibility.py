@@ -85,7 +85,7 @@ def visibility(call: AttentionCall) -> Visibility:
     if call.lengths and call.mask not in ("none", "causal"):
         queries = call.real_queries or (call.q_len,) * len(call.lengths)
         keys = _shared(call.lengths)
-        if call.visible_reach != (None, None):
+        if call.visible_reach != (None, None) or call.bias:
             offsets = _shared(tuple(s - n for s, n in zip(call.lengths, queries, strict=True)))
         if right == 0 and offsets == (call.kv_len - call.q_len,):
             # Padding lies to the right of every real query, where a causal layer never looks.

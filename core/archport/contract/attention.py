@@ -5,6 +5,7 @@ Pure data and protocols. Knows nothing of arrays beyond their names, of devices 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -15,6 +16,8 @@ from archport.contract.spec import AttentionLayer, DType, Semantics
 if TYPE_CHECKING:
     import mlx.core as mx
 
+# What a call may ask for beyond visibility, and a backend has to name in its `features` before it is asked.
+Feature = Literal["softcap", "bias"]
 MaskKind = Literal["none", "causal", "window", "segments", "key_padding", "dense"]
 Reach = tuple[int | None, int | None]
 
@@ -106,6 +109,8 @@ class AttentionCall:
         mask_shape: broadcast shape of an array mask that the caller hands over; empty when there is none.
         sinks: whether the softmax holds a sink logit per head.
         limits: what the call may use.
+        softcap: c of scores that become c * tanh(score / c) before anything is hidden; None for none.
+        bias: whether `run` is handed a rule that says what is added to the scores, by distance and head.
     """
 
     B: int
@@ -124,6 +129,8 @@ class AttentionCall:
     mask_shape: tuple[int, ...] = ()
     sinks: bool = False
     limits: AttentionLimits = field(default_factory=AttentionLimits)
+    softcap: float | None = None
+    bias: bool = False
 
     @classmethod
     def of(
@@ -161,10 +168,18 @@ class AttentionCall:
             lengths=lengths,
             q_lengths=q_lengths,
             # A bool mask on CUDA becomes a full additive array; a broadcast additive one stays a view.
-            additive=device.kind == "cuda",
+            additive=device.kind == "cuda" or layer.bias,
             sinks=layer.sinks,
             limits=limits or AttentionLimits(),
+            softcap=layer.softcap,
+            bias=layer.bias,
         )
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What a backend has to know for this call beyond visibility."""
+        asked: dict[Feature, bool] = {"softcap": self.softcap is not None, "bias": self.bias}
+        return tuple(name for name, needed in asked.items() if needed)
 
     @property
     def itemsize(self) -> int:
@@ -245,8 +260,24 @@ class Price:
         return ""
 
 
+class DistanceBias(Protocol):
+    """What attention adds to its scores, as a rule: a number per head for each distance between a query and a key.
+
+    A tile asks for the distances that occur in it, so nobody ever holds a number per query and key of a whole call.
+    One object that several layers hand to `attend` is asked once for all of them.
+    """
+
+    def __call__(self, distances: mx.array) -> mx.array:
+        """Numbers (H, n) for distances (n,) int32: position of the key less that of the query, below 0 for the past."""
+        ...
+
+
 class Backend(Protocol):
-    """One way to run scaled-dot-product attention. The object that prices a call is the object that runs it."""
+    """One way to run scaled-dot-product attention. The object that prices a call is the object that runs it.
+
+    A backend that also runs calls with a soft cap or a bias says so by an attribute `features`, a set of `Feature`;
+    one without is never asked about such calls. `run` is handed `bias=` (a `DistanceBias`) where `call.bias` is set.
+    """
 
     @property
     def name(self) -> str:
@@ -297,6 +328,16 @@ class AttentionPath:
     price: Price
     against: tuple[tuple[str, str], ...] = ()
     excess: str = ""
+
+
+_FEATURE_WORDS: dict[Feature, str] = {"softcap": "a soft cap", "bias": "a bias by distance"}
+
+
+def missing_features(backend: Backend, call: AttentionCall) -> list[str]:
+    """Why a backend may not be asked about a call: what the call needs and the backend does not name."""
+    # Backends written before features existed have no such attribute, and would leave out what they do not know.
+    known: Collection[str] = getattr(backend, "features", ())
+    return [f"it does not run {_FEATURE_WORDS[name]}" for name in call.features if name not in known]
 
 
 class PathChooser(Protocol):

@@ -8,6 +8,7 @@ Pure data derived from `config.json` and validated on construction. Knows nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -46,6 +47,8 @@ class AttentionLayer:
         kv: `own` keeps a KV cache, `shared` reads another layer's and allocates nothing, `none` keeps no cache.
             When left out `own` for a causal layer, `none` for a bidirectional one.
         gated: whether its output is multiplied by a gate as wide, which plans price.
+        softcap: c of scores that become c * tanh(score / c), as in Gemma 2; None for none.
+        bias: whether `attend` is handed a rule of what distances add to the scores (ALiBi, relative tables).
 
     Raises:
         SpecError: on any contradiction, such as a bidirectional layer with a KV cache.
@@ -60,6 +63,8 @@ class AttentionLayer:
     sinks: bool = False
     kv: KVKind | None = None
     gated: bool = False
+    softcap: float | None = None
+    bias: bool = False
 
     def __post_init__(self) -> None:
         if self.semantics not in get_args(Semantics):
@@ -74,6 +79,8 @@ class AttentionLayer:
             object.__setattr__(self, "v_head_dim", self.head_dim)
         _positive("attention layer", v_head_dim=self.v_head_dim)
         self._check_reach()
+        if self.softcap is not None and not (isinstance(self.softcap, int | float) and 0 < self.softcap < math.inf):
+            raise SpecError(f"attention layer: softcap={self.softcap!r}; expected a number above 0, or None for none")
         if self.kv is None:
             object.__setattr__(self, "kv", "own" if self.semantics == "causal" else "none")
         if self.kv not in get_args(KVKind):

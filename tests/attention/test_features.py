@@ -1,4 +1,4 @@
-"""Soft caps and biases by distance: every backend that names them against float64, and their prices against peaks."""
+"""Soft caps, biases and chunked windows: every backend that names them against float64, its prices against peaks."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ MASKS = (
     {"mask": "key_padding", "reach": (None, 0)},
     {"mask": "segments", "reach": (None, 0)},
     {"mask": "segments"},
+    {"mask": "window", "reach": (31, 0), "chunk": 32},
+    {"mask": "window", "reach": (31, 0), "chunk": 32, "start": 19},
+    {"mask": "window", "reach": (39, 39), "chunk": 40},
+    {"mask": "key_padding", "reach": (24, 24), "chunk": 25},
+    {"mask": "key_padding", "reach": (15, 0), "chunk": 16},
+    {"mask": "segments", "reach": (9, 0), "chunk": 10},
 )
 
 
@@ -49,7 +55,7 @@ def cases():
     for (B, H, K, L, S), mask, softcap, rule, sinks, dtype in itertools.product(
         SHAPES, MASKS, (None, 3.0), (None, "slopes", "buckets"), (False, True), TOLERANCE
     ):
-        if softcap is None and rule is None:
+        if softcap is None and rule is None and "chunk" not in mask:
             continue
         fields = dict(mask)
         if mask["mask"] in ("key_padding", "segments"):
@@ -103,6 +109,9 @@ def expected(call, q, k, v, sinks, rule):
             seen = seen & (distance >= -left)
         if right is not None:
             seen = seen & (distance <= right)
+        if call.chunk is not None:
+            keys_in = (np.arange(call.kv_len)[None] + call.start) // call.chunk
+            seen = seen & (keys_in == (at + call.start) // call.chunk)
         scores = np.where(seen, scores, -1e30)
         if sinks is not None:
             logit = np.array(sinks.astype(mx.float32), dtype=np.float64)[:, None, None]

@@ -24,14 +24,14 @@ class Banded:
     """Tiles of a windowed call: time and scratch grow with the window, not with the keys."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"softcap", "bias"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "banded"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if call.mask == "segments":
             return ["documents are run one by one"]
         seen = visibility(call)
-        if seen.left is None and seen.right in (None, 0):
+        if not seen.windowed and seen.right in (None, 0):
             return ["no window limits the reach of this call"]
         return []
 

@@ -67,7 +67,10 @@ def mask_bytes(call: AttentionCall, fast: FastCall) -> int:
     if fast.form != "array":
         return line_bytes(call)
     seen = visibility(call)
+    # Within a chunk, being in it takes the place of how far a query sees to either side.
     limits = (seen.left is not None) + (seen.right is not None)
+    if seen.chunk is not None:
+        limits = 1 + (seen.right == 0)
     # One bool per limit, joined in place, and the positions they are compared from.
     reach = fast.q_len * fast.kv_len * limits * (fast.B if seen.rows > 1 else 1)
     held = reach + 16 * (fast.q_len + fast.kv_len)
@@ -100,7 +103,7 @@ def _mask_size(call: AttentionCall, seen: Visibility, B: int, rows: int, keys: i
     first, heads, down, across = 1, 1, 1, keys
     if seen.rows > 1:
         first = B
-    if seen.left is not None or seen.right is not None:
+    if seen.windowed or seen.right is not None:
         down = rows
     if call.mask_shape:
         shape = (1,) * (4 - len(call.mask_shape)) + call.mask_shape

@@ -23,7 +23,7 @@ class Composite:
     """MLX's unfused attention in one call: scratch of the whole score matrix."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"softcap", "bias"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "composite"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:

@@ -62,7 +62,7 @@ class Documents:
     """Runs any of `inner` per document."""
 
     inner: tuple[Backend, ...]
-    features: frozenset[Feature] = frozenset({"softcap", "bias"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "segments"
     _choose: Chooser = field(init=False, repr=False, compare=False)
 

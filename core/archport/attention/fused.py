@@ -30,7 +30,7 @@ class Fused:
     """MLX's fused kernels: memory that does not grow with the scores."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"bias"})
+    features: frozenset[Feature] = frozenset({"bias", "chunk"})
     name: str = "fused"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:

@@ -43,7 +43,7 @@ HIDDEN = np.float32(-1e30)
 class Host:
     """Query tiles per (row, kv head) lane on the host, each on the keys that it can see."""
 
-    features: frozenset[Feature] = frozenset({"softcap", "bias"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "host"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
@@ -73,7 +73,7 @@ class Host:
         pairs = call.B * call.n_heads * tiles.visited(seen, call.q_len, rows, seen.widest(rows))
         flops = 2.0 * pairs * (call.head_dim + call.v_head_dim)
         hidden = pairs
-        if not seen.has_array and seen.left is None and seen.right is None:
+        if not seen.has_array and not seen.windowed and seen.right is None:
             # Behind the end of a row whole keys are hidden, and nothing else is looked at.
             hidden = call.n_heads * call.q_len * sum(call.kv_len - length for length in seen.key_lengths)
             hidden *= call.B if seen.rows == 1 else 1
@@ -281,9 +281,15 @@ def _hidden(seen: Visibility, a: int, b: int, lo: int, hi: int) -> list[Hidden]:
         offset = seen.offsets[row if len(seen.offsets) > 1 else 0]
         length = seen.key_lengths[row if len(seen.key_lengths) > 1 else 0]
         at = np.arange(offset + a, offset + b)
-        if seen.right is not None and (first := max(lo, offset + a + seen.right + 1)) < hi:
+        sided = seen.right is not None and (seen.chunk is None or seen.right == 0)
+        if sided and seen.right is not None and (first := max(lo, offset + a + seen.right + 1)) < hi:
             found.append((rows, slice(first - lo, hi - lo), np.arange(first, hi)[:, None] > at + seen.right))
-        if seen.left is not None and (last := min(hi, offset + b - 1 - seen.left)) > lo:
+        if seen.chunk is not None:
+            chunks = (at + seen.start) // seen.chunk
+            keys = (np.arange(lo, hi) + seen.start) // seen.chunk
+            if keys[0] != chunks[-1] or keys[-1] != chunks[0]:
+                found.append((rows, slice(None), keys[:, None] != chunks))
+        elif seen.left is not None and (last := min(hi, offset + b - 1 - seen.left)) > lo:
             found.append((rows, slice(0, last - lo), np.arange(lo, last)[:, None] < at - seen.left))
         if length < hi:
             found.append((rows, slice(max(0, length - lo), hi - lo), np.ones((1, 1), dtype=np.bool_)))

@@ -55,7 +55,7 @@ def run(
     out = _Joined(call, price) if price.depth > 1 and not lazy else _Written(call, q.dtype, lazy=lazy)
     for at, kv_heads, heads in lane_blocks(call, price.lanes):
         lane = seen.of_rows(at.start, at.stop)
-        prepared: dict[tuple[int, int, int], mx.array] = {}
+        prepared: dict[tuple[int, int, int, int], mx.array] = {}
         lane_q, lane_k, lane_v = q[at, heads], k[at, kv_heads], v[at, kv_heads]
         lane_mask = None if mask is None else _mask_lane(mask, at, heads)
         lane_sinks = None if sinks is None else sinks[heads]
@@ -149,12 +149,13 @@ def _shared_mask(
     lo: int,
     hi: int,
     dtype: mx.Dtype,
-    prepared: dict[tuple[int, int, int], mx.array],
+    prepared: dict[tuple[int, int, int, int], mx.array],
 ) -> mx.array | None:
     """The mask that equally placed bands share: it depends on where the keys lie relative to the queries only."""
     if call.bias or seen.has_array or seen.rows > 1 or seen.key_lengths[0] < hi or seen.form(a, b, lo, hi) != "array":
         return None
-    place = (b - a, hi - lo, a - lo)
+    # In chunks it also depends on where the tile begins in its own.
+    place = (b - a, hi - lo, a - lo, 0 if seen.chunk is None else (seen.start + lo) % seen.chunk)
     if place not in prepared:
         # One mask is held at a time: bands at the edges have masks of their own.
         prepared.clear()

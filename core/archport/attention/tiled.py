@@ -24,13 +24,13 @@ class Tiled:
     """Rows of queries one after another, each on the keys up to its last row's diagonal."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"softcap", "bias"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "tiled"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if call.mask == "segments":
             return ["documents are run one by one"]
-        if visibility(call).left is not None:
+        if visibility(call).windowed:
             return ["the window hides most keys from a tile; `banded` leaves them out"]
         return []
 

@@ -46,6 +46,7 @@ from archport.contract.heads import (
 )
 from archport.contract.hookspecs import hookimpl
 from archport.contract.keys import ROPE_KEYS, ConfigKeys
+from archport.contract.masks import mask_policies
 from archport.contract.media import (
     Asked,
     Encode,
@@ -166,4 +167,5 @@ __all__ = [
     "YesNoHead",
     "hookimpl",
     "kv_capacity",
+    "mask_policies",
 ]

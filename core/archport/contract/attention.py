@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 # What a call may ask for beyond visibility, and a backend has to name in its `features` before it is asked.
-Feature = Literal["softcap", "bias"]
+Feature = Literal["softcap", "bias", "chunk"]
 MaskKind = Literal["none", "causal", "window", "segments", "key_padding", "dense"]
 Reach = tuple[int | None, int | None]
 
@@ -111,6 +111,8 @@ class AttentionCall:
         limits: what the call may use.
         softcap: c of scores that become c * tanh(score / c) before anything is hidden; None for none.
         bias: whether `run` is handed a rule that says what is added to the scores, by distance and head.
+        chunk: positions per chunk where a query sees only keys of its own, read like `reach`; None: it sees across.
+        start: position of key 0 in its chunk; 0 in a document that begins in this call.
     """
 
     B: int
@@ -131,6 +133,8 @@ class AttentionCall:
     limits: AttentionLimits = field(default_factory=AttentionLimits)
     softcap: float | None = None
     bias: bool = False
+    chunk: int | None = None
+    start: int = 0
 
     @classmethod
     def of(
@@ -146,14 +150,18 @@ class AttentionCall:
         lengths: tuple[int, ...] = (),
         q_lengths: tuple[int, ...] = (),
         limits: AttentionLimits | None = None,
+        start: int = 0,
     ) -> AttentionCall:
         """The call of one layer under a mask policy.
 
         Args:
             q_len, kv_len: padded tokens of this step, and padded keys including cached ones.
             lengths, q_lengths: as in the class; handed on as they are.
+            start: position of key 0 in its row.
         """
         kind = policy.kind
+        reaching = kind in ("window", "segments", "key_padding", "dense")
+        chunk = layer.chunk if reaching else None
         return cls(
             B=B,
             n_heads=layer.n_heads,
@@ -164,7 +172,7 @@ class AttentionCall:
             v_head_dim=layer.v_head_dim,
             dtype=dtype,
             mask=kind,
-            reach=layer.reach if kind in ("window", "segments", "key_padding", "dense") else (None, None),
+            reach=layer.reach if reaching else (None, None),
             lengths=lengths,
             q_lengths=q_lengths,
             # A bool mask on CUDA becomes a full additive array; a broadcast additive one stays a view.
@@ -173,12 +181,18 @@ class AttentionCall:
             limits=limits or AttentionLimits(),
             softcap=layer.softcap,
             bias=layer.bias,
+            chunk=chunk,
+            start=0 if chunk is None else start % chunk,
         )
 
     @property
     def features(self) -> tuple[Feature, ...]:
         """What a backend has to know for this call beyond visibility."""
-        asked: dict[Feature, bool] = {"softcap": self.softcap is not None, "bias": self.bias}
+        asked: dict[Feature, bool] = {
+            "softcap": self.softcap is not None,
+            "bias": self.bias,
+            "chunk": self.chunk is not None,
+        }
         return tuple(name for name, needed in asked.items() if needed)
 
     @property
@@ -330,7 +344,11 @@ class AttentionPath:
     excess: str = ""
 
 
-_FEATURE_WORDS: dict[Feature, str] = {"softcap": "a soft cap", "bias": "a bias by distance"}
+_FEATURE_WORDS: dict[Feature, str] = {
+    "softcap": "a soft cap",
+    "bias": "a bias by distance",
+    "chunk": "attention within chunks",
+}
 
 
 def missing_features(backend: Backend, call: AttentionCall) -> list[str]:

@@ -181,21 +181,35 @@ class DecodeContext:
             raise ArchportError(f"layer {layer} attends while decoding but keeps no keys; declare it kv='own'")
         check_softcap(layer, path, softcap)
         k, v = cache.advance(k, v)
+        fronts = self._fronts(cache.layer)
+        if len(set(fronts)) == 1:
+            # Columns that no row sees.
+            gone = max(0, fronts[0] - self._written + k.shape[2])
+            k, v = k[:, :, gone:], v[:, :, gone:]
         key = (kind, k.shape[2])
         found = self._calls.get(key)
         if found is None:
-            found = self._calls[key] = self._call(path, k.shape[2], q.dtype)
+            found = self._calls[key] = self._call(path, fronts, k.shape[2], q.dtype)
         run, mask = found
         with sharing(self._masks):
             return run(q, k, v, scale=scale, mask=mask, sinks=sinks, bias=bias)
 
-    def _call(self, path: AttentionPath, width: int, dtype: mx.Dtype) -> tuple[Runner, mx.array | None]:
+    def _fronts(self, layer: AttentionLayer) -> list[int]:
+        """Columns in front of what each row's token sees, as far as a cache does not cut them off."""
+        if layer.chunk is None:
+            return self._pads
+        # The first column of the chunk that the token is in.
+        return [self._written - 1 - (self._written - 1 - pad) % layer.chunk for pad in self._pads]
+
+    def _call(
+        self, path: AttentionPath, fronts: list[int], width: int, dtype: mx.Dtype
+    ) -> tuple[Runner, mx.array | None]:
         """What runs the planned call at the keys there are now, and what hides columns in front of short rows."""
         first = self._written - width
-        if max(self._pads) <= first:
+        if max(fronts) <= first:
             call = replace(path.call, kv_len=width, mask="none", reach=(None, None), mask_shape=())
             return prepare(replace(path, call=call)), None
-        shown = mx.arange(first, self._written)[None] >= mx.array(self._pads)[:, None]
+        shown = mx.arange(first, self._written)[None] >= mx.array(fronts)[:, None]
         mask = shown[:, None, None]
         if path.call.additive:
             mask = mx.where(mask, mx.array(0, dtype), mx.array(lowest(dtype), dtype))

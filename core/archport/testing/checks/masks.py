@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from archport.attention import attend, legal_policies
+from archport.attention import attend
 from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionLimits, InputError, MaskPolicy
 from archport.contract.attention import missing_features
+from archport.contract.masks import mask_policies
 from archport.testing.check import check, fail, skip
 from archport.testing.measure import Attended, PackedContext, Tap, as_array, gap, reference, taps, visible
 from archport.testing.subject import Tiny
@@ -147,7 +148,7 @@ def backends_agree(t: Tiny) -> str:
         for q_len in dict.fromkeys((L, 5, 1)):
             q = got.q[:, :, L - q_len :]
             want = reference(q, got.k, got.v, got.scale, visible(layer, q_len, L), got.sinks, layer.softcap, got.bias)
-            policy = legal_policies(layer, q_len=q_len, kv_len=L)[0]
+            policy = mask_policies(layer, q_len=q_len, kv_len=L)[0]
             for limits in (AttentionLimits(), tight):
                 call = AttentionCall.of(
                     layer, policy, t.planner.device, B=1, q_len=q_len, kv_len=L, dtype="float32", limits=limits
@@ -218,10 +219,10 @@ def mask_policies_agree(t: Tiny) -> str:
 
 
 def _policies(t: Tiny, layer: AttentionLayer, L: int, *, ragged: bool) -> list[MaskPolicy]:
-    legal = list(legal_policies(layer, q_len=L, kv_len=L, ragged=ragged))
-    if ragged:
-        legal += [MaskPolicy(kind) for kind in ("segments", "key_padding") if kind not in [p.kind for p in legal]]
-    return legal
+    legal = list(mask_policies(layer, q_len=L, kv_len=L, ragged=ragged))
+    # What carries reach and lengths is right wherever anything is, and may be pinned.
+    more = ("segments", "key_padding", "dense") if ragged else ("dense",)
+    return legal + [MaskPolicy(kind) for kind in more if kind not in [policy.kind for policy in legal]]
 
 
 @check("tiny")

@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from archport.attention import attend, builtin_backends, choose, legal_policies, sharing
+from archport.attention import attend, builtin_backends, choose, sharing
 from archport.contract import AttentionCall, AttentionLayer, AttentionLimits, InputError, MaskPolicy
+from archport.contract.masks import mask_policies
 
 SCALE = 0.125
 TOLERANCE = 1e-6
@@ -68,6 +69,13 @@ BATCHES = {
 }
 
 
+def _policies(layer, queries, keys, *, ragged):
+    """Every policy the planner may choose for a batch, and the dense one that a hook may pin."""
+    even = len({k - q for q, k in zip(queries, keys, strict=True)}) == 1
+    found = mask_policies(layer, q_len=max(queries), kv_len=max(keys), ragged=ragged, even_start=even)
+    return (*found, MaskPolicy("dense"))
+
+
 # A bidirectional layer has no cache.
 POSSIBLE = [
     (name, batch)
@@ -83,9 +91,7 @@ def test_every_legal_policy_gives_each_row_what_it_gets_alone(
 ):
     layer, (queries, keys) = LAYERS[name], BATCHES[batch]
     ragged = len(set(keys)) > 1 or len(set(queries)) > 1
-    policies = legal_policies(layer, q_len=max(queries), kv_len=max(keys), ragged=ragged)
-    assert policies[-1].kind == "dense"
-    for policy in policies:
+    for policy in _policies(layer, queries, keys, ragged=ragged):
         out, q, k, v, sinks = _rows(policy, layer, queries, keys, devices, inputs)
         for row, (n_q, n_k) in enumerate(zip(queries, keys, strict=True)):
             at = slice(row, row + 1)
@@ -99,7 +105,7 @@ def test_every_legal_policy_gives_each_row_what_it_gets_alone(
 )
 def test_the_additive_masks_of_a_cuda_plan_say_the_same_as_bool_ones(name, batch, devices, inputs):
     layer, (queries, keys) = LAYERS[name], BATCHES[batch]
-    for policy in legal_policies(layer, q_len=max(queries), kv_len=max(keys), ragged=True):
+    for policy in _policies(layer, queries, keys, ragged=True):
         bool_mask = _rows(policy, layer, queries, keys, devices, inputs)[0]
         additive = _rows(policy, layer, queries, keys, devices, inputs, device="h200")[0]
         assert mx.allclose(bool_mask, additive, rtol=0, atol=TOLERANCE), policy.kind
@@ -138,7 +144,7 @@ def test_documents_packed_in_one_row_see_only_themselves(name, how, devices, inp
     layer, (lengths, L) = LAYERS[name], PACKED[how]
     q, k, v = inputs(1, 4, 2, L, L, 64)
     sinks = mx.array([0.1, -0.2, 0.3, 0.0]) if layer.sinks else None
-    policy = legal_policies(layer, q_len=L, kv_len=L, packed=True)[0]
+    policy = mask_policies(layer, q_len=L, kv_len=L, packed=True)[0]
     call = AttentionCall.of(layer, policy, devices["cpu"], B=1, q_len=L, kv_len=L, dtype="float32", lengths=lengths)
     out = attend(choose(call, devices["cpu"], builtin_backends()), q, k, v, scale=SCALE, sinks=sinks)
     start = 0
@@ -215,7 +221,7 @@ def test_a_row_alone_equals_the_same_row_in_a_batch(n, devices, inputs):
 
 def test_rows_of_different_length_share_one_causal_call(devices):
     layer = LAYERS["causal"]
-    assert legal_policies(layer, q_len=40, kv_len=40, ragged=True)[0].kind == "causal"
+    assert mask_policies(layer, q_len=40, kv_len=40, ragged=True)[0].kind == "causal"
     call = AttentionCall.of(
         layer, MaskPolicy("causal"), devices["h200"], B=3, q_len=40, kv_len=40, dtype="bfloat16", lengths=(40, 7, 9)
     )
@@ -225,12 +231,12 @@ def test_rows_of_different_length_share_one_causal_call(devices):
     assert path.price.transient < 2**20
 
 
-def test_dense_is_the_last_policy_and_never_the_only_one():
+@pytest.mark.parametrize("ragged", [False, True])
+def test_padding_on_the_right_needs_no_lengths_where_causal_rows_begin_together(ragged):
     for layer in LAYERS.values():
-        for ragged in (False, True):
-            kinds = [p.kind for p in legal_policies(layer, q_len=64, kv_len=64, ragged=ragged)]
-            assert kinds[-1] == "dense"
-            assert len(kinds) > 1
+        together = mask_policies(layer, q_len=64, kv_len=96, ragged=ragged)
+        apart = mask_policies(layer, q_len=64, kv_len=96, ragged=ragged, even_start=False)
+        assert (together == apart) == (layer.semantics == "bidirectional" or not ragged)
 
 
 def test_partial_results_over_disjoint_keys_merge_to_the_whole(inputs, attention64, excess):

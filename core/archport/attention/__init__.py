@@ -6,7 +6,6 @@ Importing it, pricing and choosing touch no array and no device; MLX is imported
 from archport.attention.builtin import builtin_backends
 from archport.attention.dropin import limits_from_environment, scaled_dot_product_attention
 from archport.attention.masks import sharing, stop_sharing
-from archport.attention.policies import legal_policies
 from archport.attention.probe import ProbedRoutes
 from archport.attention.routes import TableRoutes
 from archport.attention.running import Runner, attend, prepare
@@ -20,7 +19,6 @@ __all__ = [
     "attend",
     "builtin_backends",
     "choose",
-    "legal_policies",
     "limits_from_environment",
     "prepare",
     "scaled_dot_product_attention",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from archport.attention import tile_by_tile, tiles
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.visibility import Visibility, visibility
-from archport.contract.attention import AttentionCall, Price
+from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
 
 if TYPE_CHECKING:
@@ -24,13 +24,14 @@ class Banded:
     """Tiles of a windowed call: time and scratch grow with the window, not with the keys."""
 
     routes: Routes = field(default_factory=TableRoutes)
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "banded"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if call.mask == "segments":
             return ["documents are run one by one"]
         seen = visibility(call)
-        if seen.left is None and seen.right in (None, 0):
+        if not seen.windowed and seen.right in (None, 0):
             return ["no window limits the reach of this call"]
         return []
 
@@ -52,8 +53,9 @@ class Banded:
         scale: float,
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
-        return tile_by_tile.run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, keys=_on_grid)
+        return tile_by_tile.run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, bias=bias, keys=_on_grid)
 
 
 def _on_grid(seen: Visibility, a: int, b: int) -> tuple[int, int]:

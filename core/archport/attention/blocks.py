@@ -16,7 +16,8 @@ def whole(call: AttentionCall) -> FastCall:
     """What MLX sees when the call runs in one piece, keys cut to the range that some query sees."""
     seen = visibility(call)
     lo, hi = seen.key_range(0, call.q_len)
-    return block(call, seen, call.q_len, hi - lo, seen.form(0, call.q_len, lo, hi), lanes=0)
+    form = "array" if call.bias else seen.form(0, call.q_len, lo, hi)
+    return block(call, seen, call.q_len, hi - lo, form, lanes=0)
 
 
 def block(call: AttentionCall, seen: Visibility, rows: int, keys: int, form: Form, *, lanes: int) -> FastCall:
@@ -38,6 +39,7 @@ def block(call: AttentionCall, seen: Visibility, rows: int, keys: int, form: For
         additive=call.additive,
         mask_elements=elements,
         mask_rows=mask_rows,
+        softcap=call.softcap is not None,
     )
 
 
@@ -63,12 +65,20 @@ def lane_blocks(call: AttentionCall, lanes: int) -> Iterator[tuple[slice, slice,
 def mask_bytes(call: AttentionCall, fast: FastCall) -> int:
     """Bytes that building the array mask of a block holds at the peak, the caller's own array excluded."""
     if fast.form != "array":
-        return 0
+        return line_bytes(call)
     seen = visibility(call)
+    # Within a chunk, being in it takes the place of how far a query sees to either side.
     limits = (seen.left is not None) + (seen.right is not None)
+    if seen.chunk is not None:
+        limits = 1 + (seen.right == 0)
     # One bool per limit, joined in place, and the positions they are compared from.
     reach = fast.q_len * fast.kv_len * limits * (fast.B if seen.rows > 1 else 1)
     held = reach + 16 * (fast.q_len + fast.kv_len)
+    if call.softcap is not None:
+        # Plain operations take a bool mask, and a bias as a view of its line, unless rows need lines of their own.
+        return held + line_bytes(call) + biased_row_bytes(call, seen, fast)
+    if call.bias:
+        return held + fast.mask_elements * fast.itemsize + line_bytes(call)
     if call.additive:
         # Zeros and lowest values in q's dtype, or a copy without -inf of the caller's array.
         return held + fast.mask_elements * fast.itemsize + (0 if call.mask_shape or limits else fast.mask_elements)
@@ -78,12 +88,22 @@ def mask_bytes(call: AttentionCall, fast: FastCall) -> int:
     return held + (0 if limits else fast.mask_elements)
 
 
+def line_bytes(call: AttentionCall) -> int:
+    """Bytes of a bias at every distance of the call: the numbers, and what a rule makes them from."""
+    return (16 * call.n_heads + 32) * (call.q_len + call.kv_len) if call.bias else 0
+
+
+def biased_row_bytes(call: AttentionCall, seen: Visibility, fast: FastCall) -> int:
+    """Bytes of a block's bias in float32 where rows of the batch do not lie alike, so that no one view serves all."""
+    return 4 * fast.scores if call.bias and len(seen.offsets) > 1 else 0
+
+
 def _mask_size(call: AttentionCall, seen: Visibility, B: int, rows: int, keys: int, kv_heads: int) -> tuple[int, int]:
     """(size of the first axis, elements) of the mask that a block hands to MLX."""
     first, heads, down, across = 1, 1, 1, keys
     if seen.rows > 1:
         first = B
-    if seen.left is not None or seen.right is not None:
+    if seen.windowed or seen.right is not None:
         down = rows
     if call.mask_shape:
         shape = (1,) * (4 - len(call.mask_shape)) + call.mask_shape
@@ -92,4 +112,9 @@ def _mask_size(call: AttentionCall, seen: Visibility, B: int, rows: int, keys: i
         down = max(down, rows if shape[2] > 1 else 1)
         if down == 1 and shape[3] == 1:
             across = 1
+    if call.bias and call.softcap is None:
+        # Each head has its own; scores in plain operations take it as a view.
+        heads, down = kv_heads * (call.n_heads // call.n_kv_heads), rows
+        if len(seen.offsets) > 1:
+            first = B
     return first, first * heads * down * across

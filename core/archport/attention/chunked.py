@@ -5,14 +5,16 @@ For calls whose single row of scores is already too much, and for whoever asks b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from archport.attention import costs, masks
-from archport.attention.blocks import block, mask_bytes
+from archport.attention.bias import Line, line_of
+from archport.attention.blocks import biased_row_bytes, block, line_bytes, mask_bytes
+from archport.attention.capped import hide, scores
 from archport.attention.tiles import SMALLEST, tile_form
 from archport.attention.visibility import Visibility, visibility
-from archport.contract.attention import AttentionCall, Price
+from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
 from archport.device.evaluation import Chain, finish
 from archport.device.tracing import traced
@@ -29,6 +31,7 @@ MOST_ROWS = {"cpu": 256, "metal": 512, "cuda": 1024}
 class Chunked:
     """Chunks of keys merged as they come; running maximum, sum and weighted values in float32."""
 
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "chunked"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
@@ -58,16 +61,32 @@ class Chunked:
         scale: float,
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
         import mlx.core as mx
 
         seen = visibility(call)
         chain, lazy = Chain(), traced(q, k, v, mask, sinks)
+        line = line_of(call, seen, bias, mx.float32)
         out = mx.zeros((call.B, call.n_heads, call.q_len, call.v_head_dim), dtype=q.dtype)
         for a in range(0, call.q_len, price.q_tile):
             b = min(a + price.q_tile, call.q_len)
             part = chain.link(q[:, :, a:b]) if lazy else q[:, :, a:b]
-            tile, _ = stream(seen, part, k, v, a, b, price.k_chunk, scale=scale, mask=mask, sinks=sinks, lazy=lazy)
+            tile, _ = stream(
+                seen,
+                part,
+                k,
+                v,
+                a,
+                b,
+                price.k_chunk,
+                scale=scale,
+                mask=mask,
+                sinks=sinks,
+                softcap=call.softcap,
+                bias=line,
+                lazy=lazy,
+            )
             if b - a == call.q_len:
                 return tile
             out[:, :, a:b] = tile
@@ -81,15 +100,17 @@ class Chunked:
         seen = visibility(call)
         chunk = min(call.limits.chunk_size, call.kv_len)
         tile = block(call, seen, rows, chunk, "none", lanes=0)
-        scores = tile.scores
+        pairs = tile.scores
         lines = call.B * call.n_heads * rows
         # Scores, then weights in their place, in float32; plus either in the input's type where that is narrower.
-        held = scores * (4 + (tile.itemsize if tile.itemsize < 4 else 0))
+        held = pairs * (4 + (tile.itemsize if tile.itemsize < 4 else 0))
         held += lines * (call.head_dim * tile.itemsize + call.v_head_dim * (12 + tile.itemsize) + 6 * 4)
-        hidden = 0
+        hidden = line_bytes(call) + biased_row_bytes(call, seen, tile)
         if tile_form(seen) != "none":
-            masked = block(call, seen, rows, chunk, "array", lanes=0)
-            hidden = mask_bytes(call, masked)
+            # A bias is a view here, and no part of the mask.
+            plain = replace(call, bias=False, softcap=None, additive=call.additive and not call.bias)
+            masked = block(plain, seen, rows, chunk, "array", lanes=0)
+            hidden += mask_bytes(plain, masked)
             if call.mask_shape and call.additive and tile.itemsize < 4:
                 # MLX promotes an additive mask to the float32 of the scores.
                 hidden += 4 * masked.mask_elements
@@ -98,14 +119,14 @@ class Chunked:
         share = 1.0
         if seen.right == 0 and call.q_len > 1 and chunks > 1:
             share = 1.0 - 0.5 * min(1.0, call.q_len / call.kv_len) * (1 - 1 / chunks)
-        time = tile.flops / (0.5 * costs.rate(device, call.dtype)) + scores * 40 / costs.bandwidth(device)
+        time = tile.flops / (0.5 * costs.rate(device, call.dtype)) + pairs * 40 / costs.bandwidth(device)
         if device.kind == "cpu":
-            time += scores * 4e-8
+            time += pairs * 4e-8
         total = time * count * chunks * share + count * chunks * costs.sync_seconds(device)
         return Price(
             transient=held + hidden + costs.SLACK[device.kind],
             output=call.output_bytes,
-            largest_buffer=max(4 * scores, call.output_bytes),
+            largest_buffer=max(4 * pairs, call.output_bytes),
             flops=tile.flops * count * chunks * share,
             dispatch_flops=tile.flops,
             q_tile=rows,
@@ -129,6 +150,8 @@ def stream(
     scale: float,
     mask: mx.array | None = None,
     sinks: mx.array | None = None,
+    softcap: float | None = None,
+    bias: Line | None = None,
     lazy: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """Attention of query rows [a, b), which is all that `q` holds, merged over chunks of keys.
@@ -136,6 +159,7 @@ def stream(
     Args:
         q, k, v: (B, H, b - a, Dh), (B, K, S, Dh), (B, K, S, Dv).
         chunk: keys per chunk.
+        softcap, bias: what becomes of the scores, and what is added to them, before keys are hidden.
         lazy: evaluate nothing.
 
     Returns:
@@ -147,8 +171,6 @@ def stream(
     B, heads, rows, _ = q.shape
     kv_heads, Dv = k.shape[1], v.shape[3]
     group = heads // kv_heads
-    # One product per kv head, with the queries of its group stacked: keys and values are never repeated.
-    stacked = (q * mx.array(scale, q.dtype)).reshape(B, kv_heads, group * rows, q.shape[3])
     shape = (B, kv_heads, group, rows)
     if sinks is None:
         top = mx.full((*shape, 1), LOWEST_LOGIT, dtype=mx.float32)
@@ -162,9 +184,11 @@ def stream(
     first, last = seen.key_range(a, b)
     for lo in range(first // chunk * chunk, last, chunk):
         hi = min(lo + chunk, last)
-        logits = (stacked @ k[:, :, lo:hi].swapaxes(-1, -2)).astype(mx.float32).reshape(*shape, hi - lo)
+        added = None if bias is None else bias.tile(seen, a, b, lo, hi)
+        logits = scores(q, k[:, :, lo:hi], scale=scale, softcap=softcap, bias=added)
         if seen.form(a, b, lo, hi) != "none":
-            logits = _hide(logits, masks.build(seen, a, b, lo, hi, array=mask, additive=False, dtype=q.dtype), group)
+            shown = masks.build(seen, a, b, lo, hi, array=mask, additive=False, dtype=q.dtype)
+            logits = hide(logits, shown, group, -mx.inf)
         peak = mx.maximum(top, logits.max(axis=-1, keepdims=True))
         if not lazy:
             # Both passes over the scores need them: once the maximum is known the second one overwrites them.
@@ -211,16 +235,3 @@ def merge(parts: list[tuple[mx.array, mx.array]]) -> tuple[mx.array, mx.array]:
     some = total > 0
     out = mx.where(some[..., None], values / mx.where(some, total, 1.0)[..., None], 0.0).astype(dtype)
     return out, mx.where(some, top + mx.log(total), -mx.inf)
-
-
-def _hide(logits: mx.array, shown: mx.array, group: int) -> mx.array:
-    """Logits (B, K, G, T, C) under a mask broadcastable to (B, H, T, C)."""
-    import mlx.core as mx
-
-    if shown.shape[1] > 1:
-        shown = shown.reshape(shown.shape[0], shown.shape[1] // group, group, *shown.shape[2:])
-    else:
-        shown = shown[:, :, None]
-    if shown.dtype == mx.bool_:
-        return mx.where(shown, logits, -mx.inf)
-    return logits + shown.astype(mx.float32)

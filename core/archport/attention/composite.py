@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from archport.attention import costs
+from archport.attention.bias import line_of, score_dtype
 from archport.attention.blocks import mask_bytes, whole
 from archport.attention.kernel import attend_block
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.visibility import visibility
-from archport.contract.attention import AttentionCall, Price
+from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Composite:
     """MLX's unfused attention in one call: scratch of the whole score matrix."""
 
     routes: Routes = field(default_factory=TableRoutes)
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "composite"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
@@ -57,7 +59,11 @@ class Composite:
         scale: float,
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
         seen = visibility(call)
         lo, hi = seen.key_range(0, call.q_len)
-        return attend_block(call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks)
+        line = line_of(call, seen, bias, score_dtype(call, q.dtype))
+        return attend_block(
+            call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks, bias=line
+        )

@@ -54,6 +54,12 @@ def bandwidth(device: DeviceFacts) -> float:
 def transient(call: FastCall, kernel: Kernel, kind: DeviceKind) -> int:
     """Bytes a kernel holds above its inputs and its output at the peak, array masks it is handed excluded."""
     s, rows = call.itemsize, call.B * call.n_heads * call.q_len
+    if call.softcap:
+        # Float32 scores; of narrower inputs also the product they are made from and the weights that values want.
+        held = call.scores * (4 + (4 if s < 4 else 0)) + rows * call.head_dim * s
+        if call.sinks:
+            held += 8 * call.scores + 12 * rows
+        return held + (call.q_len * call.kv_len + 16 * (call.q_len + call.kv_len) if call.form == "causal" else 0)
     if kernel == "composite":
         held = call.scores * s + rows * call.head_dim * s
         if call.sinks:
@@ -78,7 +84,9 @@ def transient(call: FastCall, kernel: Kernel, kind: DeviceKind) -> int:
 def largest_buffer(call: FastCall, kernel: Kernel, kind: DeviceKind) -> int:
     """Bytes of the largest single allocation of a kernel, output included."""
     output = call.B * call.n_heads * call.q_len * call.v_head_dim * call.itemsize
-    inner = call.scores * call.itemsize if kernel == "composite" else transient(call, kernel, kind)
+    inner = (
+        call.scores * (4 if call.softcap else call.itemsize) if kernel == "composite" else transient(call, kernel, kind)
+    )
     return max(output, inner)
 
 
@@ -109,7 +117,7 @@ def seconds(call: FastCall, kernel: Kernel, device: DeviceFacts, *, share_of_wor
     work = call.flops / (rate(device, call.dtype) * share)
     if kernel == "composite":
         if device.kind == "cpu":
-            work += call.scores * _CPU_SCORE * (1.5 if masked else 1.0)
+            work += call.scores * _CPU_SCORE * ((1.5 if masked else 1.0) + (1.0 if call.softcap else 0.0))
         work += call.scores * call.itemsize * _PASSES[device.kind][masked] / bandwidth(device)
     elif call.form == "causal" and call.q_len > 8:
         # Fused kernels skip what lies behind the diagonal; an unfused one computes and discards it.

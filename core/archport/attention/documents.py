@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archport.attention import costs
 from archport.attention.selection import Chooser
-from archport.contract.attention import AttentionCall, AttentionPath, Backend, MaskKind, Price
+from archport.contract.attention import AttentionCall, AttentionPath, Backend, DistanceBias, Feature, MaskKind, Price
 from archport.contract.device import DeviceFacts
 from archport.device.evaluation import finish
 from archport.device.tracing import traced
@@ -62,6 +62,7 @@ class Documents:
     """Runs any of `inner` per document."""
 
     inner: tuple[Backend, ...]
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "segments"
     _choose: Chooser = field(init=False, repr=False, compare=False)
 
@@ -130,13 +131,16 @@ class Documents:
         scale: float,
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
         import mlx.core as mx
 
         del mask
         parts = price.parts
+        # Backends that know no bias are not chosen where there is one, and need not take the argument.
+        more: dict[str, Any] = {} if bias is None else {"bias": bias}
         if len(parts) == 1 and _is_whole(call, parts[0].call):
-            return parts[0].backend.run(parts[0].call, parts[0].price, q, k, v, scale=scale, sinks=sinks)
+            return parts[0].backend.run(parts[0].call, parts[0].price, q, k, v, scale=scale, sinks=sinks, **more)
         out = mx.zeros((call.B, call.n_heads, call.q_len, call.v_head_dim), dtype=q.dtype)
         lazy = traced(q, k, v, sinks)
         ends = {first + count - 1 for first, count in zip(_starts(price.rounds), price.rounds, strict=True)}
@@ -144,7 +148,7 @@ class Documents:
             part_q = _take(q, call.B, piece, piece.q_start, piece.queries)
             part_k = _take(k, call.B, piece, piece.k_start, piece.keys)
             part_v = _take(v, call.B, piece, piece.k_start, piece.keys)
-            got = part.backend.run(part.call, part.price, part_q, part_k, part_v, scale=scale, sinks=sinks)
+            got = part.backend.run(part.call, part.price, part_q, part_k, part_v, scale=scale, sinks=sinks, **more)
             if call.B == 1:
                 stop = piece.q_start + piece.count * piece.queries
                 got = got.swapaxes(0, 1).reshape(1, call.n_heads, stop - piece.q_start, call.v_head_dim)

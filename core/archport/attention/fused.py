@@ -7,16 +7,20 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from archport.attention import costs
+from archport.attention.bias import line_of, score_dtype
 from archport.attention.blocks import mask_bytes, whole
 from archport.attention.kernel import attend_block
-from archport.attention.routes import FastCall, Routes, TableRoutes, padded_dims
+from archport.attention.routes import NO_SOFTCAP, FastCall, Routes, TableRoutes, padded_dims
 from archport.attention.visibility import visibility
-from archport.contract.attention import AttentionCall, Price
+from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
+
+# Numbers of a bias that one call may hold for all of its queries and keys: what a tile of a long call holds as well.
+MOST_BIAS = 1 << 22
 
 Plain = Callable[["mx.array", "mx.array", "mx.array", float, "mx.array | None"], "mx.array"]
 
@@ -26,11 +30,18 @@ class Fused:
     """MLX's fused kernels: memory that does not grow with the scores."""
 
     routes: Routes = field(default_factory=TableRoutes)
+    features: frozenset[Feature] = frozenset({"bias", "chunk"})
     name: str = "fused"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if call.mask == "segments":
             return ["documents are run one by one"]
+        if call.softcap is not None:
+            return [NO_SOFTCAP]
+        if call.bias and whole(call).mask_elements > MOST_BIAS:
+            return [
+                f"a bias of {whole(call).mask_elements:,} numbers would lie there at once; tiles make it as they go"
+            ]
         if self._variants(call, device):
             return []
         return [self.routes.route(whole(call), device).why or "MLX has no fused kernel for this call"]
@@ -51,17 +62,27 @@ class Fused:
         scale: float,
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
         seen = visibility(call)
         lo, hi = seen.key_range(0, call.q_len)
-        return attend_block(call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks)
+        line = line_of(call, seen, bias, score_dtype(call, q.dtype))
+        return attend_block(
+            call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks, bias=line
+        )
 
     def plain(self, call: AttentionCall, price: Price) -> Plain | None:
         """MLX's own call, where `run` comes down to that: no array mask, no keys cut off, no padded heads."""
         seen = visibility(call)
         lo, hi = seen.key_range(0, call.q_len)
         form = seen.form(0, call.q_len, lo, hi)
-        if form == "array" or (lo, hi) != (0, call.kv_len) or price.route != "fused" or price.padded != (0, 0):
+        if (
+            form == "array"
+            or call.bias
+            or (lo, hi) != (0, call.kv_len)
+            or price.route != "fused"
+            or price.padded != (0, 0)
+        ):
             return None
         import mlx.core as mx
 

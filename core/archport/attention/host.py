@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archport.attention import costs, tile_by_tile, tiles
-from archport.attention.blocks import lane_blocks, lane_shape
+from archport.attention.bias import Line, line_of
+from archport.attention.blocks import lane_blocks, lane_shape, line_bytes
 from archport.attention.visibility import Visibility, visibility
-from archport.contract.attention import AttentionCall, Price
+from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
 from archport.device import vectormath, workers
 from archport.device.tracing import traced
@@ -32,6 +33,8 @@ TILE_BYTES = 2 << 20
 MOST_ROWS, FEWEST_ROWS = 256, 16
 # Seconds per score outside matrix products, without and with hidden keys, and per tile; two cores of an AMD EPYC.
 SCORE_SECONDS, HIDDEN_SECONDS, TILE_SECONDS, START_SECONDS = 1.0e-9, 0.5e-9, 1e-4, 1e-4
+# The same for capping a score and for adding a bias to it.
+CAP_SECONDS, BIAS_SECONDS = 2.0e-9, 1.0e-9
 # The value of a hidden score: far below any other, and finite, so that a row without a single key stays finite.
 HIDDEN = np.float32(-1e30)
 
@@ -40,6 +43,7 @@ HIDDEN = np.float32(-1e30)
 class Host:
     """Query tiles per (row, kv head) lane on the host, each on the keys that it can see."""
 
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "host"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
@@ -69,15 +73,16 @@ class Host:
         pairs = call.B * call.n_heads * tiles.visited(seen, call.q_len, rows, seen.widest(rows))
         flops = 2.0 * pairs * (call.head_dim + call.v_head_dim)
         hidden = pairs
-        if not seen.has_array and seen.left is None and seen.right is None:
+        if not seen.has_array and not seen.windowed and seen.right is None:
             # Behind the end of a row whole keys are hidden, and nothing else is looked at.
             hidden = call.n_heads * call.q_len * sum(call.kv_len - length for length in seen.key_lengths)
             hidden *= call.B if seen.rows == 1 else 1
         host = pairs * SCORE_SECONDS + hidden * HIDDEN_SECONDS + count * TILE_SECONDS
+        host += pairs * (CAP_SECONDS * (call.softcap is not None) + BIAS_SECONDS * call.bias)
         seconds = flops / (costs.rate(device, call.dtype) * 0.8) + host / threads + START_SECONDS
         held = _tile_bytes(call, seen, rows, lanes)
         return Price(
-            transient=threads * held + costs.SLACK[device.kind],
+            transient=threads * held + line_bytes(call) + costs.SLACK[device.kind],
             output=call.output_bytes,
             largest_buffer=max(held, call.output_bytes),
             flops=flops,
@@ -102,25 +107,29 @@ class Host:
         scale: float,
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
         import mlx.core as mx
 
         if not vectormath.available() or traced(q, k, v, mask, sinks):
             # A transformation has no values to read. MLX's own call per tile, in order, as `tiled` does there.
             lazy = replace(price, evaluations=_tiles(call, price.q_tile, price.lanes), route="composite")
-            return tile_by_tile.run(call, lazy, q, k, v, scale=scale, mask=mask, sinks=sinks, keys=Visibility.key_range)
+            return tile_by_tile.run(
+                call, lazy, q, k, v, scale=scale, mask=mask, sinks=sinks, bias=bias, keys=Visibility.key_range
+            )
         # Zeros that nobody else holds: the view writes into the array's own memory. Heads lie beside each other as the
         # output projection wants them.
         out = mx.zeros((call.B, call.q_len, call.n_heads, call.v_head_dim), dtype=q.dtype)
-        mx.eval([array for array in (q, k, v, mask, sinks, out) if array is not None])
-        _fill(np.asarray(out), call, price, q, k, v, scale=scale, mask=mask, sinks=sinks)
+        line = line_of(call, visibility(call), bias, mx.float32)
+        mx.eval([array for array in (q, k, v, mask, sinks, line and line.values, out) if array is not None])
+        _fill(np.asarray(out), call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, line=line)
         return out.transpose(0, 2, 1, 3)
 
 
 def _cut(call: AttentionCall, seen: Visibility, device: DeviceFacts) -> tuple[int, int, int]:
     """Rows and lanes of a tile, and tiles at once: as many as keep TILE_BYTES and the call's own limit."""
     threads = max(1, device.vector_threads)
-    room = call.limits.transient_on(device) - costs.SLACK["cpu"]
+    room = call.limits.transient_on(device) - costs.SLACK["cpu"] - line_bytes(call)
     allowed = min(TILE_BYTES, room // threads)
     rows = min(call.q_len, MOST_ROWS)
     while rows > FEWEST_ROWS and _tile_bytes(call, seen, rows, 1) > allowed:
@@ -163,6 +172,7 @@ def _fill(
     scale: float,
     mask: mx.array | None,
     sinks: mx.array | None,
+    line: Line | None,
 ) -> None:
     """Write the attention of evaluated arrays into `out` (B, L, H, Dv), tile by tile."""
     seen = visibility(call)
@@ -174,6 +184,8 @@ def _fill(
     result = out.reshape(B, L, K, group, call.v_head_dim).transpose(0, 2, 3, 1, 4)
     shown = None if mask is None else _grouped(np.asarray(mask), K, group)
     logits = None if sinks is None else np.asarray(sinks).reshape(1, K, group, 1, 1)
+    added = None if line is None else np.asarray(line.values).reshape(K, group, -1)
+    first = 0 if line is None else line.first
     most = _queries(call, price.lanes, min(rows, L)) * seen.widest(rows)
 
     def worker() -> Callable[[Piece], None]:
@@ -188,6 +200,12 @@ def _fill(
             scores = scratch[: prod(shape)].reshape(shape)
             tile_k = np.broadcast_to(keys[at, heads, :, lo:hi], (*shape[:4], call.head_dim))
             vectormath.matmul(tile_k, tile_q.swapaxes(-1, -2), scores, scale=scale)
+            if call.softcap is not None:
+                scores *= 1 / call.softcap
+                np.tanh(scores, out=scores)
+                scores *= call.softcap
+            if added is not None:
+                _add_bias(scores, added[heads], first, lane, a, b, lo, hi)
             hidden = _hidden(lane, a, b, lo, hi)
             if shown is not None:
                 part = _cut_mask(shown, at, heads, a, b, lo, hi)
@@ -238,6 +256,23 @@ def _softmax(scores: np.ndarray, hidden: list[Hidden], logits: np.ndarray | None
     return np.maximum(total, np.finfo(np.float32).tiny, out=total)
 
 
+def _add_bias(
+    scores: np.ndarray, line: np.ndarray, first: int, seen: Visibility, a: int, b: int, lo: int, hi: int
+) -> None:
+    """Add to scores (b, K, G, keys, queries) of queries [a, b) what a line (K, G, n) says of each distance.
+
+    Args:
+        first: distance of the line's first number.
+    """
+    K, group, _ = line.shape
+    for row, offset in enumerate(seen.offsets):
+        rows = slice(None) if len(seen.offsets) == 1 else slice(row, row + 1)
+        # A view whose next query is one distance less.
+        start = line[:, :, lo - (offset + a) - first :]
+        strides = (*start.strides[:2], start.itemsize, -start.itemsize)
+        scores[rows] += np.lib.stride_tricks.as_strided(start, (K, group, hi - lo, b - a), strides, writeable=False)
+
+
 def _hidden(seen: Visibility, a: int, b: int, lo: int, hi: int) -> list[Hidden]:
     """What reach and lengths hide from queries [a, b) of keys [lo, hi), where they hide anything."""
     found: list[Hidden] = []
@@ -246,9 +281,15 @@ def _hidden(seen: Visibility, a: int, b: int, lo: int, hi: int) -> list[Hidden]:
         offset = seen.offsets[row if len(seen.offsets) > 1 else 0]
         length = seen.key_lengths[row if len(seen.key_lengths) > 1 else 0]
         at = np.arange(offset + a, offset + b)
-        if seen.right is not None and (first := max(lo, offset + a + seen.right + 1)) < hi:
+        sided = seen.right is not None and (seen.chunk is None or seen.right == 0)
+        if sided and seen.right is not None and (first := max(lo, offset + a + seen.right + 1)) < hi:
             found.append((rows, slice(first - lo, hi - lo), np.arange(first, hi)[:, None] > at + seen.right))
-        if seen.left is not None and (last := min(hi, offset + b - 1 - seen.left)) > lo:
+        if seen.chunk is not None:
+            chunks = (at + seen.start) // seen.chunk
+            keys = (np.arange(lo, hi) + seen.start) // seen.chunk
+            if keys[0] != chunks[-1] or keys[-1] != chunks[0]:
+                found.append((rows, slice(None), keys[:, None] != chunks))
+        elif seen.left is not None and (last := min(hi, offset + b - 1 - seen.left)) > lo:
             found.append((rows, slice(0, last - lo), np.arange(lo, last)[:, None] < at - seen.left))
         if length < hi:
             found.append((rows, slice(max(0, length - lo), hi - lo), np.ones((1, 1), dtype=np.bool_)))

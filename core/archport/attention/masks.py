@@ -59,6 +59,18 @@ def build(
     return part if shown is None else mx.where(shown, part, mx.array(lowest(part.dtype), part.dtype))
 
 
+def biased(bias: mx.array, shown: mx.array | None) -> mx.array:
+    """The additive mask of a bias (1 or B, H, rows, keys) under a mask as `build` makes them; an array of its own."""
+    import mlx.core as mx
+
+    if shown is None:
+        # A kernel may not read rows that run backwards.
+        return mx.contiguous(bias)
+    if shown.dtype == mx.bool_:
+        return mx.where(shown, bias, mx.array(lowest(bias.dtype), bias.dtype))
+    return bias + shown.astype(bias.dtype)
+
+
 _SHARED: ContextVar[dict[tuple[object, ...], mx.array] | None] = ContextVar("masks of a step", default=None)
 
 
@@ -121,12 +133,14 @@ def _in_reach(seen: Visibility, a: int, b: int, lo: int, hi: int) -> mx.array | 
 
     keys = mx.arange(lo, hi, dtype=mx.int32)
     shown: mx.array | None = None
-    if seen.left is not None or seen.right is not None:
+    if seen.windowed or seen.right is not None:
         start = mx.array(seen.offsets, dtype=mx.int32).reshape(-1, 1, 1, 1)
         at = start + mx.arange(a, b, dtype=mx.int32).reshape(1, 1, -1, 1)
-        if seen.left is not None:
+        if seen.chunk is not None:
+            shown = (keys + seen.start) // seen.chunk == (at + seen.start) // seen.chunk
+        elif seen.left is not None:
             shown = keys >= at - seen.left
-        if seen.right is not None:
+        if seen.right is not None and (seen.chunk is None or seen.right == 0):
             right = keys <= at + seen.right
             shown = right if shown is None else mx.logical_and(shown, right)
     if min(seen.key_lengths) < hi:

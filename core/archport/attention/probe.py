@@ -62,8 +62,10 @@ class ProbedRoutes:
 
     def route(self, call: FastCall, device: DeviceFacts) -> Route:
         believed = self.table.route(call, device)
-        # Whether cuDNN decodes depends on evaluated caches, and the blocked path looks fused in a graph.
-        if device.simulated or believed.kernel == "blocked" or (device.kind == "cuda" and call.q_len == 1):
+        # MLX has no call with a soft cap to ask about; whether cuDNN decodes depends on evaluated caches; the blocked
+        # path looks fused in a graph.
+        unknown = call.softcap or believed.kernel == "blocked" or (device.kind == "cuda" and call.q_len == 1)
+        if device.simulated or unknown:
             return believed
         answer = self._asked(call, device)
         return believed if answer is None else _agree(call, believed, *answer)

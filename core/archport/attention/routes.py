@@ -20,6 +20,7 @@ METAL_VECTOR = frozenset({(d, d) for d in (64, 96, 128, 192, 256, 512)} | {(192,
 CUDA_VECTOR = frozenset({64, 96, 128})
 # The vector kernel takes over at this many query rows on Metal.
 VECTOR_ROWS = 8
+NO_SOFTCAP = "no fused kernel of MLX caps its scores"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class FastCall:
         additive: whether an array mask is additive.
         mask_elements: elements of the array mask as handed over (before broadcasting).
         mask_rows: size of the array mask's first axis.
+        softcap: whether the scores are capped, so that it is no call of MLX's but the same in plain operations.
     """
 
     B: int
@@ -46,6 +48,7 @@ class FastCall:
     additive: bool = False
     mask_elements: int = 0
     mask_rows: int = 1
+    softcap: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -100,6 +103,8 @@ class TableRoutes:
 
 @functools.lru_cache(maxsize=4096)
 def _table(call: FastCall, kind: str, nax: bool, suffix: str) -> Route:
+    if call.softcap:
+        return Route("composite", None, NO_SOFTCAP)
     if kind == "metal":
         return _metal_vector(call, suffix) if call.q_len <= VECTOR_ROWS else _metal_full(call, nax)
     if kind == "cuda":

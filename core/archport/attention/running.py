@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from archport.attention.fused import Fused
-from archport.contract.attention import AttentionPath
+from archport.contract.attention import AttentionPath, DistanceBias
 from archport.contract.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def attend(
     *,
     scale: float,
     sinks: mx.array | None = None,
+    bias: DistanceBias | None = None,
     zero_padding: bool = True,
 ) -> mx.array:
     """Attention as planned.
@@ -33,6 +34,7 @@ def attend(
             of their positions, cached ones first. What lies in padded rows is never read into a real row, but must be
             finite.
         sinks: one logit per head, when the call has them.
+        bias: what distances add to the scores, when the call has it.
         zero_padding: whether padded query rows are set to zero; without it they hold finite values of no meaning.
 
     Returns:
@@ -41,12 +43,14 @@ def attend(
     Raises:
         InputError: when the arrays are not those of the planned call.
     """
-    out = prepare(path)(q, k, v, scale=scale, sinks=sinks)
+    out = prepare(path)(q, k, v, scale=scale, sinks=sinks, bias=bias)
     return _zeroed(path, out) if zero_padding else out
 
 
 def prepare(path: AttentionPath) -> Runner:
-    """What runs a path for layer after layer, as `attend` without zeroing: (q, k, v, *, scale, sinks) -> out.
+    """What runs a path for layer after layer, as `attend` without zeroing.
+
+    It takes (q, k, v, *, scale, mask, sinks, bias), where mask is the caller's array if the call has the shape of one.
 
     Whatever the call alone decides is decided here once; a host that binds feels each microsecond per layer.
     """
@@ -58,7 +62,22 @@ def prepare(path: AttentionPath) -> Runner:
     )
     direct = backend.plain(call, price) if isinstance(backend, Fused) else None
 
-    def run(q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None) -> mx.array:
+    def run(
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        mask: mx.array | None = None,
+        sinks: mx.array | None = None,
+        bias: DistanceBias | None = None,
+    ) -> mx.array:
+        if (bias is not None) != call.bias:
+            raise InputError(
+                "attention was planned with a bias, but is handed none; hand over what the layer's spec declares"
+                if call.bias
+                else "attention is handed a bias that was not planned; declare bias=True in the layer's spec"
+            )
         if (q.shape, k.shape, v.shape) != expected or (sinks is not None) != call.sinks:
             raise InputError(
                 f"attention was planned for q, k, v {expected} with{'' if call.sinks else 'out'} sinks, but is run "
@@ -67,7 +86,10 @@ def prepare(path: AttentionPath) -> Runner:
             )
         if direct is not None:
             return direct(q, k, v, scale, sinks)
-        return backend.run(call, price, q, k, v, scale=scale, sinks=sinks)
+        if bias is not None:
+            # Only a backend that names the feature is chosen, and takes the argument.
+            return cast(Any, backend).run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, bias=bias)
+        return backend.run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks)
 
     return run
 

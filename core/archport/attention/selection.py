@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from archport.contract.attention import AttentionCall, AttentionPath, Backend, Price
+from archport.contract.attention import AttentionCall, AttentionPath, Backend, Price, missing_features
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import InputError
 
@@ -37,7 +37,7 @@ def choose(
         if pin is not None and backend.name != pin:
             against[backend.name] = f"`{pin}` is pinned"
             continue
-        reasons = backend.reasons_against(call, device)
+        reasons = backend.reasons_against(call, device) or missing_features(backend, call)
         if reasons:
             against[backend.name] = "; ".join(reasons)
         else:
@@ -81,7 +81,8 @@ def _best(
 def _nothing(call: AttentionCall, device: DeviceFacts, against: dict[str, str], pin: str | None) -> str:
     shape = (
         f"q ({call.B}, {call.n_heads}, {call.q_len}, {call.head_dim}), k ({call.B}, {call.n_kv_heads}, {call.kv_len}, "
-        f"{call.head_dim}), v head_dim {call.v_head_dim}, {call.dtype}, mask {call.mask} on {device.name}"
+        f"{call.head_dim}), v head_dim {call.v_head_dim}, {call.dtype}, mask {call.mask}"
+        f"{''.join(f', {name}' for name in call.features)} on {device.name}"
     )
     if pin is not None and pin not in {name for name, why in against.items() if "is pinned" not in why}:
         names = ", ".join(sorted(against)) or "none"

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from archport.attention import masks
+from archport.attention.bias import line_of, score_dtype
 from archport.attention.blocks import lane_blocks
 from archport.attention.kernel import attend_block
 from archport.attention.visibility import Visibility, visibility
-from archport.contract.attention import AttentionCall, Price
+from archport.contract.attention import AttentionCall, DistanceBias, Price
 from archport.device.evaluation import Chain, Pipeline, finish
 from archport.device.tracing import traced
 
@@ -34,6 +35,7 @@ def run(
     mask: mx.array | None,
     sinks: mx.array | None,
     keys: Keys,
+    bias: DistanceBias | None = None,
 ) -> mx.array:
     """Attention tile by tile.
 
@@ -43,17 +45,21 @@ def run(
 
     seen = visibility(call)
     rows = price.q_tile
+    line = line_of(call, seen, bias, score_dtype(call, q.dtype))
     if price.evaluations <= 1:
         lo, hi = keys(seen, 0, call.q_len)
-        return attend_block(call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks)
+        return attend_block(
+            call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks, bias=line
+        )
     lazy = traced(q, k, v, mask, sinks)
     out = _Joined(call, price) if price.depth > 1 and not lazy else _Written(call, q.dtype, lazy=lazy)
     for at, kv_heads, heads in lane_blocks(call, price.lanes):
         lane = seen.of_rows(at.start, at.stop)
-        prepared: dict[tuple[int, int, int], mx.array] = {}
+        prepared: dict[tuple[int, int, int, int], mx.array] = {}
         lane_q, lane_k, lane_v = q[at, heads], k[at, kv_heads], v[at, kv_heads]
         lane_mask = None if mask is None else _mask_lane(mask, at, heads)
         lane_sinks = None if sinks is None else sinks[heads]
+        lane_bias = None if line is None else line.of_heads(heads)
         for a in range(0, call.q_len, rows):
             b = min(a + rows, call.q_len)
             lo, hi = keys(lane, a, b)
@@ -72,6 +78,7 @@ def run(
                 mask=lane_mask,
                 sinks=lane_sinks,
                 prepared=_shared_mask(call, lane, a, b, lo, hi, q.dtype, prepared),
+                bias=lane_bias,
             )
             out.add(tile, (at, heads, slice(a, b)))
             del tile
@@ -142,14 +149,17 @@ def _shared_mask(
     lo: int,
     hi: int,
     dtype: mx.Dtype,
-    prepared: dict[tuple[int, int, int], mx.array],
+    prepared: dict[tuple[int, int, int, int], mx.array],
 ) -> mx.array | None:
     """The mask that equally placed bands share: it depends on where the keys lie relative to the queries only."""
-    if seen.has_array or seen.rows > 1 or seen.key_lengths[0] < hi or seen.form(a, b, lo, hi) != "array":
+    if call.bias or seen.has_array or seen.rows > 1 or seen.key_lengths[0] < hi or seen.form(a, b, lo, hi) != "array":
         return None
-    place = (b - a, hi - lo, a - lo)
+    # In chunks it also depends on where the tile begins in its own.
+    place = (b - a, hi - lo, a - lo, 0 if seen.chunk is None else (seen.start + lo) % seen.chunk)
     if place not in prepared:
         # One mask is held at a time: bands at the edges have masks of their own.
         prepared.clear()
-        prepared[place] = masks.build(seen, a, b, lo, hi, array=None, additive=call.additive, dtype=dtype)
+        prepared[place] = masks.build(
+            seen, a, b, lo, hi, array=None, additive=call.additive and call.softcap is None, dtype=dtype
+        )
     return prepared[place]

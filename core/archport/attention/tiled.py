@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from archport.attention import tile_by_tile, tiles
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.visibility import Visibility, visibility
-from archport.contract.attention import AttentionCall, Price
+from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
 
 if TYPE_CHECKING:
@@ -24,12 +24,13 @@ class Tiled:
     """Rows of queries one after another, each on the keys up to its last row's diagonal."""
 
     routes: Routes = field(default_factory=TableRoutes)
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
     name: str = "tiled"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if call.mask == "segments":
             return ["documents are run one by one"]
-        if visibility(call).left is not None:
+        if visibility(call).windowed:
             return ["the window hides most keys from a tile; `banded` leaves them out"]
         return []
 
@@ -50,5 +51,8 @@ class Tiled:
         scale: float,
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
-        return tile_by_tile.run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, keys=Visibility.key_range)
+        return tile_by_tile.run(
+            call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, bias=bias, keys=Visibility.key_range
+        )

@@ -29,7 +29,7 @@ class Cut:
 
 def tile_form(seen: Visibility) -> Form:
     """The mask form that the tiles of a call take; some of them may need less."""
-    if seen.has_array or seen.rows > 1 or seen.left is not None or seen.right not in (None, 0):
+    if seen.has_array or seen.rows > 1 or seen.windowed or seen.right not in (None, 0):
         return "array"
     if seen.key_lengths[0] < seen.kv_len and seen.right is None:
         # Keys are cut at the shared length, so nothing is left to hide.
@@ -132,7 +132,7 @@ def priced(
     downs = -(-call.q_len // rows)
     count = downs * lanes
     width = min(call.kv_len, seen.widest(rows) + 2 * (key_grid - 1))
-    form = tile_form(seen)
+    form: Form = "array" if call.bias else tile_form(seen)
     tile = block(call, seen, rows, width, form, lanes=cut.lanes)
     kernel = _kernel(tile, device, routes, force)
     last_rows = call.q_len - (downs - 1) * rows
@@ -184,7 +184,7 @@ def _kernel(tile: FastCall, device: DeviceFacts, routes: Routes, force: bool) ->
 
 def visited(seen: Visibility, q_len: int, rows: int, width: int) -> int:
     """(query, key) pairs per head that the tiles compute, exact for causal and an upper bound for bands."""
-    if seen.left is not None or seen.right is None:
+    if seen.windowed or seen.right is None:
         return q_len * width
     offset = max(seen.offsets) + seen.right
     full, rest = divmod(q_len, rows)

@@ -23,6 +23,8 @@ class Visibility:
         offsets: position of query 0 per row; one entry when all rows share it.
         key_lengths: real keys per row; one entry when all rows share it.
         has_array: whether the caller brings an array mask on top.
+        chunk: positions per chunk outside of which nothing is seen; None where no pair lies in different ones.
+        start: position of key 0 in its chunk.
     """
 
     q_len: int
@@ -32,10 +34,17 @@ class Visibility:
     offsets: tuple[int, ...]
     key_lengths: tuple[int, ...]
     has_array: bool
+    chunk: int | None = None
+    start: int = 0
 
     @property
     def rows(self) -> int:
         return max(len(self.offsets), len(self.key_lengths))
+
+    @property
+    def windowed(self) -> bool:
+        """Whether some query does not see a key before it."""
+        return self.left is not None or self.chunk is not None
 
     def of_rows(self, first: int, last: int) -> Visibility:
         """The same for rows [first, last) of the batch alone."""
@@ -59,8 +68,17 @@ class Visibility:
         hi = max(self.key_lengths)
         if self.right is not None:
             hi = min(hi, max(self.offsets) + b + self.right)
+        if self.chunk is not None:
+            lo = max(lo, self.chunk_of(min(self.offsets) + a)[0])
+            hi = min(hi, self.chunk_of(max(self.offsets) + b - 1)[1])
         hi = min(max(hi, 1), self.kv_len)
         return min(lo, hi - 1), hi
+
+    def chunk_of(self, key: int) -> tuple[int, int]:
+        """Keys [first, last) of the chunk in which a key lies; the first may be before key 0."""
+        assert self.chunk is not None
+        first = (self.start + key) // self.chunk * self.chunk - self.start
+        return first, first + self.chunk
 
     def form(self, a: int, b: int, lo: int, hi: int) -> Form:
         """How MLX can be told what queries [a, b) see of keys [lo, hi): without mask, as "causal", or by an array."""
@@ -69,6 +87,9 @@ class Visibility:
         offset = self.offsets[0]
         cut_left = self.left is not None and lo < offset + b - 1 - self.left
         cut_right = self.right is not None and hi - 1 > offset + a + self.right
+        if self.chunk is not None:
+            cut_left = cut_left or lo < self.chunk_of(offset + b - 1)[0]
+            cut_right = cut_right or hi > self.chunk_of(offset + a)[1]
         if not cut_left and not cut_right:
             return "none"
         # MLX aligns "causal" at the lower right and leaves rows without any key undefined.
@@ -85,7 +106,7 @@ def visibility(call: AttentionCall) -> Visibility:
     if call.lengths and call.mask not in ("none", "causal"):
         queries = call.real_queries or (call.q_len,) * len(call.lengths)
         keys = _shared(call.lengths)
-        if call.visible_reach != (None, None):
+        if call.visible_reach != (None, None) or call.bias:
             offsets = _shared(tuple(s - n for s, n in zip(call.lengths, queries, strict=True)))
         if right == 0 and offsets == (call.kv_len - call.q_len,):
             # Padding lies to the right of every real query, where a causal layer never looks.
@@ -94,9 +115,11 @@ def visibility(call: AttentionCall) -> Visibility:
         left = None
     if right is not None and right >= call.kv_len - 1 - min(offsets):
         right = None
-    return Visibility(
-        call.q_len, call.kv_len, left, right, offsets, keys, call.mask == "dense" and bool(call.mask_shape)
-    )
+    chunk = call.chunk if call.mask not in ("none", "causal") else None
+    if chunk is not None and call.start + call.kv_len <= chunk:
+        chunk = None
+    has_array = call.mask == "dense" and bool(call.mask_shape)
+    return Visibility(call.q_len, call.kv_len, left, right, offsets, keys, has_array, chunk, call.start if chunk else 0)
 
 
 def _shared(values: tuple[int, ...]) -> tuple[int, ...]:

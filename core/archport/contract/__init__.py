@@ -8,6 +8,8 @@ from archport.contract.attention import (
     AttentionLimits,
     AttentionPath,
     Backend,
+    DistanceBias,
+    Feature,
     MaskKind,
     MaskPolicy,
     PathChooser,
@@ -45,6 +47,7 @@ from archport.contract.heads import (
 )
 from archport.contract.hookspecs import hookimpl
 from archport.contract.keys import ROPE_KEYS, ConfigKeys
+from archport.contract.masks import mask_policies
 from archport.contract.media import (
     Asked,
     ChatReader,
@@ -115,11 +118,13 @@ __all__ = [
     "Dense",
     "DeviceFacts",
     "DeviceKind",
+    "DistanceBias",
     "EmbeddingHead",
     "Encode",
     "Example",
     "Expansion",
     "Experts",
+    "Feature",
     "ForkedProcess",
     "Head",
     "InputError",
@@ -166,4 +171,5 @@ __all__ = [
     "YesNoHead",
     "hookimpl",
     "kv_capacity",
+    "mask_policies",
 ]

@@ -5,6 +5,7 @@ Pure data and protocols. Knows nothing of arrays beyond their names, of devices 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
@@ -15,6 +16,8 @@ from archport.contract.spec import AttentionLayer, DType, Semantics
 if TYPE_CHECKING:
     import mlx.core as mx
 
+# What a call may ask for beyond visibility, and a backend has to name in its `features` before it is asked.
+Feature = Literal["softcap", "bias", "chunk"]
 MaskKind = Literal["none", "causal", "window", "segments", "key_padding", "dense"]
 Reach = tuple[int | None, int | None]
 
@@ -110,6 +113,10 @@ class AttentionCall:
         mask_shape: broadcast shape of an array mask that the caller hands over; empty when there is none.
         sinks: whether the softmax holds a sink logit per head.
         limits: what the call may use.
+        softcap: c of scores that become c * tanh(score / c) before anything is hidden; None for none.
+        bias: whether `run` is handed a rule that says what is added to the scores, by distance and head.
+        chunk: positions per chunk where a query sees only keys of its own, read like `reach`; None: it sees across.
+        start: position of key 0 in its chunk; 0 in a document that begins in this call.
     """
 
     B: int
@@ -128,6 +135,10 @@ class AttentionCall:
     mask_shape: tuple[int, ...] = ()
     sinks: bool = False
     limits: AttentionLimits = field(default_factory=AttentionLimits)
+    softcap: float | None = None
+    bias: bool = False
+    chunk: int | None = None
+    start: int = 0
 
     @classmethod
     def of(
@@ -143,14 +154,18 @@ class AttentionCall:
         lengths: tuple[int, ...] = (),
         q_lengths: tuple[int, ...] = (),
         limits: AttentionLimits | None = None,
+        start: int = 0,
     ) -> AttentionCall:
         """The call of one layer under a mask policy.
 
         Args:
             q_len, kv_len: padded tokens of this step, and padded keys including cached ones.
             lengths, q_lengths: as in the class; handed on as they are.
+            start: position of key 0 in its row.
         """
         kind = policy.kind
+        reaching = kind in ("window", "segments", "key_padding", "dense")
+        chunk = layer.chunk if reaching else None
         return cls(
             B=B,
             n_heads=layer.n_heads,
@@ -161,14 +176,28 @@ class AttentionCall:
             v_head_dim=layer.v_head_dim,
             dtype=dtype,
             mask=kind,
-            reach=layer.reach if kind in ("window", "segments", "key_padding", "dense") else (None, None),
+            reach=layer.reach if reaching else (None, None),
             lengths=lengths,
             q_lengths=q_lengths,
             # A bool mask on CUDA becomes a full additive array; a broadcast additive one stays a view.
-            additive=device.kind == "cuda",
+            additive=device.kind == "cuda" or layer.bias,
             sinks=layer.sinks,
             limits=limits or AttentionLimits(),
+            softcap=layer.softcap,
+            bias=layer.bias,
+            chunk=chunk,
+            start=0 if chunk is None else start % chunk,
         )
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What a backend has to know for this call beyond visibility."""
+        asked: dict[Feature, bool] = {
+            "softcap": self.softcap is not None,
+            "bias": self.bias,
+            "chunk": self.chunk is not None,
+        }
+        return tuple(name for name, needed in asked.items() if needed)
 
     @property
     def itemsize(self) -> int:
@@ -249,8 +278,24 @@ class Price:
         return ""
 
 
+class DistanceBias(Protocol):
+    """What attention adds to its scores, as a rule: a number per head for each distance between a query and a key.
+
+    A tile asks for the distances that occur in it, so nobody ever holds a number per query and key of a whole call.
+    One object that several layers hand to `attend` is asked once for all of them.
+    """
+
+    def __call__(self, distances: mx.array) -> mx.array:
+        """Numbers (H, n) for distances (n,) int32: position of the key less that of the query, below 0 for the past."""
+        ...
+
+
 class Backend(Protocol):
-    """One way to run scaled-dot-product attention. The object that prices a call is the object that runs it."""
+    """One way to run scaled-dot-product attention. The object that prices a call is the object that runs it.
+
+    A backend that also runs calls with a soft cap or a bias says so by an attribute `features`, a set of `Feature`;
+    one without is never asked about such calls. `run` is handed `bias=` (a `DistanceBias`) where `call.bias` is set.
+    """
 
     @property
     def name(self) -> str:
@@ -301,6 +346,20 @@ class AttentionPath:
     price: Price
     against: tuple[tuple[str, str], ...] = ()
     excess: str = ""
+
+
+_FEATURE_WORDS: dict[Feature, str] = {
+    "softcap": "a soft cap",
+    "bias": "a bias by distance",
+    "chunk": "attention within chunks",
+}
+
+
+def missing_features(backend: Backend, call: AttentionCall) -> list[str]:
+    """Why a backend may not be asked about a call: what the call needs and the backend does not name."""
+    # Backends written before features existed have no such attribute, and would leave out what they do not know.
+    known: Collection[str] = getattr(backend, "features", ())
+    return [f"it does not run {_FEATURE_WORDS[name]}" for name in call.features if name not in known]
 
 
 class PathChooser(Protocol):

@@ -17,6 +17,7 @@ from archport.contract.recurrence import RecurrentStep, Segments
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from archport.contract.attention import DistanceBias
     from archport.contract.heads import Head
     from archport.contract.media import Reader, VisualRows
 
@@ -58,10 +59,21 @@ class LayerContext(Protocol):
         *,
         scale: float,
         sinks: mx.array | None = None,
+        softcap: float | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
         """Attention of layer number `layer` as its spec declares it.
 
         Shapes: q (B, H, L, Dh), k (B, K, L, Dh), v (B, K, L, Dv), all without repeated heads; returns (B, H, L, Dv).
+
+        Args:
+            scale: factor of the scores.
+            sinks: (H,), one more logit per head, where the spec says so.
+            softcap: the spec's, which also holds when it is left out.
+            bias: what distances add to the scaled and capped scores, where the spec says that there is one.
+
+        Raises:
+            InputError: what is handed over is not what the spec declares.
         """
         ...
 

@@ -8,6 +8,7 @@ Pure data derived from `config.json` and validated on construction. Knows nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -46,6 +47,10 @@ class AttentionLayer:
         kv: `own` keeps a KV cache, `shared` reads another layer's and allocates nothing, `none` keeps no cache.
             When left out `own` for a causal layer, `none` for a bidirectional one.
         gated: whether its output is multiplied by a gate as wide, which plans price.
+        softcap: c of scores that become c * tanh(score / c), as in Gemma 2; None for none.
+        bias: whether `attend` is handed a rule of what distances add to the scores (ALiBi, relative tables).
+        chunk: positions in a chunk, where tokens see only those of their own chunk, as in Llama 4; None where they see
+            across. It is the reach then, which is left out: that of the chunk's last or first token.
 
     Raises:
         SpecError: on any contradiction, such as a bidirectional layer with a KV cache.
@@ -60,6 +65,9 @@ class AttentionLayer:
     sinks: bool = False
     kv: KVKind | None = None
     gated: bool = False
+    softcap: float | None = None
+    bias: bool = False
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if self.semantics not in get_args(Semantics):
@@ -73,7 +81,10 @@ class AttentionLayer:
         if self.v_head_dim == 0:
             object.__setattr__(self, "v_head_dim", self.head_dim)
         _positive("attention layer", v_head_dim=self.v_head_dim)
+        self._check_chunk()
         self._check_reach()
+        if self.softcap is not None and not (isinstance(self.softcap, int | float) and 0 < self.softcap < math.inf):
+            raise SpecError(f"attention layer: softcap={self.softcap!r}; expected a number above 0, or None for none")
         if self.kv is None:
             object.__setattr__(self, "kv", "own" if self.semantics == "causal" else "none")
         if self.kv not in get_args(KVKind):
@@ -83,6 +94,19 @@ class AttentionLayer:
                 f"attention layer: a bidirectional layer with kv={self.kv!r} is impossible: every later token changes "
                 "what earlier tokens saw, so nothing can be cached; use kv='none'"
             )
+
+    def _check_chunk(self) -> None:
+        if self.chunk is None:
+            return
+        _positive("attention layer", chunk=self.chunk)
+        most = self.chunk - 1
+        # What is made of a chunk below is taken as well, as `dataclasses.replace` hands it over.
+        if self.reach not in (UNLIMITED, (None, 0), (most, 0 if self.semantics == "causal" else most)):
+            raise SpecError(
+                f"attention layer: chunk={self.chunk} with reach={self.reach}; a chunk is a reach of its own, so leave "
+                "the other out"
+            )
+        object.__setattr__(self, "reach", (most, 0 if self.semantics == "causal" else most))
 
     def _check_reach(self) -> None:
         left, right = self.reach

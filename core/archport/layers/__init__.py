@@ -3,6 +3,7 @@
 from archport.layers.activations import activation
 from archport.layers.attention import Attention
 from archport.layers.decoder import PreNormBlock
+from archport.layers.distance import RelativeBuckets, Slopes, alibi_slopes
 from archport.layers.embedding import Embedding
 from archport.layers.encoder import PostNormBlock
 from archport.layers.experts import SparseMLP, stack_experts
@@ -22,11 +23,14 @@ __all__ = [
     "GatedMLP",
     "PostNormBlock",
     "PreNormBlock",
+    "RelativeBuckets",
     "Rotary",
+    "Slopes",
     "SparseMLP",
     "ZeroCentredRMSNorm",
     "activation",
     "added",
+    "alibi_slopes",
     "head_rows",
     "merge_projections",
     "settle_head",

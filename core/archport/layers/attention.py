@@ -10,7 +10,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import AttentionLayer, LayerContext
+from archport.contract import AttentionLayer, DistanceBias, LayerContext
 from archport.layers.merging import MergedLinear
 from archport.layers.norm_rotate import NormRotate
 from archport.layers.norms import ZeroCentredRMSNorm
@@ -36,6 +36,8 @@ class Attention(nn.Module):
         qk_norm: the kind of that norm.
         rotary: position embedding; None where positions were added to the input.
         scale: of the scores; head_dim**-0.5 when left out.
+        distance_bias: what distances add to the scores, where the spec says `bias`; not a part of this module's
+            parameters, so that layers can share one.
     """
 
     takes_onto = True
@@ -52,10 +54,12 @@ class Attention(nn.Module):
         qk_norm: type[nn.RMSNorm | ZeroCentredRMSNorm] = nn.RMSNorm,
         rotary: Rotary | None = None,
         scale: float | None = None,
+        distance_bias: DistanceBias | None = None,
     ) -> None:
         super().__init__()
         self._index, self._spec, self._rotary = index, spec, rotary
         self._scale = spec.head_dim**-0.5 if scale is None else scale
+        self._distance_bias = distance_bias
         self._norm_rotate: NormRotate | None = None
         # A gate as wide as the output lies behind each head's query.
         width = spec.head_dim + (spec.v_head_dim if spec.gated else 0)
@@ -87,7 +91,7 @@ class Attention(nn.Module):
 
     def attended(self, ctx: LayerContext, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """What the layer's heads find, (B, H, L, Dv)."""
-        return ctx.attend(self._index, q, k, v, scale=self._scale)
+        return ctx.attend(self._index, q, k, v, scale=self._scale, bias=self._distance_bias)
 
     def joined(self, out: mx.array, gate: mx.array | None, onto: mx.array | None = None) -> mx.array:
         """The output (B, L, D) of heads (B, H, L, Dv), added to `onto` where that is given."""

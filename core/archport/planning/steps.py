@@ -19,9 +19,7 @@ from archport.contract import (
     RecurrentLayer,
     RecurrentPath,
 )
-from archport.planning.batch import Batch, Steps
-from archport.planning.job import Job
-from archport.planning.masks import (
+from archport.contract.masks import (
     DENSE,
     HIDDEN_ENDS,
     HIDDEN_FRONTS,
@@ -29,8 +27,10 @@ from archport.planning.masks import (
     PACKED,
     SEGMENTS,
     check_pin,
-    policies,
+    mask_policies,
 )
+from archport.planning.batch import Batch, Steps
+from archport.planning.job import Job
 from archport.planning.plan import StepPlan
 from archport.planning.recurrence import choose_form
 
@@ -109,6 +109,8 @@ def _decode_path(job: Job, batch: Batch, layer: AttentionLayer, kv_len: int) -> 
         dtype=job.dtype,
         limits=job.limits,
     )
+    # One query's chunk is where its keys are cut, or a row's columns hidden.
+    call = replace(call, chunk=None, start=0)
     if padded:
         call = replace(call, mask_shape=(rows, 1, 1, kv_len))
     name = job.backend or job.backend_pin(layer, call)[0]
@@ -140,9 +142,11 @@ def path_of(
     kv_len = shape.S + start + q_len
     if kept is not None and kept.storage == "ring" and left is not None:
         kv_len = min(kv_len, left + q_len)
-    ragged = shape.ragged and (layer.semantics == "bidirectional" or not batch.even_start)
-    options, words = _options(job, batch, layer, q_len, kv_len, ragged=ragged)
-    lengths, q_lengths = _lengths(batch, start, q_len, kv_len) if ragged else ((), ())
+    # What a ring has dropped.
+    behind = shape.S + start + q_len - kv_len
+    options, words = _options(job, batch, layer, q_len, kv_len, behind)
+    alone = shape.ragged and (layer.semantics == "bidirectional" or not batch.even_start)
+    lengths, q_lengths = _lengths(batch, start, q_len, kv_len) if alone else ((), ())
     if len(options) > 1 and job.device.kind == "cuda" and len(set(lengths)) > MOST_LENGTHS:
         options = tuple(option for option in options if option != SEGMENTS)
     if batch.visible:
@@ -164,6 +168,7 @@ def path_of(
             lengths=lengths,
             q_lengths=q_lengths,
             limits=room[0],
+            start=behind,
         )
         if batch.dense:
             call = replace(call, mask_shape=(shape.B, 1, q_len, kv_len), additive=True)
@@ -238,12 +243,14 @@ def reasons(job: Job, path: AttentionPath) -> tuple[tuple[str, str], ...]:
 
 
 def _options(
-    job: Job, batch: Batch, layer: AttentionLayer, q_len: int, kv_len: int, *, ragged: bool
+    job: Job, batch: Batch, layer: AttentionLayer, q_len: int, kv_len: int, behind: int
 ) -> tuple[tuple[MaskPolicy, ...], list[str]]:
     """The mask policies to price, and what a hook fixed in words."""
     if batch.dense:
         return (DENSE,), []
-    right = policies(layer, q_len=q_len, kv_len=kv_len, ragged=ragged)
+    right = mask_policies(
+        layer, q_len=q_len, kv_len=kv_len, behind=behind, ragged=batch.shape.ragged, even_start=batch.even_start
+    )
     pin, who = job.mask_pin(layer, batch.shape)
     if pin is None:
         return right, []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import mlx.core as mx
 
 from archport.attention import Runner, prepare, sharing
-from archport.contract import ArchportError, AttentionPath, Segments, VisualRows
+from archport.contract import ArchportError, AttentionPath, DistanceBias, InputError, Segments, VisualRows
 from archport.device.evaluation import Pipeline, finish
 from archport.device.tracing import traced
 from archport.layers.norm_rotate import NormRotate
@@ -151,10 +151,13 @@ class StepContext:
         *,
         scale: float,
         sinks: mx.array | None = None,
+        softcap: float | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
         path = self._paths[self._plan.layer_kinds[layer]]
         if not isinstance(path, AttentionPath):
             raise ArchportError(f"layer {layer} is declared recurrent but called attend; declare it an AttentionLayer")
+        check_softcap(layer, path, softcap)
         if self._ends_before(layer):
             self._stretches.start(self._plan, self._batch, q, k, v, paused=self._pauses > 1)
         if path.price.evaluations > 1 and self._batch.in_flight > 1 and not traced(q):
@@ -169,7 +172,7 @@ class StepContext:
             run = self._runners[id(path)] = prepare(path)
         # Padded rows need no zeros: their keys are hidden from real rows, and pooling knows the lengths.
         with sharing(self._masks):
-            out = run(q, k, v, scale=scale, sinks=sinks)
+            out = run(q, k, v, scale=scale, sinks=sinks, bias=bias)
         if self._batch.visible:
             out = self._seeing(out, path.call.reach[0])
         if self._batch.split:
@@ -193,6 +196,15 @@ class StepContext:
     def _ends_before(self, layer: int) -> bool:
         """Whether the layers before this one are evaluated apart, as the plan's peak needs."""
         return layer > 0 and layer % self._batch.eval_every_layers == 0
+
+
+def check_softcap(layer: int, path: AttentionPath, softcap: float | None) -> None:
+    """Raises InputError where a layer hands over another soft cap than the one that was planned."""
+    if softcap is not None and softcap != path.call.softcap:
+        raise InputError(
+            f"layer {layer} attends with softcap={softcap}, planned was {path.call.softcap}; declare it in the layer's "
+            "AttentionLayer, which is what plans price"
+        )
 
 
 def _rotated(rope: Callable[[mx.array, int | mx.array], mx.array], offset: int | mx.array, x: mx.array) -> mx.array:

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from archport.attention import Runner, prepare
+from archport.attention import Runner, prepare, sharing
 from archport.attention.masks import lowest
 from archport.contract import (
     ArchportError,
@@ -22,6 +22,7 @@ from archport.contract import (
     AttentionLayer,
     AttentionPath,
     DeviceKind,
+    DistanceBias,
     MaskPolicy,
     RecurrentPath,
     Segments,
@@ -29,6 +30,7 @@ from archport.contract import (
 )
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.planning import BatchPlan, Plan
+from archport.running.context import check_softcap
 from archport.running.planned import Planner
 from archport.running.prefix_cache import PrefixDraft, remember
 from archport.running.recurrent import StateStep, recurrent_path
@@ -140,7 +142,8 @@ class DecodeContext:
         self._offset: int | mx.array = mx.array(positions, dtype=mx.int32) if uneven else positions[0]
         self.decoding = mx.array(positions, dtype=mx.int32) if compiled else None
         # Layers of one kind share call and mask.
-        self._calls: dict[tuple[int, int], tuple[AttentionCall, mx.array | None, Runner | None]] = {}
+        self._calls: dict[tuple[int, int], tuple[Runner, mx.array | None]] = {}
+        self._masks: dict[tuple[object, ...], mx.array] = {}
 
     @property
     def positions(self) -> mx.array:
@@ -168,34 +171,49 @@ class DecodeContext:
         *,
         scale: float,
         sinks: mx.array | None = None,
+        softcap: float | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
         kind = self._kinds[layer]
         path, cache = self._paths[kind], self._caches[layer]
         if not isinstance(path, AttentionPath) or not isinstance(cache, KVCache):
             raise ArchportError(f"layer {layer} attends while decoding but keeps no keys; declare it kv='own'")
+        check_softcap(layer, path, softcap)
         k, v = cache.advance(k, v)
+        fronts = self._fronts(cache.layer)
+        if len(set(fronts)) == 1:
+            # Columns that no row sees.
+            gone = max(0, fronts[0] - self._written + k.shape[2])
+            k, v = k[:, :, gone:], v[:, :, gone:]
         key = (kind, k.shape[2])
         found = self._calls.get(key)
         if found is None:
-            found = self._calls[key] = self._call(path, k.shape[2], q.dtype)
-        call, mask, run = found
-        if run is not None:
-            return run(q, k, v, scale=scale, sinks=sinks)
-        return path.backend.run(call, path.price, q, k, v, scale=scale, mask=mask, sinks=sinks)
+            found = self._calls[key] = self._call(path, fronts, k.shape[2], q.dtype)
+        run, mask = found
+        with sharing(self._masks):
+            return run(q, k, v, scale=scale, mask=mask, sinks=sinks, bias=bias)
+
+    def _fronts(self, layer: AttentionLayer) -> list[int]:
+        """Columns in front of what each row's token sees, as far as a cache does not cut them off."""
+        if layer.chunk is None:
+            return self._pads
+        # The first column of the chunk that the token is in.
+        return [self._written - 1 - (self._written - 1 - pad) % layer.chunk for pad in self._pads]
 
     def _call(
-        self, path: AttentionPath, width: int, dtype: mx.Dtype
-    ) -> tuple[AttentionCall, mx.array | None, Runner | None]:
-        """The planned call at the keys there are now, and what hides columns in front of short rows or else runs it."""
+        self, path: AttentionPath, fronts: list[int], width: int, dtype: mx.Dtype
+    ) -> tuple[Runner, mx.array | None]:
+        """What runs the planned call at the keys there are now, and what hides columns in front of short rows."""
         first = self._written - width
-        if max(self._pads) <= first:
+        if max(fronts) <= first:
             call = replace(path.call, kv_len=width, mask="none", reach=(None, None), mask_shape=())
-            return call, None, prepare(replace(path, call=call))
-        shown = mx.arange(first, self._written)[None] >= mx.array(self._pads)[:, None]
+            return prepare(replace(path, call=call)), None
+        shown = mx.arange(first, self._written)[None] >= mx.array(fronts)[:, None]
         mask = shown[:, None, None]
         if path.call.additive:
             mask = mx.where(mask, mx.array(0, dtype), mx.array(lowest(dtype), dtype))
-        return replace(path.call, kv_len=width, mask_shape=tuple(mask.shape)), mask, None
+        call = replace(path.call, kv_len=width, mask_shape=tuple(mask.shape))
+        return prepare(replace(path, call=call)), mask
 
 
 def compiles(kind: DeviceKind) -> bool:

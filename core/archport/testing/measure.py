@@ -17,6 +17,7 @@ from archport.attention import attend
 from archport.contract import (
     AttentionCall,
     AttentionLayer,
+    DistanceBias,
     LayerContext,
     LayerSpec,
     MaskPolicy,
@@ -67,19 +68,40 @@ def visible(layer: AttentionLayer, q_len: int, kv_len: int) -> np.ndarray:
 
 
 def reference(
-    q: object, k: object, v: object, scale: float, seen: np.ndarray, sinks: object | None = None
+    q: object,
+    k: object,
+    v: object,
+    scale: float,
+    seen: np.ndarray,
+    sinks: object | None = None,
+    softcap: float | None = None,
+    bias: DistanceBias | None = None,
 ) -> np.ndarray:
     """Attention in float64: q (B, H, L, Dh), k (B, K, S, Dh), v (B, K, S, Dv), seen broadcastable to (B, H, L, S)."""
     q, k, v = as_array(q), as_array(k), as_array(v)
     repeat = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, repeat, axis=1), np.repeat(v, repeat, axis=1)
-    scores = np.where(seen, q @ k.swapaxes(-1, -2) * scale, -np.inf)
+    scores = q @ k.swapaxes(-1, -2) * scale
+    if softcap is not None:
+        scores = np.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + distance_bias(bias, q.shape[2], k.shape[2])
+    scores = np.where(seen, scores, -np.inf)
     if sinks is not None:
         extra = np.broadcast_to(as_array(sinks).reshape(1, -1, 1, 1), (*scores.shape[:-1], 1))
         scores = np.concatenate([scores, extra], axis=-1)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights[..., : k.shape[2]] @ v
+
+
+def distance_bias(rule: DistanceBias, q_len: int, kv_len: int) -> np.ndarray:
+    """What a rule adds for the last `q_len` positions on `kv_len` keys, (H, q_len, kv_len) float64."""
+    import mlx.core as mx
+
+    distance = np.arange(kv_len)[None] - (np.arange(q_len) + kv_len - q_len)[:, None]
+    line = as_array(rule(mx.arange(1 - kv_len, kv_len, dtype=mx.int32)))
+    return line[:, distance + kv_len - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +115,7 @@ class Attended:
     scale: float
     sinks: mx.array | None
     out: mx.array
+    bias: DistanceBias | None = None
 
 
 @dataclass(slots=True)
@@ -120,10 +143,19 @@ class Tap:
         self.inner.pause(x)
 
     def attend(
-        self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None
+        self,
+        layer: int,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        sinks: mx.array | None = None,
+        softcap: float | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
-        out = self.inner.attend(layer, q, k, v, scale=scale, sinks=sinks)
-        call = Attended(layer, q, k, v, scale, sinks, out)
+        out = self.inner.attend(layer, q, k, v, scale=scale, sinks=sinks, softcap=softcap, bias=bias)
+        call = Attended(layer, q, k, v, scale, sinks, out, bias)
         self.calls.append(call)
         if self.again is not None:
             self.again(self, call)
@@ -171,7 +203,16 @@ class PackedContext:
         pass
 
     def attend(
-        self, layer: int, q: mx.array, k: mx.array, v: mx.array, *, scale: float, sinks: mx.array | None = None
+        self,
+        layer: int,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        sinks: mx.array | None = None,
+        softcap: float | None = None,
+        bias: DistanceBias | None = None,
     ) -> mx.array:
         spec = self._layers[layer]
         assert isinstance(spec, AttentionLayer), f"layer {layer} is declared recurrent but called attend"
@@ -186,7 +227,7 @@ class PackedContext:
             dtype=self._planner.dtype or "float32",
             lengths=self._lengths,
         )
-        return attend(self._planner.choose(call, self._planner.device), q, k, v, scale=scale, sinks=sinks)
+        return attend(self._planner.choose(call, self._planner.device), q, k, v, scale=scale, sinks=sinks, bias=bias)
 
     @property
     def segments(self) -> Segments:

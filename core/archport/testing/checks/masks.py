@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from archport.attention import attend, legal_policies
+from archport.attention import attend
 from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionLimits, InputError, MaskPolicy
+from archport.contract.attention import missing_features
+from archport.contract.masks import mask_policies
 from archport.testing.check import check, fail, skip
 from archport.testing.measure import Attended, PackedContext, Tap, as_array, gap, reference, taps, visible
 from archport.testing.subject import Tiny
@@ -106,7 +108,9 @@ def each_layer_sees_its_reach(t: Tiny) -> str:
 
         at = L // 2
         bump = mx.zeros((1, 1, L, 1)).at[:, :, at].add(1.0).astype(call.k.dtype)
-        out = tap.inner.attend(call.layer, call.q, call.k + bump, call.v + 2 * bump, scale=call.scale, sinks=call.sinks)
+        out = tap.inner.attend(
+            call.layer, call.q, call.k + bump, call.v + 2 * bump, scale=call.scale, sinks=call.sinks, bias=call.bias
+        )
         moved = np.abs(as_array(out) - as_array(call.out)).max(axis=(0, 1, 3)) / np.abs(as_array(call.v)).max()
         want = visible(layer, L, L)[:, at]
         wrong = np.flatnonzero((moved > STILL) != want)
@@ -143,17 +147,18 @@ def backends_agree(t: Tiny) -> str:
         got = calls[index]
         for q_len in dict.fromkeys((L, 5, 1)):
             q = got.q[:, :, L - q_len :]
-            want = reference(q, got.k, got.v, got.scale, visible(layer, q_len, L), got.sinks)
-            policy = legal_policies(layer, q_len=q_len, kv_len=L)[0]
+            want = reference(q, got.k, got.v, got.scale, visible(layer, q_len, L), got.sinks, layer.softcap, got.bias)
+            policy = mask_policies(layer, q_len=q_len, kv_len=L)[0]
             for limits in (AttentionLimits(), tight):
                 call = AttentionCall.of(
                     layer, policy, t.planner.device, B=1, q_len=q_len, kv_len=L, dtype="float32", limits=limits
                 )
                 for backend in _backends(t):
-                    if backend.reasons_against(call, t.planner.device):
+                    if missing_features(backend, call) or backend.reasons_against(call, t.planner.device):
                         continue
                     price = backend.price(call, t.planner.device)
-                    out = backend.run(call, price, q, got.k, got.v, scale=got.scale, sinks=got.sinks)
+                    more = {} if got.bias is None else {"bias": got.bias}
+                    out = backend.run(call, price, q, got.k, got.v, scale=got.scale, sinks=got.sinks, **more)
                     difference = gap(out, want)
                     worst, count = max(worst, difference), count + 1
                     names.add(backend.name)
@@ -190,7 +195,7 @@ def mask_policies_agree(t: Tiny) -> str:
             seen = np.stack([visible(layer, L, L) & (np.arange(L) < length) for length in lengths])[:, None]
             # Rows of padding see nothing and are not compared.
             seen[..., 0] |= ~seen.any(axis=-1)
-            want = reference(q, k, v, a.scale, seen, a.sinks)
+            want = reference(q, k, v, a.scale, seen, a.sinks, layer.softcap, a.bias)
             ragged = lengths[0] != lengths[1]
             for policy in _policies(t, layer, L, ragged=ragged):
                 call = AttentionCall.of(
@@ -201,7 +206,7 @@ def mask_policies_agree(t: Tiny) -> str:
                     path = t.planner.choose(call, t.planner.device)
                 except InputError:
                     continue
-                out = as_array(attend(path, q, k, v, scale=a.scale, sinks=a.sinks))
+                out = as_array(attend(path, q, k, v, scale=a.scale, sinks=a.sinks, bias=a.bias))
                 difference = max(gap(out[row, :, :n], want[row, :, :n]) for row, n in enumerate(lengths))
                 worst, count = max(worst, difference), count + 1
                 kinds.add(policy.kind)
@@ -214,10 +219,10 @@ def mask_policies_agree(t: Tiny) -> str:
 
 
 def _policies(t: Tiny, layer: AttentionLayer, L: int, *, ragged: bool) -> list[MaskPolicy]:
-    legal = list(legal_policies(layer, q_len=L, kv_len=L, ragged=ragged))
-    if ragged:
-        legal += [MaskPolicy(kind) for kind in ("segments", "key_padding") if kind not in [p.kind for p in legal]]
-    return legal
+    legal = list(mask_policies(layer, q_len=L, kv_len=L, ragged=ragged))
+    # What carries reach and lengths is right wherever anything is, and may be pinned.
+    more = ("segments", "key_padding", "dense") if ragged else ("dense",)
+    return legal + [MaskPolicy(kind) for kind in more if kind not in [policy.kind for policy in legal]]
 
 
 @check("tiny")

@@ -1,8 +1,14 @@
-"""Which mask policies are right for a layer in a step, cheapest kind first. Knows nothing of prices or devices."""
+"""The one table of mask policies: which are right for a layer in a step, the one to take by default first.
+
+The planner prices what it names, the runtime runs that, and the conformance kit holds each of them against float64.
+Pure Python; knows nothing of prices, devices or arrays.
+"""
 
 from __future__ import annotations
 
-from archport.contract import AttentionLayer, MaskPolicy, PluginError
+from archport.contract.attention import MaskPolicy
+from archport.contract.errors import PluginError
+from archport.contract.spec import AttentionLayer
 
 CAUSAL = MaskPolicy("causal", "causal; padding on the right needs no mask")
 ONE_QUERY = MaskPolicy("none", "one query sees the whole cache")
@@ -17,26 +23,43 @@ PACKED = MaskPolicy("segments", "rows lie behind one another, and each sees itse
 DENSE = MaskPolicy("dense", "asked for")
 
 
-def policies(layer: AttentionLayer, *, q_len: int, kv_len: int, ragged: bool) -> tuple[MaskPolicy, ...]:
+def mask_policies(
+    layer: AttentionLayer,
+    *,
+    q_len: int,
+    kv_len: int,
+    behind: int = 0,
+    ragged: bool = False,
+    even_start: bool = True,
+    packed: bool = False,
+) -> tuple[MaskPolicy, ...]:
     """Policies that hide exactly what the layer must not see.
 
     Args:
         q_len, kv_len: padded tokens of the step, and keys it sees, cached ones included.
-        ragged: whether rows need their own lengths. A causal step whose rows start at one position does not: padding
-            on the right is never seen by a real token.
+        behind: tokens before the first of these keys, which a ring has dropped.
+        ragged: whether rows differ in length; they are padded on the right.
+        even_start: whether all rows begin this step at one position. A causal step then needs no lengths: padding on
+            the right is never seen by a real token.
+        packed: whether one row holds several documents.
     """
-    if ragged:
+    if packed:
+        return (PACKED,)
+    if ragged and (layer.semantics == "bidirectional" or not even_start):
         return (SEGMENTS, KEY_PADDING)
+    if _hides(layer, kv_len, behind):
+        return (WINDOW,)
     if layer.semantics == "causal":
-        left = layer.reach[0]
-        if left is not None and left + 1 < kv_len:
-            return (WINDOW,)
         return (ONE_QUERY,) if q_len == 1 else (CAUSAL,)
-    if not layer.is_windowed:
-        return (FULL,)
-    left, right = layer.reach
-    covered = (left is None or left >= kv_len - 1) and (right is None or right >= kv_len - 1)
-    return (SHORT,) if covered else (WINDOW,)
+    return (SHORT,) if layer.is_windowed else (FULL,)
+
+
+def _hides(layer: AttentionLayer, kv_len: int, behind: int) -> bool:
+    """Whether some pair of these tokens is out of reach."""
+    if layer.chunk is not None:
+        return behind % layer.chunk + kv_len > layer.chunk
+    sides = layer.reach if layer.semantics == "bidirectional" else layer.reach[:1]
+    return any(side is not None and side + 1 < kv_len for side in sides)
 
 
 def check_pin(pin: MaskPolicy, layer: AttentionLayer, right: tuple[MaskPolicy, ...], who: str) -> MaskPolicy:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +22,7 @@ from archport.running.verify import MemoryReading
 from archport.testing.measure import host_ahead
 from archport.testing.subject import Subject, Tiny
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
 IMAGE = pytest.importorskip("PIL.Image")
 
 
@@ -84,6 +86,7 @@ def ask_everything(tiny: Tiny, lengths: tuple[int, ...]) -> set[str]:
         model.generate(ids, max_tokens=5)
         with model.generate(ids, max_tokens=4, stream=True, temperature=0.7, top_p=0.9, logprobs=2) as pieces:
             assert len(list(pieces)) >= len(ids)
+        model.generate(ids, max_tokens=4, n=3, temperature=0.7, frequency_penalty=0.5, min_tokens=2)
         stages |= {"prefill", "decode"}
     if tiny.spec.vision is not None:
         pictures = [picture(width, height) for width, height in ((32, 32), (64, 48), (20, 90))]
@@ -121,6 +124,9 @@ DRAWN = (
     {},
     {"temperature": 0.7, "top_p": 0.9},
     {"temperature": 0.7, "top_p": 0.9, "min_p": 0.1, "top_k": 5, "logprobs": 3, "repetition_penalty": 1.1},
+    {"presence_penalty": 0.5},
+    {"frequency_penalty": 0.5, "presence_penalty": 0.5, "min_tokens": 4, "stop_token_ids": [1], "logit_bias": {5: 1.0}},
+    {"temperature": [0.7, 0] * 4, "top_k": [5, 9] * 4, "frequency_penalty": 0.5, "logit_bias": [{5: 1.0}, None] * 4},
 )
 
 
@@ -144,6 +150,25 @@ def test_drawing_from_a_large_vocabulary_stays_within_the_plan(dtype, options, r
     # And close, because nothing else is large here.
     weights = wide(dtype)._runtime.encoder.plan.weight_bytes
     assert decode.planned - weights <= 1.9 * (decode.measured - weights)
+
+
+def test_rows_that_leave_one_by_one_stay_within_the_plan(readings):
+    model = engine.load(GOLDENS / "qwen3-windowed", prefix_cache=0)
+    model.generate([[5 + row, 6, 7] for row in range(48)], max_tokens=[60 - row for row in range(48)])
+    assert [reading for reading in readings if not reading.holds] == []
+
+
+@pytest.mark.parametrize("lengths", [(300,), (300, 40)], ids=str)
+@pytest.mark.parametrize("name", ["qwen3-windowed", "qwen35-text"])
+def test_copies_of_caches_for_several_answers_are_in_the_plan(name, lengths, readings):
+    model = engine.load(GOLDENS / name, prefix_cache=0)
+    rows = [[1 + at % 90 for at in range(length)] for length in lengths]
+    model.generate(rows, max_tokens=30, n=24, temperature=0.7, seed=1)
+    assert [reading for reading in readings if not reading.holds] == []
+    *_, decode = readings
+    weights = model._runtime.encoder.plan.weight_bytes
+    # And close, because the copies outweigh everything else.
+    assert decode.planned - weights <= 1.5 * (decode.measured - weights)
 
 
 def test_batches_are_read_one_by_one(readings):

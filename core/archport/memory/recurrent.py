@@ -58,8 +58,11 @@ class RecurrentState:
         unknown = [row for row in rows if not 0 <= row < self.B]
         if unknown or not rows:
             raise InputError(f"recurrent state: rows {list(rows)}; expected at least one of 0 to {self.B - 1}")
-        index = mx.array(list(rows))
-        self.arrays = tuple(mx.take(array, index, axis=0) for array in self.arrays)
-        # Here, as keys and values are: an unevaluated copy holds the old arrays too.
-        mx.eval(self.arrays)
-        self.B = len(rows)
+        index, arrays = mx.array(list(rows)), list(self.arrays)
+        self.arrays = ()
+        for at, array in enumerate(arrays):
+            # Evaluated one by one: an unevaluated copy holds the old array too.
+            arrays[at] = mx.take(array, index, axis=0)
+            del array
+            mx.eval(arrays[at])
+        self.arrays, self.B = tuple(arrays), len(rows)

@@ -31,7 +31,7 @@ class CacheBytes:
     Args:
         cached: what the tokens cached before the request already hold.
         new: what the request adds.
-        growth: the old buffers of one layer while it moves into larger ones.
+        growth: the old buffers of one layer while it moves into larger ones, or one array while rows leave it.
         conversion: full-width keys and values of one layer beside its quantised ones.
         largest: the largest single buffer.
     """
@@ -118,7 +118,11 @@ def cache_bytes(job: Job, allocations: tuple[KVAllocation | None, ...], shape: B
             before = total if isinstance(layer, RecurrentLayer) else shape.B * kept.row_bytes(layer, held, size)
         cached += count * before
         new += count * (total - before)
-        largest = max(largest, kept.largest_buffer(layer, B=shape.B, tokens=tokens, itemsize=size))
+        buffer = kept.largest_buffer(layer, B=shape.B, tokens=tokens, itemsize=size)
+        largest = max(largest, buffer)
+        if job.mode == "generate" and shape.B > 1 and job.new_tokens not in (0, 1):
+            # Rows that finish leave the others, which are copied one array after the other.
+            growth = max(growth, buffer)
         if job.mode == "generate" and shape.B > 1 and shape.ragged and isinstance(layer, AttentionLayer):
             # Rows are moved to end at one column, one array after the other.
             growth = max(growth, total // 2)

@@ -30,10 +30,10 @@ def readout_bytes(job: Job, readout: Readout, tokens: int, components: dict[str,
 
 def decoding_bytes(
     job: Job, batch: Batch, components: dict[str, int], caches: CacheBytes, kv: tuple[KVAllocation | None, ...]
-) -> tuple[int, Buffer]:
-    """What a step of decoding needs beyond what the prompts needed, and its largest array.
+) -> tuple[int, int, Buffer]:
+    """What decoding needs beyond what the prompts needed, how much of that comes and goes, and its largest array.
 
-    Several answers of a prompt add copies of its caches, which are made when the prompts are read.
+    Several answers of a prompt add copies of its caches, which are made when the prompts are read and stay.
     """
     rows, cap = len(batch.lengths) * job.answers, job.device.max_buffer
     head = itemsize(job.dtype) * job.spec.vocab_size
@@ -41,12 +41,13 @@ def decoding_bytes(
     step = decode_step(job, batch)
     assert step is not None
     layers = sum(in_flight(job, rows, decoding_layers(job, rows), split=False, paths=step.paths))
-    needed = layers + rows * readout.total(1) - components["logits"]
+    needed, copied = layers + rows * readout.total(1) - components["logits"], 0
     array = Buffer(readout.name, rows * readout.each(1), cap)
     if job.answers > 1:
         # One array after the other, when rows have been moved to end at one column.
         copies = cache_bytes(job, kv, replace(batch.shape, B=rows, ragged=False))
-        needed = max(needed, caches.largest) + max(0, copies.total - caches.total)
+        needed, copied = max(needed, caches.largest), max(0, copies.total - caches.total)
         largest = Buffer("the keys or values of one layer", copies.largest, cap)
         array = max(array, largest, key=lambda each: each.bytes)
-    return max(0, needed - components["activations"] - components["attention"]), array
+    more = max(0, needed + copied - components["activations"] - components["attention"])
+    return more, min(more, needed), array

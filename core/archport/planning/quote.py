@@ -203,10 +203,10 @@ def _priced(kind: type[Priced], job: Job, batch: Batch, schedule: Schedule) -> P
         work = max(work, tower.work, key=lambda each: each.seconds)
     if job.mode == "generate" and job.new_tokens != 0:
         # Tokens are drawn when the prompts are read.
-        more, array = decoding_bytes(job, batch, components, caches, kv)
+        more, moving, array = decoding_bytes(job, batch, components, caches, kv)
         if more:
             components["decoding"] = more
-            components["margin"] += int(MARGIN * more)
+            components["margin"] += int(MARGIN * moving)
         buffer = max(buffer, array, key=lambda each: each.bytes)
     elif job.readout is not None:
         # A head reads the hidden states when the layers are done.

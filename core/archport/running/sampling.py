@@ -119,20 +119,23 @@ def drawing_bytes(rows: Sequence[Sampling], itemsize: int, *, logprobs: bool, ma
     """
     held = GREEDY_LOGITS * itemsize
     repeats = any(row.repetition_penalty not in (None, 1) for row in rows)
-    counted = any(row.presence_penalty or row.frequency_penalty for row in rows)
-    placed = masked or any(row.logit_bias for row in rows)
-    if all(row.greedy for row in rows) and not (repeats or counted or placed or logprobs):
+    counted = any(row.presence_penalty for row in rows), any(row.frequency_penalty for row in rows)
+    biased, counts = any(row.logit_bias for row in rows), {row.top_k for row in rows}
+    likely = logprobs or not all(row.greedy for row in rows)
+    if not (likely or repeats or any(counted) or biased or masked):
         return held
-    held += 14 if itemsize == 4 else 18
-    counts = {row.top_k for row in rows}
+    held += 0 if itemsize == 4 else 4
     extra = (
         (any(row.top_p < 1 for row in rows), 20),
         (counts != {0}, 12 if len(counts) == 1 else 20),
         (any(row.min_p > 0 for row in rows), 8),
         (logprobs, 12),
-        (repeats, 12),
-        (counted, 20),
-        (placed, 8),
+        (likely, 14),
+        (repeats, 12 if likely else 18),
+        (any(counted), 17),
+        (all(counted), 5),
+        (biased, 7),
+        (masked, 7),
     )
     return held + sum(more for asked, more in extra if asked)
 

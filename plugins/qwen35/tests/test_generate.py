@@ -76,6 +76,16 @@ def test_rows_that_leave_do_not_move_the_state_of_those_that_stay(golden):
     assert list(long.tokens) == expected[:20]
 
 
+@pytest.mark.parametrize("name", ["qwen35-text", "qwen3-next"])
+def test_answers_of_a_prompt_copy_its_state_and_go_on_alike(models, golden, name):
+    rows = [golden[name][f"ids_{index}"].tolist() for index in (3, 0)]
+    options = {"max_tokens": 10, "temperature": 2.0, "seed": 5, "presence_penalty": 0.7}
+    answers = models[name].generate(rows, n=3, **options)
+    apart = [models[name].generate([row] * 3, **options) for row in rows]
+    assert [[each.tokens for each in row] for row in answers] == [[each.tokens for each in row] for row in apart]
+    assert len({each.tokens for each in answers[0]}) == 3
+
+
 def test_a_remembered_conversation_is_gone_on_with_where_it_ended_and_nowhere_else(golden):
     stored = golden["qwen35-text"]
     model = load("qwen35-text", prefix_cache="64MB")

@@ -53,6 +53,29 @@ def test_a_stream_is_the_same_text(generating: engine.Model, goldens: Any):
     assert tuple(token for piece in pieces for token in piece.tokens) == whole.tokens
 
 
+def test_options_of_prompts_with_pictures_are_their_own_and_answers_share_the_tower(
+    generating: engine.Model, own: Any, monkeypatch: pytest.MonkeyPatch
+):
+    cases = ["two", "text", "both"]
+    options: Any = {
+        "max_tokens": [9, 12, 7], "temperature": [1.5, 0, 1.0], "presence_penalty": [2, 0, -1], "seed": [1, 2, 3],
+        "frequency_penalty": [0, 0.5, 0], "logit_bias": [None, {9: 3.0}, {4: -100}], "min_tokens": [9, 0, 3],
+        "stop_token_ids": [[5, 6], None, [7]],
+    }  # fmt: skip
+    seen: list[int] = []
+    trunk: Any = generating._runtime.encoder.trunk
+    original = type(trunk).see
+    monkeypatch.setattr(type(trunk), "see", lambda self, *rest: seen.append(1) or original(self, *rest))
+    together: Any = generating.generate([own.messages(case) for case in cases], n=2, **options)
+    passes = len(seen)
+    for at, case in enumerate(cases):
+        alone: Any = generating.generate(own.messages(case), n=2, **{name: each[at] for name, each in options.items()})
+        assert [each.tokens for each in together[at]] == [each.tokens for each in alone]
+    generating.generate([own.messages(case) for case in cases], max_tokens=1)
+    # The tower ran as often for two answers as for one.
+    assert seen[2 * passes :] == seen[:passes] or passes <= len(cases)
+
+
 @pytest.fixture
 def remembering(goldens: Any) -> engine.Model:
     return unending(engine.load(goldens["qwen3-vl"].folder, dtype="float32", prefix_cache="64MB"))

@@ -65,8 +65,8 @@ def _found(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def special_tokens(checkpoint: Checkpoint) -> Mapping[str, str]:
-    """The tokens that the tokenizer's files, or else its class, name: `eos_token` and the like -> its text.
+def special_tokens(checkpoint: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
+    """(`eos_token` and the like -> its text, which of the names a file states; the rest are the class's defaults).
 
     Raises:
         CheckpointError: as `load_tokenizer`.
@@ -161,12 +161,13 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
             assert stored is not None
             if name != GENERIC:
                 _check_settings(folder, name, values, stored)
-            checkpoint.memo["special tokens"] = _texts(added)
+            checkpoint.memo["special tokens"] = _texts(added), frozenset(added.named)
             return _completed(stored, None, values, added)
+        stated = frozenset(added.named)
         every = {**recipe.defaults, **added.named}
         order = [*(name for name in NAMED if name in every), *(name for name in every if name not in NAMED)]
         added = replace(added, named={name: every[name] for name in order})
-        checkpoint.memo["special tokens"] = _texts(added)
+        checkpoint.memo["special tokens"] = _texts(added), stated
         tokenizer = _bare(folder, name, recipe, stored)
         if stored is not None:
             tokenizer.post_processor = stored.post_processor
@@ -350,7 +351,8 @@ def _converted(folder: Path, checkpoint: Checkpoint, settings: TransformerSettin
         loaded = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, **settings.tokenizer
         )
-        checkpoint.memo["special tokens"] = dict(loaded.special_tokens_map)
+        named = dict(loaded.special_tokens_map)
+        checkpoint.memo["special tokens"] = named, frozenset(named)
         return loaded.backend_tokenizer
     # It raises whatever the conversion of this kind of file raises.
     except Exception as error:

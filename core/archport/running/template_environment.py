@@ -130,8 +130,9 @@ class _Paying(NodeTransformer):
         if not isinstance(node, nodes.Template):
             for name in _BODIES:
                 body = getattr(node, name, None)
-                if isinstance(body, list) and body:
-                    setattr(node, name, [nodes.ExprStmt(_call(_STEP, nodes.Const(_cost(body)), body[0])), *body])
+                # A loop without a body takes its time, too.
+                if isinstance(body, list) and (body or (name == "body" and isinstance(node, nodes.For))):
+                    setattr(node, name, [nodes.ExprStmt(_call(_STEP, nodes.Const(_cost(body)), node)), *body])
         if isinstance(node, nodes.For) and node.test is not None:
             node.test = nodes.And(_call(_STEP, nodes.Const(STEP), node), node.test, lineno=node.lineno)
         elif isinstance(node, nodes.Concat):

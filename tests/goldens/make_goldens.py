@@ -63,9 +63,11 @@ def main(names: list[str]) -> None:
 
             record()
         elif name == "tokenizers":
+            import golden_chats
             import golden_tokenizer_files
             import golden_tokenizers
 
+            golden_chats.record()
             golden_tokenizer_files.record()
             golden_tokenizers.record()
         elif name == "quantised":

@@ -45,7 +45,7 @@ def read_chat(checkpoint: Checkpoint) -> ChatFiles:
     Raises:
         CheckpointError: a template or an id that is not what it should be, or no tokenizer.
     """
-    special = special_tokens(checkpoint)
+    special, stated = special_tokens(checkpoint)
     body = checkpoint.body_path
     # Old pipelines keep the tokenizer's files next to the transformer, some next to the pipeline.
     places = [body] if body == checkpoint.folder else [body, checkpoint.folder]
@@ -53,7 +53,7 @@ def read_chat(checkpoint: Checkpoint) -> ChatFiles:
     return ChatFiles(
         {name: source for name, (source, _) in found.items()},
         special,
-        _stops(checkpoint, special),
+        _stops(checkpoint, special.get("eos_token"), stated="eos_token" in stated),
         {name: file for name, (_, file) in found.items()},
     )
 
@@ -105,18 +105,22 @@ def _stated(value: Any, path: Path) -> dict[str, tuple[str, str]]:
     return {str(name): (source, path.name) for name, source in value.items()}
 
 
-def _stops(checkpoint: Checkpoint, special: Mapping[str, str]) -> frozenset[int]:
-    """Ids that any of the files names as an end of text: each family of files is incomplete somewhere."""
+def _stops(checkpoint: Checkpoint, end: str | None, *, stated: bool) -> frozenset[int]:
+    """Ids that any of the files names as an end of text: each family of files is incomplete somewhere.
+
+    Args:
+        end: the tokenizer's token, which a file has `stated`; its class's default counts where no file says anything.
+    """
     found: set[int] = set()
     config = checkpoint.config
     halves = [half for name in _DECODERS if isinstance(half := config.get(name), dict)]
     # A half speaks where the whole says nothing.
     model = next((level for level in (config, *halves[:1]) if level.get("eos_token_id") is not None), {})
-    for file, stated in (
+    for file, says in (
         ("generation_config.json", checkpoint.json("generation_config.json") or {}),
         ("config.json", model),
     ):
-        value = stated.get("eos_token_id")
+        value = says.get("eos_token_id")
         values = value if isinstance(value, list) else [] if value is None else [value]
         for each in values:
             if not isinstance(each, int) or isinstance(each, bool) or each < 0:
@@ -124,6 +128,6 @@ def _stops(checkpoint: Checkpoint, special: Mapping[str, str]) -> frozenset[int]
                     f"{checkpoint.folder / file}: eos_token_id={value!r:.80}; expected a token id, or a list of them"
                 )
             found.add(each)
-    if "eos_token" in special and (end := checkpoint.token_id(special["eos_token"])) is not None:
-        found.add(end)
+    if end is not None and (stated or not found) and (index := checkpoint.token_id(end)) is not None:
+        found.add(index)
     return frozenset(found)

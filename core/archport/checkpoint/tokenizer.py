@@ -69,8 +69,8 @@ def _found(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def special_tokens(checkpoint: Checkpoint) -> Mapping[str, str]:
-    """The tokens that the tokenizer's files, or else its class, name: `eos_token` and the like -> its text.
+def special_tokens(checkpoint: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
+    """(`eos_token` and the like -> its text, which of the names a file states; the rest are the class's defaults).
 
     Raises:
         CheckpointError: as `load_tokenizer`.
@@ -181,11 +181,12 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
     checkpoint.memo["tells pairs apart"] = "token_type_ids" in named_inputs if named_inputs else name in TYPED
     held = stored.get_added_tokens_decoder() if stored is not None else {}
     added = read_added_tokens(folder, values, settings.tokenizer, held)
+    told = frozenset(added.named)
     if recipe is not None:
         every = {**recipe.defaults, **added.named}
         order = [*(name for name in NAMED if name in every), *(name for name in every if name not in NAMED)]
         added = replace(added, named={name: every[name] for name in order})
-    checkpoint.memo["special tokens"] = _texts(added)
+    checkpoint.memo["special tokens"] = _texts(added), told
     checkpoint.memo["special texts"] = added.texts
     try:
         if recipe is None:
@@ -411,8 +412,9 @@ def _converted(folder: Path, checkpoint: Checkpoint, settings: TransformerSettin
         loaded = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, **settings.tokenizer
         )
+        named = dict(loaded.special_tokens_map)
         checkpoint.memo["tells pairs apart"] = "token_type_ids" in loaded.model_input_names
-        checkpoint.memo["special tokens"] = dict(loaded.special_tokens_map)
+        checkpoint.memo["special tokens"] = named, frozenset(named)
         checkpoint.memo["special texts"] = tuple(loaded.all_special_tokens)
         return loaded.backend_tokenizer
     # It raises whatever the conversion of this kind of file raises.

@@ -17,11 +17,11 @@ from jinja2.utils import Namespace
 
 # What a template may make, and what it may make more for every byte of the messages. Published templates make two to
 # twenty times their messages. All that is alive at one time is at most what was paid.
-BYTES, BYTES_PER_BYTE = 64 << 20, 16
+BYTES, BYTES_PER_BYTE = 64 << 20, 32
 # Seconds of this thread, and more of them for every byte of the messages.
 SECONDS, SECONDS_PER_BYTE = 1.0, 1e-6
-# A block of statements that runs, a call, a value inside another: an object of Python has about so many bytes.
-STEP = 64
+# A block of statements that runs, a call, a value inside another: what takes a microsecond is as dear as so many bytes.
+STEP = 256
 # Levels of lists in lists; Python's own recursion ends at a thousand.
 DEPTH = 400
 # What a text of a value may have for every byte of it: "\u0000" has six letters.
@@ -219,10 +219,10 @@ def widths(meter: Meter, spec: str) -> None:
     meter.pay(4 * sum(_digits(found) for found in _NUMBER.findall(spec)))
 
 
-def joined(meter: Meter, separator: str | bytes, items: Iterable[Any]) -> list[Any]:
+def joined(meter: Meter, separator: str | bytes, items: Iterable[Any]) -> Iterable[Any]:
     """The items of a join, paid."""
-    several = items if isinstance(items, list) else list(items)
-    meter.pay(STEP * len(several) + getsizeof(separator) * len(several))
+    several = items if isinstance(items, list | tuple | dict) else list(items)
+    meter.pay((8 + getsizeof(separator)) * len(several))
     for item in several:
         meter.pay(getsizeof(item) if isinstance(item, str | bytes) else 0)
         meter.whole(item, ESCAPED)

@@ -20,7 +20,7 @@ from jinja2.utils import Namespace, generate_lorem_ipsum
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
-from archport.running.template_bounds import METHODS, SCALARS, Meter, joined, modulo, plus, power, times, widths
+from archport.running.template_bounds import METHODS, SCALARS, STEP, Meter, joined, modulo, plus, power, times, widths
 from archport.running.template_filters import CHECKS, DEEP_TESTS, SHALLOW
 
 # Where a rendering's meter is among its variables: no name of a template can have a space.
@@ -67,7 +67,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """As jinja2's, paid; of a text's, a number's or a container's methods only those that are known."""
         meter: Meter = __context.parent[METER]
-        meter.pay(256)
+        meter.pay(STEP)
         kind = type(__obj)
         # jinja2 says where a call is from; `Context.call` takes that out again.
         own = {key: value for key, value in kwargs.items() if key not in _CALLER} if kwargs else kwargs
@@ -130,10 +130,11 @@ class _Paying(NodeTransformer):
         if not isinstance(node, nodes.Template):
             for name in _BODIES:
                 body = getattr(node, name, None)
-                if isinstance(body, list) and body:
-                    setattr(node, name, [nodes.ExprStmt(_call(_STEP, nodes.Const(_cost(body)), body[0])), *body])
+                # A loop without a body takes its time, too.
+                if isinstance(body, list) and (body or (name == "body" and isinstance(node, nodes.For))):
+                    setattr(node, name, [nodes.ExprStmt(_call(_STEP, nodes.Const(_cost(body)), node)), *body])
         if isinstance(node, nodes.For) and node.test is not None:
-            node.test = nodes.And(_call(_STEP, nodes.Const(64), node), node.test, lineno=node.lineno)
+            node.test = nodes.And(_call(_STEP, nodes.Const(STEP), node), node.test, lineno=node.lineno)
         elif isinstance(node, nodes.Concat):
             return _call(_JOIN, nodes.List(node.nodes, lineno=node.lineno), node)
         elif isinstance(node, nodes.Getitem) and node.ctx == "load":
@@ -166,7 +167,7 @@ def _plain(value: nodes.Expr) -> bool:
 
 def _cost(body: Sequence[nodes.Node]) -> int:
     """What one run of these statements makes by itself: the template's own text, lists and mappings."""
-    total, waiting = 64, list(body)
+    total, waiting = STEP, list(body)
     while waiting:
         node = waiting.pop()
         total += 16 + (4 * len(node.data) if isinstance(node, nodes.TemplateData) else 0)
@@ -248,7 +249,7 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @pass_context
     def metered(context: Any, value: Any = None, *args: Any, **kwargs: Any) -> Any:
         meter: Meter = context.parent[METER]
-        meter.pay(256)
+        meter.pay(STEP)
         if name not in SHALLOW:
             meter.whole(value, 6)
         for each in (*args, *kwargs.values()):

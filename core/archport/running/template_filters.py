@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sized
 from sys import getsizeof
 from typing import Any
 
-from archport.running.template_bounds import ESCAPED, STEP, Meter, TooMuch, count_of, fill
+from archport.running.template_bounds import ESCAPED, STEP, Meter, TooMuch, count_of, fill, joined
 
 # Filters that look at no more than their value's own items, or at each of them by another filter.
 SHALLOW = frozenset(
-    """attr batch count d default first items last length list map random reject rejectattr reverse safe select
+    """attr batch count d default first items join last length list map random reject rejectattr reverse safe select
     selectattr slice""".split()  # noqa: SIM905
 )
 # Tests that compare.
@@ -58,7 +58,7 @@ def _read(meter: Meter, value: Any, *_: Any, **__: Any) -> Any:
     """Pay for the items with all that they hold, and for the time that it takes to put them in order."""
     items = _listed(meter, value)
     meter.whole(items)
-    meter.pay(8 * STEP * len(items) if isinstance(items, Sized) else 0)
+    meter.pay(2 * STEP * len(items) if isinstance(items, Sized) else 0)
     return items
 
 
@@ -118,11 +118,13 @@ def _slice(meter: Meter, value: Any, slices: Any = 1, fill_with: Any = None) -> 
 
 
 def _joined(meter: Meter, value: Any, d: Any = "", attribute: Any = None) -> Any:
-    items = _listed(meter, value)
-    count = len(items) if isinstance(items, Sized) else 0
-    meter.pay(count * getsizeof(d if isinstance(d, str) else str(d)))
-    meter.whole(items, ESCAPED)
-    return items
+    separator, items = d if isinstance(d, str) else str(d), _listed(meter, value)
+    if not isinstance(items, Iterable):
+        return items
+    if attribute is not None:
+        # An attribute of an item is at most the item.
+        meter.whole(items, ESCAPED)
+    return joined(meter, separator, items)
 
 
 def _replaced(meter: Meter, value: Any, old: Any = "", new: Any = "", count: Any = None) -> Any:

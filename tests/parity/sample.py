@@ -65,6 +65,7 @@ PIPELINES: Sequence[tuple[str, str, dict[str, Any]]] = (
       "make.similarity": "manhattan"}),
     ("bert", "BertForSequenceClassification",
      {"num_labels": 1, "make.special": "around", "make.activation": ["Tanh", "pipeline"]}),
+    ("roberta", "RobertaForSequenceClassification", {"num_labels": 4, "make.prompts": [{"sts": "t12 t13 "}, "sts"]}),
     ("bert", "BertForSequenceClassification",
      {"num_labels": 1, "make.special": "around", "make.activation": ["Identity", "old key"], "make.bert":
       {"max_seq_length": 30}, "make.tokenizer": {"model_input_names": ["input_ids", "token_type_ids"]}}),

@@ -34,8 +34,7 @@ def save(draw: Draw, source: Path, target: Path, *, scores: bool) -> Any:
     """
     how = config_of(draw)[2]
     prompts, default = how["prompts"]
-    # Several labels are no order of documents, and archport classifies without prompts.
-    told = {} if len_labels(source) > 1 and scores else {"prompts": prompts, "default_prompt_name": default}
+    told = {"prompts": prompts, "default_prompt_name": default}
     modules = _scoring(draw, source, how) if scores else _embedding(draw, source, how)
     kind = CrossEncoder if scores else SentenceTransformer
     kind(modules=modules, device="cpu", **told).save(str(target), create_model_card=False)
@@ -48,12 +47,6 @@ def save(draw: Draw, source: Path, target: Path, *, scores: bool) -> Any:
         stated = {"truncate_dim": how["truncate_dim"], "similarity_fn_name": how["similarity"]}
         _change(target / "config_sentence_transformers.json", {key: each for key, each in stated.items() if each})
     return kind(str(target), device="cpu", model_kwargs=FLOAT32, local_files_only=True)
-
-
-def len_labels(source: Path) -> int:
-    """Labels of a classifier; 1 of anything else."""
-    stated = json.loads((source / "config.json").read_text())
-    return len(stated.get("id2label", {"0": ""}))
 
 
 def _embedding(draw: Draw, source: Path, how: Mapping[str, Any]) -> list[Any]:

@@ -190,9 +190,12 @@ def record(draw: Draw, folder: Path) -> None:
     lengths = [config.max_position_embeddings] * 3 if "pictures" in about.tasks[draw.architecture] else None
     ids = rows(lengths or lengths_of(draw.seed, longest), VOCABULARY, draw.seed)
     arrays = {f"ids_{index}": row for index, row in enumerate(ids)}
+    tasks = about.tasks[draw.architecture]
     asked = {model: lambda: answers(draw, model, ids)}
     for kind in ("vectors", "scores"):
-        if kind in about.tasks[draw.architecture]:
+        # A CrossEncoder takes a classifier that names no architecture for one of a single label.
+        unnamed = kind == "scores" and draw.options.get("raw.architectures") == DROP and "labels" in tasks
+        if kind in tasks and not unnamed:
             made = pipelines.save(draw, folder / "checkpoint", folder / kind, scores=kind == "scores")
             asked[made] = partial(getattr(pipelines, kind), made, ids)
     if "tokens" in about.tasks[draw.architecture]:

@@ -26,6 +26,8 @@ from .space import FAMILIES, Draw
 from .values import values
 
 HERE = Path(__file__).parent
+# What is asked of pipelines.
+PIPED = ("vectors", "query", "document", "similar", "scores", "raw_scores")
 SCALED = {"type": "linear", "factor": 2.0}
 STRETCHED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 OWN_HEAD = {"tie_word_embeddings": True, "make.head": "its own"}
@@ -55,6 +57,33 @@ CASES: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("qwen3-bidirectional", "Qwen3Model", {"hidden_act": "relu2", "raw.rope_theta": 300.0}),
     ("siglip", "SiglipModel", {"text.hidden_act": "quick_gelu", "raw.vision.layer_norm_eps": DROP}),
 )  # fmt: skip
+# Pipelines around a checkpoint, each with several keys that were misread once or that no other test sets.
+PIPELINES: Sequence[tuple[str, str, dict[str, Any]]] = (
+    ("bert", "BertModel",
+     {"make.modules": "pool dense norm dense", "make.pooling": ["max", "cls", "weightedmean"], "make.dense": "SiLU",
+      "make.prompts": [{"sts": "t12 t13 "}, "sts"], "make.include_prompt": False, "make.special": "after",
+      "make.similarity": "manhattan"}),
+    ("bert", "BertForSequenceClassification",
+     {"num_labels": 1, "make.special": "around", "make.activation": ["Tanh", "pipeline"]}),
+    ("roberta", "RobertaForSequenceClassification", {"num_labels": 4, "make.prompts": [{"sts": "t12 t13 "}, "sts"]}),
+    ("bert", "BertForSequenceClassification",
+     {"num_labels": 1, "make.special": "around", "make.activation": ["Identity", "old key"], "make.bert":
+      {"max_seq_length": 30}, "make.tokenizer": {"model_input_names": ["input_ids", "token_type_ids"]}}),
+    ("modernbert", "ModernBertModel",
+     {"make.pooling": ["lasttoken", "mean"], "make.dense": "LeakyReLU", "make.prompts": [{"query": "t07 "}, "query"]}),
+    ("qwen3", "Qwen3ForCausalLM",
+     {"make.pooling": "lasttoken", "make.special": "after", "make.truncate_dim": 8, "make.false_token": None,
+      "make.bert": {"query_length": 5, "document_length": 7}, "make.prompts": [{"query": "t07 T08 "}, None]}),
+    ("qwen3.5", "Qwen3_5ForCausalLM",
+     {"layer_types": ["linear_attention"] * 2, "make.modules": "pool dense pool norm", "make.bert":
+      {"do_lower_case": True}, "make.activation": ["Sigmoid", "config"]}),
+    ("embeddinggemma", "Gemma3TextModel",
+     {"make.modules": "pool norm dense", "make.residual": True, "make.dense": "Identity", "make.dense_bias": False,
+      "make.special": "around", "make.bert": {"processing_kwargs": {"text": {"max_length": 6}}}}),
+    ("llama-bidirec", "LlamaModel",
+     {"make.pooling": "mean_sqrt_len_tokens", "make.bert": {"config_kwargs": {"rms_norm_eps": 0.2}},
+      "make.special": "before", "make.tokenizer": {"truncation_side": "left", "model_max_length": 9}}),
+)  # fmt: skip
 # Past the 40 positions that one of them states.
 LONGEST = {1: 70}
 
@@ -62,26 +91,51 @@ LONGEST = {1: 70}
 def sampled() -> list[Draw]:
     return [
         Draw(family, architecture, 90 + index, options, LONGEST.get(index, 12))
-        for index, (family, architecture, options) in enumerate(CASES)
+        for index, (family, architecture, options) in enumerate([*CASES, *PIPELINES])
     ]
 
 
 def rebuild(index: int, folder: Path) -> dict[str, np.ndarray]:
     """Write the checkpoint of one recorded draw; returns what the reference said to it."""
-    about, draw = json.loads((HERE / "sample.json").read_text())[index], sampled()[index]
+    stated, draw = json.loads((HERE / "sample.json").read_text()), sampled()[index]
+    about = stated["draws"][index]
+    for kind, files in about["files"].items():
+        for name, content in files.items():
+            (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / kind / name).write_text(json.dumps(stated["contents"][content]))
     target = folder / "checkpoint"
-    target.mkdir()
-    for name, content in about["files"].items():
-        (target / name).write_text(json.dumps(content))
     # A trunk that was put behind a tower afterwards was filled under its own names.
     inner = "language_model." if draw.family == "llama-nemotron-vl" else ""
     shapes = {name.removeprefix(inner): shape for name, shape in about["tensors"].items()}
     made = values(shapes, draw.seed, zero_centred=FAMILIES[draw.family].zero_centred)
     arrays = {name: mx.array(made[name.removeprefix(inner)]) for name in about["tensors"]}
     mx.save_safetensors(str(target / "model.safetensors"), arrays, {"format": "pt"})
+    for kind, pipeline in about["pipelines"].items():
+        for path, tensors in pipeline.items():
+            # Those of a Dense module were filled under the module's number.
+            number = f"{path.partition('_')[0]}." if "/" in path else ""
+            shapes = {f"{number}{name}": shape for name, shape in tensors.items()} if number else {}
+            own = values(shapes, draw.seed, zero_centred=False)
+            filled = {name: mx.array(own[number + name]) if number else arrays[tensors[name]] for name in tensors}
+            mx.save_safetensors(str(folder / kind / path), filled, {"format": "pt"})
     with np.load(HERE / "sample.npz") as stored:
         prefix = f"{index}/"
         return {name.removeprefix(prefix): stored[name] for name in stored if name.startswith(prefix)}
+
+
+def _tensors(folder: Path, checkpoint: dict[str, mx.array]) -> dict[str, dict[str, Any]]:
+    """Of each tensor of a pipeline's body which one of the checkpoint it is, of others their shapes, by file."""
+    tensors: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        stored, name = mx.load(str(path)), str(path.relative_to(folder))
+        if "/" in name:
+            tensors[name] = {each: list(value.shape) for each, value in sorted(stored.items())}
+            continue
+        tensors[name] = {
+            each: next(old for old, other in checkpoint.items() if mx.array_equal(other, value).item())
+            for each, value in sorted(stored.items())
+        }
+    return tensors
 
 
 def main() -> None:
@@ -92,19 +146,30 @@ def main() -> None:
     (work / "draws.json").write_text(json.dumps([asdict(draw) for draw in sampled()]))
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(HERE.parent)}
     subprocess.run([reference, "-m", "parity.reference", str(work)], check=True, env=environment)
-    about, arrays = [], dict[str, np.ndarray]()
-    for index in range(len(CASES)):
-        folder = work / str(index) / "checkpoint"
-        files = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-        stored = mx.load(str(folder / "model.safetensors"))
-        about.append({"files": files, "tensors": {name: list(each.shape) for name, each in sorted(stored.items())}})
+    about, arrays, contents = [], dict[str, np.ndarray](), list[Any]()
+    for index in range(len(CASES) + len(PIPELINES)):
+        stored = mx.load(str(work / str(index) / "checkpoint" / "model.safetensors"))
+        shapes = {name: list(each.shape) for name, each in sorted(stored.items())}
         with np.load(work / str(index) / "expected.npz") as expected:
+            left, kinds = [name for name in expected if not name.removeprefix("noise_").startswith(PIPED)], list[str]()
+            if index >= len(CASES):
+                left = [name for name in expected if name.startswith("ids_") or name not in left]
+                kinds = [kind for kind, name in (("vectors", "vectors"), ("scores", "raw_scores")) if name in expected]
             # Logits say what hidden states say.
-            left = [name for name in expected if "vectors" not in name]
-            if any(name.startswith("logits_") for name in left):
+            elif any(name.startswith("logits_") for name in left):
                 left = [name for name in left if "hidden_" not in name]
             arrays |= {f"{index}/{name}": expected[name] for name in left}
-    (HERE / "sample.json").write_text(json.dumps(about) + "\n")
+        files: dict[str, dict[str, int]] = {kind: {} for kind in ("checkpoint", *kinds)}
+        for kind, found in files.items():
+            for path in sorted((work / str(index) / kind).rglob("*.json")):
+                content = json.loads(path.read_text())
+                if content not in contents:
+                    contents.append(content)
+                found[str(path.relative_to(work / str(index) / kind))] = contents.index(content)
+        pipelines = {kind: _tensors(work / str(index) / kind, stored) for kind in kinds}
+        about.append({"files": files, "tensors": shapes, "pipelines": pipelines})
+    text = json.dumps({"contents": contents, "draws": about}, separators=(",", ":"))
+    (HERE / "sample.json").write_text(text + "\n")
     np.savez_compressed(HERE / "sample.npz", **arrays)
     shutil.rmtree(work)
 

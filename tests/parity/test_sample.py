@@ -9,13 +9,13 @@ import pytest
 
 from parity.answers import Answer, answer
 from parity.judge import judge
-from parity.sample import CASES, rebuild, sampled
+from parity.sample import rebuild, sampled
 from parity.space import FAMILIES, draws
 
-NAMES = [f"{index}-{architecture}" for index, (_, architecture, _) in enumerate(CASES)]
+NAMES = [f"{index}-{draw.architecture}" for index, draw in enumerate(sampled())]
 
 
-@pytest.mark.parametrize("index", range(len(CASES)), ids=NAMES)
+@pytest.mark.parametrize("index", range(len(NAMES)), ids=NAMES)
 def test_a_checkpoint_with_rare_keys_answers_as_transformers_does(index: int, tmp_path: Path):
     expected = rebuild(index, tmp_path)
     found = judge(expected, answer(sampled()[index], tmp_path, expected))

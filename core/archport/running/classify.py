@@ -46,7 +46,7 @@ class LabelScorer:
     Args:
         templated: how a query and a document are put into one text; None joins them by the tokenizer's template.
         dense: (weight, bias) of each Dense layer of the head's own vector.
-        prompt: put in front of every query.
+        prompt: put in front of every text, and of the first text of a pair.
     """
 
     tokeniser: JoinedTokeniser
@@ -72,7 +72,8 @@ class LabelScorer:
             InputError, ContextLengthExceeded: for an item that can't be scored.
             NonFiniteOutput: when a score is NaN or infinity.
         """
-        rows, types = self.tokeniser(items, max_tokens=max_tokens, overflow=overflow)
+        prompted = [self._prompted(item) for item in items] if self.prompt else items
+        rows, types = self.tokeniser(prompted, max_tokens=max_tokens, overflow=overflow)
         scores = self._scores(rows, types, "text")
         bad = ~np.isfinite(scores).all(axis=1)
         if bad.any():
@@ -86,6 +87,13 @@ class LabelScorer:
             Classified(names[best], float(row[best]), dict(zip(names, map(float, row), strict=True)))
             for row, best in zip(scores, scores.argmax(axis=1), strict=True)
         ]
+
+    def _prompted(self, item: Item) -> Item:
+        if isinstance(item, str):
+            return self.prompt + item
+        # What is no text is refused by its place, later.
+        pair = isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str)
+        return (self.prompt + item[0], item[1]) if pair else item
 
     def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
         """Raw scores (N,) float32 of pairs: of the one label, or of the second of two less that of the first.

@@ -49,7 +49,7 @@ def test_a_dense_mask_is_refused_with_both_numbers(invoke):
 
 def test_a_refusal_in_json_keeps_its_numbers_and_its_exit_code(invoke):
     done = invoke(*ROWS, "--mask", "dense", "--json")
-    assert done.exit_code == 1
+    assert done.exit_code == 4
     assert json.loads(done.output)["required_bytes"] == 137_438_953_472
 
 

@@ -60,7 +60,7 @@ class Kind(Protocol):
         ...
 
     def run(self, case: Any, bases: Path, place: Path, seen: Seen) -> None:
-        """Run one; `bases` holds a folder for each of `BASES`, and `place` is an empty folder. Raises what archport raises."""
+        """Run one in the empty folder `place`, from folders of `bases` by their name; raises what archport raises."""
         ...
 
 
@@ -69,7 +69,8 @@ class Outcome:
     """What became of a case.
 
     Args:
-        verdict: `worked`, `refused` on purpose, or `bare`: an error that nobody raised on purpose, or that blames a plugin.
+        verdict: `worked`, `refused` on purpose, or `bare`: an error that nobody raises on purpose, or that blames a
+            plugin for a file.
         reached: whether a forward pass ran.
         told: the error's text; of a bare one with its traceback.
     """

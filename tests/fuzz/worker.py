@@ -20,7 +20,7 @@ MOST_BYTES, MOST_SECONDS = 500_000_000, 2.0
 
 
 def highest(*, anew: bool = False) -> int:
-    """The most bytes that this process held since the last call with `anew`; where the system can't count anew, ever."""
+    """The most bytes that this process ever held, or on Linux held since the last call with `anew`."""
     if sys.platform == "linux":
         with open("/proc/self/status", encoding="ascii") as lines:
             found = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

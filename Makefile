@@ -18,12 +18,13 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test truth parity test-packaging lint types tokenizers goldens bench clean
+.PHONY: help demo test truth fuzz parity test-packaging lint types tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
 	@echo "make test             all tests but the packaging ones and the long counts"
 	@echo "make truth            the long counts: thousands of plans, interrupts, peaks and prefixes, about 30 minutes"
+	@echo "make fuzz             random files, media, texts, arguments and command lines: SEED=0 CASES=20000 KINDS=configs,video"
 	@echo "make parity           random checkpoints of every family against transformers: SEED=0 DRAWS=40 FAMILIES=qwen3,bert"
 	@echo "make test-packaging   build wheels, install them into fresh environments"
 	@echo "make lint             ruff: rules and format"
@@ -56,6 +57,11 @@ test: $(VENV)/.stamp
 
 truth: $(VENV)/.stamp
 	$(PY) -m pytest -q -m truth --durations=20
+
+# Only SEED is shared with parity.
+CASES ?= 20000
+fuzz: $(VENV)/.stamp
+	PYTHONPATH=tests $(PY) -m fuzz.run --cases $(CASES) --seed $(SEED) $(if $(KINDS),--kinds $(KINDS))
 
 # One command, two environments: the reference runs in .venv-goldens, archport in .venv.
 SEED ?= 0

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import typer
@@ -20,6 +20,23 @@ from archport.contract.errors import ArchportError, BackendMissing
 if TYPE_CHECKING:
     from archport.device.memory import ProcessMemory
 
+# The versions that the whole suite last ran with; pyproject.toml allows their neighbours up to the next one that may
+# break something.
+TESTED = {
+    "mlx": "0.32.4",
+    "mlx-lm": "0.32.2",
+    "pluggy": "1.7.0",
+    "safetensors": "0.8.0",
+    "huggingface-hub": "2.4.0",
+    "tokenizers": "0.23.3",
+    "jinja2": "3.1.6",
+    "numpy": "2.4.6",
+    "typer": "0.29.2",
+    "rich": "15.0.0",
+    "mkl": "2026.2.0",
+    "pillow": "13.0.0",
+    "av": "18.1.0",
+}
 # A fact in words, and faults, each with its mend.
 Found = tuple[str, list[str]]
 
@@ -139,6 +156,17 @@ def _hub() -> Found:
     return f"{address}{offline}, cache {cache}", faults
 
 
+def _libraries() -> Found:
+    told: list[str] = []
+    for name, tested in TESTED.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        told.append(f"{name} {found}{'' if found == tested else f' (tested with {tested})'}")
+    return ", ".join(told), []
+
+
 PROBES: dict[str, Callable[[], Found]] = {
     "archport": _archport,
     "python": _python,
@@ -148,6 +176,7 @@ PROBES: dict[str, Callable[[], Found]] = {
     "in use": _used,
     "float32": _float32,
     "BLAS": _blas,
+    "libraries": _libraries,
     "plugins": _plugins,
     "hub": _hub,
 }

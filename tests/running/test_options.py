@@ -5,6 +5,7 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
+import numpy as np
 import pytest
 
 from archport.contract import InputError
@@ -32,6 +33,7 @@ def request(rows=2, **options):
         ("stop", [["a"], "b"], [("a",), ("b",)]),
         ("stop_token_ids", [5, 6], [{5, 6}, {5, 6}]),
         ("stop_token_ids", {5}, [{5}, {5}]),
+        ("stop_token_ids", np.array([5, 6]), [{5, 6}, {5, 6}]),
         ("stop_token_ids", [[5, 6], None], [{5, 6}, set()]),
     ],
 )
@@ -45,6 +47,7 @@ def test_a_list_is_one_value_per_prompt_and_a_list_of_stops_is_for_all(name, val
         *(("temperature", [0, 0.5]), ("top_p", [1, 0.5]), ("top_k", [0, 3]), ("min_p", [0, 0.1]), ("seed", [None, 3])),
         *(("repetition_penalty", [None, 1.2]), ("presence_penalty", [-1, 2]), ("frequency_penalty", [0.1, 0])),
         ("logit_bias", [{1: 3.0}, None]),
+        ("logit_bias", [{np.int64(1): np.float32(3.0)}, {2: 3}]),
     ],
 )
 def test_how_tokens_are_drawn_may_differ_per_prompt(name, value):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
+
 from archport.contract import InputError
 from archport.running.generation import GenerateRequest, RowOptions
 from archport.running.ids import named
@@ -65,7 +67,7 @@ def _column(name: str, value: Any, rows: int) -> list[Any] | None:
 
 
 def _row(values: Mapping[str, Any], vocabulary: int, stops: frozenset[int]) -> RowOptions:
-    sampling = Sampling(**{name: values[name] for name in SAMPLING})
+    sampling = Sampling(**{name: values[name] for name in SAMPLING} | {"logit_bias": _bias(values["logit_bias"])})
     for token in sampling.logit_bias or ():
         if token >= vocabulary:
             raise InputError(f"logit_bias holds token id {named(token)}; the vocabulary has {vocabulary} entries")
@@ -83,11 +85,22 @@ def _row(values: Mapping[str, Any], vocabulary: int, stops: frozenset[int]) -> R
     return row
 
 
+def _bias(value: Any) -> Any:
+    """Biases with numpy's scalars as Python's, which are then checked."""
+    if not isinstance(value, Mapping):
+        return value
+    return {_plain(token): _plain(bias) for token, bias in cast("Mapping[Any, Any]", value).items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.integer | np.floating) else value
+
+
 def _tokens(value: Any, vocabulary: int) -> frozenset[int]:
     expected = f"token ids from 0 to {vocabulary - 1}, or None"
     if isinstance(value, str):
         raise InputError(f"stop_token_ids={value!r}; expected {expected}")
-    found = _collected("stop_token_ids", value, expected)
+    found = tuple(map(_plain, _collected("stop_token_ids", value, expected)))
     for token in found:
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
             raise InputError(f"stop_token_ids holds {named(token)}; expected {expected}")

@@ -6,14 +6,14 @@ list that holds lists (or dicts, or None) is one per prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 
 from archport.contract import InputError
+from archport.contract.errors import shown
 from archport.running.generation import GenerateRequest, RowOptions
-from archport.running.ids import named
 from archport.running.sampling import Sampling
 
 SAMPLING = (
@@ -34,7 +34,7 @@ def generate_request(options: Mapping[str, Any], rows: int, vocabulary: int, sto
         InputError: naming the option, its value and what was expected; the prompt too, where each has its own value.
     """
     own = {"n", "logprobs", "progress"}
-    shared = {name: value for name, value in options.items() if name not in own}
+    shared = {name: _kept(value) for name, value in options.items() if name not in own}
     columns = {name: column for name, value in shared.items() if (column := _column(name, value, rows)) is not None}
     each = bool(columns)
     found: list[RowOptions] = []
@@ -49,6 +49,13 @@ def generate_request(options: Mapping[str, Any], rows: int, vocabulary: int, sto
     )
 
 
+def _kept(value: Any) -> Any:
+    """A value that may be read more than once: the items of an iterator or an array as a list."""
+    if isinstance(value, Iterator | np.ndarray):
+        return list(cast("Iterable[Any]", value))
+    return value
+
+
 def _column(name: str, value: Any, rows: int) -> list[Any] | None:
     """One value per prompt; None for a single one for all of them."""
     if not isinstance(value, list | tuple):
@@ -60,7 +67,7 @@ def _column(name: str, value: Any, rows: int) -> list[Any] | None:
     if len(items) != rows:
         what = "strings" if name == "stop" else "integers" if collected else "one value"
         raise InputError(
-            f"{name}={value!r:.80} has {len(items)} entries for {rows} prompt{'s'[: rows > 1]}; expected {what} for "
+            f"{name}={shown(value)} has {len(items)} entries for {rows} prompt{'s'[: rows > 1]}; expected {what} for "
             "all prompts, or a list with one entry for each"
         )
     return items
@@ -70,7 +77,7 @@ def _row(values: Mapping[str, Any], vocabulary: int, stops: frozenset[int]) -> R
     sampling = Sampling(**{name: values[name] for name in SAMPLING} | {"logit_bias": _bias(values["logit_bias"])})
     for token in sampling.logit_bias or ():
         if token >= vocabulary:
-            raise InputError(f"logit_bias holds token id {named(token)}; the vocabulary has {vocabulary} entries")
+            raise InputError(f"logit_bias holds token id {shown(token)}; the vocabulary has {vocabulary} entries")
     row = RowOptions(
         values["max_tokens"],
         sampling,
@@ -99,11 +106,11 @@ def _plain(value: Any) -> Any:
 def _tokens(value: Any, vocabulary: int) -> frozenset[int]:
     expected = f"token ids from 0 to {vocabulary - 1}, or None"
     if isinstance(value, str):
-        raise InputError(f"stop_token_ids={value!r}; expected {expected}")
+        raise InputError(f"stop_token_ids={shown(value)}; expected {expected}")
     found = tuple(map(_plain, _collected("stop_token_ids", value, expected)))
     for token in found:
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
-            raise InputError(f"stop_token_ids holds {named(token)}; expected {expected}")
+            raise InputError(f"stop_token_ids holds {shown(token)}; expected {expected}")
     return frozenset(found)
 
 
@@ -112,5 +119,5 @@ def _collected(name: str, value: Any, expected: str) -> tuple[Any, ...]:
     if value is None or isinstance(value, str):
         return () if value is None else (value,)
     if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
-        raise InputError(f"{name}={value!r}; expected {expected}")
+        raise InputError(f"{name}={shown(value)}; expected {expected}")
     return tuple(cast("Iterable[Any]", value))

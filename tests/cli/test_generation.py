@@ -92,6 +92,24 @@ def test_generate_prints_the_text_as_the_engine_makes_it():
     assert json.loads(piped.stdout)["text"] == want.text
 
 
+def test_generate_takes_every_option_of_the_engine_and_prints_every_answer():
+    from archport import engine
+
+    options = {"max_tokens": 1000, "temperature": 2.0, "presence_penalty": 0.5, "frequency_penalty": -0.5, "seed": 3}
+    want = engine.load(GOLDENS / "qwen3-windowed").generate(
+        "the hack", n=2, logit_bias={40: 3.0, 7: -100}, stop_token_ids=[5, 6], stop=["e"], min_tokens=4, **options
+    )
+    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    flags += ["--logit-bias", "40=3", "--logit-bias", "7=-100", "--stop-token-id", 5, "--stop-token-id", 6]
+    done = run(
+        "generate", "-m", GOLDENS / "qwen3-windowed", "the hack", *flags, "--stop", "e", "--min-tokens", 4, "-n", 2
+    )
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["text"] for each in made] == [each.text for each in want]
+    assert [each["clamped_to"] for each in made] == [each.clamped_to for each in want]
+    assert "max_tokens=1000 is more than the context" in done.stderr
+
+
 def test_generate_runs_a_file_of_prompts_as_one_batch(tmp_path, chatty):
     file = tmp_path / "prompts.jsonl"
     lines = ["the hack", {"prompt": "a"}, {"messages": [{"role": "user", "content": "b"}]}]
@@ -120,6 +138,9 @@ def test_a_chat_remembers_its_turns_without_reading_them_again(chatty):
         (("rerank", "-m", RERANKER, "-q", "a"), 2, "documents"),
         (("generate", "-m", GOLDENS / "qwen3-moe"), 2, "PROMPT"),
         (("generate", "-m", GOLDENS / "qwen3-moe", ""), 1, "prompt 0 is empty"),
+        (("generate", "-m", GOLDENS / "qwen3-moe", "a", "--logit-bias", "5"), 2, "expected ID=BIAS"),
+        (("generate", "-m", GOLDENS / "qwen3-moe", "a", "--logit-bias", "5=300"), 1, "number from -100 to 100"),
+        (("generate", "-m", GOLDENS / "qwen3-moe", "a", "-n", "0"), 1, "n=0; expected 1 to 1024"),
         (("generate", "-m", GOLDENS / "qwen3-moe", "a", "--chat"), 1, "no chat template"),
         (("generate", "-m", GOLDENS / "qwen3-moe", "-i", "nowhere.txt"), 1, "nowhere.txt"),
         (("generate", "-m", GOLDENS / "qwen3-embed", "a"), 1, "is for embed"),

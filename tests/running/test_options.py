@@ -5,6 +5,7 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
+import numpy as np
 import pytest
 
 from archport.contract import InputError
@@ -32,6 +33,7 @@ def request(rows=2, **options):
         ("stop", [["a"], "b"], [("a",), ("b",)]),
         ("stop_token_ids", [5, 6], [{5, 6}, {5, 6}]),
         ("stop_token_ids", {5}, [{5}, {5}]),
+        ("stop_token_ids", np.array([5, 6]), [{5, 6}, {5, 6}]),
         ("stop_token_ids", [[5, 6], None], [{5, 6}, set()]),
     ],
 )
@@ -45,10 +47,16 @@ def test_a_list_is_one_value_per_prompt_and_a_list_of_stops_is_for_all(name, val
         *(("temperature", [0, 0.5]), ("top_p", [1, 0.5]), ("top_k", [0, 3]), ("min_p", [0, 0.1]), ("seed", [None, 3])),
         *(("repetition_penalty", [None, 1.2]), ("presence_penalty", [-1, 2]), ("frequency_penalty", [0.1, 0])),
         ("logit_bias", [{1: 3.0}, None]),
+        ("logit_bias", [{np.int64(1): np.float32(3.0)}, {2: 3}]),
     ],
 )
 def test_how_tokens_are_drawn_may_differ_per_prompt(name, value):
     assert [getattr(row.sampling, name) for row in request(**{name: value}).rows] == value
+
+
+def test_an_iterator_is_read_once_for_all_prompts():
+    rows = request(stop_token_ids=iter([5, 6]), temperature=[0, 1]).rows
+    assert [row.stop_token_ids for row in rows] == [{5, 6}, {5, 6}]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +72,7 @@ def test_how_tokens_are_drawn_may_differ_per_prompt(name, value):
         ({"logit_bias": {-1: 1}}, "logit_bias holds -1; expected token ids"),
         ({"logit_bias": {True: 1}}, "logit_bias holds True; expected token ids"),
         ({"logit_bias": {100: 1}}, "logit_bias holds token id 100; the vocabulary has 100 entries"),
-        ({"logit_bias": {10**5000: 1}}, "logit_bias holds token id an integer of 16,610 bits"),
+        ({"logit_bias": {10**5000: 1}}, "logit_bias holds token id <an integer of 16,610 bits>"),
         ({"logit_bias": {5: 101}}, r"logit_bias\[5\]=101; expected a number from -100 to 100"),
         ({"logit_bias": [None, {5: float("inf")}]}, r"prompt 1: logit_bias\[5\]=inf; expected"),
         ({"stop_token_ids": 5}, "stop_token_ids=5; expected token ids from 0 to 99, or None"),
@@ -72,7 +80,7 @@ def test_how_tokens_are_drawn_may_differ_per_prompt(name, value):
         ({"stop_token_ids": [100]}, "stop_token_ids holds 100; expected token ids from 0 to 99"),
         ({"stop_token_ids": [1.0]}, "stop_token_ids holds 1.0; expected token ids"),
         ({"stop_token_ids": [[1], [True]]}, "prompt 1: stop_token_ids holds True; expected token ids"),
-        ({"stop_token_ids": [-(10**5000)]}, "stop_token_ids holds an integer of 16,610 bits"),
+        ({"stop_token_ids": [-(10**5000)]}, "stop_token_ids holds <an integer of 16,610 bits>"),
         ({"min_tokens": -1}, "min_tokens=-1; expected an integer from 0"),
         ({"min_tokens": 1.0}, "min_tokens=1.0; expected an integer from 0"),
         ({"min_tokens": 300}, "min_tokens=300 is above max_tokens=256; expected at most as many"),

@@ -10,20 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from archport.cli.options import (
+    Bias,
     Dtype,
+    Frequency,
     MaxContext,
     MaxTokens,
     MemoryBudget,
     MinP,
+    MinTokens,
     Model,
     NoThinking,
     Penalty,
+    Presence,
     Revision,
     Seed,
     Stop,
+    StopToken,
     Temperature,
     TopK,
     TopP,
+    biases,
     called,
     note,
     read_objects,
@@ -64,8 +70,16 @@ def generate(
     top_k: TopK = 0,
     min_p: MinP = 0.0,
     repetition_penalty: Penalty = None,
+    presence_penalty: Presence = 0.0,
+    frequency_penalty: Frequency = 0.0,
+    logit_bias: Bias = None,
     seed: Seed = None,
     stop: Stop = None,
+    stop_token_id: StopToken = None,
+    min_tokens: MinTokens = 0,
+    n: Annotated[
+        int | None, typer.Option("--n", "-n", help="Answers of each prompt, which is read once; prints JSON.")
+    ] = None,
     no_thinking: NoThinking = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per prompt, when all are done.")] = False,
     dtype: Dtype = None,
@@ -98,21 +112,28 @@ def generate(
         "top_k": top_k,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "logit_bias": biases(logit_bias),
         "seed": seed,
         "stop": stop or (),
+        "stop_token_ids": stop_token_id or (),
+        "min_tokens": min_tokens,
+        "n": n,
         **({"enable_thinking": False} if no_thinking else {}),
     }
     with rows_called(lambda index: places[index]):
-        if as_json or len(prompts) > 1:
+        if as_json or len(prompts) > 1 or n is not None:
             _print_all(loaded, prompts, options)
         else:
             print_stream(loaded, prompts[0], options)
 
 
 def _print_all(loaded: LoadedModel, prompts: list[Any], options: dict[str, Any]) -> None:
-    """Print one JSON object per prompt when all are done, then the rate on standard error."""
+    """Print one JSON object per answer when all are done, then the rate on standard error."""
     started = time.perf_counter()
-    made = cast("list[Generation]", loaded.generate(prompts, progress=sys.stderr.isatty(), **options))
+    rows = cast("list[Any]", loaded.generate(prompts, progress=sys.stderr.isatty(), **options))
+    made: list[Generation] = rows if options["n"] is None else [each for row in rows for each in row]
     for each in made:
         usage = each.usage
         counts = {
@@ -120,7 +141,9 @@ def _print_all(loaded: LoadedModel, prompts: list[Any], options: dict[str, Any])
             "cached_tokens": usage.cached_tokens,
             "completion_tokens": usage.completion_tokens,
         }
-        answer = {"text": each.text, "finish_reason": each.finish_reason, "usage": counts}
+        answer: dict[str, Any] = {"text": each.text, "finish_reason": each.finish_reason, "usage": counts}
+        if each.clamped_to is not None:
+            answer["clamped_to"] = each.clamped_to
         typer.echo(json.dumps(answer, ensure_ascii=False))
     tokens = sum(len(each.tokens) for each in made)
     seconds = time.perf_counter() - started

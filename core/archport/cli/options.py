@@ -18,20 +18,50 @@ Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or c
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 MemoryBudget = Annotated[str | None, typer.Option(metavar="BYTES", help="For example 16GB.")]
 MaxContext = Annotated[int | None, typer.Option(help="Longest text in tokens, at most the model's positions.")]
-MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most.")]
+MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most; 0 only reads the prompt.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time.")]
 TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens that hold this share; 1 keeps all.")]
 TopK = Annotated[int, typer.Option(help="Keep so many of the likeliest tokens; 0 keeps all.")]
 MinP = Annotated[float, typer.Option(help="Keep tokens with this share of the likeliest one's probability.")]
 Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1: repeat less.")]
+Presence = Annotated[
+    float, typer.Option("--presence-penalty", help="-2 to 2, taken from the logit of what was generated before, once.")
+]
+Frequency = Annotated[
+    float, typer.Option("--frequency-penalty", help="-2 to 2, taken from it as often as it was generated.")
+]
+Bias = Annotated[
+    list[str] | None,
+    typer.Option("--logit-bias", metavar="ID=BIAS", help="Added to a token's logit, -100 to 100; may be repeated."),
+]
 Seed = Annotated[int | None, typer.Option(help="Draw the same text again.")]
 Stop = Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be given several times.")]
+StopToken = Annotated[
+    list[int] | None, typer.Option("--stop-token-id", help="A token that ends the text; may be given several times.")
+]
+MinTokens = Annotated[int, typer.Option(help="Tokens before which nothing ends the text.")]
 NoThinking = Annotated[bool, typer.Option("--no-thinking", help="Ask the chat template to leave thinking out.")]
 
 
 def called(source: str) -> str:
     """How messages call a file that was given, where `-` is standard input."""
     return "standard input" if source == "-" else source
+
+
+def biases(given: list[str] | None) -> dict[int, float] | None:
+    """Token id -> bias of `ID=BIAS` words.
+
+    Raises:
+        BadParameter: for a word that is none.
+    """
+    found: dict[int, float] = {}
+    for word in given or ():
+        token, _, bias = word.partition("=")
+        try:
+            found[int(token)] = float(bias)
+        except ValueError as error:
+            raise typer.BadParameter(f"--logit-bias {word!r}; expected ID=BIAS, for example 50256=-100") from error
+    return found or None
 
 
 def read_whole(source: str) -> str:

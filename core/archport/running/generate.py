@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from archport.contract import CausalLM, ContextLengthExceeded, Measured, NonFiniteOutput, Reader
+from archport.contract.errors import shown
 from archport.planning import Readout
 from archport.running.decode import Decoding
 from archport.running.detokeniser import special_tokens
@@ -31,7 +32,6 @@ from archport.running.generation import (
     TokenLogprob,
     Usage,
 )
-from archport.running.ids import named
 from archport.running.prefill import Prefilled, prefill
 from archport.running.prefix_cache import PrefixCache, PrefixDraft, remember
 from archport.running.progress import counted
@@ -367,7 +367,7 @@ def _tell_clamped(rows: Sequence[np.ndarray], request: GenerateRequest, most: Se
         log.warning(
             "max_tokens=%s is more than the context of %s tokens has room for: prompt %d has %s, so at most %s are "
             "generated%s",
-            named(asked[row]),
+            shown(asked[row]),
             f"{ceiling:,}",
             row,
             f"{len(rows[row]):,}",

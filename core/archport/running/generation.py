@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from archport.contract import InputError
-from archport.running.ids import named
+from archport.contract.errors import shown
 from archport.running.sampling import Sampling
 
 FinishReason = Literal["stop", "length"]
@@ -105,15 +105,15 @@ class RowOptions:
         most, least = self.max_tokens, self.min_tokens
         if most is not None and not _whole(most):
             raise InputError(
-                f"max_tokens={named(most)}; expected an integer from 0, where 0 only reads the prompt, "
+                f"max_tokens={shown(most)}; expected an integer from 0, where 0 only reads the prompt, "
                 "or None for the rest of the context"
             )
         if not _whole(least):
-            raise InputError(f"min_tokens={named(least)}; expected an integer from 0")
+            raise InputError(f"min_tokens={shown(least)}; expected an integer from 0")
         if most is not None and least > most:
-            raise InputError(f"min_tokens={named(least)} is above max_tokens={named(most)}; expected at most as many")
+            raise InputError(f"min_tokens={shown(least)} is above max_tokens={shown(most)}; expected at most as many")
         if any(not isinstance(each, str) or not each for each in self.stop):
-            raise InputError(f"stop={self.stop!r}; expected one or more strings that are not empty")
+            raise InputError(f"stop={shown(self.stop)}; expected one or more strings that are not empty")
 
     def ends(self, own: frozenset[int]) -> frozenset[int]:
         """Tokens that end the text: the model's own and those asked for."""
@@ -139,9 +139,9 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         count, top = self.answers, self.logprobs
         if count is not None and (not _whole(count) or not 1 <= count <= MOST_ANSWERS):
-            raise InputError(f"n={named(count)}; expected 1 to {MOST_ANSWERS} answers of each prompt, or None")
+            raise InputError(f"n={shown(count)}; expected 1 to {MOST_ANSWERS} answers of each prompt, or None")
         if top is not None and (not _whole(top) or top > 100):
-            raise InputError(f"logprobs={named(top)}; expected None, or 0 to 100 of the likeliest tokens")
+            raise InputError(f"logprobs={shown(top)}; expected None, or 0 to 100 of the likeliest tokens")
 
     def drawn(self, row: int) -> int:
         """How many answers of a prompt are decoded: of those that take the likeliest token one stands for all."""

@@ -6,12 +6,14 @@ list that holds lists (or dicts, or None) is one per prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
+
 from archport.contract import InputError
+from archport.contract.errors import shown
 from archport.running.generation import GenerateRequest, RowOptions
-from archport.running.ids import named
 from archport.running.sampling import Sampling
 
 SAMPLING = (
@@ -32,7 +34,7 @@ def generate_request(options: Mapping[str, Any], rows: int, vocabulary: int, sto
         InputError: naming the option, its value and what was expected; the prompt too, where each has its own value.
     """
     own = {"n", "logprobs", "progress"}
-    shared = {name: value for name, value in options.items() if name not in own}
+    shared = {name: _kept(value) for name, value in options.items() if name not in own}
     columns = {name: column for name, value in shared.items() if (column := _column(name, value, rows)) is not None}
     each = bool(columns)
     found: list[RowOptions] = []
@@ -47,6 +49,13 @@ def generate_request(options: Mapping[str, Any], rows: int, vocabulary: int, sto
     )
 
 
+def _kept(value: Any) -> Any:
+    """A value that may be read more than once: the items of an iterator or an array as a list."""
+    if isinstance(value, Iterator | np.ndarray):
+        return list(cast("Iterable[Any]", value))
+    return value
+
+
 def _column(name: str, value: Any, rows: int) -> list[Any] | None:
     """One value per prompt; None for a single one for all of them."""
     if not isinstance(value, list | tuple):
@@ -58,17 +67,17 @@ def _column(name: str, value: Any, rows: int) -> list[Any] | None:
     if len(items) != rows:
         what = "strings" if name == "stop" else "integers" if collected else "one value"
         raise InputError(
-            f"{name}={value!r:.80} has {len(items)} entries for {rows} prompt{'s'[: rows > 1]}; expected {what} for "
+            f"{name}={shown(value)} has {len(items)} entries for {rows} prompt{'s'[: rows > 1]}; expected {what} for "
             "all prompts, or a list with one entry for each"
         )
     return items
 
 
 def _row(values: Mapping[str, Any], vocabulary: int, stops: frozenset[int]) -> RowOptions:
-    sampling = Sampling(**{name: values[name] for name in SAMPLING})
+    sampling = Sampling(**{name: values[name] for name in SAMPLING} | {"logit_bias": _bias(values["logit_bias"])})
     for token in sampling.logit_bias or ():
         if token >= vocabulary:
-            raise InputError(f"logit_bias holds token id {named(token)}; the vocabulary has {vocabulary} entries")
+            raise InputError(f"logit_bias holds token id {shown(token)}; the vocabulary has {vocabulary} entries")
     row = RowOptions(
         values["max_tokens"],
         sampling,
@@ -83,14 +92,25 @@ def _row(values: Mapping[str, Any], vocabulary: int, stops: frozenset[int]) -> R
     return row
 
 
+def _bias(value: Any) -> Any:
+    """Biases with numpy's scalars as Python's, which are then checked."""
+    if not isinstance(value, Mapping):
+        return value
+    return {_plain(token): _plain(bias) for token, bias in cast("Mapping[Any, Any]", value).items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.integer | np.floating) else value
+
+
 def _tokens(value: Any, vocabulary: int) -> frozenset[int]:
     expected = f"token ids from 0 to {vocabulary - 1}, or None"
     if isinstance(value, str):
-        raise InputError(f"stop_token_ids={value!r}; expected {expected}")
-    found = _collected("stop_token_ids", value, expected)
+        raise InputError(f"stop_token_ids={shown(value)}; expected {expected}")
+    found = tuple(map(_plain, _collected("stop_token_ids", value, expected)))
     for token in found:
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
-            raise InputError(f"stop_token_ids holds {named(token)}; expected {expected}")
+            raise InputError(f"stop_token_ids holds {shown(token)}; expected {expected}")
     return frozenset(found)
 
 
@@ -99,5 +119,5 @@ def _collected(name: str, value: Any, expected: str) -> tuple[Any, ...]:
     if value is None or isinstance(value, str):
         return () if value is None else (value,)
     if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
-        raise InputError(f"{name}={value!r}; expected {expected}")
+        raise InputError(f"{name}={shown(value)}; expected {expected}")
     return tuple(cast("Iterable[Any]", value))

@@ -19,9 +19,9 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import InputError
+from archport.contract.errors import shown
 from archport.planning.readout import GREEDY_LOGITS
 from archport.running.adjusting import LARGEST, Adjusting, Adjustment
-from archport.running.ids import named
 
 # Below it float32 has no number that division leaves alone.
 SMALLEST = float(np.finfo(np.float32).tiny)
@@ -65,7 +65,7 @@ class Sampling:
         if self.top_p == 0:
             raise InputError("top_p=0 keeps no token; expected above 0 and at most 1")
         if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 0:
-            raise InputError(f"top_k={named(self.top_k)}; expected an integer >= 0, where 0 keeps all tokens")
+            raise InputError(f"top_k={shown(self.top_k)}; expected an integer >= 0, where 0 keeps all tokens")
         if self.repetition_penalty is not None:
             _check("repetition_penalty", self.repetition_penalty, 0, None)
             if self.repetition_penalty == 0:
@@ -74,14 +74,14 @@ class Sampling:
         _check("frequency_penalty", self.frequency_penalty, -2, 2)
         if self.logit_bias is not None:
             if not isinstance(self.logit_bias, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise InputError(f"logit_bias={self.logit_bias!r:.60}; expected a dict of token ids and numbers")
+                raise InputError(f"logit_bias={shown(self.logit_bias)}; expected a dict of token ids and numbers")
             for token, bias in self.logit_bias.items():
                 if not isinstance(token, int) or isinstance(token, bool) or token < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-                    raise InputError(f"logit_bias holds {named(token)}; expected token ids, integers from 0")
-                _check(f"logit_bias[{named(token)}]", bias, -100, 100)
+                    raise InputError(f"logit_bias holds {shown(token)}; expected token ids, integers from 0")
+                _check(f"logit_bias[{shown(token)}]", bias, -100, 100)
         seed = self.seed
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS):
-            raise InputError(f"seed={named(seed)}; expected an integer from 0 to 2**64 - 1, or None")
+            raise InputError(f"seed={shown(seed)}; expected an integer from 0 to 2**64 - 1, or None")
 
     @property
     def greedy(self) -> bool:
@@ -102,7 +102,7 @@ class Sampling:
 def _check(name: str, value: object, low: float, high: float | None) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not value >= low or (high is not None and value > high) or value == float("inf"):  # pyright: ignore[reportOperatorIssue]
-        raise InputError(f"{name}={named(value)}; expected a number from {low} to {'any' if high is None else high}")
+        raise InputError(f"{name}={shown(value)}; expected a number from {low} to {'any' if high is None else high}")
 
 
 def drawing_bytes(rows: Sequence[Sampling], itemsize: int, *, logprobs: bool, masked: bool) -> int:

@@ -146,18 +146,60 @@ EACH = {
 }
 
 
-@pytest.mark.parametrize("name", ["qwen3-windowed", "qwen3-moe"])
-def test_rows_with_options_of_their_own_are_what_they_are_alone(name, caplog):
-    model = load(name, stops={11, 12, 13}, max_context=60)
-    together = model.generate(ROWS, logprobs=2, **EACH)
-    for at, (row, made) in enumerate(zip(ROWS, together, strict=True)):
-        options = {option: values[at] for option, values in EACH.items()}
-        alone = model.generate(row, logprobs=2, **options)
+def check_rows(model, rows, each):
+    """Rows with options of their own are what they are alone, and streamed."""
+    together = model.generate(rows, logprobs=2, **each)
+    for at, (row, made) in enumerate(zip(rows, together, strict=True)):
+        alone = model.generate(row, logprobs=2, **{option: values[at] for option, values in each.items()})
         assert (made.text, made.tokens, made.finish_reason) == (alone.text, alone.tokens, alone.finish_reason)
         assert made.clamped_to == alone.clamped_to
-    streamed = joined(model.generate(ROWS, logprobs=2, stream=True, **EACH))
+    streamed = joined(model.generate(rows, logprobs=2, stream=True, **each))
     for at, made in enumerate(together):
-        assert streamed[at, 0] == (made.text, made.tokens, made.finish_reason, made.logprobs, made.clamped_to)
+        text, tokens, reason, told, clamped = streamed[at, 0]
+        assert (text, tokens, reason, clamped) == (made.text, made.tokens, made.finish_reason, made.clamped_to)
+        assert [each.token for each in told] == [each.token for each in made.logprobs]
+
+
+def drawn_options(rng, rows):
+    """Random options of so many rows; what ends a text is likely to come."""
+
+    def column(draw, nothing, share=0.5):
+        return [draw() if rng.random() < share else nothing for _ in range(rows)]
+
+    most = [int(rng.choice([0, 1, 7, 12, 200])) for _ in range(rows)]
+    return {
+        "max_tokens": most,
+        "temperature": column(lambda: float(rng.uniform(0.1, 4)), 0.0, 0.7),
+        "top_p": column(lambda: float(rng.uniform(0.1, 1)), 1.0),
+        "top_k": column(lambda: int(rng.integers(1, 90)), 0),
+        "min_p": column(lambda: float(rng.uniform(0, 0.4)), 0.0, 0.3),
+        "seed": [int(rng.integers(0, 9)) for _ in range(rows)],
+        "repetition_penalty": column(lambda: float(rng.uniform(0.5, 2)), None),
+        "presence_penalty": column(lambda: float(rng.uniform(-2, 2)), 0.0),
+        "frequency_penalty": column(lambda: float(rng.uniform(-2, 2)), 0.0),
+        "logit_bias": column(
+            lambda: {int(rng.integers(0, 503)): float(rng.uniform(-9, 9)) for _ in range(rng.integers(0, 5))}, None
+        ),
+        "min_tokens": [int(min(count, rng.integers(0, 8))) for count in most],
+        "stop_token_ids": column(lambda: rng.integers(0, 503, rng.integers(0, 60)).tolist(), None),
+        "stop": column(lambda: rng.choice(["e", "a", " t", "in", "\n"], rng.integers(1, 4)).tolist(), None),
+    }
+
+
+def test_rows_with_options_of_their_own_are_what_they_are_alone():
+    check_rows(load("qwen3-windowed", stops={11, 12, 13}, max_context=60), ROWS, EACH)
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("prefix_cache", [0, "64MB"])
+@pytest.mark.parametrize("name", ["qwen3-windowed", "qwen3-moe", "qwen3-yarn", "qwen3-4bit"])
+def test_rows_with_random_options_are_what_they_are_alone(name, prefix_cache):
+    model = load(name, stops={11, 12, 13}, max_context=70, prefix_cache=prefix_cache)
+    rng = np.random.default_rng(len(name))
+    for _ in range(12):
+        count = int(rng.integers(2, 7))
+        rows = [rng.integers(0, 500, rng.integers(1, 60)).tolist() for _ in range(count)]
+        check_rows(model, rows, drawn_options(rng, count))
 
 
 def test_answers_of_a_prompt_are_those_of_the_prompt_given_so_often(model):
@@ -232,7 +274,7 @@ def test_more_tokens_than_the_context_has_room_for_are_clamped_aloud(name, caplo
     model = load(name, max_context=40)
     rows = [[7] * 30, IDS[:5], [9] * 39, [5] * 40]
     with caplog.at_level(logging.WARNING, "archport"):
-        made = model.generate(rows, max_tokens=[10**5000, 30, 50, 0])
+        made = model.generate(rows, max_tokens=[10**30, 30, 50, 0])
     assert [len(each.tokens) for each in made] == [10, 30, 1, 0]
     assert [each.clamped_to for each in made] == [10, None, 1, None]
     assert [each.finish_reason for each in made] == ["length"] * 4

@@ -1,4 +1,4 @@
-"""What archport needs of others: every library has an upper bound, and the version that doctor says was tested fits it."""
+"""Every library that archport needs has an upper bound, and the version that doctor says was tested fits it."""
 
 import tomllib
 from pathlib import Path

@@ -67,7 +67,7 @@ def test_what_is_no_integer_is_no_id(model, number):
 
 def test_a_number_of_thousands_of_digits_is_named_by_its_size(model):
     for call in (lambda ids: model.generate(ids), lambda ids: model.forward([ids])):
-        with pytest.raises(InputError, match=r"token id <an integer of 16,610 bits> at index 1"):
+        with pytest.raises(InputError, match=r"token id <an integer of 16,610 bits>"):
             call([1, 10**5000])
 
 

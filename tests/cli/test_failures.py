@@ -322,7 +322,7 @@ MORE_SHELL: list[tuple[str, int, str]] = [
     ("$A doctor <&- >&-", 0, ""),
     ("$A embed -m $BERT -i - <&-", 0, ""),
     ("HF_ENDPOINT=http://[::1 HF_HUB_OFFLINE= $A info -m a/b", 1, "HF_ENDPOINT='http://[::1' is no address"),
-    ("HF_ENDPOINT=nonsense HF_HUB_OFFLINE= $A embed -m a/b a", 1, "HF_ENDPOINT=nonsense is no address"),
+    ("HF_ENDPOINT=nonsense HF_HUB_OFFLINE= $A embed -m a/b a", 1, "HF_ENDPOINT='nonsense' is no address"),
     ("HF_ENDPOINT=ftp://x HF_HUB_OFFLINE= $A embed -m a/b a", 1, "HF_ENDPOINT='ftp://x' is no address"),
     ("HF_ENDPOINT=http://x:99999999 HF_HUB_OFFLINE= $A embed -m a/b a", 1, "is no address"),
     ("HF_ENDPOINT=http://127.0.0.1:9 HF_HUB_OFFLINE= $A embed -m a/b a", 1, "can't be reached"),

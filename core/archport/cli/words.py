@@ -16,11 +16,13 @@ from archport.contract import ArchportError, BufferTooLarge, InputError, MemoryB
 
 # "text 3", as the library calls the fourth one.
 _ROW = re.compile(r"\b(?:text|document|input|prompt) (\d+)\b")
-_VALUE = r"""=(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[\w.+-]*\w|<[^>]*>)?)"""
+_VALUE = r"""=(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[\w.+-]*\w)?)"""
 _PLAIN = re.compile(r"[\w.+-]+")
 _METHOD = re.compile(r"\bModel\.(embed|rerank|generate|plan)\b")
 # What flags are called otherwise in the library.
 _OTHERWISE = {"new_tokens": "new", "memory_budget": "budget", "lengths": "tokens"}
+# Where an error keeps how it is said.
+_WORDS = "_words_of_the_command_line"
 # Advice that only a program can follow.
 _CODE = re.compile(r"[;.] Repair it, for example with \S+\([^)]*\)\.decode\(\)")
 
@@ -28,9 +30,12 @@ _CODE = re.compile(r"[;.] Repair it, for example with \S+\([^)]*\)\.decode\(\)")
 def message_and_code(error: BaseException) -> tuple[str, int]:
     """What to print about a failure, and the exit code it has."""
     if isinstance(error, ArchportError):
+        said = str(error)
+        for words in error.__dict__.get(_WORDS, ()):
+            said = words(said)
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         code = NO_MEMORY if isinstance(error, MemoryBudgetExceeded | BufferTooLarge) else FAILED
-        return f"{error}{notes}", code
+        return f"{said}{notes}", code
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_allocation(str(error))):
         return f"this machine has no memory left for it ({error}); give a smaller --memory-budget or input", NO_MEMORY
     if isinstance(error, OSError) and error.strerror:
@@ -79,7 +84,8 @@ def _reworded(words: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except ArchportError as error:
-        error.args = (words(str(error)), *error.args[1:])
+        # The error itself stays as the library wrote it, and takes along how it is said here.
+        error.__dict__[_WORDS] = [*error.__dict__.get(_WORDS, ()), words]
         raise
 
 

@@ -20,10 +20,10 @@ class _Shown(reprlib.Repr):
 
     def repr_int(self, x: int, level: int) -> str:
         # Thousands of digits are no message, and Python refuses to write them.
-        return repr(x) if x.bit_length() <= 128 else f"<an integer of {x.bit_length():,} bits>"
+        return repr(x) if x.bit_length() <= 128 else f"an integer of {x.bit_length():,} bits"
 
     def repr_ndarray(self, x: Any, level: int) -> str:
-        return f"<an array of {x.dtype} {x.shape}>"
+        return f"an array of {x.dtype} {x.shape}"
 
 
 _SHOWN = _Shown()

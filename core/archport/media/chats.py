@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import Asked, InputError
+from archport.contract.errors import shown
 from archport.media.conversations import (
     OPTIONS,
     Document,
@@ -39,7 +40,7 @@ def chat_messages(item: object, asked: Asked) -> list[dict[str, Any]]:
         return _turn(fields_of(item, asked))
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise InputError(
-            f"{asked.name}: messages is {messages!r:.60}; expected a list of mappings with role and content"
+            f"{asked.name}: messages is {shown(messages)}; expected a list of mappings with role and content"
         )
     return [_message(message, asked) for message in messages]
 
@@ -89,8 +90,10 @@ def _part(part: Any, asked: Asked) -> Any:
             raise InputError(f"{asked.name}: text is a {type(text).__name__}; expected a str")
         _check(text, asked)
         return {"type": "text", **part}
-    if "type" not in part or "audio" in str(part["type"]):
-        raise InputError(f"{asked.name}: a content part has the keys {sorted(part)}; expected text, image or video")
+    kind = part.get("type")
+    if not isinstance(kind, str) or "audio" in kind:
+        keys = shown(list(part))
+        raise InputError(f"{asked.name}: a content part has the keys {keys}; expected text, image or video")
     return dict(part)
 
 

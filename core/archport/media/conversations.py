@@ -219,7 +219,8 @@ def picture_of(piece: Mapping[str, Any], asked: Asked) -> tuple[Literal["image",
     Raises:
         InputError: no source, two of them, an address on the network, or damaged base64.
     """
-    kind: Literal["image", "video"] | None = _KINDS.get(str(piece.get("type")))
+    named = piece.get("type")
+    kind: Literal["image", "video"] | None = _KINDS.get(named) if isinstance(named, str) else None
     if kind is None:
         kind = next((_KINDS[key] for key in _KINDS if piece.get(key) is not None and "text" not in piece), None)
     if kind is None:
@@ -228,14 +229,14 @@ def picture_of(piece: Mapping[str, Any], asked: Asked) -> tuple[Literal["image",
     if len(keys) != 1:
         raise InputError(
             f"{asked.name}: {kind} part has {' and '.join(keys) or 'no source'} among its keys "
-            f"{sorted(map(str, piece))}; expected one of {', '.join(_SOURCES[kind])}"
+            f"{shown(list(piece))}; expected one of {', '.join(_SOURCES[kind])}"
         )
     source = piece[keys[0]]
     if isinstance(source, Mapping):
         source = source.get("url")
     if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         raise InputError(
-            f"{asked.name}: {kind} part has the address {source!r:.80}; archport fetches nothing: download it, and "
+            f"{asked.name}: {kind} part has the address {shown(source)}; archport fetches nothing: download it, and "
             "give a path or a data URI"
         )
     return kind, _decoded(source, asked) if keys[0] == "base64" else source

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from warnings import catch_warnings, simplefilter
 
 from archport.contract import CheckpointError, InputError
+from archport.contract.errors import shown
 from archport.running.chat_messages import Continued, plain, prepared
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class ChatTemplate:
         conversation = prepared(messages)
         name = self._selected(tools)
         if tools is not None and (isinstance(tools, str) or not all(isinstance(tool, Mapping) for tool in tools)):
-            raise InputError(f"tools is {tools!r:.80}; expected a list of dicts that describe functions")
+            raise InputError(f"tools is {shown(tools)}; expected a list of dicts that describe functions")
         if "messages" in given:
             raise InputError("messages are the prompt, and no option of the chat template")
         self._check_read(name, [*(["tools"] if tools else []), *given])

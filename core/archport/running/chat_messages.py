@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from archport.contract import InputError
+from archport.contract.errors import shown
 
 # Roles whose messages say something: a text, or parts. A call of a tool or a role of the model's own may hold any data.
 SPEAKING = ("system", "developer", "user", "assistant")
@@ -30,14 +31,14 @@ def check_messages(messages: object) -> None:
         InputError: with the index, what it has and what was expected.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise InputError(f"messages is {messages!r:.60}; expected a list of at least one message")
+        raise InputError(f"messages is {shown(messages)}; expected a list of at least one message")
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise InputError(f"message {index} is a {type(message).__name__}; expected a dict with role and content")
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not role:
             raise InputError(
-                f"message {index} has role {role!r:.60}; expected a name such as {', '.join(SPEAKING)} or tool"
+                f"message {index} has role {shown(role)}; expected a name such as {', '.join(SPEAKING)} or tool"
             )
         if role not in SPEAKING or (content is None and role == "assistant"):
             continue

@@ -158,7 +158,8 @@ def _holds_pictures(prompt: Any) -> bool:
 
 
 def _shows(prompt: Any) -> bool:
-    return any(str(part.get("type")).startswith(("image", "video")) for part in _parts(prompt))
+    kinds = [part.get("type") for part in _parts(prompt)]
+    return any(kind.startswith(("image", "video")) for kind in kinds if isinstance(kind, str))
 
 
 def _is_input(value: Any) -> bool:

@@ -283,7 +283,7 @@ def token_limit(asked: int | None, ceiling: int, default: int) -> int:
     if asked is None:
         return default
     if not isinstance(asked, int) or isinstance(asked, bool) or asked < 1:
-        raise InputError(f"max_tokens={asked!r}; expected a positive integer")
+        raise InputError(f"max_tokens={shown(asked)}; expected a positive integer")
     if asked > ceiling:
         raise ContextLengthExceeded(
             f"max_tokens={asked} is above what this model takes ({ceiling}); it is refused rather than lowered",

@@ -15,7 +15,7 @@ from fuzz.kinds import NAMES, kinds
 from fuzz.run import drawn
 from fuzz.worker import MOST_SECONDS
 
-COUNT = 22
+COUNT = 18
 SEEN = Seen()
 NUMBERS: Iterator[int] = itertools.count()
 

@@ -6,6 +6,7 @@ in another encoding is a CheckpointError that names it. Knows no layout and no m
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -56,8 +57,10 @@ def inside(folder: Path, relative: str, asked_by: str) -> Path:
     if len(relative) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
         raise CheckpointError(f"{folder}: {asked_by} asks for {relative[:80]!r}..., which is too long for a path.")
     found = folder.joinpath(*path.parts)
-    root = _root(folder)
     real = os.path.realpath(found)
+    if real == str(found):
+        return found
+    root = _root(folder)
     if root is not None and real != root and not real.startswith(root.rstrip(os.sep) + os.sep):
         raise CheckpointError(
             f"{found}: is a link to {real}, outside the checkpoint. Nothing outside the folder is read: put a copy of "
@@ -71,11 +74,16 @@ def _root(folder: Path) -> str | None:
     for place in (folder, *folder.parents):
         if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
             return os.path.realpath(place.parent.parent)
-    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
-    installed.add(site.getusersitepackages())
-    if any(folder.is_relative_to(place) for place in installed if place):
+    if any(folder.is_relative_to(place) for place in _installed()):
         return None
     return os.path.realpath(folder)
+
+
+@functools.cache
+def _installed() -> frozenset[str]:
+    """Where installers of this Python put files."""
+    places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
+    return frozenset({*places, site.getusersitepackages()} - {""})
 
 
 def files_in(folder: Path) -> list[str]:

@@ -25,7 +25,7 @@ from archport.contract.errors import ArchportError, CheckpointError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_LONG_NUMBER = re.compile(r"[:\[,]\s*\d{10}")
+_LONG_NUMBER = re.compile("[0-9]{10}")
 _SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "tokenizer.tiktoken")
 
 

@@ -128,7 +128,11 @@ def run(case: Any, bases: Path, place: Path, seen: Seen) -> None:
     )
     target.parent.mkdir(exist_ok=True)
     old = json.loads(target.read_text()) if target.exists() else {}
-    if isinstance(change, list) and all(isinstance(each, tuple | list) and len(each) == 4 for each in change):
+    if (
+        isinstance(change, list)
+        and change
+        and all(isinstance(each, tuple | list) and len(each) == 4 for each in change)
+    ):
         if isinstance(old, list):
             old[change[0][1] % len(old)] = edited(old[change[0][1] % len(old)], change)
         else:

@@ -65,6 +65,10 @@ BOMBS = {
     "join": again("{% set ns.s = [ns.s, ns.s]|join %}"),
     "join method": again("{% set ns.s = ns.s.join([ns.s, ns.s]) %}"),
     "join separator": "{{ range(100000)|join('x'*10000)|length }}",
+    "split": "{% set ns = namespace(l=[]) %}{% for i in range(9) %}"
+    "{% set ns.l = [ns.l, ('ab '*10**7).split()] %}{% endfor %}",
+    "split at": "{{ ('ab,'*10**7).split(',')|length }}",
+    "lines": "{{ ('ab\x0b'*10**7).splitlines()|length }}",
     "join attribute": "{{ ([{'a': 'x'*10**6}]*1000)|join(attribute='a')|length }}",
     "replace": again("{% set ns.s = ns.s|replace('a', 'aa') %}"),
     "replace method": again("{% set ns.s = ns.s.replace('a', 'aa') %}"),
@@ -150,6 +154,7 @@ FAULTS = {
         *("{{ nothing|tojson }}", "{% set x.y = 1 %}", "{% for a, b in [1] %}{% endfor %}", "{{ ['a', 1]|sort }}"),
         *("{{ {[1]: 2} }}", "{{ [1].index(2) }}", "{{ raise_exception('no') }}", "{{ raise_exception() }}"),
         *("{{ strftime_now(5) }}", "{{ dict(1) }}", "{{ super() }}", "{{ self.x() }}", "{{ range(1, 2, 0) }}"),
+        "{% filter random %}ab{% endfilter %}{% filter first %}{% endfilter %}",
         *("{{ messages|attr(5) }}", "{{ 1 + 'a' }}", "{{ 'a'.center() }}", "{{ 'a'.replace(1) }}"),
     ],
 }
@@ -258,6 +263,11 @@ def test_what_is_no_plain_data_is_only_a_name_to_a_template():
 
     messages = [{"role": "user", "content": "x", "thing": Secret()}]
     assert rendered("{{ messages[0].thing }}{{ messages[0].thing.token }}", messages) == "<Secret>"
+
+
+def test_words_of_long_messages_are_split():
+    messages = [{"role": "user", "content": "word " * 200_000}]
+    assert rendered("{{ messages[0].content.split()|length }}", messages) == "200000"
 
 
 def test_a_megabyte_of_messages_is_no_reason_to_refuse():

@@ -10,7 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import Asked, InputError
-from archport.media.conversations import OPTIONS, Document, Part, fields_of, messages_of, picture_of, picture_part
+from archport.media.conversations import (
+    OPTIONS,
+    Document,
+    Part,
+    fields_of,
+    messages_of,
+    picture_of,
+    picture_part,
+    several,
+)
 
 # What templates write in the place of a picture; they write the marks around it, too.
 PLACES = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
@@ -40,12 +49,11 @@ def _turn(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     options = {name: fields[name] for name in OPTIONS if fields.get(name) is not None}
     parts: list[dict[str, Any]] = []
     for kind in ("video", "image", "text"):
-        one, several = fields.get(kind), fields.get(f"{kind}s")
+        one = fields.get(kind)
         # A list of frames is one video.
-        single = isinstance(one, list | tuple) and kind != "video"
-        sources = [*(one if single else [] if one is None else [one])]
-        sources += several if isinstance(several, list | tuple) else [] if several is None else [several]
-        parts += [{"type": kind, kind: source, **(options if kind != "text" else {})} for source in sources]
+        sources = [one] if kind == "video" and one is not None else several(one)
+        told = {} if kind == "text" else options
+        parts += [{"type": kind, kind: source, **told} for source in [*sources, *several(fields.get(f"{kind}s"))]]
     system = fields.get("instruction")
     opening = [{"role": "system", "content": system}] if system else []
     return [*opening, {"role": "user", "content": parts}]

@@ -33,7 +33,10 @@ _KINDS: Mapping[str, Literal["image", "video"]] = {
     "video": "video",
     "video_url": "video",
 }
-_SOURCES = {"image": ("image", "url", "path", "base64", "image_url"), "video": ("video", "url", "path", "video_url")}
+_SOURCES: Mapping[Literal["image", "video"], tuple[str, ...]] = {
+    "image": ("image", "url", "path", "base64", "image_url"),
+    "video": ("video", "url", "path", "video_url"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +113,13 @@ def contents(fields: Mapping[str, Any], asked: Asked, *, empty: str | None = Non
     """Videos, images and texts of one turn, in that order; nothing at all is the text `empty`, if there is one."""
     parts: list[Part] = []
     kinds: tuple[tuple[Kind, list[Any]], ...] = (
-        ("video", [*_one(fields.get("video")), *_several(fields.get("videos"))]),
-        ("image", [*_several(fields.get("image")), *_several(fields.get("images"))]),
+        ("video", [*_one(fields.get("video")), *several(fields.get("videos"))]),
+        ("image", [*several(fields.get("image")), *several(fields.get("images"))]),
     )
     for kind, sources in kinds:
         for index, source in enumerate(sources):
             parts.append(picture_part(kind, source, index, fields, asked))
-    for text in _several(fields.get("text")):
+    for text in several(fields.get("text")):
         parts.append(_text(text, asked))
     if empty is not None and not any(part.kind != "text" or part.text for part in parts):
         return [Part("text", empty)]
@@ -216,7 +219,7 @@ def picture_of(piece: Mapping[str, Any], asked: Asked) -> tuple[Literal["image",
     Raises:
         InputError: no source, two of them, an address on the network, or damaged base64.
     """
-    kind = _KINDS.get(str(piece.get("type")))
+    kind: Literal["image", "video"] | None = _KINDS.get(str(piece.get("type")))
     if kind is None:
         kind = next((_KINDS[key] for key in _KINDS if piece.get(key) is not None and "text" not in piece), None)
     if kind is None:
@@ -295,6 +298,6 @@ def _one(value: Any) -> list[Any]:
     return [] if value is None else [value]
 
 
-def _several(value: Any) -> list[Any]:
+def several(value: Any) -> list[Any]:
     """One thing or a list of them; but a video's list is its frames, so that one goes by `_one`."""
     return list(value) if isinstance(value, list | tuple) else _one(value)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
+from warnings import catch_warnings, simplefilter
 
 from archport.contract import CheckpointError, InputError
 from archport.running.chat_messages import Continued, plain, prepared
@@ -121,16 +122,17 @@ class ChatTemplate:
         length = 0
         try:
             size, _ = extent(values, 1 << 40)
-            for piece in template.generate(**{**self.special, **values, METER: Meter(size)}):
+            for piece in template.generate({**self.special, **values, METER: Meter(size)}):
                 pieces.append(piece)
                 length += len(piece)
                 if length > LONGEST:
                     raise InputError(f"{self._called(name)} made more than {LONGEST:,} characters")
+            # A filter block may write what is no text.
+            return "".join(pieces)
         except InputError:
             raise
         except Exception as error:
             self._fail(name, error)
-        return "".join(pieces)
 
     def _fail(self, name: str, error: Exception) -> NoReturn:
         """Raise what an error of a template means to who called."""
@@ -147,7 +149,8 @@ class ChatTemplate:
                 f"{what} asks for what no chat template may have: {said}. Fetch the file again, or mend it"
             ) from error
         if isinstance(error, TemplateError):
-            raise InputError(f"{what} refuses these messages: {said}") from error
+            hint = "; a content of None is left out, so give '' where it needs one" if "'content'" in said else ""
+            raise InputError(f"{what} refuses these messages: {said}{hint}") from error
         kind = f"{type(error).__name__}: {said}"
         if isinstance(error, _OF_MESSAGES):
             raise InputError(
@@ -195,7 +198,10 @@ class ChatTemplate:
                 f"{what} has {len(source):,} characters; at most {LONGEST_SOURCE:,} are compiled. Fetch the file again"
             )
         try:
-            return _environment().from_string(source)
+            with catch_warnings():
+                # Python warns of what jinja2 wrote for `1[2]`.
+                simplefilter("ignore", SyntaxWarning)
+                return _environment().from_string(source)
         # Python's compiler and jinja2's raise whatever they stumble over.
         except Exception as error:
             raise CheckpointError(

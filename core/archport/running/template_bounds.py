@@ -22,6 +22,8 @@ BYTES, BYTES_PER_BYTE = 64 << 20, 32
 SECONDS, SECONDS_PER_BYTE = 1.0, 1e-6
 # A block of statements that runs, a call, a value inside another: what takes a microsecond is as dear as so many bytes.
 STEP = 256
+# A short text, with its place in a list.
+_PIECE = 64
 # Levels of lists in lists; Python's own recursion ends at a thousand.
 DEPTH = 400
 # What a text of a value may have for every byte of it: "\u0000" has six letters.
@@ -33,6 +35,8 @@ SCALARS = frozenset({str, int, float, bool, type(None)})
 _VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 _MANY = (list, tuple, set, frozenset, *_VIEWS)
 _CONVERSION = re.compile(r"%(?:\([^()]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+)?)?")
+# What `str.split` splits at by itself.
+_SPACES = "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 _NUMBER = re.compile(r"\d+")
 
 
@@ -264,9 +268,10 @@ def _to_bytes(meter: Meter, _: Any, length: Any = 1, *rest: Any, **more: Any) ->
 
 
 def _split(meter: Meter, text: Any, sep: Any = None, *rest: Any, **more: Any) -> None:
-    # Pieces without a letter are one object.
-    count = text.count(sep) if isinstance(sep, str | bytes) and sep else len(text) // 2
-    meter.pay(8 * count if isinstance(sep, str | bytes) else STEP * count)
+    given = isinstance(sep, str | bytes) and sep
+    spaces: Any = (b" ", b"\n", b"\t", b"\r", b"\x0b", b"\x0c") if isinstance(text, bytes) else _SPACES
+    ends: Any = (sep,) if given else spaces
+    meter.pay(_PIECE * sum(text.count(each) for each in ends))
 
 
 def _rsplit(meter: Meter, text: Any, sep: Any = None, *rest: Any, **more: Any) -> None:
@@ -275,7 +280,8 @@ def _rsplit(meter: Meter, text: Any, sep: Any = None, *rest: Any, **more: Any) -
 
 
 def _lines(meter: Meter, text: Any, *rest: Any, **more: Any) -> None:
-    meter.pay(STEP * sum(text.count(end) for end in ((b"\n", b"\r") if isinstance(text, bytes) else "\n\r\x0b\x0c")))
+    ends: Any = (b"\n", b"\r") if isinstance(text, bytes) else "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+    meter.pay(_PIECE * sum(text.count(end) for end in ends))
 
 
 def _free(*_: Any, **__: Any) -> None:

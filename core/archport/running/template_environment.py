@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import BuiltinMethodType, FunctionType, MethodType
-from typing import Any, ClassVar
+from typing import Any
 
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
@@ -55,7 +55,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         }
 
     def _generate(self, source: nodes.Template, *rest: Any, **options: Any) -> str:
-        if (other := source.find((nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport))) is not None:
+        for other in source.find_all((nodes.Include, nodes.Extends, nodes.Import, nodes.FromImport)):
             raise TemplateSyntaxError("a chat template can't use another file", other.lineno)
         tree = _Paying().visit(source)
         tree.set_environment(self)
@@ -179,7 +179,7 @@ def _cost(body: Sequence[nodes.Node]) -> int:
 class _Generation(Extension):
     """`{% generation %}`: marks what an assistant said, for training. It renders as it is, in a scope of its own."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno

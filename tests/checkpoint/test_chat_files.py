@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def chat_of(folder: Path, files: dict[str, Any]) -> ChatFiles:
     for name, value in {**stated, **files}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
-    (folder / "tokenizer.json").symlink_to(TOKENIZER)
+    shutil.copyfile(TOKENIZER, folder / "tokenizer.json")
     return read_chat(resolve(folder, models={}))
 
 

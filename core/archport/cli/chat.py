@@ -40,6 +40,10 @@ THINKING = "</think>"
 def chat(
     model: Model = DEFAULT_MODEL,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="An image in front of what is said first; may be repeated."),
+    ] = None,
     max_tokens: MaxTokens = 2048,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.8,
@@ -84,6 +88,7 @@ def chat(
     }
     opening = [{"role": "system", "content": system}] if system is not None else []
     messages: list[dict[str, Any]] = list(opening)
+    pictures = [{"type": "image", "image": each} for each in image or ()]
     asks = sys.stdin.isatty()
     if asks:
         note(f"{loaded!r}. /new starts over, /exit ends.")
@@ -98,7 +103,9 @@ def chat(
             continue
         if not line.strip():
             continue
-        messages.append({"role": "user", "content": line.rstrip("\n")})
+        said, first = line.rstrip("\n"), len(messages) == len(opening)
+        content = [*pictures, {"type": "text", "text": said}] if pictures and first else said
+        messages.append({"role": "user", "content": content})
         try:
             with rows_called(lambda _: "the conversation"):
                 text = print_stream(loaded, messages, options)

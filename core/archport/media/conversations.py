@@ -1,6 +1,7 @@
 """A conversation with images and video in it, as text and places of pictures. Knows no ids and no pixels.
 
-The format is ChatML's, literal: a template engine would add nothing, and the bytes are what models were trained on.
+The format is ChatML's, literal, as models that embed and rerank were trained on it, and for checkpoints without a chat
+template; what a template renders is chats.py's.
 """
 
 from __future__ import annotations

@@ -53,3 +53,16 @@ def test_an_image_beside_several_prompts_is_wrong_usage(dense: engine.Model, pic
     several.write_text('"a"\n"b"\n')
     arguments = ["generate", "-i", str(several), "-m", str(dense.name), "--image", str(picture)]
     assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_a_chat_begins_with_its_images_and_remembers_them(dense: engine.Model, picture: Path):
+    arguments = ["chat", "-m", str(dense.name), "--image", str(picture), "--dtype", "float32", "--temperature", "0"]
+    said = CliRunner().invoke(app, [*arguments, "--max-tokens", "6"], input="What is it?\nAnd then?\n")
+    assert said.exit_code == 0, said.output
+    first = {"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}
+    messages: list[dict[str, Any]] = [{"role": "user", "content": list(first)}]
+    for question in ("And then?", ""):
+        made: Any = dense.generate(messages, max_tokens=6)
+        assert f"{made.text}\n" in said.stdout
+        answer = made.text.rpartition("</think>")[2].lstrip("\n")
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]

@@ -20,7 +20,7 @@ _VALUE = r"""=(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[\w.+-]*\w|<[^
 _PLAIN = re.compile(r"[\w.+-]+")
 _METHOD = re.compile(r"\bModel\.(embed|rerank|generate|plan)\b")
 # What flags are called otherwise in the library.
-_OTHERWISE = {"new_tokens": "new", "memory_budget": "budget", "lengths": "tokens"}
+_OTHERWISE = {"stop_token_ids": "stop_token_id", "new_tokens": "new", "memory_budget": "budget", "lengths": "tokens"}
 # Advice that only a program can follow.
 _CODE = re.compile(r"[;.] Repair it, for example with \S+\([^)]*\)\.decode\(\)")
 

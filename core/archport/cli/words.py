@@ -90,7 +90,8 @@ def in_flags(text: str, names: list[str]) -> str:
         names: the command's parameters.
     """
     flags = {name: f"--{name.replace('_', '-')}" for name in names}
-    flags |= {name: f"--{own.replace('_', '-')}" for name, own in _OTHERWISE.items() if own in names and name not in names}
+    others = {name: own for name, own in _OTHERWISE.items() if own in names and name not in names}
+    flags |= {name: f"--{own.replace('_', '-')}" for name, own in others.items()}
     for name, flag in flags.items():
         text = re.sub(rf"(?<![\w-]){name}{_VALUE}", lambda found, flag=flag: f"{flag}{_value(found)}", text)
         # Without a value only what can't be an English word.

@@ -10,11 +10,11 @@ from __future__ import annotations
 import archport.device.backend  # noqa: F401  # isort: skip
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from archport.loading import Description, describe
 from archport.planning.dtype import DTypeChoice
 from archport.running.answers import EncoderAnswers
 from archport.running.calls import DeviceIterator, device_call
+from archport.running.collecting import Collected, Errors
 from archport.running.precision import Precision, check_precision, quantise
 from archport.running.tokenise import Overflow, iterable
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
     from archport.planning import Plan
     from archport.running.generation import Generation, Piece
-    from archport.running.rerank import Ranked
     from archport.running.runtime import Runtime
 
 __all__ = ["Model", "ModelMemory", "describe", "load"]
@@ -181,6 +181,10 @@ class Model(EncoderAnswers):
         weights = planner.weight_bytes or 0
         return ModelMemory(weights, self._runtime.prefixes.bytes, process_memory())
 
+    @overload
+    def embed(self, texts: Any, *, errors: Literal["raise"] = "raise", **options: Any) -> np.ndarray: ...
+    @overload
+    def embed(self, texts: Any, *, errors: Literal["collect"], **options: Any) -> Collected[np.ndarray]: ...
     @checked
     @device_call
     def embed(
@@ -196,7 +200,8 @@ class Model(EncoderAnswers):
         precision: Precision = "float32",
         output: Output = "vectors",
         progress: bool = False,
-    ) -> np.ndarray:
+        errors: Errors = "raise",
+    ) -> np.ndarray | Collected[np.ndarray]:
         """One vector per text, in the order of the texts.
 
         Args:
@@ -211,13 +216,16 @@ class Model(EncoderAnswers):
             precision: `float32`, or `int8`, `uint8` (calibrated over this call), `binary`, `ubinary` (packed signs).
             output: `vectors`, or `tokens` for one per token that counts in late interaction.
             progress: show a progress bar on standard error.
+            errors: `raise` for the first text that has no vector, or `collect`, which sets such texts aside: too long
+                or no texts, damaged pictures, what exceeds the budget alone, vectors that hold NaN.
 
         Returns:
             (N, D) float32, or as `precision` says. A single string gives (1, D). With `tokens` an object array (N,)
-            of arrays (tokens, D) float32.
+            of arrays (tokens, D) float32. With `collect` a `Collected(results, rows, errors)`: such an array of the
+            texts that have vectors, their indices, and {index: error} of the others.
 
         Raises:
-            InputError, ContextLengthExceeded, NonFiniteOutput: naming the text's index.
+            InputError, AdmissionRefused, NonFiniteOutput: naming the text's index.
         """
         from archport.running.embed import EmbedRequest
         from archport.running.progress import counted
@@ -231,7 +239,8 @@ class Model(EncoderAnswers):
             packed = None if precision == "float32" else precision
             fixed = {"dimensions": dimensions, "normalize": normalize, "precision": packed}
             tokens = self._runtime.tokens()
-            return embed_tokens(tokens, texts, prompt, prompt_name, max_tokens, overflow, fixed, progress=progress)
+            asked = (tokens, texts, prompt, prompt_name, max_tokens, overflow, fixed)
+            return embed_tokens(*asked, progress=progress, errors=errors)
         embedder = self._runtime.embedder()
         _check_dimensions(dimensions, self.dimensions)
         request = EmbedRequest(
@@ -240,6 +249,9 @@ class Model(EncoderAnswers):
         inputs = [texts] if isinstance(texts, str | Mapping) else iterable(texts)
         parts: list[np.ndarray] = []
         with counted("embedding", len(inputs) if isinstance(inputs, Sized) else None, shown=progress) as done:
+            if errors == "collect":
+                made = embedder.collected(inputs, request, dimensions or self.dimensions, done)
+                return replace(made, results=quantise(made.results, precision))
             embedder.run(inputs, request, parts.append, done)
         vectors = np.concatenate(parts) if parts else np.zeros((0, dimensions or self.dimensions), np.float32)
         return quantise(vectors, precision)
@@ -270,47 +282,6 @@ class Model(EncoderAnswers):
         if tokens is not None and options.get("max_tokens") is None:
             role["max_tokens"] = min(tokens, self._runtime.encoder.plan.max_context)
         return role
-
-    @checked
-    @device_call
-    def rerank(
-        self,
-        query: str | Mapping[str, Any],
-        documents: Iterable[Any],
-        *,
-        instruction: str | None = None,
-        top_k: int | None = None,
-        return_documents: bool = False,
-        raw_scores: bool = False,
-        max_tokens: int | None = None,
-        overflow: Overflow = "error",
-        share_prefix: bool = True,
-        progress: bool = False,
-    ) -> list[Ranked]:
-        """Documents by how well they answer a query, the best first.
-
-        Args:
-            query, documents: texts; a model that sees also takes mappings such as {"text": ..., "image": ...}.
-            instruction: what counts as an answer; default: the model's own.
-            top_k: keep so many; None keeps all.
-            return_documents: put each document beside its score.
-            raw_scores: the head's own number (of a yes/no head the difference of two logits) instead of a probability.
-            max_tokens: limit of a pair; default: the model's own, within its context.
-            overflow: `error` refuses a longer pair, naming the document; `truncate` cuts it, but nothing around it.
-            share_prefix: run what all pairs begin with once, where the plan says that this is faster.
-            progress: show a progress bar on standard error.
-
-        Returns:
-            `Ranked(index, score, document)`, by descending score; equal ones in the order of the documents.
-
-        Raises:
-            InputError, ContextLengthExceeded, NonFiniteOutput: naming the document's index.
-        """
-        from archport.running.rerank import RerankRequest, rerank
-
-        request = RerankRequest(instruction, raw_scores, max_tokens, overflow, share_prefix, progress)
-        scorer = self._runtime.scorer()
-        return rerank(scorer, query, documents, request, top_k=top_k, return_documents=return_documents)
 
     @checked
     @device_call

@@ -137,10 +137,11 @@ def test_a_chat_remembers_its_turns_without_reading_them_again(chatty):
     [
         (("rerank", "-m", RERANKER, "-q", "a"), 2, "documents"),
         (("generate", "-m", GOLDENS / "qwen3-moe"), 2, "PROMPT"),
-        (("generate", "-m", GOLDENS / "qwen3-moe", ""), 1, "prompt 0 is empty"),
+        (("generate", "-m", GOLDENS / "qwen3-moe", ""), 1, "PROMPT is empty"),
         (("generate", "-m", GOLDENS / "qwen3-moe", "a", "--logit-bias", "5"), 2, "expected ID=BIAS"),
         (("generate", "-m", GOLDENS / "qwen3-moe", "a", "--logit-bias", "5=300"), 1, "number from -100 to 100"),
-        (("generate", "-m", GOLDENS / "qwen3-moe", "a", "-n", "0"), 1, "n=0; expected 1 to 1024"),
+        (("generate", "-m", GOLDENS / "qwen3-moe", "a", "--stop-token-id", "600"), 1, "--stop-token-id 600; expected"),
+        (("generate", "-m", GOLDENS / "qwen3-moe", "a", "-n", "0"), 1, "--n 0; expected 1 to 1024"),
         (("generate", "-m", GOLDENS / "qwen3-moe", "a", "--chat"), 1, "no chat template"),
         (("generate", "-m", GOLDENS / "qwen3-moe", "-i", "nowhere.txt"), 1, "nowhere.txt"),
         (("generate", "-m", GOLDENS / "qwen3-embed", "a"), 1, "is for embed"),

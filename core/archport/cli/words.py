@@ -20,7 +20,7 @@ _VALUE = r"""=(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[\w.+-]*\w)?)"
 _PLAIN = re.compile(r"[\w.+-]+")
 _METHOD = re.compile(r"\bModel\.(embed|rerank|generate|plan)\b")
 # What flags are called otherwise in the library.
-_OTHERWISE = {"new_tokens": "new", "memory_budget": "budget", "lengths": "tokens"}
+_OTHERWISE = {"stop_token_ids": "stop_token_id", "new_tokens": "new", "memory_budget": "budget", "lengths": "tokens"}
 # Where an error keeps how it is said.
 _WORDS = "_words_of_the_command_line"
 # Advice that only a program can follow.
@@ -96,7 +96,8 @@ def in_flags(text: str, names: list[str]) -> str:
         names: the command's parameters.
     """
     flags = {name: f"--{name.replace('_', '-')}" for name in names}
-    flags |= {name: f"--{own}" for name, own in _OTHERWISE.items() if own in names and name not in names}
+    others = {name: own for name, own in _OTHERWISE.items() if own in names and name not in names}
+    flags |= {name: f"--{own.replace('_', '-')}" for name, own in others.items()}
     for name, flag in flags.items():
         text = re.sub(rf"(?<![\w-]){name}{_VALUE}", lambda found, flag=flag: f"{flag}{_value(found)}", text)
         # Without a value only what can't be an English word.

@@ -94,6 +94,7 @@ class AdmissionRefused(ArchportError, ValueError):
         largest_buffer: (name, bytes, cap) of the largest single allocation; cap None where the device has none.
         max_tokens_that_fit: the longest row, at the same batch, that the limit admits.
         max_rows_that_fit: the largest batch, at the same length, that the limit admits.
+        row: of the rows of a request the one that does not fit by itself; None where it is not one alone.
         requested, ceiling: tokens asked for and allowed, where tokens are what binds. Of a text far over the limit
             the former is an estimate by its length, as it is not counted to its end.
     """
@@ -113,6 +114,7 @@ class AdmissionRefused(ArchportError, ValueError):
         max_rows_that_fit: int | None = None,
         requested: int | None = None,
         ceiling: int | None = None,
+        row: int | None = None,
     ) -> None:
         super().__init__(message)
         self.required_bytes = required_bytes
@@ -124,6 +126,7 @@ class AdmissionRefused(ArchportError, ValueError):
         self.max_rows_that_fit = max_rows_that_fit
         self.requested = requested
         self.ceiling = ceiling
+        self.row = row
 
 
 class MemoryBudgetExceeded(AdmissionRefused):

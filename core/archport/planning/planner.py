@@ -197,7 +197,8 @@ def _divided(
             continue
         parts = divided(job, group, rows, cached)
         if not parts:
-            refuse(job, batch, _leanest(job, batch), _fits)
+            row = group.rows[0] if job.mode == "embed" and len(group.rows) == 1 else None
+            refuse(job, batch, _leanest(job, batch), _fits, row=row)
         others = others or len(parts) > 1
         waiting.extendleft(reversed(parts))
     return tuple(found)

@@ -88,8 +88,11 @@ def refuse_dense(job: Job, batch: Batch) -> None:
     )
 
 
-def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None) -> NoReturn:
+def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None, *, row: int | None = None) -> NoReturn:
     """Refuse a batch whose leanest schedule breaks a limit.
+
+    Args:
+        row: the one that the batch holds alone.
 
     Raises:
         MemoryBudgetExceeded, BufferTooLarge, WorkBoundExceeded: by what binds.
@@ -126,6 +129,7 @@ def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None) -> NoRetur
         max_tokens_that_fit=tokens,
         max_rows_that_fit=rows,
         requested=longest,
+        row=row,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from archport.contract import EmbeddingHead, InputError, LayerContext, NonFiniteOutput, Trunk
 from archport.contract.heads import ClassificationHead, Classifier, ScoreActivation, TypedTrunk
 from archport.planning import BatchPlan, Plan
+from archport.running.collecting import rows_named
 from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
 from archport.running.joined import Item, JoinedTokeniser
@@ -136,7 +137,9 @@ class LabelScorer:
         if not len(rows):
             return found
         check_vocabulary(rows, self.encoder.spec.vocab_size, what)
-        plan, stretches = self.encoder.plan([len(row) for row in rows]), Stretches()
+        with rows_named(what):
+            plan = self.encoder.plan([len(row) for row in rows])
+        stretches = Stretches()
 
         def finish(batch: BatchPlan, scores: mx.array) -> None:
             found[list(batch.rows)] = np.array(scores)

@@ -14,6 +14,7 @@ import numpy as np
 from archport.contract import DeviceKind, Measured, NonFiniteOutput
 from archport.planning import BatchPlan, Plan
 from archport.running.ahead import TokensAhead
+from archport.running.collecting import Collected, rows_named, vectors_apart
 from archport.running.context import Stretches
 from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder, run_ahead
@@ -135,6 +136,17 @@ class Embedder:
         ):
             run_ahead(tasks, lambda task: self._start(task, request, stretches, sight), finish)
 
+    def collected(
+        self, texts: Iterable[str], request: EmbedRequest, width: int, done: Counter = nothing_shown
+    ) -> Collected[np.ndarray]:
+        """Vectors (n, width) of the texts that have one, and the errors of the others.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a request that no text could be embedded with.
+        """
+        self._tokens([], request, 0)
+        return vectors_apart(lambda some, take: self.run(some, request, take), texts, width, done)
+
     def _tasks(
         self, ahead: TokensAhead, sizes: int, sight: Sight | None, windows: deque[_Window]
     ) -> Generator[_Task, None, None]:
@@ -198,7 +210,8 @@ class Embedder:
         measured = [window.tokens.measured[row] for window, row in rows if window.tokens.measured]
         lengths = [len(window.tokens.ids[row]) for window, row in rows]
         images = [tuple(picture.patches for picture in each.pictures) for each in measured]
-        plan = self.encoder.plan(lengths, images=images, pack=True)
+        with rows_named("text", lambda row: rows[row][0].first + rows[row][1]):
+            plan = self.encoder.plan(lengths, images=images, pack=True)
         return with_host_bytes(plan, measured, self.encoder.spec.vision), measured
 
     def _tokens(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:

@@ -110,7 +110,7 @@ def _tokens(value: Any, vocabulary: int) -> frozenset[int]:
     found = tuple(map(_plain, _collected("stop_token_ids", value, expected)))
     for token in found:
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocabulary:
-            raise InputError(f"stop_token_ids holds {shown(token)}; expected {expected}")
+            raise InputError(f"stop_token_ids={shown(token)}; expected {expected}")
     return frozenset(found)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from archport.contract import InputError, NonFiniteOutput
+from archport.running.collecting import Collected, Errors, apart
 from archport.running.progress import Counter, counted, nothing_shown
 from archport.running.tokenise import Overflow, check_text
 
@@ -77,10 +78,14 @@ def rerank(
     *,
     top_k: int | None = None,
     return_documents: bool = False,
-) -> list[Ranked]:
+    errors: Errors = "raise",
+) -> Collected[list[Ranked]]:
     """Documents by descending score of the head's own, equal ones in their own order.
 
     Probabilities round to 1 where the head still tells documents apart, so they do not rank.
+
+    Args:
+        errors: `collect` sets documents aside that can't be scored; `raise` raises for the first of them.
 
     Raises:
         InputError: for arguments that are no texts or numbers, naming them.
@@ -96,23 +101,58 @@ def rerank(
         raise InputError(f"overflow={request.overflow!r}; expected 'error' or 'truncate'")
     texts: list[Any] = list(documents)
     if not texts:
-        return []
-    for index, text in enumerate(texts):
-        # What else than text a document may be is the scorer's to say.
-        if not isinstance(text, Mapping):
-            check_text(text, f"document {index}")
+        return Collected([], ())
     with counted("scoring", len(texts), shown=request.progress) as scored:
-        scores = scorer.scores(query, texts, replace(request, scored=scored))
+        run = _run(scorer, query, request, len(texts), scored)
+        if errors == "raise":
+            return _ranked(scorer, texts, range(len(texts)), run(texts), request, top_k, return_documents)
+        # What is wrong with the call is wrong without documents, too.
+        run([])
+        found, faults = apart(texts, run, "document")
+    scores = np.array(list(found.values()), np.float32)
+    ranked = _ranked(scorer, texts, list(found), scores, request, top_k, return_documents)
+    return replace(ranked, errors=faults)
+
+
+def _run(
+    scorer: Scorer, query: Any, request: RerankRequest, count: int, scored: Counter
+) -> Callable[[Sequence[Any]], np.ndarray]:
+    def run(texts: Sequence[Any]) -> np.ndarray:
+        for index, text in enumerate(texts):
+            # What else than text a document may be is the scorer's to say.
+            if not isinstance(text, Mapping):
+                check_text(text, f"document {index}")
+        # Of all documents; some of them have been counted.
+        told = scored if len(texts) == count else nothing_shown
+        scores = scorer.scores(query, texts, replace(request, scored=told))
+        bad = ~np.isfinite(scores)
+        if bad.any():
+            raise NonFiniteOutput(
+                f"the score of document {int(bad.argmax())} is NaN or infinity; it is not returned. The weights may be "
+                "damaged, or overflow in this dtype: try dtype='float32'"
+            )
+        return scores
+
+    return run
+
+
+def _ranked(
+    scorer: Scorer,
+    texts: Sequence[Any],
+    rows: Sequence[int],
+    scores: np.ndarray,
+    request: RerankRequest,
+    top_k: int | None,
+    return_documents: bool,
+) -> Collected[list[Ranked]]:
+    """The ranking of the documents `rows`, whose scores these are."""
     # Equal documents score alike, whatever rounding in other batches made of them.
     first: dict[str | int, int] = {}
-    keys = [text if isinstance(text, str) else index for index, text in enumerate(texts)]
-    scores = scores[[first.setdefault(key, index) for index, key in enumerate(keys)]]
-    bad = ~np.isfinite(scores)
-    if bad.any():
-        raise NonFiniteOutput(
-            f"the score of document {int(bad.argmax())} is NaN or infinity; it is not returned. The weights may be "
-            "damaged, or overflow in this dtype: try dtype='float32'"
-        )
+    keys = [texts[row] if isinstance(texts[row], str) else row for row in rows]
+    scores = scores[[first.setdefault(key, at) for at, key in enumerate(keys)]] if len(scores) else scores
     order = np.argsort(-scores, kind="stable")[:top_k]
-    shown = scores if request.raw else scorer.shown(scores)
-    return [Ranked(int(at), float(shown[at]), texts[at] if return_documents else None) for at in order]
+    shown = scores if request.raw or not len(scores) else scorer.shown(scores)
+    ranked = [
+        Ranked(rows[at], float(shown[at]), texts[rows[at]] if return_documents else None) for at in map(int, order)
+    ]
+    return Collected(ranked, tuple(each.index for each in ranked))

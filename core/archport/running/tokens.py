@@ -14,6 +14,7 @@ from archport.contract import InputError, Measured, NonFiniteOutput
 from archport.contract.heads import TokenHead
 from archport.planning import Readout
 from archport.running.calls import device_call
+from archport.running.collecting import Collected, Errors, apart, rows_named
 from archport.running.context import Stretches
 from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder
@@ -54,6 +55,8 @@ class TokenEmbedder:
             raise InputError("this model takes no instruction: it compares the query's tokens with the document's")
         limits: dict[str, Any] = {"max_tokens": request.max_tokens, "overflow": request.overflow}
         (asked,) = self([query], "query", self._prompt("query"), **limits)
+        if not documents:
+            return np.zeros(0, np.float32)
         return maxsim(asked, self(documents, "document", self._prompt("document"), done=request.scored, **limits))
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
@@ -81,7 +84,7 @@ class TokenEmbedder:
             some = texts[first : first + _WINDOW]
             rows, measured = self._ids(some, role, prompt, max_tokens, overflow, first)
             check_vocabulary(rows, self.encoder.spec.vocab_size, "text", first)
-            for index, vectors in enumerate(self._window(rows, measured, role, done)):
+            for index, vectors in enumerate(self._window(rows, measured, role, done, first)):
                 if not np.isfinite(vectors).all():
                     raise NonFiniteOutput(
                         f"a vector of text {first + index} holds NaN or infinity; it is not returned. The weights may "
@@ -120,7 +123,7 @@ class TokenEmbedder:
         return [np.concatenate([ids[:1], np.asarray([marker], np.int32), ids[1:]]) for ids in tokens.ids], ()
 
     def _window(
-        self, rows: Sequence[np.ndarray], measured: Sequence[Measured], role: Role, done: Counter
+        self, rows: Sequence[np.ndarray], measured: Sequence[Measured], role: Role, done: Counter, first: int
     ) -> list[np.ndarray]:
         """Vectors of the tokens that count, of some texts."""
         expansion = self.head.expansion if role == "query" else None
@@ -135,7 +138,8 @@ class TokenEmbedder:
         plain = [index for index, row in enumerate(rows) if hidden_from[index] >= len(row)]
         for some in (plain, short):
             if some:
-                self._run(some, rows, hidden_from, measured, vectors, done)
+                with rows_named("text", lambda row, some=some: first + some[row]):
+                    self._run(some, rows, hidden_from, measured, vectors, done)
         if role == "document" and self.head.skipped:
             keep = [~np.isin(row, self.head.skipped) for row in rows]
             vectors = [found[mask] for found, mask in zip(vectors, keep, strict=True)]
@@ -197,7 +201,8 @@ def embed_tokens(
     fixed: Mapping[str, object],
     *,
     progress: bool = False,
-) -> np.ndarray:
+    errors: Errors = "raise",
+) -> np.ndarray | Collected[np.ndarray]:
     """What `Model.embed(output="tokens")` answers: an object array (N,) of arrays (tokens, D).
 
     Args:
@@ -212,7 +217,22 @@ def embed_tokens(
     text = embedder.tokeniser.prompt(prompt, prompt_name)
     each = cast("list[str]", [texts] if isinstance(texts, str | Mapping) else list(iterable(texts)))
     with counted("embedding", len(each), shown=progress) as done:
-        found = embedder(each, role, text, max_tokens=max_tokens, overflow=overflow, done=done)
+
+        def run(some: Sequence[str]) -> list[np.ndarray]:
+            # Some of fewer texts have been counted.
+            told = done if len(some) == len(each) else nothing_shown
+            return embedder(some, role, text, max_tokens=max_tokens, overflow=overflow, done=told)
+
+        if errors == "raise":
+            return _objects(run(each))
+        # What is wrong with the call is wrong without texts, too.
+        run([])
+        embedder.tokeniser([], prompt=text, max_tokens=max_tokens, overflow=overflow)
+        found, faults = apart(each, run, "text")
+    return Collected(_objects(list(found.values())), tuple(found), faults)
+
+
+def _objects(found: Sequence[np.ndarray]) -> np.ndarray:
     answer = np.empty(len(found), dtype=object)
     for index, vectors in enumerate(found):
         answer[index] = vectors

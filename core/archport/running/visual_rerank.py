@@ -13,6 +13,7 @@ import numpy as np
 
 from archport.contract import CausalLM, Measured, PairReader, YesNoHead
 from archport.planning import BatchPlan, Plan
+from archport.running.collecting import rows_named
 from archport.running.context import Stretches
 from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder, run_ahead
@@ -55,9 +56,12 @@ class VisualScorer:
             )
             for index, document in enumerate(documents)
         )
+        if not measured:
+            return np.zeros(0, np.float32)
         check_vocabulary([each.ids for each in measured], self.encoder.spec.vocab_size, "document")
         images = [[picture.patches for picture in each.pictures] for each in measured]
-        plan = self.encoder.plan([len(each.ids) for each in measured], images=images)
+        with rows_named("document"):
+            plan = self.encoder.plan([len(each.ids) for each in measured], images=images)
         plan = with_host_bytes(plan, measured, self.encoder.spec.vision)
         difference, stretches = np.zeros(len(measured), np.float32), Stretches()
 

@@ -18,6 +18,7 @@ from archport.contract import AdmissionRefused, CausalLM, YesNoHead
 from archport.contract.model import Activation
 from archport.memory import Snapshot, put, row_bytes, take
 from archport.planning import BatchPlan, Plan
+from archport.running.collecting import rows_named
 from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
 from archport.running.pairs import Pairs, common_prefix
@@ -54,6 +55,8 @@ class YesNoScorer:
             max_tokens=request.max_tokens,
             overflow=request.overflow,
         )
+        if not rows:
+            return np.zeros(0, np.float32)
         check_vocabulary(rows, self.encoder.spec.vocab_size, "document")
         plan, shared = self._plan(rows, request.share)
         snapshot = self._run_shared(rows[0][:shared]) if shared else None
@@ -76,7 +79,8 @@ class YesNoScorer:
     def _plan(self, rows: Sequence[np.ndarray], share: bool) -> tuple[Plan, int]:
         """The plan of all rows, or of what is behind the tokens that they share, and how many those are."""
         plan = self.encoder.plan
-        whole = plan([len(row) for row in rows])
+        with rows_named("document"):
+            whole = plan([len(row) for row in rows])
         shared = common_prefix(rows) if share and len(rows) > 1 and self.encoder.spec.semantics == "causal" else 0
         if not shared:
             return whole, 0

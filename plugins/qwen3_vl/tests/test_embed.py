@@ -1,5 +1,6 @@
 """Embedding with pictures: the published format, one batch or many, chunks, limits, and nothing left behind."""
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +30,14 @@ MIXED: list[Any] = [
     {"video": FILM, "fps": 3.0, "text": "a film"},
     {"text": "with an instruction", "instruction": "Find the picture", "image": BLUE},
 ]
+
+
+def damaged() -> bytes:
+    """A picture whose header says more than its body holds."""
+    file = io.BytesIO()
+    Image.fromarray(BLUE).save(file, "PNG")
+    whole = file.getvalue()
+    return whole[: len(whole) // 2]
 
 
 def rendered(model: engine.Model, item: object, prompt: str = "") -> str:
@@ -295,3 +304,14 @@ def test_twenty_frames_of_4k_take_less_than_150_megabytes(tmp_path: Path, embedd
     command = [sys.executable, "-c", GROWTH, embedder.name, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 150_000_000
+
+
+def test_damaged_pictures_are_set_aside_and_raised_by_name_otherwise(embedder: engine.Model):
+    rows: list[Any] = ["a text", {"image": damaged()}, {"image": RED}, {"text": "b", "image": b"none"}, {"image": TALL}]
+    made = embedder.embed(rows, errors="collect")
+    assert (made.rows, set(made.errors)) == ((0, 2, 4), {1, 3})
+    assert all(f"input {row}" in str(error) for row, error in made.errors.items())
+    np.testing.assert_allclose(made.results, embedder.embed([rows[0], rows[2], rows[4]]), atol=1e-5)
+    for row in (1, 3):
+        with pytest.raises(InputError, match="input 2"):
+            embedder.embed([rows[0], rows[2], rows[row], rows[4]])

@@ -1,5 +1,6 @@
 """Reranking with pictures: the published bytes, two rows of the head, one batch or many, and what is cut."""
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from PIL import Image
 
 import archport  # noqa: F401  (before mlx)
 from archport import engine
@@ -115,3 +117,15 @@ def test_documents_of_which_the_model_is_sure_rank_by_the_head_s_own_scores(
     ranked = reranker.rerank("a query", DOCUMENTS)
     assert [each.score for each in ranked] == [1.0] * len(DOCUMENTS)
     assert [each.index for each in ranked] == want != sorted(want)
+
+
+def test_damaged_pictures_are_set_aside_and_other_documents_rank_as_without_them(reranker: engine.Model):
+    file = io.BytesIO()
+    Image.fromarray(BLUE).save(file, "PNG")
+    rows: list[Any] = [*DOCUMENTS[:2], {"image": file.getvalue()[:400]}, *DOCUMENTS[2:], 3]
+    made = reranker.rerank("red", rows, errors="collect")
+    assert set(made.errors) == {2, 6}
+    assert all(f"document {row}" in str(error) for row, error in made.errors.items())
+    want = reranker.rerank("red", DOCUMENTS)
+    assert [each.index - (each.index > 2) for each in made.results] == [each.index for each in want]
+    np.testing.assert_allclose([each.score for each in made.results], [each.score for each in want], atol=1e-5)

@@ -109,8 +109,7 @@ def _scoring(draw: Draw, source: Path, how: Mapping[str, Any]) -> list[Any]:
 
 def _dense(draw: Draw, index: int, inputs: int, outputs: int, how: Mapping[str, Any], **more: Any) -> Any:
     act = torch.nn.Softmax(-1) if how["dense"] == "Softmax" else getattr(torch.nn, how["dense"])()
-    # archport refuses a projected residual beside an activation, by name.
-    residual = how.get("residual", False) and (inputs == outputs or how["dense"] == "Identity")
+    residual = how.get("residual", False)
     made = Dense(inputs, outputs, bias=how["dense_bias"], activation_function=act, use_residual=residual, **more)
     shapes = {f"{index}.{name}": tuple(each.shape) for name, each in made.state_dict().items()}
     filled = values(shapes, draw.seed, zero_centred=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -121,6 +122,7 @@ DENSE = {"in_features": 8, "out_features": 4}
         ({**DENSE, "activation_function": "torch.nn.modules.activation.GELU"}, Dense("2_Dense", 8, 4, True, "gelu")),
         ({**DENSE, "activation_function": None}, Dense("2_Dense", 8, 4, True, "identity")),
         ({**DENSE, "out_features": 8, "use_residual": True}, Dense("2_Dense", 8, 8, True, "tanh", True)),
+        ({**DENSE, "use_residual": True}, Dense("2_Dense", 8, 4, True, "tanh", True)),
         ({**DENSE, "module_input_name": "sentence_embedding"}, Dense("2_Dense", 8, 4)),
     ],
 )
@@ -135,7 +137,6 @@ def test_dense_modules_say_sizes_bias_and_activation(opened: Callable[..., Check
         ({**DENSE, "activation_function": "my_code.Tanh"}, "my_code"),
         ({"in_features": 8}, "out_features=None"),
         ({**DENSE, "module_input_name": "token_embeddings"}, "pooled vectors only"),
-        ({**DENSE, "use_residual": True}, "second matrix"),
     ],
 )
 def test_a_dense_module_that_archport_can_not_run_is_an_error(opened: Callable[..., Checkpoint], config, message: str):
@@ -352,6 +353,12 @@ PROJECTED = Dense("2_Dense", 8, 4, bias=False, activation="identity", residual=T
 def test_a_projected_residual_is_part_of_the_matrix(opened: Callable[..., Checkpoint]):
     checkpoint = with_dense(opened, {"linear.weight": WEIGHT, "residual.weight": 2 * WEIGHT})
     assert mx.array_equal(load_dense(checkpoint, PROJECTED, "float32")[0], mx.array(3 * WEIGHT))
+
+
+def test_a_projected_residual_lies_below_the_matrix_where_there_is_an_activation(opened: Callable[..., Checkpoint]):
+    checkpoint = with_dense(opened, {"linear.weight": WEIGHT, "residual.weight": 2 * WEIGHT})
+    weight = load_dense(checkpoint, replace(PROJECTED, activation="tanh"), "float32")[0]
+    assert mx.array_equal(weight, mx.array(np.concatenate([WEIGHT, 2 * WEIGHT])))
 
 
 def test_a_projected_residual_without_its_matrix_is_an_error(opened: Callable[..., Checkpoint]):

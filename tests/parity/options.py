@@ -55,6 +55,8 @@ VOCABULARY = 99
 # make.modules: those after the Transformer, in their order; make.dense: the activation of each Dense
 # make.prompts: (prompts, the default one's name); make.special: tokens that the tokenizer puts around a text
 # make.bert, make.tokenizer: keys of sentence_bert_config.json and tokenizer_config.json
+# make.layout: as saved; the body in a folder of its own; names of files and keys of older versions; a CrossEncoder
+# before there was a modules.json
 # make.activation: (the activation of a CrossEncoder, the file that says it)
 # make.false_token: of a LogitScore
 PIPELINE: dict[str, list[Any]] = {
@@ -81,6 +83,7 @@ PIPELINE: dict[str, list[Any]] = {
                        {"truncation_side": "left", "model_max_length": 9}, {"clean_up_tokenization_spaces": True},
                        {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]},
                        {"sep_token": "t03", "cls_token": "t02"}],
+    "make.layout": ["today", "0_Transformer", "older names", "bare"],
     "make.activation": [[None, None], ["Identity", "pipeline"], ["Tanh", "pipeline"], ["Sigmoid", "config"],
                         ["Identity", "config"], ["Identity", "old key"], ["Softplus", "pipeline"]],
     "make.false_token": [12, None],

@@ -22,6 +22,11 @@ from .space import Draw, config_of, word
 from .values import pairs_of, texts_of, values
 
 WIDTH, NARROW = 32, 24
+POOLING_FLAGS = {
+    "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens", "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens", "lasttoken": "pooling_mode_lasttoken",
+}  # fmt: skip
 FLOAT32 = {"dtype": torch.float32}
 
 
@@ -46,7 +51,31 @@ def save(draw: Draw, source: Path, target: Path, *, scores: bool) -> Any:
     else:
         stated = {"truncate_dim": how["truncate_dim"], "similarity_fn_name": how["similarity"]}
         _change(target / "config_sentence_transformers.json", {key: each for key, each in stated.items() if each})
+    _lay_out(target, how["layout"], bare=scores and draw.architecture.endswith("ForSequenceClassification"))
     return kind(str(target), device="cpu", model_kwargs=FLOAT32, local_files_only=True)
+
+
+def _lay_out(target: Path, layout: str, *, bare: bool) -> None:
+    """Bring a saved pipeline to an older layout; `bare` says whether it is one without a modules.json too."""
+    if layout == "bare" and bare:
+        for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+            (target / name).unlink()
+    if layout == "0_Transformer":
+        entries = json.loads((target / "modules.json").read_text())
+        entries[0]["path"] = layout
+        (target / "modules.json").write_text(json.dumps(entries))
+        (target / layout).mkdir()
+        for path in [path for path in target.iterdir() if path.is_file()]:
+            if path.name not in ("modules.json", "config_sentence_transformers.json"):
+                path.rename(target / layout / path.name)
+    if layout == "older names":
+        (target / "sentence_bert_config.json").rename(target / "sentence_roberta_config.json")
+        for path in target.glob("*_Pooling/config.json"):
+            stated = json.loads(path.read_text())
+            modes = stated.pop("pooling_mode")
+            flags = {POOLING_FLAGS[mode]: True for mode in ([modes] if isinstance(modes, str) else modes)}
+            width = stated.pop("embedding_dimension", None) or stated.pop("word_embedding_dimension")
+            path.write_text(json.dumps({**stated, "word_embedding_dimension": width, **flags}))
 
 
 def _embedding(draw: Draw, source: Path, how: Mapping[str, Any]) -> list[Any]:
@@ -80,8 +109,7 @@ def _scoring(draw: Draw, source: Path, how: Mapping[str, Any]) -> list[Any]:
 
 def _dense(draw: Draw, index: int, inputs: int, outputs: int, how: Mapping[str, Any], **more: Any) -> Any:
     act = torch.nn.Softmax(-1) if how["dense"] == "Softmax" else getattr(torch.nn, how["dense"])()
-    # archport refuses a projected residual beside an activation, by name.
-    residual = how.get("residual", False) and (inputs == outputs or how["dense"] == "Identity")
+    residual = how.get("residual", False)
     made = Dense(inputs, outputs, bias=how["dense_bias"], activation_function=act, use_residual=residual, **more)
     shapes = {f"{index}.{name}": tuple(each.shape) for name, each in made.state_dict().items()}
     filled = values(shapes, draw.seed, zero_centred=False)
@@ -122,10 +150,16 @@ def _state_activation(target: Path, name: str | None, where: str | None) -> None
         _change(target / "config.json", {"sbert_ce_default_activation_function": dotted})
 
 
-def vectors(model: Any, ids: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Vectors of every text alone, in all three roles, and how like the others the first ones are."""
+def vectors(model: Any, ids: Sequence[np.ndarray], *, roles: bool = True) -> dict[str, np.ndarray]:
+    """Vectors of every text alone, how like the others the first ones are, and the vectors in the other two roles.
+
+    Args:
+        roles: whether the other roles are asked for.
+    """
     texts = texts_of(ids)
-    ways = {"vectors": model.encode, "query": model.encode_query, "document": model.encode_document}
+    ways = {"vectors": model.encode}
+    if roles:
+        ways |= {"query": model.encode_query, "document": model.encode_document}
     found = {name: np.stack([encode([text])[0] for text in texts]) for name, encode in ways.items()}
     found["similar"] = model.similarity(found["vectors"][:2], found["vectors"][2:]).numpy()
     return found

@@ -11,6 +11,7 @@ that are off by one unit in the last place (`noise_...` is the larger difference
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -36,6 +37,7 @@ from .values import patches, picture, rows, values  # noqa: E402
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 torch.set_num_threads(1)
 TOKENS, PICTURES = 24, 2
 # Names of an output head's matrix, where a checkpoint may have one of its own, and what it is tied to.
@@ -185,34 +187,39 @@ def positions(config: Any) -> int:
 def record(draw: Draw, folder: Path) -> None:
     model = make(draw, folder / "checkpoint")
     about = FAMILIES[draw.family]
+    tasks = about.tasks[draw.architecture]
     config = model.config.get_text_config()
     longest = min(draw.longest, positions(config) - TOKENS - 6)
-    lengths = [config.max_position_embeddings] * 3 if "pictures" in about.tasks[draw.architecture] else None
+    lengths = [config.max_position_embeddings] * 3 if "pictures" in tasks else None
     ids = rows(lengths or lengths_of(draw.seed, longest), VOCABULARY, draw.seed)
     arrays = {f"ids_{index}": row for index, row in enumerate(ids)}
-    tasks = about.tasks[draw.architecture]
-    asked = {model: lambda: answers(draw, model, ids)}
+    # What answers, and what is asked of it once and under noise.
+    asked = {model: (partial(answers, draw, model, ids),) * 2}
     for kind in ("vectors", "scores"):
         # A CrossEncoder takes a classifier that names no architecture for one of a single label.
         unnamed = kind == "scores" and draw.options.get("raw.architectures") == DROP and "labels" in tasks
         if kind in tasks and not unnamed:
             made = pipelines.save(draw, folder / "checkpoint", folder / kind, scores=kind == "scores")
-            asked[made] = partial(getattr(pipelines, kind), made, ids)
-    if "tokens" in about.tasks[draw.architecture]:
+            whole = partial(getattr(pipelines, kind), made, ids)
+            asked[made] = (whole, partial(whole, roles=False) if kind == "vectors" else whole)
+    if "tokens" in tasks:
         arrays["tokens"], arrays["gaps"] = greedy(model, ids[1])
-    told = {name: each for ask in asked.values() for name, each in ask().items()}
+    told = {name: each for ask, _ in asked.values() for name, each in ask().items()}
     noise = dict.fromkeys(told, 0.0)
     for turn in range(2):
-        for module, ask in asked.items():
+        for module, (_, ask) in asked.items():
             kept = perturb(module, turn)
             for name, other in ask().items():
                 noise[name] = max(noise[name], float(np.abs(other - told[name]).max()))
             module.load_state_dict(kept)
+    if "vectors" in noise:
+        noise["query"] = noise["document"] = noise["vectors"]
     arrays |= told | {f"noise_{name}": np.float64(each) for name, each in noise.items()}
     if about.claimed:
         claim = {"model_type": about.claimed[0], "architectures": [about.claimed[1]], "is_causal": DROP}
-        for path in folder.glob("*/config.json"):
-            edit(path, claim)
+        for path in folder.rglob("config.json"):
+            if "model_type" in json.loads(path.read_text()):
+                edit(path, claim)
         if "nemotron" in about.claimed[0]:
             put_behind_a_tower(folder / "checkpoint", draw)
     np.savez(folder / "expected.npz", **arrays)

@@ -62,13 +62,16 @@ PIPELINES: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("bert", "BertModel",
      {"make.modules": "pool dense norm dense", "make.pooling": ["max", "cls", "weightedmean"], "make.dense": "SiLU",
       "make.prompts": [{"sts": "t12 t13 "}, "sts"], "make.include_prompt": False, "make.special": "after",
-      "make.similarity": "manhattan"}),
+      "make.similarity": "manhattan", "make.layout": "older names"}),
     ("bert", "BertForSequenceClassification",
-     {"num_labels": 1, "make.special": "around", "make.activation": ["Tanh", "pipeline"]}),
+     {"num_labels": 1, "make.special": "around", "make.activation": ["Tanh", "pipeline"],
+      "make.layout": "0_Transformer"}),
     ("roberta", "RobertaForSequenceClassification", {"num_labels": 4, "make.prompts": [{"sts": "t12 t13 "}, "sts"]}),
     ("bert", "BertForSequenceClassification",
      {"num_labels": 1, "make.special": "around", "make.activation": ["Identity", "old key"], "make.bert":
       {"max_seq_length": 30}, "make.tokenizer": {"model_input_names": ["input_ids", "token_type_ids"]}}),
+    ("bert", "BertForSequenceClassification",
+     {"num_labels": 1, "make.special": "around", "make.activation": ["Identity", "config"], "make.layout": "bare"}),
     ("modernbert", "ModernBertModel",
      {"make.pooling": ["lasttoken", "mean"], "make.dense": "LeakyReLU", "make.prompts": [{"query": "t07 "}, "query"]}),
     ("qwen3", "Qwen3ForCausalLM",
@@ -113,7 +116,7 @@ def rebuild(index: int, folder: Path) -> dict[str, np.ndarray]:
     for kind, pipeline in about["pipelines"].items():
         for path, tensors in pipeline.items():
             # Those of a Dense module were filled under the module's number.
-            number = f"{path.partition('_')[0]}." if "/" in path else ""
+            number = f"{path.partition('_')[0]}." if "_Dense/" in path else ""
             shapes = {f"{number}{name}": shape for name, shape in tensors.items()} if number else {}
             own = values(shapes, draw.seed, zero_centred=False)
             filled = {name: mx.array(own[number + name]) if number else arrays[tensors[name]] for name in tensors}
@@ -128,7 +131,7 @@ def _tensors(folder: Path, checkpoint: dict[str, mx.array]) -> dict[str, dict[st
     tensors: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*.safetensors")):
         stored, name = mx.load(str(path)), str(path.relative_to(folder))
-        if "/" in name:
+        if "_Dense/" in name:
             tensors[name] = {each: list(value.shape) for each, value in sorted(stored.items())}
             continue
         tensors[name] = {

@@ -76,6 +76,17 @@ def test_a_dense_layer_applies_weight_bias_activation_and_residual(activation, f
     assert np.abs(np.array(got) - (mean + function(mean @ weight.T + bias))).max() < 1e-5
 
 
+def test_a_residual_that_a_second_matrix_projects_goes_around_the_activation():
+    weight, projection = RNG.standard_normal((2, 4, 6)).astype(np.float32)
+    bias = RNG.standard_normal(4).astype(np.float32)
+    head = EmbeddingHead(("mean",), dense=(Dense("2_Dense", 6, 4, residual=True),))
+    both = mx.array(np.concatenate([weight, projection]))
+    mean = pool(mx.array(HIDDEN), LENGTHS, ["mean"])
+    got = np.array(VectorHead(head, ((both, mx.array(bias)),)).project(mean))
+    x = np.array(mean)
+    assert np.abs(got - (np.tanh(x @ weight.T + bias) + x @ projection.T)).max() < 1e-5
+
+
 def test_dimensions_are_cut_before_unit_length():
     head = VectorHead(EmbeddingHead(("mean",), normalize=True))
     rows = head.finish(mx.array(RNG.standard_normal((3, 8)).astype(np.float32)), dimensions=3, normalize=None)

@@ -29,7 +29,8 @@ RESIDUAL = "residual.weight"
 def load_dense(checkpoint: Checkpoint, dense: Dense, dtype: WeightDType) -> tuple[mx.array, mx.array | None]:
     """The weight (out, in) and bias (out,) of one Dense module; the bias is None when it has none.
 
-    A residual that a second matrix projects is part of the weight: without an activation both are one product.
+    A residual that a second matrix projects is part of the weight: added to it where there is no activation, since both
+    are one product then, else below it, (2 out, in).
 
     Raises:
         CheckpointError: no weights for it, or names and shapes other than its config says.
@@ -57,7 +58,8 @@ def load_dense(checkpoint: Checkpoint, dense: Dense, dtype: WeightDType) -> tupl
         )
     check_fit(where, tensors, expected)
     if dense.projects_residual:
-        tensors["weight"] = tensors["weight"].astype(mx.float32) + tensors.pop(RESIDUAL).astype(mx.float32)
+        both = [tensors["weight"].astype(mx.float32), tensors.pop(RESIDUAL).astype(mx.float32)]
+        tensors["weight"] = both[0] + both[1] if dense.activation == "identity" else mx.concatenate(both)
     if dtype != "checkpoint":
         tensors = {name: array.astype(getattr(mx, dtype)) for name, array in tensors.items()}
     mx.eval(list(tensors.values()))

@@ -270,11 +270,6 @@ def _dense(checkpoint: CheckpointView, folder: str, config: Mapping[str, Any]) -
     if type(in_features) is not int or type(out_features) is not int or min(in_features, out_features) < 1:
         raise CheckpointError(f"{where}: in_features={in_features!r}, out_features={out_features!r}; expected sizes.")
     residual = config.get("use_residual") is True
-    if residual and in_features != out_features and name != "identity":
-        raise CheckpointError(
-            f"{where}: use_residual with in_features={in_features} and out_features={out_features} projects the "
-            f"residual by a second matrix, which archport reads without an activation only; here it is {stated!r}."
-        )
     return Dense(folder, in_features, out_features, config.get("bias", True) is True, name, residual)
 
 

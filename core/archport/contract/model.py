@@ -137,7 +137,7 @@ class CausalLM(Trunk, Protocol):
 class Dense:
     """One Dense module of a sentence-transformers pipeline: `activation(x @ W.T + b)`, plus x when `residual`.
 
-    Where `residual` stands between sizes that differ, a second matrix projects x; there is no activation then.
+    Where `residual` stands between sizes that differ, a second matrix projects x.
 
     Args:
         folder: where its weights are, relative to the checkpoint ("2_Dense"), or the name in front of them among the
@@ -152,13 +152,6 @@ class Dense:
     activation: Activation = "tanh"
     residual: bool = False
     unit_input: bool = False
-
-    def __post_init__(self) -> None:
-        if self.projects_residual and self.activation != "identity":
-            raise SpecError(
-                f"Dense {self.folder}: a residual from {self.in_features} to {self.out_features} beside "
-                f"activation={self.activation!r}; expected 'identity'"
-            )
 
     @property
     def projects_residual(self) -> bool:

@@ -187,7 +187,11 @@ def activated(x: mx.array, name: Activation) -> mx.array:
 def _dense(x: mx.array, dense: Dense, weight: mx.array, bias: mx.array | None) -> mx.array:
     x = unit_length(x) if dense.unit_input else x
     y = x @ weight.astype(mx.float32).T
+    # Below the matrix lies the one that projects x, unless it is part of it.
+    stacked = weight.shape[0] != dense.out_features
+    if stacked:
+        y, x = y[:, : dense.out_features], y[:, dense.out_features :]
     if bias is not None:
         y = y + bias.astype(mx.float32)
     y = activated(y, dense.activation)
-    return x + y if dense.residual and not dense.projects_residual else y
+    return x + y if stacked or (dense.residual and not dense.projects_residual) else y

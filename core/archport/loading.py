@@ -253,7 +253,7 @@ def make_planner(
         pins=about.hooks,
         plugin=about.plugin.label,
         weight_bytes=parameter_bytes(trunk),
-        dtype=hidden_dtype(trunk),
+        dtype=hidden_dtype(trunk, about.spec),
         limits=limits,
     )
 

@@ -41,8 +41,15 @@ def test_equal_layers_are_equal_values_so_a_plan_decides_once():
         (dict(reach=(-1, 0)), "reach left=-1"),
         (dict(reach=(3, 3)), "sees nothing to its right"),
         (dict(semantics="bidirectional", kv="own"), "bidirectional layer with kv='own' is impossible"),
-        (dict(semantics="bidirectional", kv="shared"), "is impossible"),
-        (dict(kv="paged"), "kv='paged'; expected 'own', 'shared' or 'none'"),
+        (dict(semantics="bidirectional", kv="shared", kv_from=0), "is impossible"),
+        (dict(kv="shared"), "kv='shared' with kv_from=None"),
+        (dict(kv="own", kv_from=0), "kv='own' with kv_from=0"),
+        (dict(kv="latent", v_head_dim=64), "v_head_dim=64 above head_dim=32"),
+        (dict(softcap=0), "softcap=0"),
+        (dict(softcap=float("inf")), "softcap=inf"),
+        (dict(chunk=0), "chunk=0"),
+        (dict(chunk=16, reach=(7, 0)), "a chunk is a reach of its own"),
+        (dict(kv="paged"), "kv='paged'; expected one of own, shared, latent, none"),
     ],
 )
 def test_an_impossible_attention_layer_is_refused_with_its_values(arguments, message):
@@ -61,6 +68,13 @@ def test_an_impossible_attention_layer_is_refused_with_its_values(arguments, mes
         (dict(layers=("causal",)), "layer 0 is a str"),
         (dict(vocab_size=0), "vocab_size=0"),
         (dict(dtype="int4"), "dtype='int4'"),
+        (dict(tasks=("generate",), layers=(AttentionLayer("causal", 4, 2, 32, kv="none"),)), "layer 0 keeps no cache"),
+        (dict(layers=(AttentionLayer("causal", 4, 2, 32, kv_from=0),)), "expected an earlier attention layer"),
+        (dict(layers=(RecurrentLayer(8), AttentionLayer("causal", 4, 2, 32, kv_from=0))), "keeps a cache of its own"),
+        (
+            dict(layers=(AttentionLayer("causal", 4, 4, 32), AttentionLayer("causal", 4, 2, 32, kv_from=0))),
+            "layer 1 has n_kv_heads=2 and reads the keys of layer 0, which has 4",
+        ),
     ],
 )
 def test_an_impossible_spec_is_refused_with_its_values(changes, message):

@@ -261,8 +261,9 @@ def test_an_unknown_number_of_new_tokens_gets_caches_that_grow(qwen3_06b: ArchSp
 
 def test_shared_layers_pay_nothing(choose):
     own = AttentionLayer("causal", 8, 4, 64)
-    shared = AttentionLayer("causal", 8, 4, 64, kv="shared")
-    spec = ArchSpec("shared", ("generate",), (own, shared) * 6, 1000, 512, 1024, 4096, dtype="bfloat16")
+    shared = [AttentionLayer("causal", 8, 4, 64, kv_from=source) for source in range(0, 12, 2)]
+    layers = tuple(layer for each in shared for layer in (own, each))
+    spec = ArchSpec("shared", ("generate",), layers, 1000, 512, 1024, 4096, dtype="bfloat16")
     plan = plan_request(spec, [1000], device=M2, choose=choose, new_tokens=24)
     assert plan.bytes["kv"] == 6 * 1024 * 4 * 128 * 2
 

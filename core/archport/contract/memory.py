@@ -89,7 +89,7 @@ class KVAllocation:
         problems: list[str] = []
         if self.storage == "recurrent":
             problems.append("an attention layer has no recurrent state")
-        if layer.kv != "own":
+        if not layer.keeps:
             problems.append(f"the layer keeps no cache of its own (kv={layer.kv!r})")
         if self.storage == "ring" and layer.reach[0] is None:
             problems.append("a ring keeps only the last tokens, but the layer sees all of them")
@@ -97,7 +97,7 @@ class KVAllocation:
             problems.append(
                 f"a ring of {self.ceiling} tokens is shorter than the {layer.reach[0] + 1} that the layer sees"
             )
-        for width in (layer.head_dim, layer.v_head_dim):
+        for width in layer.kv_widths:
             if self.bits is not None and width % self.group_size:
                 problems.append(f"heads of width {width} do not split into groups of {self.group_size}")
         return problems
@@ -125,10 +125,7 @@ class KVAllocation:
         """Bytes of one row with buffers for `capacity` tokens."""
         if isinstance(layer, RecurrentLayer):
             return layer.state_bytes + layer.conv_bytes
-        return sum(
-            capacity * layer.n_kv_heads * self._element_bytes(width, itemsize)
-            for width in (layer.head_dim, layer.v_head_dim)
-        )
+        return sum(capacity * layer.n_kv_heads * self._element_bytes(width, itemsize) for width in layer.kv_widths)
 
     def _element_bytes(self, width: int, itemsize: int) -> int:
         if self.bits is None:

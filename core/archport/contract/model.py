@@ -54,8 +54,8 @@ class LayerContext(Protocol):
         self,
         layer: int,
         q: mx.array,
-        k: mx.array,
-        v: mx.array,
+        k: mx.array | None,
+        v: mx.array | None,
         *,
         scale: float,
         sinks: mx.array | None = None,
@@ -65,6 +65,8 @@ class LayerContext(Protocol):
         """Attention of layer number `layer` as its spec declares it.
 
         Shapes: q (B, H, L, Dh), k (B, K, L, Dh), v (B, K, L, Dv), all without repeated heads; returns (B, H, L, Dv).
+        A layer that reads another's keys and values hands over None for both; one with a latent cache k (B, K, L, Dh)
+        alone, of which the first Dv numbers are the values.
 
         Args:
             scale: factor of the scores.

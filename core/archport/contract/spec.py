@@ -20,7 +20,7 @@ Semantics = Literal["causal", "bidirectional"]
 Task = Literal["embed", "rerank", "classify", "generate", "fill_mask"]
 DType = Literal["float32", "float16", "bfloat16"]
 QuantMode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
-KVKind = Literal["own", "shared", "none"]
+KVKind = Literal["own", "shared", "latent", "none"]
 
 UNLIMITED: tuple[None, None] = (None, None)
 
@@ -44,8 +44,11 @@ class AttentionLayer:
         reach: tokens seen to the (left, right), excluding the token itself; None is unlimited. A causal layer reaches
             0 to the right. Hugging Face's `sliding_window` W of a causal layer is `(W - 1, 0)`.
         sinks: whether the softmax holds one learned sink logit per head.
-        kv: `own` keeps a KV cache, `shared` reads another layer's and allocates nothing, `none` keeps no cache.
+        kv: `own` keeps a KV cache, `shared` reads that of layer `kv_from` and allocates nothing, `none` keeps no cache.
+            `latent` keeps one array of head_dim numbers per token and kv head, of which the first v_head_dim are its
+            values: what multi-head latent attention compresses keys and values to (c_kv, then the rotated part).
             When left out `own` for a causal layer, `none` for a bidirectional one.
+        kv_from: number of the earlier layer whose keys and values a `shared` layer reads; this one hands over None.
         gated: whether its output is multiplied by a gate as wide, which plans price.
         softcap: c of scores that become c * tanh(score / c), as in Gemma 2; None for none.
         bias: whether `attend` is handed a rule of what distances add to the scores (ALiBi, relative tables).
@@ -68,6 +71,7 @@ class AttentionLayer:
     softcap: float | None = None
     bias: bool = False
     chunk: int | None = None
+    kv_from: int | None = None
 
     def __post_init__(self) -> None:
         if self.semantics not in get_args(Semantics):
@@ -86,13 +90,24 @@ class AttentionLayer:
         if self.softcap is not None and not (isinstance(self.softcap, int | float) and 0 < self.softcap < math.inf):
             raise SpecError(f"attention layer: softcap={self.softcap!r}; expected a number above 0, or None for none")
         if self.kv is None:
-            object.__setattr__(self, "kv", "own" if self.semantics == "causal" else "none")
+            kept = "own" if self.semantics == "causal" else "none"
+            object.__setattr__(self, "kv", kept if self.kv_from is None else "shared")
         if self.kv not in get_args(KVKind):
-            raise SpecError(f"attention layer: kv={self.kv!r}; expected 'own', 'shared' or 'none'")
+            raise SpecError(f"attention layer: kv={self.kv!r}; expected one of {', '.join(get_args(KVKind))}")
         if self.semantics == "bidirectional" and self.kv != "none":
             raise SpecError(
                 f"attention layer: a bidirectional layer with kv={self.kv!r} is impossible: every later token changes "
                 "what earlier tokens saw, so nothing can be cached; use kv='none'"
+            )
+        if (self.kv == "shared") != (self.kv_from is not None):
+            raise SpecError(
+                f"attention layer: kv={self.kv!r} with kv_from={self.kv_from}; a layer that shares keys and values "
+                "names the layer whose they are, kv_from=N, and no other does"
+            )
+        if self.kv == "latent" and self.v_head_dim > self.head_dim:
+            raise SpecError(
+                f"attention layer: kv='latent' with v_head_dim={self.v_head_dim} above head_dim={self.head_dim}; "
+                "values are the first numbers of the keys"
             )
 
     def _check_chunk(self) -> None:
@@ -119,6 +134,16 @@ class AttentionLayer:
             if right not in (None, 0):
                 raise SpecError(f"attention layer: a causal layer sees nothing to its right, but reach={self.reach}")
             object.__setattr__(self, "reach", (left, 0))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps a cache of its own."""
+        return self.kv in ("own", "latent")
+
+    @property
+    def kv_widths(self) -> tuple[int, ...]:
+        """Numbers per token and kv head in each array of its cache: keys and values, or both in one."""
+        return (self.head_dim,) if self.kv == "latent" else (self.head_dim, self.v_head_dim)
 
     @property
     def is_windowed(self) -> bool:
@@ -285,6 +310,7 @@ class ArchSpec:
                 raise SpecError(
                     f"{self.arch}: layer {index} is a {type(layer).__name__}; expected AttentionLayer or RecurrentLayer"
                 )
+        self._check_caches()
         _positive(
             self.arch,
             vocab_size=self.vocab_size,
@@ -294,6 +320,30 @@ class ArchSpec:
         )
         if self.dtype not in get_args(DType):
             raise SpecError(f"{self.arch}: dtype={self.dtype!r}; expected one of {', '.join(get_args(DType))}")
+
+    def _check_caches(self) -> None:
+        for index, layer in enumerate(self.layers):
+            if not isinstance(layer, AttentionLayer):
+                continue
+            if layer.kv == "none" and "generate" in self.tasks:
+                raise SpecError(
+                    f"{self.arch}: layer {index} keeps no cache (kv='none'), so no token can follow another; "
+                    "declare kv='own', or leave 'generate' out of tasks"
+                )
+            if layer.kv_from is None:
+                continue
+            source = self.layers[layer.kv_from] if 0 <= layer.kv_from < index else None
+            if not isinstance(source, AttentionLayer) or not source.keeps:
+                raise SpecError(
+                    f"{self.arch}: layer {index} reads the keys of layer {layer.kv_from}; expected an earlier "
+                    "attention layer that keeps a cache of its own"
+                )
+            for name in ("semantics", "n_kv_heads", "head_dim", "v_head_dim", "reach", "chunk"):
+                if getattr(layer, name) != getattr(source, name):
+                    raise SpecError(
+                        f"{self.arch}: layer {index} has {name}={getattr(layer, name)} and reads the keys of layer "
+                        f"{layer.kv_from}, which has {getattr(source, name)}; expected the same"
+                    )
 
     @property
     def attention_layers(self) -> tuple[AttentionLayer, ...]:

@@ -101,17 +101,18 @@ class KVCache:
                     max_tokens_that_fit=max(0, self.allocation.ceiling - held),
                 )
 
-    def append(self, k: mx.array, v: mx.array, lengths: Sequence[int] | None = None) -> KVView:
+    def append(self, k: mx.array, v: mx.array | None, lengths: Sequence[int] | None = None) -> KVView:
         """Write new tokens behind each row's own and return all that the layer may attend to.
 
         Args:
-            k, v: (B, K, L, Dh) and (B, K, L, Dv), rows padded on the right.
+            k, v: (B, K, L, Dh) and (B, K, L, Dv), rows padded on the right; no v for a latent cache.
             lengths: real tokens per row; L for all when left out. Padding is never kept.
 
         Raises:
             KvCeilingExceeded: nothing was allocated or written.
             InputError: shapes that are not this cache's.
         """
+        v = self._values(k, v)
         adding = self._adding(k, v, lengths)
         self.check(adding)
         L = max(adding)
@@ -132,6 +133,11 @@ class KVCache:
         for row, more in enumerate(adding):
             self._written[row] += more
         return self.view(L)
+
+    def put(self, k: mx.array, v: mx.array | None) -> tuple[mx.array, mx.array]:
+        """`append` of all tokens, as keys and values alone."""
+        view = self.append(k, v)
+        return view.k, view.v
 
     def align(self, lengths: Sequence[int]) -> None:
         """After a prefill of right-padded rows: drop the padding, and let all rows end at one column.
@@ -154,7 +160,7 @@ class KVCache:
             raise InputError(f"KV cache: {max(lengths) - dropped} of the last {left} tokens are left behind padding")
         self._written = [max(lengths)] * self.B
 
-    def advance(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+    def advance(self, k: mx.array, v: mx.array | None) -> tuple[mx.array, mx.array]:
         """Write one token (B, K, 1, width) per row of aligned rows; returns the keys and values it may attend to.
 
         The caller has checked the ceiling. The last column is the new token's; a window's keys end with it.
@@ -167,7 +173,7 @@ class KVCache:
         if self._storage is None or held >= self._storage.capacity:
             self._reserve(held + 1)
         assert self._storage is not None
-        self._storage.write(slice(None), held, k, v)
+        self._storage.write(slice(None), held, k, self._values(k, v))
         self._written = [self._written[0] + 1] * self.B
         return self._storage.read(0 if left is None else max(0, held - left), held + 1)
 
@@ -214,7 +220,7 @@ class KVCache:
         k, v = self._storage.read(0, self._held(row))
         return k[row : row + 1], v[row : row + 1]
 
-    def start(self, tokens: int, k: mx.array, v: mx.array) -> None:
+    def start(self, tokens: int, k: mx.array, v: mx.array | None) -> None:
         """Begin every row of an empty cache with the same `tokens`, of which the last n are given.
 
         Args:
@@ -224,7 +230,7 @@ class KVCache:
             KvCeilingExceeded: nothing was allocated or written.
             InputError: the cache is not empty, or tokens are missing that the layer still sees.
         """
-        left, n = self.layer.reach[0], k.shape[2]
+        left, n, v = self.layer.reach[0], k.shape[2], self._values(k, v)
         if any(self._written) or n < (tokens if left is None else min(left, tokens)):
             raise InputError(f"KV cache: {n} of {tokens} tokens to start with, {max(self._written)} already written")
         self.check([tokens] * self.B)
@@ -249,6 +255,14 @@ class KVCache:
         self._written = [self._written[row] for row in rows]
         self._dropped = [self._dropped[row] for row in rows]
         self.B = len(rows)
+
+    def _values(self, k: mx.array, v: mx.array | None) -> mx.array:
+        """The values of keys: those handed over, or a latent cache's part of its keys."""
+        if v is None:
+            if self.layer.kv != "latent":
+                raise InputError(f"KV cache: no values for a layer with kv={self.layer.kv!r}; expected keys and values")
+            return k[..., : self.layer.v_head_dim]
+        return v
 
     def _held(self, row: int) -> int:
         return self._written[row] - self._dropped[row]

@@ -18,10 +18,13 @@ from archport.memory.recurrent import RecurrentState
 
 @dataclass(frozen=True, slots=True)
 class KVSnapshot:
-    """Keys and values (1, K, n, width) of the last n of a row's first tokens; a window may have dropped others."""
+    """Keys and values (1, K, n, width) of the last n of a row's first tokens; a window may have dropped others.
+
+    A latent cache's values are a part of its keys, and None here.
+    """
 
     k: mx.array
-    v: mx.array
+    v: mx.array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class Snapshot:
             if layer is None:
                 layers.append(None)
             elif isinstance(layer, KVSnapshot) and layer.k.shape[2] == self.tokens:
-                layers.append(KVSnapshot(layer.k[:, :, :tokens], layer.v[:, :, :tokens]))
+                layers.append(KVSnapshot(layer.k[:, :, :tokens], None if layer.v is None else layer.v[:, :, :tokens]))
             else:
                 return None
         return Snapshot(tokens, tuple(layers))
@@ -77,7 +80,9 @@ def take(caches: Caches, row: int = 0, skip: int = 0, *, tokens: int = 0) -> Sna
             tokens = state.lengths[row] - skip
             first = max(0, k.shape[2] - tokens)
             # Copies: slices of the buffers would keep all rows' memory alive.
-            layers.append(KVSnapshot(mx.contiguous(k[:, :, first:]), mx.contiguous(v[:, :, first:])))
+            latent = len(state.layer.kv_widths) == 1
+            values = None if latent else mx.contiguous(v[:, :, first:])
+            layers.append(KVSnapshot(mx.contiguous(k[:, :, first:]), values))
         elif isinstance(state, RecurrentState):
             layers.append(StateSnapshot(tuple(mx.contiguous(array[row : row + 1]) for array in state.arrays)))
         else:
@@ -93,7 +98,7 @@ def snapshot_bytes(caches: Caches, row: int, skip: int = 0) -> int:
         if isinstance(state, KVCache):
             layer, k = state.layer, state.held(row)[0]
             tokens = min(k.shape[2], state.lengths[row] - skip)
-            total += tokens * layer.n_kv_heads * (layer.head_dim + layer.v_head_dim) * k.dtype.size
+            total += tokens * layer.n_kv_heads * sum(layer.kv_widths) * k.dtype.size
         elif isinstance(state, RecurrentState):
             total += state.bytes // state.B
     return total
@@ -105,8 +110,8 @@ def row_bytes(layers: Sequence[LayerSpec], tokens: int, dtype: DType) -> int:
     for layer in layers:
         if isinstance(layer, RecurrentLayer):
             total += layer.state_bytes + layer.conv_bytes
-        elif layer.kv == "own":
-            total += tokens * layer.n_kv_heads * (layer.head_dim + layer.v_head_dim) * size
+        elif layer.keeps:
+            total += tokens * layer.n_kv_heads * sum(layer.kv_widths) * size
     return total
 
 
@@ -137,11 +142,9 @@ def put_rows(rows: Sequence[Snapshot], caches: Caches) -> None:
         if isinstance(state, KVCache):
             kept = [layer for layer in layers if isinstance(layer, KVSnapshot)]
             width = max(layer.k.shape[2] for layer in kept)
-            k, v = (
-                mx.concatenate([_left_padded(each, width) for each in side])
-                for side in ([layer.k for layer in kept], [layer.v for layer in kept])
-            )
-            state.start(longest, k, v)
+            k = mx.concatenate([_left_padded(each.k, width) for each in kept])
+            values = [_left_padded(each.v, width) for each in kept if each.v is not None]
+            state.start(longest, k, mx.concatenate(values) if values else None)
         elif isinstance(state, RecurrentState):
             arrays = [layer.arrays for layer in layers if isinstance(layer, StateSnapshot)]
             state.store([mx.concatenate(list(parts)) for parts in zip(*arrays, strict=True)])
@@ -152,4 +155,6 @@ def _left_padded(x: mx.array, width: int) -> mx.array:
 
 
 def _arrays(layer: KVSnapshot | StateSnapshot) -> tuple[mx.array, ...]:
-    return (layer.k, layer.v) if isinstance(layer, KVSnapshot) else layer.arrays
+    if isinstance(layer, StateSnapshot):
+        return layer.arrays
+    return (layer.k,) if layer.v is None else (layer.k, layer.v)

@@ -108,13 +108,12 @@ class Buffers:
 
 
 class PlainStorage:
-    """Keys and values in the model's element type."""
+    """Keys and values in the model's element type; of a latent cache, keys that hold the values."""
 
     def __init__(self, layer: AttentionLayer, B: int, capacity: int, dtype: DType) -> None:
         shape = (B, layer.n_kv_heads, capacity)
-        self._buffers = Buffers(
-            [mx.zeros((*shape, width), dtype=DTYPES[dtype]) for width in (layer.head_dim, layer.v_head_dim)]
-        )
+        self._values = layer.v_head_dim
+        self._buffers = Buffers([mx.zeros((*shape, width), dtype=DTYPES[dtype]) for width in layer.kv_widths])
 
     @property
     def capacity(self) -> int:
@@ -125,11 +124,11 @@ class PlainStorage:
         return self._buffers.bytes
 
     def write(self, rows: slice, start: int, k: mx.array, v: mx.array) -> None:
-        self._buffers.write(rows, start, (k, v))
+        self._buffers.write(rows, start, (k, v)[: len(self._buffers.arrays)])
 
     def read(self, first: int, last: int) -> tuple[mx.array, mx.array]:
-        keys, values = self._buffers.arrays
-        return keys[:, :, first:last], values[:, :, first:last]
+        held = [array[:, :, first:last] for array in self._buffers.arrays]
+        return held[0], held[1] if len(held) > 1 else held[0][..., : self._values]
 
     def grow(self, capacity: int, held: int) -> None:
         self._buffers.grow(capacity, held)
@@ -150,8 +149,9 @@ class QuantizedStorage:
     def __init__(self, layer: AttentionLayer, B: int, capacity: int, dtype: DType, bits: int, group_size: int) -> None:
         self._bits, self._group_size, self._dtype = bits, group_size, DTYPES[dtype]
         shape = (B, layer.n_kv_heads, capacity)
+        self._widths, self._values = layer.kv_widths, layer.v_head_dim
         arrays: list[mx.array] = []
-        for width in (layer.head_dim, layer.v_head_dim):
+        for width in layer.kv_widths:
             arrays.append(mx.zeros((*shape, width * bits // 32), dtype=mx.uint32))
             arrays += [mx.zeros((*shape, width // group_size), dtype=self._dtype) for _ in range(2)]
         self._buffers = Buffers(arrays)
@@ -167,17 +167,18 @@ class QuantizedStorage:
     def write(self, rows: slice, start: int, k: mx.array, v: mx.array) -> None:
         parts = [
             part
-            for array in (k, v)
+            for array in (k, v)[: len(self._widths)]
             for part in mx.quantize(array.astype(self._dtype), group_size=self._group_size, bits=self._bits)
         ]
         self._buffers.write(rows, start, parts)
 
     def read(self, first: int, last: int) -> tuple[mx.array, mx.array]:
         held = [array[:, :, first:last] for array in self._buffers.arrays]
-        keys, values = (
-            mx.dequantize(*part, group_size=self._group_size, bits=self._bits) for part in (held[:3], held[3:])
-        )
-        return keys, values
+        wide = [
+            mx.dequantize(*held[at : at + 3], group_size=self._group_size, bits=self._bits)
+            for at in range(0, len(held), 3)
+        ]
+        return wide[0], wide[1] if len(wide) > 1 else wide[0][..., : self._values]
 
     def grow(self, capacity: int, held: int) -> None:
         self._buffers.grow(capacity, held)

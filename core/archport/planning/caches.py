@@ -59,7 +59,7 @@ def allocation(job: Job, layer: LayerSpec, shape: BatchShape, chunk: int) -> tup
         PluginError: when a hook's answer can't hold the layer's state.
         ContextLengthExceeded: when a hook's ceiling is below what the batch needs.
     """
-    if not needs_cache(job, shape, chunk) or (isinstance(layer, AttentionLayer) and layer.kv != "own"):
+    if not needs_cache(job, shape, chunk) or (isinstance(layer, AttentionLayer) and not layer.keeps):
         return None, ""
     pinned = job.pins.kv_allocation(job.spec, layer, shape, Limits(max_context=job.max_context, budget=job.budget))
     if pinned is not None:
@@ -125,7 +125,7 @@ def cache_bytes(job: Job, allocations: tuple[KVAllocation | None, ...], shape: B
             growth = max(growth, buffer)
         if job.mode == "generate" and shape.B > 1 and shape.ragged and isinstance(layer, AttentionLayer):
             # Rows are moved to end at one column, one array after the other.
-            growth = max(growth, total // 2)
+            growth = max(growth, total // len(layer.kv_widths))
         if kept.storage == "growing":
             growth = max(growth, shape.B * kept.row_bytes(layer, kept.capacity(tokens) // 2, size))
         if kept.bits is not None:

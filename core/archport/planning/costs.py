@@ -119,7 +119,7 @@ def mixer_elements(spec: ArchSpec, layer: LayerSpec) -> int:
     return D * (
         layer.n_heads * layer.head_dim
         + gate
-        + layer.n_kv_heads * (layer.head_dim + layer.v_head_dim)
+        + (0 if layer.kv_from is not None else layer.n_kv_heads * sum(layer.kv_widths))
         + layer.n_heads * layer.v_head_dim
     )
 
@@ -216,7 +216,9 @@ def token_bytes(
         mixer_widths = {"the recurrence's fp32 heads": value * 4, "the convolution's channels": channels * s}
     else:
         q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
-        out, v = layer.n_heads * layer.v_head_dim, layer.n_kv_heads * layer.v_head_dim
+        out = layer.n_heads * layer.v_head_dim
+        # Values that are a part of the keys are not made.
+        v = layer.n_kv_heads * layer.v_head_dim if len(layer.kv_widths) == 2 else 0
         gate = out if layer.gated else 0
         # Families without a gate are older than rotary positions and norms of q and k: fewer copies of each.
         modern = spec.gated_mlp

@@ -261,9 +261,20 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
         "logits": 0 if embeds else rows * spec.vocab_size * (4 + size),
         "vision": 0,
     }
+    shared = _shared_bytes(job, shape.B * min(chunk, shape.L))
+    if shared:
+        fixed["kv_shared"] = shared
     if job.resident:
         fixed["resident"] = job.resident
     return fixed
+
+
+def _shared_bytes(job: Job, tokens: int) -> int:
+    """Bytes of keys and values that a step keeps until the last layer that reads them again."""
+    sources = {layer.kv_from for layer in job.kinds if isinstance(layer, AttentionLayer) and layer.kv_from is not None}
+    layers = [job.spec.layers[source] for source in sources]
+    numbers = sum(each.n_kv_heads * sum(each.kv_widths) for each in layers if isinstance(each, AttentionLayer))
+    return tokens * numbers * itemsize(job.dtype)
 
 
 def _step_features(job: Job, tokens: int) -> int:

@@ -54,13 +54,21 @@ def describe(layer: LayerSpec) -> str:
     words = [layer.semantics, f"{layer.n_heads}/{layer.n_kv_heads} heads of {width}"]
     if layer.gated:
         words.append("gated")
-    if layer.is_windowed:
+    if layer.is_windowed and layer.chunk is None:
         left, right = layer.reach
         words.append(f"sees {left if left is not None else 'all'} back, {right if right is not None else 'all'} ahead")
     if layer.sinks:
         words.append("sinks")
-    if layer.kv == "shared":
-        words.append("KV shared")
+    if layer.chunk is not None:
+        words.append(f"within chunks of {layer.chunk:,}")
+    if layer.softcap is not None:
+        words.append(f"scores capped at {layer.softcap:g}")
+    if layer.bias:
+        words.append("biased by distance")
+    if layer.kv_from is not None:
+        words.append(f"KV of layer {layer.kv_from}")
+    if layer.kv == "latent":
+        words.append("latent KV")
     return ", ".join(words)
 
 

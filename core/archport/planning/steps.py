@@ -69,12 +69,20 @@ def prefill_steps(
             if not isinstance(layer, AttentionLayer):
                 paths.append(_form(job, layer, batch.shape.B, min(chunk, L - start)))
                 continue
-            path, mask, pinned = path_of(job, batch, layer, start, min(chunk, L - start), room, kv[index])
+            path, mask, pinned = path_of(job, batch, layer, start, min(chunk, L - start), room, kv[_keeper(job, index)])
             paths.append(path)
             masks[index] = masks[index] or mask
             words[index] += [word for word in pinned if word not in words[index]]
         steps.append(StepPlan(start=start, tokens=min(chunk, L - start), paths=tuple(paths)))
     return Steps(steps=tuple(steps[::-1]), masks=tuple(masks), pins=tuple(map(tuple, words)))
+
+
+def _keeper(job: Job, kind: int) -> int:
+    """The kind of layer whose cache a kind reads."""
+    layer = job.kinds[kind]
+    if isinstance(layer, AttentionLayer) and layer.kv_from is not None:
+        return job.kinds.index(job.spec.layers[layer.kv_from])
+    return kind
 
 
 def decode_step(job: Job, batch: Batch) -> StepPlan | None:

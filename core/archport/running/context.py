@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any, cast
 import mlx.core as mx
 
 from archport.attention import Runner, prepare, sharing
-from archport.contract import ArchportError, AttentionPath, DistanceBias, InputError, Segments, VisualRows
+from archport.contract import (
+    ArchportError,
+    AttentionLayer,
+    AttentionPath,
+    DistanceBias,
+    InputError,
+    Segments,
+    VisualRows,
+)
 from archport.device.evaluation import Pipeline, finish
 from archport.device.tracing import traced
 from archport.layers.norm_rotate import NormRotate
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.planning import BatchPlan, Plan, StepPlan
+from archport.running.keys import StepKeys
 from archport.running.packed import packed_positions
 from archport.running.recurrent import StateStep, padding, recurrent_path
 
@@ -78,6 +87,7 @@ class StepContext:
     ) -> None:
         self._plan, self._batch, self._stretches = plan, batch, stretches
         self._paths, self._caches = step.paths, caches
+        self._keys = StepKeys(kind.layer for kind in batch.kinds)
         self._masks: dict[tuple[object, ...], mx.array] = {}
         self._runners: dict[int, Runner] = {}
         # How often a block paused since its attention: between that and its MLP, and behind it.
@@ -146,8 +156,8 @@ class StepContext:
         self,
         layer: int,
         q: mx.array,
-        k: mx.array,
-        v: mx.array,
+        k: mx.array | None,
+        v: mx.array | None,
         *,
         scale: float,
         sinks: mx.array | None = None,
@@ -159,14 +169,15 @@ class StepContext:
             raise ArchportError(f"layer {layer} is declared recurrent but called attend; declare it an AttentionLayer")
         check_softcap(layer, path, softcap)
         if self._ends_before(layer):
-            self._stretches.start(self._plan, self._batch, q, k, v, paused=self._pauses > 1)
+            here = [array for array in (q, k, v) if array is not None]
+            self._stretches.start(self._plan, self._batch, *here, paused=self._pauses > 1)
         if path.price.evaluations > 1 and self._batch.in_flight > 1 and not traced(q):
             # It evaluates by itself, beside nothing that is still on its way.
             self._stretches.drain()
+        spec = self._batch.kinds[self._plan.layer_kinds[layer]].layer
+        assert isinstance(spec, AttentionLayer)
         cache = None if self._caches is None else self._caches[layer]
-        if isinstance(cache, KVCache):
-            view = cache.append(k, v)
-            k, v = view.k, view.v
+        k, v = self._keys.of(layer, spec, k, v, cache.put if isinstance(cache, KVCache) else _as_given)
         run = self._runners.get(id(path))
         if run is None:
             run = self._runners[id(path)] = prepare(path)
@@ -196,6 +207,10 @@ class StepContext:
     def _ends_before(self, layer: int) -> bool:
         """Whether the layers before this one are evaluated apart, as the plan's peak needs."""
         return layer > 0 and layer % self._batch.eval_every_layers == 0
+
+
+def _as_given(k: mx.array, v: mx.array | None) -> tuple[mx.array, mx.array | None]:
+    return k, v
 
 
 def check_softcap(layer: int, path: AttentionPath, softcap: float | None) -> None:

@@ -31,6 +31,7 @@ from archport.contract import (
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.planning import BatchPlan, Plan
 from archport.running.context import check_softcap
+from archport.running.keys import StepKeys
 from archport.running.planned import Planner
 from archport.running.prefix_cache import PrefixDraft, remember
 from archport.running.recurrent import StateStep, recurrent_path
@@ -137,6 +138,8 @@ class DecodeContext:
     ) -> None:
         self._kinds, self._paths, self._caches = plan.layer_kinds, paths, caches
         self._written, self._pads = written, pads
+        self._layers: list[Any] = [kind.layer for kind in plan.batches[0].kinds]
+        self._keys = StepKeys(self._layers)
         self._at = positions
         uneven = len(set(positions)) > 1
         self._offset: int | mx.array = mx.array(positions, dtype=mx.int32) if uneven else positions[0]
@@ -166,8 +169,8 @@ class DecodeContext:
         self,
         layer: int,
         q: mx.array,
-        k: mx.array,
-        v: mx.array,
+        k: mx.array | None,
+        v: mx.array | None,
         *,
         scale: float,
         sinks: mx.array | None = None,
@@ -175,12 +178,13 @@ class DecodeContext:
         bias: DistanceBias | None = None,
     ) -> mx.array:
         kind = self._kinds[layer]
-        path, cache = self._paths[kind], self._caches[layer]
+        path, spec = self._paths[kind], self._layers[kind]
+        cache = self._caches[layer if spec.kv_from is None else spec.kv_from]
         if not isinstance(path, AttentionPath) or not isinstance(cache, KVCache):
             raise ArchportError(f"layer {layer} attends while decoding but keeps no keys; declare it kv='own'")
         check_softcap(layer, path, softcap)
-        k, v = cache.advance(k, v)
-        fronts = self._fronts(cache.layer)
+        k, v = self._keys.of(layer, spec, k, v, cache.advance)
+        fronts = self._fronts(spec)
         if len(set(fronts)) == 1:
             # Columns that no row sees.
             gone = max(0, fronts[0] - self._written + k.shape[2])

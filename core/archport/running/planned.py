@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from archport.contract import (
     ArchSpec,
+    AttentionLayer,
     AttentionLimits,
     DeviceFacts,
     DType,
@@ -164,16 +165,22 @@ class _DTypeProbe:
     def pause(self, x: mx.array) -> None:
         pass
 
-    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, **_: object) -> mx.array:
-        return mx.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
+    def __init__(self, spec: ArchSpec) -> None:
+        self._layers = spec.layers
+
+    def attend(self, layer: int, q: mx.array, k: mx.array | None, v: mx.array | None, **_: object) -> mx.array:
+        spec = self._layers[layer]
+        # Values may be another layer's, or a part of the keys.
+        width = spec.v_head_dim if isinstance(spec, AttentionLayer) else q.shape[-1]
+        return mx.zeros((*q.shape[:-1], width), dtype=q.dtype)
 
     def state(self, layer: int, *_: object) -> StateStep:
         return StateStep(RecurrentPath("sequential", 0, Price(0, 0, 0, 0.0, 0.0)), None)
 
 
-def hidden_dtype(trunk: Trunk) -> DType:
+def hidden_dtype(trunk: Trunk, spec: ArchSpec) -> DType:
     """Element type of a loaded trunk's hidden states; builds a graph of one token and evaluates nothing."""
-    hidden = trunk(mx.zeros((1, 1), dtype=mx.int32), _DTypeProbe())
+    hidden = trunk(mx.zeros((1, 1), dtype=mx.int32), _DTypeProbe(spec))
     names: dict[mx.Dtype, DType] = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
     return names[hidden.dtype]
 

@@ -58,6 +58,9 @@ def visible(layer: AttentionLayer, q_len: int, kv_len: int) -> np.ndarray:
     ahead = np.arange(kv_len)[None] - (np.arange(q_len) + kv_len - q_len)[:, None]
     left, right = layer.reach
     seen = np.ones_like(ahead, dtype=bool)
+    if layer.chunk is not None:
+        keys = np.arange(kv_len)
+        seen &= keys[None] // layer.chunk == keys[kv_len - q_len :, None] // layer.chunk
     if left is not None:
         seen &= ahead >= -left
     if layer.semantics == "causal":
@@ -106,12 +109,12 @@ def distance_bias(rule: DistanceBias, q_len: int, kv_len: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Attended:
-    """One call of `ctx.attend` as a module made it."""
+    """One call of `ctx.attend` as a module made it: without the keys and values that are another layer's."""
 
     layer: int
     q: mx.array
-    k: mx.array
-    v: mx.array
+    k: mx.array | None
+    v: mx.array | None
     scale: float
     sinks: mx.array | None
     out: mx.array
@@ -146,8 +149,8 @@ class Tap:
         self,
         layer: int,
         q: mx.array,
-        k: mx.array,
-        v: mx.array,
+        k: mx.array | None,
+        v: mx.array | None,
         *,
         scale: float,
         sinks: mx.array | None = None,
@@ -179,6 +182,9 @@ class PackedContext:
     def __init__(self, layers: Sequence[LayerSpec], lengths: Sequence[int], planner: Planner) -> None:
         import mlx.core as mx
 
+        from archport.running.keys import StepKeys
+
+        self._keys = StepKeys(layers)
         self._layers, self._lengths, self._planner = layers, tuple(lengths), planner
         self._positions = mx.concatenate([mx.arange(length, dtype=mx.int32) for length in lengths])[None]
 
@@ -206,8 +212,8 @@ class PackedContext:
         self,
         layer: int,
         q: mx.array,
-        k: mx.array,
-        v: mx.array,
+        k: mx.array | None,
+        v: mx.array | None,
         *,
         scale: float,
         sinks: mx.array | None = None,
@@ -217,6 +223,7 @@ class PackedContext:
         spec = self._layers[layer]
         assert isinstance(spec, AttentionLayer), f"layer {layer} is declared recurrent but called attend"
         L = sum(self._lengths)
+        k, v = self._keys.of(layer, spec, k, v, lambda k, v: (k, v))
         call = AttentionCall.of(
             spec,
             MaskPolicy("segments"),

@@ -109,7 +109,7 @@ def _answers(tiny: Tiny, shape: BatchShape, device: Any) -> list[object]:
     names = {"fused", "composite", "tiled", "banded", "chunked", "segments"}
     names |= {backend.name for backend in hooks.sdpa_backends()}
     for layer in dict.fromkeys(spec.layers):
-        if not isinstance(layer, AttentionLayer) or layer.kv == "own":
+        if not isinstance(layer, AttentionLayer) or layer.keeps:
             kept = hooks.kv_allocation(spec, layer, shape, limits)
             if kept is not None:
                 problems = kept.problems_with(layer)

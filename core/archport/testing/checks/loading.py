@@ -46,11 +46,11 @@ def spec_matches_weights(t: Tiny) -> str:
     for call in calls:
         layer = t.spec.layers[call.layer]
         assert isinstance(layer, AttentionLayer)
-        shapes = (call.q.shape, call.k.shape, call.v.shape)
+        shapes = tuple(None if array is None else array.shape for array in (call.q, call.k, call.v))
         wanted = (
             (1, layer.n_heads, len(row), layer.head_dim),
-            (1, layer.n_kv_heads, len(row), layer.head_dim),
-            (1, layer.n_kv_heads, len(row), layer.v_head_dim),
+            None if layer.kv_from is not None else (1, layer.n_kv_heads, len(row), layer.head_dim),
+            None if layer.kv in ("shared", "latent") else (1, layer.n_kv_heads, len(row), layer.v_head_dim),
         )
         if shapes != wanted or (call.sinks is not None) != layer.sinks:
             fail(f"layer {call.layer} attends with q, k, v {shapes}; declared {wanted}, sinks={layer.sinks}")

@@ -30,7 +30,15 @@ def captured(t: Tiny, length: int, seed: int = 0) -> dict[int, Attended]:
     """What each layer hands to attend for one random row."""
     found: list[Tap] = []
     t.hidden(t.tokens(length, seed), wrap=taps(found))
-    return {call.layer: call for call in found[0].calls}
+    calls = {call.layer: call for call in found[0].calls}
+    for index, call in calls.items():
+        layer = t.spec.layers[index]
+        if isinstance(layer, AttentionLayer) and layer.kv_from is not None:
+            source = calls[layer.kv_from]
+            calls[index] = call = replace(call, k=source.k, v=source.v)
+        if isinstance(layer, AttentionLayer) and call.k is not None and call.v is None:
+            calls[index] = replace(call, v=call.k[..., : layer.v_head_dim])
+    return calls
 
 
 @check("tiny")
@@ -102,16 +110,17 @@ def each_layer_sees_its_reach(t: Tiny) -> str:
 
     def again(tap: Tap, call: Attended) -> None:
         layer = kinds.get(call.layer)
-        if layer is None:
+        if layer is None or call.k is None:
+            # What reads another layer's keys has its reach, which is looked at there.
             return
         import mlx.core as mx
 
         at = L // 2
         bump = mx.zeros((1, 1, L, 1)).at[:, :, at].add(1.0).astype(call.k.dtype)
-        out = tap.inner.attend(
-            call.layer, call.q, call.k + bump, call.v + 2 * bump, scale=call.scale, sinks=call.sinks, bias=call.bias
-        )
-        moved = np.abs(as_array(out) - as_array(call.out)).max(axis=(0, 1, 3)) / np.abs(as_array(call.v)).max()
+        v = None if call.v is None else call.v + 2 * bump
+        largest = np.abs(as_array(call.k if call.v is None else call.v)).max()
+        out = tap.inner.attend(call.layer, call.q, call.k + bump, v, scale=call.scale, sinks=call.sinks, bias=call.bias)
+        moved = np.abs(as_array(out) - as_array(call.out)).max(axis=(0, 1, 3)) / largest
         want = visible(layer, L, L)[:, at]
         wrong = np.flatnonzero((moved > STILL) != want)
         if len(wrong):

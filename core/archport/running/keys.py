@@ -1,0 +1,68 @@
+"""The keys and values that a layer attends to in one step: its own, another layer's, or both in one latent array.
+
+Knows nothing of caches beyond what writes to one, and nothing of attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from archport.contract import ArchportError, AttentionLayer, InputError, LayerSpec
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+KeysValues = tuple["mx.array", "mx.array"]
+
+
+class StepKeys:
+    """Whose keys and values later layers of the step read again, and those.
+
+    Args:
+        kinds: distinct specs of the model's layers.
+    """
+
+    def __init__(self, kinds: Iterable[LayerSpec]) -> None:
+        self._read = {kind.kv_from for kind in kinds if isinstance(kind, AttentionLayer) and kind.kv_from is not None}
+        self._kept: dict[int, KeysValues] = {}
+
+    def of(
+        self,
+        index: int,
+        layer: AttentionLayer,
+        k: mx.array | None,
+        v: mx.array | None,
+        write: Callable[[mx.array, mx.array | None], tuple[mx.array, mx.array | None]],
+    ) -> KeysValues:
+        """All that layer number `index` may attend to.
+
+        Args:
+            k, v: what the layer hands over: nothing where it reads another layer's, k alone where it holds the values.
+            write: puts the new tokens behind what is cached and returns both, or returns what it is given.
+
+        Raises:
+            InputError: the layer hands over what its spec does not say.
+        """
+        if layer.kv_from is not None:
+            if k is not None or v is not None:
+                raise InputError(
+                    f"layer {index} is declared to read the keys and values of layer {layer.kv_from}, but hands over "
+                    "its own; hand over None for both"
+                )
+            if layer.kv_from not in self._kept:
+                raise ArchportError(
+                    f"layer {index} reads the keys of layer {layer.kv_from}, which has not attended in this step"
+                )
+            return self._kept[layer.kv_from]
+        if k is None or (v is None) != (layer.kv == "latent"):
+            raise InputError(
+                f"layer {index} is declared kv={layer.kv!r} and hands over {'no' if k is None else 'its'} keys and "
+                f"{'no' if v is None else 'its'} values; expected {'keys alone' if layer.kv == 'latent' else 'both'}"
+            )
+        k, v = write(k, v)
+        if v is None:
+            v = k[..., : layer.v_head_dim]
+        if index in self._read:
+            self._kept[index] = k, v
+        return k, v

@@ -263,7 +263,7 @@ class Model(EncoderAnswers):
         A limit of tokens that the model has for queries takes the place of the one for all texts.
         """
         role = self._role(self.inputs.query_prompt, self.inputs.query_tokens, options)
-        return self.embed(texts, **role)  # pyright: ignore[reportArgumentType]
+        return self.embed(texts, **role)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     @checked
     def encode_document(self, texts: str | Iterable[str], **options: object) -> np.ndarray:
@@ -272,7 +272,7 @@ class Model(EncoderAnswers):
         A limit of tokens that the model has for documents takes the place of the one for all texts.
         """
         role = self._role(self.inputs.document_prompt, self.inputs.document_tokens, options)
-        return self.embed(texts, **role)  # pyright: ignore[reportArgumentType]
+        return self.embed(texts, **role)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def _role(self, prompt_name: str | None, tokens: int | None, options: dict[str, object]) -> dict[str, object]:
         role = dict(options)

@@ -44,7 +44,7 @@ def configs() -> dict[str, dict[str, Any]]:
 
 @torch.no_grad()
 def record(name: str, model: torch.nn.Module, config: dict[str, Any], seed: int) -> None:
-    """Write the weights, hidden states of rows of every length and, of a decoder, the tokens that follow the longest."""
+    """Write the weights, hidden states of rows of every length and, of a decoder, what follows the longest."""
     folder = HERE / "outside" / name
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval()

@@ -22,6 +22,14 @@ def toy():
 
 
 @pytest.fixture(scope="session")
+def honest(toy):
+    """What every check found on the honest plugin."""
+    from archport.testing import run_checks
+
+    return run_checks(toy)
+
+
+@pytest.fixture(scope="session")
 def toy_vision():
     """The honest plugin with a tower, and one that reads no images."""
     return load("toy_vision")

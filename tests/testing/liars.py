@@ -1,13 +1,14 @@
 """Plugins that break one rule each: the toy plugin with one thing changed.
 
-LIARS is the matrix: for every check the plugin that it must fail, and which other checks the same lie reaches, each
+LIARS is the matrix: for every check the plugins that must fail it, and which other checks the same lie reaches, each
 with its reason in one line.
 """
 
-from dataclasses import dataclass, field
-from types import ModuleType
-
 import imports_mlx
+from liar import Liar
+from liars_of_shapes import LIARS_OF_SHAPES
+from liars_of_specs import LIARS_OF_SPECS
+from liars_of_words import LIARS_OF_WORDS
 from lies import (
     BLIND,
     ENCODER,
@@ -50,28 +51,6 @@ from lies import (
     spec_with,
 )
 from toy_vision import SEER, RemembersPictures, reads_images
-
-
-@dataclass(frozen=True)
-class Liar:
-    """A plugin that breaks one rule.
-
-    Args:
-        breaks: the check that must fail.
-        lie: what it does, in words.
-        module: the plugin.
-        says: what the failure's message must contain.
-        also: other checks that fail, each with the reason why this lie reaches them.
-        tier: the tier that is run; None for contract and tiny.
-    """
-
-    breaks: str
-    lie: str
-    module: ModuleType
-    says: str
-    also: dict[str, str] = field(default_factory=dict)
-    tier: str | None = None
-
 
 SAME_FILES = "packed conversions are saved under the module's own names too"
 
@@ -149,6 +128,7 @@ LIARS = [
         "it is declared bidirectional, and drops what attention returns",
         plugin("deaf", trunk=Deaf, examples=[ENCODER]),
         "deaf to it",
+        also={"every_weight_is_used": "what leads into attention leads nowhere"},
     ),
     Liar(
         "declared_mask_is_observed",
@@ -157,9 +137,13 @@ LIARS = [
         "moved output",
         also={
             "row_alone_equals_row_in_batch": "the last token of a row sees the padding behind it",
+            "row_alone_equals_row_in_large_batch": "the same, in large batches",
+            "row_alone_equals_row_in_ragged_batch": "the same, with more padding",
+            "no_length_is_special": "the last token of a row sees what follows it",
             "packed_documents_do_not_leak": "the last token of a document sees the next document",
             "chunked_prefill_equals_whole": "the last token of a chunk can't see the next chunk",
             "decode_equals_full_forward": "a decoded token has no next token",
+            "batches_decode_as_one_pass": "the same, in batches",
             "growing_kv_keeps_its_contents": "it is run in chunks",
         },
     ),
@@ -168,7 +152,10 @@ LIARS = [
         "it pins a backend that forgets the window",
         plugin("reach", archport_sdpa_backends=lambda: [BLIND], archport_sdpa_backend=pins_blind),
         "declared causal with reach (5, 0), but key",
-        also={"backends_agree": "the same backend, asked without the pin"},
+        also={
+            "backends_agree": "the same backend, asked without the pin",
+            "mask_policies_agree": "the same backend, pinned for equal rows",
+        },
     ),
     Liar(
         "backends_agree",
@@ -193,6 +180,11 @@ LIARS = [
         "it subtracts the mean over the batch",
         plugin("mixes", trunk=MixesRows),
         "in a batch of",
+        also={
+            "row_alone_equals_row_in_large_batch": "the mean of a large batch is no other than that of a small one",
+            "row_alone_equals_row_in_ragged_batch": "the same with longer rows",
+            "batches_decode_as_one_pass": "rows are decoded together as well",
+        },
     ),
     Liar(
         "no_state_between_calls",
@@ -225,6 +217,7 @@ LIARS = [
         "in chunks of 7",
         also={
             "decode_equals_full_forward": "a decoded token is a step behind position 0 as well",
+            "batches_decode_as_one_pass": "the same in batches",
             "growing_kv_keeps_its_contents": "it is run in chunks",
             "packed_documents_do_not_leak": "a packed document starts behind the row's position 0",
         },
@@ -234,7 +227,11 @@ LIARS = [
         "it takes a single token for something special",
         plugin("one", trunk=TreatsOneTokenApart),
         "decoded behind",
-        also={"row_alone_equals_row_in_batch": "a row of one token looks like a decoded one"},
+        also={
+            "row_alone_equals_row_in_batch": "a row of one token looks like a decoded one",
+            "row_alone_equals_row_in_ragged_batch": "the same, beside longer rows",
+            "batches_decode_as_one_pass": "the same as for a single row",
+        },
     ),
     Liar(
         "kv_allocated_equals_kv_planned",
@@ -243,6 +240,9 @@ LIARS = [
         "bytes of KV, planned were",
         also={
             "decode_equals_full_forward": "a decoded token is a short step",
+            "batches_decode_as_one_pass": "the same in batches",
+            "row_alone_equals_row_in_large_batch": "rows of two tokens are short alone",
+            "row_alone_equals_row_in_ragged_batch": "a row of one token is short alone",
             "row_alone_equals_row_in_batch": "a row of one token is short alone and long in a batch",
         },
     ),
@@ -251,6 +251,7 @@ LIARS = [
         "it packs caches to 4 bits once they grow",
         plugin("grows", archport_kv_allocation=rounds_when_it_grows),
         "grown from 256 differ",
+        also={"batches_decode_as_one_pass": "more tokens are decoded behind than a cache starts with"},
     ),
     Liar(
         "ceiling_refuses_before_allocation",
@@ -263,9 +264,7 @@ LIARS = [
         "its wish for a chunk shrinks whenever it is asked",
         plugin("wish", archport_prefill_chunk=changing_wish()),
         "the hook answers",
-        also={
-            "policy_hooks_answer_legally": "the same hook answers differently when asked again",
-        },
+        also={"hooks_answer_the_same_again": "it answers differently when asked again"},
     ),
     Liar(
         "half_precision_is_finite",
@@ -323,3 +322,4 @@ LIARS = [
         tier="golden",
     ),
 ]
+LIARS += LIARS_OF_SPECS + LIARS_OF_WORDS + LIARS_OF_SHAPES

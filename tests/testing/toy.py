@@ -1,4 +1,4 @@
-"""An honest plugin of two made-up architectures, a causal decoder with a window and an encoder with one.
+"""An honest plugin of made-up architectures: a causal decoder with a window, one that generates, and an encoder.
 
 Liars are this plugin with one thing changed. Not installed: the kit is handed its module.
 """
@@ -26,6 +26,7 @@ ENCODER = {
     "max_position_embeddings": 320,
     "sliding_window": 8,
 }
+GENERATOR = {**DECODER, "architectures": ["ToyGenerator"], "tie_word_embeddings": False}
 # One block of two heads, four patches to a token.
 TOWER = VisionTower((AttentionLayer("bidirectional", 2, 2, 32),), 64, 96, patch_size=4, merge_size=2)
 
@@ -33,14 +34,15 @@ TOWER = VisionTower((AttentionLayer("bidirectional", 2, 2, 32),), 64, 96, patch_
 @hookimpl
 def archport_claim(config):
     names = config.get("architectures") or []
-    causal = "ToyDecoder" in names
+    generates = "ToyGenerator" in names
+    causal = "ToyDecoder" in names or generates
     if not (causal or "ToyEncoder" in names) or config["causal"] != causal:
         return None
     window = config["sliding_window"]
     windowed = (window - 1, 0) if causal else (window // 2, window // 2)
     return ArchSpec(
         arch="toy",
-        tasks=("embed",),
+        tasks=("embed", "generate") if generates else ("embed",),
         layers=tuple(
             AttentionLayer(
                 "causal" if causal else "bidirectional",
@@ -55,6 +57,7 @@ def archport_claim(config):
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         max_positions=config["max_position_embeddings"],
+        tied_head=config.get("tie_word_embeddings", True),
         vision=TOWER if config.get("vision_config") else None,
     )
 
@@ -75,4 +78,5 @@ def archport_examples():
     return [
         Example("decoder, window of 6", DECODER, publish=publish),
         Example("encoder, reach 4", ENCODER, seed=1, publish=publish),
+        Example("generator, a head of its own", GENERATOR, seed=2, publish=publish),
     ]

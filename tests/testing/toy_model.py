@@ -2,7 +2,7 @@
 
 import mlx.nn as nn
 
-from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary
+from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary, head_rows
 
 
 class Toy(nn.Module):
@@ -29,6 +29,8 @@ class Toy(nn.Module):
             for index, layer in enumerate(spec.layers)
         ]
         self.norm = nn.RMSNorm(D, eps=1e-6)
+        if "generate" in spec.tasks and not spec.tied_head:
+            self.lm_head = nn.Linear(D, spec.vocab_size, bias=False)
 
     def index(self, spec, index):
         return index
@@ -47,5 +49,17 @@ class Toy(nn.Module):
     def __call__(self, ids, ctx):
         return self.norm(self.blocks(self.enter(ids, ctx), ctx))
 
+    @property
+    def head(self):
+        return self.lm_head if "lm_head" in self else self.embed
+
+    def logits(self, hidden):
+        return self.lm_head(hidden) if "lm_head" in self else self.embed.as_linear(hidden)
+
+    def head_rows(self, ids):
+        return head_rows(self.head, ids)
+
     def sanitize(self, weights):
-        return {name.removeprefix("toy."): value for name, value in weights.items()}
+        # A generator's checkpoint may be used to embed, and its head is dead weight then.
+        dead = () if "lm_head" in self else ("toy.lm_head.weight", "lm_head.weight")
+        return {name.removeprefix("toy."): value for name, value in weights.items() if name not in dead}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,8 +54,9 @@ def as_array(value: object) -> np.ndarray:
 
 
 def visible(layer: AttentionLayer, q_len: int, kv_len: int) -> np.ndarray:
-    """Which of `kv_len` keys the last `q_len` positions see, (q_len, kv_len) bool, by the layer's reach."""
-    ahead = np.arange(kv_len)[None] - (np.arange(q_len) + kv_len - q_len)[:, None]
+    """Which of `kv_len` keys the last `q_len` positions see, (q_len, kv_len) bool, by the layer's reach or chunk."""
+    keys, queries = np.arange(kv_len), np.arange(kv_len - q_len, kv_len)
+    ahead = keys[None] - queries[:, None]
     left, right = layer.reach
     seen = np.ones_like(ahead, dtype=bool)
     if layer.chunk is not None:
@@ -67,6 +68,8 @@ def visible(layer: AttentionLayer, q_len: int, kv_len: int) -> np.ndarray:
         seen &= ahead <= 0
     elif right is not None:
         seen &= ahead <= right
+    if layer.chunk is not None:
+        seen &= keys[None] // layer.chunk == queries[:, None] // layer.chunk
     return seen
 
 
@@ -119,6 +122,11 @@ class Attended:
     sinks: mx.array | None
     out: mx.array
     bias: DistanceBias | None = None
+
+    def first(self, length: int) -> Attended:
+        """The same of the first tokens alone."""
+        k, v = (each if each is None else each[:, :, :length] for each in (self.k, self.v))
+        return replace(self, q=self.q[:, :, :length], k=k, v=v, out=self.out[:, :, :length])
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from archport.memory import Caches
     from archport.planning import Plan
     from archport.running.planned import Planner
+    from archport.testing.weights import Shown
 
 
 class Subject:
@@ -86,6 +87,8 @@ class Tiny:
 
     def __init__(self, subject: Subject, example: Example) -> None:
         self.subject, self.example = subject, example
+        # Plans of single rows, by their length.
+        self._alone: dict[int, Plan] = {}
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -114,6 +117,20 @@ class Tiny:
         from archport.testing.writing import random_weights
 
         return random_weights(self.build(), self.example)
+
+    @cached_property
+    def moved(self) -> dict[str, frozenset[str]]:
+        """What each tensor moves when it alone is changed; see `moved_by`."""
+        from archport.testing.weights import moved_by
+
+        return moved_by(self)
+
+    @cached_property
+    def shown(self) -> Shown | None:
+        """What the first dense layer's matrices show; see `shown_by`."""
+        from archport.testing.weights import shown_by
+
+        return shown_by(self)
 
     @cached_property
     def published(self) -> dict[str, mx.array]:
@@ -220,6 +237,11 @@ class Tiny:
         """Whether rows may be run in steps: every layer reads left to right and remembers."""
         return self.spec.semantics == "causal" and all(layer.kv != "none" for layer in self.spec.attention_layers)
 
+    @property
+    def has_head(self) -> bool:
+        """Whether some declared task reads an output head."""
+        return bool({"generate", "rerank"} & set(self.spec.tasks)) and self.spec.semantics == "causal"
+
     def tokens(self, length: int, seed: int = 0) -> np.ndarray:
         """Random ids (length,) of the vocabulary."""
         rng = np.random.default_rng(1000 * self.example.seed + seed + length)
@@ -246,6 +268,20 @@ class Tiny:
             "limits": own.limits,
         }
         return plan_request(self.spec, lengths, **{**fixed, **options})
+
+    def together(self, rows: Sequence[np.ndarray], **options: Any) -> list[np.ndarray]:
+        """Hidden states (L, D) of each row, run with the others in the batches that this device makes of them.
+
+        Args:
+            options: of `plan`; `mode="generate"` makes one batch of all.
+        """
+        lengths = [len(row) for row in rows]
+        plan = self.plan(lengths, **options)
+        found: dict[int, np.ndarray] = {}
+        for batch in plan.batches:
+            hidden = self.run(replace(plan, batches=(batch,)), rows)
+            found |= dict(zip(sorted(batch.rows), hidden, strict=True))
+        return [found[row][:length] for row, length in enumerate(lengths)]
 
     def caches(self, plan: Plan) -> Caches | None:
         """Empty caches of the plan's only batch."""
@@ -288,11 +324,13 @@ class Tiny:
             for _, hidden in steps:
                 pieces.append(np.array(hidden.astype(mx.float32)))
         out = np.concatenate(pieces, axis=1)
-        return out[np.argsort(batch.rows), : max(map(len, rows))]
+        return out[np.argsort(batch.rows), : max(batch.lengths)]
 
     def hidden(self, row: np.ndarray, **options: Any) -> np.ndarray:
         """Hidden states (L, D) of one row in one pass, or as `run` and its options say."""
-        return self.run(self.plan([len(row)]), [row], **options)[0]
+        if len(row) not in self._alone:
+            self._alone[len(row)] = self.plan([len(row)])
+        return self.run(self._alone[len(row)], [row], **options)[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,19 @@
 """The checks, one property each, in the order in which reports list them: importing them fills CHECKS."""
 
-from archport.testing.checks import declared, claims, loading, masks, batches, caches, numbers, memory, texts, golden  # noqa: I001
+from archport.testing.checks import declared, claims, loading, masks, policies, batches  # noqa: I001
+from archport.testing.checks import caches, generation, numbers, memory, texts, golden
 
-__all__ = ["batches", "caches", "claims", "declared", "golden", "loading", "masks", "memory", "numbers", "texts"]
+__all__ = [
+    "batches",
+    "caches",
+    "claims",
+    "declared",
+    "generation",
+    "golden",
+    "loading",
+    "masks",
+    "memory",
+    "numbers",
+    "policies",
+    "texts",
+]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from archport.contract import InputError, VisionTower
+from archport.contract import InputError
 from archport.testing.check import CheckFailed, check, fail
 from archport.testing.measure import as_array, gap, held
 from archport.testing.subject import Tiny
+from archport.testing.weights import picture
 
 if TYPE_CHECKING:
     from archport.engine import Model
+
+
+# Rows of a large batch that differ; they repeat.
+DISTINCT = 7
+# A batch's budget that few short rows do not fill, whatever a device pads them to.
+TOKENS = 1 << 14
 
 
 def padded(rows: list[np.ndarray], side: str) -> tuple[np.ndarray, np.ndarray]:
@@ -57,6 +65,77 @@ def row_alone_equals_row_in_batch(t: Tiny) -> str:
     return f"{2 * len(rows)} rows and {len(texts)} texts, {worst:.1e}"
 
 
+def _rows_alone(t: Tiny, lengths: Sequence[int], name: str) -> float:
+    """The largest difference of a row in a batch, as the engine embeds it and as it generates, to itself alone."""
+    worst, own = 0.0, [t.tokens(length, seed) for seed, length in enumerate(lengths[:DISTINCT])]
+    known = [t.hidden(row) for row in own]
+    rows, alone = ([each[index % DISTINCT] for index in range(len(lengths))] for each in (own, known))
+    for mode in ("embed", "generate") if t.keeps else ("embed",):
+        for index, (got, want) in enumerate(
+            zip(t.together(rows, mode=mode, tokens_per_batch=TOKENS), alone, strict=True)
+        ):
+            difference = gap(got, want)
+            worst = max(worst, difference)
+            if difference > t.limit:
+                fail(
+                    f"row {index} of {len(want)} tokens differs by {difference:.2g} (limit {t.limit:.0e}) in {name}, "
+                    f"run as for {mode}"
+                )
+    return worst
+
+
+@check("tiny")
+def row_alone_equals_row_in_large_batch(t: Tiny) -> str:
+    """A row gives the same hidden states alone and in a batch of 9, and of 65 or the next number that is run.
+
+    Never reduce over the batch, and let no number of rows be special.
+    """
+    worst, counts = 0.0, list[int]()
+    for wanted in (9, 65):
+        lengths = [2 + index % DISTINCT for index in range(wanted)]
+        if len(t.plan(lengths, tokens_per_batch=TOKENS).batches) > 1:
+            # Here batches have a power of two of rows.
+            lengths = [2 + index % DISTINCT for index in range(1 << (wanted - 1).bit_length())]
+        worst = max(worst, _rows_alone(t, lengths, f"a batch of {len(lengths)}"))
+        counts.append(len(lengths))
+    return f"{', '.join(map(str, counts))} rows, {worst:.1e}"
+
+
+@check("tiny")
+def row_alone_equals_row_in_ragged_batch(t: Tiny) -> str:
+    """A row gives the same hidden states alone and beside one that is 199 tokens longer.
+
+    A backend must honour the lengths of rows, however different they are; a module must not look at them.
+    """
+    lengths = [1, t.length(200), max(1, t.length(200) // 2), t.length(200)]
+    worst = _rows_alone(t, lengths, f"a batch of rows of {', '.join(map(str, lengths))} tokens")
+    return f"rows of {', '.join(map(str, lengths))} tokens, {worst:.1e}"
+
+
+@check("tiny")
+def no_length_is_special(t: Tiny) -> str:
+    """A row of exactly 16, 32, 64, 128 or 256 tokens gives what it gives where it is padded, or its text goes on.
+
+    Lengths that are round numbers take the same path as their neighbours: let no shape decide what is computed.
+    """
+    worst, told = 0.0, list[int]()
+    for length in (16, 32, 64, 128, 256):
+        if t.length(length + 3) < length + 3:
+            break
+        row = t.tokens(length + 3)
+        goes_on = t.spec.semantics == "causal"
+        want = t.hidden(row)[:length] if goes_on else t.together([row[:length], row])[0]
+        difference = gap(t.hidden(row[:length]), want)
+        worst = max(worst, difference)
+        told.append(length)
+        if difference > t.limit:
+            fail(
+                f"a row of {length} tokens differs by {difference:.2g} (limit {t.limit:.0e}) from the same tokens "
+                f"{'with three more behind them' if goes_on else 'padded to a longer row'}"
+            )
+    return f"{', '.join(map(str, told))} tokens, {worst:.1e}"
+
+
 @check("tiny")
 def no_state_between_calls(t: Tiny) -> str:
     """A short input gives the same numbers before and after a long one or an image, and the module keeps none of them.
@@ -77,7 +156,7 @@ def no_state_between_calls(t: Tiny) -> str:
         difference = gap(model.forward(short[None]), first)
         if difference:
             fail(f"a row of {len(short)} tokens differs by {difference:.2g} (limit 0) after {name}")
-    images = "no vision tower" if t.spec.vision is None else _image_between(t, model, t.spec.vision)
+    images = "no vision tower" if t.spec.vision is None else _image_between(t, model)
     if t.spec.vision is not None:
         difference = gap(model.forward(short[None]), first)
         if difference:
@@ -88,14 +167,12 @@ def no_state_between_calls(t: Tiny) -> str:
     return f"{len(short)}, {len(long)}, {len(short)}, padded, {len(short)} tokens, {images}: equal"
 
 
-def _image_between(t: Tiny, model: Model, tower: VisionTower) -> str:
+def _image_between(t: Tiny, model: Model) -> str:
     """Answer a text, an image, the text, the image; how many images, once every second answer equalled the first.
 
     Without what opens images the text alone is answered, and the figure says so.
     """
-    side = tower.patch_size * tower.merge_size
-    # Not square: rows and columns of positions are then told apart.
-    pixels = np.random.default_rng(t.example.seed).integers(0, 256, (2 * side, 3 * side, 3), dtype=np.uint8)
+    pixels = picture(t)
     text, image = "abc", {"image": pixels}
     first = t.answers(text, model)
     try:
@@ -105,7 +182,8 @@ def _image_between(t: Tiny, model: Model, tower: VisionTower) -> str:
             # An install without the extra for images says nothing about the plugin.
             return f"no image ({error})"
         raise CheckFailed(
-            f"the spec declares a vision tower, but an image of {3 * side} x {2 * side} pixels is refused: {error}"
+            f"the spec declares a vision tower, but an image of {pixels.shape[1]} x {pixels.shape[0]} pixels is "
+            f"refused: {error}"
         ) from error
     for name, item, wanted, after in (("text", text, first, "an image"), ("image", image, seen, "a text")):
         difference = gap(t.answers(item, model), wanted)

@@ -180,11 +180,11 @@ def chunk_wish_is_an_upper_bound(t: Tiny) -> str:
         t.run(plan, [t.tokens(tokens)], wrap=lambda ctx, found=found: found.append(ctx.positions.shape[1]) or ctx)  # pyright: ignore
         steps = [int(str(step)) for step in found]
         longest = max(longest, *steps)
-        if sum(steps) != tokens:
-            fail(f"{tokens} tokens ran in steps of {steps}")
+        (batch,) = plan.batches
+        if sum(steps) != batch.shape.L:
+            fail(f"{tokens} tokens, {batch.shape.L} as this device pads them, ran in steps of {steps}")
         if not t.keeps and len(steps) > 1:
             fail(f"a row of {tokens} tokens that can't be split ran in {len(steps)} steps")
-        (batch,) = plan.batches
         wish = t.hooks.prefill_chunk(t.spec, batch.shape, t.planner.device)
         if t.keeps and wish is not None and max(steps) > wish:
             fail(f"{tokens} tokens ran in steps of up to {max(steps)}, the hook answers {wish}")

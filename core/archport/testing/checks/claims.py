@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from archport.checkpoint import normalise_config
-from archport.contract import AttentionCall, AttentionLayer, BatchShape, Limits, MaskPolicy
+from archport.contract import AttentionCall, AttentionLayer, BatchShape, KVAllocation, LayerSpec, Limits, MaskPolicy
 from archport.contract.hooks import Hooks
 from archport.device.facts import this_device
 from archport.device.profiles import profile
@@ -82,48 +83,75 @@ def flags_change_the_semantics(s: Subject) -> str:
     return f"{asked} of {len(s.tinies)} examples asked"
 
 
+SHAPES = ((1, 1, 16, False), (1, 64, 0, False), (3, 24, 0, True), (2, 48, 48, False))
+BACKENDS = ("fused", "composite", "tiled", "banded", "chunked", "segments")
+# A prime number, so that answers that take turns do not come round to the first one.
+AGAIN = 7
+
+
 @check("contract", hook="archport_kv_allocation")
 def policy_hooks_answer_legally(s: Subject) -> str:
-    """Mask, KV, chunk and backend hooks answer what the declared layers allow, on any device, twice the same.
+    """Mask, KV, chunk and backend hooks answer what the declared layers allow, on any device.
 
     Return None unless the model needs the pin; the planner takes the cheapest legal choice.
     """
     answers = pins = 0
-    devices = (this_device(), profile("m2-ultra-128gb"), profile("h200"))
     for tiny in s.tinies:
-        for B, L, S, ragged in ((1, 1, 16, False), (1, 64, 0, False), (3, 24, 0, True), (2, 48, 48, False)):
-            shape = BatchShape(B=B, L=L, S=S, ragged=ragged)
-            for device in devices:
-                answer = _answers(tiny, shape, device)
-                answers += len(answer)
-                pins += sum(value is not None for value in answer)
-                if _answers(tiny, shape, device) != answer:
-                    fail(f"{tiny.example.name}: for {shape} the same hook answers differently when asked again")
+        names = {*BACKENDS, *(backend.name for backend in tiny.hooks.sdpa_backends())}
+        for shape, layer, hook, ask in _questions(tiny):
+            answer = ask()
+            answers += 1
+            pins += answer is not None
+            if isinstance(answer, KVAllocation) and layer is not None and (wrong := answer.problems_with(layer)):
+                fail(f"{tiny.example.name}: for {shape} {hook} pins {answer}: {'; '.join(wrong)}")
+            if hook == "archport_sdpa_backend" and answer is not None and answer not in names:
+                fail(f"{tiny.example.name}: {hook} names {answer!r}; known: {', '.join(sorted(names))}")
     return f"{answers} answers, {pins} pins"
 
 
-def _answers(tiny: Tiny, shape: BatchShape, device: Any) -> list[object]:
+@check("contract", hook="archport_claim")
+def hooks_answer_the_same_again(s: Subject) -> str:
+    """Claims, examples, mask, KV, chunk and backend hooks give the same answer however often they are asked.
+
+    Answer from the arguments alone: keep no counter, no clock and nothing of earlier questions.
+    """
+    asked = 0
+    for tiny in s.tinies:
+        claims = [] if s.is_guest else [("archport_claim", partial(s.hooks.claim, tiny.config))]
+        for hook, ask in (*claims, *((hook, ask) for _, _, hook, ask in _questions(tiny))):
+            first = ask()
+            asked += 1
+            for turn in range(2, AGAIN + 1):
+                again = ask()
+                if again != first:
+                    fail(f"{tiny.example.name}: {hook} answers {first} at first and {again} at question {turn}")
+    first = _named(s)
+    for _ in range(AGAIN - 1):
+        if _named(s) != first:
+            fail("archport_examples or archport_models answers differently when asked again")
+    return f"{asked} questions, {AGAIN} times each"
+
+
+def _named(s: Subject) -> object:
+    return [(each.name, each.config, each.seed) for each in s.hooks.examples()], s.hooks.models()
+
+
+def _questions(tiny: Tiny) -> Iterator[tuple[BatchShape, LayerSpec | None, str, Callable[[], object]]]:
+    """What the policy hooks are asked for an example: (shape, layer, hook, the question)."""
     hooks, spec = tiny.hooks, tiny.spec
     limits = Limits(max_context=spec.max_positions, budget=2**30)
-    found: list[object] = [hooks.prefill_chunk(spec, shape, device)]
-    names = {"fused", "composite", "tiled", "banded", "chunked", "segments"}
-    names |= {backend.name for backend in hooks.sdpa_backends()}
-    for layer in dict.fromkeys(spec.layers):
-        if not isinstance(layer, AttentionLayer) or layer.keeps:
-            kept = hooks.kv_allocation(spec, layer, shape, limits)
-            if kept is not None:
-                problems = kept.problems_with(layer)
-                if problems:
-                    fail(f"{tiny.example.name}: for {shape} archport_kv_allocation pins {kept}: {'; '.join(problems)}")
-            found.append(kept)
-        if isinstance(layer, AttentionLayer):
-            policy = hooks.mask_policy(spec, layer, shape)
-            call = AttentionCall.of(
-                layer, policy or MaskPolicy("none"), device, B=shape.B, q_len=shape.L, kv_len=shape.S + shape.L,
-                dtype="float32",
-            )  # fmt: skip
-            backend = hooks.sdpa_backend(spec, layer, call, device)
-            if backend is not None and backend not in names:
-                fail(f"{tiny.example.name}: archport_sdpa_backend names {backend!r}; known: {', '.join(sorted(names))}")
-            found += [policy, backend]
-    return found
+    for B, L, S, ragged in SHAPES:
+        shape = BatchShape(B=B, L=L, S=S, ragged=ragged)
+        for device in (this_device(), profile("m2-ultra-128gb"), profile("h200")):
+            yield shape, None, "archport_prefill_chunk", partial(hooks.prefill_chunk, spec, shape, device)
+            for layer in dict.fromkeys(spec.layers):
+                attends = isinstance(layer, AttentionLayer)
+                if not attends or layer.keeps:
+                    allocate = partial(hooks.kv_allocation, spec, layer, shape, limits)
+                    yield shape, layer, "archport_kv_allocation", allocate
+                if attends:
+                    ask_policy = partial(hooks.mask_policy, spec, layer, shape)
+                    yield shape, layer, "archport_mask_policy", ask_policy
+                    policy = ask_policy() or MaskPolicy("none")
+                    call = AttentionCall.of(layer, policy, device, B=B, q_len=L, kv_len=S + L, dtype="float32")
+                    yield shape, layer, "archport_sdpa_backend", partial(hooks.sdpa_backend, spec, layer, call, device)

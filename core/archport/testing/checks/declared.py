@@ -1,4 +1,4 @@
-"""Contract tier: the module itself, and the spec it declares against the config it comes from. Builds no model."""
+"""Contract tier: the module itself, and the spec it declares against the config and the module that it is built as."""
 
 from __future__ import annotations
 
@@ -100,46 +100,68 @@ def body(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @check("contract", hook="archport_claim")
 def spec_matches_config(s: Subject) -> str:
-    """The declared layers, heads, widths, reaches and positions are those that the config states.
+    """The declared layers, heads, widths, reaches and positions are those that the config states and the module has.
 
-    Derive the spec from the config in `archport_claim`; the message names the key and both values.
+    Derive the spec from the config in `archport_claim`; the message names the key and both values. Where a config's
+    inner width or head_dim means something else in this architecture, the built module decides.
     """
-    compared = sum(_compare(tiny.example.name, tiny.spec, body(tiny.config), tiny.config) for tiny in s.tinies)
+    compared = sum(_compare(tiny, body(tiny.config)) for tiny in s.tinies)
     return f"{compared} values of {len(s.tinies)} examples"
 
 
-def _compare(name: str, spec: ArchSpec, config: Mapping[str, Any], root: Mapping[str, Any]) -> int:
+def _compare(tiny: Tiny, config: Mapping[str, Any]) -> int:
+    name, spec, root = tiny.example.name, tiny.spec, tiny.config
     heads = config.get("num_attention_heads")
-    attention = spec.attention_layers
     pairs: list[tuple[str, object, object]] = [
         ("num_hidden_layers", config.get("num_hidden_layers"), len(spec.layers)),
         ("vocab_size", config.get("vocab_size"), spec.vocab_size),
         ("hidden_size", config.get("hidden_size"), spec.hidden_size),
-        ("intermediate_size", config.get("intermediate_size"), spec.intermediate_size),
         ("num_experts", config.get("num_experts") or None, spec.experts.count if spec.experts else 0),
         ("num_experts_per_tok", config.get("num_experts_per_tok"), spec.experts.per_token if spec.experts else None),
         ("causal", root.get("causal"), spec.semantics == "causal"),
     ]
     pairs = [pair for pair in pairs if pair[0] != "num_experts_per_tok" or spec.experts]
     for index, layer in enumerate(spec.layers):
-        if not isinstance(layer, AttentionLayer):
-            continue
-        pairs.append((f"num_attention_heads (layer {index})", heads, layer.n_heads))
-        pairs.append((f"num_key_value_heads (layer {index})", config.get("num_key_value_heads"), layer.n_kv_heads))
+        if isinstance(layer, AttentionLayer):
+            pairs.append((f"num_attention_heads (layer {index})", heads, layer.n_heads))
+            pairs.append((f"num_key_value_heads (layer {index})", config.get("num_key_value_heads"), layer.n_kv_heads))
+    # A list says a number per layer, in a family's own way.
+    pairs = [pair for pair in pairs if isinstance(pair[1], int)]
     for key, stated, declared in pairs:
-        if stated is not None and stated != declared:
+        if stated != declared:
             fail(f"{name}: the config states {key}={stated!r}, the spec declares {declared!r}")
-    checked = sum(stated is not None for _, stated, _ in pairs)
-    widths = {value for key, value in config.items() if "head_dim" in key and isinstance(value, int)}
-    if not widths and heads and config.get("hidden_size"):
-        widths = {config["hidden_size"] // heads}
-    for layer in attention:
-        if widths and layer.head_dim not in widths:
-            fail(f"{name}: the config states head_dim {sorted(widths)}, the spec declares {layer.head_dim}")
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int) and spec.max_positions > positions:
         fail(f"{name}: the config has max_position_embeddings={positions}, the spec declares {spec.max_positions}")
-    return checked + len(attention) + isinstance(positions, int) + _compare_kinds(name, spec, config)
+    return len(pairs) + isinstance(positions, int) + _compare_widths(tiny, config) + _compare_kinds(name, spec, config)
+
+
+def _compare_widths(tiny: Tiny, config: Mapping[str, Any]) -> int:
+    """Compare the inner width and head_dim with the config, and with the built module, which has the last word."""
+    name, spec, heads = tiny.example.name, tiny.spec, config.get("num_attention_heads")
+    try:
+        # Runs a row, which the engine refuses where heads are not as declared.
+        shown, runs = tiny.shown, True
+    # Whatever a module raises is told by the check of building it.
+    except Exception:
+        shown, runs = None, False
+    inner = shown.inner if shown is not None else {}
+    if inner and spec.intermediate_size not in inner:
+        built = ", ".join(map(str, inner))
+        fail(
+            f"{name}: the spec declares intermediate_size={spec.intermediate_size}, the MLP of layer {shown.layer} is "  # pyright: ignore[reportOptionalMemberAccess]
+            f"built {built} wide"
+        )
+    stated = config.get("intermediate_size")
+    if isinstance(stated, int) and stated != spec.intermediate_size and not inner:
+        fail(f"{name}: the config states intermediate_size={stated}, the spec declares {spec.intermediate_size}")
+    widths = {value for key, value in config.items() if "head_dim" in key and isinstance(value, int)}
+    if not widths and isinstance(heads, int) and config.get("hidden_size"):
+        widths = {config["hidden_size"] // heads}
+    for layer in spec.attention_layers:
+        if widths and layer.head_dim not in widths and not runs:
+            fail(f"{name}: the config states head_dim {sorted(widths)}, the spec declares {layer.head_dim}")
+    return isinstance(stated, int) + len(spec.attention_layers)
 
 
 def _compare_kinds(name: str, spec: ArchSpec, config: Mapping[str, Any]) -> int:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from archport.attention import attend
-from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionLimits, InputError, MaskPolicy
+from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionLimits
 from archport.contract.attention import missing_features
 from archport.contract.masks import mask_policies
 from archport.testing.check import check, fail, skip
@@ -27,10 +26,10 @@ def observing_length(t: Tiny) -> int:
 
 
 def captured(t: Tiny, length: int, seed: int = 0) -> dict[int, Attended]:
-    """What each layer hands to attend for one random row."""
+    """What each layer hands to attend for one random row, without what the device pads it by."""
     found: list[Tap] = []
     t.hidden(t.tokens(length, seed), wrap=taps(found))
-    calls = {call.layer: call for call in found[0].calls}
+    calls = {call.layer: call.first(length) for call in found[0].calls}
     for index, call in calls.items():
         layer = t.spec.layers[index]
         if isinstance(layer, AttentionLayer) and layer.kv_from is not None:
@@ -116,11 +115,11 @@ def each_layer_sees_its_reach(t: Tiny) -> str:
         import mlx.core as mx
 
         at = L // 2
-        bump = mx.zeros((1, 1, L, 1)).at[:, :, at].add(1.0).astype(call.k.dtype)
+        bump = mx.zeros((1, 1, call.k.shape[2], 1)).at[:, :, at].add(1.0).astype(call.k.dtype)
         v = None if call.v is None else call.v + 2 * bump
         largest = np.abs(as_array(call.k if call.v is None else call.v)).max()
         out = tap.inner.attend(call.layer, call.q, call.k + bump, v, scale=call.scale, sinks=call.sinks, bias=call.bias)
-        moved = np.abs(as_array(out) - as_array(call.out)).max(axis=(0, 1, 3)) / largest
+        moved = np.abs(as_array(out) - as_array(call.out)).max(axis=(0, 1, 3))[:L] / largest
         want = visible(layer, L, L)[:, at]
         wrong = np.flatnonzero((moved > STILL) != want)
         if len(wrong):
@@ -183,55 +182,6 @@ def _backends(t: Tiny) -> tuple[Any, ...]:
     from archport.loading import path_chooser
 
     return path_chooser(t.hooks).backends
-
-
-@check("tiny", hook="archport_mask_policy")
-def mask_policies_agree(t: Tiny) -> str:
-    """Every legal mask policy of a layer gives what a dense mask gives in float32, for equal and ragged rows.
-
-    A backend must honour the lengths and the reach of the call it accepts, under every policy.
-    """
-    if not t.attention:
-        skip("no attention layer is declared")
-    import mlx.core as mx
-
-    L, worst, count, kinds = observing_length(t), 0.0, 0, set[str]()
-    first, second = captured(t, L), captured(t, L, seed=1)
-    for index, layer in t.attention:
-        a, b = first[index], second[index]
-        q, k, v = (mx.concatenate([getattr(a, part), getattr(b, part)]) for part in "qkv")
-        for lengths in ((L, L), (L, L - 7)):
-            seen = np.stack([visible(layer, L, L) & (np.arange(L) < length) for length in lengths])[:, None]
-            # Rows of padding see nothing and are not compared.
-            seen[..., 0] |= ~seen.any(axis=-1)
-            want = reference(q, k, v, a.scale, seen, a.sinks, layer.softcap, a.bias)
-            ragged = lengths[0] != lengths[1]
-            for policy in _policies(t, layer, L, ragged=ragged):
-                call = AttentionCall.of(
-                    layer, policy, t.planner.device, B=2, q_len=L, kv_len=L, dtype="float32",
-                    lengths=lengths if ragged else (), limits=AttentionLimits(),
-                )  # fmt: skip
-                try:
-                    path = t.planner.choose(call, t.planner.device)
-                except InputError:
-                    continue
-                out = as_array(attend(path, q, k, v, scale=a.scale, sinks=a.sinks, bias=a.bias))
-                difference = max(gap(out[row, :, :n], want[row, :, :n]) for row, n in enumerate(lengths))
-                worst, count = max(worst, difference), count + 1
-                kinds.add(policy.kind)
-                if difference > t.limit:
-                    fail(
-                        f"policy {policy.kind!r} on backend {path.backend.name!r} differs by {difference:.2g} (limit "
-                        f"{t.limit:.0e}) from a dense mask for layer {index}, rows of {lengths} tokens"
-                    )
-    return f"{count} calls of {', '.join(sorted(kinds))}, {worst:.1e}"
-
-
-def _policies(t: Tiny, layer: AttentionLayer, L: int, *, ragged: bool) -> list[MaskPolicy]:
-    legal = list(mask_policies(layer, q_len=L, kv_len=L, ragged=ragged))
-    # What carries reach and lengths is right wherever anything is, and may be pinned.
-    more = ("segments", "key_padding", "dense") if ragged else ("dense",)
-    return legal + [MaskPolicy(kind) for kind in more if kind not in [policy.kind for policy in legal]]
 
 
 @check("tiny")

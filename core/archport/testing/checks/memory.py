@@ -6,6 +6,7 @@ from archport.contract import EmbeddingHead
 from archport.testing.check import check, fail
 from archport.testing.measure import RUNS, peaks, run_plan
 from archport.testing.subject import Tiny
+from archport.testing.weights import misdeclared
 
 # Below this a measurement is mostly page rounding.
 WORTH_MEASURING = 32 << 20
@@ -16,10 +17,14 @@ FACTOR = 1.25
 def peak_is_predicted(t: Tiny) -> str:
     """No run's peak is above what its plan predicts, and above 32 MB the prediction is within 1.25 of the highest.
 
-    Make no arrays that the declared widths do not account for: masks, repeated heads, wide temporaries.
+    Declare `qk_norm` and `gated_mlp` as the module is built, and make no arrays that the declared widths do not account
+    for: masks, repeated heads, wide temporaries.
     """
     from archport.running.pool import VectorHead
 
+    wrong = misdeclared(t)
+    if wrong:
+        fail(f"{'; '.join(wrong)}: plans are priced with what is declared")
     # A power of two, which is one batch whatever its tokens.
     length, count = t.length(256), 8
     while True:

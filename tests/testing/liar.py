@@ -1,0 +1,25 @@
+"""What a liar is: a plugin that breaks one rule, the check that must fail for it, and the others that it reaches."""
+
+from dataclasses import dataclass, field
+from types import ModuleType
+
+
+@dataclass(frozen=True)
+class Liar:
+    """A plugin that breaks one rule.
+
+    Args:
+        breaks: the check that must fail.
+        lie: what it does, in words.
+        module: the plugin.
+        says: what the failure's message must contain.
+        also: other checks that fail, each with the reason why this lie reaches them.
+        tier: the tier that is run; None for contract and tiny.
+    """
+
+    breaks: str
+    lie: str
+    module: ModuleType
+    says: str
+    also: dict[str, str] = field(default_factory=dict)
+    tier: str | None = None

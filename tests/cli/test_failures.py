@@ -152,6 +152,7 @@ LINES: list[tuple[tuple[str, ...], int, str]] = [
     (("plan", "-m", PLAN, "--tokens", "-1"), 1, ""),
     (("plan", "-m", PLAN, "--tokens", "9" * 30), 1, ""),
     (("plan", "-m", PLAN, "--tokens", "9", "--batch", "0"), 1, "--batch 0"),
+    (("plan", "-m", PLAN, "--tokens", "9", "--batch", "9" * 30), 1, "expected 1 to 100,000 rows"),
     (("plan", "-m", PLAN, "--tokens", "9", "--cached", "-1"), 1, "--cached"),
     (("plan", "-m", PLAN, "--tokens", "9", "--new", "-1"), 1, ""),
     (("plan", "-m", PLAN, "--tokens", "9", "--device", "nope"), 1, "nope"),

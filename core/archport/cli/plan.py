@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from archport.planning import Plan
 
 
+# Every row of a plan is planned for itself.
+MOST_ROWS = 100_000
+
+
 @dataclass(frozen=True, slots=True)
 class Described:
     """What a plan needs to know of a model.
@@ -54,8 +58,8 @@ def plan(
 
     if mask not in (None, "dense"):
         raise InputError(f"--mask {mask}: expected 'dense', or no --mask to let the planner choose")
-    if batch < 1:
-        raise InputError(f"--batch {batch}: expected at least one row")
+    if not 1 <= batch <= MOST_ROWS:
+        raise InputError(f"--batch {batch}: expected 1 to {MOST_ROWS:,} rows")
     where = _device(device)
     about = described(model, where)
     try:

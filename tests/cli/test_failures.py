@@ -129,8 +129,8 @@ LINES: list[tuple[tuple[str, ...], int, str]] = [
     ((*G, "a", "--min-p", "nan"), 1, "--min-p nan; expected"),
     ((*G, "a", "--repetition-penalty", "0"), 1, "--repetition-penalty 0"),
     ((*G, "a", "--stop", ""), 1, "--stop"),
-    ((*G, "a", "--max-tokens", "0"), 1, "--max-tokens 0; expected"),
-    ((*G, "a", "--max-tokens", "100000000"), 1, ""),
+    ((*G, "a", "--max-tokens", "-1"), 1, "--max-tokens -1; expected"),
+    ((*G, "a", "--max-tokens", "0"), 0, ""),
     ((*G, ""), 1, "PROMPT is empty"),
     ((*G, "\udcff"), 1, "PROMPT holds a lone surrogate"),
     ((*G, "word " * 4000), 1, "PROMPT has"),
@@ -196,8 +196,8 @@ ENVIRONMENTS: list[tuple[tuple[str, ...], dict[str, str], int, str]] = [
 
 
 def some(lines):
-    """Every third one runs in `make test`, and all of them in `make truth`."""
-    return [pytest.param(*line, marks=[pytest.mark.truth] if at % 3 else []) for at, line in enumerate(lines)]
+    """Every fifth one runs in `make test`, and the others in `make truth`."""
+    return [pytest.param(*line, marks=[pytest.mark.truth] if at % 5 else []) for at, line in enumerate(lines)]
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), some(LINES))
@@ -279,7 +279,7 @@ def tried(monkeypatch, chosen):
 
 
 def test_flags_take_or_refuse_any_value(monkeypatch):
-    tried(monkeypatch, random.Random(0).sample(flags(), 20))
+    tried(monkeypatch, random.Random(0).sample(flags(), 12))
 
 
 @pytest.mark.truth

@@ -40,6 +40,7 @@ SKIPPED = {
     ("README.md", "downloads Qwen/Qwen3-0.6B"),
     ("README.md", "downloads the models"),
     ("README.md", "downloads Qwen/Qwen3-VL-Embedding-2B"),
+    ("reliability.md", "runs for up to half an hour"),
     ("write-a-plugin.md", "needs torch and transformers"),
     ("parity.md", "needs torch and transformers"),
 }

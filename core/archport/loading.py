@@ -40,6 +40,7 @@ from archport.contract import (
     Head,
     InputError,
     MemoryBudgetExceeded,
+    SpecError,
     TextInputs,
     TokenHead,
     Trunk,
@@ -124,6 +125,8 @@ def _described(
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
     except ClaimError as error:
+        if not isinstance(error.__cause__, SpecError | CheckpointError):
+            raise
         raise ClaimError(f"{where}: {error}") from error.__cause__
     # How tensors are packed is written the same way for every architecture, so plugins need not read it.
     spec = replace(spec, quantization=spec.quantization or read_quantization(checkpoint.config))

@@ -123,6 +123,15 @@ def test_a_corrupt_tokenizer_is_refused_by_name(damaged: Callable[..., Path], ca
     assert "tokenizer.json" in refusal(damaged("tokenizer.json", **TOKENIZERS[case]), "hel" + "l" * 40 + "o")
 
 
+def test_a_tokenizer_that_panics_in_the_thread_ahead_is_refused_like_one_that_does_not(damaged: Callable[..., Path]):
+    split = {"type": "Split", "pattern": {"Regex": "(l+)+$"}, "behavior": "Isolated", "invert": False}
+    model = engine.load(damaged("tokenizer.json", pre_tokenizer=split))
+    texts = ["hello"] * 700 + ["l" * 40 + "o"]
+    with pytest.raises(CheckpointError, match=r"tokenizer.json \(.*retry-limit"):
+        model.embed(texts)
+    assert model.embed(texts[:3]).shape == (3, 64)
+
+
 def test_a_chain_is_found_wherever_in_the_file_its_part_stands(intact: Callable[[str], Path]):
     stored = json.loads((intact("bert, learned") / "tokenizer.json").read_text())
     chain = {"type": "Sequence", "normalizers": [DOUBLE] * 30}
@@ -168,6 +177,9 @@ JSON_TEXTS: dict[str, Any] = {
     "half a pair": (', "x": {"y": "\\ud800"}}', "x.y holds half of a surrogate pair"),
     "half a pair in a key": (', "\\udfff": 1}', "udfff holds half"),
     "millions of lists": (', "x": [' + "[]," * 1_100_000 + "[]]}", "lists and objects"),
+    "millions of numbers": (', "x": [' + "1," * 2_100_000 + "1]}", "2,100,.* entries; expected at most"),
+    "millions of names": (', "x": {' + '"a":1,' * 1_100_000 + '"a":1}}', "1,100,.* names; expected at most"),
+    "experts beyond the tensors": (', "num_experts": 1000000}', "num_experts=1,000,000"),
     "a number of architectures": (', "architectures": 5}', "architectures=5"),
     "layers as text": (', "num_hidden_layers": "2"}', "num_hidden_layers='2'"),
     "layers beyond all": (', "num_hidden_layers": 1000000000}', "num_hidden_layers"),

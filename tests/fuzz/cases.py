@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 from hypothesis import strategies as st
 
 from archport import engine
@@ -137,6 +138,8 @@ def use(model: engine.Model, seen: Seen, texts: Any = ("hello world", "a")) -> N
         model.embed(texts)
         if "generate" in model.spec.tasks:
             model.generate(texts[0], max_tokens=3)
+        if model.spec.vision is not None:
+            model.embed({"image": np.zeros((40, 48, 3), np.uint8)})
     seen.reached = True
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fuzz import run
 from fuzz.cases import Outcome, Seen, judged, write_bases
 from fuzz.kinds import NAMES, kinds
 from fuzz.run import drawn
@@ -55,6 +56,19 @@ def test_an_error_that_nobody_raised_on_purpose_is_a_fault(bases: Path):
     broken: Any = Broken()
     assert outcome(broken, ValueError("bare"), bases)[0].verdict == "bare"
     assert outcome(broken, BaseException("worse"), bases)[0].verdict == "bare"
+
+
+@pytest.mark.truth
+def test_a_case_that_goes_too_far_is_ended_and_the_next_one_runs(
+    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cases = [("texts", ("bert", "embed", [f"a{index}"] * 3, None)) for index in range(2)]
+    monkeypatch.setattr(run, "_CLOCK", 0.0)
+    ended = next(run.outcomes(cases[:1], bases, tmp_path, 1))[2]
+    assert ended.verdict == "bare"
+    assert ended.told.startswith("killed")
+    monkeypatch.setattr(run, "_CLOCK", 60.0)
+    assert [found[2].verdict for found in run.outcomes(cases, bases, tmp_path, 1)] == ["worked", "worked"]
 
 
 def test_the_same_number_draws_the_same_cases():

@@ -49,6 +49,9 @@ def main(connection: Connection, bases: str, place: str, quiet: bool = True) -> 
         slowest = max(slowest, time.process_time() - start)
     # The first load imports what all of them use.
     intact, number = highest(), 0
+    # What is imported stays, and need not be looked through.
+    gc.collect()
+    gc.freeze()
     connection.send("ready")
     while True:
         try:
@@ -56,7 +59,8 @@ def main(connection: Connection, bases: str, place: str, quiet: bool = True) -> 
         except EOFError:
             return
         number += 1
-        gc.collect()
+        if number % 8 == 0:
+            gc.collect()
         highest(anew=True)
         before, start = max(intact, highest()), time.process_time()
         outcome = judged(known[kind], case, Path(bases), Path(place) / f"{os.getpid()}-{number}", seen)

@@ -13,17 +13,18 @@ from archport.checkpoint.headers import TensorInfo
 from archport.contract.errors import CheckpointError
 
 # Up to so many, a module is built and compared by its names and shapes, which tells more.
-_FEW_LAYERS, _FEW = 256, 1 << 20
+_FEW_LAYERS, _FEW_EXPERTS, _FEW = 256, 4096, 1 << 20
 # A packed tensor has so many columns in one of its words.
 _MOST_PACKED = 32
 _LAYERS = ("num_hidden_layers", "depth", "num_layers", "n_layer", "n_layers")
 _WIDTHS = (
     *("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"),
-    *("num_experts", "num_local_experts", "num_attention_heads", "num_key_value_heads", "head_dim", "type_vocab_size"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "type_vocab_size"),
     *("linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads", "linear_num_value_heads"),
     *("linear_conv_kernel_dim", "num_heads", "out_hidden_size", "num_position_embeddings", "patch_size"),
     *("temporal_patch_size", "in_channels", "num_channels", "embedding_size", "num_labels"),
 )
+_EXPERTS = ("num_experts", "num_local_experts", "num_experts_per_tok")
 _NUMBER = re.compile(r"\.(\d{1,9})\.")
 
 
@@ -77,7 +78,7 @@ def _stated(config: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
     """(key, its count, up to which it is looked at later) of every level."""
     levels = [("", config), *((f"{key}.", value) for key, value in config.items() if isinstance(value, dict))]
     for level, entries in levels:
-        for keys, few in ((_LAYERS, _FEW_LAYERS), (_WIDTHS, _FEW)):
+        for keys, few in ((_LAYERS, _FEW_LAYERS), (_EXPERTS, _FEW_EXPERTS), (_WIDTHS, _FEW)):
             for key in keys:
                 value = entries.get(key)
                 if isinstance(value, int) and not isinstance(value, bool):

@@ -26,6 +26,8 @@ MIB = 1 << 20
 LARGEST_JSON, LARGEST_TOKENIZER, LARGEST_TEXT = 16 * MIB, 128 * MIB, 64 * MIB
 # A list of nothing takes 3 bytes in a file and 64 in memory; the largest vocabulary that is read has 901,629 entries.
 MOST_CONTAINERS = 1_000_000
+# The same vocabulary has two commas for each of them; no published one that is an object has a third as many names.
+MOST_ENTRIES, MOST_NAMES = 2_000_000, 1_000_000
 # Far deeper than any published file, and far from the end of Python's stack.
 DEEPEST = 64
 # The largest published number has 30 digits: it stands for "no limit".
@@ -199,6 +201,7 @@ def parse_json(
     containers = text.count("[") + text.count("{")
     if containers > MOST_CONTAINERS:
         raise CheckpointError(f"{where}: holds {containers:,} lists and objects; expected at most {MOST_CONTAINERS:,}.")
+    check_entries(where, text)
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_int=_integer)
     except RecursionError as error:
@@ -207,6 +210,17 @@ def parse_json(
         raise CheckpointError(f"{where}: not {form} ({error}). Fetch the file again.") from error
     _check_shape(where, value, halves=_SPELLED_HALF.search(text) is not None)
     return value
+
+
+def check_entries(where: str, text: str) -> None:
+    """Refuse JSON of more entries than any published file has, before it is parsed.
+
+    Raises:
+        CheckpointError: naming the file.
+    """
+    for sign, what, most in ((",", "entries", MOST_ENTRIES), (":", "names", MOST_NAMES)):
+        if (count := text.count(sign)) > most:
+            raise CheckpointError(f"{where}: holds {count:,} {what}; expected at most {most:,}.")
 
 
 def _integer(digits: str) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from archport.checkpoint.added_tokens import NAMED, AddedTokens, content, join, read_added_tokens
 from archport.checkpoint.checkpoint import Checkpoint
-from archport.checkpoint.disk import LARGEST_TOKENIZER, inside, read_object, read_text
+from archport.checkpoint.disk import LARGEST_TOKENIZER, MOST_ENTRIES, check_entries, inside, read_object, read_text
 from archport.checkpoint.growth import LONGEST_WORD, check_growth
 from archport.checkpoint.tokenizer_classes import GENERIC, RECIPES, TYPED, Recipe, class_name, is_generic
 from archport.checkpoint.transformer import TransformerSettings, transformer_settings
@@ -300,6 +300,7 @@ def _from_json(path: Path) -> Tokenizer:
 
     text = read_text(path, LARGEST_TOKENIZER)
     assert text is not None
+    check_entries(str(path), text)
     check_growth(str(path), text)
     with tokenizer_faults(str(path), path):
         tokenizer = Tokenizer.from_str(text)
@@ -345,7 +346,11 @@ def _normalisers(stored: Tokenizer | None) -> list[Any]:
 
 
 def _lines(path: Path) -> list[str]:
-    return (read_text(path) or "").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    text = (read_text(path) or "").replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.count("\n")
+    if lines > MOST_ENTRIES:
+        raise CheckpointError(f"{path}: holds {lines:,} lines; expected at most {MOST_ENTRIES:,}.")
+    return text.split("\n")
 
 
 def _word_pieces(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""config.json with a few keys changed, dropped or added."""
+"""config.json, or another file of settings, with a few keys changed, dropped or added."""
 
 from __future__ import annotations
 
@@ -36,14 +36,32 @@ KEYS = [
     ),
 ]
 
+SETTINGS = [
+    *("size", "min_pixels", "max_pixels", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std"),
+    *(
+        "do_resize",
+        "do_normalize",
+        "do_rescale",
+        "rescale_factor",
+        "resample",
+        "do_convert_rgb",
+        "image_processor_type",
+    ),
+    *("eos_token_id", "temperature", "max_length", "processor_class", "fps", "min_frames", "max_frames", "crop_size"),
+]
+
 
 def cases() -> st.SearchStrategy[Any]:
-    return st.tuples(st.sampled_from(sorted(BASES)), edits(KEYS))
+    settings = st.sampled_from(["preprocessor_config.json", "generation_config.json"])
+    return st.one_of(
+        *[st.tuples(st.sampled_from(sorted(BASES)), edits(KEYS), st.just("config.json"))] * 5,
+        st.tuples(st.sampled_from(["sees", "siglip", "generates"]), edits(SETTINGS), settings),
+    )
 
 
 def run(case: Any, bases: Path, place: Path, seen: Seen) -> None:
-    base, changes = case
+    base, changes, file = case
     folder = copied(bases, base, place)
-    path = folder / "config.json"
-    edit_json(path, edited(json.loads(path.read_text()), changes))
+    path = folder / file
+    edit_json(path, edited(json.loads(path.read_text()) if path.exists() else {}, changes))
     use(load(folder, seen), seen)

@@ -32,7 +32,17 @@ def spec_of(depth: int, dtype: Any) -> ArchSpec:
     block = AttentionLayer("bidirectional", HEADS, HEADS, HIDDEN // HEADS)
     tower = VisionTower((block,) * depth, HIDDEN, INNER, PATCH, merge_size=2, taps=1)
     text = AttentionLayer("causal", 16, 8, 128)
-    return ArchSpec("vision", ("embed",), (text,), 1000, OUT, 6144, 262_144, dtype=dtype, vision=tower)
+    return ArchSpec(
+        arch="vision",
+        tasks=("embed",),
+        layers=(text,),
+        vocab_size=1000,
+        hidden_size=OUT,
+        intermediate_size=6144,
+        max_positions=262_144,
+        dtype=dtype,
+        vision=tower,
+    )
 
 
 class Square:

@@ -224,6 +224,24 @@ def test_decoders_are_causal(raw):
     assert normalise_config(raw)["causal"] is True
 
 
+@pytest.mark.parametrize(
+    ("raw", "stated"),
+    [
+        # An architecture that core has never heard of: its claim knows.
+        ({"model_type": "acme-bert", "architectures": ["AcmeBertModel"]}, False),
+        ({"model_type": "acme-bert", "is_decoder": False}, False),
+        ({"model_type": "acme-bert", "is_decoder": True}, True),
+        ({"model_type": "acme", "is_causal": False}, True),
+        ({"model_type": "acme", "is_causal": True}, True),
+        ({"model_type": "acme", "architectures": ["AcmeForCausalLM"]}, True),
+        ({"model_type": "qwen3"}, True),
+        ({"model_type": "bert"}, True),
+    ],
+)
+def test_whether_a_file_says_which_way_tokens_look_is_told_apart_from_the_usual_answer(raw, stated):
+    assert normalise_config(raw)["causal_stated"] is stated
+
+
 def test_a_text_half_carries_the_flag_too():
     assert normalise_config({"model_type": "x", "text_config": {"is_causal": False}})["text_config"]["causal"] is False
 

@@ -11,7 +11,10 @@ from archport.contract import plugins
 PREAMBLE = """
 from archport.contract import ArchSpec, AttentionLayer, MaskPolicy, hookimpl
 
-SPEC = ArchSpec("toy", ("embed",), (AttentionLayer("bidirectional", 4, 2, 32),), 100, 64, 96, 512)
+SPEC = ArchSpec(
+    arch="toy", tasks=("embed",), layers=(AttentionLayer("bidirectional", 4, 2, 32),), vocab_size=100, hidden_size=64,
+    intermediate_size=96, max_positions=512,
+)
 """
 
 

@@ -21,7 +21,15 @@ from archport.contract.attention import AttentionCall
 from archport.contract.hooks import Hooks, Speaker
 
 LAYER = AttentionLayer("bidirectional", 4, 2, 32)
-SPEC = ArchSpec("toy", ("embed",), (LAYER,), 100, 64, 96, 512)
+SPEC = ArchSpec(
+    arch="toy",
+    tasks=("embed",),
+    layers=(LAYER,),
+    vocab_size=100,
+    hidden_size=64,
+    intermediate_size=96,
+    max_positions=512,
+)
 SHAPE = BatchShape(2, 10)
 DEVICE = DeviceFacts("test", "cpu", "x86_64", 1 << 30)
 CALL = AttentionCall(1, 4, 2, 8, 8, 32, 32, "float32")

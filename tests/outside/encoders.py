@@ -28,7 +28,9 @@ ALIBI = {
 @hookimpl
 def archport_claim(config):
     names = config.get("architectures") or []
-    if not {"MPNetModel", "AlibiBertModel"} & set(names):
+    # Where neither the file nor core says anything, an encoder is what these architectures are.
+    causal = config["causal"] and config.get("causal_stated", True)
+    if causal or not {"MPNetModel", "AlibiBertModel"} & set(names):
         return None
     heads = config["num_attention_heads"]
     layer = AttentionLayer(

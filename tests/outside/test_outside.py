@@ -234,3 +234,17 @@ def test_16384_tokens_take_memory_that_grows_with_them_and_not_with_their_square
     # One head's scores alone would be 1 GB.
     assert peaks[16_384] <= 4.6 * peaks[4_096]
     assert peaks[16_384] < 4 * 16_384**2 / 4
+
+
+@pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "shared"])
+def test_tokens_decoded_behind_ragged_prompts_are_the_likeliest_of_a_pass_over_all_of_them(name, models):
+    model, dice = models[name], np.random.default_rng(6)
+    prompts = [dice.integers(3, 199, length).tolist() for length in (40, 9, 70)]
+    trunk = model._runtime.encoder.trunk
+    for prompt, answer in zip(prompts, model.generate(prompts, max_tokens=12), strict=True):
+        row = [*prompt, *answer.tokens]
+        hidden = model.forward(np.array([row], dtype=np.int32))
+        logits = np.array(trunk.logits(hidden))[0, len(prompt) - 1 : -1]
+        # The token itself may differ where two logits are as near as rounding.
+        short = logits.max(axis=-1) - np.take_along_axis(logits, np.array(answer.tokens)[:, None], axis=-1)[:, 0]
+        assert short.max() <= 1e-4 * np.abs(logits).max()

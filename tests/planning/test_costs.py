@@ -22,7 +22,16 @@ def test_qwen3_embedding_weighs_what_its_file_holds(qwen3_06b: ArchSpec):
 
 def test_a_bert_of_384_weighs_what_its_file_holds():
     layer = AttentionLayer("bidirectional", 12, 12, 32)
-    spec = ArchSpec("bert", ("embed",), (layer,) * 6, 30_522, 384, 1536, 512, gated_mlp=False)
+    spec = ArchSpec(
+        arch="bert",
+        tasks=("embed",),
+        layers=(layer,) * 6,
+        vocab_size=30_522,
+        hidden_size=384,
+        intermediate_size=1536,
+        max_positions=512,
+        gated_mlp=False,
+    )
     assert close(estimate_weights(spec, "float32").total, 90_868_376)
 
 
@@ -80,7 +89,16 @@ MEASURED = [
 @pytest.mark.parametrize(("D", "inner", "heads", "kv", "gated", "evaluates", "floats"), MEASURED)
 def test_temporaries_are_never_below_the_measurement_nor_a_quarter_above(D, inner, heads, kv, gated, evaluates, floats):
     layer = AttentionLayer("causal", heads, kv, 64)
-    spec = ArchSpec("x", ("embed",), (layer,), 16, D, inner, 512, gated_mlp=gated)
+    spec = ArchSpec(
+        arch="x",
+        tasks=("embed",),
+        layers=(layer,),
+        vocab_size=16,
+        hidden_size=D,
+        intermediate_size=inner,
+        max_positions=512,
+        gated_mlp=gated,
+    )
     token = token_bytes(spec, layer, False, "float32", "cpu")
     priced = 1.05 * (token.split if evaluates else token.lazy) / 4
     assert floats <= priced <= 1.27 * floats

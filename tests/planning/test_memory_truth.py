@@ -93,7 +93,15 @@ CASES = [
 @pytest.mark.parametrize(("semantics", "D", "heads", "kv", "head_dim", "lengths"), CASES)
 def test_a_plan_predicts_the_peak_of_a_trunk(semantics, D, heads, kv, head_dim, lengths, real_choose: Chooser):
     layer = AttentionLayer(semantics, heads, kv, head_dim)
-    spec = ArchSpec("trunk", ("embed",), (layer,) * LAYERS, 16, D, 3 * D, 8192)
+    spec = ArchSpec(
+        arch="trunk",
+        tasks=("embed",),
+        layers=(layer,) * LAYERS,
+        vocab_size=16,
+        hidden_size=D,
+        intermediate_size=3 * D,
+        max_positions=8192,
+    )
     plan = plan_request(spec, lengths, device=profile("cpu"), choose=real_choose, weight_bytes=0)
     peak = measured(spec, plan)
     assert peak <= plan.peak

@@ -100,7 +100,16 @@ def test_wide_heads_never_materialise_their_scores_nor_outlast_the_watchdog(
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_long_prompt_of_wide_heads_is_planned_within_every_limit_of_every_machine(name: str, real_choose: Chooser):
     layer = AttentionLayer("causal", 24, 4, 256)
-    spec = ArchSpec("wide", ("generate",), (layer,) * 4, 32_000, 2048, 6144, 262_144, dtype="bfloat16")
+    spec = ArchSpec(
+        arch="wide",
+        tasks=("generate",),
+        layers=(layer,) * 4,
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=6144,
+        max_positions=262_144,
+        dtype="bfloat16",
+    )
     device = profile(name)
     plan = plan_request(spec, [131_072], device=device, choose=real_choose, new_tokens=16, budget=10 * 2**30)
     assert plan.peak <= plan.budget

@@ -28,7 +28,17 @@ def texts(seed: int, count: int = 1000) -> list[int]:
 
 
 def spec_of(*layers: AttentionLayer, **more) -> ArchSpec:
-    return ArchSpec("trunk", ("embed",), layers * 6, 30000, 768, 3072, 8192, dtype="bfloat16", **more)
+    return ArchSpec(
+        arch="trunk",
+        tasks=("embed",),
+        layers=layers * 6,
+        vocab_size=30000,
+        hidden_size=768,
+        intermediate_size=3072,
+        max_positions=8192,
+        dtype="bfloat16",
+        **more,
+    )
 
 
 def planned(spec: ArchSpec, lengths, *, device=H200, **options):

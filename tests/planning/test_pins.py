@@ -91,7 +91,16 @@ def test_a_pinned_backend_that_takes_no_way_says_why(bert: ArchSpec, real_choose
 
 def test_a_pinned_backend_that_does_not_fit_is_named_as_what_binds(choose):
     layer = AttentionLayer("causal", 64, 8, 256)
-    spec = ArchSpec("wide", ("embed",), (layer,) * 2, 1000, 512, 1024, 2**20, dtype="bfloat16")
+    spec = ArchSpec(
+        arch="wide",
+        tasks=("embed",),
+        layers=(layer,) * 2,
+        vocab_size=1000,
+        hidden_size=512,
+        intermediate_size=1024,
+        max_positions=2**20,
+        dtype="bfloat16",
+    )
     with pytest.raises(MemoryBudgetExceeded, match="the pin is what binds") as refused:
         plan_request(
             spec, [200_000], device=M2, choose=choose, pins=Pinned(backend="one"), plugin="acme", budget=2 * GIB

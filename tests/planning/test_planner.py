@@ -263,7 +263,16 @@ def test_shared_layers_pay_nothing(choose):
     own = AttentionLayer("causal", 8, 4, 64)
     shared = [AttentionLayer("causal", 8, 4, 64, kv_from=source) for source in range(0, 12, 2)]
     layers = tuple(layer for each in shared for layer in (own, each))
-    spec = ArchSpec("shared", ("generate",), layers, 1000, 512, 1024, 4096, dtype="bfloat16")
+    spec = ArchSpec(
+        arch="shared",
+        tasks=("generate",),
+        layers=layers,
+        vocab_size=1000,
+        hidden_size=512,
+        intermediate_size=1024,
+        max_positions=4096,
+        dtype="bfloat16",
+    )
     plan = plan_request(spec, [1000], device=M2, choose=choose, new_tokens=24)
     assert plan.bytes["kv"] == 6 * 1024 * 4 * 128 * 2
 
@@ -274,7 +283,17 @@ def test_images_are_priced_with_their_tower(choose):
     text = AttentionLayer("causal", 16, 8, 128)
     eye = AttentionLayer("bidirectional", 16, 16, 64)
     tower = VisionTower((eye,) * 24, 1024, 4096, 16, merge_size=2)
-    spec = ArchSpec("vl", ("embed",), (text,) * 28, 151_936, 2048, 6144, 262_144, dtype="bfloat16", vision=tower)
+    spec = ArchSpec(
+        arch="vl",
+        tasks=("embed",),
+        layers=(text,) * 28,
+        vocab_size=151_936,
+        hidden_size=2048,
+        intermediate_size=6144,
+        max_positions=262_144,
+        dtype="bfloat16",
+        vision=tower,
+    )
     without = plan_request(spec, [6500], device=M2, choose=choose)
     small = plan_request(spec, [6500], device=M2, choose=choose, images=[[1024]])
     large = plan_request(spec, [6500], device=M2, choose=choose, images=[[24_000]])

@@ -2,9 +2,10 @@
 
 import pytest
 
-from archport.contract import DeltaHeads, RecurrentLayer
+from archport.contract import DeltaHeads, RecurrentLayer, SpecError
 from archport.device.profiles import PROFILES, profile
 from archport.planning.recurrence import choose_form
+from archport.planning.widths import recurrent_bytes, recurrent_widths
 
 QWEN = RecurrentLayer.gated_delta(DeltaHeads(16, 32, 128, 128), 4)
 
@@ -49,3 +50,30 @@ def test_scratch_does_not_grow_with_tokens_beyond_the_answer():
     # A little more than two arrays of the answer's width per token, and nothing else.
     assert 2 <= (long.transient - short.transient) / (4096 * 32 * 128 * 4) <= 2.5
     assert form(QWEN, "h200", 8192).price.transient == form(QWEN, "h200", 64).price.transient
+
+
+def test_a_recurrence_without_a_state_is_declared_by_its_convolution_alone():
+    layer = RecurrentLayer(state_bytes=0, conv_taps=3, conv_bytes=2 * 64 * 4)
+    assert layer.state_bytes == 0
+    assert recurrent_widths(layer) == (192, 64)
+
+
+def test_widths_that_a_recurrence_declares_are_the_ones_that_are_priced():
+    plain = RecurrentLayer(state_bytes=1 << 16, conv_taps=4, conv_bytes=3 * 4 * 96)
+    told = RecurrentLayer(state_bytes=1 << 16, conv_taps=4, conv_bytes=3 * 4 * 96, channels=500, values=70)
+    assert recurrent_widths(plain) == (96, 128)
+    assert recurrent_widths(told) == (500, 70)
+    assert recurrent_bytes(told, 64, 0, 4, "cuda")[0] > recurrent_bytes(plain, 64, 0, 4, "cuda")[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(state_bytes=-1), "state_bytes=-1"),
+        (dict(channels=8), "expected both widths or neither"),
+        (dict(channels=8, values=8, heads=DeltaHeads(2, 4, 32, 16)), "neither of a gated delta net"),
+    ],
+)
+def test_impossible_recurrences_are_refused(changes, message):
+    with pytest.raises(SpecError, match=message):
+        RecurrentLayer(**{"state_bytes": 8, **changes})

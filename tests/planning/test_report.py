@@ -27,7 +27,16 @@ def texts(seed: int, count: int) -> list[int]:
 
 def packed_spec(*reach: tuple[int | None, int | None]) -> ArchSpec:
     layers = tuple(AttentionLayer("bidirectional", 12, 12, 64, reach=each) for each in reach)
-    return ArchSpec("trunk", ("embed",), layers * 6, 30000, 768, 3072, 8192, dtype="bfloat16")
+    return ArchSpec(
+        arch="trunk",
+        tasks=("embed",),
+        layers=layers * 6,
+        vocab_size=30000,
+        hidden_size=768,
+        intermediate_size=3072,
+        max_positions=8192,
+        dtype="bfloat16",
+    )
 
 
 def prices(text: str) -> list[tuple[str, str]]:

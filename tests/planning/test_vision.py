@@ -11,7 +11,17 @@ from archport.planning import plan_request
 EYE = AttentionLayer("bidirectional", 16, 16, 64)
 TOWER = VisionTower((EYE,) * 24, 1024, 4096, 16, merge_size=2, taps=3)
 TEXT = AttentionLayer("causal", 16, 8, 128)
-SPEC = ArchSpec("vl", ("embed",), (TEXT,) * 28, 151_936, 2048, 6144, 262_144, dtype="bfloat16", vision=TOWER)
+SPEC = ArchSpec(
+    arch="vl",
+    tasks=("embed",),
+    layers=(TEXT,) * 28,
+    vocab_size=151_936,
+    hidden_size=2048,
+    intermediate_size=6144,
+    max_positions=262_144,
+    dtype="bfloat16",
+    vision=TOWER,
+)
 SIXTEEN = 256 * 256
 
 

@@ -132,6 +132,8 @@ from typing import Any
 
 from archport.contract import ArchSpec, AttentionLayer, Example, Trunk, hookimpl
 
+# The contract that this is written for; an archport that does not understand it says so.
+ARCHPORT_CONTRACT = "0.2"
 # TODO: what `architectures` says in the config.json files that are yours. These are guesses.
 ARCHITECTURES = ("${title}Model", "${title}ForCausalLM")
 

@@ -16,6 +16,7 @@ from archport.contract.attention import (
     Price,
 )
 from archport.contract.delta import DeltaHeads
+from archport.contract.deprecation import CONTRACT
 from archport.contract.device import DeviceFacts, DeviceKind
 from archport.contract.errors import (
     AdmissionRefused,
@@ -90,6 +91,7 @@ from archport.contract.spec import (
 )
 
 __all__ = [
+    "CONTRACT",
     "KV_STEP",
     "ROPE_KEYS",
     "AdmissionRefused",

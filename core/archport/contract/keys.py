@@ -18,7 +18,17 @@ log = logging.getLogger("archport")
 # What every config may hold: read by core, of training, of generation, or of a library that saved it.
 EVERYWHERE = frozenset(
     {
-        *("architectures", "auto_map", "causal", "dtype", "id2label", "is_causal", "is_decoder", "label2id"),
+        *(
+            "architectures",
+            "auto_map",
+            "causal",
+            "causal_stated",
+            "dtype",
+            "id2label",
+            "is_causal",
+            "is_decoder",
+            "label2id",
+        ),
         *("model_type", "num_labels", "problem_type", "quantization", "quantization_config", "text_only"),
         *("tie_word_embeddings", "torch_dtype", "use_bidirectional_attention"),
         *("bos_token_id", "cls_token_id", "decoder_start_token_id", "eos_token_id", "mask_token_id", "pad_token_id"),

@@ -18,6 +18,7 @@ from typing import Any
 import pluggy
 
 from archport.contract import hookspecs
+from archport.contract.deprecation import contract_fault
 from archport.contract.errors import ArchportError, CheckpointError, ClaimError, PluginError, SpecError
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.spec import ArchSpec
@@ -132,6 +133,10 @@ def find_fault(module: object) -> str | None:
         unmarked = inspect.isfunction(value) and not hasattr(value, "archport_impl")
         if unmarked and name.startswith("archport_") and not hasattr(value, "archport_spec"):
             return f"{name} is not marked: put @hookimpl above it (from archport.contract import hookimpl)"
+    if "ARCHPORT_CONTRACT" in vars(module):
+        fault = contract_fault(vars(module)["ARCHPORT_CONTRACT"])
+        if fault is not None:
+            return fault
     marked = list(_marked(module))
     if not marked:
         return "no function is marked with @hookimpl (from archport.contract import hookimpl)"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from archport.contract.delta import DeltaHeads
+from archport.contract.deprecation import POSITIONAL_SPEC, keywords_only
 from archport.contract.errors import SpecError
 
 Semantics = Literal["causal", "bidirectional"]
@@ -157,16 +158,22 @@ class RecurrentLayer:
     """One recurrent layer (gated delta net and the like).
 
     Args:
-        state_bytes: recurrent state per sequence, in bytes; constant in the length of the sequence.
+        state_bytes: recurrent state per sequence, in bytes, constant in the length of the sequence; 0 where nothing but
+            the convolution's tail is kept.
         conv_taps: taps of the causal convolution in front of it, 0 when it has none.
         conv_bytes: bytes of the convolution tail kept per sequence.
         heads: of a gated delta net, so that plans choose and price its form; None for other recurrences.
+        channels, values: numbers per token that its projections and convolution make, and that it answers with, which
+            plans price; 0 of a gated delta net, which says it by its heads, and of a layer that leaves it to a guess
+            from its bytes.
     """
 
     state_bytes: int
     conv_taps: int = 0
     conv_bytes: int = 0
     heads: DeltaHeads | None = None
+    channels: int = 0
+    values: int = 0
 
     @classmethod
     def gated_delta(cls, heads: DeltaHeads, conv_taps: int) -> RecurrentLayer:
@@ -179,9 +186,15 @@ class RecurrentLayer:
         )
 
     def __post_init__(self) -> None:
-        _positive("recurrent layer", state_bytes=self.state_bytes)
-        if self.conv_taps < 0 or self.conv_bytes < 0:
-            raise SpecError(f"recurrent layer: conv_taps={self.conv_taps}, conv_bytes={self.conv_bytes}; expected >= 0")
+        for name in ("state_bytes", "conv_taps", "conv_bytes", "channels", "values"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise SpecError(f"recurrent layer: {name}={value!r}; expected an integer >= 0")
+        if bool(self.channels) != bool(self.values) or (self.channels and self.heads):
+            raise SpecError(
+                f"recurrent layer: channels={self.channels}, values={self.values}, heads={self.heads}; expected both "
+                "widths or neither, and neither of a gated delta net, whose heads say them"
+            )
 
 
 LayerSpec = AttentionLayer | RecurrentLayer
@@ -263,9 +276,10 @@ class VisionTower:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@keywords_only(POSITIONAL_SPEC)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArchSpec:
-    """What a plugin promises about one checkpoint.
+    """What a plugin promises about one checkpoint. Every field is given by name.
 
     Args:
         arch: the architecture's name, as the plugin knows it ("qwen3", "bert").

@@ -5,16 +5,21 @@ from __future__ import annotations
 from archport.contract import DeviceKind, RecurrentLayer
 
 
-def recurrent_widths(layer: RecurrentLayer, dtype_bytes: int = 2) -> tuple[int, int]:
-    """(convolution channels, value width) of a recurrent layer, read back from its state.
+def recurrent_widths(layer: RecurrentLayer) -> tuple[int, int]:
+    """(projected channels, width of the answer) of a recurrent layer, as it declares them.
 
-    The spec gives bytes only. A gated delta net holds Hv x 128 x 128 fp32 numbers and taps - 1 rows of its channels.
+    Of one that declares bytes alone they are guessed: Hv x 128 x 128 numbers of state, and taps - 1 rows of its
+    channels, all in float32 as a gated delta net keeps them.
     """
     if layer.heads is not None:
         return layer.heads.channels, layer.heads.values
+    if layer.channels:
+        return layer.channels, layer.values
+    tail = layer.conv_bytes // (max(1, layer.conv_taps - 1) * 4)
+    if not layer.state_bytes:
+        return 3 * max(1, tail), max(1, tail)
     value = max(1, layer.state_bytes // (4 * 128))
-    channels = layer.conv_bytes // (max(1, layer.conv_taps - 1) * dtype_bytes) if layer.conv_bytes else 3 * value
-    return channels, value
+    return tail or 3 * value, value
 
 
 def recurrent_bytes(layer: RecurrentLayer, D: int, inner: int, s: int, kind: DeviceKind) -> tuple[int, int, int]:
@@ -30,7 +35,8 @@ def recurrent_bytes(layer: RecurrentLayer, D: int, inner: int, s: int, kind: Dev
     keys = (channels - value) // 2
     if layer.heads is None:
         # Projections and convolution in the model's type; q, k, v, gates and output per value head in fp32.
-        total = (8 * D + 3 * channels + 3 * value) * s + 6 * value * 4 + inner
+        wide = 6 * value * 4 if layer.state_bytes else 0
+        total = (8 * D + 3 * channels + 3 * value) * s + wide + inner
         return total, total, total
     if kind == "cpu":
         # In 16 bits the convolution's taps are products of their own, in float32, and q, k and v are widened.

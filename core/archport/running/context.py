@@ -177,7 +177,7 @@ class StepContext:
         spec = self._batch.kinds[self._plan.layer_kinds[layer]].layer
         assert isinstance(spec, AttentionLayer)
         cache = None if self._caches is None else self._caches[layer]
-        k, v = self._keys.of(layer, spec, k, v, cache.put if isinstance(cache, KVCache) else _as_given)
+        k, v = self._keys.of(layer, spec, k, v, cache.put if isinstance(cache, KVCache) else None)
         run = self._runners.get(id(path))
         if run is None:
             run = self._runners[id(path)] = prepare(path)
@@ -207,10 +207,6 @@ class StepContext:
     def _ends_before(self, layer: int) -> bool:
         """Whether the layers before this one are evaluated apart, as the plan's peak needs."""
         return layer > 0 and layer % self._batch.eval_every_layers == 0
-
-
-def _as_given(k: mx.array, v: mx.array | None) -> tuple[mx.array, mx.array | None]:
-    return k, v
 
 
 def check_softcap(layer: int, path: AttentionPath, softcap: float | None) -> None:

@@ -6,14 +6,12 @@ Knows nothing of caches beyond what writes to one, and nothing of attention.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+
+import mlx.core as mx
 
 from archport.contract import ArchportError, AttentionLayer, InputError, LayerSpec
 
-if TYPE_CHECKING:
-    import mlx.core as mx
-
-KeysValues = tuple["mx.array", "mx.array"]
+KeysValues = tuple[mx.array, mx.array]
 
 
 class StepKeys:
@@ -33,13 +31,13 @@ class StepKeys:
         layer: AttentionLayer,
         k: mx.array | None,
         v: mx.array | None,
-        write: Callable[[mx.array, mx.array | None], tuple[mx.array, mx.array | None]],
+        write: Callable[[mx.array, mx.array | None], tuple[mx.array, mx.array | None]] | None,
     ) -> KeysValues:
         """All that layer number `index` may attend to.
 
         Args:
             k, v: what the layer hands over: nothing where it reads another layer's, k alone where it holds the values.
-            write: puts the new tokens behind what is cached and returns both, or returns what it is given.
+            write: puts the new tokens behind what is cached and returns both; None where nothing is cached.
 
         Raises:
             InputError: the layer hands over what its spec does not say.
@@ -60,9 +58,12 @@ class StepKeys:
                 f"layer {index} is declared kv={layer.kv!r} and hands over {'no' if k is None else 'its'} keys and "
                 f"{'no' if v is None else 'its'} values; expected {'keys alone' if layer.kv == 'latent' else 'both'}"
             )
-        k, v = write(k, v)
+        cached = write is not None
+        if write is not None:
+            k, v = write(k, v)
         if v is None:
             v = k[..., : layer.v_head_dim]
         if index in self._read:
-            self._kept[index] = k, v
+            # Of their own: a view would keep the projection that all heads lie in until the last layer that reads them.
+            self._kept[index] = (k, v) if cached else (mx.contiguous(k), mx.contiguous(v))
         return k, v

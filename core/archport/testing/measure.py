@@ -231,7 +231,7 @@ class PackedContext:
         spec = self._layers[layer]
         assert isinstance(spec, AttentionLayer), f"layer {layer} is declared recurrent but called attend"
         L = sum(self._lengths)
-        k, v = self._keys.of(layer, spec, k, v, lambda k, v: (k, v))
+        k, v = self._keys.of(layer, spec, k, v, None)
         call = AttentionCall.of(
             spec,
             MaskPolicy("segments"),

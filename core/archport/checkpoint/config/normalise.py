@@ -5,6 +5,8 @@ what a class fills in is the table in classes.py. Knows nothing of modules or te
 
 Normalised keys, beyond those that all dialects share:
     causal              whether tokens see only earlier ones; the one flag, on the root and on a text config
+    causal_stated       whether the file says so, or its class is one that core knows; without either `causal` is only
+                        the usual answer, and an encoder's claim need not believe it
     rope_theta          with `global_rope_theta` as its second name where a local one exists
     rope_local_base_freq  with `local_rope_theta` as its second name: the theta of sliding layers
     rope_scaling        None or a dict with both `type` and `rope_type`
@@ -32,7 +34,7 @@ from archport.checkpoint.config.rope import normalise_ropes
 from archport.contract.errors import CheckpointError
 
 _TAGGED_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
-# Encoders carry no flag that says so.
+# Encoders carry no flag that says so. These are those for which plugins read `causal`; any other is left to its claim.
 _ENCODERS = frozenset(
     {
         *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm", "eurobert"),
@@ -75,9 +77,9 @@ def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:
             config[name].pop("model_type", None)
     if str(config.get("model_type", "")).endswith("_text"):
         config["text_only"] = True
-    config["causal"] = _is_causal(config)
+    config["causal"], config["causal_stated"] = _is_causal(config)
     if isinstance(text, dict):
-        text["causal"] = config["causal"]
+        text["causal"], text["causal_stated"] = config["causal"], config["causal_stated"]
     return config
 
 
@@ -141,7 +143,8 @@ def _share_with_text(config: dict[str, Any], text: dict[str, Any]) -> None:
             config[key] = text[key]
 
 
-def _is_causal(config: Mapping[str, Any]) -> bool:
+def _is_causal(config: Mapping[str, Any]) -> tuple[bool, bool]:
+    """(whether tokens see only earlier ones, whether the file or a known class says so)."""
     text = config.get("text_config")
     levels = [config, text] if isinstance(text, dict) else [config]
     for level in levels:
@@ -155,7 +158,13 @@ def _is_causal(config: Mapping[str, Any]) -> bool:
             or model_type == "llama_nemotron_vl"
             or any("Bidirectional" in str(name) for name in architectures)
         ):
-            return False
+            return False, True
     if str(config.get("model_type", "")) in _ENCODERS:
-        return config.get("is_decoder") is True
-    return True
+        return config.get("is_decoder") is True, True
+    said = any(
+        level.get("is_causal") is True
+        or level.get("is_decoder") is True
+        or any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in level.get("architectures") or [])
+        for level in levels
+    )
+    return True, said or str(config.get("model_type", "")) in CLASSES

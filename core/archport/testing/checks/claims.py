@@ -71,7 +71,7 @@ def flags_change_the_semantics(s: Subject) -> str:
     for tiny in s.tinies:
         flag = {"is_causal": False} if tiny.spec.semantics == "causal" else {"is_decoder": True}
         config = normalise_config({**tiny.example.config, **flag})
-        if config["causal"] == tiny.config["causal"]:
+        if all(config[key] == tiny.config[key] for key in ("causal", "causal_stated")):
             # An architecture whose name alone decides.
             continue
         asked += 1

@@ -118,12 +118,14 @@ def _compare(tiny: Tiny, config: Mapping[str, Any]) -> int:
         ("hidden_size", config.get("hidden_size"), spec.hidden_size),
         ("num_experts", config.get("num_experts") or None, spec.experts.count if spec.experts else 0),
         ("num_experts_per_tok", config.get("num_experts_per_tok"), spec.experts.per_token if spec.experts else None),
-        ("causal", root.get("causal"), spec.semantics == "causal"),
+        ("causal", root.get("causal") if root.get("causal_stated") else None, spec.semantics == "causal"),
     ]
     pairs = [pair for pair in pairs if pair[0] != "num_experts_per_tok" or spec.experts]
     for index, layer in enumerate(spec.layers):
         if isinstance(layer, AttentionLayer):
             pairs.append((f"num_attention_heads (layer {index})", heads, layer.n_heads))
+        if isinstance(layer, AttentionLayer) and layer.kv != "latent":
+            # What is compressed serves all heads, however many they are once it is unfolded.
             pairs.append((f"num_key_value_heads (layer {index})", config.get("num_key_value_heads"), layer.n_kv_heads))
     # A list says a number per layer, in a family's own way.
     pairs = [pair for pair in pairs if isinstance(pair[1], int)]

@@ -54,6 +54,25 @@ def test_rerank_reads_standard_input_and_prints_json():
     assert best["document"] == ["one", "another", "third"][best["index"]]
 
 
+LINES = "one\n" + "word " * 600 + "\nanother\n"
+
+
+def test_a_bad_document_is_skipped_where_that_is_asked_for():
+    arguments = ("rerank", "-m", GOLDENS / "xlm-roberta-rerank", "-q", "which", "-i", "-", "--json")
+    assert "standard input, line 2 has 605 tokens" in run(*arguments, text=LINES, code=1).stderr
+    done = run(*arguments, "--on-error", "skip", text=LINES, code=3)
+    assert {each["index"] for each in json.loads(done.stdout)} == {0, 2}
+    assert "skipped: standard input, line 2 has 605 tokens" in done.stderr
+
+
+def test_a_bad_text_is_skipped_where_that_is_asked_for():
+    arguments = ("embed", "-m", GOLDENS / "bert-plain", "-i", "-", "--format", "jsonl", "--on-error", "skip")
+    done = run(*arguments, text=LINES, code=3)
+    assert [json.loads(line)["index"] for line in done.stdout.splitlines()] == [0, 2]
+    assert "skipped: standard input, line 2 has 602 tokens; the limit is 512. Pass --overflow truncate" in done.stderr
+    run(*arguments, text="one\ntwo\n", code=0)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize(
     ("arguments", "shown"),

@@ -45,5 +45,5 @@ def test_answers_that_do_not_fit_are_refused_with_their_number(qwen3_06b, choose
 
 
 def test_a_number_of_answers_is_a_whole_number_from_one(qwen3_06b, choose):
-    with pytest.raises(InputError, match="answers: 0 is not an integer >= 1"):
+    with pytest.raises(InputError, match="answers=0; expected an integer >= 1"):
         planned(qwen3_06b, choose, "h200", answers=0)

@@ -38,10 +38,10 @@ def test_the_order_is_that_of_the_raw_scores(name, more):
     scorer = engine.load(GOLDENS / name, dtype="float32")._runtime.scorer()
     raw = Raised(scorer, more).scores("which", DOCUMENTS, RerankRequest())
     assert len(set(raw.tolist())) == len(DOCUMENTS)
-    ranked = rerank(Raised(scorer, more), "which", DOCUMENTS, RerankRequest())
+    ranked = rerank(Raised(scorer, more), "which", DOCUMENTS, RerankRequest()).results
     assert [each.index for each in ranked] == np.argsort(-raw).tolist()
     assert [each.score for each in ranked] == scorer.shown(np.sort(raw)[::-1]).tolist()
-    told = rerank(Raised(scorer, more), "which", DOCUMENTS, RerankRequest(raw=True), top_k=2)
+    told = rerank(Raised(scorer, more), "which", DOCUMENTS, RerankRequest(raw=True), top_k=2).results
     assert [each.score for each in told] == np.sort(raw)[::-1][:2].tolist()
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from archport.cli.options import MaxContext, called, parsed, read_lines
-from archport.cli.words import rows_called
+from archport.cli.options import MaxContext, called, end_with, parsed, read_lines
+from archport.cli.words import rows_called, skipped
 from archport.contract import InputError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -26,6 +26,16 @@ class Format(StrEnum):
 class Overflow(StrEnum):
     error = "error"
     truncate = "truncate"
+
+
+class OnError(StrEnum):
+    fail = "fail"
+    skip = "skip"
+
+
+OnErrors = Annotated[
+    OnError, typer.Option(help="fail at the first bad input, or skip such ones: say why, and end with exit code 3.")
+]
 
 
 class Precision(StrEnum):
@@ -63,6 +73,7 @@ def embed(
     dimensions: Annotated[int | None, typer.Option(help="Keep this many leading dimensions.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens per text, below the model's own limit.")] = None,
     overflow: Annotated[Overflow, typer.Option(help="What to do with a text over the limit.")] = Overflow.error,
+    on_error: OnErrors = OnError.fail,
     precision: Annotated[Precision, typer.Option(help="Element type of the vectors.")] = Precision.float32,
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or checkpoint.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
@@ -71,7 +82,7 @@ def embed(
 ) -> None:
     """Embed texts and print their vectors.
 
-    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 4 would not fit memory.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 some inputs were skipped, 4 would not fit memory.
     """
     if texts and input is not None:
         raise typer.BadParameter("give texts as arguments or with --input, not both")
@@ -87,18 +98,27 @@ def embed(
     from archport import engine
 
     loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
-    with rows_called(lambda index: file.called(index) if file else _argument(texts, image, index)):
-        vectors = loaded.embed(
-            source,
-            prompt=prompt,
-            prompt_name=prompt_name,
-            dimensions=dimensions,
-            max_tokens=max_tokens,
-            overflow=overflow.value,
-            precision=precision.value,
-            progress=sys.stderr.isatty(),
-        )
-    _write(vectors, format)
+    options: dict[str, Any] = {
+        "prompt": prompt,
+        "prompt_name": prompt_name,
+        "dimensions": dimensions,
+        "max_tokens": max_tokens,
+        "overflow": overflow.value,
+        "precision": precision.value,
+        "progress": sys.stderr.isatty(),
+    }
+
+    def name(index: int) -> str:
+        return file.called(index) if file else _argument(texts, image, index)
+
+    with rows_called(name):
+        if on_error is OnError.fail:
+            vectors = loaded.embed(source, **options)
+            _write(vectors, range(len(vectors)), format)
+            return
+        made = loaded.embed(source, errors="collect", **options)
+    _write(made.results, made.rows, format)
+    end_with(skipped(embed, made.errors, name))
 
 
 def _argument(texts: list[str] | None, images: list[str] | None, index: int) -> str:
@@ -146,13 +166,13 @@ def _json_text(line: str, where: str) -> str:
     return text
 
 
-def _write(vectors: Any, format: Format) -> None:
+def _write(vectors: Any, rows: Sequence[int], format: Format) -> None:
     if format is Format.npy:
         import numpy as np
 
         np.save(sys.stdout.buffer, vectors)
     elif format is Format.jsonl:
-        for index, row in enumerate(vectors.tolist()):
+        for index, row in zip(rows, vectors.tolist(), strict=True):
             sys.stdout.write(json.dumps({"index": index, "embedding": row}) + "\n")
     else:
         json.dump(vectors.tolist(), sys.stdout)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from archport.cli import SOME_FAILED
 from archport.contract import InputError
 from archport.contract.errors import shown
 
@@ -135,6 +136,19 @@ def _unreadable(source: str, error: Exception) -> InputError:
         return InputError(f"{called(source)}: not UTF-8 ({error.reason} at byte {error.start})")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return InputError(f"--input {shown(source)} can't be read: {reason}")
+
+
+def end_with(failures: Iterable[str]) -> None:
+    """Say what failed of a command's rows; where anything did, end with the exit code of that.
+
+    Raises:
+        Exit: with that code.
+    """
+    found = list(failures)
+    for failure in found:
+        note(f"archport: skipped: {failure}")
+    if found:
+        raise typer.Exit(SOME_FAILED)
 
 
 def note(text: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from archport.cli.embed import Overflow, TextFile
-from archport.cli.options import Dtype, MaxContext, MemoryBudget, Model, Revision, note
-from archport.cli.words import rows_called
+from archport.cli.embed import OnError, OnErrors, Overflow, TextFile
+from archport.cli.options import Dtype, MaxContext, MemoryBudget, Model, Revision, end_with, note
+from archport.cli.words import rows_called, skipped
+from archport.contract import ArchportError
 
 
 def rerank(
@@ -32,6 +33,7 @@ def rerank(
     raw_scores: Annotated[bool, typer.Option("--raw-scores", help="The head's own number, not a probability.")] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of query and document together.")] = None,
     overflow: Annotated[Overflow, typer.Option(help="What to do with a pair over the limit.")] = Overflow.error,
+    on_error: OnErrors = OnError.fail,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
     dtype: Dtype = None,
     revision: Revision = None,
@@ -40,7 +42,7 @@ def rerank(
 ) -> None:
     """Rank documents by how well they answer a query; score, index and document, best first.
 
-    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 4 would not fit memory.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 some documents were skipped, 4 would not fit memory.
     """
     if bool(documents) == (input is not None):
         raise typer.BadParameter("give documents as arguments or with --input FILE (- for standard input), not both")
@@ -51,18 +53,26 @@ def rerank(
 
     loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
     started = time.perf_counter()
-    with rows_called(lambda index: file.called(index) if file else f"DOCUMENT {index + 1}"):
-        ranked = loaded.rerank(
-            query,
-            texts,
-            instruction=instruction,
-            top_k=top_k,
-            return_documents=True,
-            raw_scores=raw_scores,
-            max_tokens=max_tokens,
-            overflow=overflow.value,
-            progress=sys.stderr.isatty(),
-        )
+
+    def name(index: int) -> str:
+        return file.called(index) if file else f"DOCUMENT {index + 1}"
+
+    options: dict[str, Any] = {
+        "instruction": instruction,
+        "top_k": top_k,
+        "return_documents": True,
+        "raw_scores": raw_scores,
+        "max_tokens": max_tokens,
+        "overflow": overflow.value,
+        "progress": sys.stderr.isatty(),
+    }
+    errors: dict[int, ArchportError] = {}
+    with rows_called(name):
+        if on_error is OnError.fail:
+            ranked = loaded.rerank(query, texts, **options)
+        else:
+            made = loaded.rerank(query, texts, errors="collect", **options)
+            ranked, errors = made.results, made.errors
     seconds = time.perf_counter() - started
     if as_json:
         found = [{"index": each.index, "score": each.score, "document": each.document} for each in ranked]
@@ -77,3 +87,4 @@ def rerank(
     begun = [text for text, _ in tokeniser.long.beginnings(texts, tokeniser.max_tokens, exact=False)]
     tokens = sum(map(len, tokeniser.tokenizer.encode_batch_fast(begun, add_special_tokens=False)))
     note(f"{len(texts)} documents of {tokens:,} tokens in {seconds:.2f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s")
+    end_with(skipped(rerank, errors, name))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 
@@ -77,6 +77,21 @@ def rows_called(called: Callable[[int], str]) -> Iterator[None]:
     """
     with _reworded(lambda text: _ROW.sub(lambda found: called(int(found[1])), text)):
         yield
+
+
+def skipped(
+    command: Callable[..., None], errors: Mapping[int, ArchportError], called: Callable[[int], str]
+) -> Iterator[str]:
+    """What to print about rows that a command passed over.
+
+    Args:
+        command: whose flags the messages name.
+        errors: by the row's index.
+        called: how a row is called, by its index.
+    """
+    names = list(inspect.signature(command).parameters)
+    for error in errors.values():
+        yield in_flags(_ROW.sub(lambda found: called(int(found[1])), str(error)), names)
 
 
 @contextmanager

@@ -209,7 +209,7 @@ class Generator:
 
     def _refuse(self, index: int, length: int) -> NoReturn:
         ceiling, positions = self.encoder.plan.max_context, self.encoder.spec.max_positions
-        more = " or load the model with a larger max_context" if ceiling < positions else ""
+        more = ", or load the model with a larger max_context" if ceiling < positions else ""
         raise ContextLengthExceeded(
             f"prompt {index} has {length:,} tokens and the context {ceiling:,}, which leaves none to generate; "
             f"shorten the prompt{more}",

@@ -51,13 +51,14 @@ class Meter:
         given: bytes of the messages and of all else that the template is given.
     """
 
-    __slots__ = ("_end", "_left", "_look", "_ticks")
+    __slots__ = ("_end", "_left", "_look", "_seconds", "_ticks")
 
     def __init__(self, given: int) -> None:
         self._left = BYTES + BYTES_PER_BYTE * given
-        seconds = SECONDS + SECONDS_PER_BYTE * given
-        self._end = time.thread_time() + seconds
-        self._look = time.perf_counter() + seconds
+        self._seconds = SECONDS + SECONDS_PER_BYTE * given
+        self._end: float | None = None
+        # What a template that means well never reaches, so that it does not pay for the thread's clock, which is slow.
+        self._look = time.perf_counter() + SECONDS / 10
         self._ticks = 0
 
     def pay(self, amount: int) -> None:
@@ -70,14 +71,17 @@ class Meter:
         self._ticks += 1
         if self._left < 0:
             raise TooMuch("it makes more text, or takes more steps, than these messages can need")
-        if amount > 4096 or not self._ticks & 31:
-            now = time.perf_counter()
-            if now > self._look:
-                left = self._end - time.thread_time()
-                if left < 0:
-                    raise TooMuch("it runs longer than these messages can need")
-                # Others had the processor.
-                self._look = now + left
+        if (amount > 4096 or not self._ticks & 31) and time.perf_counter() > self._look:
+            self._check_time()
+
+    def _check_time(self) -> None:
+        used = time.thread_time()
+        if self._end is None:
+            self._end = used + self._seconds
+        if used > self._end:
+            raise TooMuch("it runs longer than these messages can need")
+        # Others may have the processor meanwhile.
+        self._look = time.perf_counter() + self._end - used
 
     def made(self, value: Any) -> Any:
         """The value, paid: itself, not what it holds."""

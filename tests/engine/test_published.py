@@ -174,6 +174,12 @@ def test_a_folder_above_decides_no_pooling(tmp_path: Path, parent: str, name: st
     assert engine.load(files(folder, "xlm-roberta")).head.pooling == (pooling,)  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_a_folder_above_gives_no_prompts(tmp_path: Path):
+    folder = tmp_path / "nomic" / "ModernBERT-x"
+    folder.mkdir(parents=True)
+    assert engine.load(files(folder, "modernbert")).inputs.prompts == {}
+
+
 def test_a_text_over_the_limit_is_refused_with_its_template_counted(tmp_path: Path):
     model = engine.load(assembled("messages", tmp_path), max_context=16)
     with pytest.raises(ContextLengthExceeded, match=r"text 1 has .* tokens with its chat template; the limit is 16"):

@@ -9,6 +9,7 @@ import pytest
 
 from archport import engine
 from archport.contract import ContextLengthExceeded, InputError
+from archport.loading import describe
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 CLASSIFIERS = ("bert-classify", "xlm-roberta-rerank", "modernbert-rerank", "llama-bidirec-rerank")
@@ -270,3 +271,31 @@ def test_arguments_that_mean_nothing_for_tokens_are_refused(models):
         models("colbert").embed("a", output="tokens", dimensions=4)
     with pytest.raises(InputError, match="output='rows'"):
         models("colbert").embed("a", output="rows")
+
+
+NUMBERED = ["input_ids", "token_type_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize(
+    ("golden", "types", "inputs", "typed"),
+    [
+        ("bert-classify", 2, NUMBERED, True),
+        ("bert-classify", 1, NUMBERED, False),
+        ("bert-classify", 2, ["input_ids"], False),
+        ("bert-classify", 2, None, False),
+        ("xlm-roberta-rerank", 2, NUMBERED, True),
+        ("xlm-roberta-rerank", 2, None, False),
+    ],
+)
+def test_pairs_have_types_where_the_tokenizer_numbers_them_and_the_model_has_two(
+    tmp_path, golden, types, inputs, typed
+):
+    folder = shutil.copytree(GOLDENS / golden, tmp_path / golden)
+    for name, keys in (("config.json", {"type_vocab_size": types}), ("tokenizer_config.json", {})):
+        stated = json.loads((folder / name).read_text()) | keys
+        stated.pop("model_input_names", None)
+        if name == "tokenizer_config.json" and inputs is not None:
+            stated["model_input_names"] = inputs
+        (folder / name).write_text(json.dumps(stated))
+    about = describe(folder)
+    assert about.hooks.head(about.spec, about.checkpoint).token_types is typed

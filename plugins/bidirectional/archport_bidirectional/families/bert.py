@@ -10,7 +10,6 @@ from archport.contract import (
     ArchSpec,
     AttentionLayer,
     CheckpointView,
-    ClassificationHead,
     ConfigKeys,
     Example,
     Head,
@@ -19,7 +18,14 @@ from archport.contract import (
     Trunk,
 )
 from archport_bidirectional.families.common import named
-from archport_bidirectional.families.scoring import classification, pylate, pylate_inputs, stanford_colbert
+from archport_bidirectional.families.scoring import (
+    classification,
+    pylate,
+    pylate_inputs,
+    stanford_colbert,
+    stored_scores,
+    told_apart,
+)
 
 ARCHS = ("bert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -88,16 +94,11 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     if "classify" in spec.tasks:
-        return classification(checkpoint, "cls", token_types=checkpoint.tells_pairs_apart())
+        return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
     if named(checkpoint.config, ("HF_ColBERT",)):
         return stanford_colbert(checkpoint, spec.hidden_size)
     late = pylate(checkpoint)
-    if late is not None:
-        return late
-    stored = checkpoint.stored_head()
-    if not isinstance(stored, ClassificationHead):
-        return None
-    return replace(stored, token_types=checkpoint.tells_pairs_apart())
+    return late if late is not None else stored_scores(checkpoint)
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:

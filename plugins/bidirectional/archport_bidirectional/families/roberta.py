@@ -18,7 +18,7 @@ from archport.contract import (
 )
 from archport_bidirectional.families.bert import EXAMPLE, learned_positions
 from archport_bidirectional.families.common import has_pipeline, named, prompted
-from archport_bidirectional.families.scoring import classification, pylate, pylate_inputs
+from archport_bidirectional.families.scoring import classification, pylate, pylate_inputs, stored_scores, told_apart
 
 _TASKS: Mapping[str, tuple[Task, ...]] = {
     "Model": ("embed", "rerank"),
@@ -77,9 +77,10 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     if "classify" in spec.tasks:
-        return classification(checkpoint, "cls")
+        return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
     if has_pipeline(checkpoint):
-        return pylate(checkpoint)
+        late = pylate(checkpoint)
+        return late if late is not None else stored_scores(checkpoint)
     if checkpoint.label.startswith(("bge-m3", "snowflake-arctic-embed")):
         return EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
     return None

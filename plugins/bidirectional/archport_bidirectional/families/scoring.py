@@ -53,6 +53,17 @@ def classification(
     )
 
 
+def told_apart(checkpoint: CheckpointView) -> bool:
+    """Whether the tokens of a pair have types: the tokenizer numbers its texts, and the model has two types or more."""
+    return checkpoint.config.get("type_vocab_size", 2) > 1 and checkpoint.tells_pairs_apart()
+
+
+def stored_scores(checkpoint: CheckpointView) -> ClassificationHead | None:
+    """The head of a pipeline that scores pairs through a Dense module; None of any other checkpoint."""
+    stored = checkpoint.stored_head()
+    return replace(stored, token_types=told_apart(checkpoint)) if isinstance(stored, ClassificationHead) else None
+
+
 def stanford_colbert(checkpoint: CheckpointView, width: int) -> TokenHead:
     """The head of an `HF_ColBERT` checkpoint: `linear.weight`, markers, queries filled with mask tokens.
 

@@ -16,6 +16,12 @@ def load(name):
 
 
 @pytest.fixture(scope="session")
+def load_kit():
+    """Loads a module of this folder by name."""
+    return load
+
+
+@pytest.fixture(scope="session")
 def toy():
     """The honest plugin."""
     return load("toy")

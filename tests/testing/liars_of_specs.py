@@ -12,7 +12,6 @@ from lies_of_specs import (
     EvaluatesWithin,
     GoesThroughNumpy,
     NoGates,
-    NoHeadNorms,
     PadsWhatIsShort,
     Repeats,
     TransposesSquares,
@@ -89,12 +88,6 @@ LIARS_OF_SPECS = [
         "it normalises q and k per head and declares that it does not",
         plugin("norms_heads", archport_claim=declaring(qk_norm=False)),
         "declared qk_norm=False, but q is normalised per head",
-    ),
-    Liar(
-        PRICED,
-        "it declares norms of q and k that it does not have",
-        plugin("no_norms", trunk=NoHeadNorms),
-        "declared qk_norm=True, but q is not normalised per head",
     ),
     Liar(
         PRICED,

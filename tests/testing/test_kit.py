@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from archport.contract import InputError
-from archport.testing import CHECKS, parametrize_conformance, run_checks
+from archport.testing import CHECKS, floor, parametrize_conformance, run_checks
 from archport.testing.report import as_markdown, as_text
 
 HERE = str(Path(__file__).parent)
@@ -177,6 +178,31 @@ def test_a_sound_plugin_ends_with_0_and_its_figures_in_json():
     rows = json.loads(done.stdout)
     assert {row["status"] for row in rows} == {"ok"}
     assert all(row["message"] and row["rule"] for row in rows)
+
+
+def test_only_the_checks_that_are_named_run():
+    done = archport("check", "toy", "--only", "hooks_match_the_contract", "--only", "example_is_small", "--json")
+    assert [row["check"] for row in json.loads(done.stdout)] == ["hooks_match_the_contract", "example_is_small"]
+
+
+def test_what_ran_is_recorded_and_less_of_it_is_told_with_the_reason(honest, tmp_path):
+    file = tmp_path / "ran.json"
+    assert floor.compare(honest, file) == []
+    floor.record(honest, file)
+    assert floor.compare(honest, file) == []
+    fewer = [replace(each, status="not applicable", parts=()) if "head" in each.check.name else each for each in honest]
+    told = floor.compare(fewer, file)
+    assert len(told) == 2
+    assert "logits_are_those_of_the_head ran on 0 examples, on 1 in the recorded run" in told[0]
+    file.write_text("[]")
+    with pytest.raises(InputError, match="is no record of a run"):
+        floor.compare(honest, file)
+
+
+def test_a_report_says_which_checks_do_not_apply_and_why(liars):
+    deaf = next(liar.module for liar in liars if "deaf" in liar.module.__name__)
+    text = as_text(run_checks(deaf, only=["chunked_prefill_equals_whole"]))
+    assert text.startswith("n/a     declared bidirectional: chunked_prefill_equals_whole")
 
 
 def test_a_name_that_nobody_has_is_one_message():

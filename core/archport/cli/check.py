@@ -23,22 +23,32 @@ def check(
         Path | None, typer.Option(help="Stored vectors of that model: an .npz with `texts` and `vectors`.")
     ] = None,
     tier: Annotated[str | None, typer.Option(help="contract (no model), tiny (random weights) or golden.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Run this check alone; may be given again.")
+    ] = None,
+    recorded: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Record of what ran, kept with a plugin: fewer than last time is a failure."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print one table of all plugins.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List every check with its figure.")] = False,
 ) -> None:
-    """Check that plugins keep their promises. Exit code 1 when one does not, or when a known failure passes."""
-    from archport.testing import BAD, run_checks
+    """Check that plugins keep their promises. Exit code 1 when one does not, when a known failure passes, or when fewer
+    checks ran than are recorded."""
+    from archport.testing import BAD, floor, run_checks
     from archport.testing.check import TIERS, Outcome
     from archport.testing.report import as_dict, as_markdown, as_text
 
     if tier is not None and tier not in TIERS:
         raise typer.BadParameter(f"{tier!r}; expected one of {', '.join(TIERS)}", param_hint="--tier")
+    if recorded is not None and (only or tier or len(plugins or ()) != 1):
+        raise typer.BadParameter("a record is of one plugin and of all checks; name one, without --only and --tier")
     # A module that is not installed lies where the author works.
     sys.path.insert(0, "")
     runs: dict[str, list[Outcome]] = {}
     for name in plugins or _all(model):
-        runs[name] = run_checks(name, tier=tier, model=model, vectors=vectors)  # pyright: ignore[reportArgumentType]
+        runs[name] = run_checks(name, tier=tier, model=model, vectors=vectors, only=only)  # pyright: ignore[reportArgumentType]
         if not (as_json or markdown):
             typer.echo(as_text(runs[name], verbose=verbose))
     if as_json:
@@ -48,6 +58,16 @@ def check(
     if not runs:
         typer.echo("no plugin is installed in the entry-point group 'archport'", err=True)
     bad = any(outcome.status in BAD for outcomes in runs.values() for outcome in outcomes)
+    if recorded is not None:
+        (outcomes,) = runs.values()
+        fewer = floor.compare(outcomes, recorded)
+        for line in fewer:
+            typer.echo(f"FEWER  {line}", err=True)
+        if fewer:
+            typer.echo(f"less of the kit ran than {recorded} says; where that is meant, delete the file", err=True)
+        elif not bad:
+            floor.record(outcomes, recorded)
+        bad = bad or bool(fewer)
     raise typer.Exit(1 if bad or not runs else 0)
 
 

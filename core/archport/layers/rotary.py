@@ -62,7 +62,13 @@ class Rotary:
     def __call__(self, x: mx.array, offset: int | mx.array) -> mx.array:
         """Rotate x (B, H, L, Dh); token i of row b stands at position offset[b] + i (or offset + i)."""
         if self.gain != 1.0:
-            x = mx.concatenate([x[..., : self.dims] * self.gain, x[..., self.dims :]], axis=-1)
+            whole = self.dims == x.shape[-1]
+            # Where nothing is left over, joining would copy it once more.
+            x = (
+                x * self.gain
+                if whole
+                else mx.concatenate([x[..., : self.dims] * self.gain, x[..., self.dims :]], axis=-1)
+            )
         if too_narrow(self.dims, x.shape[2]) and mx.default_device().type == mx.DeviceType.gpu:
             return self._by_angles(x, offset)
         return mx.fast.rope(

@@ -53,10 +53,24 @@ def as_text(outcomes: Sequence[Outcome], *, verbose: bool = False) -> str:
             lines += _failure(outcome)
         elif verbose or outcome.status == "known failure":
             lines.append(f"{_MARKS[outcome.status]:<8}{outcome.check.name:<36} {_shorten(outcome.message)}")
+    if not verbose:
+        lines += _not_applicable(outcomes)
     blocked = [outcome for outcome in outcomes if outcome.status == "blocked"]
     if blocked and not verbose:
         lines.append(f"{len(blocked)} checks wait for that: {_shorten(blocked[0].message)}")
     return "\n".join([*lines, summary(outcomes)])
+
+
+def _not_applicable(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for each reason why checks do not apply, with their names."""
+    reasons: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.status == "not applicable":
+            reasons.setdefault(outcome.parts[0].message.partition(":")[0], []).append(outcome.check.name)
+    lines: list[str] = []
+    for reason, names in reasons.items():
+        lines += textwrap.wrap(f"n/a     {reason}: {', '.join(names)}", WIDTH, subsequent_indent=" " * 8)
+    return lines
 
 
 def _failure(outcome: Outcome) -> list[str]:

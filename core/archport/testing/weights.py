@@ -158,17 +158,30 @@ def shown_by(t: Tiny) -> Shown | None:
 
 
 def misdeclared(t: Tiny) -> list[str]:
-    """What the spec says of the layer that was looked at and its matrices do not, in words."""
+    """What the spec says otherwise than the matrices of the layer that was looked at show, in words.
+
+    A `qk_norm` that is declared and not shown is let pass: other things copy q and k too.
+    """
     shown, spec = t.shown, t.spec
     if shown is None:
         return []
     found: list[str] = []
-    if shown.normalised != spec.qk_norm:
-        found.append(f"qk_norm={spec.qk_norm}, but q is {'' if shown.normalised else 'not '}normalised per head")
+    if shown.normalised and not spec.qk_norm:
+        found.append("qk_norm=False, but q is normalised per head")
     gated = shown.inner.get(spec.intermediate_size)
     if gated is not None and gated != spec.gated_mlp:
         found.append(f"gated_mlp={spec.gated_mlp}, but there is {'a' if gated else 'no'} gate beside up and down")
     return [f"layer {shown.layer}: declared {each}" for each in found]
+
+
+def own_blocks(t: Tiny) -> list[str]:
+    """Kinds of modules inside the layers that are not of archport's layers or MLX's, by name."""
+    found = {
+        type(part).__name__
+        for path, part in cast(Any, t.bare()).named_modules()
+        if re.search(r"\.\d+\.", f".{path}.") and not type(part).__module__.startswith(("archport.", "mlx."))
+    }
+    return sorted(found)
 
 
 def _same(one: mx.array, other: mx.array) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +19,12 @@ from archport.contract import (
 )
 from archport.planning import NoPins, Pins
 from archport.testing.check import check, fail, skip
-from archport.testing.measure import gap
+from archport.testing.measure import as_array, gap
 from archport.testing.subject import Tiny
+
+if TYPE_CHECKING:
+    from archport.running.decode import Decoding
+    from archport.running.prefill import Prefilled
 
 
 def needs_steps(t: Tiny) -> None:
@@ -53,25 +58,34 @@ def decode_equals_full_forward(t: Tiny) -> str:
 
     A module must not tell a step of one token from a row of one token: its position and keys come from the context.
     """
+    import mlx.core as mx
+
     needs_steps(t)
     prompt, new = t.length(40), 12
     row = t.tokens(prompt + new) if prompt + new <= t.spec.max_positions else t.tokens(prompt)
     prompt = len(row) - new
     whole = t.hidden(row)
-    plan = t.plan([prompt], new_tokens=new)
-    caches = t.caches(plan)
-    pieces = [t.run(plan, [row[:prompt]], caches=caches)[0]]
-    for done in range(new):
-        step = t.plan([1], cached=prompt + done, new_tokens=new - done - 1, mode="generate")
-        pieces.append(t.run(step, [row[prompt + done : prompt + done + 1]], caches=caches)[0])
-    difference = gap(np.concatenate(pieces), whole)
+    read, decoding = decoder(t, [row[:prompt]], new)
+    pieces = [as_array(read.hidden), *(as_array(decoding.step(mx.array([int(token)])))[0] for token in row[prompt:])]
+    difference = gap(np.concatenate(pieces), whole[prompt - 1 :])
     if difference > t.limit:
-        at = int(np.abs(np.concatenate(pieces) - whole).max(axis=-1).argmax())
+        at = int(np.abs(np.concatenate(pieces) - whole[prompt - 1 :]).max(axis=-1).argmax())
         fail(
             f"{new} tokens decoded behind {prompt} differ by {difference:.2g} (limit {t.limit:.0e}) from one pass, "
-            f"most at token {at}"
+            f"most at token {prompt - 1 + at}"
         )
     return f"{prompt} + {new} tokens, {difference:.1e}"
+
+
+def decoder(t: Tiny, prompts: list[np.ndarray], new: int) -> tuple[Prefilled, Decoding]:
+    """Prompts that the engine has read, and what decodes one token per row and step behind them, as `generate` does."""
+    from archport.running.decode import Decoding
+    from archport.running.prefill import prefill
+
+    encoder = t.model._runtime.encoder
+    read = prefill(encoder, prompts, new, None)
+    lengths = [len(prompt) for prompt in prompts]
+    return read, Decoding(encoder.trunk, encoder.spec, encoder.plan, read.plan, read.caches, lengths)
 
 
 @check("tiny", hook="archport_kv_allocation")

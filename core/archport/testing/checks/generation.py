@@ -8,7 +8,7 @@ import numpy as np
 
 from archport.contract import CausalLM
 from archport.testing.check import check, fail, skip
-from archport.testing.checks.caches import needs_steps
+from archport.testing.checks.caches import decoder, needs_steps
 from archport.testing.measure import as_array, gap
 from archport.testing.subject import Tiny
 from archport.testing.weights import vocabulary_biases
@@ -112,11 +112,8 @@ def batches_decode_as_one_pass(t: Tiny) -> str:
     """
     import mlx.core as mx
 
-    from archport.running.decode import Decoding
-    from archport.running.prefill import prefill
-
     needs_steps(t)
-    encoder, worst = t.model._runtime.encoder, 0.0
+    worst = 0.0
     base = min(CACHED, t.length(CACHED + STEPS + max(DECODED)) - STEPS - max(DECODED))
     if base < 1:
         skip(f"the example has {t.spec.max_positions} positions, too few to decode {STEPS} tokens")
@@ -124,8 +121,7 @@ def batches_decode_as_one_pass(t: Tiny) -> str:
     whole = [t.hidden(row) for row in rows]
     for count in DECODED:
         lengths = [len(row) - STEPS for row in rows[:count]]
-        read = prefill(encoder, [row[:-STEPS] for row in rows[:count]], STEPS, None)
-        decoding = Decoding(encoder.trunk, encoder.spec, encoder.plan, read.plan, read.caches, lengths)
+        _, decoding = decoder(t, [row[:-STEPS] for row in rows[:count]], STEPS)
         live = list(range(count))
         for step in range(STEPS):
             if step == STEPS - 2 and count > 2:

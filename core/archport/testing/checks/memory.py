@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from archport.contract import EmbeddingHead
 from archport.testing.check import check, fail
-from archport.testing.measure import RUNS, peaks, run_plan
+from archport.testing.measure import RUNS, host_ahead, peaks, run_plan
 from archport.testing.subject import Tiny
-from archport.testing.weights import misdeclared
+from archport.testing.weights import misdeclared, own_blocks
 
 # Below this a measurement is mostly page rounding.
 WORTH_MEASURING = 32 << 20
 FACTOR = 1.25
+# Blocks that are not archport's are priced as if they were: attention through a narrow row, say, needs less.
+FACTOR_OF_OTHERS = 1.75
+# Runs at least, so that what only some of them hold is seen.
+LEAST = 3
 
 
 @check("tiny")
@@ -18,7 +22,7 @@ def peak_is_predicted(t: Tiny) -> str:
     """No run's peak is above what its plan predicts, and above 32 MB the prediction is within 1.25 of the highest.
 
     Declare `qk_norm` and `gated_mlp` as the module is built, and make no arrays that the declared widths do not account
-    for: masks, repeated heads, wide temporaries.
+    for: masks, repeated heads, wide temporaries. A layer with modules of its own may need less, down to 1 / 1.75.
     """
     from archport.running.pool import VectorHead
 
@@ -35,22 +39,34 @@ def peak_is_predicted(t: Tiny) -> str:
     rows = [t.tokens(length, seed) for seed in range(count)]
     encoder, head = t.model._runtime.encoder, VectorHead(EmbeddingHead(("mean",)))
     head = t.model._runtime.embedder().head if t.embeds else head
-    measured = 0
-    for peak in peaks(lambda: run_plan(encoder, plan, rows, head), weights=plan.bytes["weights"], runs=RUNS):
+    others = own_blocks(t)
+    factor, measured = FACTOR_OF_OTHERS if others else FACTOR, 0
+
+    def run() -> None:
+        run_plan(encoder, plan, rows, head)
+
+    for turn, peak in enumerate(peaks(run, weights=plan.bytes["weights"], runs=RUNS)):
         measured = max(measured, peak)
-        if measured * FACTOR >= plan.peak:
+        if turn + 1 >= LEAST and measured * factor >= plan.peak:
             break
     if measured > plan.peak:
         fail(
             f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} "
             f"(measured / predicted {measured / plan.peak:.2f}, limit 1)"
         )
-    if measured > WORTH_MEASURING and plan.peak > FACTOR * measured:
+    if measured * factor < plan.peak:
+        # The plan is for the worst that any run may meet: a host that is far ahead of its device.
+        with host_ahead():
+            measured = max(measured, *peaks(run, weights=plan.bytes["weights"], runs=LEAST))
+    if measured > WORTH_MEASURING and plan.peak > factor * measured:
         parts = ", ".join(f"{name} {size:,}" for name, size in plan.bytes.items() if size)
+        shown = t.shown
+        norms = shown is not None and t.spec.qk_norm and not shown.normalised
+        over = "; qk_norm=True is declared, but q is not normalised" if norms else ""
         fail(
             f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} (predicted / "
-            f"measured {plan.peak / measured:.2f}, limit {FACTOR}): {parts}"
+            f"measured {plan.peak / measured:.2f}, limit {factor}): {parts}{over}"
         )
-    return (
-        f"{count} x {length} tokens: {measured >> 20} MiB, predicted {plan.peak >> 20} MiB, {plan.peak / measured:.2f}"
-    )
+    own = f", with {', '.join(others)} of its own" if others else ""
+    ratio = plan.peak / measured
+    return f"{count} x {length} tokens: {measured >> 20} MiB, predicted {plan.peak >> 20} MiB, {ratio:.2f}{own}"

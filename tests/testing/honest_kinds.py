@@ -1,0 +1,83 @@
+"""Honest plugins of kinds that the shipped ones are not: the toy with another mixer or MLP, declared as built."""
+
+from dataclasses import replace
+
+import mlx.core as mx
+import mlx.nn as nn
+from lies import config_with, plugin, spec_with
+from lies_of_specs import NoHeadNorms
+from toy_model import Toy
+
+from archport.layers import Attention, Rotary
+
+# An inner width that the family adjusts, as LFM2 does: two thirds, rounded to 32.
+ADJUSTED = plugin(
+    "adjusted",
+    examples=[config_with(intermediate_size=160)],
+    archport_claim=spec_with(lambda spec: replace(spec, intermediate_size=96)),
+)
+
+
+class Latent(nn.Module):
+    """Multi-head latent attention, as DeepSeek's: keys and values from a narrow row, one rotated part for all heads."""
+
+    NOPE, ROPE, RANK = 32, 16, 24
+
+    def __init__(self, index, layer, D):
+        super().__init__()
+        self._index, self._heads, self._v = index, layer.n_heads, layer.v_head_dim
+        self.q_proj = nn.Linear(D, layer.n_heads * layer.head_dim, bias=False)
+        self.kv_a = nn.Linear(D, self.RANK + self.ROPE, bias=False)
+        self.kv_norm = nn.RMSNorm(self.RANK)
+        self.kv_b = nn.Linear(self.RANK, layer.n_heads * (self.NOPE + self._v), bias=False)
+        self.o_proj = nn.Linear(layer.n_heads * self._v, D, bias=False)
+        self._rotary = Rotary(self.ROPE, 1e4)
+
+    def __call__(self, x, ctx):
+        B, L, _ = x.shape
+        q = self.q_proj(x).reshape(B, L, self._heads, -1).transpose(0, 2, 1, 3)
+        narrow, shared = mx.split(self.kv_a(x), [self.RANK], axis=-1)
+        made = self.kv_b(self.kv_norm(narrow)).reshape(B, L, self._heads, -1).transpose(0, 2, 1, 3)
+        k, v = mx.split(made, [self.NOPE], axis=-1)
+        q, turned = mx.split(q, [self.NOPE], axis=-1)
+        turned, shared = ctx.rotate(turned, shared[:, None], self._rotary)
+        shared = mx.broadcast_to(shared, (B, self._heads, L, self.ROPE))
+        q, k = mx.concatenate([q, turned], axis=-1), mx.concatenate([k, shared], axis=-1)
+        out = ctx.attend(self._index, q, k, v, scale=q.shape[-1] ** -0.5)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
+
+
+class LatentToy(Toy):
+    def __init__(self, spec, config):
+        super().__init__(spec, config)
+        for index, layer in enumerate(spec.layers):
+            self.layers[index].self_attn = Latent(index, layer, spec.hidden_size)
+
+
+def latent(spec):
+    layers = [replace(each, n_kv_heads=each.n_heads, head_dim=48, v_head_dim=32) for each in spec.layers]
+    return replace(spec, layers=tuple(layers), qk_norm=False)
+
+
+LATENT = plugin(
+    "latent",
+    trunk=LatentToy,
+    examples=[config_with(num_key_value_heads=4, head_dim=16)],
+    archport_claim=spec_with(latent),
+)
+
+
+class Stretched(NoHeadNorms):
+    """Yarn, whose gain scales q and k as they are rotated."""
+
+    def __init__(self, spec, config):
+        super().__init__(spec, config)
+        yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+        for index, layer in enumerate(spec.layers):
+            self.layers[index].self_attn = Attention(
+                index, layer, spec.hidden_size, bias=False, output_bias=False, rotary=Rotary(layer.head_dim, 1e4, yarn)
+            )
+
+
+# The gain copies q and k as norms would, and is declared as such.
+STRETCHED = plugin("stretched", trunk=Stretched)

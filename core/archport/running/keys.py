@@ -64,6 +64,9 @@ class StepKeys:
         if v is None:
             v = k[..., : layer.v_head_dim]
         if index in self._read:
-            # Of their own: a view would keep the projection that all heads lie in until the last layer that reads them.
-            self._kept[index] = (k, v) if cached else (mx.contiguous(k), mx.contiguous(v))
+            if not cached:
+                # A view would keep the projection that all heads lie in until the last layer that reads it. The layer's
+                # own attention takes the copies too, so that they are made when it runs.
+                k, v = mx.contiguous(k), mx.contiguous(v)
+            self._kept[index] = k, v
         return k, v

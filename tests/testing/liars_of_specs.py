@@ -141,7 +141,7 @@ LIARS_OF_SPECS = [
         "half_precision_is_finite",
         "in 16 bits it rounds its embeddings to eighths",
         plugin("coarse", trunk=CoarseInHalf),
-        "a hidden state has cosine",
+        "a hidden state, padded left, has cosine",
     ),
     Liar(
         PRICED,

@@ -42,7 +42,7 @@ def half_precision_is_finite(t: Tiny) -> str:
             fail(f"{dtype} is declared refused and loads all the same")
         model = t.load(t.folder, dtype=dtype)
         found: dict[str, tuple[np.ndarray, np.ndarray]] = {
-            f"a hidden state, padded {side}": (
+            f"a hidden state, padded {side},": (
                 as_array(model.forward(*padded(rows, side))),
                 as_array(t.model.forward(*padded(rows, side))),
             )

@@ -231,3 +231,15 @@ def test_only_named_tokens_are_special(opened: Callable[..., Checkpoint]):
     stated = {"tokenizer_class": "PreTrainedTokenizerFast", "sep_token": "b", "extra_special_tokens": ["c"]}
     files = {"tokenizer.json": own.to_str(), "tokenizer_config.json": stated}
     assert special_ids(opened(files=files)) == {1, 2}
+
+
+@pytest.mark.parametrize("processing", [{}, {"text": {"add_special_tokens": False}}])
+def test_the_texts_of_a_pair_have_types_without_special_tokens_around_them(
+    opened: Callable[..., Checkpoint], processing: dict[str, Any]
+):
+    entries = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    handed = {"max_seq_length": 9, "processing_kwargs": processing}
+    files = {"modules.json": entries, "sentence_bert_config.json": handed, "tokenizer_config.json": AS_IT_IS}
+    tokenizer = load_tokenizer(opened(files={**files, "tokenizer.json": stored_tokenizer().to_str()}))
+    (encoding,) = tokenizer.encode_batch_fast([("a b", "a")])
+    assert (encoding.ids, encoding.type_ids) == ([1, 2, 1], [0, 0, 1])

@@ -60,8 +60,8 @@ def _found(checkpoint: Checkpoint) -> Tokenizer:
             f"{folder}: there is no tokenizer; looked for tokenizer.json, vocab.txt, {', '.join(_SLOW_FILES)}. "
             "Fetch the tokenizer files of the model that these weights come from."
         )
-    if not settings.special_tokens:
-        tokenizer.post_processor = None
+    if not settings.special_tokens or tokenizer.post_processor is None:
+        _put_nothing_around(tokenizer)
     stored = tokenizer.truncation
     checkpoint.memo["truncation side"] = str(stored["direction"]).lower() if stored else "right"
     tokenizer.no_truncation()
@@ -250,6 +250,18 @@ def _put_around(tokenizer: Tokenizer, values: Mapping[str, Any], added: AddedTok
     second = [*([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])]
     ids = [(token, found) for token in (bos, eos) if token and (found := tokenizer.token_to_id(token)) is not None]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=[*single, *second], special_tokens=ids)
+
+
+def _put_nothing_around(tokenizer: Tokenizer) -> None:
+    """Leave texts without special tokens, and the types that the tokenizer gives the texts of a pair then.
+
+    Without a post-processor the library's fast way to encode would give both the same.
+    """
+    from tokenizers import processors
+
+    types = tokenizer.encode("a", "a", add_special_tokens=False).type_ids
+    second = types[-1] if types else 1
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair=f"$A:0 $B:{second}", special_tokens=[])
 
 
 def _remote(stated: Mapping[str, Any]) -> bool:

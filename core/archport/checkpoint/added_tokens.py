@@ -1,4 +1,4 @@
-"""Which tokens the files of a tokenizer name beside its vocabulary, and in which order they join it.
+"""Which tokens the files of a tokenizer name beside its vocabulary, how they join it, and what is put around texts.
 
 The files are tokenizer_config.json (with `added_tokens_decoder`, special tokens by name, further ones in lists),
 special_tokens_map.json, added_tokens.json and tokenizer.json. Which of them wins is as transformers 5.23 has it.
@@ -185,3 +185,27 @@ def join(tokenizer: Tokenizer, added: AddedTokens) -> None:
             token.special = True
         ready.append(token)
     tokenizer.add_tokens(ready)
+
+
+def put_around(tokenizer: Tokenizer, values: Mapping[str, Any], added: AddedTokens) -> None:
+    """Put the tokens of `add_bos_token` and `add_eos_token` around texts, and nothing else."""
+    from tokenizers import processors
+
+    bos = added.text("bos_token") if values.get("add_bos_token") else None
+    eos = added.text("eos_token") if values.get("add_eos_token") else None
+    single = [*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])]
+    second = [*([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])]
+    ids = [(token, found) for token in (bos, eos) if token and (found := tokenizer.token_to_id(token)) is not None]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=[*single, *second], special_tokens=ids)
+
+
+def put_nothing_around(tokenizer: Tokenizer) -> None:
+    """Leave texts without special tokens, and the types that the tokenizer gives the texts of a pair then.
+
+    Without a post-processor the library's fast way to encode would give both the same.
+    """
+    from tokenizers import processors
+
+    types = tokenizer.encode("a", "a", add_special_tokens=False).type_ids
+    second = types[-1] if types else 1
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair=f"$A:0 $B:{second}", special_tokens=[])

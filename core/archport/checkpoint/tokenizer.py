@@ -14,7 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from archport.checkpoint.added_tokens import NAMED, AddedTokens, content, join, read_added_tokens
+from archport.checkpoint.added_tokens import (
+    NAMED,
+    AddedTokens,
+    content,
+    join,
+    put_around,
+    put_nothing_around,
+    read_added_tokens,
+)
 from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.disk import LARGEST_TOKENIZER, MOST_ENTRIES, check_entries, inside, read_object, read_text
 from archport.checkpoint.growth import LONGEST_WORD, check_growth
@@ -61,7 +69,7 @@ def _found(checkpoint: Checkpoint) -> Tokenizer:
             "Fetch the tokenizer files of the model that these weights come from."
         )
     if not settings.special_tokens or tokenizer.post_processor is None:
-        _put_nothing_around(tokenizer)
+        put_nothing_around(tokenizer)
     stored = tokenizer.truncation
     checkpoint.memo["truncation side"] = str(stored["direction"]).lower() if stored else "right"
     tokenizer.no_truncation()
@@ -232,36 +240,12 @@ def _completed(tokenizer: Tokenizer, recipe: Recipe | None, values: Mapping[str,
     join(tokenizer, added)
     tokenizer.encode_special_tokens = split is True
     if values.get("add_bos_token") is not None or values.get("add_eos_token") is not None:
-        _put_around(tokenizer, values, added)
+        put_around(tokenizer, values, added)
     if recipe is not None and recipe.marks:
         tokenizer.add_tokens([AddedToken(text, special=True) for text in added.texts])
     if recipe is not None and recipe.close is not None:
         recipe.close(tokenizer, values, {key: added.text(key) for key in added.named})
     return tokenizer
-
-
-def _put_around(tokenizer: Tokenizer, values: Mapping[str, Any], added: AddedTokens) -> None:
-    """Put the tokens of `add_bos_token` and `add_eos_token` around texts, and nothing else."""
-    from tokenizers import processors
-
-    bos = added.text("bos_token") if values.get("add_bos_token") else None
-    eos = added.text("eos_token") if values.get("add_eos_token") else None
-    single = [*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])]
-    second = [*([f"{bos}:1"] if bos else []), "$B:1", *([f"{eos}:1"] if eos else [])]
-    ids = [(token, found) for token in (bos, eos) if token and (found := tokenizer.token_to_id(token)) is not None]
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=[*single, *second], special_tokens=ids)
-
-
-def _put_nothing_around(tokenizer: Tokenizer) -> None:
-    """Leave texts without special tokens, and the types that the tokenizer gives the texts of a pair then.
-
-    Without a post-processor the library's fast way to encode would give both the same.
-    """
-    from tokenizers import processors
-
-    types = tokenizer.encode("a", "a", add_special_tokens=False).type_ids
-    second = types[-1] if types else 1
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair=f"$A:0 $B:{second}", special_tokens=[])
 
 
 def _remote(stated: Mapping[str, Any]) -> bool:

@@ -370,7 +370,11 @@ def test_no_descriptor_is_taken_by_a_file_of_the_command():
 def interrupted(after: float, *arguments: str) -> tuple[int, bytes]:
     """(exit code, standard error) of a command that gets Ctrl-C so many seconds after its first line."""
     # Before that the interpreter itself starts, which no program can speak for.
-    script = "import os, sys; sys.argv[0] = 'archport'; os.write(2, b'.'); from archport.cli import main; main()"
+    script = (
+        # A shell's background jobs are started with the signal ignored, and so are their children.
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'archport'; "
+        "os.write(2, b'.'); from archport.cli import main; main()"
+    )
     command = [sys.executable, "-c", script, *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, stdin=pipe) as running:

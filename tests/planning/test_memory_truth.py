@@ -34,7 +34,7 @@ class PlannedContext:
     def pause(self, x):
         pass
 
-    def attend(self, layer, q, k, v, *, scale, sinks=None):
+    def attend(self, layer, q, k, v, *, scale, sinks=None, bias=None):
         if layer % self.batch.eval_every_layers == 0:
             mx.eval(q, k, v)
         return attend(self.batch.steps[0].paths[self.plan.layer_kinds[layer]], q, k, v, scale=scale)

@@ -52,7 +52,7 @@ def planner(trunk):
         pins=NoPins(),
         plugin="qwen3",
         weight_bytes=parameter_bytes(trunk),
-        dtype=hidden_dtype(trunk),
+        dtype=hidden_dtype(trunk, spec),
         limits=AttentionLimits(),
     )
 

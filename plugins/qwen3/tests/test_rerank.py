@@ -164,8 +164,8 @@ def test_a_pair_over_the_limit_is_refused_with_its_document_and_both_numbers(mod
 @pytest.mark.parametrize(
     ("arguments", "options", "said"),
     [
-        ((None, ["a"]), {}, "query is a NoneType"),
-        (("a", "b"), {}, "documents is a str"),
+        ((None, ["a"]), {}, "query=None"),
+        (("a", "b"), {}, "documents='b'"),
         (("a", ["b", None]), {}, "document 1"),
         (("a", ["b"]), {"top_k": 0}, "top_k=0"),
         (("a", ["b"]), {"max_tokens": 20}, "no room"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from archport.checkpoint import load_tokenizer, read_head, read_inputs, resolve
+from archport.checkpoint.checkpoint import _implied
 from archport.contract.errors import CheckpointError, InputError, ModelNotFound, PluginError
 
 MINILM = {
@@ -202,3 +203,16 @@ def test_importing_the_room_imports_nothing_heavy():
     code = f"import sys, archport.checkpoint; print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("language_model.lm_head.scales", "Qwen3_5ForCausalLM"),
+        ("language_model.model.norm.weight", "Qwen3_5ForCausalLM"),
+        ("lm_head.weight", "Qwen3_5ForCausalLM"),
+        ("norm.weight", "Qwen3_5TextModel"),
+    ],
+)
+def test_names_of_weights_say_which_class_was_saved_where_the_config_names_none(name, architecture):
+    assert _implied("qwen3_5_text", [name]) == [architecture]

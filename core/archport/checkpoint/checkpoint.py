@@ -21,8 +21,9 @@ from archport.contract.model import Activation, TextInputs
 
 Source = Literal["folder", "package", "cache", "hub"]
 
-# A trunk saved on its own has no prefix; these are of heads, or of a trunk inside a model with one.
-_HEADED = ("model.", "lm_head.", "cls.", "decoder.")
+# A trunk saved on its own has no prefix; these are of heads, or of a trunk inside a model with one. A conversion by
+# mlx-lm or mlx-vlm puts both into a `language_model`.
+_HEADED = ("model.", "lm_head.", "cls.", "decoder.", "language_model.model.", "language_model.lm_head.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

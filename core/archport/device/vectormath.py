@@ -39,8 +39,9 @@ def _library() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(found.path)
-        library.vmsCdfNorm.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-        library.vmsCdfNorm.restype = None
+        for function in (library.vmsCdfNorm, library.vmsErf):
+            function.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+            function.restype = None
         library.cblas_sgemm_batch.restype = None
         # The capitalised name is C's; the other takes a pointer, as Fortran does.
         library.MKL_Set_Num_Threads_Local.argtypes = (ctypes.c_int,)
@@ -58,6 +59,11 @@ def one_thread() -> None:
 def normal_cdf(x: np.ndarray, out: np.ndarray) -> None:
     """out <- P(X <= x) for a standard normal X. Contiguous float32; out may be x."""
     _apply("vmsCdfNorm", x, out)
+
+
+def erf(x: np.ndarray, out: np.ndarray) -> None:
+    """out <- the error function of x. Contiguous float32; out may be x."""
+    _apply("vmsErf", x, out)
 
 
 def _apply(name: str, x: np.ndarray, out: np.ndarray) -> None:

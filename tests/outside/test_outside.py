@@ -228,8 +228,8 @@ def test_16384_tokens_take_memory_that_grows_with_them_and_not_with_their_square
         mx.eval(model.forward(row[None]))
         mx.synchronize()
         peaks[length] = mx.get_peak_memory() - before
-        # The hidden states are the caller's.
-        assert mx.get_peak_memory() <= plan.peak + 4 * length * model.spec.hidden_size
+        # The hidden states are the caller's, and what other tests hold is in no plan.
+        assert peaks[length] + plan.bytes["weights"] <= plan.peak + 4 * length * model.spec.hidden_size
         del plan
     # One head's scores alone would be 1 GB.
     assert peaks[16_384] <= 4.6 * peaks[4_096]

@@ -1,6 +1,8 @@
 """The liar matrix: every check is failed by a plugin that breaks its rule, and others only as declared."""
 
+import os
 import random
+import zlib
 
 import numpy as np
 import pytest
@@ -42,8 +44,14 @@ def test_a_liar_fails_its_checks_with_the_reason_and_no_other_of_a_sample(liar, 
     check_liar(liar, golden, sorted({liar.breaks, *liar.also, *others}))
 
 
+# The whole matrix takes 20 minutes; `make truth` takes this share of it, `make liars` all.
+SHARE = 8
+
+
 @pytest.mark.truth
 def test_a_liar_fails_exactly_its_checks_of_all(liar, golden):
+    if zlib.crc32(liar.module.__name__.encode()) % SHARE and not os.environ.get("ARCHPORT_EVERY_LIAR"):
+        pytest.skip("`make liars` runs this liar through every check")
     check_liar(liar, golden)
 
 

@@ -147,9 +147,9 @@ def test_drawing_from_a_large_vocabulary_stays_within_the_plan(dtype, options, r
     *_, decode = readings
     assert decode.stage == "decode"
     assert decode.holds
-    # And close, because nothing else is large here.
+    # And close: nothing else is large here but the keys, which are counted twice, as rows that leave copy the rest.
     weights = wide(dtype)._runtime.encoder.plan.weight_bytes
-    assert decode.planned - weights <= 1.9 * (decode.measured - weights)
+    assert decode.planned - weights <= 2 * (decode.measured - weights)
 
 
 def test_rows_that_leave_one_by_one_stay_within_the_plan(readings):

@@ -96,7 +96,10 @@ def load(
         if not unexpected(error):
             raise
         again = partial(loading.read_again, name, revision, plugins or (about.plugin,))
-        raise explained(error, about.checkpoint.folder, () if overrides else (about.plugin,), again) from error
+        better = explained(error, about.checkpoint.folder, () if overrides else (about.plugin,), again)
+        if better is error:
+            raise
+        raise better from error
 
 
 def _loaded(
@@ -299,7 +302,7 @@ class Model(EncoderAnswers):
         frequency_penalty: float | Sequence[float] = 0.0,
         logit_bias: Mapping[int, float] | Sequence[Mapping[int, float] | None] | None = None,
         seed: int | Sequence[int | None] | None = None,
-        stop: str | Sequence[str | Sequence[str] | None] | None = None,
+        stop: str | Iterable[str | Iterable[str] | None] | None = None,
         stop_token_ids: Iterable[int | Iterable[int] | None] | None = None,
         min_tokens: int | Sequence[int] = 0,
         n: int | None = None,

@@ -19,8 +19,8 @@ from archport.contract.plugins import Plugin
 if TYPE_CHECKING:
     import mlx.core as mx
 
-# Seconds that the search may take.
-_PATIENCE = 1.0
+# Seconds that the search may take, of this thread and by the clock: an attempt may ask the hub.
+_PATIENCE, _LONGEST = 1.0, 10.0
 # What of a plugin is run on its own examples.
 _TRIED = ("archport_claim", "archport_build", "sanitize")
 # Without these nobody claims a checkpoint, so that leaving them out cures everything.
@@ -81,9 +81,11 @@ def _culprit(
         if _cures(attempt):
             return None
     files = dict(found)
-    until, second = time.thread_time() + _PATIENCE, None
+    until, by_the_clock, second = time.thread_time() + _PATIENCE, time.monotonic() + _LONGEST, None
     # A checkpoint can do without most files, so that one attempt tells whether a file is at fault.
     for path in found:
+        if time.monotonic() > by_the_clock:
+            return second
         with masked(path, ()):
             cured = _cures(attempt)
         if cured:
@@ -93,7 +95,7 @@ def _culprit(
             second = second or (path, (), found[path])
     for path, content in files.items():
         for keys, value, other in _changes(content, examples if path.endswith("/config.json") else []):
-            if time.thread_time() > until:
+            if time.thread_time() > until or time.monotonic() > by_the_clock:
                 return second
             with masked(path, keys, other):
                 cured = _cures(attempt)

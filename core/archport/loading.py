@@ -97,11 +97,17 @@ def describe(
         return _described(name, revision, overrides, known, progress, weights=weights)
 
     try:
-        return attempt(weights=weights)
+        about = attempt(weights=weights)
     except Exception as error:
         if not unexpected(error):
             raise
-        raise explained(error, None, known, attempt) from error
+        better = explained(error, None, known, attempt)
+        if better is error:
+            raise
+        raise better from error
+    if about.checkpoint.name != str(name) and about.checkpoint.source != "folder":
+        log.warning("%r is loaded as %r", str(name), about.checkpoint.name)
+    return about
 
 
 def _described(
@@ -115,8 +121,6 @@ def _described(
 ) -> Description:
     plugins = tuple(plugins)
     checkpoint = resolve(name, models=known_models(plugins), revision=revision, progress=progress, weights=weights)
-    if checkpoint.name != str(name) and checkpoint.source != "folder":
-        log.warning("%r is loaded as %r", str(name), checkpoint.name)
     where = f"{checkpoint.body_path / 'config.json'}"
     try:
         if has_large_counts(checkpoint.config):

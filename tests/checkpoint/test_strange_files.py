@@ -385,14 +385,24 @@ def outside_plugin(claim: Callable[[Any], Any], build: Callable[[Any, Any], Any]
     return Plugin("outside", "acme", "3", "archport_outside", module)
 
 
+def causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__
+    return found
+
+
 def test_a_plugin_that_always_fails_is_named(damaged: Callable[..., Path]):
     def fails(*_: Any) -> None:
         raise ZeroDivisionError("mine")
 
     with pytest.raises(ArchportError, match=r"outside \(acme 3\).*ZeroDivisionError: mine"):
         engine.load(damaged(), plugins=(outside_plugin(fails),))
-    with pytest.raises(PluginError, match=r"outside \(acme 3\).*ZeroDivisionError: mine"):
+    with pytest.raises(PluginError, match=r"outside \(acme 3\).*ZeroDivisionError: mine") as refused:
         engine.load(damaged(), plugins=(outside_plugin(lambda config: None, fails),))
+    # Its own traceback leads to the line that failed.
+    assert causes(refused.value)[-1].args == ("mine",)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,15 @@ def test_a_bad_document_is_skipped_where_that_is_asked_for():
     assert "skipped: standard input, line 2 has 605 tokens" in done.stderr
 
 
+def test_what_no_tokenizer_reads_is_skipped_as_well(tmp_path):
+    path = tmp_path / "documents.jsonl"
+    path.write_text('"one"\n"\\ud800"\n')
+    arguments = ("rerank", "-m", GOLDENS / "xlm-roberta-rerank", "-q", "which", "-i", path, "--json")
+    done = run(*arguments, "--on-error", "skip", code=3)
+    assert [each["index"] for each in json.loads(done.stdout)] == [0]
+    assert "skipped: " in done.stderr
+
+
 def test_a_bad_text_is_skipped_where_that_is_asked_for():
     arguments = ("embed", "-m", GOLDENS / "bert-plain", "-i", "-", "--format", "jsonl", "--on-error", "skip")
     done = run(*arguments, text=LINES, code=3)

@@ -102,8 +102,9 @@ def test_no_claim_lists_what_is_installed_and_repeats_load_errors(install):
     assert "bad (archport-bad 0.1) did not load: ModuleNotFoundError" in text
 
 
-def test_a_plugin_that_fails_while_claiming_does_not_hide_another_claim(install):
-    install("bad", "@hookimpl\ndef archport_claim(config): raise KeyError('hidden_size')")
+@pytest.mark.parametrize("error", ["KeyError('hidden_size')", "archport.contract.InputError('no')"])
+def test_a_plugin_that_fails_while_claiming_does_not_hide_another_claim(install, error):
+    install("bad", f"import archport.contract\n@hookimpl\ndef archport_claim(config): raise {error}")
     install("good", CLAIMS)
     plugin, _spec = claim({"model_type": "toy"}, discover())
     assert plugin.name == "good"

@@ -37,7 +37,7 @@ def choose(
         if pin is not None and backend.name != pin:
             against[backend.name] = f"`{pin}` is pinned"
             continue
-        reasons = backend.reasons_against(call, device) or missing_features(backend, call)
+        reasons = missing_features(backend, call) or backend.reasons_against(call, device)
         if reasons:
             against[backend.name] = "; ".join(reasons)
         else:

@@ -84,7 +84,8 @@ def rerank(
     sys.stdout.flush()
     tokeniser = loaded._runtime.tokeniser
     # What was cut off a long one was not read.
-    begun = [text for text, _ in tokeniser.long.beginnings(texts, tokeniser.max_tokens, exact=False)]
+    read = [text for index, text in enumerate(texts) if index not in errors]
+    begun = [text for text, _ in tokeniser.long.beginnings(read, tokeniser.max_tokens, exact=False)]
     tokens = sum(map(len, tokeniser.tokenizer.encode_batch_fast(begun, add_special_tokens=False)))
-    note(f"{len(texts)} documents of {tokens:,} tokens in {seconds:.2f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s")
+    note(f"{len(read)} documents of {tokens:,} tokens in {seconds:.2f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s")
     end_with(skipped(rerank, errors, name))

@@ -189,8 +189,8 @@ def claim(config: Mapping[str, Any], plugins: tuple[Plugin, ...]) -> tuple[Plugi
         except (SpecError, CheckpointError) as error:
             refusals.append(error)
             continue
-        except PluginError as error:
-            failure = failure or error
+        except ArchportError as error:
+            failure = failure or (error if isinstance(error, PluginError) else None)
             faults.append(f"  {plugin.label} failed while looking at this config: {error}")
             continue
         if spec is not None:

@@ -147,6 +147,7 @@ class DecodeContext:
         # Layers of one kind share call and mask.
         self._calls: dict[tuple[int, int], tuple[Runner, mx.array | None]] = {}
         self._masks: dict[tuple[object, ...], mx.array] = {}
+        self._known_fronts: dict[int, tuple[list[int], bool]] = {}
 
     @property
     def positions(self) -> mx.array:
@@ -184,10 +185,10 @@ class DecodeContext:
             raise ArchportError(f"layer {layer} attends while decoding but keeps no keys; declare it kv='own'")
         check_softcap(layer, path, softcap)
         k, v = self._keys.of(layer, spec, k, v, cache.advance)
-        fronts = self._fronts(spec)
-        if len(set(fronts)) == 1:
-            # Columns that no row sees.
-            gone = max(0, fronts[0] - self._written + k.shape[2])
+        fronts, even = self._fronts(kind, spec)
+        # Columns that no row sees.
+        gone = fronts[0] - self._written + k.shape[2] if even else 0
+        if gone > 0:
             k, v = k[:, :, gone:], v[:, :, gone:]
         key = (kind, k.shape[2])
         found = self._calls.get(key)
@@ -197,12 +198,16 @@ class DecodeContext:
         with sharing(self._masks):
             return run(q, k, v, scale=scale, mask=mask, sinks=sinks, bias=bias)
 
-    def _fronts(self, layer: AttentionLayer) -> list[int]:
-        """Columns in front of what each row's token sees, as far as a cache does not cut them off."""
-        if layer.chunk is None:
-            return self._pads
-        # The first column of the chunk that the token is in.
-        return [self._written - 1 - (self._written - 1 - pad) % layer.chunk for pad in self._pads]
+    def _fronts(self, kind: int, layer: AttentionLayer) -> tuple[list[int], bool]:
+        """Columns before what each row's token sees, as far as a cache does not cut them off; whether all alike."""
+        found = self._known_fronts.get(kind)
+        if found is None:
+            fronts = self._pads
+            if layer.chunk is not None:
+                # The first column of the chunk that the token is in.
+                fronts = [self._written - 1 - (self._written - 1 - pad) % layer.chunk for pad in self._pads]
+            found = self._known_fronts[kind] = fronts, len(set(fronts)) == 1
+        return found
 
     def _call(
         self, path: AttentionPath, fronts: list[int], width: int, dtype: mx.Dtype

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import InputError, Measured, NonFiniteOutput
+from archport.contract import ArchportError, InputError, Measured, NonFiniteOutput
 from archport.contract.heads import TokenHead
 from archport.planning import Readout
 from archport.running.calls import device_call
@@ -54,7 +54,11 @@ class TokenEmbedder:
         if request.instruction is not None:
             raise InputError("this model takes no instruction: it compares the query's tokens with the document's")
         limits: dict[str, Any] = {"max_tokens": request.max_tokens, "overflow": request.overflow}
-        (asked,) = self([query], "query", self._prompt("query"), **limits)
+        try:
+            (asked,) = self([query], "query", self._prompt("query"), **limits)
+        except ArchportError as error:
+            error.args = (str(error).replace("text 0", "the query", 1), *error.args[1:])
+            raise
         if not documents:
             return np.zeros(0, np.float32)
         return maxsim(asked, self(documents, "document", self._prompt("document"), done=request.scored, **limits))

@@ -226,6 +226,8 @@ def test_a_query_longer_than_published_is_refused_unless_it_may_be_cut(models):
     stored, _ = recorded("pylate")
     with pytest.raises(ContextLengthExceeded, match="24"):
         models("pylate").maxsim(stored["queries"][1], stored["documents"])
+    with pytest.raises(ContextLengthExceeded, match="the query"):
+        models("pylate").rerank(stored["queries"][1], stored["documents"])
     long = {"overflow": "truncate"}
     assert models("pylate").rerank(stored["queries"][1], stored["documents"], **long)[0].index == 0
 

@@ -364,3 +364,9 @@ def test_a_beginning_that_was_used_again_outlives_one_that_was_not(golden):
     assert len(two._runtime.prefixes) == 2
     assert two.generate(rows[0], max_tokens=2).usage.cached_tokens == len(rows[0]) - 1
     assert two.generate(rows[1], max_tokens=2).usage.cached_tokens == 0
+
+
+def test_stops_may_be_any_collection(model):
+    wanted = model.generate("a text", max_tokens=8, stop=["zz", "yy"]).tokens
+    assert model.generate("a text", max_tokens=8, stop={"zz", "yy"}).tokens == wanted
+    assert model.generate("a text", max_tokens=8, stop=(each for each in ("zz", "yy"))).tokens == wanted

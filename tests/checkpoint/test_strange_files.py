@@ -190,6 +190,7 @@ JSON_TEXTS: dict[str, Any] = {
     "a negative width": (', "hidden_size": -64}', "hidden_size=-64"),
     "no number": (', "layer_norm_eps": NaN}', "layer_norm_eps=nan"),
     "labels": (', "id2label": [1]}', r"id2label=\[1\]"),
+    "a type as list": (', "model_type": [[1]], "architectures": null}', r"model_type=\[\[1\]\]"),
     "an act as list": (', "hidden_act": ["gelu"]}', "hidden_act="),
 }
 
@@ -362,6 +363,41 @@ def test_a_fault_of_another_file_names_that_file_and_its_key(
     said = refusal(damaged(file, **entries))
     assert file in said
     assert key in said
+
+
+@pytest.mark.parametrize("file", ["modules.json", "tokenizer_config.json", "1_Pooling/config.json"])
+def test_a_file_that_holds_null_is_not_taken_for_an_absent_one(damaged: Callable[..., Path], file: str):
+    folder = damaged()
+    (folder / "modules.json").write_text(
+        '[{"type": "Transformer", "path": ""}, {"type": "Pooling", "path": "1_Pooling"}]'
+    )
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    (folder / file).write_text("null")
+    said = refusal(folder)
+    assert file in said
+    assert "null" in said
+
+
+@pytest.mark.parametrize("base", ["siglip, two", "dense, one tap"])
+@pytest.mark.parametrize("key", ["image_mean", "image_std"])
+@pytest.mark.parametrize("value", [[0.5, 0.5], [0.5] * 4, [2**31] * 2, ["0.5"] * 3, [1e39] * 3, "0.5", [True] * 3])
+def test_a_mean_of_pictures_that_is_none_is_refused_with_its_file_and_key(
+    damaged: Callable[..., Path], base: str, key: str, value: Any
+):
+    folder = damaged(base=base)
+    place = folder / "preprocessor_config.json"
+    stated = json.loads(place.read_text()) if place.exists() else {}
+    place.write_text(json.dumps({**stated, key: value}))
+    said = refusal(folder)
+    assert place.name in said
+    assert key in said
+
+
+def test_one_mean_stands_for_all_channels():
+    from archport.media.processors import channel_normalisation
+
+    assert channel_normalisation({"image_mean": 2**31, "image_std": [1, 2, 3]}) == ((2.0**31,) * 3, (1.0, 2.0, 3.0))
 
 
 def outside_plugin(claim: Callable[[Any], Any], build: Callable[[Any, Any], Any] | None = None) -> Plugin:

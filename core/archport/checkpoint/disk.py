@@ -161,6 +161,8 @@ def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     if text is None:
         return None
     value = parse_json(str(path), text)
+    if value is None:
+        raise CheckpointError(f"{path}: holds null; expected an object or a list. Fetch the file again, or remove it.")
     seen, mask = _read.get(), _masked.get()
     if seen is not None:
         seen[str(path)] = value

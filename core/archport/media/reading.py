@@ -19,6 +19,7 @@ from archport.media.conversations import Document, Part, conversation
 from archport.media.images import measure_image
 from archport.media.patches import patch_rows
 from archport.media.pictures import Film, Moment, Still
+from archport.media.processors import channel_normalisation
 from archport.media.resize import smart_resize, smart_resize_video
 from archport.media.video import measure_video, sample_frames
 
@@ -61,14 +62,15 @@ class Settings:
     def of(cls, config: Mapping[str, Any], images: Mapping[str, Any], videos: Mapping[str, Any]) -> Settings:
         """What a checkpoint's config and processor files say; what they leave out is the processors' default."""
         vision = config["vision_config"]
+        mean, std = channel_normalisation(images)
         return cls(
             image_token=config["image_token_id"],
             video_token=config.get("video_token_id"),
             patch=vision["patch_size"],
             merge=vision.get("spatial_merge_size", 2),
             temporal=vision.get("temporal_patch_size", 2),
-            mean=tuple(images.get("image_mean") or (0.5,) * 3),
-            std=tuple(images.get("image_std") or (0.5,) * 3),
+            mean=mean,
+            std=std,
             pixels=_bounds(images, (65_536, 16_777_216)),
             video_pixels=_bounds(videos, (131_072, 786_432)),
             fps=videos.get("fps") or 2.0,

@@ -59,6 +59,8 @@ def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:
         names = config["architectures"] = [names]
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise CheckpointError(f"architectures={names!r}; expected a list of class names.")
+    if not isinstance(config.get("model_type", ""), str | None):
+        raise CheckpointError(f"model_type={config['model_type']!r:.80}; expected a name.")
     if "text_config" not in config and isinstance(config.get("llm_config"), dict):
         config["text_config"] = config.pop("llm_config")
     known = CLASSES.get(str(config.get("model_type", "")))

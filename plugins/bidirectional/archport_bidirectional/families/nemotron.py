@@ -96,12 +96,14 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
 
 def settings(checkpoint: CheckpointView) -> Settings:
     """The numbers of a checkpoint's processor."""
+    from archport.media.processors import channel_normalisation
     from archport_bidirectional.nemotron_reader import Settings
 
     config = checkpoint.config
     processor = checkpoint.json("processor_config.json") or checkpoint.json("preprocessor_config.json") or {}
     start = (checkpoint.json("tokenizer_config.json") or {}).get("bos_token") or ""
     stated = {**config, **processor, **(processor.get("image_processor") or {})}
+    mean, std = channel_normalisation(stated)
     return Settings(
         image_token=config["img_context_token_id"],
         start=start.get("content", "") if isinstance(start, Mapping) else start,
@@ -109,8 +111,8 @@ def settings(checkpoint: CheckpointView) -> Settings:
         patch=config["vision_config"]["patch_size"],
         tiles=stated.get("max_input_tiles") or stated.get("max_dynamic_patch") or TILES,
         thumbnail=bool(stated.get("use_thumbnail", True)),
-        mean=tuple(stated.get("image_mean") or (0.5,) * 3),
-        std=tuple(stated.get("image_std") or (0.5,) * 3),
+        mean=mean,
+        std=std,
     )
 
 

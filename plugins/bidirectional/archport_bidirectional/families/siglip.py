@@ -128,7 +128,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
-    from archport.media.processors import image_settings
+    from archport.media.processors import channel_normalisation, image_settings
     from archport_bidirectional.siglip_reader import Images, SiglipReader, Texts
 
     text, vision = towers(checkpoint.config)
@@ -144,13 +144,8 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
             canonical=tokenizer.get("tokenizer_class") == "SiglipTokenizer",
         )
     if vision is not None:
-        processor = image_settings(checkpoint)
-        images = Images(
-            side=vision["image_size"],
-            patch=vision["patch_size"],
-            mean=tuple(processor.get("image_mean") or (0.5,) * 3),
-            std=tuple(processor.get("image_std") or (0.5,) * 3),
-        )
+        mean, std = channel_normalisation(image_settings(checkpoint))
+        images = Images(side=vision["image_size"], patch=vision["patch_size"], mean=mean, std=std)
     reader = SiglipReader(texts, images)
     if texts is None:
         return TextInputs(reader=reader, images_only=True)

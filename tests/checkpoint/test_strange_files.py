@@ -394,6 +394,27 @@ def test_a_mean_of_pictures_that_is_none_is_refused_with_its_file_and_key(
     assert key in said
 
 
+@pytest.mark.parametrize(
+    ("base", "part", "key"),
+    [("dense, one tap", "vision_config", "num_heads"), ("with its vision tower", "vision_config", "num_heads"),
+     ("siglip, two", "vision_config", "num_attention_heads"), ("siglip, two", "text_config", "num_attention_heads"),
+     ("bert, learned", None, "num_attention_heads"), ("xlm-roberta, positions", None, "num_attention_heads"),
+     ("modernbert, windows", None, "num_attention_heads")],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [0, 5, 48, None])
+def test_heads_that_do_not_share_a_width_are_refused(
+    damaged: Callable[..., Path], base: str, part: str | None, key: str, value: int | None
+):
+    folder = damaged(base=base)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    level = config if part is None else config[part]
+    level[key] = value
+    path.write_text(json.dumps(config))
+    said = refusal(folder)
+    assert "head" in said or key in said
+
+
 def test_one_mean_stands_for_all_channels():
     from archport.media.processors import channel_normalisation
 

@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 
 # Exit codes, as docs/command-line.md lists them.
-DONE, FAILED, SOME_FAILED, NO_MEMORY, INTERRUPTED = 0, 1, 3, 4, 130
+DONE, FAILED, USAGE, SOME_FAILED, NO_MEMORY, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 def main() -> None:

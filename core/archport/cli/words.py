@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 
-from archport.cli import FAILED, NO_MEMORY
+from archport.cli import FAILED, NO_MEMORY, USAGE
 from archport.contract import ArchportError, BufferTooLarge, InputError, MemoryBudgetExceeded
 
 # "text 3", as the library calls the fourth one.
@@ -34,8 +34,7 @@ def message_and_code(error: BaseException) -> tuple[str, int]:
         for words in error.__dict__.get(_WORDS, ()):
             said = words(said)
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-        code = NO_MEMORY if isinstance(error, MemoryBudgetExceeded | BufferTooLarge) else FAILED
-        return f"{said}{notes}", code
+        return f"{said}{notes}", _code(error, said)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_allocation(str(error))):
         return f"this machine has no memory left for it ({error}); give a smaller --memory-budget or input", NO_MEMORY
     if isinstance(error, OSError) and error.strerror:
@@ -46,6 +45,14 @@ def message_and_code(error: BaseException) -> tuple[str, int]:
         f"a fault of archport or of a plugin, {type(error).__name__}: {first:.300}. Please report it, with what "
         "ARCHPORT_TRACEBACK=1 prints"
     ), FAILED
+
+
+def _code(error: ArchportError, said: str) -> int:
+    if isinstance(error, MemoryBudgetExceeded | BufferTooLarge):
+        return NO_MEMORY
+    # A message that begins with a flag is about its value, unless the value is a file that can't be read.
+    wrong_value = isinstance(error, InputError) and said.startswith("--") and not isinstance(error.__cause__, OSError)
+    return USAGE if wrong_value else FAILED
 
 
 def _is_allocation(message: str) -> bool:

@@ -47,7 +47,7 @@ from archport.contract.heads import (
     TypedTrunk,
 )
 from archport.contract.hookspecs import hookimpl
-from archport.contract.keys import ROPE_KEYS, ConfigKeys
+from archport.contract.keys import ROPE_KEYS, ConfigKeys, head_width
 from archport.contract.masks import mask_policies
 from archport.contract.media import (
     Asked,
@@ -171,6 +171,7 @@ __all__ = [
     "VisualRows",
     "WorkBoundExceeded",
     "YesNoHead",
+    "head_width",
     "hookimpl",
     "kv_capacity",
     "mask_policies",

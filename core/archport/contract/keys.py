@@ -108,3 +108,24 @@ def _warn(arch: str, keys: tuple[str, ...]) -> None:
         arch,
         ", ".join(keys),
     )
+
+
+def head_width(owner: str, hidden_size: int, n_heads: int, *, multiple: int = 1) -> int:
+    """The head_dim of blocks whose heads share their width: hidden_size / n_heads.
+
+    Args:
+        owner: how a message calls the blocks, such as "bert" or "the vision tower".
+        multiple: of what head_dim has to be a multiple; 4 where each half of a head turns by a coordinate of its own.
+
+    Raises:
+        SpecError: the heads do not share the width evenly.
+    """
+    if n_heads < 1 or hidden_size % n_heads:
+        raise SpecError(f"{owner}: hidden_size={hidden_size} is not a multiple of its {n_heads} heads")
+    width = hidden_size // n_heads
+    if width % multiple:
+        raise SpecError(
+            f"{owner}: hidden_size={hidden_size} over {n_heads} heads is a head_dim of {width}; "
+            f"expected a multiple of {multiple}"
+        )
+    return width

@@ -30,6 +30,7 @@ from archport.contract import (
     Trunk,
     VisionTower,
     YesNoHead,
+    head_width,
     hookimpl,
 )
 
@@ -144,8 +145,9 @@ def _tower(vision: Mapping[str, Any] | None) -> VisionTower | None:
     if not vision:
         return None
     heads = vision["num_heads"]
+    head_dim = head_width("the vision tower", vision["hidden_size"], heads, multiple=4)
     return VisionTower(
-        layers=(AttentionLayer("bidirectional", heads, heads, vision["hidden_size"] // heads),) * vision["depth"],
+        layers=(AttentionLayer("bidirectional", heads, heads, head_dim),) * vision["depth"],
         hidden_size=vision["hidden_size"],
         intermediate_size=vision["intermediate_size"],
         patch_size=vision["patch_size"],

@@ -24,6 +24,7 @@ from archport.contract import (
     Trunk,
     VisionTower,
     YesNoHead,
+    head_width,
     hookimpl,
 )
 
@@ -119,7 +120,9 @@ def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
 
 def _tower(vision: Mapping[str, Any]) -> VisionTower:
     heads = vision["num_heads"]
-    block = AttentionLayer("bidirectional", heads, heads, vision["hidden_size"] // heads)
+    block = AttentionLayer(
+        "bidirectional", heads, heads, head_width("the vision tower", vision["hidden_size"], heads, multiple=4)
+    )
     return VisionTower(
         layers=(block,) * vision["depth"],
         hidden_size=vision["hidden_size"],

@@ -111,7 +111,7 @@ def run(case: Any, bases: Path, place: Path, seen: Seen) -> None:
     arguments = [command]
     if base is not None:
         arguments += [str(bases / base)] if command in ("plan", "info") else ["-m", str(bases / base)]
-    if command == "generate":
+    if command in ("generate", "chat"):
         arguments += ["--max-tokens", "2"]
     if text and command in ("embed", "rerank", "generate"):
         arguments.append("hello")

@@ -16,6 +16,7 @@ from archport.contract import (
     Task,
     TextInputs,
     Trunk,
+    head_width,
 )
 from archport_bidirectional.families.common import named
 from archport_bidirectional.families.scoring import (
@@ -73,7 +74,7 @@ def learned_positions(arch: str, config: Mapping[str, Any], positions: int, task
     return ArchSpec(
         arch=arch,
         tasks=tasks,
-        layers=(AttentionLayer("bidirectional", heads, heads, config["hidden_size"] // heads),)
+        layers=(AttentionLayer("bidirectional", heads, heads, head_width(arch, config["hidden_size"], heads)),)
         * config["num_hidden_layers"],
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],

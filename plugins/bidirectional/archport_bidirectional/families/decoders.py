@@ -22,6 +22,7 @@ from archport.contract import (
     Task,
     TextInputs,
     Trunk,
+    head_width,
 )
 from archport_bidirectional.families.common import has_pipeline, named, prompted
 from archport_bidirectional.families.scoring import classification
@@ -94,7 +95,7 @@ def decoder_spec(arch: str, config: Mapping[str, Any], tasks: tuple[Task, ...] =
             "causal mask is not published. Expected full_attention only"
         )
     heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or (128 if arch == QWEN3 else config["hidden_size"] // heads)
+    head_dim = config.get("head_dim") or (128 if arch == QWEN3 else head_width(arch, config["hidden_size"], heads))
     layer = AttentionLayer("bidirectional", heads, config.get("num_key_value_heads") or heads, head_dim)
     return ArchSpec(
         arch=arch,

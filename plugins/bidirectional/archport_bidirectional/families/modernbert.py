@@ -18,6 +18,7 @@ from archport.contract import (
     Task,
     TextInputs,
     Trunk,
+    head_width,
 )
 from archport_bidirectional.families.common import has_pipeline, named, prompted
 from archport_bidirectional.families.scoring import classification, pylate, pylate_inputs
@@ -66,12 +67,11 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
         return None
     KEYS.check(config)
     heads, width = config["num_attention_heads"], config["hidden_size"]
-    if width % heads:
-        raise SpecError(f"modernbert: hidden_size={width} is not a multiple of num_attention_heads={heads}")
+    head_dim = head_width("modernbert", width, heads)
     # `local_attention` counts both sides; the token that stands half of it away is still seen.
     reach = config.get("local_attention", LOCAL_ATTENTION) // 2
-    local = AttentionLayer("bidirectional", heads, heads, width // heads, reach=(reach, reach))
-    everything = AttentionLayer("bidirectional", heads, heads, width // heads)
+    local = AttentionLayer("bidirectional", heads, heads, head_dim, reach=(reach, reach))
+    everything = AttentionLayer("bidirectional", heads, heads, head_dim)
     return ArchSpec(
         arch="modernbert",
         tasks=ARCHITECTURES[name],

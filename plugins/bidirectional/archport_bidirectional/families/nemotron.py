@@ -18,6 +18,7 @@ from archport.contract import (
     TextInputs,
     Trunk,
     VisionTower,
+    head_width,
 )
 from archport_bidirectional.families.common import has_pipeline, named, prompted
 from archport_bidirectional.families.decoders import config_pooling, decoder_spec
@@ -58,7 +59,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
             f"llama_nemotron_vl: tiles of {tile_side(config)} pixels and patches of {vision['patch_size']} give no "
             "even number of patches per side, which four to a token need"
         )
-    block = AttentionLayer("bidirectional", heads, heads, width // heads)
+    block = AttentionLayer("bidirectional", heads, heads, head_width("the vision tower", width, heads))
     spec = decoder_spec("llama_nemotron_vl", {"dtype": config.get("dtype", "float32"), **text})
     tower = VisionTower(
         layers=(block,) * vision["num_hidden_layers"],

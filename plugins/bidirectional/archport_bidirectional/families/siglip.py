@@ -18,6 +18,7 @@ from archport.contract import (
     TextInputs,
     Trunk,
     VisionTower,
+    head_width,
 )
 from archport_bidirectional.families.common import has_pipeline, named
 
@@ -78,7 +79,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
 
     def layer(half: Mapping[str, Any]) -> AttentionLayer:
         heads = half["num_attention_heads"]
-        return AttentionLayer("bidirectional", heads, heads, half["hidden_size"] // heads)
+        return AttentionLayer("bidirectional", heads, heads, head_width("siglip", half["hidden_size"], heads))
 
     tower = None
     if vision is not None:

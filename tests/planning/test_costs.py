@@ -9,7 +9,11 @@ import pytest
 from archport.contract import ArchSpec, AttentionLayer, Experts, Quantization
 from archport.device.profiles import profile
 from archport.planning import estimate_weights
-from archport.planning.costs import WEIGHT_TOLERANCE, in_flight_cap, token_bytes
+from archport.planning.costs import in_flight_cap, token_bytes
+
+# Published checkpoints agree with `estimate_weights` to this share: position tables, biases and poolers are not in a
+# spec, and a recurrent layer's matrices are read back from its state.
+WEIGHT_TOLERANCE = 0.05
 
 
 def close(guess: int, truth: int) -> bool:

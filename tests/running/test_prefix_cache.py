@@ -19,6 +19,7 @@ from archport.contract import AttentionLayer, KVAllocation, NonFiniteOutput
 from archport.contract.hookspecs import hookimpl
 from archport.memory import Caches, take
 from archport.planning import Memo
+from archport.running.generate import Generator
 from archport.running.prefix_cache import PrefixCache, PrefixDraft
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -233,3 +234,25 @@ def test_a_draft_and_its_cache_hold_no_more_than_the_limit():
     draft.keep()
     assert [cache.find(np.arange(first, first + 6)) is not None for first in range(4)] == [False, True, True, True]
     assert not draft.make_room(cache.limit + 1)
+
+
+@pytest.mark.parametrize("name", ["qwen3-windowed", "qwen35-text"])
+def test_a_prompt_that_nothing_follows_is_remembered_once(name, monkeypatch):
+    model, added = loaded(name), list[int]()
+    add = PrefixDraft.add
+    monkeypatch.setattr(
+        PrefixDraft, "add", lambda draft, ids, snapshot: (added.append(len(ids)), add(draft, ids, snapshot))
+    )
+    model.generate([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]], max_tokens=0)
+    assert added == [6, 6]
+    assert len(model._runtime.prefixes) == 2
+
+
+def test_what_a_call_may_generate_is_worked_out_once(monkeypatch):
+    model, asked = loaded("qwen3-causal-sharded"), list[int]()
+    most = Generator._most
+    monkeypatch.setattr(
+        Generator, "_most", lambda self, rows, request: (asked.append(len(rows)), most(self, rows, request))[1]
+    )
+    model.generate([[5, 6, 7], [8, 9]], max_tokens=2)
+    assert asked == [2]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from archport.attention import costs, masks
-from archport.contract.attention import AttentionCall, Price, missing_features
+from archport.contract.attention import AttentionCall, Price
 from archport.contract.device import DeviceFacts
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Varlen:
             return ["the kernel is written for CUDA"]
         if call.mask != "segments" or call.B != 1:
             return ["the call is not one row of documents"]
-        found = missing_features(self, call)
+        found: list[str] = []
         if call.dtype == "float32":
             found.append("tensor cores take 16 bits here, the call has float32")
         if call.head_dim != call.v_head_dim or call.head_dim % 16 or call.head_dim > WIDEST:

@@ -45,13 +45,18 @@ def mask_policies(
     """
     if packed:
         return (PACKED,)
-    if ragged and (layer.semantics == "bidirectional" or not even_start):
+    if needs_lengths(layer, ragged=ragged, even_start=even_start):
         return (SEGMENTS, KEY_PADDING)
     if _hides(layer, kv_len, behind):
         return (WINDOW,)
     if layer.semantics == "causal":
         return (ONE_QUERY,) if q_len == 1 else (CAUSAL,)
     return (SHORT,) if layer.is_windowed else (FULL,)
+
+
+def needs_lengths(layer: AttentionLayer, *, ragged: bool, even_start: bool) -> bool:
+    """Whether a call must know how long each row is: padding on the right is in nobody's way where all look back."""
+    return ragged and (layer.semantics == "bidirectional" or not even_start)
 
 
 def _hides(layer: AttentionLayer, kv_len: int, behind: int) -> bool:

@@ -22,10 +22,6 @@ from archport.planning.widths import recurrent_bytes, recurrent_widths
 
 MIB = 2**20
 
-# Published checkpoints agree with `estimate_weights` to this share: position tables, biases and poolers are not in a
-# spec, and a recurrent layer's matrices are read back from its state.
-WEIGHT_TOLERANCE = 0.05
-
 # Arithmetic rate assumed where a device states none; said in the plan's notes.
 UNKNOWN_FLOPS = 1e12
 

@@ -28,6 +28,7 @@ from archport.contract.masks import (
     SEGMENTS,
     check_pin,
     mask_policies,
+    needs_lengths,
 )
 from archport.planning.batch import Batch, Steps
 from archport.planning.job import Job
@@ -153,7 +154,7 @@ def path_of(
     # What a ring has dropped.
     behind = shape.S + start + q_len - kv_len
     options, words = _options(job, batch, layer, q_len, kv_len, behind)
-    alone = shape.ragged and (layer.semantics == "bidirectional" or not batch.even_start)
+    alone = needs_lengths(layer, ragged=shape.ragged, even_start=batch.even_start)
     lengths, q_lengths = _lengths(batch, start, q_len, kv_len) if alone else ((), ())
     if len(options) > 1 and job.device.kind == "cuda" and len(set(lengths)) > MOST_LENGTHS:
         options = tuple(option for option in options if option != SEGMENTS)

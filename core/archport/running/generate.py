@@ -132,7 +132,7 @@ class Generator:
         whole = not any(options.stop for options in request.rows)
         with (
             # Without stop strings nobody needs a text before it is whole.
-            closing(self.stream(rows, request, measured, whole=whole)) as pieces,
+            closing(self._pieces(rows, request, measured, most, whole=whole)) as pieces,
             counted(
                 "generating", sum(most) * (request.answers or 1) if known else None, shown=request.progress
             ) as made,
@@ -165,7 +165,18 @@ class Generator:
             AdmissionRefused: prompts and tokens to come do not fit memory or context; before anything runs.
             NonFiniteOutput: a row's logits hold NaN or infinity.
         """
-        most = self._most(rows, request)
+        return self._pieces(rows, request, measured, self._most(rows, request), whole=whole)
+
+    def _pieces(
+        self,
+        rows: Sequence[np.ndarray],
+        request: GenerateRequest,
+        measured: Sequence[Measured],
+        most: list[int],
+        *,
+        whole: bool,
+    ) -> abc.Generator[Piece, None, None]:
+        """`stream` of rows that may be given so many tokens each."""
         _tell_clamped(rows, request, most, self.encoder.plan.max_context)
         draft = PrefixDraft(self.prefixes) if self.prefixes.limit else None
         visual = of_prompts(measured, self.reader)
@@ -231,7 +242,8 @@ class Generator:
         encoder, lengths = self.encoder, [len(prompt) for prompt in prompts]
         unasked, live = [row for row in live if not row.most], [row for row in live if row.most]
         if draft is not None:
-            for index in sorted({row.index for row in unasked}):
+            # A prompt that reading has remembered needs no second copy.
+            for index in () if read.remembered else sorted({row.index for row in unasked}):
                 row = next(row for row in unasked if row.index == index)
                 skip = max(lengths) - len(row.prompt)
                 remember(draft, read.caches, index, skip, row.key, tokens=len(row.key))

@@ -35,6 +35,7 @@ class Prefilled:
         hidden: (B, D) float32 of the rows' last tokens.
         cached: leading tokens of every row that an earlier call had left behind.
         watch: of the request's memory.
+        remembered: whether every prompt is in the draft already.
     """
 
     plan: Plan
@@ -42,6 +43,7 @@ class Prefilled:
     hidden: mx.array
     cached: int
     watch: Watch
+    remembered: bool = False
 
 
 def prefill(
@@ -89,13 +91,14 @@ def prefill(
             return Prefilled(plan, caches, hidden, first, watch)
         hidden = _read(encoder, plan, rest, found, caches, visual)
         caches.align([len(row) for row in rows])
-        if draft is not None and not _can_be_cut(encoder):
-            # Behind generated tokens this model can't go back to where the prompt ended.
+        # Behind generated tokens such a model can't go back to where the prompt ended.
+        remembered = not _can_be_cut(encoder)
+        if draft is not None and remembered:
             longest = max(map(len, rows))
             for index, key in enumerate(keys):
                 remember(draft, caches, index, longest - len(key), key, tokens=len(key))
         watch.prefilled()
-    return Prefilled(plan, caches, hidden, first, watch)
+    return Prefilled(plan, caches, hidden, first, watch, remembered)
 
 
 def _read(

@@ -36,7 +36,22 @@ MASKS = (
     {"mask": "key_padding", "reach": (24, 24), "chunk": 25},
     {"mask": "key_padding", "reach": (15, 0), "chunk": 16},
     {"mask": "segments", "reach": (9, 0), "chunk": 10},
+    {"mask": "window", "reach": (None, 0), "spans": ((0.1, 0.4), (0.4, 0.45), (0.7, 1.0))},
+    {"mask": "window", "reach": (11, 0), "spans": ((0.0, 0.1), (0.3, 0.9))},
+    {"mask": "window", "reach": (15, 0), "chunk": 16, "start": 5, "spans": ((0.2, 0.8),)},
+    {"mask": "window", "reach": (None, 0), "spans": ((0.0, 1.0),)},
+    {"mask": "key_padding", "reach": (20, 0), "spans": ((0.1, 0.6), (0.8, 1.0))},
+    {"mask": "segments", "reach": (None, 0), "spans": ((0.2, 0.7),)},
 )
+
+
+def spans_of(mask, keys, queries):
+    """Per row the spans of a mask's shares of its queries, in keys; rows of the second half have none."""
+    rows = [
+        tuple((n - m + round(start * m), n - m + round(stop * m)) for start, stop in mask["spans"])
+        for n, m in zip(keys, queries, strict=True)
+    ]
+    return tuple(row if 2 * at < len(rows) else () for at, row in enumerate(rows))
 
 
 def rule_of(name, heads):
@@ -55,12 +70,17 @@ def cases():
     for (B, H, K, L, S), mask, softcap, rule, sinks, dtype in itertools.product(
         SHAPES, MASKS, (None, 3.0), (None, "slopes", "buckets"), (False, True), TOLERANCE
     ):
-        if softcap is None and rule is None and "chunk" not in mask:
+        if softcap is None and rule is None and not {"chunk", "spans"} & set(mask):
             continue
         fields = dict(mask)
         if mask["mask"] in ("key_padding", "segments"):
             lengths = tuple(max(1, S - 29 * row) for row in range(B))
             fields |= {"lengths": lengths, "q_lengths": tuple(min(L, n) for n in lengths)}
+        if "spans" in mask:
+            keys = fields.get("lengths", (S,) * B)
+            fields["spans"] = spans_of(mask, keys, fields.get("q_lengths", (min(L, S),) * B))
+            if not any(stop - start > 1 for row in fields["spans"] for start, stop in row):
+                continue
         call = AttentionCall(
             B, H, K, L, S, 16, 24, dtype, sinks=sinks, softcap=softcap, bias=rule is not None,
             additive=rule is not None, limits=LIMITS, **fields,
@@ -108,7 +128,11 @@ def expected(call, q, k, v, sinks, rule):
         if left is not None:
             seen = seen & (distance >= -left)
         if right is not None:
-            seen = seen & (distance <= right)
+            together = np.zeros_like(distance, dtype=bool)
+            for start, stop in call.spans[row if len(call.spans) > 1 else 0] if call.spans else ():
+                inside = (np.arange(call.kv_len) >= start) & (np.arange(call.kv_len) < stop)
+                together |= inside[None] & (at >= start) & (at < stop)
+            seen = seen & ((distance <= right) | together)
         if call.chunk is not None:
             keys_in = (np.arange(call.kv_len)[None] + call.start) // call.chunk
             seen = seen & (keys_in == (at + call.start) // call.chunk)
@@ -201,6 +225,39 @@ def test_a_bias_reaches_fused_kernels_tile_by_tile(device, path_of):
     assert "numbers would lie there at once" in dict(path.against)["fused"]
 
 
+PICTURES = (tuple((first, first + 256) for first in range(100, 16_000, 700)),)
+
+
+@pytest.mark.parametrize("device", ["m1", "m2-ultra", "m5-max", "h200"])
+@pytest.mark.parametrize("reach", [(None, 0), (1023, 0)])
+def test_spans_reach_fused_kernels_tile_by_tile(device, reach, path_of):
+    path = path_of(
+        device=device, n_heads=8, n_kv_heads=4, q_len=16_384, kv_len=16_384, head_dim=64, dtype="float16",
+        mask="window", reach=reach, additive=device == "h200", spans=PICTURES,
+    )  # fmt: skip
+    assert path.price.route == "fused"
+    assert path.price.evaluations > 1
+    assert "numbers would lie there at once" in dict(path.against)["fused"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "m1", "m2-ultra", "m5-max", "h200"])
+@pytest.mark.parametrize("reach", [(None, 0), (1023, 0)])
+def test_no_mask_of_all_queries_and_keys_is_ever_priced_for_spans(device, reach, path_of):
+    path = path_of(
+        device=device, n_heads=8, n_kv_heads=4, q_len=16_384, kv_len=16_384, head_dim=64, dtype="float16",
+        mask="window", reach=reach, additive=device == "h200", spans=PICTURES, pin=None,
+    )  # fmt: skip
+    assert path.excess == ""
+    assert path.price.largest_buffer - path.price.output < 16_384**2
+
+
+def test_one_span_over_a_whole_row_needs_no_mask(path_of):
+    shape = {"n_heads": 8, "n_kv_heads": 4, "q_len": 4096, "kv_len": 4096, "head_dim": 64, "dtype": "float16"}
+    path = path_of(device="m2-ultra", mask="window", reach=(None, 0), spans=(((0, 4096),),), **shape)
+    assert (path.backend.name, path.price.route) == ("fused", "fused")
+    assert path.price.transient == path_of(device="m2-ultra", mask="none", **shape).price.transient
+
+
 class Silent:
     """A backend written before there were features: it refuses nothing and knows no bias."""
 
@@ -217,7 +274,8 @@ class Silent:
 
 
 def test_a_backend_that_names_no_features_is_never_asked_for_them(devices):
-    for fields in ({"softcap": 1.0}, {"bias": True, "additive": True}):
+    spans = {"mask": "window", "reach": (None, 0), "spans": (((2, 5),),)}
+    for fields in ({"softcap": 1.0}, {"bias": True, "additive": True}, spans):
         call = AttentionCall(1, 2, 1, 8, 8, 16, 16, "float32", **fields)
         path = choose(call, devices["cpu"], (Silent(), *BACKENDS))
         assert path.backend.name != "silent"

@@ -11,6 +11,10 @@ from archport.attention.routes import FastCall
 from archport.attention.visibility import Form, Visibility, visibility
 from archport.contract.attention import AttentionCall
 
+# Numbers of a bias, or of a mask of spans, that one call may hold for all of its queries and keys: what a tile of a long
+# call holds as well.
+MOST_NUMBERS = 1 << 22
+
 
 def whole(call: AttentionCall) -> FastCall:
     """What MLX sees when the call runs in one piece, keys cut to the range that some query sees."""
@@ -71,9 +75,10 @@ def mask_bytes(call: AttentionCall, fast: FastCall) -> int:
     limits = (seen.left is not None) + (seen.right is not None)
     if seen.chunk is not None:
         limits = 1 + (seen.right == 0)
+    limits += bool(seen.spans)
     # One bool per limit, joined in place, and the positions they are compared from.
     reach = fast.q_len * fast.kv_len * limits * (fast.B if seen.rows > 1 else 1)
-    held = reach + 16 * (fast.q_len + fast.kv_len)
+    held = reach + 16 * (fast.q_len + fast.kv_len) * max(1, len(seen.spans))
     if call.softcap is not None:
         # Plain operations take a bool mask, and a bias as a view of its line, unless rows need lines of their own.
         return held + line_bytes(call) + biased_row_bytes(call, seen, fast)
@@ -86,6 +91,15 @@ def mask_bytes(call: AttentionCall, fast: FastCall) -> int:
         # Joined with the reach in place, unless the caller's array differs per head; alone it is handed on as it is.
         return held + (fast.mask_elements if limits and fast.mask_elements * limits > reach else 0)
     return held + (0 if limits else fast.mask_elements)
+
+
+def lies_at_once(call: AttentionCall) -> str:
+    """Why one call may not take all queries: the numbers that say what they see or are biased by; "" where it may."""
+    numbers = whole(call).mask_elements
+    if not (call.bias or call.spans) or numbers <= MOST_NUMBERS:
+        return ""
+    what = "a bias" if call.bias else "what spans let queries see,"
+    return f"{what} of {numbers:,} numbers would lie there at once; tiles make it as they go"
 
 
 def line_bytes(call: AttentionCall) -> int:

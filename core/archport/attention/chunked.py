@@ -31,7 +31,7 @@ MOST_ROWS = {"cpu": 256, "metal": 512, "cuda": 1024}
 class Chunked:
     """Chunks of keys merged as they come; running maximum, sum and weighted values in float32."""
 
-    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
     name: str = "chunked"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from archport.attention import costs
 from archport.attention.bias import line_of, score_dtype
-from archport.attention.blocks import mask_bytes, whole
+from archport.attention.blocks import lies_at_once, mask_bytes, whole
 from archport.attention.kernel import attend_block
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.visibility import visibility
@@ -23,7 +23,7 @@ class Composite:
     """MLX's unfused attention in one call: scratch of the whole score matrix."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
     name: str = "composite"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
@@ -31,6 +31,8 @@ class Composite:
             return ["documents are run one by one"]
         if self.routes.route(whole(call), device).kernel != "composite":
             return ["MLX runs a fused kernel for this call"]
+        if call.spans and (why := lies_at_once(call)):
+            return [why]
         return []
 
     def price(self, call: AttentionCall, device: DeviceFacts) -> Price:

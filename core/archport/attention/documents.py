@@ -62,7 +62,7 @@ class Documents:
     """Runs any of `inner` per document."""
 
     inner: tuple[Backend, ...]
-    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
     name: str = "segments"
     _choose: Chooser = field(init=False, repr=False, compare=False)
 
@@ -85,6 +85,8 @@ class Documents:
                 return [f"a document is longer than its row of {call.q_len} queries and {call.kv_len} keys"]
         elif sum(call.lengths) > call.kv_len or sum(queries) > call.q_len:
             return [f"documents of {sum(call.lengths)} tokens do not fit a row of {call.kv_len}"]
+        elif len(call.lengths) > 1 and call.spans:
+            return ["documents packed in one row can't have spans"]
         elif len(call.lengths) > 1 and call.q_len != call.kv_len:
             return ["documents packed in one row can't have cached keys"]
         if any(n_q > n_k for n_q, n_k in zip(queries, call.lengths, strict=False)):
@@ -165,11 +167,14 @@ class Documents:
 def _part(call: AttentionCall, group: Group, limit: int) -> AttentionCall:
     """The call of one group: its documents are whole, so only their reach is left to say."""
     kind: MaskKind = "window"
+    spans = call.spans if len(call.spans) < 2 else call.spans[group.row : group.row + group.count]
+    spans = spans if any(spans) else ()
     if call.reach == (None, None):
         kind = "none"
-    elif call.reach == (None, 0):
+    elif call.reach == (None, 0) and not spans:
         kind = "causal"
     part = replace(call, B=group.count, q_len=group.queries, kv_len=group.keys, mask=kind, lengths=(), q_lengths=())
+    part = replace(part, spans=spans)
     own = 0 if _is_whole(call, part) else _copies(call, part) * part.output_bytes
     return replace(part, limits=replace(call.limits, transient_bytes=max(0, limit - own)))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from archport.attention import costs
 from archport.attention.bias import line_of, score_dtype
-from archport.attention.blocks import mask_bytes, whole
+from archport.attention.blocks import lies_at_once, mask_bytes, whole
 from archport.attention.kernel import attend_block
 from archport.attention.routes import NO_SOFTCAP, FastCall, Routes, TableRoutes, padded_dims
 from archport.attention.visibility import visibility
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 
-# Numbers of a bias that one call may hold for all of its queries and keys: what a tile of a long call holds as well.
-MOST_BIAS = 1 << 22
-
 Plain = Callable[["mx.array", "mx.array", "mx.array", float, "mx.array | None"], "mx.array"]
 
 
@@ -30,7 +27,7 @@ class Fused:
     """MLX's fused kernels: memory that does not grow with the scores."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"bias", "chunk"})
+    features: frozenset[Feature] = frozenset({"bias", "chunk", "spans"})
     name: str = "fused"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
@@ -38,10 +35,8 @@ class Fused:
             return ["documents are run one by one"]
         if call.softcap is not None:
             return [NO_SOFTCAP]
-        if call.bias and whole(call).mask_elements > MOST_BIAS:
-            return [
-                f"a bias of {whole(call).mask_elements:,} numbers would lie there at once; tiles make it as they go"
-            ]
+        if why := lies_at_once(call):
+            return [why]
         if self._variants(call, device):
             return []
         return [self.routes.route(whole(call), device).why or "MLX has no fused kernel for this call"]

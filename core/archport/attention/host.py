@@ -17,6 +17,7 @@ import numpy as np
 from archport.attention import costs, tile_by_tile, tiles
 from archport.attention.bias import Line, line_of
 from archport.attention.blocks import lane_blocks, lane_shape, line_bytes
+from archport.attention.spans import numbered
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
@@ -43,7 +44,7 @@ HIDDEN = np.float32(-1e30)
 class Host:
     """Query tiles per (row, kv head) lane on the host, each on the keys that it can see."""
 
-    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
     name: str = "host"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
@@ -283,7 +284,12 @@ def _hidden(seen: Visibility, a: int, b: int, lo: int, hi: int) -> list[Hidden]:
         at = np.arange(offset + a, offset + b)
         sided = seen.right is not None and (seen.chunk is None or seen.right == 0)
         if sided and seen.right is not None and (first := max(lo, offset + a + seen.right + 1)) < hi:
-            found.append((rows, slice(first - lo, hi - lo), np.arange(first, hi)[:, None] > at + seen.right))
+            later = np.arange(first, hi)[:, None] > at + seen.right
+            if seen.spanned(a, b):
+                of_queries, of_keys = numbered(seen, a, b, first, hi)
+                line = row if len(of_keys) > 1 else 0
+                later &= of_keys[line][:, None] != of_queries[line]
+            found.append((rows, slice(first - lo, hi - lo), later))
         if seen.chunk is not None:
             chunks = (at + seen.start) // seen.chunk
             keys = (np.arange(lo, hi) + seen.start) // seen.chunk

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from archport.attention.spans import numbered
 from archport.attention.visibility import Visibility
 
 if TYPE_CHECKING:
@@ -142,6 +143,9 @@ def _in_reach(seen: Visibility, a: int, b: int, lo: int, hi: int) -> mx.array | 
             shown = keys >= at - seen.left
         if seen.right is not None and (seen.chunk is None or seen.right == 0):
             right = keys <= at + seen.right
+            if seen.spanned(a, b):
+                of_queries, of_keys = numbered(seen, a, b, lo, hi)
+                right = mx.logical_or(right, mx.array(of_queries)[:, None, :, None] == mx.array(of_keys)[:, None, None])
             shown = right if shown is None else mx.logical_and(shown, right)
     if min(seen.key_lengths) < hi:
         real = keys < mx.array(seen.key_lengths, dtype=mx.int32).reshape(-1, 1, 1, 1)

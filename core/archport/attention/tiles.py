@@ -29,7 +29,7 @@ class Cut:
 
 def tile_form(seen: Visibility) -> Form:
     """The mask form that the tiles of a call take; some of them may need less."""
-    if seen.has_array or seen.rows > 1 or seen.windowed or seen.right not in (None, 0):
+    if seen.has_array or seen.rows > 1 or seen.windowed or seen.spans or seen.right not in (None, 0):
         return "array"
     if seen.key_lengths[0] < seen.kv_len and seen.right is None:
         # Keys are cut at the shared length, so nothing is left to hide.
@@ -186,7 +186,7 @@ def visited(seen: Visibility, q_len: int, rows: int, width: int) -> int:
     """(query, key) pairs per head that the tiles compute, exact for causal and an upper bound for bands."""
     if seen.windowed or seen.right is None:
         return q_len * width
-    offset = max(seen.offsets) + seen.right
+    offset = max(seen.offsets) + seen.right + seen.longest_span
     full, rest = divmod(q_len, rows)
     whole = rows * (full * offset + rows * full * (full + 1) // 2)
     return min(q_len * width, max(q_len, whole + rest * (offset + q_len)))

@@ -6,11 +6,14 @@ Pure Python. Knows nothing of arrays; `masks` turns the same numbers into an arr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
-from archport.contract.attention import AttentionCall
+from archport.contract.attention import AttentionCall, Span
 
 Form = Literal["none", "causal", "array"]
+T = TypeVar("T")
+# The keys of a tile that a span widens end at a multiple of this: CUDA prepares each width by itself.
+SPAN_GRID = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class Visibility:
         has_array: whether the caller brings an array mask on top.
         chunk: positions per chunk outside of which nothing is seen; None where no pair lies in different ones.
         start: position of key 0 in its chunk.
+        spans: per row the keys [start, stop) that see each other to the right as well; one entry when all rows share
+            it, empty where `right` says it all.
     """
 
     q_len: int
@@ -36,10 +41,11 @@ class Visibility:
     has_array: bool
     chunk: int | None = None
     start: int = 0
+    spans: tuple[tuple[Span, ...], ...] = ()
 
     @property
     def rows(self) -> int:
-        return max(len(self.offsets), len(self.key_lengths))
+        return max(len(self.offsets), len(self.key_lengths), len(self.spans))
 
     @property
     def windowed(self) -> bool:
@@ -52,7 +58,24 @@ class Visibility:
             return self
         offsets = self.offsets if len(self.offsets) == 1 else _shared(self.offsets[first:last])
         keys = self.key_lengths if len(self.key_lengths) == 1 else _shared(self.key_lengths[first:last])
-        return replace(self, offsets=offsets, key_lengths=keys)
+        spans = self.spans if len(self.spans) < 2 else _shared(self.spans[first:last])
+        return replace(self, offsets=offsets, key_lengths=keys, spans=spans)
+
+    def spanned(self, a: int, b: int) -> int:
+        """The end of the last span in which a query of [a, b) lies, over all rows; 0 where none does."""
+        end = 0
+        for row in range(max(len(self.offsets), len(self.spans)) if self.spans else 0):
+            offset = self.offsets[row if len(self.offsets) > 1 else 0]
+            for start, stop in self.spans[row if len(self.spans) > 1 else 0]:
+                if start < offset + b and stop > offset + a:
+                    end = max(end, stop)
+        return end
+
+    @property
+    def longest_span(self) -> int:
+        """Tokens that the longest span adds to what a tile sees, on the grid of `key_range`; 0 without any."""
+        longest = max((stop - start for row in self.spans for start, stop in row), default=0)
+        return longest + SPAN_GRID if longest else 0
 
     def widest(self, rows: int) -> int:
         """Keys of the widest tile of `rows` queries; an upper bound where rows of the batch differ."""
@@ -60,14 +83,16 @@ class Visibility:
         if self.left is None or self.right is None:
             return hi - lo
         spread = max(self.offsets) - min(self.offsets)
-        return min(hi - lo, rows + spread + self.left + self.right)
+        return min(hi - lo, rows + spread + self.left + self.right + self.longest_span)
 
     def key_range(self, a: int, b: int) -> tuple[int, int]:
         """Keys [lo, hi) outside of which no query of [a, b) sees anything; never empty, so that softmax has a key."""
         lo = 0 if self.left is None else max(0, min(self.offsets) + a - self.left)
         hi = max(self.key_lengths)
         if self.right is not None:
-            hi = min(hi, max(self.offsets) + b + self.right)
+            # Keys behind a span's end are hidden anyway, and few widths of tiles are worth more than few keys.
+            end = -(-self.spanned(a, b) // SPAN_GRID) * SPAN_GRID
+            hi = min(hi, max(max(self.offsets) + b + self.right, end))
         if self.chunk is not None:
             lo = max(lo, self.chunk_of(min(self.offsets) + a)[0])
             hi = min(hi, self.chunk_of(max(self.offsets) + b - 1)[1])
@@ -92,6 +117,8 @@ class Visibility:
             cut_right = cut_right or hi > self.chunk_of(offset + a)[1]
         if not cut_left and not cut_right:
             return "none"
+        if self.spanned(a, b):
+            return "array"
         # MLX aligns "causal" at the lower right and leaves rows without any key undefined.
         if not cut_left and self.right == 0 and hi == offset + b and offset + a >= 0:
             return "causal"
@@ -115,12 +142,20 @@ def visibility(call: AttentionCall) -> Visibility:
         left = None
     if right is not None and right >= call.kv_len - 1 - min(offsets):
         right = None
+    spans: tuple[tuple[Span, ...], ...] = ()
+    if call.mask not in ("none", "causal") and right is not None and any(call.spans):
+        spans = _shared(call.spans)
+        if spans == (((0, call.kv_len),),):
+            # One span is all there is.
+            right, spans = None, ()
     chunk = call.chunk if call.mask not in ("none", "causal") else None
     if chunk is not None and call.start + call.kv_len <= chunk:
         chunk = None
     has_array = call.mask == "dense" and bool(call.mask_shape)
-    return Visibility(call.q_len, call.kv_len, left, right, offsets, keys, has_array, chunk, call.start if chunk else 0)
+    return Visibility(
+        call.q_len, call.kv_len, left, right, offsets, keys, has_array, chunk, call.start if chunk else 0, spans
+    )
 
 
-def _shared(values: tuple[int, ...]) -> tuple[int, ...]:
+def _shared(values: tuple[T, ...]) -> tuple[T, ...]:
     return values[:1] if len(set(values)) == 1 else values

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 # What a call may ask for beyond visibility, and a backend has to name in its `features` before it is asked.
-Feature = Literal["softcap", "bias", "chunk"]
+Feature = Literal["softcap", "bias", "chunk", "spans"]
 MaskKind = Literal["none", "causal", "window", "segments", "key_padding", "dense"]
 Reach = tuple[int | None, int | None]
+# Tokens [start, stop) that see each other whichever comes first.
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class MaskPolicy:
     """How a layer's visibility is handed to attention.
 
     Args:
-        kind: `none` (every key visible), `causal` (lower-right aligned), `window` (the layer's reach), `segments` (one
+        kind: `none` (every key visible), `causal` (lower-right aligned), `window` (the layer's reach, and spans), `segments` (one
             call per document), `key_padding` (an array of (B,1,1,S)) or `dense` (an array of (B,1,L,S)).
         why: the reason, for `explain()`.
     """
@@ -117,6 +119,9 @@ class AttentionCall:
         bias: whether `run` is handed a rule that says what is added to the scores, by distance and head.
         chunk: positions per chunk where a query sees only keys of its own, read like `reach`; None: it sees across.
         start: position of key 0 in its chunk; 0 in a document that begins in this call.
+        spans: per row the keys [start, stop) whose tokens see each other to the right too, read like `reach`; ascending
+            and apart from each other, each with all of its queries in this call. One entry where all rows have the
+            same; empty where none has any.
     """
 
     B: int
@@ -139,6 +144,7 @@ class AttentionCall:
     bias: bool = False
     chunk: int | None = None
     start: int = 0
+    spans: tuple[tuple[Span, ...], ...] = ()
 
     @classmethod
     def of(
@@ -155,6 +161,7 @@ class AttentionCall:
         q_lengths: tuple[int, ...] = (),
         limits: AttentionLimits | None = None,
         start: int = 0,
+        spans: tuple[tuple[Span, ...], ...] = (),
     ) -> AttentionCall:
         """The call of one layer under a mask policy.
 
@@ -162,6 +169,7 @@ class AttentionCall:
             q_len, kv_len: padded tokens of this step, and padded keys including cached ones.
             lengths, q_lengths: as in the class; handed on as they are.
             start: position of key 0 in its row.
+            spans: as in the class; left out where the layer knows none.
         """
         kind = policy.kind
         reaching = kind in ("window", "segments", "key_padding", "dense")
@@ -187,6 +195,7 @@ class AttentionCall:
             bias=layer.bias,
             chunk=chunk,
             start=0 if chunk is None else start % chunk,
+            spans=spans if reaching and layer.spans and any(spans) else (),
         )
 
     @property
@@ -196,6 +205,7 @@ class AttentionCall:
             "softcap": self.softcap is not None,
             "bias": self.bias,
             "chunk": self.chunk is not None,
+            "spans": bool(self.spans),
         }
         return tuple(name for name, needed in asked.items() if needed)
 
@@ -352,6 +362,7 @@ _FEATURE_WORDS: dict[Feature, str] = {
     "softcap": "a soft cap",
     "bias": "a bias by distance",
     "chunk": "attention within chunks",
+    "spans": "spans whose tokens see each other",
 }
 
 

@@ -15,6 +15,7 @@ ONE_QUERY = MaskPolicy("none", "one query sees the whole cache")
 FULL = MaskPolicy("none", "every token sees every other, and lengths are equal")
 SHORT = MaskPolicy("none", "the window covers the whole row, and lengths are equal")
 WINDOW = MaskPolicy("window", "the layer sees only its window")
+SPANS = MaskPolicy("window", "tokens of a span see each other, and all others what came before them")
 SEGMENTS = MaskPolicy("segments", "rows differ in length: one call per row or group of equal rows")
 KEY_PADDING = MaskPolicy("key_padding", "rows differ in length: keys behind a row's end are hidden")
 HIDDEN_ENDS = MaskPolicy("key_padding", "the ends of rows are computed, but nothing sees them")
@@ -32,6 +33,7 @@ def mask_policies(
     ragged: bool = False,
     even_start: bool = True,
     packed: bool = False,
+    spans: bool = False,
 ) -> tuple[MaskPolicy, ...]:
     """Policies that hide exactly what the layer must not see.
 
@@ -42,11 +44,14 @@ def mask_policies(
         even_start: whether all rows begin this step at one position. A causal step then needs no lengths: padding on
             the right is never seen by a real token.
         packed: whether one row holds several documents.
+        spans: whether some tokens of this step see each other whichever comes first.
     """
     if packed:
         return (PACKED,)
     if needs_lengths(layer, ragged=ragged, even_start=even_start):
         return (SEGMENTS, KEY_PADDING)
+    if spans and layer.spans:
+        return (SPANS,)
     if _hides(layer, kv_len, behind):
         return (WINDOW,)
     if layer.semantics == "causal":

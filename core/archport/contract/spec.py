@@ -53,6 +53,8 @@ class AttentionLayer:
         gated: whether its output is multiplied by a gate as wide, which plans price.
         softcap: c of scores that become c * tanh(score / c), as in Gemma 2; None for none.
         bias: whether `attend` is handed a rule of what distances add to the scores (ALiBi, relative tables).
+        spans: whether tokens of one span (a picture's, a prompt's prefix), which the request's inputs name, see each other
+            whichever comes first, as far as the reach to the left lets them. Causal layers only.
         chunk: positions in a chunk, where tokens see only those of their own chunk, as in Llama 4; None where they see
             across. It is the reach then, which is left out: that of the chunk's last or first token.
 
@@ -73,6 +75,7 @@ class AttentionLayer:
     bias: bool = False
     chunk: int | None = None
     kv_from: int | None = None
+    spans: bool = False
 
     def __post_init__(self) -> None:
         if self.semantics not in get_args(Semantics):
@@ -88,6 +91,11 @@ class AttentionLayer:
         _positive("attention layer", v_head_dim=self.v_head_dim)
         self._check_chunk()
         self._check_reach()
+        if self.spans and self.semantics != "causal":
+            raise SpecError(
+                "attention layer: spans=True in a bidirectional layer, where every token sees those after it anyway; "
+                "leave spans out, or declare it causal"
+            )
         if self.softcap is not None and not (isinstance(self.softcap, int | float) and 0 < self.softcap < math.inf):
             raise SpecError(f"attention layer: softcap={self.softcap!r}; expected a number above 0, or None for none")
         if self.kv is None:

@@ -40,6 +40,8 @@ from archport.contract import (
     Head,
     InputError,
     MemoryBudgetExceeded,
+    PluginError,
+    SpanRule,
     SpecError,
     TextInputs,
     TokenHead,
@@ -307,7 +309,7 @@ def make_runtime(
     return Runtime(
         about.checkpoint.name,
         texts,
-        Encoder(trunk, about.spec, planner),
+        Encoder(trunk, about.spec, planner, _span_rule(about, inputs)),
         head,
         tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in stored),
         chat=chat,
@@ -315,6 +317,20 @@ def make_runtime(
         prefixes=PrefixCache(prefix_cache_bytes(prefix_cache, planner.budget)),
         mask=mask_token(about.checkpoint) if "fill_mask" in about.spec.tasks else None,
     )
+
+
+def _span_rule(about: Description, inputs: TextInputs) -> SpanRule | None:
+    """The rule of inputs that names spans, of which the model's layers must know.
+
+    Raises:
+        PluginError: no layer does, so that what the rule names would change nothing.
+    """
+    if inputs.spans is not None and not any(layer.spans for layer in about.spec.attention_layers):
+        raise PluginError(
+            f"{about.plugin.label}: archport_inputs names spans, but no layer of {about.spec.arch} declares "
+            "spans=True; declare the layers whose tokens see each other within a span, or leave the rule out"
+        )
+    return inputs.spans
 
 
 def prefix_cache_bytes(asked: int | str | None, budget: int) -> int:

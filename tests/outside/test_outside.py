@@ -17,12 +17,17 @@ from archport.testing.measure import reference, visible
 from archport.testing.writing import random_weights, write_checkpoint
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import spans  # noqa: E402
+
 GOLDENS = HERE.parent / "goldens" / "outside"
 RECORDED = {
     "gemma2": ("gemma2", "CONFIG"),
     "mpnet": ("encoders", "MPNET"),
     "llama4": ("decoders", "LLAMA4"),
     "deepseek": ("decoders", "DEEPSEEK"),
+    "gemma3": ("spans", "GEMMA3"),
+    "prefix": ("spans", "PREFIX"),
 }
 ALL = {**RECORDED, "alibi": ("encoders", "ALIBI"), "shared": ("decoders", "SHARED")}
 LIMIT = 1e-5
@@ -30,8 +35,6 @@ LIMIT = 1e-5
 
 def plugin_of(name):
     """(the plugin's module, the config of an example of its)."""
-    if str(HERE) not in sys.path:
-        sys.path.insert(0, str(HERE))
     module, config = ALL[name]
     module = __import__(module)
     return module, dict(getattr(module, config))
@@ -103,19 +106,32 @@ def test_greedy_tokens_are_those_of_transformers(name, models):
     assert alone[0].tokens == answers[0].tokens
 
 
-@pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "shared"])
+def drawn(name, length, dice):
+    """Random ids (length,); with pictures, or a prefix, where the model knows spans."""
+    ids = dice.integers(8, 199, length).astype(np.int32)
+    if name == "gemma3":
+        for start in range(length // 20, length, max(40, length // 24)):
+            ids[start : start + max(6, length // 64)] = spans.IMAGE
+    elif name == "prefix":
+        ids[length // 4] = spans.BREAK
+    return ids
+
+
+@pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "shared", "gemma3", "prefix"])
 def test_a_prompt_in_steps_is_what_it_is_in_one(name, models):
     from archport.planning import plan_request
     from archport.running.planned import batch_caches, run_steps
 
-    model, row = models[name], np.random.default_rng(1).integers(3, 199, 150).astype(np.int32)
+    model, row = models[name], drawn(name, 150, np.random.default_rng(1))
     planner, trunk = model._runtime.encoder.plan, model._runtime.encoder.trunk
     whole = np.array(model.forward(row[None])[0])
     options = {
         key: getattr(planner, key)
         for key in ("device", "budget", "max_context", "choose", "pins", "plugin", "weight_bytes", "dtype", "limits")
     }
-    for chunk in (7, 32, 50):
+    rule = model._runtime.encoder.rule
+    options["spans"] = [rule(row)] if rule else ()
+    for chunk in (5, 7, 32, 50):
         plan = plan_request(planner.spec, [len(row)], chunk=chunk, new_tokens=4, **options)
         (batch,) = plan.batches
         caches = batch_caches(planner.spec, plan, batch)
@@ -219,8 +235,8 @@ def test_16384_tokens_take_memory_that_grows_with_them_and_not_with_their_square
     model, _ = loaded(name, tmp_path / "model", max_position_embeddings=16_400)
     peaks = {}
     for length in (4_096, 16_384):
-        row = np.random.default_rng(4).integers(3, 199, length).astype(np.int32)
-        plan = model.plan([length])
+        row = drawn(name, length, np.random.default_rng(4))
+        plan = model._runtime.encoder.planned([row])
         mx.synchronize()
         mx.clear_cache()
         before = mx.get_active_memory()
@@ -236,10 +252,10 @@ def test_16384_tokens_take_memory_that_grows_with_them_and_not_with_their_square
     assert peaks[16_384] < 4 * 16_384**2 / 4
 
 
-@pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "shared"])
+@pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "shared", "gemma3", "prefix"])
 def test_tokens_decoded_behind_ragged_prompts_are_the_likeliest_of_a_pass_over_all_of_them(name, models):
     model, dice = models[name], np.random.default_rng(6)
-    prompts = [dice.integers(3, 199, length).tolist() for length in (40, 9, 70)]
+    prompts = [drawn(name, length, dice).tolist() for length in (40, 9, 70)]
     trunk = model._runtime.encoder.trunk
     for prompt, answer in zip(prompts, model.generate(prompts, max_tokens=12), strict=True):
         row = [*prompt, *answer.tokens]
@@ -248,3 +264,54 @@ def test_tokens_decoded_behind_ragged_prompts_are_the_likeliest_of_a_pass_over_a
         # The token itself may differ where two logits are as near as rounding.
         short = logits.max(axis=-1) - np.take_along_axis(logits, np.array(answer.tokens)[:, None], axis=-1)[:, 0]
         assert short.max() <= 1e-4 * np.abs(logits).max()
+
+
+@pytest.mark.parametrize(("name", "chunk", "least"), [("gemma3", 5, 8), ("prefix", 5, 38), ("gemma3", 40, 8)])
+def test_no_step_cuts_a_span_and_the_plan_says_so(name, chunk, least, models):
+    encoder = models[name]._runtime.encoder
+    rows = [drawn(name, length, np.random.default_rng(length)) for length in (150, 118)]
+    found = [encoder.rule(row) for row in rows]
+    plan = tiny_plan(encoder, [len(row) for row in rows], chunk=chunk, new_tokens=4, spans=found)
+    (batch,) = plan.batches
+    assert len(batch.steps) > 2
+    edges = [step.start for step in batch.steps]
+    assert not [edge for edge in edges for row in found for a, b in row if a < edge < b]
+    assert max(step.tokens for step in batch.steps) <= max(chunk, least)
+    assert "steps of a prefill end where spans do" in plan.explain()
+
+
+def tiny_plan(encoder, lengths, **options):
+    from archport.planning import plan_request
+
+    planner = encoder.plan
+    fixed = {
+        key: getattr(planner, key)
+        for key in ("device", "budget", "max_context", "choose", "pins", "plugin", "weight_bytes", "dtype", "limits")
+    }
+    return plan_request(encoder.spec, lengths, **fixed, **options)
+
+
+def test_a_picture_is_taken_from_what_was_remembered_whole_or_not_at_all(tmp_path):
+    dice = np.random.default_rng(8)
+    # Without windows, so that what is remembered can be cut anywhere.
+    model, _ = loaded("gemma3", tmp_path / "model", layer_types=["full_attention"] * 4)
+    module, _ = plugin_of("gemma3")
+    keeping = engine.load(tmp_path / "model", plugins=(find(module),), dtype="float32", prefix_cache=1 << 24)
+    before, after = dice.integers(8, 199, 12).tolist(), dice.integers(8, 199, 9).tolist()
+    large, small = [*before, *[spans.IMAGE] * 10, *after], [*before, *[spans.IMAGE] * 5, *after]
+    cases = ((large, 0), (small, 12), (large, len(large) - 1), ([*large, *after], len(large)), (large[:18], 12))
+    for prompt, cached in cases:
+        (got,), (want,) = (each.generate([prompt], max_tokens=6) for each in (keeping, model))
+        assert got.tokens == want.tokens
+        assert got.usage.cached_tokens == cached
+
+
+def test_rows_with_spans_are_embedded_as_they_are_alone(models):
+    model, dice = models["prefix"], np.random.default_rng(9)
+    rows = [drawn("prefix", length, dice) for length in (60, 21, 44, 44)]
+    ids, mask = np.zeros((4, 60), np.int32), np.zeros((4, 60), np.int32)
+    for at, row in enumerate(rows):
+        ids[at, : len(row)], mask[at, : len(row)] = row, 1
+    together = np.array(model.forward(ids, mask))
+    for at, row in enumerate(rows):
+        assert far(together[at, : len(row)], np.array(model.forward(row[None]))[0]) <= LIMIT

@@ -11,8 +11,8 @@ from archport.attention.routes import FastCall
 from archport.attention.visibility import Form, Visibility, visibility
 from archport.contract.attention import AttentionCall
 
-# Numbers of a bias, or of a mask of spans, that one call may hold for all of its queries and keys: what a tile of a long
-# call holds as well.
+# Numbers of a bias, or of a mask of spans, that one call may hold for all of its queries and keys: as many as a tile of
+# a long call holds.
 MOST_NUMBERS = 1 << 22
 
 

@@ -152,7 +152,14 @@ def _shared_mask(
     prepared: dict[tuple[int, int, int, int], mx.array],
 ) -> mx.array | None:
     """The mask that equally placed bands share: it depends on where the keys lie relative to the queries only."""
-    if call.bias or seen.has_array or seen.rows > 1 or seen.spans or seen.key_lengths[0] < hi or seen.form(a, b, lo, hi) != "array":
+    if (
+        call.bias
+        or seen.has_array
+        or seen.rows > 1
+        or seen.spans
+        or seen.key_lengths[0] < hi
+        or seen.form(a, b, lo, hi) != "array"
+    ):
         return None
     # In chunks it also depends on where the tile begins in its own.
     place = (b - a, hi - lo, a - lo, 0 if seen.chunk is None else (seen.start + lo) % seen.chunk)

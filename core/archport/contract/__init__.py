@@ -14,6 +14,7 @@ from archport.contract.attention import (
     MaskPolicy,
     PathChooser,
     Price,
+    Span,
 )
 from archport.contract.delta import DeltaHeads
 from archport.contract.deprecation import CONTRACT
@@ -72,6 +73,7 @@ from archport.contract.model import (
     Messages,
     PairText,
     PoolingMode,
+    SpanRule,
     TextInputs,
     Trunk,
     YesNoHead,
@@ -159,6 +161,8 @@ __all__ = [
     "ScoreActivation",
     "Segments",
     "Semantics",
+    "Span",
+    "SpanRule",
     "SpecError",
     "Task",
     "TextInputs",

@@ -29,8 +29,8 @@ class MaskPolicy:
     """How a layer's visibility is handed to attention.
 
     Args:
-        kind: `none` (every key visible), `causal` (lower-right aligned), `window` (the layer's reach, and spans), `segments` (one
-            call per document), `key_padding` (an array of (B,1,1,S)) or `dense` (an array of (B,1,L,S)).
+        kind: `none` (every key visible), `causal` (lower-right aligned), `window` (the layer's reach, and spans),
+            `segments` (one call per document), `key_padding` (an array of (B,1,1,S)) or `dense` (one of (B,1,L,S)).
         why: the reason, for `explain()`.
     """
 

@@ -16,6 +16,7 @@ from archport.contract.recurrence import RecurrentStep, Segments
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import numpy as np
 
     from archport.contract.attention import DistanceBias
     from archport.contract.heads import Head
@@ -28,6 +29,8 @@ Activation = Literal[
     "softplus", "softsign", "hardtanh", "hardsigmoid", "hardswish", "logsigmoid", "tanhshrink", "softshrink",
     "hardshrink", "softmax", "logsoftmax",
 ]  # fmt: skip
+# From a row's token ids (L,) int32 to the stretches (start, stop) of them that see each other.
+SpanRule = Callable[["np.ndarray"], Sequence[tuple[int, int]]]
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 
@@ -277,6 +280,9 @@ class TextInputs:
         messages: how texts become messages for the checkpoint's chat template; None where they stay texts.
         source: where this was read from, for `archport info`.
         images_only: whether the model reads no text at all, so that its checkpoint needs no tokenizer.
+        spans: which tokens of a row see each other whichever comes first, by their ids (L,): pairs (start, stop), in
+            order and apart from each other; for specs with layers that declare `spans`. It is asked about every row
+            that is embedded, scored or read as a prompt, and never about what is generated.
     """
 
     max_tokens: int | None = None
@@ -291,6 +297,7 @@ class TextInputs:
     images_only: bool = False
     query_tokens: int | None = None
     document_tokens: int | None = None
+    spans: SpanRule | None = None
     messages: Messages | None = None
     source: str = "default"
 

@@ -53,8 +53,8 @@ class AttentionLayer:
         gated: whether its output is multiplied by a gate as wide, which plans price.
         softcap: c of scores that become c * tanh(score / c), as in Gemma 2; None for none.
         bias: whether `attend` is handed a rule of what distances add to the scores (ALiBi, relative tables).
-        spans: whether tokens of one span (a picture's, a prompt's prefix), which the request's inputs name, see each other
-            whichever comes first, as far as the reach to the left lets them. Causal layers only.
+        spans: whether tokens of one span (a picture's, a prompt's prefix), which `TextInputs.spans` names, see each
+            other whichever comes first, as far as the reach to the left lets them. Causal layers only.
         chunk: positions in a chunk, where tokens see only those of their own chunk, as in Llama 4; None where they see
             across. It is the reach then, which is left out: that of the chunk's last or first token.
 

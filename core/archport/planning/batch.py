@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archport.contract import AttentionPath, BatchShape, MaskPolicy
+from archport.contract import AttentionPath, BatchShape, MaskPolicy, Span
 from archport.planning.plan import StepPlan
 
 
@@ -20,6 +20,7 @@ class Batch:
         visible: leading tokens of each row that any token sees; empty when all are.
         pictures: patches of each picture, in the order of rows and of tokens in them.
         packed: whether the rows lie behind one another in a single one, which `shape` is of.
+        spans: per row the stretches of new tokens that see each other; empty when no row has any.
         dense: whether one mask of (B,1,S,S) in float32 is to be built, as a naive implementation does.
     """
 
@@ -31,6 +32,7 @@ class Batch:
     pictures: tuple[int, ...] = ()
     visible: tuple[int, ...] = ()
     packed: bool = False
+    spans: tuple[tuple[Span, ...], ...] = ()
 
     @property
     def even_start(self) -> bool:

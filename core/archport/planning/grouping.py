@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from archport.contract import AttentionLayer, BatchShape, InputError, PluginError
+from archport.contract import AttentionLayer, BatchShape, InputError, PluginError, Span
 from archport.planning.batch import Batch
 from archport.planning.job import Job
 from archport.planning.packing import packed_groups, packed_width
@@ -120,4 +120,10 @@ def batch_of(job: Job, group: Group, rows: tuple[int, ...], cached: tuple[int, .
         pictures=pictures,
         visible=visible,
         packed=group.packed,
+        spans=_spans(job, group),
     )
+
+
+def _spans(job: Job, group: Group) -> tuple[tuple[Span, ...], ...]:
+    spans = tuple(job.spans[row] for row in group.rows) if job.spans else ()
+    return spans if any(spans) else ()

@@ -20,6 +20,7 @@ from archport.contract import (
     LayerSpec,
     MaskPolicy,
     PathChooser,
+    Span,
 )
 from archport.planning.batch import Batch, Steps
 from archport.planning.costs import TokenBytes, Weights, active_elements, element_bytes, has_experts, token_bytes
@@ -55,6 +56,7 @@ class Job:
         kinds: distinct layer specs, in order of appearance.
         layer_classes: per layer an index into `classes`.
         images: per row the patches of its pictures; empty when no row has any.
+        spans: per row the stretches of its tokens that see each other; empty when no row has any.
         visible: per row the leading tokens that any token sees; empty when all are.
         readout: what a head needs behind the last layer; None for nothing to speak of.
         backend: name of the backend that the caller pinned for all attention.
@@ -82,6 +84,7 @@ class Job:
     images: tuple[tuple[int, ...], ...]
     resident: int = 0
     visible: tuple[int, ...] = ()
+    spans: tuple[tuple[Span, ...], ...] = ()
     readout: Readout | None = None
     kinds: tuple[LayerSpec, ...] = ()
     classes: tuple[LayerClass, ...] = ()
@@ -157,8 +160,8 @@ class Job:
         return found
 
     def backend_pin(self, layer: AttentionLayer, call: AttentionCall) -> tuple[str | None, str]:
-        """What a hook fixed about the backend and who did, asked once per layer spec, rows and queries."""
-        key = (layer, call.B, call.q_len)
+        """What a hook fixed about the backend and who did, asked once per layer spec, rows, queries and spans."""
+        key = (layer, call.B, call.q_len, bool(call.spans))
         found = self.memo.backends.get(key)
         if found is None:
             pin = self.pins.sdpa_backend(self.spec, layer, call, self.device)

@@ -34,8 +34,8 @@ class Memo:
     masks: dict[tuple[LayerSpec, BatchShape], tuple[MaskPolicy | None, str]] = field(
         default_factory=dict["tuple[LayerSpec, BatchShape]", "tuple[MaskPolicy | None, str]"]
     )
-    backends: dict[tuple[AttentionLayer, int, int], tuple[str | None, str]] = field(
-        default_factory=dict["tuple[AttentionLayer, int, int]", "tuple[str | None, str]"]
+    backends: dict[tuple[AttentionLayer, int, int, bool], tuple[str | None, str]] = field(
+        default_factory=dict["tuple[AttentionLayer, int, int, bool]", "tuple[str | None, str]"]
     )
 
     chunks: dict[BatchShape, tuple[int | None, str]] = field(

@@ -67,7 +67,7 @@ def _possible(job: Job, rows: Sequence[int], cached: Sequence[int]) -> bool:
     """Whether the request leaves it to the planner, and the device has paths for such rows."""
     if not job.pack or len(rows) < 2 or job.mode != "embed" or any(cached):
         return False
-    if job.images or job.visible or job.readout is not None or job.chunk or job.backend is not None:
+    if job.images or job.visible or job.spans or job.readout is not None or job.chunk or job.backend is not None:
         return False
     if job.limits.force_chunk or any(not isinstance(layer, AttentionLayer) for layer in job.kinds):
         return False

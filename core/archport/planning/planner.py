@@ -20,6 +20,7 @@ from archport.contract import (
     DType,
     InputError,
     PathChooser,
+    Span,
 )
 from archport.planning.arguments import pictures_of, visible_of, whole
 from archport.planning.batch import Batch
@@ -35,6 +36,7 @@ from archport.planning.readout import Readout
 from archport.planning.refusals import refuse, refuse_context, refuse_dense
 from archport.planning.search import admitted, leanest, schedule_of
 from archport.planning.shapes import Group, padded_length, prompt_width
+from archport.planning.spans import smallest_chunk, spans_of
 from archport.planning.steps import decode_step, reasons
 from archport.planning.timing import decoding_seconds
 from archport.planning.vision import vision_kinds
@@ -66,6 +68,7 @@ def plan_request(
     resident: int = 0,
     images: Sequence[Sequence[int]] = (),
     visible: Sequence[int] = (),
+    spans: Sequence[Sequence[Span]] = (),
     readout: Readout | None = None,
     memo: Memo | None = None,
     pack: bool = False,
@@ -95,6 +98,8 @@ def plan_request(
         images: per row the patches of its pictures, in order; empty when no row has any.
         visible: per row the leading tokens that any token may see, those behind them being computed all the same; empty
             when all are seen.
+        spans: per row the stretches (start, stop) of its new tokens that see each other whichever comes first, in order
+            and apart; empty when no row has any.
         readout: what a head needs behind the last layer; left out for one that needs nothing to speak of.
         memo: of earlier requests with the same spec, device, chooser and pins.
         pack: whether the caller takes rows that lie behind one another in one, where that is cheaper.
@@ -144,6 +149,7 @@ def plan_request(
         resident=resident,
         images=pictures_of(spec, rows, images),
         visible=visible_of(rows, visible),
+        spans=spans_of(spec, rows, spans),
         readout=readout,
         kinds=kinds,
         classes=classes,
@@ -229,7 +235,7 @@ def _leanest(job: Job, batch: Batch) -> Quote:
 def _quote(job: Job, batch: Batch) -> Quote | None:
     """What a batch runs by, remembered where its rows' lengths do not matter; None when it does not fit."""
     memo = job.memo
-    key = (job.asked, batch.shape, batch.others, batch.pictures, batch.visible, batch.packed)
+    key = (job.asked, batch.shape, batch.others, batch.pictures, batch.visible, batch.packed, batch.spans)
     uneven = batch.shape.ragged and (
         batch.packed or job.spec.semantics != "causal" or not batch.even_start or job.mode == "generate"
     )
@@ -310,7 +316,7 @@ class Request:
         job = self.job
         if self.dense:
             return max(batch.peak for batch in _dense_batch(job, self.rows, self.cached))
-        return job.number((job.asked, job.images, job.visible, "least", self.rows, self.cached), self._least)
+        return job.number((job.asked, job.images, job.visible, job.spans, "least", self.rows, self.cached), self._least)
 
     def _least(self) -> int:
         most = 0
@@ -332,7 +338,7 @@ class Request:
             group = Group((row,), prompt_width(rows[row], job.device.kind, most))
             batch = batch_of(job, group, rows, cached, others=len(rows) > 1)
             pictures = tuple(sorted(batch.pictures))
-            unlike.setdefault((batch.shape, batch.cached, batch.visible, pictures), batch)
+            unlike.setdefault((batch.shape, batch.cached, batch.visible, batch.spans, pictures), batch)
         return list(unlike.values())
 
     def cost(self, plan: Plan) -> str:
@@ -363,6 +369,12 @@ def _notes(job: Job, batches: tuple[BatchPlan, ...]) -> tuple[str, ...]:
         )
     if job.device.kind == "metal" and job.device.max_buffer is None:
         notes.append(f"{job.device.name} states no largest buffer; single allocations are not checked")
+    least = 1
+    for batch in batches:
+        if job.spans and len(batch.steps) > 1:
+            least = max(least, smallest_chunk(tuple(job.spans[row] for row in batch.rows)))
+    if least > 1:
+        notes.append(f"steps of a prefill end where spans do: the longest that none may cut has {least:,} tokens")
     wished, who = job.chunk_pin(max((batch.shape for batch in batches), key=_tokens))
     if not job.chunkable and (job.chunk or wished):
         notes.append("the prefill chunk is ignored: a layer that sees later tokens runs whole rows")

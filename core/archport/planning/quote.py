@@ -31,6 +31,7 @@ from archport.planning.flight import (
 from archport.planning.job import Job
 from archport.planning.outputs import decoding_bytes, readout_bytes
 from archport.planning.plan import Buffer, ChunkBound, StepPlan, VisionStep, Work
+from archport.planning.spans import steps_of
 from archport.planning.steps import SAMPLED, prefill_steps
 from archport.planning.timing import evaluation_seconds, prefill_seconds
 from archport.planning.vision import feature_bytes, tower_quote
@@ -214,7 +215,7 @@ def _priced(kind: type[Priced], job: Job, batch: Batch, schedule: Schedule) -> P
         components[job.readout.component] += more
         components["margin"] += int(MARGIN * more)
         buffer = max(buffer, array, key=lambda each: each.bytes)
-    passes = -(-shape.L // chunk)
+    passes = len(steps_of(shape.L, chunk, batch.spans))
     seconds = prefill_seconds(job, batch, prefill.steps) * passes / len(prefill.steps) + (
         tower.seconds if tower else 0.0
     )

@@ -65,6 +65,8 @@ def describe(layer: LayerSpec) -> str:
         words.append(f"scores capped at {layer.softcap:g}")
     if layer.bias:
         words.append("biased by distance")
+    if layer.spans:
+        words.append("tokens of a span see each other")
     if layer.kv_from is not None:
         words.append(f"KV of layer {layer.kv_from}")
     if layer.kv == "latent":

@@ -28,6 +28,7 @@ from archport.planning.quote import (
     scratch_levels,
 )
 from archport.planning.shapes import TOKENS_PER_BATCH, chunk_widths
+from archport.planning.spans import smallest_chunk
 from archport.planning.steps import SAMPLED
 from archport.planning.vision import within
 
@@ -59,14 +60,19 @@ def _depth(job: Job) -> int:
     return 1 if job.device.kind == "cpu" else 2
 
 
-def chunks(job: Job, shape: BatchShape, *, packed: bool = False) -> tuple[int, ...]:
-    """Chunks to try, largest first."""
-    if packed or not job.chunkable:
+def chunks(job: Job, batch: Batch) -> tuple[int, ...]:
+    """Chunks to try, largest first; none that would cut a span, whoever wishes for less."""
+    shape = batch.shape
+    if batch.packed or not job.chunkable:
         return (shape.L,)
     most = min(job.chunk or shape.L, job.chunk_pin(shape)[0] or shape.L)
     # A row that is embedded whole needs no cache at all.
     whole = job.mode == "embed"
-    return chunk_widths(shape.L, most, LARGEST_CHUNK[job.device.kind], whole=whole)
+    widths, least = (
+        chunk_widths(shape.L, most, LARGEST_CHUNK[job.device.kind], whole=whole),
+        smallest_chunk(batch.spans),
+    )
+    return tuple(dict.fromkeys(max(width, least) for width in widths))
 
 
 def batch_tokens(job: Job) -> int:
@@ -99,7 +105,7 @@ def admitted(job: Job, batch: Batch) -> Quote | None:
     one, and more budget never gives a smaller chunk. Every step of what is returned was priced.
     """
     bound, why = _most(job, batch)
-    for width in chunks(job, batch.shape, packed=batch.packed):
+    for width in chunks(job, batch):
         lean = replace(_leanest(job, width), bound=bound, why=why)
         found = _within(job, batch, lean)
         if isinstance(found, Quote):
@@ -111,7 +117,7 @@ def admitted(job: Job, batch: Batch) -> Quote | None:
 
 def _most(job: Job, batch: Batch) -> tuple[ChunkBound, str]:
     """What keeps the largest chunk that is tried from being larger."""
-    shape, tried = batch.shape, chunks(job, batch.shape, packed=batch.packed)
+    shape, tried = batch.shape, chunks(job, batch)
     if tried[0] >= shape.L:
         return "row", ""
     pinned, who = job.chunk_pin(shape)
@@ -153,7 +159,7 @@ def _tried(job: Job, batch: Batch, schedule: Schedule) -> Estimate:
 def leanest(job: Job, batch: Batch) -> Quote:
     """The quote with the smallest peak of all that a budget could admit, or what no budget admits, with its problem."""
     best: Quote | None = None
-    schedules = [_leanest(job, width) for width in chunks(job, batch.shape, packed=batch.packed)]
+    schedules = [_leanest(job, width) for width in chunks(job, batch)]
     # The peak grows with the chunk, but a whole row needs no cache.
     for least, lean in sorted(((least_bytes(job, batch, lean), lean) for lean in schedules), key=lambda pair: pair[0]):
         if best is not None and best.binds in (None, "memory") and least >= best.peak:

@@ -18,6 +18,7 @@ from archport.contract import (
     MaskPolicy,
     RecurrentLayer,
     RecurrentPath,
+    Span,
 )
 from archport.contract.masks import (
     DENSE,
@@ -34,6 +35,7 @@ from archport.planning.batch import Batch, Steps
 from archport.planning.job import Job
 from archport.planning.plan import StepPlan
 from archport.planning.recurrence import choose_form
+from archport.planning.spans import among_keys, steps_of
 
 # Steps that stand for all of a prefill in an estimate: the first, the last full one and the last.
 SAMPLED = 3
@@ -64,17 +66,17 @@ def prefill_steps(
     masks: list[MaskPolicy | None] = [None] * len(job.kinds)
     words: list[list[str]] = [[] for _ in job.kinds]
     # Backwards: hooks are asked once, with the call that sees most.
-    for start in reversed(_starts(L, chunk, every=every)):
+    for start, stop in reversed(_steps(L, chunk, batch, every=every)):
         paths: list[AttentionPath | RecurrentPath] = []
         for index, layer in enumerate(job.kinds):
             if not isinstance(layer, AttentionLayer):
-                paths.append(_form(job, layer, batch.shape.B, min(chunk, L - start)))
+                paths.append(_form(job, layer, batch.shape.B, stop - start))
                 continue
-            path, mask, pinned = path_of(job, batch, layer, start, min(chunk, L - start), room, kv[_keeper(job, index)])
+            path, mask, pinned = path_of(job, batch, layer, start, stop - start, room, kv[_keeper(job, index)])
             paths.append(path)
             masks[index] = masks[index] or mask
             words[index] += [word for word in pinned if word not in words[index]]
-        steps.append(StepPlan(start=start, tokens=min(chunk, L - start), paths=tuple(paths)))
+        steps.append(StepPlan(start=start, tokens=stop - start, paths=tuple(paths)))
     return Steps(steps=tuple(steps[::-1]), masks=tuple(masks), pins=tuple(map(tuple, words)))
 
 
@@ -130,11 +132,11 @@ def _form(job: Job, layer: RecurrentLayer, B: int, tokens: int) -> RecurrentPath
     return choose_form(layer, job.device, B=B, tokens=tokens, dtype=job.dtype)
 
 
-def _starts(length: int, chunk: int, *, every: bool) -> list[int]:
-    starts = list(range(0, length, chunk))
-    if every or len(starts) <= SAMPLED:
-        return starts
-    return [starts[0], starts[-2], starts[-1]]
+def _steps(length: int, chunk: int, batch: Batch, *, every: bool) -> list[Span]:
+    steps = steps_of(length, chunk, batch.spans)
+    if every or len(steps) <= SAMPLED:
+        return steps
+    return [steps[0], steps[-2], steps[-1]]
 
 
 def path_of(
@@ -153,7 +155,8 @@ def path_of(
         kv_len = min(kv_len, left + q_len)
     # What a ring has dropped.
     behind = shape.S + start + q_len - kv_len
-    options, words = _options(job, batch, layer, q_len, kv_len, behind)
+    spans = among_keys(batch.spans, shape, batch.cached, start, q_len, behind) if layer.spans else ()
+    options, words = _options(job, batch, layer, q_len, kv_len, behind, spanned=bool(spans))
     alone = needs_lengths(layer, ragged=shape.ragged, even_start=batch.even_start)
     lengths, q_lengths = _lengths(batch, start, q_len, kv_len) if alone else ((), ())
     if len(options) > 1 and job.device.kind == "cuda" and len(set(lengths)) > MOST_LENGTHS:
@@ -178,6 +181,7 @@ def path_of(
             q_lengths=q_lengths,
             limits=room[0],
             start=behind,
+            spans=spans,
         )
         if batch.dense:
             call = replace(call, mask_shape=(shape.B, 1, q_len, kv_len), additive=True)
@@ -210,7 +214,12 @@ def _path(job: Job, call: AttentionCall, name: str | None) -> AttentionPath:
     """
     rows = call.lengths
     packed = call.mask == "segments" and call.B == 1 and len(rows) > 1
-    if job.device.kind != "cuda" or not (packed or call.mask == "key_padding") or call.q_lengths not in ((), rows):
+    if (
+        job.device.kind != "cuda"
+        or call.spans
+        or not (packed or call.mask == "key_padding")
+        or call.q_lengths not in ((), rows)
+    ):
         return job.path(call, name)
     if packed:
         longest = max(min(1 << (max(rows) - 1).bit_length(), call.kv_len), call.kv_len // MOST_DOCUMENTS)
@@ -252,13 +261,19 @@ def reasons(job: Job, path: AttentionPath) -> tuple[tuple[str, str], ...]:
 
 
 def _options(
-    job: Job, batch: Batch, layer: AttentionLayer, q_len: int, kv_len: int, behind: int
+    job: Job, batch: Batch, layer: AttentionLayer, q_len: int, kv_len: int, behind: int, *, spanned: bool
 ) -> tuple[tuple[MaskPolicy, ...], list[str]]:
     """The mask policies to price, and what a hook fixed in words."""
     if batch.dense:
         return (DENSE,), []
     right = mask_policies(
-        layer, q_len=q_len, kv_len=kv_len, behind=behind, ragged=batch.shape.ragged, even_start=batch.even_start
+        layer,
+        q_len=q_len,
+        kv_len=kv_len,
+        behind=behind,
+        ragged=batch.shape.ragged,
+        even_start=batch.even_start,
+        spans=spanned,
     )
     pin, who = job.mask_pin(layer, batch.shape)
     if pin is None:

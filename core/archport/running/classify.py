@@ -138,7 +138,7 @@ class LabelScorer:
             return found
         check_vocabulary(rows, self.encoder.spec.vocab_size, what)
         with rows_named(what):
-            plan = self.encoder.plan([len(row) for row in rows])
+            plan = self.encoder.planned(rows)
         stretches = Stretches()
 
         def finish(batch: BatchPlan, scores: mx.array) -> None:

@@ -208,10 +208,10 @@ class Embedder:
 
     def _planned(self, rows: list[_Row]) -> tuple[Plan, list[Measured]]:
         measured = [window.tokens.measured[row] for window, row in rows if window.tokens.measured]
-        lengths = [len(window.tokens.ids[row]) for window, row in rows]
+        ids = [window.tokens.ids[row] for window, row in rows]
         images = [tuple(picture.patches for picture in each.pictures) for each in measured]
         with rows_named("text", lambda row: rows[row][0].first + rows[row][1]):
-            plan = self.encoder.plan(lengths, images=images, pack=True)
+            plan = self.encoder.planned(ids, images=images, pack=True)
         return with_host_bytes(plan, measured, self.encoder.spec.vision), measured
 
     def _tokens(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:

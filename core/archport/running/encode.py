@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import ArchSpec, InputError, Trunk
+from archport.contract import ArchSpec, InputError, SpanRule, Trunk
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan
 from archport.running.context import Stretches
@@ -20,6 +20,7 @@ from archport.running.packed import PackedPooling
 from archport.running.planned import Planner, batch_caches, run_steps
 from archport.running.pool import Pooling, VectorHead
 from archport.running.similarity import as_array
+from archport.running.spans import spans_of
 from archport.running.verify import verified, verifying
 from archport.running.vision import BatchVisual
 
@@ -33,11 +34,18 @@ class Encoder:
     Args:
         trunk: ids (B, L) to hidden states (B, L, D).
         spec: its architecture.
+        rule: which tokens of a row see each other whichever comes first; None where none do.
     """
 
     trunk: Trunk
     spec: ArchSpec
     plan: Planner
+    rule: SpanRule | None = None
+
+    def planned(self, rows: Sequence[np.ndarray], **options: Any) -> Plan:
+        """The plan of rows of ids, and of the spans in them; `options` are the planner's."""
+        spans = spans_of(self.rule, rows)
+        return self.plan([len(row) for row in rows], spans=() if spans is None else spans.rows, **options)
 
     def pooled(
         self,
@@ -115,7 +123,7 @@ class Encoder:
         real = [row for row, length in enumerate(lengths) if length]
         out: list[mx.array | None] = [None] * len(ids)
         if real:
-            plan = self.plan([lengths[row] for row in real])
+            plan = self.planned([ids[row, starts[row] : starts[row] + lengths[row]] for row in real])
             with verified(plan) as watch:
                 for batch in watch.batches(plan.batches):
                     rows = [real[index] for index in batch.rows]

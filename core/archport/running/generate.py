@@ -184,10 +184,9 @@ class Generator:
         reserved = _reserved(rows, request, most)
         readout = self._readout(request) if any(most) else None
         read = prefill(self.encoder, rows, reserved, draft, visual, readout, answers)
-        keys = rows if visual is None else visual.keys
         special = frozenset[str]() if whole else special_tokens(self.tokenizer)
         live: list[_Row] = []
-        for index, (ids, key, options) in enumerate(zip(rows, keys, request.rows, strict=True)):
+        for index, (ids, key, options) in enumerate(zip(rows, read.keys, request.rows, strict=True)):
             # Equal answers are decoded once.
             every = tuple(range(request.answers or 1))
             for group in [every] if request.drawn(index) == 1 else [(answer,) for answer in every]:

@@ -20,6 +20,7 @@ from archport.contract import (
     Price,
     RecurrentPath,
     Segments,
+    Span,
     Trunk,
 )
 from archport.memory import Caches
@@ -63,6 +64,7 @@ class Planner:
         mode: Mode | None = None,
         resident: int = 0,
         visible: Sequence[int] = (),
+        spans: Sequence[Sequence[Span]] = (),
         readout: Readout | None = None,
         pack: bool = False,
         answers: int = 1,
@@ -74,6 +76,7 @@ class Planner:
             mode: `generate` keeps what the rows leave behind, whether or not tokens are to be decoded.
             resident: bytes held beside the request.
             visible: leading tokens of each row that any token sees; empty when all are.
+            spans: stretches of each row's new tokens that see each other; empty when no row has any.
             readout: what a head needs behind the last layer.
             pack: whether the caller takes packed batches.
             answers: rows that each row becomes when it is decoded.
@@ -96,6 +99,7 @@ class Planner:
             limits=self.limits,
             images=images,
             visible=visible,
+            spans=spans,
             readout=readout,
             memo=self.memo,
             pack=pack,

@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import AdmissionRefused
+from archport.contract import AdmissionRefused, Span
 from archport.memory import Caches, KVCache, Snapshot, put, put_rows, take
 from archport.planning import Plan, Readout
 from archport.running.context import Stretches
@@ -20,6 +20,7 @@ from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder
 from archport.running.planned import batch_caches
 from archport.running.prefix_cache import PrefixCache, PrefixDraft, matching, remember
+from archport.running.spans import RowSpans, spans_of
 from archport.running.verify import Watch, verified
 from archport.running.vision import sight_of
 from archport.running.visual_prompts import VisualPrompts
@@ -35,6 +36,7 @@ class Prefilled:
         hidden: (B, D) float32 of the rows' last tokens.
         cached: leading tokens of every row that an earlier call had left behind.
         watch: of the request's memory.
+        keys: what each prompt is remembered by.
         remembered: whether every prompt is in the draft already.
     """
 
@@ -43,6 +45,7 @@ class Prefilled:
     hidden: mx.array
     cached: int
     watch: Watch
+    keys: Sequence[np.ndarray]
     remembered: bool = False
 
 
@@ -68,17 +71,18 @@ def prefill(
         AdmissionRefused: when prompts and tokens to come do not fit.
     """
     prefixes = None if draft is None else draft.cache
-    keys = rows if visual is None else visual.keys
+    keys, spans = rows if visual is None else visual.keys, spans_of(encoder.rule, rows)
+    keys = keys if spans is None else spans.keys(keys)
     found = _found(keys, prefixes)
-    if found is not None and visual is not None:
-        # A picture goes through the tower whole, or not at all.
-        edge = visual.edge(found.tokens)
+    if found is not None and (visual is not None or spans is not None):
+        edge = _edge(found.tokens, visual, spans)
         found = found.first(edge) if edge else None
     first = found.tokens if found is not None else 0
+    seeing = () if spans is None else spans.after(first)
     visual = None if visual is None else visual.behind(first)
     images = () if visual is None else visual.images
     lengths = [len(row) - first for row in rows]
-    plan = _plan(encoder, lengths, first, new_tokens, prefixes, images, readout, answers)
+    plan = _plan(encoder, lengths, first, new_tokens, prefixes, images, seeing, readout, answers)
     plan = with_host_bytes(plan, () if visual is None else visual.measured, encoder.spec.vision)
     (batch,) = plan.batches
     rest = [row[first:] for row in rows]
@@ -86,9 +90,9 @@ def prefill(
         caches = batch_caches(encoder.spec, plan, batch)
         assert caches is not None
         if _forgets(caches) and len({len(row) for row in rest}) > 1 and (len(batch.steps) > 1 or first):
-            hidden = _row_by_row(encoder, rest, found, caches, visual)
+            hidden = _row_by_row(encoder, rest, found, caches, visual, seeing)
             watch.prefilled()
-            return Prefilled(plan, caches, hidden, first, watch)
+            return Prefilled(plan, caches, hidden, first, watch, keys)
         hidden = _read(encoder, plan, rest, found, caches, visual)
         caches.align([len(row) for row in rows])
         # Behind generated tokens such a model can't go back to where the prompt ended.
@@ -98,7 +102,7 @@ def prefill(
             for index, key in enumerate(keys):
                 remember(draft, caches, index, longest - len(key), key, tokens=len(key))
         watch.prefilled()
-    return Prefilled(plan, caches, hidden, first, watch, remembered)
+    return Prefilled(plan, caches, hidden, first, watch, keys, remembered)
 
 
 def _read(
@@ -121,6 +125,14 @@ def _read(
     return hidden
 
 
+def _edge(tokens: int, visual: VisualPrompts | None, spans: RowSpans | None) -> int:
+    """The most leading tokens, at most so many, that cut no picture, which goes through the tower whole, and no span,
+    whose tokens have seen all of it."""
+    found = tokens if visual is None else visual.edge(tokens)
+    found = found if spans is None else spans.edge(found)
+    return found if found == tokens else _edge(found, visual, spans)
+
+
 def _found(rows: Sequence[np.ndarray], prefixes: PrefixCache | None) -> Snapshot | None:
     """What is remembered of the tokens that all rows begin with."""
     if prefixes is None or not len(prefixes):
@@ -138,13 +150,14 @@ def _plan(
     new_tokens: int | None,
     prefixes: PrefixCache | None,
     images: Sequence[Sequence[int]],
+    spans: Sequence[Sequence[Span]],
     readout: Readout | None,
     answers: int,
 ) -> Plan:
     held = prefixes.limit if prefixes is not None else 0
     options: dict[str, Any] = {
         "cached": cached, "new_tokens": new_tokens, "mode": "generate", "images": images, "readout": readout,
-        "answers": answers,
+        "answers": answers, "spans": spans,
     }  # fmt: skip
     try:
         return encoder.plan(lengths, **options, resident=held)
@@ -174,6 +187,7 @@ def _row_by_row(
     found: Snapshot | None,
     caches: Caches,
     visual: VisualPrompts | None,
+    spans: Sequence[Sequence[Span]],
 ) -> mx.array:
     """Rows of different length through layers that forget: each alone, since their windows move apart."""
     first = found.tokens if found is not None else 0
@@ -182,11 +196,12 @@ def _row_by_row(
     for index, row in enumerate(rows):
         alone = None if visual is None else visual.only(index)
         images = () if alone is None else alone.images
-        plan = encoder.plan([len(row)], cached=first, new_tokens=0, mode="generate", images=images)
-        own = batch_caches(encoder.spec, plan, plan.batches[0])
-        assert own is not None
-        last.append(_read(encoder, plan, [row], found, own, alone))
-        own.align([first + len(row)])
-        snapshots.append(take(own))
+        own = spans[index : index + 1]
+        plan = encoder.plan([len(row)], cached=first, new_tokens=0, mode="generate", images=images, spans=own)
+        held = batch_caches(encoder.spec, plan, plan.batches[0])
+        assert held is not None
+        last.append(_read(encoder, plan, [row], found, held, alone))
+        held.align([first + len(row)])
+        snapshots.append(take(held))
     put_rows(snapshots, caches)
     return mx.concatenate(last)

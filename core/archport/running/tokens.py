@@ -161,8 +161,8 @@ class TokenEmbedder:
         """Fill in the vectors of some rows; `real` says how many tokens of each row others may see."""
         encoder, stretches = self.encoder, Stretches()
         seen = [measured[index] for index in some] if measured else ()
-        plan = encoder.plan(
-            [len(rows[index]) for index in some],
+        plan = encoder.planned(
+            [rows[index] for index in some],
             images=[[picture.patches for picture in each.pictures] for each in seen],
             visible=[real[index] for index in some],
             readout=self._readout(),

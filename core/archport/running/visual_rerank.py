@@ -61,7 +61,7 @@ class VisualScorer:
         check_vocabulary([each.ids for each in measured], self.encoder.spec.vocab_size, "document")
         images = [[picture.patches for picture in each.pictures] for each in measured]
         with rows_named("document"):
-            plan = self.encoder.plan([len(each.ids) for each in measured], images=images)
+            plan = self.encoder.planned([each.ids for each in measured], images=images)
         plan = with_host_bytes(plan, measured, self.encoder.spec.vision)
         difference, stretches = np.zeros(len(measured), np.float32), Stretches()
 

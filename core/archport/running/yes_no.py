@@ -80,8 +80,10 @@ class YesNoScorer:
         """The plan of all rows, or of what is behind the tokens that they share, and how many those are."""
         plan = self.encoder.plan
         with rows_named("document"):
-            whole = plan([len(row) for row in rows])
-        shared = common_prefix(rows) if share and len(rows) > 1 and self.encoder.spec.semantics == "causal" else 0
+            whole = self.encoder.planned(rows)
+        # Tokens of a span may see behind what rows share.
+        share = share and self.encoder.rule is None and self.encoder.spec.semantics == "causal"
+        shared = common_prefix(rows) if share and len(rows) > 1 else 0
         if not shared:
             return whole, 0
         try:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import mlx.core as mx
 import mlx.nn as nn
 from lies import config_with, plugin, spec_with
+from lies_of_spans import CLAIM, names, pictures
 from lies_of_specs import NoHeadNorms
 from toy_model import Toy
 
@@ -16,6 +17,10 @@ ADJUSTED = plugin(
     examples=[config_with(intermediate_size=160)],
     archport_claim=spec_with(lambda spec: replace(spec, intermediate_size=96)),
 )
+
+
+# Tokens of a span see each other; the inputs find spans by their ids.
+SPANNED = plugin("spanned", archport_claim=CLAIM, archport_inputs=names(pictures))
 
 
 class Latent(nn.Module):

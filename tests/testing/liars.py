@@ -7,6 +7,7 @@ with its reason in one line.
 import imports_mlx
 from liar import Liar
 from liars_of_shapes import LIARS_OF_SHAPES
+from liars_of_spans import LIARS_OF_SPANS
 from liars_of_specs import LIARS_OF_SPECS
 from liars_of_words import LIARS_OF_WORDS
 from lies import (
@@ -322,4 +323,4 @@ LIARS = [
         tier="golden",
     ),
 ]
-LIARS += LIARS_OF_SPECS + LIARS_OF_WORDS + LIARS_OF_SHAPES
+LIARS += LIARS_OF_SPANS + LIARS_OF_SPECS + LIARS_OF_WORDS + LIARS_OF_SHAPES

@@ -9,7 +9,7 @@ from archport.testing import CHECKS, run_checks
 from archport.testing.finding import find, release, subject_of
 from archport.testing.subject import Tiny
 
-KINDS = ("ADJUSTED", "LATENT", "STRETCHED")
+KINDS = ("ADJUSTED", "LATENT", "SPANNED", "STRETCHED")
 
 
 def check_named(name):
@@ -38,6 +38,13 @@ def test_an_honest_plugin_of_another_kind_passes_what_blamed_it(load_kit, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_an_honest_plugin_of_another_kind_passes_every_check(load_kit, name):
     assert failures(kind(load_kit, name)) == {}
+
+
+def test_an_honest_plugin_with_spans_passes_what_looks_at_them(load_kit):
+    only = ["spans_see_both_ways", "spans_are_never_cut", "spans_are_named_by_ids", "mask_policies_agree"]
+    found = run_checks(kind(load_kit, "SPANNED"), only=only)
+    release(find(kind(load_kit, "SPANNED")))
+    assert {outcome.status for outcome in found} == {"ok"}
 
 
 def rerun(module, times):

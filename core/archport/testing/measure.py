@@ -23,6 +23,7 @@ from archport.contract import (
     MaskPolicy,
     RecurrentLayer,
     Segments,
+    Span,
 )
 from archport.planning.recurrence import choose_form
 
@@ -53,8 +54,12 @@ def as_array(value: object) -> np.ndarray:
     return np.array(value.astype(mx.float32) if isinstance(value, mx.array) else value, dtype=np.float64)
 
 
-def visible(layer: AttentionLayer, q_len: int, kv_len: int) -> np.ndarray:
-    """Which of `kv_len` keys the last `q_len` positions see, (q_len, kv_len) bool, by the layer's reach or chunk."""
+def visible(layer: AttentionLayer, q_len: int, kv_len: int, spans: Sequence[Span] = ()) -> np.ndarray:
+    """Which of `kv_len` keys the last `q_len` positions see, (q_len, kv_len) bool, by the layer's reach or chunk.
+
+    Args:
+        spans: keys [start, stop) that see each other whichever comes first, in layers that know spans.
+    """
     keys, queries = np.arange(kv_len), np.arange(kv_len - q_len, kv_len)
     ahead = keys[None] - queries[:, None]
     left, right = layer.reach
@@ -65,12 +70,20 @@ def visible(layer: AttentionLayer, q_len: int, kv_len: int) -> np.ndarray:
     if left is not None:
         seen &= ahead >= -left
     if layer.semantics == "causal":
-        seen &= ahead <= 0
+        seen &= (ahead <= 0) | (together(queries, keys, spans) if layer.spans else False)
     elif right is not None:
         seen &= ahead <= right
     if layer.chunk is not None:
         seen &= keys[None] // layer.chunk == queries[:, None] // layer.chunk
     return seen
+
+
+def together(queries: np.ndarray, keys: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
+    """(queries, keys) bool: whether both stand in one span."""
+    found = np.zeros((len(queries), len(keys)), dtype=bool)
+    for start, stop in spans:
+        found |= ((queries >= start) & (queries < stop))[:, None] & ((keys >= start) & (keys < stop))[None]
+    return found
 
 
 def reference(

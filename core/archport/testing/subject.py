@@ -26,11 +26,13 @@ from archport.contract import (
     EmbeddingHead,
     Example,
     LayerContext,
+    Span,
     SpecError,
     Trunk,
 )
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin
+from archport.running.spans import spans_of
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -87,8 +89,8 @@ class Tiny:
 
     def __init__(self, subject: Subject, example: Example) -> None:
         self.subject, self.example = subject, example
-        # Plans of single rows, by their length.
-        self._alone: dict[int, Plan] = {}
+        # Plans of single rows, by their length and spans.
+        self._alone: dict[tuple[int, tuple[Span, ...]], Plan] = {}
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -276,7 +278,7 @@ class Tiny:
             options: of `plan`; `mode="generate"` makes one batch of all.
         """
         lengths = [len(row) for row in rows]
-        plan = self.plan(lengths, **options)
+        plan = self.plan(lengths, spans=[self.spans(row) for row in rows], **options)
         found: dict[int, np.ndarray] = {}
         for batch in plan.batches:
             hidden = self.run(replace(plan, batches=(batch,)), rows)
@@ -326,11 +328,25 @@ class Tiny:
         out = np.concatenate(pieces, axis=1)
         return out[np.argsort(batch.rows), : max(batch.lengths)]
 
-    def hidden(self, row: np.ndarray, **options: Any) -> np.ndarray:
-        """Hidden states (L, D) of one row in one pass, or as `run` and its options say."""
-        if len(row) not in self._alone:
-            self._alone[len(row)] = self.plan([len(row)])
-        return self.run(self._alone[len(row)], [row], **options)[0]
+    def spans(self, row: np.ndarray) -> tuple[Span, ...]:
+        """The spans that the plugin's inputs name in a row; () where they name none."""
+        found = spans_of(self.model._runtime.encoder.rule, [row])
+        return () if found is None else found.rows[0]
+
+    def hidden(
+        self, row: np.ndarray, *, prompt: int | None = None, spans: Sequence[Span] | None = None, **options: Any
+    ) -> np.ndarray:
+        """Hidden states (L, D) of one row in one pass, or as `run` and its options say.
+
+        Args:
+            prompt: leading tokens in which spans are looked for, as where the others were generated; None: all.
+            spans: those to take instead of what the plugin's inputs name.
+        """
+        named = tuple(self.spans(row[:prompt]) if spans is None else spans)
+        key = len(row), named
+        if key not in self._alone:
+            self._alone[key] = self.plan([len(row)], spans=[named])
+        return self.run(self._alone[key], [row], **options)[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The checks, one property each, in the order in which reports list them: importing them fills CHECKS."""
 
 from archport.testing.checks import declared, claims, loading, masks, policies, batches  # noqa: I001
-from archport.testing.checks import caches, generation, numbers, memory, texts, golden
+from archport.testing.checks import caches, spans, generation, numbers, memory, texts, golden
 
 __all__ = [
     "batches",
@@ -15,5 +15,6 @@ __all__ = [
     "memory",
     "numbers",
     "policies",
+    "spans",
     "texts",
 ]

@@ -124,7 +124,7 @@ def no_length_is_special(t: Tiny) -> str:
             break
         row = t.tokens(length + 3)
         goes_on = t.spec.semantics == "causal"
-        want = t.hidden(row)[:length] if goes_on else t.together([row[:length], row])[0]
+        want = t.hidden(row, prompt=length)[:length] if goes_on else t.together([row[:length], row])[0]
         difference = gap(t.hidden(row[:length]), want)
         worst = max(worst, difference)
         told.append(length)
@@ -242,7 +242,7 @@ def compile_safe(t: Tiny) -> str:
     from archport.running.context import StepContext, Stretches
 
     row = t.tokens(t.length(20))
-    plan = t.plan([len(row)])
+    plan = t.plan([len(row)], spans=[t.spans(row)])
     (batch,) = plan.batches
     (step,) = batch.steps
     compiled = mx.compile(lambda ids: t.trunk(ids, StepContext(plan, batch, step, (0,), None, Stretches())))

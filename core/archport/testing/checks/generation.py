@@ -118,7 +118,7 @@ def batches_decode_as_one_pass(t: Tiny) -> str:
     if base < 1:
         skip(f"the example has {t.spec.max_positions} positions, too few to decode {STEPS} tokens")
     rows = [t.tokens(base + index * 5 % 9 + STEPS, index) for index in range(max(DECODED))]
-    whole = [t.hidden(row) for row in rows]
+    whole = [t.hidden(row, prompt=len(row) - STEPS) for row in rows]
     for count in DECODED:
         lengths = [len(row) - STEPS for row in rows[:count]]
         _, decoding = decoder(t, [row[:-STEPS] for row in rows[:count]], STEPS)
@@ -158,7 +158,7 @@ def generated_tokens_are_the_likeliest(t: Tiny) -> str:
     count, worst = 0, 0.0
     for row, (prompt, generation) in enumerate(zip(prompts, made, strict=True)):
         tokens = np.array(generation.tokens, np.int32)
-        hidden = t.hidden(np.concatenate([prompt, tokens]))[len(prompt) - 1 : -1]
+        hidden = t.hidden(np.concatenate([prompt, tokens]), prompt=len(prompt))[len(prompt) - 1 : -1]
         logits = as_array(trunk.logits(mx.array(hidden[None])))[0]
         scale = max(float(np.abs(logits).max()), 1.0)
         chances = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from archport.contract.masks import mask_policies
 from archport.testing.check import check, fail, skip
 from archport.testing.measure import Attended, PackedContext, Tap, as_array, gap, reference, taps, visible
 from archport.testing.subject import Tiny
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 # Below this a change counts as none, relative to the largest value.
 STILL = 1e-6
@@ -94,6 +97,17 @@ def _surely(spec: ArchSpec, L: int) -> np.ndarray:
     return np.any([seen for seen in _layer_masks(spec, L)], axis=0).T
 
 
+def moved_by_key(tap: Tap, call: Attended, k: mx.array, at: int) -> np.ndarray:
+    """How far each row (L,) of a layer's attention moves when the key and value at one position change, relatively."""
+    import mlx.core as mx
+
+    bump = mx.zeros((1, 1, k.shape[2], 1)).at[:, :, at].add(1.0).astype(k.dtype)
+    v = None if call.v is None else call.v + 2 * bump
+    largest = np.abs(as_array(k if call.v is None else call.v)).max()
+    out = tap.inner.attend(call.layer, call.q, k + bump, v, scale=call.scale, sinks=call.sinks, bias=call.bias)
+    return np.abs(as_array(out) - as_array(call.out)).max(axis=(0, 1, 3)) / largest
+
+
 @check("tiny", hook="archport_claim")
 def each_layer_sees_its_reach(t: Tiny) -> str:
     """In every layer the planned attention lets a key reach exactly the rows within the layer's declared reach.
@@ -112,14 +126,8 @@ def each_layer_sees_its_reach(t: Tiny) -> str:
         if layer is None or call.k is None:
             # What reads another layer's keys has its reach, which is looked at there.
             return
-        import mlx.core as mx
-
         at = L // 2
-        bump = mx.zeros((1, 1, call.k.shape[2], 1)).at[:, :, at].add(1.0).astype(call.k.dtype)
-        v = None if call.v is None else call.v + 2 * bump
-        largest = np.abs(as_array(call.k if call.v is None else call.v)).max()
-        out = tap.inner.attend(call.layer, call.q, call.k + bump, v, scale=call.scale, sinks=call.sinks, bias=call.bias)
-        moved = np.abs(as_array(out) - as_array(call.out)).max(axis=(0, 1, 3))[:L] / largest
+        moved = moved_by_key(tap, call, call.k, at)[:L]
         want = visible(layer, L, L)[:, at]
         wrong = np.flatnonzero((moved > STILL) != want)
         if len(wrong):

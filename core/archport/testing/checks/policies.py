@@ -19,12 +19,13 @@ from archport.contract import (
     LayerSpec,
     MaskPolicy,
     PluginError,
+    Span,
 )
 from archport.contract.attention import MaskKind
 from archport.planning import BatchPlan, NoPins, Pins, Plan, StepPlan
 from archport.testing.check import check, fail, skip
 from archport.testing.checks.masks import captured, observing_length
-from archport.testing.measure import as_array, gap, reference
+from archport.testing.measure import as_array, gap, reference, together
 from archport.testing.subject import Tiny
 
 if TYPE_CHECKING:
@@ -86,6 +87,9 @@ def requests(t: Tiny) -> Iterator[Request]:
     yield Request("equal rows", (L, L), (0, 0), {})
     yield Request("ragged rows", (L, short), (0, 0), {})
     yield Request("short rows that may be packed", (11, 5, 7), (0, 0, 0), {"pack": True})
+    spans = _spans(t, L, short)
+    if any(spans):
+        yield Request("rows with spans", (L, short), (0, 0), {"spans": spans})
     if not t.keeps:
         yield Request("rows whose ends are hidden", (L, L), (0, 0), {"visible": (L - 5, short)})
         return
@@ -94,6 +98,18 @@ def requests(t: Tiny) -> Iterator[Request]:
     yield Request("rows behind cached tokens", (5, 5), (S, S), generate)
     yield Request("ragged rows behind cached tokens", (6, 2), (S, S), generate)
     yield Request("rows behind different numbers of cached tokens", (5, 5), (S, max(1, S - 3)), generate)
+    if any(spans):
+        few = {"spans": (((0, 3),), ((1, 5),))}
+        yield Request("rows with spans in chunks", (L, short), (0, 0), {"chunk": 16, "spans": spans, **generate})
+        yield Request("rows with spans behind cached tokens", (5, 5), (S, S), {**few, **generate})
+        yield Request("rows with spans behind different ones", (5, 5), (S, max(1, S - 3)), {**few, **generate})
+
+
+def _spans(t: Tiny, *lengths: int) -> tuple[tuple[Span, ...], ...]:
+    """Spans of rows of these lengths that differ, for specs whose layers know any."""
+    if not any(layer.spans for layer in t.spec.attention_layers):
+        return ()
+    return tuple(((n // 8 + at, n // 2), (n // 2, max(n // 2, n - 2))) for at, n in enumerate(lengths))
 
 
 @check("tiny", hook="archport_mask_policy")
@@ -179,6 +195,7 @@ def _difference(
 
 def _seen(request: Request, layer: AttentionLayer, batch: BatchPlan, step: StepPlan, kv_len: int) -> np.ndarray:
     """(rows, queries, keys) bool: what the declared layer lets each real query see, by the request alone."""
+    named = request.options.get("spans")
     if batch.packed:
         document = np.repeat(np.arange(len(batch.lengths)), batch.lengths)
         document = np.pad(document, (0, batch.shape.L - len(document)), constant_values=-1)
@@ -193,19 +210,20 @@ def _seen(request: Request, layer: AttentionLayer, batch: BatchPlan, step: StepP
         first = batch.shape.S + step.start + step.tokens - kv_len
         keys: np.ndarray = np.arange(first, first + kv_len)
         known = cached + (batch.visible[index] if batch.visible else length)
-        seen = _near(layer, cached + queries[:, None], keys[None])
+        spans = [(cached + a, cached + b) for a, b in named[row]] if named and layer.spans else []
+        seen = _near(layer, cached + queries[:, None], keys[None], together(cached + queries, keys, spans))
         found.append(seen & (keys[None] < known) & (queries[:, None] < length))
     return np.stack(found)
 
 
-def _near(layer: AttentionLayer, query: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Whether keys at these positions are within the layer's reach of queries at those."""
+def _near(layer: AttentionLayer, query: np.ndarray, key: np.ndarray, spanned: np.ndarray | bool = False) -> np.ndarray:
+    """Whether keys at these positions are within the layer's reach of queries at those, or on their right in a span."""
     left, right = layer.reach
     near = np.ones(np.broadcast_shapes(query.shape, key.shape), dtype=bool)
     if left is not None:
         near &= key >= query - left
     if right is not None:
-        near &= key <= query + right
+        near &= (key <= query + right) | spanned
     if layer.chunk is not None:
         near &= key // layer.chunk == query // layer.chunk
     return near

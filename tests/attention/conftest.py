@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -99,7 +101,7 @@ def excess():
 @pytest.fixture(scope="session")
 def devices():
     half = ("float16", "bfloat16")
-    return {
+    known = {
         "cpu": DeviceFacts("cpu", "cpu", "x86_64", 16 * GIB, simulated=True),
         "m1": DeviceFacts(
             "m1",
@@ -148,6 +150,7 @@ def devices():
             simulated=True,
         ),
     }
+    return known | {"m5-max-tf32": replace(known["m5-max"], tf32=True)}
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 
 from archport.attention import ProbedRoutes, TableRoutes, probe
 from archport.attention.local import has_nax, local_device
-from archport.attention.routes import FastCall, padded_dims
+from archport.attention.routes import METAL_FULL, FastCall, padded_dims, too_large
 
 
 def fast(L, S, D, Dv=None, *, form="none", dtype="bfloat16", B=1, H=8, K=8, sinks=False):
@@ -31,7 +31,16 @@ TABLE = [
     ("m2-ultra", fast(2048, 2048, 256, form="causal"), "full", "full"),
     ("m2-ultra", fast(2048, 4096, 256, form="causal"), "composite", "full"),
     ("m2-ultra", fast(2047, 2047, 256, form="causal"), "composite", "full"),
-    ("m2-ultra", fast(2048, 2048, 256, form="causal", dtype="float32"), "composite", None),
+    # MLX 0.32.4 keeps float32 queries of head_dim 256 in registers; those of 192 exceed a threadgroup's memory.
+    ("m2-ultra", fast(2048, 2048, 256, form="causal", dtype="float32"), "composite", "full"),
+    ("m2-ultra", fast(512, 512, 192, dtype="float32"), "composite", None),
+    ("m2-ultra", fast(512, 512, 128, dtype="float32"), "full", "full"),
+    ("m2-ultra", fast(512, 512, 72, form="array"), "full", "full"),
+    ("m2-ultra", fast(512, 512, 72, sinks=True, dtype="float32"), "full", "full"),
+    ("m2-ultra", fast(512, 512, 96, form="causal"), "full", "full"),
+    ("m2-ultra", fast(8, 512, 72), "composite", None),
+    ("m2-ultra", fast(8, 512, 96), "vector", "vector"),
+    ("m2-ultra", fast(1, 512, 256), "vector", "vector"),
     ("m2-ultra", fast(1024, 4096, 512, form="causal"), "blocked", None),
     ("m2-ultra", fast(1024, 4096, 512, form="causal", sinks=True), "composite", None),
     ("m2-ultra", fast(1024, 4096, 512, form="causal", dtype="float32"), "composite", None),
@@ -54,6 +63,16 @@ TABLE = [
     ("m5-max", fast(1023, 8192, 256, form="causal"), "composite", "full"),
     ("m5-max", fast(1024, 8192, 512, form="causal", H=32), "full", "full"),
     ("m5-max", fast(1024, 8192, 512, form="causal", H=16), "composite", "full"),
+    ("m5-max", fast(512, 512, 192), "composite", "full"),
+    ("m5-max", fast(2048, 2048, 256, form="causal", sinks=True), "full", "full"),
+    # Matrix units take float32 as TF32 only, which nobody asked for here.
+    ("m5-max", fast(1024, 8192, 256, form="causal", dtype="float32"), "composite", "full"),
+    ("m5-max", fast(2048, 2048, 256, form="causal", dtype="float32"), "composite", "full"),
+    ("m5-max", fast(1024, 8192, 512, form="causal", H=32, dtype="float32"), "composite", None),
+    ("m5-max-tf32", fast(1024, 8192, 256, form="causal", dtype="float32"), "full", "full"),
+    ("m5-max-tf32", fast(1024, 8192, 512, form="causal", H=32, dtype="float32"), "full", "full"),
+    ("m5-max-tf32", fast(512, 512, 192, dtype="float32"), "composite", None),
+    ("m5-max", fast(512, 512, 192, dtype="float32"), "composite", None),
     ("h200", fast(512, 512, 64, form="array"), "cudnn", "cudnn"),
     ("h200", fast(512, 512, 72), "cudnn", "cudnn"),
     ("h200", fast(512, 512, 36), "composite", None),
@@ -76,6 +95,13 @@ def test_the_table_names_the_kernel(device, call, kernel, forced, devices):
     assert bool(route.why) == (kernel == "composite")
 
 
+def test_only_head_dim_192_in_float32_exceeds_what_a_threadgroup_has():
+    # The figure that ml-explore/mlx#3307 reports of an earlier float32 kernel of 256 without registers: 53,760.
+    assert 4 * (32 * (256 + 4) + (16 + 4) * 256) == 53_760
+    kinds = [(*dims, dtype) for dims in METAL_FULL for dtype in ("float32", "float16", "bfloat16")]
+    assert [kind for kind in kinds if too_large(*kind)] == [(192, 192, "float32")]
+
+
 @pytest.mark.parametrize(
     ("device", "D", "Dv", "L", "padded"),
     [
@@ -95,6 +121,11 @@ def test_the_table_names_the_kernel(device, call, kernel, forced, devices):
 )
 def test_head_dims_are_padded_to_the_next_one_with_a_kernel(device, D, Dv, L, padded, devices):
     assert padded_dims(fast(L, 512, D, Dv), devices[device]) == padded
+
+
+@pytest.mark.parametrize(("D", "padded"), [(160, (256, 256)), (192, (256, 256)), (48, (64, 64)), (256, (0, 0))])
+def test_float32_is_padded_past_a_kernel_that_can_not_be_made(D, padded, devices):
+    assert padded_dims(fast(512, 512, D, dtype="float32"), devices["m2-ultra"]) == padded
 
 
 @pytest.mark.parametrize(
@@ -162,6 +193,15 @@ def test_a_failing_probe_falls_back_to_the_table(monkeypatch, tmp_path, caplog):
     assert ProbedRoutes(path=tmp_path / "r.json").route(fast(100, 100, 64), local_device()).kernel == "composite"
     assert "the table is used: no device" in caplog.text
     assert not (tmp_path / "r.json").exists()
+
+
+def test_mlx_is_not_asked_about_a_kernel_that_can_not_be_made(tmp_path, monkeypatch, devices):
+    # It accepts force_fused, and raises when the kernel is first run.
+    gpu = replace(devices["m2-ultra"], simulated=False)
+    monkeypatch.setattr(probe, "ask", lambda *a: (False, True))
+    routes = ProbedRoutes(path=tmp_path / "r.json")
+    assert routes.route(fast(100, 100, 192, dtype="float32"), gpu).forced is None
+    assert routes.route(fast(100, 100, 192, dtype="float16"), gpu).forced == "full"
 
 
 def test_where_mlx_fuses_nothing_at_all_no_answer_is_taken(tmp_path, monkeypatch, devices):

@@ -82,3 +82,24 @@ def test_only_float32_gains_from_an_optimised_blas_on_a_cpu():
 )
 def test_matrix_accelerators_need_chip_system_and_wheel(architecture: str, macos: str, tag: str, expected: bool):
     assert has_nax(architecture, macos, (tag,)) is expected
+
+
+M5_MAX = {**M2_ULTRA, "architecture": "applegpu_g17s", "device_name": "Apple M5 Max"}
+
+
+@pytest.mark.parametrize(
+    ("made", "switch", "rounded"),
+    [
+        (lambda: cuda_facts(H200), None, False),
+        (lambda: cuda_facts(H200), "1", True),
+        (lambda: cuda_facts({**H200, "compute_capability_major": 7}), "1", False),
+        (lambda: metal_facts(M5_MAX, "26.2", ("py3-none-macosx_26_0_arm64",)), None, False),
+        (lambda: metal_facts(M5_MAX, "26.2", ("py3-none-macosx_26_0_arm64",)), "1", True),
+        (lambda: metal_facts(M2_ULTRA, "26.2", ("py3-none-macosx_26_0_arm64",)), "1", False),
+    ],
+)
+def test_float32_is_rounded_where_the_user_asks_and_the_device_can(made, switch, rounded, monkeypatch):
+    monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
+    if switch is not None:
+        monkeypatch.setenv("MLX_ENABLE_TF32", switch)
+    assert made().tf32 is rounded

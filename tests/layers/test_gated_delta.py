@@ -1,5 +1,7 @@
 """The gated delta rule against float64, in every form, on inputs that break careless forms."""
 
+import time
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -133,3 +135,40 @@ def test_one_value_head_per_key_head_works_as_well():
     a = gated_delta.chunked(*map(mx.array, case), 32)
     b = gated_delta.chunked(*map(mx.array, grouped), 32)
     assert worst(a, [np.array(x) for x in b]) <= 1e-6
+
+
+# What MLX has of its own. Its Metal kernels read decay and beta in the type of q, and no decay below 1e-6.
+def test_mlx_s_own_update_is_the_same_rule_with_the_state_transposed():
+    case = inputs("random")
+    q, k, v, log_decay, beta, state = map(mx.array, case)
+    y, after = mx.fast.gated_delta_update(q, k, v, mx.exp(log_decay), beta, state.swapaxes(-1, -2))
+    assert worst((y, after.swapaxes(-1, -2)), float64(*case)) <= LIMIT
+
+
+def test_decay_in_sixteen_bits_as_mlx_s_metal_kernels_read_it_is_far_from_the_rule():
+    q, k, v, log_decay, beta, state = case = inputs("slow decay")
+    rounded = mx.log(mx.exp(mx.array(log_decay)).astype(mx.bfloat16).astype(mx.float32))
+    others = map(mx.array, (beta, state))
+    assert worst(gated_delta.sequential(*map(mx.array, (q, k, v)), rounded, *others), float64(*case)) > 100 * LIMIT
+
+
+@pytest.mark.truth
+@pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="a GPU's forms are kernels")
+def test_on_a_cpu_chunks_are_faster_than_mlx_s_own_update():
+    T, heads, width = 64, (4, 8), 128
+    q, k = (mx.random.normal((1, T, heads[0], width)) * 0.1 for _ in range(2))
+    v, state = mx.random.normal((1, T, heads[1], width)), mx.zeros((1, heads[1], width, width))
+    log_decay = -mx.random.uniform(0, 0.1, (1, T, heads[1]))
+    beta = mx.random.uniform(0, 1, (1, T, heads[1]))
+    mx.eval(q, k, v, log_decay, beta, state)
+
+    def seconds(run):
+        times = []
+        for _ in range(4):
+            started = time.perf_counter()
+            mx.eval(run())
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    theirs = seconds(lambda: mx.fast.gated_delta_update(q, k, v, mx.exp(log_decay), beta, state))
+    assert seconds(lambda: gated_delta.chunked(q, k, v, log_decay, beta, state, 32)) < theirs

@@ -30,6 +30,8 @@ def local_device() -> DeviceFacts:
 def _facts(kind: DeviceKind) -> DeviceFacts:
     import mlx.core as mx
 
+    from archport.device import tf32
+
     info: dict[str, Any] = dict(mx.device_info()) if kind != "cpu" else {}
     architecture = str(info.get("architecture", os.uname().machine))
     memory = int(info.get("memory_size") or info.get("total_memory") or _host_memory())
@@ -43,6 +45,7 @@ def _facts(kind: DeviceKind) -> DeviceFacts:
         watchdog_seconds=METAL_WATCHDOG if kind == "metal" else None,
         nax=kind == "metal" and has_nax(architecture),
         mlx_version=mlx_version(),
+        tf32=kind != "cpu" and tf32.wanted(),
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from archport.attention.local import local_device, mlx_version
-from archport.attention.routes import FastCall, Route, Routes, TableRoutes
+from archport.attention.routes import FastCall, Route, Routes, TableRoutes, lacks_threadgroup
 from archport.contract.device import DeviceFacts
 
 LOG = logging.getLogger(__name__)
@@ -63,8 +63,9 @@ class ProbedRoutes:
     def route(self, call: FastCall, device: DeviceFacts) -> Route:
         believed = self.table.route(call, device)
         # MLX has no call with a soft cap to ask about; whether cuDNN decodes depends on evaluated caches; the blocked
-        # path looks fused in a graph.
+        # path looks fused in a graph; and what a threadgroup can't hold is refused only when it runs.
         unknown = call.softcap or believed.kernel == "blocked" or (device.kind == "cuda" and call.q_len == 1)
+        unknown = unknown or (device.kind == "metal" and lacks_threadgroup(call))
         if device.simulated or unknown:
             return believed
         answer = self._asked(call, device)

@@ -1,6 +1,7 @@
 """Which kernel MLX runs for one scaled-dot-product call, per device, as numbers.
 
-Written from MLX 0.32.3/0.32.4. Knows nothing of this machine: `probe` asks MLX where it can and falls back to this.
+Written from MLX 0.32.4: what its Metal library refuses, compiles and compares in `use_fallback`, and the shared memory
+of its kernels by their headers. Knows nothing of this machine: `probe` asks MLX where it can and falls back to this.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ Kernel = Literal["full", "vector", "vector_two_pass", "cudnn", "blocked", "compo
 
 METAL_FULL = frozenset({(d, d) for d in (64, 72, 80, 96, 128, 192, 256)} | {(96, 64)})
 METAL_VECTOR = frozenset({(d, d) for d in (64, 96, 128, 192, 256, 512)} | {(192, 128), (96, 64)})
+# Head dims whose full kernel has a form for the matrix units; 72 and 80 are padded to 96 there.
+NAX_FULL = frozenset({64, 96, 128, 256, 512})
+# What every Apple GPU gives one threadgroup.
+METAL_THREADGROUP = 32 * 1024
 CUDA_VECTOR = frozenset({64, 96, 128})
 # The vector kernel takes over at this many query rows on Metal.
 VECTOR_ROWS = 8
@@ -96,50 +101,78 @@ class TableRoutes:
             # Sizes that no rule reads are dropped, so that the cache holds classes rather than calls.
             replace(call, mask_elements=0, mask_rows=1),
             device.kind,
+            device.nax and (device.tf32 or call.dtype != "float32"),
             device.nax,
             device.architecture[-1:],
         )
 
 
 @functools.lru_cache(maxsize=4096)
-def _table(call: FastCall, kind: str, nax: bool, suffix: str) -> Route:
+def _table(call: FastCall, kind: str, accelerated: bool, nax: bool, suffix: str) -> Route:
     if call.softcap:
         return Route("composite", None, NO_SOFTCAP)
     if kind == "metal":
-        return _metal_vector(call, suffix) if call.q_len <= VECTOR_ROWS else _metal_full(call, nax)
+        return _metal_vector(call, suffix) if call.q_len <= VECTOR_ROWS else _metal_full(call, accelerated, nax)
     if kind == "cuda":
         return _cuda(call)
     return Route("composite", None, "MLX has no fused attention kernel on a CPU")
 
 
-def _metal_full(call: FastCall, nax: bool) -> Route:
+def _metal_full(call: FastCall, accelerated: bool, nax: bool) -> Route:
+    """More than `VECTOR_ROWS` queries; `accelerated` where the GPU's matrix units take this element type."""
     D, Dv, causal, array = call.head_dim, call.v_head_dim, call.form == "causal", call.form == "array"
     half = call.dtype != "float32"
     if causal and call.q_len > call.kv_len:
         return Route("composite", None, f"causal with q_len {call.q_len} > kv_len {call.kv_len} has no fused kernel")
     if (D, Dv) == (512, 512):
-        if nax:
+        if accelerated:
             tall = call.B * call.n_heads * -(-call.q_len // 32) >= 1024
             if causal and call.q_len >= 1024 and tall:
                 return Route("full", "full")
             return Route("composite", "full", "head_dim 512 is fused by default for large causal calls only")
-        if half and causal and not call.sinks and 1024 <= call.q_len <= call.kv_len:
+        if not nax and half and causal and not call.sinks and 1024 <= call.q_len <= call.kv_len:
             # force_fused raises here although the plain call is bounded.
             return Route("blocked", None)
-        return Route("composite", None, "head_dim 512 has only the blocked causal path on this GPU generation")
+        why = "float32 takes its matrix units as TF32 only" if nax else "it has only the blocked causal path"
+        return Route("composite", None, f"head_dim 512 of this call has no kernel on this GPU: {why}")
     if (D, Dv) not in METAL_FULL:
         return Route("composite", None, f"no fused kernel for head_dim {D}, v_head_dim {Dv}")
+    if lacks_threadgroup(call):
+        # MLX accepts force_fused, and the kernel can't be made when it is first run.
+        return Route("composite", None, f"the kernel of head_dim {D} in {call.dtype} needs more than 32 KiB a group")
     if D == 192:
         return Route("composite", "full", "MLX leaves head_dim 192 unfused by default")
     if D == 256:
-        if nax and call.q_len >= 1024 and (causal or array):
+        if accelerated and call.q_len >= 1024 and (causal or array):
             return Route("full", "full")
         if not nax and causal and call.q_len >= 2048 and call.q_len == call.kv_len and half:
             return Route("full", "full")
-        # Single precision needs more threadgroup memory than the GPU has.
-        forced = "full" if half or nax else None
-        return Route("composite", forced, "MLX leaves head_dim 256 unfused at this q_len and kv_len by default")
+        return Route("composite", "full", "MLX leaves head_dim 256 unfused at this q_len and kv_len by default")
     return Route("full", "full")
+
+
+def too_large(head_dim: int, v_head_dim: int, dtype: DType) -> bool:
+    """Whether MLX's full Metal kernel without matrix units needs more threadgroup memory than there is."""
+    return threadgroup_bytes(head_dim, v_head_dim, dtype) > METAL_THREADGROUP
+
+
+def lacks_threadgroup(call: FastCall) -> bool:
+    """Whether a Metal call would run a full kernel that can't be made."""
+    dims = (call.head_dim, call.v_head_dim)
+    return call.q_len > VECTOR_ROWS and dims in METAL_FULL and dims[0] not in NAX_FULL and too_large(*dims, call.dtype)
+
+
+def threadgroup_bytes(head_dim: int, v_head_dim: int, dtype: DType) -> int:
+    """Bytes of threadgroup memory of MLX's full Metal kernel without matrix units, by the constants in its header.
+
+    Queries have 32 rows and keys 32, or 16 from head_dim 128 on; rows are padded by 16 bytes, and keys and values take
+    turns in one buffer. From head_dim 256 on two groups share a row's width; in float32 queries then stay in registers.
+    """
+    size = 4 if dtype == "float32" else 2
+    pad, keys = 16 // size, 32 if head_dim < 128 else 16
+    shared = max((keys + pad) * head_dim, keys * (v_head_dim + pad))
+    queries = 1 if head_dim == 256 and dtype == "float32" else 32 * (head_dim + pad)
+    return size * (queries + shared)
 
 
 def _metal_vector(call: FastCall, suffix: str) -> Route:
@@ -191,5 +224,5 @@ def padded_dims(call: FastCall, device: DeviceFacts) -> tuple[int, int]:
     # Padding K and V for a few query rows would copy the whole cache.
     if device.kind != "metal" or call.q_len <= VECTOR_ROWS:
         return (0, 0)
-    listed = sorted(pair for pair in METAL_FULL if pair[0] >= D and pair[1] >= Dv)
+    listed = sorted(pair for pair in METAL_FULL if pair[0] >= D and pair[1] >= Dv and not too_large(*pair, call.dtype))
     return listed[0] if listed and listed[0] != (D, Dv) else (0, 0)

@@ -32,6 +32,8 @@ class DeviceFacts:
         vector_threads: threads on which this CPU computes float32 attention outside MLX, through MKL; 0 where MKL is
             not loaded, and on GPUs.
         nax: whether MLX's matrix-accelerator kernels apply (Apple GPU generation 17 and later).
+        tf32: whether float32 products are rounded to TF32 here, which a user asks for; only then do the matrix
+            accelerators of an Apple GPU take float32.
         mlx_version: the MLX release whose routes are meant.
         simulated: whether the numbers come from a profile and not from this machine.
     """
@@ -49,6 +51,7 @@ class DeviceFacts:
     nax: bool = False
     mlx_version: str = ""
     simulated: bool = False
+    tf32: bool = False
 
     @property
     def default_budget(self) -> int:

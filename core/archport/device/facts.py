@@ -91,6 +91,7 @@ def cpu_facts(
 def metal_facts(info: Mapping[str, str | int], macos: str, wheel_tags: tuple[str, ...]) -> DeviceFacts:
     """Facts of an Apple GPU from MLX's `device_info`, the macOS version and the tags of the installed MLX wheel."""
     architecture = str(info["architecture"])
+    nax = has_nax(architecture, macos, wheel_tags)
     flops, bandwidth = METAL_SPEEDS.get(architecture[-1:], METAL_SPEEDS["g"])
     return DeviceFacts(
         name=str(info.get("device_name", architecture)),
@@ -102,8 +103,9 @@ def metal_facts(info: Mapping[str, str | int], macos: str, wheel_tags: tuple[str
         flops={"float32": flops, "float16": flops, "bfloat16": flops},
         bandwidth=bandwidth,
         watchdog_seconds=METAL_WATCHDOG_SECONDS,
-        nax=has_nax(architecture, macos, wheel_tags),
+        nax=nax,
         mlx_version=MLX_VERSION,
+        tf32=nax and tf32.wanted(),
     )
 
 
@@ -111,7 +113,8 @@ def cuda_facts(info: Mapping[str, str | int]) -> DeviceFacts:
     """Facts of an NVIDIA GPU from MLX's `device_info`."""
     major = int(info.get("compute_capability_major", 0))
     flops = dict(CUDA_HOPPER if major >= 9 else CUDA_AMPERE if major == 8 else CUDA_OLDER)
-    if major >= 8 and tf32.wanted():
+    rounded = major >= 8 and tf32.wanted()
+    if rounded:
         flops["float32"] = HOPPER_TF32 if major >= 9 else AMPERE_TF32
     return DeviceFacts(
         name=str(info.get("device_name", "cuda")),
@@ -121,6 +124,7 @@ def cuda_facts(info: Mapping[str, str | int]) -> DeviceFacts:
         flops=flops,
         bandwidth=2000.0 * GB if major >= 9 else 1000.0 * GB if major == 8 else 300.0 * GB,
         mlx_version=MLX_VERSION,
+        tf32=rounded,
     )
 
 

@@ -26,6 +26,7 @@ from archport.contract.plugins import Plugin
 from archport.device import tf32, workers
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
+from archport.device.failures import failure_of
 from archport.device.heap import keep_freed_memory
 from archport.device.memory import ProcessMemory, process_memory
 from archport.device.process import use_device
@@ -93,7 +94,7 @@ def load(
     try:
         return _loaded(about, dtype, max_context, memory_budget, limits, prefix_cache)
     except Exception as error:
-        if not unexpected(error):
+        if not unexpected(error) or failure_of(error):
             raise
         again = partial(loading.read_again, name, revision, plugins or (about.plugin,))
         better = explained(error, about.checkpoint.folder, () if overrides else (about.plugin,), again)

@@ -19,6 +19,7 @@ from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.quantization import packed_bits, packing, read_quantization
 from archport.contract.errors import ArchportError, CheckpointError, PluginError
 from archport.contract.spec import Quantization
+from archport.device.failures import failure_of
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -143,6 +144,8 @@ def load_arrays(path: Path) -> dict[str, mx.array]:
         loaded = mx.load(str(path))
     # MLX raises what its own reader of headers, or Python for a name that is no text, raises.
     except (RuntimeError, ValueError, OverflowError) as error:
+        if failure_of(error):
+            raise
         raise CheckpointError(f"{path}: MLX can't read it ({error}). Fetch the file again.") from error
     assert isinstance(loaded, dict)
     return loaded
@@ -242,6 +245,8 @@ def _evaluate(checkpoint: Checkpoint, arrays: list[mx.array]) -> None:
     try:
         mx.eval(arrays)
     except RuntimeError as error:
+        if failure_of(error):
+            raise
         raise CheckpointError(f"{checkpoint.folder}: reading the weights failed ({error}).") from error
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import wraps
 
 from archport.cli import FAILED, NO_MEMORY, USAGE
-from archport.contract import ArchportError, BufferTooLarge, InputError, MemoryBudgetExceeded
+from archport.contract import ArchportError, BufferTooLarge, DeviceFailure, InputError, MemoryBudgetExceeded
 
 # "text 3", as the library calls the fourth one.
 _ROW = re.compile(r"\b(?:text|document|input|prompt) (\d+)\b")
@@ -48,7 +48,8 @@ def message_and_code(error: BaseException) -> tuple[str, int]:
 
 
 def _code(error: ArchportError, said: str) -> int:
-    if isinstance(error, MemoryBudgetExceeded | BufferTooLarge):
+    full = isinstance(error, DeviceFailure) and error.code == "device_out_of_memory"
+    if full or isinstance(error, MemoryBudgetExceeded | BufferTooLarge):
         return NO_MEMORY
     # A message that begins with a flag is about its value, unless the value is a file that can't be read.
     wrong_value = isinstance(error, InputError) and said.startswith("--") and not isinstance(error.__cause__, OSError)

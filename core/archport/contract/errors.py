@@ -83,6 +83,44 @@ class NonFiniteOutput(ArchportError, ArithmeticError):
     """A model produced NaN or infinity; archport raises instead of returning it."""
 
 
+class DeviceFailure(ArchportError, RuntimeError):
+    """The device gave up a request's work: nothing of it is returned, and the next request runs.
+
+    Attributes:
+        code: `device_timeout` (the system's watchdog), `device_out_of_memory`, `device_page_fault`, or `device_lost`
+            for any other end. Where the device does not compute any more the message says so.
+        said: the message of MLX.
+        planned_bytes, budget_bytes: the plan's peak and its budget; these and the following are None where no plan ran.
+        breakdown: bytes per component of that peak.
+        largest_buffer: (name, bytes, cap) of the largest single allocation; cap None where the device has none.
+        longest_seconds, limit_seconds: estimate of the longest stretch between two evaluations, and its bound; None
+            where nothing watches.
+        chunk: tokens per prefill step.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        said: str,
+        planned_bytes: int | None = None,
+        budget_bytes: int | None = None,
+        breakdown: Mapping[str, int] | None = None,
+        largest_buffer: tuple[str, int, int | None] | None = None,
+        longest_seconds: float | None = None,
+        limit_seconds: float | None = None,
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code, self.said = code, said
+        self.planned_bytes, self.budget_bytes = planned_bytes, budget_bytes
+        self.breakdown = dict(breakdown or {})
+        self.largest_buffer = largest_buffer
+        self.longest_seconds, self.limit_seconds = longest_seconds, limit_seconds
+        self.chunk = chunk
+
+
 class AdmissionRefused(ArchportError, ValueError):
     """A request was refused before anything was allocated.
 

@@ -14,8 +14,9 @@ from typing import ParamSpec, TypeVar
 
 from archport.attention import stop_sharing
 from archport.checkpoint import is_panic
-from archport.contract import ArchportError, CheckpointError
+from archport.contract import ArchportError, CheckpointError, DeviceFailure
 from archport.device.process import enter
+from archport.running.device_failures import Running, described, parked_failures, running, settled
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,11 +33,12 @@ def device_call(method: Callable[P, R]) -> Callable[P, R]:
     @wraps(method)
     def call(*args: P.args, **options: P.kwargs) -> R:
         enter()
-        before = sys.exception()
+        before, what = sys.exception(), Running()
         try:
-            return method(*args, **options)
+            with running(what):
+                return method(*args, **options)
         except BaseException as error:
-            fault = _tokenizer_fault(error, args)
+            fault = described(error, what) or _tokenizer_fault(error, args)
             _settle(fault or error, before)
             if fault is not None:
                 raise fault from error
@@ -76,18 +78,22 @@ class DeviceIterator(Iterator[T]):
     """
 
     def __init__(self, items: Generator[T, None, None]) -> None:
-        self._items = items
+        self._items, self._what = items, Running()
 
     def __next__(self) -> T:
         enter()
         before = sys.exception()
         try:
-            return next(self._items)
+            with running(self._what, ends=False):
+                for item in self._items:
+                    return item
+            parked_failures()
+            raise StopIteration
         except StopIteration:
             raise
         except BaseException as error:
             self._items.close()
-            fault = _tokenizer_fault(error, ())
+            fault = described(error, self._what) or _tokenizer_fault(error, ())
             _settle(fault or error, before)
             if fault is not None:
                 raise fault from error
@@ -130,3 +136,5 @@ def _settle(error: BaseException, before: BaseException | None) -> None:
         known.add(id(found))
         traceback.clear_frames(found.__traceback__)
         left += [each for each in (found.__cause__, found.__context__) if each is not None and id(each) not in known]
+    if isinstance(error, DeviceFailure):
+        settled(error)

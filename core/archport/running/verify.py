@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from archport.device.pool import bounded, pool, wired
 from archport.planning import BatchPlan, Plan
+from archport.running.device_failures import note
 
 VARIABLE = "ARCHPORT_VERIFY_MEMORY"
 
@@ -121,6 +122,7 @@ class Watch:
     def limits(self) -> Iterator[None]:
         """Keep to what the plan may hold together inside this block, and keep the model resident on a Mac."""
         plan = self._plan
+        note(plan, getattr(self._held, "cache", None))
         with wired(plan.device), bounded(plan.device, plan.together - plan.peak + plan.moving):
             yield
 

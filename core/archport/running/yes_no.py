@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import mlx.core as mx
@@ -69,7 +70,9 @@ class YesNoScorer:
 
         with verified(plan, held=Kept(snapshot.bytes) if snapshot else None) as watch:
             batches = watch.batches(plan.batches)
-            run_ahead(batches, lambda batch: self._start(plan, batch, rows, snapshot, stretches), finish)
+            # No closure, whose cells would outlive the frames of an error that somebody keeps.
+            start = partial(self._start, plan, rows=rows, snapshot=snapshot, stretches=stretches)
+            run_ahead(batches, start, finish)
         return difference
 
     def shown(self, scores: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import platform
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -41,8 +42,21 @@ TESTED = {
 Found = tuple[str, list[str]]
 
 
-def doctor() -> None:
+def doctor(
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Run kit, probes and a benchmark; write one JSON to attach to an issue."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With --report: less of everything, in under a minute.")
+    ] = False,
+) -> None:
     """Check Python, MLX, device, memory, BLAS, plugins and the hub cache. Exit code 1 when something is wrong."""
+    if report is not None:
+        _report(report, quick)
+        return
+    if quick:
+        raise typer.BadParameter("it goes with --report", param_hint="--quick")
     facts, faults = examine()
     for name, value in facts:
         typer.echo(f"{name:<10} {value}")
@@ -51,6 +65,18 @@ def doctor() -> None:
     if not faults:
         typer.echo("nothing is wrong")
     raise typer.Exit(1 if faults else 0)
+
+
+def _report(path: Path, quick: bool) -> None:
+    """Write a report and say what it holds; interrupted, it keeps what was done."""
+    from archport.testing.device_report import QUICK_SECONDS, SECONDS, write_report
+
+    bound = QUICK_SECONDS if quick else SECONDS
+    typer.echo(f"this takes about {bound:.0f} s; Ctrl-C ends it and keeps what was done", err=True)
+    written = write_report(path, quick=quick, told=lambda line: typer.echo(line, err=True))
+    for name, part in written["parts"].items():
+        typer.echo(f"{name:<10} {part['status']}{': ' + part['error'] if 'error' in part else ''}")
+    typer.echo(f"{path} is written: read it, and attach it to an issue")
 
 
 def examine() -> tuple[list[tuple[str, str]], list[str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from archport.cli import doctor
 from archport.device import tf32
 from archport.device.facts import cuda_facts
 
@@ -83,6 +84,24 @@ def test_no_warning_where_products_are_what_was_asked_for(a_gpu, asked):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tf32.warn_if_rounded()
+
+
+@pytest.mark.parametrize(
+    ("rounded", "asked", "fact", "faults"),
+    [
+        (False, False, "products in full precision", 0),
+        (True, True, "products rounded to TF32 (MLX_ENABLE_TF32 asks for it)", 0),
+        (True, False, "products rounded to TF32", 1),
+    ],
+)
+def test_doctor_says_what_products_are_and_how_to_have_others(rounded, asked, fact, faults, a_gpu):
+    if asked:
+        a_gpu.setenv(tf32.SWITCH, "1")
+    a_gpu.setattr(tf32, "in_use", lambda: rounded)
+    said, found = doctor.PROBES["float32"]()
+    assert said == fact
+    assert len(found) == faults
+    assert all("MLX_ENABLE_TF32=0 before Python starts" in each for each in found)
 
 
 def test_a_plan_counts_on_the_speed_that_products_have(unset):

@@ -147,9 +147,12 @@ def _float32() -> Found:
     import archport.device.backend  # noqa: F401  # isort: skip
     from archport.device import tf32
 
-    if tf32.in_use():
-        return "products rounded to TF32" + (f" ({tf32.SWITCH} asks for it)" if tf32.wanted() else ""), []
-    return "products in full precision", []
+    if not tf32.in_use():
+        return "products in full precision", []
+    if tf32.wanted():
+        return f"products rounded to TF32 ({tf32.SWITCH} asks for it)", []
+    mend = f"float32 is rounded to TF32 (10 bits) although nobody asks for it: set {tf32.SWITCH}=0 before Python starts"
+    return "products rounded to TF32", [mend]
 
 
 def _blas() -> Found:

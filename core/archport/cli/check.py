@@ -22,6 +22,10 @@ def check(
     vectors: Annotated[
         Path | None, typer.Option(help="Stored vectors of that model: an .npz with `texts` and `vectors`.")
     ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What `archport record` wrote, of that model or of the plugin's examples."),
+    ] = None,
     tier: Annotated[str | None, typer.Option(help="contract (no model), tiny (random weights) or golden.")] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Run this check alone; may be given again.")
@@ -48,7 +52,7 @@ def check(
     sys.path.insert(0, "")
     runs: dict[str, list[Outcome]] = {}
     for name in plugins or _all(model):
-        runs[name] = run_checks(name, tier=tier, model=model, vectors=vectors, only=only)  # pyright: ignore[reportArgumentType]
+        runs[name] = run_checks(name, tier=tier, model=model, vectors=vectors, golden=golden, only=only)  # pyright: ignore[reportArgumentType]
         if not (as_json or markdown):
             typer.echo(as_text(runs[name], verbose=verbose))
     if as_json:

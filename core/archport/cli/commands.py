@@ -18,6 +18,7 @@ from archport.cli.info import info
 from archport.cli.new import new
 from archport.cli.plan import plan
 from archport.cli.plugins import plugins
+from archport.cli.record import record
 from archport.cli.rerank import rerank
 from archport.cli.words import spoken
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, rerank, generate, chat, info, plan, plugins, check, doctor, new):
+for command in (embed, rerank, generate, chat, info, plan, plugins, check, record, doctor, new):
     app.command()(spoken(command))
 
 

@@ -6,6 +6,8 @@ vector takes part. Knows how to plan and run rows with any option of the planner
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from archport.memory import Caches
     from archport.planning import Plan
     from archport.running.planned import Planner
+    from archport.testing.recorded import Recorded
     from archport.testing.weights import Shown
 
 
@@ -139,6 +142,17 @@ class Tiny:
         """The same tensors as the published layout names and shapes them."""
         publish = self.example.publish
         return dict(publish(self.weights)) if publish else dict(self.weights)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What a reference that was recorded from this example depends on: its config, its tensors and their size."""
+        import mlx.core as mx
+
+        shapes = sorted((name, list(value.shape)) for name, value in self.published.items())
+        stated = json.dumps([dict(self.example.config), self.example.seed, self.example.scale, shapes], sort_keys=True)
+        # Rounded, for tensors are drawn anew on every machine.
+        size = sum(float(mx.abs(value.astype(mx.float32)).sum()) for value in self.published.values())
+        return f"{hashlib.sha256(stated.encode()).hexdigest()[:16]} {size:.8g}"
 
     @cached_property
     def folder(self) -> Path:
@@ -351,12 +365,14 @@ class Tiny:
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """A model with real weights.
+    """A model and what a reference computed from its weights.
 
     Args:
         model: loaded by the plugin under check.
-        stored: (texts, vectors (N, D)) recorded earlier; None when there are none.
+        recorded: what the reference computed; None when there is none.
+        real: whether the weights are real ones, and not an example's.
     """
 
     model: engine.Model
-    stored: tuple[list[str], np.ndarray] | None
+    recorded: Recorded | None = None
+    real: bool = True

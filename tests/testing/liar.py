@@ -15,6 +15,7 @@ class Liar:
         says: what the failure's message must contain.
         also: other checks that fail, each with the reason why this lie reaches them.
         tier: the tier that is run; None for contract and tiny.
+        honest: of the golden tier: the plugin that the reference is computed from; None for the toy.
     """
 
     breaks: str
@@ -23,3 +24,4 @@ class Liar:
     says: str
     also: dict[str, str] = field(default_factory=dict)
     tier: str | None = None
+    honest: ModuleType | None = None

@@ -6,6 +6,7 @@ with its reason in one line.
 
 import imports_mlx
 from liar import Liar
+from liars_of_references import LIARS_OF_REFERENCES
 from liars_of_shapes import LIARS_OF_SHAPES
 from liars_of_spans import LIARS_OF_SPANS
 from liars_of_specs import LIARS_OF_SPECS
@@ -305,14 +306,22 @@ LIARS = [
         also={"spec_matches_weights": "the same table, compared with the spec"},
     ),
     Liar(
-        "golden_vectors_repeat", "it adds noise", plugin("noise", trunk=Noisy), "embedded again differ", tier="golden"
+        "golden_vectors_repeat",
+        "it adds noise",
+        plugin("noise", trunk=Noisy),
+        "embedded again differ",
+        also={"golden_hidden_states_match": "the noise is more than rounding"},
+        tier="golden",
     ),
     Liar(
         "golden_batch_invariance",
         "it subtracts the mean over the batch",
         plugin("mixes_golden", trunk=MixesRows),
         "in a batch of 4",
-        also={"golden_vectors_match": "stored vectors came from a batch"},
+        also={
+            "golden_vectors_match": "stored vectors came from a batch",
+            "golden_hidden_states_match": "a row alone has its own mean subtracted",
+        },
         tier="golden",
     ),
     Liar(
@@ -320,7 +329,8 @@ LIARS = [
         "it adds a constant behind the final norm",
         plugin("norm", trunk=AnotherNorm),
         "with its stored vector",
+        also={"golden_hidden_states_match": "vectors are made of hidden states"},
         tier="golden",
     ),
 ]
-LIARS += LIARS_OF_SPANS + LIARS_OF_SPECS + LIARS_OF_WORDS + LIARS_OF_SHAPES
+LIARS += LIARS_OF_SPANS + LIARS_OF_SPECS + LIARS_OF_WORDS + LIARS_OF_SHAPES + LIARS_OF_REFERENCES

@@ -20,7 +20,7 @@ from typing import Any
 import archport
 from archport.contract import ArchSpec, InputError, SpecError
 from archport.contract.plugins import Plugin
-from archport.loading import describe, narrowed
+from archport.loading import context_ceiling, describe, narrowed
 from archport.testing.finding import find, subject_of
 from archport.testing.recorded import GoldenFile, Recorded, read_golden
 
@@ -43,6 +43,7 @@ class Source:
         folder, body: of the repository, and of the transformer inside.
         spec: what the plugin declares for it.
         architectures: those of its config.
+        limit: tokens that a text may have by default.
         name, fingerprint: of the example, "" for a checkpoint.
     """
 
@@ -50,6 +51,7 @@ class Source:
     body: Path
     spec: ArchSpec
     architectures: tuple[str, ...]
+    limit: int
     name: str = ""
     fingerprint: str = ""
 
@@ -118,16 +120,25 @@ def _of_examples(plugin: Plugin) -> list[Source]:
     if subject.is_guest or not subject.tinies:
         raise InputError(f"{plugin.label} names no example to record from; name a checkpoint (`-m MODEL`)")
     return [
-        Source(tiny.folder, tiny.folder, tiny.spec, _architectures(tiny.config), tiny.example.name, tiny.fingerprint)
+        Source(
+            tiny.folder,
+            tiny.folder,
+            tiny.spec,
+            _architectures(tiny.config),
+            min(tiny.spec.max_positions, tiny.model.max_tokens),
+            tiny.example.name,
+            tiny.fingerprint,
+        )
         for tiny in subject.tinies
     ]
 
 
 def _of_model(model: str, plugin: Plugin | None) -> Source:
     about = describe(model, plugins=None if plugin is None else (plugin,), weights=True)
-    spec = narrowed(about, about.hooks.head(about.spec, about.checkpoint)).spec
-    checkpoint = about.checkpoint
-    return Source(checkpoint.folder, checkpoint.body_path, spec, _architectures(checkpoint.config))
+    checkpoint, inputs = about.checkpoint, about.hooks.inputs(about.spec, about.checkpoint)
+    spec = narrowed(about, about.hooks.head(about.spec, checkpoint)).spec
+    limit, _ = context_ceiling(about, inputs, None)
+    return Source(checkpoint.folder, checkpoint.body_path, spec, _architectures(checkpoint.config), limit)
 
 
 def _architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -140,7 +151,7 @@ def _case(source: Source) -> dict[str, Any]:
         "body": str(source.body.resolve()),
         "tasks": list(source.spec.tasks),
         "architectures": list(source.architectures),
-        "limit": source.spec.max_positions,
+        "limit": source.limit,
     }
 
 

@@ -59,10 +59,10 @@ def golden_token_ids_match(g: Golden) -> str:
     assert g.recorded is not None
     tokeniser = g.model._runtime.tokeniser
     for index, (text, ids) in enumerate(zip(g.recorded.texts, want, strict=True)):
-        if g.model.inputs.reader is None:
+        if g.model.inputs.reader is None and g.model.inputs.messages is None:
             (got,) = tokeniser([text]).ids
         else:
-            # A reader puts a conversation around a text; the reference has the text alone.
+            # What puts a conversation around a text; the reference has the text alone.
             got = np.array(tokeniser.tokenizer.encode(text).ids, np.int32)
         if np.array_equal(got, ids):
             continue

@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import yaml
 
 from archport.checkpoint import normalise_config
 from archport.cli.new import check_name, write_skeleton
@@ -54,6 +55,39 @@ def test_the_project_file_announces_the_package_and_requires_this_archport(skele
     assert folder.name == project["name"] == "archport-acme-small"
     assert project["entry-points"]["archport"] == {"acme_small": "archport_acme_small"}
     assert project["dependencies"] == ["archport>=0.1,<0.2"]
+
+
+def test_the_project_names_its_licence_and_what_it_runs_on(skeleton):
+    folder, _ = skeleton
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert (project["license"], project["license-files"]) == ("MIT", ["LICENSE"])
+    assert (folder / "LICENSE").read_text().startswith("MIT License")
+    assert "Programming Language :: Python :: 3" in project["classifiers"]
+    assert not [each for each in project["classifiers"] if each.startswith("License ::")]
+
+
+def test_the_workflow_lints_tests_and_checks_the_plugin(skeleton):
+    folder, _ = skeleton
+    workflow = yaml.safe_load((folder / ".github" / "workflows" / "ci.yml").read_text())
+    commands = [step["run"] for step in workflow["jobs"]["check"]["steps"] if "run" in step]
+    assert [command.split()[0] for command in commands] == ["pip", "ruff", "python", "archport"]
+    assert commands[-1] == "archport check acme_small --recorded tests/ran.json"
+
+
+def test_what_is_written_passes_the_linter_that_its_workflow_runs(skeleton):
+    folder, _ = skeleton
+    for command in (["check", "."], ["format", "--check", "."]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache"], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_its_test_compares_with_a_reference_once_there_is_one(skeleton):
+    folder, _ = skeleton
+    text = (folder / "tests" / "test_conformance.py").read_text()
+    assert "golden=GOLDEN if GOLDEN.exists() else None" in text
+    assert "archport record acme_small --output tests/golden.npz" in (folder / "README.md").read_text()
 
 
 def test_no_placeholder_and_no_long_line_is_left_in_any_file(tmp_path):

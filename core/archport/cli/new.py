@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from datetime import date
 from pathlib import Path
 from string import Template
 from typing import Annotated
@@ -26,7 +27,7 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Lower case, such as qwen2 or acme_bert.")],
     into: Annotated[Path, typer.Option("--into", metavar="DIR", help="Folder to create archport-NAME in.")] = Path("."),
 ) -> None:
-    """Write the skeleton of a plugin: pyproject, hooks, model, conformance test, README."""
+    """Write the skeleton of a plugin: pyproject, hooks, model, conformance test, README, licence, workflow of CI."""
     from archport.contract.plugins import discover
 
     check_name(name, taken={plugin.name: plugin.label for plugin in discover()})
@@ -80,6 +81,7 @@ def write_skeleton(name: str, into: Path) -> Path:
         "distribution": folder.name,
         "package": f"archport_{name}",
         "title": "".join(part.capitalize() for part in name.split("_")),
+        "year": str(date.today().year),
         "requires": f"archport>={major}.{minor},<{major}.{int(minor) + 1}",
     }
     try:
@@ -106,11 +108,21 @@ name = "$distribution"
 version = "0.1.0"
 description = "$title for archport."
 readme = "README.md"
+license = "MIT"
+license-files = ["LICENSE"]
 requires-python = ">=3.11"
+keywords = ["archport", "mlx"]
+classifiers = [
+  "Development Status :: 3 - Alpha",
+  "Intended Audience :: Developers",
+  "Operating System :: MacOS",
+  "Operating System :: POSIX :: Linux",
+  "Programming Language :: Python :: 3",
+]
 dependencies = ["$requires"]
 
 [project.optional-dependencies]
-test = ["pytest>=8"]
+test = ["pytest>=8", "ruff>=0.9"]
 
 [project.entry-points.archport]
 $name = "$package"
@@ -120,6 +132,12 @@ packages = ["$package"]
 
 [tool.pytest.ini_options]
 addopts = "--import-mode=importlib"
+
+[tool.ruff]
+line-length = 120
+
+[tool.ruff.lint]
+select = ["E", "F", "I", "W"]
 """
 
 HOOKS = '''\
@@ -225,10 +243,15 @@ class $title(nn.Module):
 TEST = '''\
 """Everything archport asks of a plugin; `archport check $name` runs the same list."""
 
+from pathlib import Path
+
 from archport.testing import parametrize_conformance
 
+# What the original implementation computes; see the README.
+GOLDEN = Path(__file__).with_name("golden.npz")
 
-@parametrize_conformance("$name")
+
+@parametrize_conformance("$name", golden=GOLDEN if GOLDEN.exists() else None)
 def test_conformance(check):
     check()
 '''
@@ -245,13 +268,60 @@ $title for archport.
 
 `$package/__init__.py` says what the architecture is,
 `$package/model.py` builds it. Search both for TODO.
-Then compare hidden states with the original implementation: conformance shows that the parts agree with each other, not
-that they are the right parts.
+
+Conformance shows that the parts agree with each other, not that they are the right parts. So record what transformers
+computes from your examples (token ids, hidden states, and of models that generate logits and greedy tokens), with any
+Python that has torch and transformers. `pytest` compares from then on, and says which stage differs first:
+
+    archport record $name --output tests/golden.npz --python /path/to/python
+
+`.github/workflows/ci.yml` runs lint, tests and `archport check`. With `--recorded` the latter keeps what ran in
+`tests/ran.json`; run it once here and commit the file, and a run that checks less is a failure. `LICENSE` is a
+suggestion.
+"""
+
+LICENSE = """\
+MIT License
+
+Copyright (c) $year the authors of $distribution
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
+
+WORKFLOW = """\
+name: ci
+on: [push, pull_request]
+jobs:
+  check:
+    runs-on: ubuntu-latest
+    steps:
+      - uses: actions/checkout@v4
+      - uses: actions/setup-python@v5
+        with:
+          python-version: "3.12"
+      # On Linux MLX has its backend in an extra of archport; on a Mac there is none to name.
+      - run: pip install "archport[cpu]" ".[test]"
+      - run: ruff check . && ruff format --check .
+      - run: python -m pytest
+      - run: archport check $name --recorded tests/ran.json
 """
 
 FILES = {
     "pyproject.toml": PYPROJECT,
     "README.md": README,
+    "LICENSE": LICENSE,
+    ".github/workflows/ci.yml": WORKFLOW,
     "$package/__init__.py": HOOKS,
     "$package/model.py": MODEL,
     "tests/test_conformance.py": TEST,

@@ -64,6 +64,7 @@ def load(
     limits: AttentionLimits | None = None,
     prefix_cache: int | str | None = None,
     overrides: Sequence[ModuleType] = (),
+    plugin: str | None = None,
     plugins: Sequence[Plugin] | None = None,
 ) -> Model:
     """Load a model that is ready to run.
@@ -79,6 +80,7 @@ def load(
         prefix_cache: bytes that `generate` keeps of earlier prompts and texts, for later ones that begin alike; 0 turns
             it off. Default: a sixteenth of the budget.
         overrides: modules whose hooks answer before the plugin's.
+        plugin: the name of the plugin to ask, where several claim the checkpoint; ARCHPORT_PREFER says it for all.
         plugins: who may claim the checkpoint; the installed ones when left out.
 
     Raises:
@@ -90,7 +92,7 @@ def load(
         ForkedProcess: this process was forked from one that had loaded a model.
     """
     warn_if_late()
-    about = describe(name, revision=revision, overrides=overrides, plugins=plugins, weights=True)
+    about = describe(name, revision=revision, overrides=overrides, plugin=plugin, plugins=plugins, weights=True)
     try:
         return _loaded(about, dtype, max_context, memory_budget, limits, prefix_cache)
     except Exception as error:

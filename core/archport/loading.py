@@ -50,7 +50,7 @@ from archport.contract import (
 )
 from archport.contract.arguments import checked
 from archport.contract.hooks import Hooks, Speaker
-from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models
+from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models, named
 from archport.device.sizes import format_bytes, parse_bytes
 from archport.faults import explained, unexpected
 from archport.planning.dtype import DTypeChoice, LoadDType, choose_dtype
@@ -80,6 +80,7 @@ def describe(
     *,
     revision: str | None = None,
     overrides: Sequence[ModuleType] = (),
+    plugin: str | None = None,
     plugins: Sequence[Plugin] | None = None,
     progress: bool | None = None,
     weights: bool = False,
@@ -87,6 +88,7 @@ def describe(
     """Resolve a name and ask the one plugin that claims it; reads configs and headers only, on the hub too.
 
     Args:
+        plugin: the name of the only plugin to ask, where several claim it.
         plugins: who may claim it; the installed ones when left out.
         weights: fetch the weights from the hub as well, to load them next.
 
@@ -94,6 +96,7 @@ def describe(
         ModelNotFound, CheckpointError, ClaimError, PluginError: see `load`.
     """
     known = discover() if plugins is None else tuple(plugins)
+    known = known if plugin is None else (named(plugin, known),)
 
     def attempt(*, weights: bool = False) -> Description:
         return _described(name, revision, overrides, known, progress, weights=weights)

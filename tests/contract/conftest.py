@@ -22,7 +22,7 @@ SPEC = ArchSpec(
 def install(tmp_path, monkeypatch):
     """`install(name, source, distribution=...)` installs a plugin; other plugins of this environment are hidden."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    for variable in ("ARCHPORT_PLUGINS", "ARCHPORT_STRICT", "ARCHPORT_TRACE"):
+    for variable in ("ARCHPORT_PLUGINS", "ARCHPORT_PREFER", "ARCHPORT_STRICT", "ARCHPORT_TRACE"):
         monkeypatch.delenv(variable, raising=False)
     installed = []
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from archport.contract import ClaimError, PluginError
-from archport.contract.plugins import claim, discover
+from archport.contract import ClaimError, InputError, PluginError
+from archport.contract.plugins import claim, discover, named
 
 CLAIMS = """
 @hookimpl
@@ -88,7 +88,57 @@ def test_two_claims_are_an_error_naming_both_with_their_distributions(install):
         claim({"model_type": "toy"}, discover())
     text = str(refused.value)
     assert "one (archport-a 0.1), two (archport-b 2)" in text
-    assert "ARCHPORT_PLUGINS=" in text
+    assert "engine.load(..., plugin='one')" in text
+    assert "ARCHPORT_PREFER=one" in text
+
+
+def test_the_environment_says_whose_a_config_is_that_several_claim(install, monkeypatch):
+    for name in ("one", "two", "three"):
+        install(name, CLAIMS)
+    monkeypatch.setenv("ARCHPORT_PREFER", "absent, two,one")
+    plugin, _ = claim({"model_type": "toy"}, discover())
+    assert plugin.name == "two"
+
+
+def test_a_preference_hides_nobody_who_claims_alone(install, monkeypatch):
+    install("one", CLAIMS)
+    install("other", "@hookimpl\ndef archport_claim(config): return None")
+    monkeypatch.setenv("ARCHPORT_PREFER", "other")
+    assert claim({"model_type": "toy"}, discover())[0].name == "one"
+
+
+def test_a_plugin_that_steps_back_leaves_a_config_to_another_one_and_keeps_it_otherwise(install):
+    install("fallback", "ARCHPORT_STEPS_BACK = True\n" + CLAIMS)
+    assert claim({"model_type": "toy"}, discover())[0].name == "fallback"
+    install("own", CLAIMS)
+    assert claim({"model_type": "toy"}, discover())[0].name == "own"
+    install("second", "ARCHPORT_STEPS_BACK = True\n" + CLAIMS)
+    assert claim({"model_type": "toy"}, discover())[0].name == "own"
+
+
+def test_two_that_step_back_are_an_error_and_the_user_s_preference_is_first(install, monkeypatch):
+    install("one", "ARCHPORT_STEPS_BACK = True\n" + CLAIMS)
+    install("two", "ARCHPORT_STEPS_BACK = True\n" + CLAIMS)
+    with pytest.raises(ClaimError, match="claimed by 2 plugins"):
+        claim({"model_type": "toy"}, discover())
+    install("own", CLAIMS)
+    monkeypatch.setenv("ARCHPORT_PREFER", "two")
+    assert claim({"model_type": "toy"}, discover())[0].name == "two"
+
+
+def test_stepping_back_is_true_or_false(install, mine):
+    install("one", "ARCHPORT_STEPS_BACK = 'yes'\n" + CLAIMS)
+    assert "ARCHPORT_STEPS_BACK is 'yes'; expected True or False" in mine()["one"].error
+
+
+def test_a_plugin_is_asked_by_name_and_one_that_is_not_there_is_told(install):
+    install("bad", "import nosuchmodule")
+    install("one", CLAIMS)
+    assert named("one", discover()).name == "one"
+    with pytest.raises(InputError, match=r"plugin='acme' is not installed; installed: .*one"):
+        named("acme", discover())
+    with pytest.raises(PluginError, match="did not load: ModuleNotFoundError"):
+        named("bad", discover())
 
 
 def test_no_claim_lists_what_is_installed_and_repeats_load_errors(install):

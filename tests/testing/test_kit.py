@@ -12,7 +12,10 @@ import pytest
 
 from archport.contract import InputError
 from archport.testing import CHECKS, floor, parametrize_conformance, run_checks
+from archport.testing.finding import find
 from archport.testing.report import as_markdown, as_text
+from archport.testing.runner import run_check
+from archport.testing.subject import Subject
 
 HERE = str(Path(__file__).parent)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([HERE, *(path for path in sys.path if path)])}
@@ -203,6 +206,18 @@ def test_a_report_says_which_checks_do_not_apply_and_why(liars):
     deaf = next(liar.module for liar in liars if "deaf" in liar.module.__name__)
     text = as_text(run_checks(deaf, only=["chunked_prefill_equals_whole"]))
     assert text.startswith("n/a     declared bidirectional: chunked_prefill_equals_whole")
+
+
+def test_a_plugin_may_claim_what_another_one_claims_where_one_of_the_two_steps_back(toy, load_kit):
+    rival = find(load_kit("lies").plugin("rival"))
+    check = next(check for check in CHECKS if check.name == "claims_its_own_and_no_other")
+    assert "is claimed by" in run_check(Subject(find(toy), [rival]), check).message
+    modest = ModuleType("modest")
+    vars(modest).update(vars(rival.module), ARCHPORT_STEPS_BACK=True)
+    assert run_check(Subject(find(toy), [replace(rival, module=modest)]), check).status == "ok"
+    assert run_check(Subject(replace(rival, module=modest), [find(toy)]), check).status == "ok"
+    both = Subject(replace(rival, module=modest), [replace(rival, module=modest)])
+    assert run_check(both, check).status == "fail"
 
 
 def test_a_name_that_nobody_has_is_one_message():

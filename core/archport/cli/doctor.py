@@ -163,10 +163,12 @@ def _blas() -> Found:
 
 
 def _plugins() -> Found:
-    from archport.contract.plugins import discover
+    from archport.contract.plugins import PREFER, discover, preferred
 
     plugins = discover()
     faults = [f"plugin {plugin.label} did not load: {plugin.error}" for plugin in plugins if plugin.error]
+    unknown = [name for name in preferred() if name not in {plugin.name for plugin in plugins}]
+    faults += [f"{PREFER} names {name!r}, which is not installed: mend or unset it" for name in unknown]
     if not plugins:
         faults.append("no plugin is found: reinstall archport, or check ARCHPORT_PLUGINS")
     return ", ".join(plugin.label for plugin in plugins if not plugin.error) or "none", faults

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from archport.contract.plugins import Plugin, discover
+from archport.contract.plugins import PREFER, Plugin, discover, preferred
+
+AS_OTHERS = "as others"
 
 
 def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False) -> None:
@@ -20,6 +22,11 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
         typer.echo(f"{row['name']}  {row['distribution']} {row['version']}  {row['status']}")
         for key in ("architectures", "semantics", "head_dim", "hooks"):
             typer.echo(f"    {key:<14} {', '.join(map(str, row[key])) or '-'}")
+        if row["claims"] != AS_OTHERS:
+            typer.echo(f"    claims         {row['claims']}")
+    for name in preferred():
+        if name not in {row["name"] for row in rows}:
+            typer.echo(f"{PREFER} names {name!r}, which is not installed", err=True)
     if not rows:
         typer.echo("no plugin is installed in the entry-point group 'archport'")
 
@@ -42,6 +49,14 @@ def describe(plugin: Plugin) -> dict[str, Any]:
         "architectures": sorted({spec.arch for spec in found}),
         "semantics": sorted({spec.semantics for spec in found}),
         "head_dim": sorted({dim for spec in found for dim in spec.head_dims}),
+        "claims": _claims(plugin),
         "hooks": [name.removeprefix("archport_") for name in plugin.hook_names],
         "status": error or "ok",
     }
+
+
+def _claims(plugin: Plugin) -> str:
+    """Whether a config that it and others claim is its own."""
+    if plugin.name in preferred():
+        return f"preferred, number {preferred().index(plugin.name) + 1} of {PREFER}"
+    return "steps back where another plugin claims" if plugin.steps_back else AS_OTHERS

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -19,11 +19,15 @@ import pluggy
 
 from archport.contract import hookspecs
 from archport.contract.deprecation import contract_fault
-from archport.contract.errors import ArchportError, CheckpointError, ClaimError, PluginError, SpecError
+from archport.contract.errors import ArchportError, CheckpointError, ClaimError, InputError, PluginError, SpecError
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.spec import ArchSpec
 
 GROUP = "archport"
+# What a plugin's module states, True or False, to leave a config to any other plugin that claims it as well.
+STEPS_BACK = "ARCHPORT_STEPS_BACK"
+# Names of plugins, best first: who gets a config that several claim (docs/adr/0013).
+PREFER = "ARCHPORT_PREFER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,11 @@ class Plugin:
     @property
     def label(self) -> str:
         return f"{self.name} ({self.distribution} {self.version})"
+
+    @property
+    def steps_back(self) -> bool:
+        """Whether it leaves a config to any other plugin that claims it too; see `STEPS_BACK`."""
+        return bool(self.module is not None and vars(self.module).get(STEPS_BACK))
 
     @property
     def hook_names(self) -> tuple[str, ...]:
@@ -137,6 +146,8 @@ def find_fault(module: object) -> str | None:
         fault = contract_fault(vars(module)["ARCHPORT_CONTRACT"])
         if fault is not None:
             return fault
+    if not isinstance(vars(module).get(STEPS_BACK, False), bool):
+        return f"{STEPS_BACK} is {vars(module)[STEPS_BACK]!r}; expected True or False"
     marked = list(_marked(module))
     if not marked:
         return "no function is marked with @hookimpl (from archport.contract import hookimpl)"
@@ -169,8 +180,41 @@ def known_models(plugins: tuple[Plugin, ...]) -> dict[str, str]:
     return names
 
 
+def preferred() -> tuple[str, ...]:
+    """Names in `ARCHPORT_PREFER`, best first."""
+    return tuple(name.strip() for name in os.environ.get(PREFER, "").split(",") if name.strip())
+
+
+def chosen(claims: Sequence[tuple[Plugin, ArchSpec]]) -> list[tuple[Plugin, ArchSpec]]:
+    """Of several claims the user's preferred plugin's, else those of plugins that do not step back."""
+    for name in preferred():
+        own = [each for each in claims if each[0].name == name]
+        if own:
+            return own
+    return [each for each in claims if not each[0].steps_back] or list(claims)
+
+
+def named(name: str, plugins: Sequence[Plugin]) -> Plugin:
+    """The plugin of this name.
+
+    Raises:
+        InputError: there is none.
+        PluginError: it did not load.
+    """
+    for row in plugins:
+        if row.name == name and row.module is not None:
+            return row
+    broken = next((row for row in plugins if row.name == name), None)
+    if broken is not None:
+        raise PluginError(f"plugin {broken.label} did not load: {broken.error}")
+    installed = ", ".join(row.name for row in plugins) or "none"
+    raise InputError(f"plugin={name!r} is not installed; installed: {installed}")
+
+
 def claim(config: Mapping[str, Any], plugins: tuple[Plugin, ...]) -> tuple[Plugin, ArchSpec]:
     """The one plugin that claims a normalised config, and the spec it declares.
+
+    Of several that claim it, one that `ARCHPORT_PREFER` names wins, else the only one that does not step back.
 
     Raises:
         ClaimError: when nobody claims it (naming what is installed and repeating load errors), or when two do.
@@ -196,12 +240,13 @@ def claim(config: Mapping[str, Any], plugins: tuple[Plugin, ...]) -> tuple[Plugi
         if spec is not None:
             claims.append((plugin, spec))
     what = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')!r}"
+    claims = chosen(claims)
     if len(claims) > 1:
         both = ", ".join(plugin.label for plugin, _ in claims)
-        names = ",".join(plugin.name for plugin in plugins if plugin.name != claims[-1][0].name)
+        first = claims[0][0].name
         raise ClaimError(
-            f"{what} is claimed by {len(claims)} plugins: {both}. Uninstall one, or choose with the allow-list, for "
-            f"example ARCHPORT_PLUGINS={names}"
+            f"{what} is claimed by {len(claims)} plugins: {both}. Choose one: engine.load(..., plugin={first!r}), or "
+            f"{PREFER}={first} in the environment; or uninstall the other"
         )
     if not claims and refusals:
         # A plugin knows the architecture, and not this config: that is no fault of the plugin's.

@@ -9,6 +9,7 @@ from typing import Any
 from archport.checkpoint import normalise_config
 from archport.contract import AttentionCall, AttentionLayer, BatchShape, KVAllocation, LayerSpec, Limits, MaskPolicy
 from archport.contract.hooks import Hooks
+from archport.contract.plugins import Plugin
 from archport.device.facts import this_device
 from archport.device.profiles import profile
 from archport.testing.check import check, fail, skip
@@ -27,7 +28,8 @@ STRANGERS: tuple[dict[str, Any], ...] = (
 def claims_its_own_and_no_other(s: Subject) -> str:
     """The plugin claims each of its examples, alone, and no example of another plugin and no unknown config.
 
-    Claim on `architectures` and flags, and answer None to everything else, whatever keys it lacks.
+    Claim on `architectures` and flags, and answer None to everything else, whatever keys it lacks. A plugin that states
+    `ARCHPORT_STEPS_BACK = True` may claim what another one claims.
     """
     if s.is_guest:
         skip("it claims nothing: it is an override for models of other plugins")
@@ -37,18 +39,23 @@ def claims_its_own_and_no_other(s: Subject) -> str:
         if s.hooks.claim(tiny.config) is None:
             fail(f"its own example {tiny.example.name!r} is not claimed")
         for other in s.others:
-            if _claims(other.hooks(), tiny.config):
+            if not _apart(s, other) and _claims(other.hooks(), tiny.config):
                 fail(f"its example {tiny.example.name!r} is claimed by {other.label} too")
     foreign = 0
     for other in s.others:
         for example in other.hooks().examples():
             foreign += 1
-            if s.hooks.claim(normalise_config(dict(example.config))) is not None:
+            if s.hooks.claim(normalise_config(dict(example.config))) is not None and not _apart(s, other):
                 fail(f"it claims the example {example.name!r} of {other.label}")
     for config in STRANGERS:
         if s.hooks.claim(normalise_config(dict(config))) is not None:
             fail(f"it claims the unknown config {config}")
     return f"{len(s.examples)} own, {foreign + len(STRANGERS)} foreign configs"
+
+
+def _apart(s: Subject, other: Plugin) -> bool:
+    """Whether one of two plugins steps back for the other, so that both may claim a config."""
+    return s.plugin.steps_back != other.steps_back
 
 
 def _claims(hooks: Hooks, config: Mapping[str, Any]) -> bool:

@@ -154,12 +154,12 @@ def test_uninstalling_leaves_archport_as_it_was(environment: Environment, wheels
 def test_a_new_plugin_installs_with_its_licence_and_its_tests_wait_for_its_todos_alone(
     environment: Environment, tmp_path: Path
 ):
-    environment.run("archport", "new", "acme", "--into", tmp_path)
-    project = tmp_path / "archport-acme"
+    environment.run("archport", "new", "fresh", "--into", tmp_path)
+    project = tmp_path / "archport-fresh"
     environment.pip("install", project)
     try:
-        assert environment.plugins()["acme"]["status"] == "ok"
-        metadata = next(environment.root.rglob("archport_acme-*.dist-info"))
+        assert environment.plugins()["fresh"]["status"] == "ok"
+        metadata = next(environment.root.rglob("archport_fresh-*.dist-info"))
         assert (metadata / "licenses" / "LICENSE").is_file()
         assert "License-Expression: MIT" in (metadata / "METADATA").read_text(encoding="utf-8")
         tests = environment.run(
@@ -170,16 +170,16 @@ def test_a_new_plugin_installs_with_its_licence_and_its_tests_wait_for_its_todos
         # With a module in place of the TODOs the same tests pass.
         example = EXAMPLES / "archport-llama" / "archport_llama" / "model.py"
         site = Path(
-            environment.run("python", "-c", "import archport_acme; print(archport_acme.__file__)").stdout.strip()
+            environment.run("python", "-c", "import archport_fresh; print(archport_fresh.__file__)").stdout.strip()
         )
-        model = example.read_text(encoding="utf-8").replace("class Llama(", "class Acme(")
+        model = example.read_text(encoding="utf-8").replace("class Llama(", "class Fresh(")
         site.with_name("model.py").write_text(model, encoding="utf-8")
         environment.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", project / "tests")
         ran = tmp_path / "ran.json"
-        environment.run("archport", "check", "acme", "--recorded", ran)
+        environment.run("archport", "check", "fresh", "--recorded", ran)
         assert json.loads(ran.read_text())["ran"]["published_checkpoint_loads"] == 1
     finally:
-        environment.pip("uninstall", "--yes", "archport-acme")
+        environment.pip("uninstall", "--yes", "archport-fresh")
 
 
 def pages() -> ModuleType:

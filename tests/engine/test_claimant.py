@@ -15,7 +15,7 @@ def test_a_plugin_is_asked_by_name():
 
 
 def test_a_named_plugin_that_claims_something_else_is_an_error_and_no_other_is_asked():
-    with pytest.raises(ClaimError, match="no plugin claims model_type 'bert'.*installed: qwen3"):
+    with pytest.raises(ClaimError, match=r"no plugin claims model_type 'bert'.*installed: qwen3"):
         engine.load(FOLDER, plugin="qwen3")
 
 

@@ -40,6 +40,7 @@ from lies import (
     always_the_mean,
     archport_prefil_chunk,
     boundless,
+    by_position,
     changing_wish,
     claims_strangers,
     config_with,
@@ -62,6 +63,12 @@ LIARS = [
         "a hook's name is misspelt",
         plugin("hook", archport_prefil_chunk=archport_prefil_chunk),
         "archport_prefil_chunk",
+    ),
+    Liar(
+        "nothing_deprecated_is_used",
+        "it makes its spec by position, which still works",
+        plugin("by_position", archport_claim=spec_with(by_position)),
+        "lies.py:",
     ),
     Liar("import_is_cheap", "it imports MLX at the top of its module", imports_mlx, "loads mlx"),
     Liar(

@@ -1,7 +1,7 @@
 """The lies: hooks, backends and trunks that differ from the honest toy in one thing. `liars` says what each breaks."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import ModuleType
 
 import mlx.core as mx
@@ -10,7 +10,7 @@ import toy
 from mlx.utils import tree_flatten
 from toy_model import Toy
 
-from archport.contract import EmbeddingHead, KVAllocation, TextInputs, hookimpl
+from archport.contract import ArchSpec, EmbeddingHead, KVAllocation, TextInputs, hookimpl
 from archport.contract.attention import Price
 
 DECODER = toy.archport_examples()[0]
@@ -59,6 +59,11 @@ def archport_prefil_chunk(spec):
 
 def more_heads(spec):
     return replace(spec, layers=tuple(replace(layer, n_kv_heads=layer.n_heads) for layer in spec.layers))
+
+
+def by_position(spec):
+    named = {each.name: getattr(spec, each.name) for each in fields(spec) if each.init}
+    return ArchSpec(named.pop("arch"), named.pop("tasks"), **named)
 
 
 def claims_strangers(config):

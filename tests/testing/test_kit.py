@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from archport.contract import InputError
-from archport.testing import CHECKS, floor, parametrize_conformance, run_checks
+from archport.testing import BAD, CHECKS, floor, parametrize_conformance, run_checks
 from archport.testing.finding import find
 from archport.testing.report import as_markdown, as_text
 from archport.testing.runner import run_check
@@ -218,6 +218,20 @@ def test_a_plugin_may_claim_what_another_one_claims_where_one_of_the_two_steps_b
     assert run_check(Subject(replace(rival, module=modest), [find(toy)]), check).status == "ok"
     both = Subject(replace(rival, module=modest), [replace(rival, module=modest)])
     assert run_check(both, check).status == "fail"
+
+
+def test_what_is_deprecated_is_a_warning_that_is_shown_counted_and_no_failure(liars):
+    module = named(liars, "nothing_deprecated_is_used")
+    outcome = only(module, "nothing_deprecated_is_used")
+    assert outcome.status == "warning" not in BAD
+    text = as_text([outcome])
+    assert text.startswith("WARN  nothing_deprecated_is_used")
+    assert "give every field by name" in " ".join(text.split())
+    assert "1 with a warning in" in text.splitlines()[-1]
+    assert floor.ran([outcome]) == {"nothing_deprecated_is_used": 1}
+    bound = next(each for each in parametrize_conformance(module).args[1] if each.check.name == outcome.check.name)
+    with pytest.warns(DeprecationWarning, match="positional arguments"):
+        bound()
 
 
 def test_a_name_that_nobody_has_is_one_message():

@@ -1,7 +1,8 @@
 """What leaves the contract, from when on it warns, and what takes its place: the one list, and how it is told.
 
 docs/contract-promise.md says when. A hook or its argument is marked where it is declared (`warn_on_impl`,
-`warn_on_impl_args` of pluggy) with a text from here; whatever else is called warns through `Deprecation.warn`.
+`warn_on_impl_args` of pluggy) with a `ContractDeprecation` of a text from here; whatever else is called warns through
+`Deprecation.warn`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ CONTRACT = (0, 2)
 OLDEST = (0, 1)
 
 T = TypeVar("T")
+
+
+class ContractDeprecation(DeprecationWarning):
+    """A plugin uses what leaves the contract; the conformance kit collects these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Deprecation:
 
     def warn(self, stacklevel: int = 3) -> None:
         """Warn at the line that used it, which Python shows once per place."""
-        warnings.warn(self.text, DeprecationWarning, stacklevel=stacklevel)
+        warnings.warn(self.text, ContractDeprecation, stacklevel=stacklevel)
 
 
 POSITIONAL_SPEC = Deprecation(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 Tier = Literal["contract", "tiny", "golden"]
-Status = Literal["ok", "fail", "not applicable", "known failure", "unexpected pass", "blocked"]
+Status = Literal["ok", "warning", "fail", "not applicable", "known failure", "unexpected pass", "blocked"]
 TIERS: tuple[Tier, ...] = ("contract", "tiny", "golden")
 
 # What ends a run with exit code 1.
@@ -23,6 +23,10 @@ class CheckFailed(Exception):
     """A property does not hold; the message carries the measured figure, its limit and the sizes."""
 
 
+class Warned(Exception):
+    """The property holds today, and the message says what to change before it does not."""
+
+
 class NotApplicable(Exception):
     """The declared spec says that this property does not apply; the message says why."""
 
@@ -30,6 +34,11 @@ class NotApplicable(Exception):
 def fail(message: str) -> NoReturn:
     """End a check: the property does not hold."""
     raise CheckFailed(message)
+
+
+def warn(message: str) -> NoReturn:
+    """End a check: nothing is wrong yet, and the plugin's author should know."""
+    raise Warned(message)
 
 
 def skip(reason: str) -> NoReturn:
@@ -123,4 +132,4 @@ class Outcome:
 
     @property
     def where(self) -> str:
-        return next((part.where for part in self.parts if part.status == "fail"), "")
+        return next((part.where for part in self.parts if part.status in ("fail", "warning")), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class BoundCheck:
                 f"{outcome.check.rule}\n  why    {outcome.message}\n  where  {outcome.where}\n"
                 f"  do     {outcome.check.advice}"
             )
+        if outcome.status == "warning":
+            warnings.warn(outcome.message, DeprecationWarning, stacklevel=2)
         if outcome.status == "known failure":
             pytest.xfail(outcome.message)
         if outcome.status in ("not applicable", "blocked"):

@@ -13,7 +13,7 @@ import archport
 from archport.contract import InputError
 from archport.testing.check import Outcome
 
-RAN = ("ok", "fail", "known failure", "unexpected pass")
+RAN = ("ok", "warning", "fail", "known failure", "unexpected pass")
 
 
 def ran(outcomes: Sequence[Outcome]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from archport.testing.check import BAD, Outcome
 
 _MARKS = {
     "ok": "ok",
+    "warning": "WARN",
     "fail": "FAIL",
     "not applicable": "n/a",
     "known failure": "known",
@@ -33,7 +34,7 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
         "rule": outcome.check.rule,
         "message": outcome.message,
         "where": outcome.where,
-        "do": outcome.check.advice if outcome.status in BAD else "",
+        "do": outcome.check.advice if outcome.status in (*BAD, "warning") else "",
         "seconds": round(outcome.seconds, 3),
         "examples": [
             {"example": part.example, "status": part.status, "message": part.message} for part in outcome.parts
@@ -49,7 +50,7 @@ def as_text(outcomes: Sequence[Outcome], *, verbose: bool = False) -> str:
     """
     lines: list[str] = []
     for outcome in outcomes:
-        if outcome.status in BAD:
+        if outcome.status in BAD or outcome.status == "warning":
             lines += _failure(outcome)
         elif verbose or outcome.status == "known failure":
             lines.append(f"{_MARKS[outcome.status]:<8}{outcome.check.name:<36} {_shorten(outcome.message)}")
@@ -75,7 +76,12 @@ def _not_applicable(outcomes: Sequence[Outcome]) -> list[str]:
 
 def _failure(outcome: Outcome) -> list[str]:
     told = [("what", outcome.check.rule), ("why", outcome.message), ("where", outcome.where)]
-    told.append(("do", outcome.check.advice if outcome.status == "fail" else "remove its entry from known_failures"))
+    told.append(
+        (
+            "do",
+            outcome.check.advice if outcome.status in ("fail", "warning") else "remove its entry from known_failures",
+        )
+    )
     lines = [f"{_MARKS[outcome.status]}  {outcome.check.name}"]
     for word, text in told:
         if text:
@@ -101,6 +107,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
     words = {
         "ok": "passed",
+        "warning": "with a warning",
         "fail": "failed",
         "known failure": "known to fail",
         "unexpected pass": "passed unexpectedly",

@@ -12,7 +12,7 @@ from typing import Any
 from archport import engine
 from archport.contract import InputError
 from archport.contract.plugins import Plugin
-from archport.testing.check import CHECKS, TIERS, Check, CheckFailed, NotApplicable, Outcome, Part, Status, Tier
+from archport.testing.check import CHECKS, TIERS, Check, CheckFailed, NotApplicable, Outcome, Part, Status, Tier, Warned
 from archport.testing.finding import find, subject_of
 from archport.testing.recorded import GoldenFile, Recorded, read_golden
 from archport.testing.subject import Golden, Subject, Tiny
@@ -21,7 +21,7 @@ from archport.testing.subject import Golden, Subject, Tiny
 LOADS = "hooks_match_the_contract"
 # Every check of the tiny tier stands on this one.
 BUILDS = "published_checkpoint_loads"
-_WORST: tuple[Status, ...] = ("fail", "blocked", "ok", "not applicable")
+_WORST: tuple[Status, ...] = ("fail", "blocked", "warning", "ok", "not applicable")
 
 
 def run_checks(
@@ -203,6 +203,8 @@ def _part(subject: Subject, each: Check, example: str, given: Subject | Tiny | G
         return Part(example, "ok", each.run(given))
     except NotApplicable as reason:
         return Part(example, "not applicable", str(reason))
+    except Warned as warning:
+        return Part(example, "warning", str(warning), hook_location(subject.module, each.hook))
     except CheckFailed as failure:
         cause = failure.__cause__
         where = frame_location(subject.module, cause) if cause else hook_location(subject.module, each.hook)

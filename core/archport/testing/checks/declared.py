@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from archport.checkpoint import normalise_config
 from archport.contract import ArchSpec, AttentionLayer, RecurrentLayer
+from archport.contract.deprecation import ContractDeprecation
+from archport.contract.hooks import Hooks
 from archport.contract.plugins import find_fault
-from archport.testing.check import check, fail, skip
+from archport.testing.check import check, fail, skip, warn
 from archport.testing.subject import Subject, Tiny
 
 REQUIRED = ("archport_claim", "archport_build", "archport_examples")
@@ -90,6 +94,39 @@ def import_is_cheap(s: Subject) -> str:
         if found[what]:
             fail(f"importing it {verb} {', '.join(found[what])} ({found['seconds'] * 1e3:.0f} ms); expected none")
     return f"{found['seconds'] * 1e3:.0f} ms"
+
+
+@check("contract", hook="archport_claim")
+def nothing_deprecated_is_used(s: Subject) -> str:
+    """The plugin uses nothing that is leaving the contract. A warning and no failure: it works until a later release.
+
+    Write what the message says instead; docs/contract-promise.md lists what leaves, and when.
+    """
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        # Registering a module is when pluggy tells of hooks and arguments that leave.
+        hooks = s.plugin.hooks()
+        hooks.models()
+        for example in () if s.is_guest else hooks.examples():
+            config = normalise_config(dict(example.config))
+            spec = hooks.claim(config)
+            if spec is not None:
+                _build(hooks, spec, config)
+    found: dict[str, str] = {}
+    for each in told:
+        if issubclass(each.category, ContractDeprecation):
+            found.setdefault(str(each.message), f"{Path(each.filename).name}:{each.lineno}")
+    if found:
+        warn("; ".join(f"{place}: {text}" for text, place in found.items()))
+    return f"{len(s.examples) if not s.is_guest else 0} examples claimed and built, 0 warnings"
+
+
+def _build(hooks: Hooks, spec: ArchSpec, config: Mapping[str, Any]) -> None:
+    try:
+        hooks.build(spec, config)
+    # What a module raises is told by the check of loading it.
+    except Exception:
+        return
 
 
 def body(config: Mapping[str, Any]) -> Mapping[str, Any]:

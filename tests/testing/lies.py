@@ -1,5 +1,6 @@
 """The lies: hooks, backends and trunks that differ from the honest toy in one thing. `liars` says what each breaks."""
 
+import gc
 from collections import Counter
 from dataclasses import fields, replace
 from types import ModuleType
@@ -190,9 +191,15 @@ class KeepsPositions(Toy):
 
 
 class LooksAtFreeMemory(Toy):
+    """It compares what is in use with the least that it has seen, so that what other tests hold is no part of it."""
+
     def enter(self, ids, ctx):
         x = super().enter(ids, ctx)
-        return x * 1.001 if mx.get_active_memory() > 64 << 20 else x
+        # What other tests left behind must not go between two looks.
+        gc.collect()
+        used = mx.get_active_memory()
+        self._least = min(used, vars(self).get("_least", used))
+        return x * 1.001 if used > self._least + (48 << 20) else x
 
 
 class ReadsValues(Toy):

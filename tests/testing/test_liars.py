@@ -4,6 +4,7 @@ import os
 import random
 import zlib
 
+import mlx.core as mx
 import pytest
 
 from archport.testing import CHECKS, run_checks
@@ -58,6 +59,17 @@ def test_a_liar_fails_exactly_its_checks_of_all(liar, golden):
     if zlib.crc32(liar.module.__name__.encode()) % SHARE and not os.environ.get("ARCHPORT_EVERY_LIAR"):
         pytest.skip("`make liars` runs this liar through every check")
     check_liar(liar, golden)
+
+
+def test_what_looks_at_free_memory_is_caught_whatever_other_tests_hold(liars, golden):
+    (liar,) = [each for each in liars if each.module.__name__ == "liar_memory"]
+    held = mx.zeros((32 << 20,))
+    left: list[object] = [mx.zeros((32 << 20,))]
+    left.append(left)
+    mx.eval(held, left[0])
+    del left
+    check_liar(liar, golden, ["deterministic"])
+    del held
 
 
 def test_every_check_has_a_liar_and_every_liar_a_name(liars):

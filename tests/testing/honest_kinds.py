@@ -9,7 +9,9 @@ from lies_of_spans import CLAIM, names, pictures
 from lies_of_specs import NoHeadNorms
 from toy_model import Toy
 
+from archport.contract import AttentionLayer, RecurrentLayer
 from archport.layers import Attention, Rotary
+from archport.layers.short_conv import ShortConv
 
 # An inner width that the family adjusts, as LFM2 does: two thirds, rounded to 32.
 ADJUSTED = plugin(
@@ -86,3 +88,89 @@ class Stretched(NoHeadNorms):
 
 # The gain copies q and k as norms would, and is declared as such.
 STRETCHED = plugin("stretched", trunk=Stretched)
+
+
+class Sinking(nn.Module):
+    """Attention as gpt-oss has it: biases on all four projections, and a sink logit per head."""
+
+    def __init__(self, index, layer, D):
+        super().__init__()
+        self._index, self._layer = index, layer
+        self.q_proj = nn.Linear(D, layer.n_heads * layer.head_dim)
+        self.k_proj = nn.Linear(D, layer.n_kv_heads * layer.head_dim)
+        self.v_proj = nn.Linear(D, layer.n_kv_heads * layer.head_dim)
+        self.o_proj = nn.Linear(layer.n_heads * layer.head_dim, D)
+        self.sinks = mx.zeros((layer.n_heads,))
+        self._rotary = Rotary(layer.head_dim, 1e4)
+
+    def __call__(self, x, ctx):
+        B, L, _ = x.shape
+        q, k, v = (
+            each(x).reshape(B, L, -1, self._layer.head_dim).transpose(0, 2, 1, 3)
+            for each in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = ctx.rotate(q, k, self._rotary)
+        out = ctx.attend(self._index, q, k, v, scale=self._layer.head_dim**-0.5, sinks=self.sinks)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
+
+
+class SinkingToy(Toy):
+    def __init__(self, spec, config):
+        super().__init__(spec, config)
+        for index, layer in enumerate(spec.layers):
+            self.layers[index].self_attn = Sinking(index, layer, spec.hidden_size)
+
+
+def sinking(spec):
+    return replace(spec, layers=tuple(replace(each, sinks=True) for each in spec.layers), qk_norm=False)
+
+
+SINKING = plugin("sinking", trunk=SinkingToy, archport_claim=spec_with(sinking))
+
+
+class Convolved(nn.Module):
+    """A recurrence that archport does not bring, as LFM2's: a short convolution between two gates."""
+
+    TAPS = 3
+
+    def __init__(self, index, D):
+        super().__init__()
+        self._index = index
+        self.in_proj = nn.Linear(D, 3 * D, bias=False)
+        self.conv = ShortConv(D, self.TAPS, lambda x: x)
+        self.out_proj = nn.Linear(D, D, bias=False)
+
+    def __call__(self, x, ctx):
+        before, behind, x = mx.split(self.in_proj(x), 3, axis=-1)
+        x = before * x
+        step = ctx.state(self._index, x, behind)
+        mixed, tail = self.conv(x, step.arrays[0] if step.arrays else None, ctx.segments)
+        out = self.out_proj(behind * mixed)
+        if step.keeps:
+            step.store([tail])
+            (out,) = mx.depends([out], [tail])
+        return out
+
+
+class ConvolvedToy(Toy):
+    def __init__(self, spec, config):
+        whole = replace(spec, layers=tuple(each for each in spec.layers if isinstance(each, AttentionLayer)) * 2)
+        super().__init__(whole, config)
+        for index, layer in enumerate(spec.layers):
+            if isinstance(layer, RecurrentLayer):
+                self.layers[index].self_attn = Convolved(index, spec.hidden_size)
+
+
+def convolved(spec):
+    D, taps = spec.hidden_size, Convolved.TAPS
+    own = RecurrentLayer(0, conv_taps=taps, conv_bytes=4 * (taps - 1) * D, channels=5 * D, values=D)
+    return replace(spec, layers=(own, spec.layers[1]))
+
+
+CONVOLVED = plugin(
+    "convolved",
+    trunk=ConvolvedToy,
+    examples=[config_with(layer_types=["conv", "full_attention"])],
+    archport_claim=spec_with(convolved),
+)
+PLAIN = plugin("plain")

@@ -9,7 +9,8 @@ from archport.testing import CHECKS, run_checks
 from archport.testing.finding import find, release, subject_of
 from archport.testing.subject import Tiny
 
-KINDS = ("ADJUSTED", "LATENT", "SPANNED", "STRETCHED")
+# Like those of outside plugins: LFM2's width, MLA, yarn, gpt-oss, a recurrence of its own; and the toy itself.
+KINDS = ("ADJUSTED", "LATENT", "SPANNED", "STRETCHED", "SINKING", "CONVOLVED", "PLAIN")
 
 
 def check_named(name):
@@ -52,6 +53,11 @@ def rerun(module, times):
     tiny = subject.tinies[0]
     for _ in range(times):
         check.run(tiny)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_peaks_of_an_honest_plugin_are_predicted_again_and_again(load_kit, name):
+    rerun(kind(load_kit, name), 3)
 
 
 @pytest.mark.truth

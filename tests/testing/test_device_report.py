@@ -20,7 +20,7 @@ from archport.cli import doctor
 from archport.contract import InputError
 from archport.device.profiles import profile
 from archport.testing import device_report
-from archport.testing.device_report import PARTS, Scrubber, machine, models, paths, report, schema, write_report
+from archport.testing.device_report import PARTS, Scrubber, machine, models, paths, report, schema
 
 PROFILES = ("cpu", "h200", "m5-max-128gb")
 OTHERS = ("m1-16gb", "m2-ultra-128gb", "m3-ultra-256gb", "m4-pro-24gb")
@@ -38,6 +38,11 @@ KEYWORDS = {
     "$schema", "$id", "title", "description", "type", "required", "properties", "additionalProperties", "items", "enum",
     "const", "minimum", "minItems", "anyOf",
 }  # fmt: skip
+
+
+def write_report(path: Path, **options: Any) -> dict[str, Any]:
+    """A report as the command makes it."""
+    return device_report.write_report(path, examine=lambda: doctor.examine(), **options)
 
 
 def problems(value: Any, rule: Mapping[str, Any], at: str = "$") -> list[str]:

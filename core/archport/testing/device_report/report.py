@@ -22,6 +22,7 @@ from archport.testing.device_report.privacy import Scrubber
 if TYPE_CHECKING:
     from archport.contract import DeviceFacts
 
+Examine = Callable[[], tuple[list[tuple[str, str]], list[str]]]
 FORMAT = 1
 SECONDS, QUICK_SECONDS = 180.0, 45.0
 # The latest that a part may start something new, as a share of all the time; what it leaves is the next one's.
@@ -64,6 +65,7 @@ def write_report(
     seconds: float | None = None,
     device: DeviceFacts | None = None,
     parts: Iterable[str] = PARTS,
+    examine: Examine | None = None,
     told: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Examine this machine and write what was found, after each part.
@@ -73,6 +75,7 @@ def write_report(
         seconds: another bound; nothing new is started after it.
         device: what the machine is taken for; found out when left out.
         parts: the ones to run.
+        examine: what `archport doctor` finds: facts as (name, value), and faults. Left out, that part does not run.
         told: given a line about each part as it begins.
 
     Returns:
@@ -100,14 +103,14 @@ def write_report(
         _write(path, scrubber.everything(report, keep=_WORDS))
 
     write()
-    chosen = [name for name in PARTS if name in set(parts)]
+    chosen = [name for name in PARTS if name in set(parts) and (name != "doctor" or examine is not None)]
     for name in chosen:
         told(f"{name} ...")
         state, began = report["parts"][name], clock.passed()
         state["status"] = "running"
         write()
         try:
-            _part(name, report, clock, quick=quick, device=device, write=write)
+            _part(name, report, clock, quick=quick, device=device, examine=examine, write=write)
             state["status"] = "done"
         except KeyboardInterrupt:
             state["status"] = "interrupted"
@@ -131,6 +134,7 @@ def _part(
     *,
     quick: bool,
     device: DeviceFacts | None,
+    examine: Examine | None,
     write: Callable[[], None],
 ) -> None:
     """Run a part; entries of long ones are there as soon as they are made."""
@@ -144,9 +148,7 @@ def _part(
         from archport.testing.device_report.machine import about_machine
 
         report[name] = about_machine(facts)
-    elif name == "doctor":
-        from archport.cli.doctor import examine
-
+    elif name == "doctor" and examine is not None:
         known, faults = examine()
         # Where models come from is nobody's business, and the executable is a path.
         report[name] = {"facts": {key: value for key, value in known if key not in ("hub", "python")}, "faults": faults}

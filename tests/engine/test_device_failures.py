@@ -114,6 +114,23 @@ def evaluations(fail: int | None = None, said: str = "") -> Iterator[list[int]]:
             setattr(mx, name, function)
 
 
+@contextmanager
+def parked(said: str) -> Iterator[None]:
+    """The device has an error that it says when it is next waited for."""
+    real, waiting = mx.synchronize, [True]
+
+    def synchronize(*args: Any) -> None:
+        real(*args)
+        if waiting.pop() if waiting else False:
+            raise RuntimeError(said)
+
+    mx.synchronize = synchronize
+    try:
+        yield
+    finally:
+        mx.synchronize = real
+
+
 def check_failures(name: str, count: int, seed: int) -> int:
     """Requests that the device gives up in turn, each followed by one that it does not; answers how many it gave up."""
     folder, ask, prefix_cache = REQUESTS[name]
@@ -236,19 +253,22 @@ def test_what_mlx_kept_to_itself_fails_the_request_that_caused_it(monkeypatch):
     # On Metal an evaluation may end well although one of its command buffers failed; what was read then is zeros.
     model = engine.load(GOLDENS / "bert-plain")
     monkeypatch.setattr(device_failures, "_on_metal", lambda: True)
-    real, calls = mx.synchronize, [0]
-
-    def synchronize(*args: Any) -> None:
-        calls[0] += 1
-        real(*args)
-        if calls[0] == 1:
-            raise RuntimeError(MEMORY)
-
-    monkeypatch.setattr(mx, "synchronize", synchronize)
-    with pytest.raises(DeviceFailure) as raised:
+    with parked(MEMORY), pytest.raises(DeviceFailure) as raised:
         model.embed("a text")
     assert raised.value.code == "device_out_of_memory"
     assert np.isfinite(model.embed("a text")).all()
+
+
+def test_a_stream_that_is_closed_says_that_its_last_step_failed():
+    model: Any = engine.load(GOLDENS / "qwen35-text", prefix_cache=1 << 20)
+    expected = tokens(model, PROMPTS, True)
+    pieces = model.generate(PROMPTS, max_tokens=8, stream=True)
+    next(pieces)
+    with parked(MEMORY), pytest.raises(DeviceFailure) as raised:
+        pieces.close()
+    assert raised.value.planned_bytes
+    assert len(model._runtime.prefixes) == 0
+    assert tokens(model, PROMPTS, True) == expected
 
 
 def test_the_command_line_ends_with_the_code_for_memory():

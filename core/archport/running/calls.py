@@ -110,8 +110,16 @@ class DeviceIterator(Iterator[T]):
         import mlx.core as mx
 
         self._items.close()
-        # The step that was started ahead holds its arrays until it is done.
-        mx.synchronize()
+        before = sys.exception()
+        try:
+            # The step that was started ahead holds its arrays until it is done.
+            mx.synchronize()
+        except RuntimeError as error:
+            fault = described(error, self._what)
+            if fault is None:
+                raise
+            _settle(fault, before)
+            raise fault from error
 
 
 def _settle(error: BaseException, before: BaseException | None) -> None:

@@ -10,9 +10,10 @@ from types import ModuleType
 
 import pytest
 
-from archport.contract import InputError
+from archport.contract import AttentionCall, InputError, MaskPolicy, masks
+from archport.planning import steps
 from archport.testing import BAD, CHECKS, floor, parametrize_conformance, run_checks
-from archport.testing.finding import find
+from archport.testing.finding import find, release
 from archport.testing.report import as_markdown, as_text
 from archport.testing.runner import run_check
 from archport.testing.subject import Subject
@@ -232,6 +233,25 @@ def test_what_is_deprecated_is_a_warning_that_is_shown_counted_and_no_failure(li
     bound = next(each for each in parametrize_conformance(module).args[1] if each.check.name == outcome.check.name)
     with pytest.warns(DeprecationWarning, match="positional arguments"):
         bound()
+
+
+def test_every_mask_policy_that_the_planner_has_is_taken_in_a_check(toy, monkeypatch):
+    taken = set()
+
+    class Watched:
+        @staticmethod
+        def of(layer, policy, *args, **options):
+            taken.add(policy)
+            return AttentionCall.of(layer, policy, *args, **options)
+
+    monkeypatch.setattr(steps, "AttentionCall", Watched)
+    release(find(toy))
+    names = ("mask_policies_agree", "batches_decode_as_one_pass")
+    assert {each.status for each in run_checks(toy, only=names)} == {"ok"}
+    release(find(toy))
+    table = {name: value for name, value in vars(masks).items() if isinstance(value, MaskPolicy)}
+    # A dense mask is priced for comparison (`archport plan --dense`), and runs where it is pinned.
+    assert {name for name, value in table.items() if value not in taken} == {"DENSE"}
 
 
 def test_a_name_that_nobody_has_is_one_message():

@@ -84,6 +84,9 @@ def requests(t: Tiny) -> Iterator[Request]:
     """One of each kind of step: whole and in chunks, equal and ragged, fresh and behind cached tokens, packed."""
     L = observing_length(t)
     short = max(1, L - 7)
+    inside = min((side + 1 for layer in t.spec.attention_layers for side in layer.reach if side), default=0)
+    if inside > 1:
+        yield Request("rows within a window", (inside, inside), (0, 0), {})
     yield Request("equal rows", (L, L), (0, 0), {})
     yield Request("ragged rows", (L, short), (0, 0), {})
     yield Request("short rows that may be packed", (11, 5, 7), (0, 0, 0), {"pack": True})
@@ -96,6 +99,7 @@ def requests(t: Tiny) -> Iterator[Request]:
     S, generate = min(L, t.spec.max_positions - 8), {"mode": "generate"}
     yield Request("ragged rows in chunks", (L, short), (0, 0), {"chunk": 16, **generate})
     yield Request("rows behind cached tokens", (5, 5), (S, S), generate)
+    yield Request("one query behind cached tokens", (1, 1), (S, S), generate)
     yield Request("ragged rows behind cached tokens", (6, 2), (S, S), generate)
     yield Request("rows behind different numbers of cached tokens", (5, 5), (S, max(1, S - 3)), generate)
     if any(spans):

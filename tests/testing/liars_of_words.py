@@ -5,6 +5,7 @@ from dataclasses import replace
 from liar import Liar
 from lies import plugin, spec_with
 from lies_of_words import (
+    FRONTLESS,
     GENERATOR,
     SHORT_MEMORY,
     TIED,
@@ -120,5 +121,11 @@ LIARS_OF_WORDS = [
         "it brings a fast backend that forgets what lies far back when decoding",
         plugin("short_memory", archport_sdpa_backends=lambda: [SHORT_MEMORY]),
         "of 1 rows decoded together",
+    ),
+    Liar(
+        DECODES,
+        "it brings a fast backend that shows decoded rows what stands in front of short ones",
+        plugin("frontless", archport_sdpa_backends=lambda: [FRONTLESS]),
+        "rows decoded together",
     ),
 ]

@@ -5,11 +5,15 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from typer.testing import CliRunner
 
+from archport import testing
+from archport.cli.commands import app
 from archport.contract import AttentionCall, InputError, MaskPolicy, masks
 from archport.planning import steps
 from archport.testing import BAD, CHECKS, floor, parametrize_conformance, run_checks
@@ -201,6 +205,31 @@ def test_what_ran_is_recorded_and_less_of_it_is_told_with_the_reason(honest, tmp
     file.write_text("[]")
     with pytest.raises(InputError, match="is no record of a run"):
         floor.compare(honest, file)
+
+
+def test_the_command_records_what_ran_and_fails_where_less_does(honest, tmp_path, monkeypatch):
+    outcomes = [honest]
+    monkeypatch.setattr(testing, "run_checks", lambda *_, **__: outcomes[-1])
+    file = tmp_path / "ran.json"
+    run = partial(CliRunner().invoke, app, ["check", "toy", "--recorded", str(file)])
+    assert run().exit_code == 0
+    written = file.read_text()
+    assert run().exit_code == 0
+    outcomes.append([each for each in honest if each.check.name != "compile_safe"])
+    fewer = run()
+    assert fewer.exit_code == 1
+    assert "FEWER  compile_safe ran on 0 examples, on 3 in the recorded run" in fewer.output
+    assert file.read_text() == written
+    for option in (["--only", "compile_safe"], ["--tier", "tiny"]):
+        assert CliRunner().invoke(app, ["check", "toy", "--recorded", str(file), *option]).exit_code == 2
+
+
+def test_a_run_says_how_many_checks_ran_and_how_many_did_not_apply(honest):
+    counts = {status: sum(each.status == status for each in honest) for status in ("ok", "not applicable")}
+    line = as_text(honest).splitlines()[-1]
+    assert f"{counts['ok']} passed" in line
+    assert counts["not applicable"] == 0 or f"{counts['not applicable']} not applicable" in line
+    assert sum(counts.values()) == len([check for check in CHECKS if check.tier != "golden"])
 
 
 def test_a_report_says_which_checks_do_not_apply_and_why(liars):

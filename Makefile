@@ -53,8 +53,9 @@ $(VENV)/.stamp: pyproject.toml | $(PY)
 demo: $(VENV)/.stamp
 	@$(PY) examples/demo.py
 
+# Two processes, each of which goes on with its half of the files and then takes over from the other.
 test: $(VENV)/.stamp
-	$(PY) -m pytest -q -m "not packaging and not truth" --durations=10
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not packaging and not truth" --durations=10
 
 truth: $(VENV)/.stamp
 	$(PY) -m pytest -q -m truth --durations=20

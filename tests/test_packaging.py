@@ -101,7 +101,9 @@ def test_the_wheel_holds_every_module_of_every_package_and_the_typing_marker(bui
     expected = {
         f"{package.name}/{path.relative_to(ROOT / package).as_posix()}"
         for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
+        for path in (ROOT / package).rglob("*")
+        # Modules, and the schema of a report.
+        if path.suffix in (".py", ".json")
     }
     with wheel_of(built) as wheel:
         assert (expected | {"archport/py.typed"}) - set(wheel.namelist()) == set()

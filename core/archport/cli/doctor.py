@@ -73,7 +73,11 @@ def _report(path: Path, quick: bool) -> None:
 
     bound = QUICK_SECONDS if quick else SECONDS
     typer.echo(f"this takes about {bound:.0f} s; Ctrl-C ends it and keeps what was done", err=True)
-    written = write_report(path, quick=quick, examine=examine, told=lambda line: typer.echo(line, err=True))
+    try:
+        written = write_report(path, quick=quick, examine=examine, told=lambda line: typer.echo(line, err=True))
+    except KeyboardInterrupt:
+        typer.echo(f"{path} holds what was done until then", err=True)
+        raise
     for name, part in written["parts"].items():
         typer.echo(f"{name:<10} {part['status']}{': ' + part['error'] if 'error' in part else ''}")
     typer.echo(f"{path} is written: read it, and attach it to an issue")

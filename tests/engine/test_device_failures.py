@@ -20,9 +20,10 @@ import typer
 
 from archport import engine
 from archport.cli.words import message_and_code
-from archport.contract import AttentionLimits, CheckpointError, DeviceFailure
+from archport.contract import AttentionLimits, CheckpointError, DeviceFailure, NonFiniteOutput
 from archport.device import failures
 from archport.running import device_failures, embed
+from archport.running.pool import VectorHead
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 METAL = "[METAL] Command buffer execution failed: {}."
@@ -257,6 +258,43 @@ def test_what_mlx_kept_to_itself_fails_the_request_that_caused_it(monkeypatch):
         model.embed("a text")
     assert raised.value.code == "device_out_of_memory"
     assert np.isfinite(model.embed("a text")).all()
+
+
+@pytest.mark.parametrize("seen", [ValueError("no numbers"), NonFiniteOutput("NaN")], ids=["unread", "not finite"])
+def test_a_failure_that_is_noticed_by_its_results_is_said_as_what_it_is(seen, monkeypatch):
+    def finish(*_: object, **__: object) -> None:
+        raise seen
+
+    model = engine.load(GOLDENS / "bert-plain")
+    model.embed("a text")
+    before = mx.get_active_memory()
+    with monkeypatch.context() as patched, parked(MEMORY), pytest.raises(DeviceFailure) as raised:  # noqa: PT012
+        patched.setattr(VectorHead, "finish", finish)
+        model.embed(texts(20, 8))
+    assert (raised.value.code, raised.value.said) == ("device_out_of_memory", MEMORY)
+    assert mx.get_active_memory() <= before
+    assert np.isfinite(model.embed("a text")).all()
+
+
+def test_the_error_that_a_caller_handles_meanwhile_keeps_its_place():
+    model = engine.load(GOLDENS / "bert-plain")
+    handled = ZeroDivisionError()
+    try:
+        raise handled
+    except ZeroDivisionError:
+        with evaluations(1, MEMORY), pytest.raises(DeviceFailure):
+            model.embed("a text")
+    assert handled.__traceback__ is not None
+
+
+def test_an_interrupt_stays_one_whatever_the_device_says(monkeypatch):
+    def finish(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    model = engine.load(GOLDENS / "bert-plain")
+    monkeypatch.setattr(VectorHead, "finish", finish)
+    with parked(MEMORY), pytest.raises(KeyboardInterrupt):
+        model.embed("a text")
 
 
 def test_a_stream_that_is_closed_says_that_its_last_step_failed():

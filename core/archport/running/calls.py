@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -38,10 +37,9 @@ def device_call(method: Callable[P, R]) -> Callable[P, R]:
             with running(what):
                 return method(*args, **options)
         except BaseException as error:
-            fault = described(error, what) or _tokenizer_fault(error, args)
-            _settle(fault or error, before)
+            fault = _settled(error, before, what, args)
             if fault is not None:
-                raise fault from error
+                raise fault from fault.__cause__
             raise
 
     return call
@@ -93,10 +91,9 @@ class DeviceIterator(Iterator[T]):
             raise
         except BaseException as error:
             self._items.close()
-            fault = described(error, self._what) or _tokenizer_fault(error, ())
-            _settle(fault or error, before)
+            fault = _settled(error, before, self._what, ())
             if fault is not None:
-                raise fault from error
+                raise fault from fault.__cause__
             raise
 
     def __enter__(self) -> DeviceIterator[T]:
@@ -115,15 +112,51 @@ class DeviceIterator(Iterator[T]):
             # The step that was started ahead holds its arrays until it is done.
             mx.synchronize()
         except RuntimeError as error:
-            fault = described(error, self._what)
-            if fault is None:
-                raise
-            _settle(fault, before)
-            raise fault from error
+            fault = _settled(error, before, self._what, ())
+            if fault is not None:
+                raise fault from fault.__cause__
+            raise
 
 
-def _settle(error: BaseException, before: BaseException | None) -> None:
-    """Wait for what the failed call had started, and let go of what it held.
+def _settled(
+    error: BaseException, before: BaseException | None, what: Running, args: tuple[object, ...]
+) -> ArchportError | None:
+    """Leave nothing of the failed call behind; the error to raise in its error's place, None where that stands.
+
+    A device that gave up may be noticed first by its results, which are no numbers or can't be read; MLX says why when
+    it is next waited for.
+
+    Args:
+        before: the error that was being handled when the call began; its frames are the caller's.
+        args: of the call.
+    """
+    kept = _kept_by_mlx()
+    fault = described(error, what)
+    if fault is None and kept is not None and isinstance(error, Exception):
+        fault = described(kept, what)
+    if isinstance(fault, DeviceFailure):
+        _let_go(error, before)
+        _let_go(fault, before)
+        settled(fault, before)
+        return fault
+    fault = _tokenizer_fault(error, args)
+    _let_go(fault or error, before)
+    return fault
+
+
+def _kept_by_mlx() -> RuntimeError | None:
+    """Wait for what the failed call had started; the error that MLX then says, if any."""
+    import mlx.core as mx
+
+    try:
+        mx.synchronize()
+    except RuntimeError as error:
+        return error
+    return None
+
+
+def _let_go(error: BaseException, before: BaseException | None) -> None:
+    """Let go of what a failed call held.
 
     Whoever keeps the error, as a notebook does, keeps its traceback's frames and all their arrays. After an interrupt
     or a refusal nobody looks into those frames, so they are emptied; after any other error a debugger may.
@@ -131,10 +164,6 @@ def _settle(error: BaseException, before: BaseException | None) -> None:
     Args:
         before: the error that was being handled when the call began; its frames are the caller's.
     """
-    import mlx.core as mx
-
-    with suppress(RuntimeError):
-        mx.synchronize()
     stop_sharing()
     if isinstance(error, Exception) and not isinstance(error, ArchportError):
         return
@@ -144,5 +173,3 @@ def _settle(error: BaseException, before: BaseException | None) -> None:
         known.add(id(found))
         traceback.clear_frames(found.__traceback__)
         left += [each for each in (found.__cause__, found.__context__) if each is not None and id(each) not in known]
-    if isinstance(error, DeviceFailure):
-        settled(error)

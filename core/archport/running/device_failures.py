@@ -94,11 +94,15 @@ def described(error: BaseException, what: Running) -> DeviceFailure | None:
     return made
 
 
-def settled(error: DeviceFailure) -> None:
-    """Have the device usable for the next request; the message says where it no longer is."""
+def settled(error: DeviceFailure, before: BaseException | None) -> None:
+    """Have the device usable for the next request; the message says where it no longer is.
+
+    Args:
+        before: the error that was being handled when the call began; it stays as it is.
+    """
     # Where MLX noticed is not where the failed work was started, and closures of those frames hold arrays.
     cause: BaseException | None = error.__cause__
-    while cause is not None:
+    while cause is not None and cause is not before:
         cause.__traceback__ = None
         cause = cause.__cause__ or cause.__context__
     if not recover():

@@ -6,7 +6,7 @@ arrays or of any cache class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from archport.contract.errors import SpecError
@@ -60,6 +60,7 @@ class KVAllocation:
         initial, ceiling: tokens per row at first and at most.
         bits: None for the model's dtype, 8 or 4 for affine-quantised KV.
         group_size: elements per quantisation group.
+        why: the reason of whoever pins it, for `explain()`; no part of what it is.
     """
 
     storage: KVStorage
@@ -67,6 +68,7 @@ class KVAllocation:
     ceiling: int
     bits: int | None = None
     group_size: int = 64
+    why: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.storage not in get_args(KVStorage):

@@ -64,8 +64,16 @@ def allocation(job: Job, layer: LayerSpec, shape: BatchShape, chunk: int) -> tup
     pinned = job.pins.kv_allocation(job.spec, layer, shape, Limits(max_context=job.max_context, budget=job.budget))
     if pinned is not None:
         who = job.who("archport_kv_allocation")
-        return _checked(pinned, layer, shape, chunk, who), f"archport_kv_allocation of {who}: {pinned.storage}"
+        return _checked(pinned, layer, shape, chunk, who), f"archport_kv_allocation of {who}: {_words(pinned)}"
     return _chosen(job, layer, shape, chunk), ""
+
+
+def _words(pin: KVAllocation) -> str:
+    """A pinned allocation in a few words, with its reason."""
+    tokens = "" if pin.storage == "recurrent" else f", {pin.initial:,} tokens"
+    grows = f" growing to {pin.ceiling:,}" if pin.ceiling > pin.initial else ""
+    bits = "" if pin.bits is None else f", {pin.bits} bits"
+    return f"{pin.storage}{tokens}{grows}{bits}{f' ({pin.why})' if pin.why else ''}"
 
 
 def _chosen(job: Job, layer: LayerSpec, shape: BatchShape, chunk: int) -> KVAllocation:

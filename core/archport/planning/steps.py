@@ -278,7 +278,8 @@ def _options(
     pin, who = job.mask_pin(layer, batch.shape)
     if pin is None:
         return right, []
-    return (check_pin(pin, layer, right, who),), [f"archport_mask_policy of {who}: {pin.kind}"]
+    why = f" ({pin.why})" if pin.why else ""
+    return (check_pin(pin, layer, right, who),), [f"archport_mask_policy of {who}: {pin.kind}{why}"]
 
 
 def _lengths(batch: Batch, start: int, q_len: int, kv_len: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -252,7 +252,7 @@ def test_the_guide_s_author_writes_fewer_lines_than_promised():
     assert 0 < lines < WRITTEN_LINES
 
 
-@pytest.mark.parametrize("name", ["archport-llama", "archport-sdpa-demo"])
+@pytest.mark.parametrize("name", ["archport-llama", "archport-decoders", "archport-sdpa-demo"])
 def test_an_example_s_own_tests_pass_beside_this_archport(reader: Reader, name: str):
     example = ROOT / "examples" / "third_party" / name
     reader.console(Block(name, 1, "console", f"$ pip install --editable examples/third_party/{name}\n", "", ""))

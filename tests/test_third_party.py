@@ -22,7 +22,7 @@ pytestmark = pytest.mark.packaging
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples" / "third_party"
 GOLDEN = ROOT / "tests" / "goldens" / "qwen3-embed"
-DISTRIBUTIONS = ("archport-llama", "archport-sdpa-demo")
+DISTRIBUTIONS = ("archport-llama", "archport-decoders", "archport-sdpa-demo")
 # Plain mlx is the Metal build; on Linux the CPU build runs anywhere.
 EXTRA = "" if sys.platform == "darwin" else "[cpu]"
 
@@ -92,7 +92,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Envir
 
 @pytest.fixture(scope="module")
 def installed(environment: Environment, wheels: Path) -> Iterator[Environment]:
-    """The environment with both example distributions in it."""
+    """The environment with every example distribution in it."""
     files = [next(wheels.glob(f"{name.replace('-', '_')}-*.whl")) for name in DISTRIBUTIONS]
     environment.pip("install", *files)
     yield environment
@@ -101,13 +101,14 @@ def installed(environment: Environment, wheels: Path) -> Iterator[Environment]:
 
 def test_installed_plugins_are_listed_like_the_shipped_ones(installed: Environment):
     rows = installed.plugins()
-    assert {"llama", "sdpa_demo", "qwen3", "bidirectional"} <= set(rows)
+    assert {"llama", "decoders", "sdpa_demo", "qwen3", "bidirectional"} <= set(rows)
     assert {name: row["status"] for name, row in rows.items() if row["status"] != "ok"} == {}
     assert (rows["llama"]["distribution"], rows["llama"]["architectures"]) == ("archport-llama", ["llama"])
+    assert rows["decoders"]["architectures"] == ["gemma3", "gpt_oss", "lfm2", "mistral"]
     assert rows["sdpa_demo"]["hooks"] == ["sdpa_backends"]
 
 
-@pytest.mark.parametrize("name", ["llama", "sdpa_demo"])
+@pytest.mark.parametrize("name", ["llama", "decoders", "sdpa_demo"])
 def test_an_example_passes_the_conformance_command(installed: Environment, name: str):
     done = installed.run("archport", "check", name, "--json")
     outcomes = json.loads(done.stdout)
@@ -140,11 +141,13 @@ def test_uninstalling_leaves_archport_as_it_was(environment: Environment, wheels
     environment.pip("install", "--force-reinstall", "--no-deps", *files)
     environment.pip("uninstall", "--yes", *DISTRIBUTIONS)
     left = [
-        path for name in ("llama", "sdpa_demo", "sdpa-demo") for path in environment.root.rglob(f"archport[_-]{name}*")
+        path
+        for name in ("llama", "decoders", "sdpa_demo", "sdpa-demo")
+        for path in environment.root.rglob(f"archport[_-]{name}*")
     ]
     assert left == []
     rows = environment.plugins()
-    assert {"llama", "sdpa_demo"} & set(rows) == set()
+    assert {"llama", "decoders", "sdpa_demo"} & set(rows) == set()
     assert environment.run("archport", "embed", "a text", "-m", GOLDEN).stdout.startswith("[[")
     refused = environment.run("archport", "info", "-m", EXAMPLES / "archport-llama/tests/golden", check=False)
     assert refused.returncode == 1

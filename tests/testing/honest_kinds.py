@@ -9,7 +9,7 @@ from lies_of_spans import CLAIM, names, pictures
 from lies_of_specs import NoHeadNorms
 from toy_model import Toy
 
-from archport.contract import AttentionLayer, RecurrentLayer
+from archport.contract import AttentionLayer, Experts, Footprint, RecurrentLayer
 from archport.layers import Attention, Rotary
 from archport.layers.short_conv import ShortConv
 
@@ -174,3 +174,55 @@ CONVOLVED = plugin(
     archport_claim=spec_with(convolved),
 )
 PLAIN = plugin("plain")
+
+
+class ClampedExperts(nn.Module):
+    """Experts as gpt-oss's, in modules of the plugin's own: biases everywhere, a gate that is clamped."""
+
+    COUNT, CHOSEN = 4, 2
+
+    def __init__(self, D, inner):
+        super().__init__()
+        self.router = nn.Linear(D, self.COUNT)
+        self.into, self.into_bias = mx.zeros((self.COUNT, D, 2 * inner)), mx.zeros((self.COUNT, 2 * inner))
+        self.back, self.back_bias = mx.zeros((self.COUNT, inner, D)), mx.zeros((self.COUNT, D))
+
+    def __call__(self, x):
+        likes = self.router(x).astype(mx.float32)
+        chosen = mx.argpartition(-likes, kth=self.CHOSEN - 1, axis=-1)[..., : self.CHOSEN]
+        shares = mx.softmax(mx.take_along_axis(likes, chosen, axis=-1), axis=-1).astype(x.dtype)
+        inner = self.product(x[..., None, None, :], self.into, chosen) + self.into_bias[chosen]
+        gate, up = mx.split(inner, 2, axis=-1)
+        gate, up = mx.minimum(gate, 1), mx.clip(up, -1, 1)
+        inner = gate * mx.sigmoid(1.702 * gate) * (up + 1)
+        out = self.product(inner[..., None, :], self.back, chosen) + self.back_bias[chosen]
+        return (out * shares[..., None]).sum(axis=-2)
+
+    def product(self, x, matrices, chosen):
+        # MLX has none of 16 bits on a CPU.
+        found = mx.gather_mm(x.astype(mx.float32), matrices.astype(mx.float32), rhs_indices=chosen)
+        return found.squeeze(-2).astype(x.dtype)
+
+
+class ClampedToy(Toy):
+    def __init__(self, spec, config):
+        super().__init__(spec, config)
+        for layer in self.layers:
+            layer.mlp = ClampedExperts(spec.hidden_size, spec.intermediate_size)
+
+
+def clamped(spec):
+    D, wide = spec.hidden_size, ClampedExperts.CHOSEN * spec.intermediate_size
+    experts = Experts(
+        count=ClampedExperts.COUNT,
+        per_token=ClampedExperts.CHOSEN,
+        intermediate_size=spec.intermediate_size,
+        layers=tuple(range(len(spec.layers))),
+    )
+    # Gate and up, their biases and their sum; clamped, and multiplied; answers, biases and products of the chosen.
+    mlp = 6 * wide + 4 * wide + 3 * ClampedExperts.CHOSEN * D + 3 * D
+    layers = tuple(replace(each, footprint=Footprint(mlp=mlp)) for each in spec.layers)
+    return replace(spec, layers=layers, experts=experts)
+
+
+CLAMPED = plugin("clamped", trunk=ClampedToy, archport_claim=spec_with(clamped))

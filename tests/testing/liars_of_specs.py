@@ -18,6 +18,7 @@ from lies_of_specs import (
     built_as,
     claims_the_nameless,
     declaring,
+    footprint,
     one_more_in_reach,
 )
 
@@ -100,6 +101,24 @@ LIARS_OF_SPECS = [
         "it declares a gate that its MLP does not have",
         plugin("no_gates", trunk=NoGates),
         "declared gated_mlp=True, but there is no gate beside up and down",
+    ),
+    Liar(
+        PRICED,
+        "it declares that its mixer makes less than it does",
+        plugin("light_mixer", archport_claim=spec_with(footprint(mixer=300))),
+        "declares footprint mixer=300 and makes",
+    ),
+    Liar(
+        PRICED,
+        "it declares that its MLP makes less than it does",
+        plugin("light_mlp", archport_claim=spec_with(footprint(mlp=200))),
+        "declares footprint mlp=200 and makes",
+    ),
+    Liar(
+        PRICED,
+        "it declares that its mixer makes far more than it does",
+        plugin("heavy_mixer", archport_claim=spec_with(footprint(mixer=8_000))),
+        "(declared 8,000) numbers per token around its mixer",
     ),
     Liar(
         WEIGHTS,

@@ -9,6 +9,7 @@ from lies import DECODER, spec_with
 from mlx.utils import tree_flatten
 from toy_model import Toy
 
+from archport.contract import Footprint
 from archport.layers import MLP, Attention, Rotary
 
 
@@ -30,6 +31,16 @@ def built_as(**more):
 def one_more_in_reach(spec):
     layers = [replace(each, reach=(each.reach[0] + 1, 0)) if each.is_windowed else each for each in spec.layers]
     return replace(spec, layers=tuple(layers))
+
+
+def footprint(**numbers):
+    """A change of a spec: every layer declares these."""
+
+    def change(spec):
+        layers = [replace(each, footprint=Footprint(**numbers)) for each in spec.layers]
+        return replace(spec, layers=tuple(layers))
+
+    return change
 
 
 def claims_the_nameless(config):

@@ -10,7 +10,7 @@ from archport.testing.finding import find, release, subject_of
 from archport.testing.subject import Tiny
 
 # Like those of outside plugins: LFM2's width, MLA, yarn, gpt-oss, a recurrence of its own; and the toy itself.
-KINDS = ("ADJUSTED", "LATENT", "SPANNED", "STRETCHED", "SINKING", "CONVOLVED", "PLAIN")
+KINDS = ("ADJUSTED", "LATENT", "SPANNED", "STRETCHED", "SINKING", "CONVOLVED", "PLAIN", "CLAMPED")
 
 
 def check_named(name):

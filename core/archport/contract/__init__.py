@@ -38,6 +38,7 @@ from archport.contract.errors import (
     SpecError,
     WorkBoundExceeded,
 )
+from archport.contract.footprint import Footprint
 from archport.contract.heads import (
     ClassificationHead,
     Classifier,
@@ -131,6 +132,7 @@ __all__ = [
     "Expansion",
     "Experts",
     "Feature",
+    "Footprint",
     "ForkedProcess",
     "Head",
     "InputError",

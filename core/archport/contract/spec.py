@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from archport.contract.delta import DeltaHeads
 from archport.contract.deprecation import POSITIONAL_SPEC, keywords_only
 from archport.contract.errors import SpecError
+from archport.contract.footprint import Footprint
 
 Semantics = Literal["causal", "bidirectional"]
 Task = Literal["embed", "rerank", "classify", "generate", "fill_mask"]
@@ -31,6 +32,11 @@ def _positive(owner: str, **values: int) -> None:
         # bool is an int: `True` heads would pass silently.
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             raise SpecError(f"{owner}: {name}={value!r} is not a positive integer")
+
+
+def _check_footprint(owner: str, value: object) -> None:
+    if value is not None and not isinstance(value, Footprint):
+        raise SpecError(f"{owner}: footprint={value!r}; expected a Footprint, or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,7 @@ class AttentionLayer:
             other whichever comes first, as far as the reach to the left lets them. Causal layers only.
         chunk: positions in a chunk, where tokens see only those of their own chunk, as in Llama 4; None where they see
             across. It is the reach then, which is left out: that of the chunk's last or first token.
+        footprint: what modules of the plugin's own hold; None where all are archport's, or hold as much.
 
     Raises:
         SpecError: on any contradiction, such as a bidirectional layer with a KV cache.
@@ -76,6 +83,7 @@ class AttentionLayer:
     chunk: int | None = None
     kv_from: int | None = None
     spans: bool = False
+    footprint: Footprint | None = None
 
     def __post_init__(self) -> None:
         if self.semantics not in get_args(Semantics):
@@ -96,6 +104,7 @@ class AttentionLayer:
                 "attention layer: spans=True in a bidirectional layer, where every token sees those after it anyway; "
                 "leave spans out, or declare it causal"
             )
+        _check_footprint("attention layer", self.footprint)
         if self.softcap is not None and not (isinstance(self.softcap, int | float) and 0 < self.softcap < math.inf):
             raise SpecError(f"attention layer: softcap={self.softcap!r}; expected a number above 0, or None for none")
         if self.kv is None:
@@ -174,6 +183,7 @@ class RecurrentLayer:
         channels, values: numbers per token that its projections and convolution make, and that it answers with, which
             plans price; 0 of a gated delta net, which says it by its heads, and of a layer that leaves it to a guess
             from its bytes.
+        footprint: what modules of the plugin's own hold, more exactly than the widths say.
     """
 
     state_bytes: int
@@ -182,6 +192,7 @@ class RecurrentLayer:
     heads: DeltaHeads | None = None
     channels: int = 0
     values: int = 0
+    footprint: Footprint | None = None
 
     @classmethod
     def gated_delta(cls, heads: DeltaHeads, conv_taps: int) -> RecurrentLayer:
@@ -198,6 +209,7 @@ class RecurrentLayer:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise SpecError(f"recurrent layer: {name}={value!r}; expected an integer >= 0")
+        _check_footprint("recurrent layer", self.footprint)
         if bool(self.channels) != bool(self.values) or (self.channels and self.heads):
             raise SpecError(
                 f"recurrent layer: channels={self.channels}, values={self.values}, heads={self.heads}; expected both "
@@ -218,6 +230,7 @@ class Experts:
         intermediate_size: width inside one expert.
         shared_intermediate_size: width of the expert that every token visits, 0 when there is none.
         layers: indices of the layers that hold experts; the others hold a dense MLP.
+        biases: whether every expert's matrices have biases, which a GPU gathers for each token; plans price them.
     """
 
     count: int
@@ -225,6 +238,7 @@ class Experts:
     intermediate_size: int
     layers: tuple[int, ...]
     shared_intermediate_size: int = 0
+    biases: bool = False
 
     def __post_init__(self) -> None:
         _positive("experts", count=self.count, per_token=self.per_token, intermediate_size=self.intermediate_size)

@@ -14,6 +14,7 @@ from archport.layers.mlp import MLP, GatedMLP
 from archport.layers.norms import ZeroCentredRMSNorm
 from archport.layers.onto import added
 from archport.layers.rotary import Rotary
+from archport.layers.short_conv import ShortConv
 
 __all__ = [
     "MLP",
@@ -25,6 +26,7 @@ __all__ = [
     "PreNormBlock",
     "RelativeBuckets",
     "Rotary",
+    "ShortConv",
     "Slopes",
     "SparseMLP",
     "ZeroCentredRMSNorm",

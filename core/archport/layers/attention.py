@@ -24,8 +24,8 @@ Rotate = Callable[[mx.array, mx.array, Callable[[mx.array, int | mx.array], mx.a
 class Attention(nn.Module):
     """Grouped-query attention of one layer.
 
-    Parameters: `q_proj`, `k_proj`, `v_proj`, `o_proj`, and `q_norm`, `k_norm` when `qk_norm_eps` is given; `merge`
-    replaces the first three by one product.
+    Parameters: `q_proj`, `k_proj`, `v_proj`, `o_proj`, `q_norm` and `k_norm` when `qk_norm_eps` is given, and `sinks`
+    (H,) where the spec has them; `merge` replaces the first three by one product.
 
     Args:
         index: number of the layer, which is how the context knows its spec and cache.
@@ -57,8 +57,13 @@ class Attention(nn.Module):
         distance_bias: DistanceBias | None = None,
     ) -> None:
         super().__init__()
-        self._index, self._spec, self._rotary = index, spec, rotary
+        self._index, self._spec = index, spec
         self._scale = spec.head_dim**-0.5 if scale is None else scale
+        if isinstance(rotary, Rotary) and rotary.dims == spec.head_dim:
+            # What stretches both q and k shows in their scores alone: so neither is copied for it.
+            self._scale *= rotary.gain**2
+            rotary = rotary.without_gain()
+        self._rotary = rotary
         self._distance_bias = distance_bias
         self._norm_rotate: NormRotate | None = None
         # A gate as wide as the output lies behind each head's query.
@@ -70,6 +75,8 @@ class Attention(nn.Module):
         if qk_norm_eps is not None:
             self.q_norm = qk_norm(spec.head_dim, eps=qk_norm_eps)
             self.k_norm = qk_norm(spec.head_dim, eps=qk_norm_eps)
+        if spec.sinks:
+            self.sinks = mx.zeros((spec.n_heads,))
 
     def merge(self) -> None:
         """Replace q_proj, k_proj and v_proj by one product, where their kinds allow."""
@@ -91,7 +98,7 @@ class Attention(nn.Module):
 
     def attended(self, ctx: LayerContext, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """What the layer's heads find, (B, H, L, Dv)."""
-        return ctx.attend(self._index, q, k, v, scale=self._scale, bias=self._distance_bias)
+        return ctx.attend(self._index, q, k, v, scale=self._scale, sinks=self.get("sinks"), bias=self._distance_bias)
 
     def joined(self, out: mx.array, gate: mx.array | None, onto: mx.array | None = None) -> mx.array:
         """The output (B, L, D) of heads (B, H, L, Dv), added to `onto` where that is given."""

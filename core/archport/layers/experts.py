@@ -6,7 +6,7 @@ Parameter names are those of converted checkpoints: `gate`, `switch_mlp.{gate,up
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,23 +29,36 @@ class SparseMLP(nn.Module):
         experts: their number, how many a token visits, and widths.
         renormalise: whether the weights of the chosen experts are scaled to sum to one.
         act: name of the activation inside an expert.
+        bias: whether the router and the matrices of every expert have biases.
+        combine: what an expert makes of (gate, up), arrays of one shape; act(gate) * up when left out.
 
     Raises:
         SpecError: for an activation that is not known.
     """
 
-    def __init__(self, hidden_size: int, experts: Experts, *, renormalise: bool, act: str = "silu") -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        experts: Experts,
+        *,
+        renormalise: bool,
+        act: str = "silu",
+        bias: bool = False,
+        combine: Callable[[mx.array, mx.array], mx.array] | None = None,
+    ) -> None:
         super().__init__()
-        self._per_token, self._renormalise, self._act = experts.per_token, renormalise, activation(act)
-        self.gate = nn.Linear(hidden_size, experts.count, bias=False)
+        self._per_token, self._renormalise = experts.per_token, renormalise
+        plain = activation(act)
+        self._combine = combine or (lambda gate, up: plain(gate) * up)
+        self.gate = nn.Linear(hidden_size, experts.count, bias=bias)
         self.switch_mlp = reused("models.switch_layers.SwitchGLU")(
-            hidden_size, experts.intermediate_size, experts.count
+            hidden_size, experts.intermediate_size, experts.count, bias=bias
         )
-        if act not in ("silu", "swish"):
-            together = gated(self._act)
+        if combine is not None or act not in ("silu", "swish"):
+            together = combine or gated(plain)
             self.switch_mlp.activation = lambda up, gate: together(gate, up)
         if experts.shared_intermediate_size:
-            self.shared_expert = GatedMLP(hidden_size, experts.shared_intermediate_size, activation(act))
+            self.shared_expert = GatedMLP(hidden_size, experts.shared_intermediate_size, plain)
             self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -72,8 +85,8 @@ class SparseMLP(nn.Module):
         rows, parts = x.reshape(-1, D), list[mx.array]()
         for expert, first, end in zip(found.tolist(), starts, [*starts[1:], len(order)], strict=True):
             own = rows[mx.array(order[first:end] // self._per_token)]
-            inner = self._act(own @ mlp.gate_proj.weight[expert].T) * (own @ mlp.up_proj.weight[expert].T)
-            parts.append(inner @ mlp.down_proj.weight[expert].T)
+            inner = self._combine(_of_expert(mlp.gate_proj, expert, own), _of_expert(mlp.up_proj, expert, own))
+            parts.append(_of_expert(mlp.down_proj, expert, inner))
             # Or every expert's inside would wait for the last one's.
             mx.eval(parts[-1])
         back = mx.array(np.argsort(order))
@@ -93,6 +106,12 @@ class SparseMLP(nn.Module):
         return chosen, weights
 
 
+def _of_expert(stacked: nn.Module, expert: int, x: mx.array) -> mx.array:
+    """One expert's output (n, M) for its tokens x (n, N)."""
+    weight = stacked["weight"][expert].T
+    return mx.addmm(stacked["bias"][expert], x, weight) if "bias" in stacked else x @ weight
+
+
 def stack_experts(weights: Mapping[str, mx.array], layer: str, count: int) -> dict[str, mx.array]:
     """A layer's `{layer}.experts.N.*` stacked into `{layer}.switch_mlp.*`; tensors of other names as they are.
 
@@ -103,7 +122,7 @@ def stack_experts(weights: Mapping[str, mx.array], layer: str, count: int) -> di
     """
     found = dict(weights)
     for part in PARTS:
-        for leaf in ("weight", "scales", "biases"):
+        for leaf in ("weight", "scales", "biases", "bias"):
             names = [f"{layer}.experts.{index}.{part}.{leaf}" for index in range(count)]
             if all(name in found for name in names):
                 found[f"{layer}.switch_mlp.{part}.{leaf}"] = mx.stack([found.pop(name) for name in names])

@@ -18,6 +18,7 @@ from archport.contract import (
     Quantization,
     RecurrentLayer,
 )
+from archport.planning.footprints import half_bytes, halves_bytes
 from archport.planning.widths import recurrent_bytes, recurrent_widths
 
 MIB = 2**20
@@ -108,9 +109,12 @@ def has_experts(spec: ArchSpec, index: int) -> bool:
 def mixer_elements(spec: ArchSpec, layer: LayerSpec) -> int:
     """Elements of the matrices around a layer's attention or recurrence."""
     D = spec.hidden_size
+    if layer.footprint is not None and layer.footprint.matrices is not None:
+        return layer.footprint.matrices
     if isinstance(layer, RecurrentLayer):
         channels, value = recurrent_widths(layer)
-        return D * (channels + 2 * value)
+        # A gated delta net's gate is a matrix of its own; of others the channels are all that is projected.
+        return D * (channels + (1 if layer.channels else 2) * value)
     gate = layer.n_heads * layer.v_head_dim if layer.gated else 0
     return D * (
         layer.n_heads * layer.head_dim
@@ -208,7 +212,7 @@ def token_bytes(
         if host and layer.heads is not None:
             small = (10 * D + 4 * channels + 8 * value) * s + inner
             fewest = -(-HOST_ELEMENTS // channels)
-        carried, output, part = D * s, value * s, max(lazy - inner, inner + 3 * D * s)
+        carried, output, part_of_mixer = D * s, value * s, lazy - inner
         mixer_widths = {"the recurrence's fp32 heads": value * 4, "the convolution's channels": channels * s}
     else:
         q, k = layer.n_heads * layer.head_dim, layer.n_kv_heads * layer.head_dim
@@ -219,7 +223,7 @@ def token_bytes(
         # Families without a gate are older than rotary positions and norms of q and k: fewer copies of each.
         modern = spec.gated_mlp
         carried, output = (D + q + k + v) * s, out * s
-        part = max((2 * D + 3 * (q + k + gate) + 2 * v + out) * s, inner + 3 * D * s)
+        part_of_mixer = (2 * D + 3 * (q + k + gate) + 2 * v + out) * s
         if kind == "cpu":
             # An unfused call copies keys and values into rows and spreads them over the query heads.
             unfused = (7 * D + 4 * (q + out + k + v)) * s if modern else (9 * D + 3 * (q + out + k + v)) * s
@@ -274,6 +278,15 @@ def token_bytes(
                 lazy, unfused, documents = (max(each, together) for each in (lazy, unfused, documents))
     widths = {"hidden states": D * s, **mixer_widths, **mlp_widths}
     name = max(widths, key=lambda key: widths[key])
+    own = layer.footprint
+    if own is not None and (own.mixer is not None or own.mlp is not None):
+        # A half that is archport's is taken as what splitting a layer takes it for.
+        mixer = half_bytes(own.mixer, s, kind) if own.mixer is not None else part_of_mixer
+        mlp = half_bytes(own.mlp, s, kind) if own.mlp is not None else inner + 3 * D * s
+        declared = halves_bytes(D * s, mixer, mlp, carried - D * s + output)
+        return TokenBytes(
+            **declared, carried=carried, output=output, widest=widths[name], widest_name=name, small=declared["lazy"]
+        )
     return TokenBytes(
         lazy=lazy,
         unfused=unfused,
@@ -283,7 +296,7 @@ def token_bytes(
         held=held,
         carried=carried,
         output=output,
-        part=part,
+        part=max(part_of_mixer, inner + 3 * D * s),
         widest=widths[name],
         widest_name=name,
         fewest=fewest,
@@ -298,6 +311,9 @@ def _mlp_bytes(spec: ArchSpec, experts: bool, s: int, kind: DeviceKind) -> tuple
         wide = e.per_token * e.intermediate_size + e.shared_intermediate_size
         # Each token is copied to its experts and their answers are gathered again.
         total = 3 * wide * s + 2 * e.per_token * D * s + 8 * e.count
+        if e.biases and kind != "cpu":
+            # On a CPU an expert's tokens meet its biases one expert at a time.
+            total += e.per_token * (2 * e.intermediate_size + D) * s
         copies, gate = e.per_token * D * s, 2 * e.per_token * e.intermediate_size * s
         return total, {"the experts' inputs": copies, "the experts' gate and up": gate}
     if spec.gated_mlp:

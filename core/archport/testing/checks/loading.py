@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from archport.contract import AttentionLayer, CausalLM, CheckpointError, Trunk
 from archport.testing.check import CheckFailed, check, fail, skip
 from archport.testing.measure import Tap, as_array, gap, taps
 from archport.testing.subject import Tiny
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 
 @check("tiny")
@@ -103,11 +107,18 @@ def damaged_checkpoint_is_refused(t: Tiny) -> str:
             t.load(t.write(t.named(case), weights))
         except CheckpointError as error:
             leaf = ".".join(name.split(".")[-3:-1]) if case != "unknown" else "surprise"
-            if not any(part in str(error) for part in (name, leaf, name.split(".")[-2])):
+            known = {name, leaf, name.split(".")[-2], *(_renamed(t, weights) if case != "unknown" else ())}
+            if not any(part in str(error) for part in known):
                 fail(f"the error for a {case} tensor does not name {name}: {str(error)[:160]}")
         else:
             fail(f"a checkpoint with {name} {case} loads without an error ({len(weights)} tensors)")
     return f"{len(cases)} kinds of damage"
+
+
+def _renamed(t: Tiny, damaged: Mapping[str, mx.array]) -> set[str]:
+    """What the module calls the tensors that it makes otherwise of the damaged ones, or not at all."""
+    whole, found = (cast(Any, t.build()).sanitize(dict(weights)) for weights in (t.published, damaged))
+    return {name for name, value in whole.items() if name not in found or found[name].shape != value.shape}
 
 
 @check("tiny")

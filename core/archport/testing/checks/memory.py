@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from archport.contract import EmbeddingHead
+from collections.abc import Mapping, Sequence
+
+from archport.contract import EmbeddingHead, LayerSpec
 from archport.testing.check import check, fail
+from archport.testing.halves import Halves, in_words, too_small
+from archport.testing.halves import measured as measured_halves
 from archport.testing.measure import RUNS, host_ahead, peaks, run_plan
 from archport.testing.subject import Tiny
 from archport.testing.weights import misdeclared, own_blocks
@@ -22,13 +26,19 @@ def peak_is_predicted(t: Tiny) -> str:
     """No run's peak is above what its plan predicts, and above 32 MB the prediction is within 1.25 of the highest.
 
     Declare `qk_norm` and `gated_mlp` as the module is built, and make no arrays that the declared widths do not account
-    for: masks, repeated heads, wide temporaries. A layer with modules of its own may need less, down to 1 / 1.75.
+    for: masks, repeated heads, wide temporaries. A layer with modules of its own may need less, down to 1 / 1.75, and
+    declares a `Footprint` where it needs more, or far less; a half that makes more than its footprint fails alone.
     """
     from archport.running.pool import VectorHead
 
     wrong = misdeclared(t)
     if wrong:
         fail(f"{'; '.join(wrong)}: plans are priced with what is declared")
+    footprints = any(layer.footprint is not None for layer in t.spec.layers)
+    halves = measured_halves(t) if footprints else {}
+    low = too_small(halves)
+    if low:
+        fail(f"{'; '.join(low)}: declare what the half makes at most")
     # A power of two, which is one batch whatever its tokens.
     length, count = t.length(256), 8
     while True:
@@ -52,7 +62,7 @@ def peak_is_predicted(t: Tiny) -> str:
     if measured > plan.peak:
         fail(
             f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} "
-            f"(measured / predicted {measured / plan.peak:.2f}, limit 1)"
+            f"(measured / predicted {measured / plan.peak:.2f}, limit 1){_advice(t, halves, others)}"
         )
     if measured * factor < plan.peak:
         # The plan is for the worst that any run may meet: a host that is far ahead of its device.
@@ -61,15 +71,24 @@ def peak_is_predicted(t: Tiny) -> str:
                 measured = max(measured, peak)
                 if measured * factor >= plan.peak:
                     break
-    if measured > WORTH_MEASURING and plan.peak > factor * measured:
+    # A plan that is far above runs few rows, whose peak is small.
+    if plan.peak > factor * max(measured, WORTH_MEASURING):
         parts = ", ".join(f"{name} {size:,}" for name, size in plan.bytes.items() if size)
         shown = t.shown
         norms = shown is not None and t.spec.qk_norm and not shown.normalised
         over = "; qk_norm=True is declared, but q is not normalised" if norms else ""
         fail(
             f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} (predicted / "
-            f"measured {plan.peak / measured:.2f}, limit {factor}): {parts}{over}"
+            f"measured {plan.peak / measured:.2f}, limit {factor}): {parts}{over}{_advice(t, halves, others)}"
         )
     own = f", with {', '.join(others)} of its own" if others else ""
     ratio = plan.peak / measured
     return f"{count} x {length} tokens: {measured >> 20} MiB, predicted {plan.peak >> 20} MiB, {ratio:.2f}{own}"
+
+
+def _advice(t: Tiny, halves: Mapping[LayerSpec, Halves], own: Sequence[str]) -> str:
+    """What the halves of layers with modules of their own make, and what declares it; "" where nothing is measured."""
+    if not own and not halves:
+        return ""
+    shown = in_words(halves or measured_halves(t))
+    return f". Measured, {shown}: `Footprint(mixer=, mlp=)` of a layer's spec declares it" if shown else ""

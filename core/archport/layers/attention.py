@@ -57,13 +57,8 @@ class Attention(nn.Module):
         distance_bias: DistanceBias | None = None,
     ) -> None:
         super().__init__()
-        self._index, self._spec = index, spec
+        self._index, self._spec, self._rotary = index, spec, rotary
         self._scale = spec.head_dim**-0.5 if scale is None else scale
-        if isinstance(rotary, Rotary) and rotary.dims == spec.head_dim:
-            # What stretches both q and k shows in their scores alone: so neither is copied for it.
-            self._scale *= rotary.gain**2
-            rotary = rotary.without_gain()
-        self._rotary = rotary
         self._distance_bias = distance_bias
         self._norm_rotate: NormRotate | None = None
         # A gate as wide as the output lies behind each head's query.

@@ -6,7 +6,6 @@ Knows the published ways of stretching its frequencies that do not depend on the
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -93,14 +92,6 @@ class Rotary:
         a, b = (half.squeeze(axis) for half in mx.split(pairs, 2, axis=axis))
         pairs = mx.stack([a * cos - b * sin, b * cos + a * sin], axis=axis)
         return mx.concatenate([pairs.reshape(turned.shape).astype(x.dtype), x[..., self.dims :]], axis=-1)
-
-    def without_gain(self) -> Rotary:
-        """The same rotation of what keeps its length; this one where nothing is stretched."""
-        if self.gain == 1.0:
-            return self
-        plain = copy.copy(self)
-        plain.gain = 1.0
-        return plain
 
     def tables(
         self, offset: int | mx.array, tokens: int, known: dict[object, tuple[mx.array, mx.array]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archport.contract import ROPE_KEYS, ArchSpec, ConfigKeys, Example, Experts, Trunk
+from archport.contract import ROPE_KEYS, ArchSpec, ConfigKeys, Example, Experts, Footprint, Trunk
 from archport_decoders.declaring import TINY, attention, declared, filled
 
 ARCHITECTURES = ("GptOssModel", "GptOssForCausalLM")
@@ -54,6 +54,14 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def footprint(config: Mapping[str, Any]) -> Footprint:
+    """Yarn's gain and biases make archport's attention copy q and k more often than plans take it to."""
+    D, width = config["hidden_size"], config["head_dim"]
+    q, k = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
+    # Norm, output and sum; q and k projected, stretched, turned and handed over; v; attention's answer and its copy.
+    return Footprint(mixer=3 * D + 4 * (q + k) + k + 2 * q)
+
+
 def claim(config: Mapping[str, Any]) -> ArchSpec:
     KEYS.check(config)
     window, config = config.get("sliding_window", 128), read(config)
@@ -61,7 +69,9 @@ def claim(config: Mapping[str, Any]) -> ArchSpec:
         config,
         "gpt_oss",
         (
-            attention(config, window=window if kind == "sliding_attention" else None, sinks=True)
+            attention(
+                config, window=window if kind == "sliding_attention" else None, sinks=True, footprint=footprint(config)
+            )
             for kind in config["layer_types"]
         ),
         experts=Experts(

@@ -23,6 +23,8 @@ from transformers import (
     Llama4TextConfig,
     MPNetConfig,
     MPNetModel,
+    NomicBertConfig,
+    NomicBertModel,
 )
 from transformers.masking_utils import create_causal_mask
 from transformers.models.gemma3.modeling_gemma3 import (
@@ -44,7 +46,9 @@ def configs() -> dict[str, dict[str, Any]]:
     wanted = {
         "gemma2": "CONFIG",
         "encoders": "MPNET",
-        "decoders": ("LLAMA4", "DEEPSEEK"),
+        "decoders": "LLAMA4",
+        "deepseek": ("DEEPSEEK", "DEEPSEEK_V3"),
+        "nomic": "NOMIC",
         "spans": ("IMAGE", "BREAK", "GEMMA3", "PREFIX"),
     }
     for module, names in wanted.items():
@@ -107,6 +111,10 @@ def record(name: str, model: torch.nn.Module, config: dict[str, Any], seed: int)
         gains |= {"embed": 0.1, "post_attention_layernorm": 2.0, "post_feedforward_layernorm": 2.0, "down_proj": 3.0}
     randomise(model, seed, gains)
     dice = torch.Generator().manual_seed(seed)
+    for key, buffer in model.named_buffers():
+        if "e_score" in key:
+            # Loaded like a weight, and no parameter.
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=dice))
     trunk = getattr(model, "model", model)
     arrays: dict[str, np.ndarray] = {}
     for length in LENGTHS:
@@ -136,16 +144,25 @@ def record(name: str, model: torch.nn.Module, config: dict[str, Any], seed: int)
     save_file(tensors, folder / "model.safetensors")
 
 
-def main() -> None:
+KINDS = {
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM, 1),
+    "mpnet": (MPNetConfig, MPNetModel, 2),
+    "llama4": (Llama4TextConfig, Llama4ForCausalLM, 3),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, 5),
+    "prefix": (GemmaConfig, GemmaForCausalLM, 6),
+    "deepseek": (DeepseekV3Config, DeepseekV3ForCausalLM, 4),
+    "deepseek_v3": (DeepseekV3Config, DeepseekV3ForCausalLM, 5),
+    "nomic": (NomicBertConfig, NomicBertModel, 6),
+}
+
+
+def main(*names: str) -> None:
+    """Record these, or all."""
     made = configs()
-    eager = {"attn_implementation": "eager"}
-    record("gemma2", Gemma2ForCausalLM(Gemma2Config(**made["gemma2"], **eager)), made["gemma2"], 1)
-    record("mpnet", MPNetModel(MPNetConfig(**made["mpnet"])), made["mpnet"], 2)
-    record("llama4", Llama4ForCausalLM(Llama4TextConfig(**made["llama4"], **eager)), made["llama4"], 3)
-    record("gemma3", Gemma3ForCausalLM(Gemma3TextConfig(**made["gemma3"], **eager)), made["gemma3"], 5)
-    record("prefix", GemmaForCausalLM(GemmaConfig(**made["prefix"], **eager)), made["prefix"], 6)
-    record("deepseek", DeepseekV3ForCausalLM(DeepseekV3Config(**made["deepseek"], **eager)), made["deepseek"], 4)
+    for name in names or KINDS:
+        config, model, seed = KINDS[name]
+        record(name, model(config(**made[name], attn_implementation="eager")), made[name], seed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Three decoders as an outside plugin would write them: Llama 4's chunks, DeepSeek's latent cache, shared KV."""
+"""Two decoders as an outside plugin would write them: Llama 4's chunks, and keys of earlier layers."""
 
 from archport.contract import ArchSpec, AttentionLayer, Example, hookimpl
 
@@ -31,22 +31,6 @@ LLAMA4 = {
     "attn_scale": 0.1,
     "use_qk_norm": True,
 }
-DEEPSEEK = {
-    **BASE,
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "model_type": "deepseek_v3",
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 4,
-    "intermediate_size": 80,
-    "first_k_dense_replace": 2,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
-    "head_dim": 8,
-    "rope_interleave": True,
-}
 SHARED = {
     **BASE,
     "architectures": ["SharedKVForCausalLM"],
@@ -61,7 +45,7 @@ SHARED = {
 @hookimpl
 def archport_claim(config):
     (name,) = config.get("architectures") or [""]
-    kinds = {"Llama4ForCausalLM": llama4, "DeepseekV3ForCausalLM": deepseek, "SharedKVForCausalLM": shared}
+    kinds = {"Llama4ForCausalLM": llama4, "SharedKVForCausalLM": shared}
     if name not in kinds or not config["causal"]:
         return None
     return ArchSpec(
@@ -84,15 +68,6 @@ def llama4(config):
         yield AttentionLayer(
             "causal", config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"], chunk=chunk
         )
-
-
-def deepseek(config):
-    # Keys are what is compressed and the rotated part; values are what is compressed.
-    rank = config["kv_lora_rank"]
-    layer = AttentionLayer(
-        "causal", config["num_attention_heads"], 1, rank + config["qk_rope_head_dim"], v_head_dim=rank, kv="latent"
-    )
-    return (layer,) * config["num_hidden_layers"]
 
 
 def shared(config):
@@ -119,6 +94,5 @@ def archport_build(spec, config):
 def archport_examples():
     return [
         Example("attention within chunks", LLAMA4),
-        Example("a latent cache", DEEPSEEK, seed=1),
         Example("keys of earlier layers", SHARED, seed=2),
     ]

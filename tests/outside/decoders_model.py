@@ -1,4 +1,4 @@
-"""The trunk of three decoders that differ in their attention."""
+"""The trunk of two decoders that differ in their attention."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,42 +31,6 @@ class Llama4Attention(Attention):
         return mx.fast.rms_norm(x, None, self._config["rms_norm_eps"])
 
 
-class LatentAttention(nn.Module):
-    """Multi-head latent attention on what is cached: keys and values are never unfolded.
-
-    A head's score q . (U k) is (q U) . k, and its answer is V applied to the weighted sum of what is compressed.
-    """
-
-    def __init__(self, index, layer, config):
-        super().__init__()
-        D, H, rank = config["hidden_size"], config["num_attention_heads"], config["kv_lora_rank"]
-        self._index, self._H, self._rank = index, H, rank
-        self._nope, self._rope, self._v = (config[f"{key}_head_dim"] for key in ("qk_nope", "qk_rope", "v"))
-        self._rotary = Rotary(self._rope, config["rope_theta"], interleaved=True)
-        self.q_a_proj = nn.Linear(D, config["q_lora_rank"], bias=False)
-        self.q_a_layernorm = nn.RMSNorm(config["q_lora_rank"], eps=1e-6)
-        self.q_b_proj = nn.Linear(config["q_lora_rank"], H * (self._nope + self._rope), bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(D, rank + self._rope, bias=False)
-        self.kv_a_layernorm = nn.RMSNorm(rank, eps=1e-6)
-        self.kv_b_proj = nn.Linear(rank, H * (self._nope + self._v), bias=False)
-        self.o_proj = nn.Linear(H * self._v, D, bias=False)
-
-    def __call__(self, x, ctx):
-        B, L, _ = x.shape
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))).reshape(B, L, self._H, -1).transpose(0, 2, 1, 3)
-        plain, turned = mx.split(q, [self._nope], axis=-1)
-        latent, key = mx.split(self.kv_a_proj_with_mqa(x)[:, None], [self._rank], axis=-1)
-        turned, key = ctx.rotate(turned, key, self._rotary)
-        # (H, nope + v, rank), unpacked where it is quantised.
-        rows = head_rows(self.kv_b_proj, range(self._H * (self._nope + self._v)))
-        unfold = rows.reshape(self._H, self._nope + self._v, self._rank)
-        q = mx.concatenate([plain @ unfold[:, : self._nope], turned], axis=-1)
-        k = mx.concatenate([self.kv_a_layernorm(latent), key], axis=-1)
-        out = ctx.attend(self._index, q, k, None, scale=(self._nope + self._rope) ** -0.5)
-        out = out @ unfold[:, self._nope :].swapaxes(-1, -2)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(B, L, -1))
-
-
 class ReadingAttention(nn.Module):
     """Queries on the keys and values of an earlier layer."""
 
@@ -88,8 +52,6 @@ class ReadingAttention(nn.Module):
 def attention(index, layer, config):
     if config["model_type"] == "llama4_text":
         return Llama4Attention(index, layer, config)
-    if layer.kv == "latent":
-        return LatentAttention(index, layer, config)
     if layer.kv_from is not None:
         return ReadingAttention(index, layer, config)
     rotary = Rotary(layer.head_dim, config["rope_theta"])

@@ -4,7 +4,16 @@ import dataclasses
 
 import pytest
 
-from archport.contract import ArchSpec, AttentionLayer, Experts, KVAllocation, MaskPolicy, RecurrentLayer, SpecError
+from archport.contract import (
+    ArchSpec,
+    AttentionLayer,
+    Experts,
+    Footprint,
+    KVAllocation,
+    MaskPolicy,
+    RecurrentLayer,
+    SpecError,
+)
 
 
 def spec(**changes):
@@ -125,3 +134,17 @@ def test_a_causal_mask_contradicts_a_bidirectional_layer_and_nothing_else():
     assert MaskPolicy("causal").contradicts("bidirectional")
     assert not MaskPolicy("causal").contradicts("causal")
     assert not MaskPolicy("none").contradicts("bidirectional")
+
+
+@pytest.mark.parametrize("value", [0, -3, True, 2.5, "many"])
+@pytest.mark.parametrize("name", ["mixer", "mlp", "matrices"])
+def test_a_footprint_counts_in_whole_numbers(name, value):
+    with pytest.raises(SpecError, match=f"footprint: {name}={value!r}; expected an integer > 0, or None"):
+        Footprint(**{name: value})
+
+
+def test_a_layer_s_footprint_is_a_footprint():
+    with pytest.raises(SpecError, match="attention layer: footprint=300; expected a Footprint, or None"):
+        AttentionLayer("causal", 4, 2, 32, footprint=300)
+    with pytest.raises(SpecError, match="recurrent layer: footprint=300; expected a Footprint, or None"):
+        RecurrentLayer(state_bytes=8, footprint=300)

@@ -92,7 +92,9 @@ def latent_layer(config):
     queries = D * H * (nope + rope) if compressed is None else compressed * (D + H * (nope + rope))
     matrices = queries + D * key + rank * H * (nope + v) + H * v * D
     # Queries as projected, their rotated part, the plain part in the latent space, both joined; the key and its parts.
-    made = H * (nope + rope) + H * rope + H * nope + H * rank + H * key + 3 * key + (2 * compressed if compressed else 0)
+    made = (
+        H * (nope + rope) + H * rope + H * nope + H * rank + H * key + 3 * key + (2 * compressed if compressed else 0)
+    )
     # The answer in the latent space, out of it, by token; a norm, the output and the block's sum.
     made += H * rank + 2 * H * v + 3 * D
     return AttentionLayer(

@@ -280,7 +280,9 @@ def token_bytes(
     name = max(widths, key=lambda key: widths[key])
     own = layer.footprint
     if own is not None and (own.mixer is not None or own.mlp is not None):
-        # A half that is archport's is taken as what splitting a layer takes it for.
+        # A half of archport's is what splitting a layer takes it for, and on a CPU no less than what attention holds.
+        if kind == "cpu" and isinstance(layer, AttentionLayer):
+            part_of_mixer = max(part_of_mixer, held - D * s)
         mixer = half_bytes(own.mixer, s, kind) if own.mixer is not None else part_of_mixer
         mlp = half_bytes(own.mlp, s, kind) if own.mlp is not None else inner + 3 * D * s
         declared = halves_bytes(D * s, mixer, mlp, carried - D * s + output)

@@ -1,0 +1,74 @@
+"""Experts behind a router against float64: with biases, with a product of their own, computed either way."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from archport.contract import Experts
+from archport.layers import SparseMLP, stack_experts
+from archport.layers.experts import SparseMLP as Inner
+
+D, W, COUNT, CHOSEN = 24, 40, 5, 2
+
+
+def clamped(gate, up):
+    where = mx if isinstance(gate, mx.array) else np
+    gate, up = where.minimum(gate, 0.5), where.clip(up, -0.5, 0.5)
+    return gate / (1 + where.exp(-1.7 * gate)) * (up + 1)
+
+
+@pytest.fixture(params=["expert by expert", "grouped"])
+def way(request, monkeypatch):
+    monkeypatch.setattr(Inner, "_is_slow", lambda self, x: request.param != "grouped")
+
+
+def filled(module, seed):
+    dice = np.random.default_rng(seed)
+    for part in (module.gate, *(module.switch_mlp[f"{name}_proj"] for name in ("gate", "up", "down"))):
+        for name, value in part.parameters().items():
+            part[name] = mx.array(dice.standard_normal(value.shape).astype(np.float32) / value.shape[-1] ** 0.5)
+    return module
+
+
+def float64(module, x):
+    def of(part, leaf):
+        return np.array(part[leaf], dtype=np.float64) if leaf in part else 0.0
+
+    experts, found = module.switch_mlp, np.zeros_like(x, dtype=np.float64)
+    scores = x @ of(module.gate, "weight").T + of(module.gate, "bias")
+    for at, row in enumerate(x):
+        best = np.argsort(-scores[at])[:CHOSEN]
+        shares = np.exp(scores[at][best]) / np.exp(scores[at][best]).sum()
+        for expert, share in zip(best, shares, strict=True):
+            gate, up = (
+                row @ of(experts[f"{name}_proj"], "weight")[expert].T + of(experts[f"{name}_proj"], "bias")[expert]
+                for name in ("gate", "up")
+            )
+            inner = clamped(gate, up)
+            down = inner @ of(experts.down_proj, "weight")[expert].T + of(experts.down_proj, "bias")[expert]
+            found[at] += share * down
+    return found
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("tokens", [1, 37])
+def test_experts_with_biases_and_a_product_of_their_own_are_what_float64_makes(tokens):
+    spec = Experts(count=COUNT, per_token=CHOSEN, intermediate_size=W, layers=(0,), biases=True)
+    module = filled(SparseMLP(D, spec, renormalise=True, bias=True, combine=clamped), 1)
+    x = np.random.default_rng(2).standard_normal((tokens, D)).astype(np.float32)
+    got, want = np.array(module(mx.array(x)[None]))[0], float64(module, x)
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_biases_of_experts_are_stacked_with_their_matrices():
+    apart = {
+        f"mlp.experts.{expert}.{part}_proj.{leaf}": mx.full((3,), expert)
+        for expert in range(COUNT)
+        for part in ("gate", "up", "down")
+        for leaf in ("weight", "bias")
+    }
+    found = stack_experts(apart, "mlp", COUNT)
+    assert set(found) == {
+        f"mlp.switch_mlp.{part}_proj.{leaf}" for part in ("gate", "up", "down") for leaf in ("weight", "bias")
+    }
+    assert found["mlp.switch_mlp.up_proj.bias"][:, 0].tolist() == list(range(COUNT))

@@ -58,7 +58,7 @@ class NomicBert(nn.Module):
 
     def __call__(self, ids, ctx):
         # All tokens are of the first kind.
-        kind = self.embeddings.token_type_embeddings(mx.array(0))
+        kind = self.embeddings.token_type_embeddings(mx.array([0]))
         x = self.norm(self.embeddings.word_embeddings(ids) + kind)
         for layer in self.layers:
             x = layer(x, ctx)

@@ -1,6 +1,6 @@
 """Blocks that a plugin composes into its module. They build no mask, own no cache and keep no state."""
 
-from archport.layers.activations import activation
+from archport.layers.activations import activation, gelu
 from archport.layers.attention import Attention
 from archport.layers.decoder import PreNormBlock
 from archport.layers.distance import RelativeBuckets, Slopes, alibi_slopes
@@ -14,7 +14,9 @@ from archport.layers.mlp import MLP, GatedMLP
 from archport.layers.norms import ZeroCentredRMSNorm
 from archport.layers.onto import added
 from archport.layers.rotary import Rotary
+from archport.layers.sections import SectionedRotary
 from archport.layers.short_conv import ShortConv
+from archport.layers.vision import PatchMergingTower, TowerShape
 
 __all__ = [
     "MLP",
@@ -22,17 +24,21 @@ __all__ = [
     "Embedding",
     "GatedDeltaNet",
     "GatedMLP",
+    "PatchMergingTower",
     "PostNormBlock",
     "PreNormBlock",
     "RelativeBuckets",
     "Rotary",
+    "SectionedRotary",
     "ShortConv",
     "Slopes",
     "SparseMLP",
+    "TowerShape",
     "ZeroCentredRMSNorm",
     "activation",
     "added",
     "alibi_slopes",
+    "gelu",
     "head_rows",
     "merge_projections",
     "settle_head",

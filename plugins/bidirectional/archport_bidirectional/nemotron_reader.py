@@ -9,8 +9,7 @@ from typing import cast
 import numpy as np
 
 from archport.contract import Asked, ContextLengthExceeded, Encode, InputError, Measured, Picture
-from archport.media.images import measure_image
-from archport.media.patches import patch_rows
+from archport.media import measure_image, patch_rows
 from archport_bidirectional.tiles import TiledImage
 
 # Four patches become one token.

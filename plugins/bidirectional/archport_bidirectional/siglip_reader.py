@@ -10,9 +10,7 @@ from typing import cast
 import numpy as np
 
 from archport.contract import Asked, ContextLengthExceeded, Encode, InputError, Measured, Picture
-from archport.media.images import ImageSource, measure_image
-from archport.media.patches import patch_rows
-from archport.media.resize import scaled
+from archport.media import ImageSource, measure_image, patch_rows, scaled
 from archport_bidirectional.nemotron_reader import parts_of
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -9,8 +9,7 @@ import threading
 
 import numpy as np
 
-from archport.media.images import ImageSource
-from archport.media.resize import scaled
+from archport.media import ImageSource, scaled
 
 # (columns, rows) in the order in which the published code meets them, which decides ties.
 GRIDS = ((1, 1), (1, 2), (2, 1), (3, 1), (1, 3), (4, 1), (1, 4), (2, 2), (1, 5), (5, 1), (6, 1), (2, 3), (1, 6), (3, 2))

@@ -16,11 +16,11 @@ from archport.layers import (
     PreNormBlock,
     Rotary,
     SparseMLP,
+    activation,
     head_rows,
     settle_head,
     stack_experts,
 )
-from archport.layers.activations import activation
 
 # All that an output head may be stored as.
 HEAD = ("lm_head.weight", "lm_head.scales", "lm_head.biases")

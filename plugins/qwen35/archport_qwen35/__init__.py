@@ -215,8 +215,7 @@ def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | 
     pair = PAIR if _is_reranker(spec, checkpoint) else None
     if spec.vision is None:
         return None if pair is None else TextInputs(pair=pair)
-    from archport.media.processors import image_settings, video_settings
-    from archport.media.reading import Settings
+    from archport.media import Settings, image_settings, video_settings
     from archport_qwen35.reader import Qwen35Reader
 
     settings = Settings.of(

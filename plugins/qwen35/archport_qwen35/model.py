@@ -14,15 +14,16 @@ from archport.layers import (
     Embedding,
     GatedDeltaNet,
     GatedMLP,
+    PatchMergingTower,
     PreNormBlock,
     Rotary,
+    SectionedRotary,
     SparseMLP,
+    TowerShape,
+    activation,
     head_rows,
     settle_head,
 )
-from archport.layers.activations import activation
-from archport.layers.sections import SectionedRotary
-from archport.layers.vision import PatchMergingTower, TowerShape
 from archport_qwen35.weights import renamed
 
 # What the published family deals out to time, rows and columns.

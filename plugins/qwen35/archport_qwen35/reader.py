@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from archport.contract import Asked, Encode, Measured
-from archport.media.conversations import Document, conversation, plain
-from archport.media.reading import PictureReader
+from archport.media import Document, PictureReader, conversation, plain
 
 
 class Qwen35Reader(PictureReader):

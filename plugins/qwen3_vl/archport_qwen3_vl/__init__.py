@@ -170,7 +170,7 @@ def archport_head(checkpoint: CheckpointView) -> Head | None:
 
 @hookimpl
 def archport_inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
-    from archport.media.processors import image_settings, video_settings
+    from archport.media import image_settings, video_settings
     from archport_qwen3_vl.reader import Qwen3VLReader, settings_of
 
     ranks = is_reranker(checkpoint)

@@ -9,10 +9,19 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext, TowerContext
-from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, SparseMLP, head_rows, settle_head
-from archport.layers.activations import activation
-from archport.layers.sections import SectionedRotary
-from archport.layers.vision import PatchMergingTower, TowerShape
+from archport.layers import (
+    Attention,
+    Embedding,
+    GatedMLP,
+    PatchMergingTower,
+    PreNormBlock,
+    SectionedRotary,
+    SparseMLP,
+    TowerShape,
+    activation,
+    head_rows,
+    settle_head,
+)
 from archport_qwen3_vl.weights import sanitize
 
 # What the published family deals out to time, rows and columns.

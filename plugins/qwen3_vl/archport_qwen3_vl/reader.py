@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from archport.contract import Asked, Encode, Measured
-from archport.media.conversations import conversation
-from archport.media.reading import PictureReader, Settings
+from archport.media import PictureReader, Settings, conversation
 from archport_qwen3_vl.templates import EMPTY, embedding, pair
 
 # What the published embedder resizes to, instead of the processor's bounds.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from archport.contract import Asked, InputError
-from archport.media.conversations import (
+from archport.media import (
     CLOSING,
     END,
     START,

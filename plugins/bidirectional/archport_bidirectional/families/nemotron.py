@@ -97,7 +97,7 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
 
 def settings(checkpoint: CheckpointView) -> Settings:
     """The numbers of a checkpoint's processor."""
-    from archport.media.processors import channel_normalisation
+    from archport.media import channel_normalisation
     from archport_bidirectional.nemotron_reader import Settings
 
     config = checkpoint.config

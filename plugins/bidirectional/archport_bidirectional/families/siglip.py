@@ -129,7 +129,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
-    from archport.media.processors import channel_normalisation, image_settings
+    from archport.media import channel_normalisation, image_settings
     from archport_bidirectional.siglip_reader import Images, SiglipReader, Texts
 
     text, vision = towers(checkpoint.config)

@@ -10,8 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import MLP, Attention, Embedding, PostNormBlock
-from archport.layers.activations import activation
+from archport.layers import MLP, Attention, Embedding, PostNormBlock, activation
 from archport_bidirectional.families.common import label_count
 from archport_bidirectional.models.heads import Dense, DenseOut, MaskedHead
 

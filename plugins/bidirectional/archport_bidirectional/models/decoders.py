@@ -9,8 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, Rotary
-from archport.layers.activations import activation
+from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, Rotary, activation
 from archport_bidirectional.families.common import label_count
 
 

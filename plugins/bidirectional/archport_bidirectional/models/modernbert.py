@@ -9,8 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, Embedding, GatedMLP, Rotary, added, settle_head
-from archport.layers.activations import activation
+from archport.layers import Attention, Embedding, GatedMLP, Rotary, activation, added, settle_head
 from archport_bidirectional.families.common import label_count
 from archport_bidirectional.families.modernbert import GLOBAL_THETA, LOCAL_THETA
 from archport_bidirectional.models.heads import Bias, DenseNorm

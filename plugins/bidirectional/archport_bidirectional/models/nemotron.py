@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext, TowerContext
-from archport.layers.activations import gelu
+from archport.layers import gelu
 from archport_bidirectional.models import siglip
 from archport_bidirectional.models.decoders import Blocks
 

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from archport.contract import TowerContext, VisionTower
-from archport.layers.activations import activation
+from archport.layers import activation
 
 
 class SiglipTower(nn.Module):

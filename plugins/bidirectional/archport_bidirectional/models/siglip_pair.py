@@ -12,8 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext, TowerContext, VisionTower
-from archport.layers import MLP, Attention, Embedding
-from archport.layers.activations import activation
+from archport.layers import MLP, Attention, Embedding, activation
 from archport_bidirectional.models import siglip
 
 _TEXT = (

@@ -94,9 +94,7 @@ def unneighbourly_imports(package: str, source: str) -> list[str]:
     wrong: list[str] = []
     for name in imported_modules(ast.parse(source)):
         top = name.partition(".")[0]
-        if (top.startswith("archport_") and top != package) or (
-            top == "archport" and name not in PUBLIC_MODULES
-        ):
+        if (top.startswith("archport_") and top != package) or (top == "archport" and name not in PUBLIC_MODULES):
             wrong.append(name)
     return wrong + unpromised_names(source)
 

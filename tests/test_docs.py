@@ -226,13 +226,14 @@ def test_a_page_that_shows_something_else_fails(reader: Reader, body: str, shown
         reader.console(Block("page.md", 1, "console", body, "", ""))
 
 
-def test_the_hook_reference_is_current():
-    spec = importlib.util.spec_from_file_location("make_hooks", ROOT / "docs" / "make_hooks.py")
+@pytest.mark.parametrize("name", ["hooks", "layers"])
+def test_a_page_that_is_made_from_the_code_is_current(name: str):
+    spec = importlib.util.spec_from_file_location(f"make_{name}", ROOT / "docs" / f"make_{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8") == module.page(), "run python docs/make_hooks.py"
+    assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == module.page(), f"run docs/make_{name}.py"
 
 
 def test_every_link_between_pages_leads_somewhere():

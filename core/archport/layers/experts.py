@@ -24,6 +24,8 @@ PARTS = ("gate_proj", "up_proj", "down_proj")
 class SparseMLP(nn.Module):
     """Experts behind a router, and one that every token visits where the spec has it.
 
+    A subclass whose router chooses otherwise has a `route` of its own.
+
     Args:
         hidden_size: model width D.
         experts: their number, how many a token visits, and widths.

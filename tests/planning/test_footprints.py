@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from archport.contract import ArchSpec, Footprint, RecurrentLayer
+from archport.contract import ArchSpec, Footprint
 from archport.planning import estimate_weights
-from archport.planning.costs import matrix_elements, token_bytes
+from archport.planning.costs import token_bytes
 
 KINDS = [("cpu", True), ("cpu", False), ("cuda", False), ("metal", False)]
 
@@ -54,11 +54,3 @@ def test_matrices_are_weighed_and_multiplied_as_declared(qwen3_06b: ArchSpec):
     assert estimate_weights(other, "bfloat16").total - estimate_weights(one, "bfloat16").total == 28 * 1_000_000
     # Temporaries are not declared, and stay as they are.
     assert price(one, "float32", "cpu", True) == price(qwen3_06b, "float32", "cpu", True)
-
-
-def test_a_recurrence_that_declares_its_widths_weighs_its_projections(qwen3_06b: ArchSpec):
-    D = qwen3_06b.hidden_size
-    conv = RecurrentLayer(state_bytes=0, conv_taps=3, conv_bytes=8 * D, channels=3 * D, values=D)
-    spec = replace(qwen3_06b, layers=(conv, *qwen3_06b.layers[1:]))
-    mlp = 3 * D * spec.intermediate_size
-    assert matrix_elements(spec, conv, experts=False) == 4 * D * D + mlp

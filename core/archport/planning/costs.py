@@ -113,8 +113,7 @@ def mixer_elements(spec: ArchSpec, layer: LayerSpec) -> int:
         return layer.footprint.matrices
     if isinstance(layer, RecurrentLayer):
         channels, value = recurrent_widths(layer)
-        # A gated delta net's gate is a matrix of its own; of others the channels are all that is projected.
-        return D * (channels + (1 if layer.channels else 2) * value)
+        return D * (channels + 2 * value)
     gate = layer.n_heads * layer.v_head_dim if layer.gated else 0
     return D * (
         layer.n_heads * layer.head_dim

@@ -73,15 +73,15 @@ def claim(config: Mapping[str, Any]) -> ArchSpec:
     KEYS.check(config)
     config = read(config)
     D, taps = config["hidden_size"], config["conv_L_cache"]
-    # Of a row it keeps what the taps reach back to, in float32; in, gate and what is convolved are one product.
+    # Of a row it keeps what the taps reach back to, in float32. A product of three and the convolution make its channels.
     conv = RecurrentLayer(
         state_bytes=0,
         conv_taps=taps,
         conv_bytes=4 * (taps - 1) * D,
-        channels=3 * D,
+        channels=4 * D,
         values=D,
         # A norm, the product of three, what is convolved, the sum, its gate's product, the output, and the block's own.
-        footprint=Footprint(mixer=(10 if config["conv_bias"] else 9) * D),
+        footprint=Footprint(mixer=(10 if config["conv_bias"] else 9) * D, matrices=4 * D * D),
     )
     layers: list[LayerSpec] = [
         attention(config) if kind == "full_attention" else conv for kind in config["layer_types"]

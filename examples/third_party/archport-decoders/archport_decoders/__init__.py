@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from archport.contract import ArchSpec, Example, Trunk, hookimpl
+
 from archport_decoders import gemma3, gpt_oss, lfm2, mistral
 
 # The contract that this is written for; an archport that does not understand it says so.

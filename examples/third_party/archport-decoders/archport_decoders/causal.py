@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
-
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import Embedding, head_rows, settle_head
 

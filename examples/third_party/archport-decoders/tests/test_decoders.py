@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from archport import engine
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import ROPE_KEYS, ArchSpec, ConfigKeys, Example, Trunk
+
 from archport_decoders.declaring import TINY, attention, declared
 
 # With `causal` false these are embedding models, which are not ours.

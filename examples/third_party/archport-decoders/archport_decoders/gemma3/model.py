@@ -7,9 +7,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-
 from archport.contract import ArchSpec, AttentionLayer, LayerContext
 from archport.layers import Attention, GatedMLP, Rotary, ZeroCentredRMSNorm, activation
+
 from archport_decoders.causal import Causal, Decoder
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import ROPE_KEYS, ArchSpec, ConfigKeys, Example, Experts, Footprint, Trunk
+
 from archport_decoders.declaring import TINY, attention, declared, filled
 
 ARCHITECTURES = ("GptOssModel", "GptOssForCausalLM")

@@ -8,9 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-
 from archport.contract import ArchSpec
 from archport.layers import Attention, PreNormBlock, Rotary, SparseMLP
+
 from archport_decoders.causal import Causal, Decoder
 from archport_decoders.gpt_oss.published import renamed
 

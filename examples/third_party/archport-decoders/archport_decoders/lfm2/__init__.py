@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import ROPE_KEYS, ArchSpec, ConfigKeys, Example, Footprint, LayerSpec, RecurrentLayer, Trunk
+
 from archport_decoders.declaring import TINY, attention, declared, filled
 
 ARCHITECTURES = ("Lfm2Model", "Lfm2ForCausalLM")
@@ -73,7 +74,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec:
     KEYS.check(config)
     config = read(config)
     D, taps = config["hidden_size"], config["conv_L_cache"]
-    # Of a row it keeps what the taps reach back to, in float32. A product of three and the convolution make its channels.
+    # Of a row it keeps what the taps reach back to, in float32. A product of three and a convolution make its channels.
     conv = RecurrentLayer(
         state_bytes=0,
         conv_taps=taps,

@@ -8,9 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-
 from archport.contract import ArchSpec, AttentionLayer, LayerContext
 from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary, ShortConv, activation
+
 from archport_decoders.causal import Causal, Decoder
 
 # (as published, as here): each stands once in a name.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import mlx.nn as nn
-
 from archport.contract import ArchSpec
 from archport.layers import Attention, GatedMLP, PreNormBlock, Rotary, activation
+
 from archport_decoders.causal import Causal, Decoder
 
 

@@ -14,6 +14,10 @@ from safetensors.numpy import save_file
 
 from archport.checkpoint import Checkpoint, resolve
 
+from .damage import damaged, intact
+
+__all__ = ["damaged", "intact"]
+
 CONFIG = {"model_type": "bert", "architectures": ["BertModel"], "num_hidden_layers": 1, "hidden_size": 8}
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "##s", "the", ",", "h", "e"]
 

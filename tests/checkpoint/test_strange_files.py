@@ -21,52 +21,8 @@ from archport import engine
 from archport.checkpoint import growth
 from archport.contract import ArchportError, CheckpointError, PluginError, hookimpl
 from archport.contract.plugins import Plugin, discover
-from archport.testing.subject import Subject
 
-
-@pytest.fixture(scope="module")
-def intact(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a plugin's example, by the beginning of its name, written once."""
-    tinies = [tiny for plugin in discover() if plugin.error is None for tiny in Subject(plugin).tinies]
-
-    def folder(name: str) -> Path:
-        return next(tiny for tiny in tinies if tiny.example.name.startswith(name)).folder
-
-    return folder
-
-
-@pytest.fixture
-def damaged(tmp_path: Path, intact: Callable[[str], Path]) -> Callable[..., Path]:
-    """A copy of an example, `damaged(file, change)`: change edits the parsed JSON, or is the new content."""
-
-    def make(file: str = "config.json", change: Any = None, *, base: str = "bert, learned", **entries: Any) -> Path:
-        folder = tmp_path / "tiny-embedding"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(intact(base), folder)
-        path = folder / file
-        if isinstance(change, str | bytes):
-            path.write_bytes(change.encode() if isinstance(change, str) else change)
-        else:
-            value = json.loads(path.read_text()) if path.exists() else {}
-            value.update(entries)
-            if change is not None:
-                change(value)
-            path.write_text(json.dumps(value))
-        return folder
-
-    return make
-
-
-def refusal(folder: Path, text: str = "hello") -> str:
-    """The message with which a checkpoint is refused at load or at first use, within two seconds."""
-    start = time.process_time()
-    with pytest.raises(ArchportError) as refused:
-        engine.load(folder).embed(text)
-    assert time.process_time() - start < 2
-    assert not isinstance(refused.value, PluginError)
-    assert "failed while looking" not in str(refused.value)
-    return str(refused.value)
-
+from .damage import refusal
 
 WORDS = {"type": "WordLevel", "vocab": {"a": 0, "[U]": 1}, "unk_token": "[U]"}
 DOUBLE = {"type": "Replace", "pattern": {"String": "h"}, "content": "hh"}
@@ -363,62 +319,6 @@ def test_a_fault_of_another_file_names_that_file_and_its_key(
     said = refusal(damaged(file, **entries))
     assert file in said
     assert key in said
-
-
-@pytest.mark.parametrize("file", ["modules.json", "tokenizer_config.json", "1_Pooling/config.json"])
-def test_a_file_that_holds_null_is_not_taken_for_an_absent_one(damaged: Callable[..., Path], file: str):
-    folder = damaged()
-    (folder / "modules.json").write_text(
-        '[{"type": "Transformer", "path": ""}, {"type": "Pooling", "path": "1_Pooling"}]'
-    )
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    (folder / file).write_text("null")
-    said = refusal(folder)
-    assert file in said
-    assert "null" in said
-
-
-@pytest.mark.parametrize("base", ["siglip, two", "dense, one tap"])
-@pytest.mark.parametrize("key", ["image_mean", "image_std"])
-@pytest.mark.parametrize("value", [[0.5, 0.5], [0.5] * 4, [2**31] * 2, ["0.5"] * 3, [1e39] * 3, "0.5", [True] * 3])
-def test_a_mean_of_pictures_that_is_none_is_refused_with_its_file_and_key(
-    damaged: Callable[..., Path], base: str, key: str, value: Any
-):
-    folder = damaged(base=base)
-    place = folder / "preprocessor_config.json"
-    stated = json.loads(place.read_text()) if place.exists() else {}
-    place.write_text(json.dumps({**stated, key: value}))
-    said = refusal(folder)
-    assert place.name in said
-    assert key in said
-
-
-@pytest.mark.parametrize(
-    ("base", "part", "key"),
-    [("dense, one tap", "vision_config", "num_heads"), ("with its vision tower", "vision_config", "num_heads"),
-     ("siglip, two", "vision_config", "num_attention_heads"), ("siglip, two", "text_config", "num_attention_heads"),
-     ("bert, learned", None, "num_attention_heads"), ("xlm-roberta, positions", None, "num_attention_heads"),
-     ("modernbert, windows", None, "num_attention_heads")],
-)  # fmt: skip
-@pytest.mark.parametrize("value", [0, 5, 48, None])
-def test_heads_that_do_not_share_a_width_are_refused(
-    damaged: Callable[..., Path], base: str, part: str | None, key: str, value: int | None
-):
-    folder = damaged(base=base)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    level = config if part is None else config[part]
-    level[key] = value
-    path.write_text(json.dumps(config))
-    said = refusal(folder)
-    assert "head" in said or key in said
-
-
-def test_one_mean_stands_for_all_channels():
-    from archport.media.processors import channel_normalisation
-
-    assert channel_normalisation({"image_mean": 2**31, "image_std": [1, 2, 3]}) == ((2.0**31,) * 3, (1.0, 2.0, 3.0))
 
 
 def outside_plugin(claim: Callable[[Any], Any], build: Callable[[Any, Any], Any] | None = None) -> Plugin:

@@ -69,8 +69,8 @@ def test_the_default_model_runs_with_no_network():
     [
         (["embed", "word " * 600, "-m", BERT], 1, "the limit is 512"),
         (["embed", "x", "-m", "/no/such/folder"], 1, "/no/such/folder"),
-        (["embed", "x", "-m", BERT, "--prompt-name", "nope"], 1, "stored: none"),
-        (["embed", "x", "-m", BERT, "--memory-budget", "lots"], 1, "lots"),
+        (["embed", "x", "-m", BERT, "--prompt-name", "nope"], 2, "stored: none"),
+        (["embed", "x", "-m", BERT, "--memory-budget", "lots"], 2, "lots"),
         (["embed", "-m", BERT, "--input", "/no/such/file"], 1, "can't be read"),
         (["embed", "-m", BERT], 2, "nothing to embed"),
         (["embed", "x", "--input", "-"], 2, "not both"),

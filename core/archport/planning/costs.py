@@ -286,7 +286,13 @@ def token_bytes(
         mlp = half_bytes(own.mlp, s, kind) if own.mlp is not None else inner + 3 * D * s
         declared = halves_bytes(D * s, mixer, mlp, carried - D * s + output)
         return TokenBytes(
-            **declared, carried=carried, output=output, widest=widths[name], widest_name=name, small=declared["lazy"]
+            **declared,
+            carried=carried,
+            output=output,
+            widest=widths[name],
+            widest_name=name,
+            fewest=fewest,
+            small=declared["lazy"],
         )
     return TokenBytes(
         lazy=lazy,

@@ -44,7 +44,8 @@ def describe(layer: LayerSpec) -> str:
     """A kind of layer in a few words."""
     if not isinstance(layer, AttentionLayer):
         if layer.heads is None:
-            return f"recurrent, {size(layer.state_bytes)} of state per row"
+            own = ", its modules' bytes as declared" if layer.footprint is not None else ""
+            return f"recurrent, {size(layer.state_bytes)} of state per row{own}"
         heads = layer.heads
         words = (
             f"{heads.n_value_heads}/{heads.n_key_heads} heads of {heads.key_dim} x {heads.value_dim}, " if heads else ""
@@ -59,6 +60,8 @@ def describe(layer: LayerSpec) -> str:
         words.append(f"sees {left if left is not None else 'all'} back, {right if right is not None else 'all'} ahead")
     if layer.sinks:
         words.append("sinks")
+    if layer.footprint is not None:
+        words.append("its modules' bytes as declared")
     if layer.chunk is not None:
         words.append(f"within chunks of {layer.chunk:,}")
     if layer.softcap is not None:

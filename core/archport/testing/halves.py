@@ -43,32 +43,30 @@ def measured(t: Tiny) -> dict[LayerSpec, Halves]:
     wanted = {layer: index for index, layer in enumerate(t.spec.layers)}
     highest: dict[tuple[int, str], int] = {}
     rows = [t.tokens(t.length(TOKENS), seed) for seed in range(ROWS)]
-    tokens = sum(map(len, rows))
-    plan = t.plan([len(row) for row in rows], tokens_per_batch=tokens, mode="generate")
+    plan = t.plan([len(row) for row in rows], mode="generate")
     for _ in range(RUNS):
         with host_ahead():
             meter = _Meter(t)
             t.run(plan, rows, trunk=cast(Any, t.bare()), wrap=meter.around)
-        for key, size in meter.found.items():
-            highest[key] = max(highest.get(key, 0), size)
-    per_token = {key: -(-size // (4 * tokens)) for key, size in highest.items()}
+        for key, numbers in meter.found.items():
+            highest[key] = max(highest.get(key, 0), numbers)
     return {
-        layer: Halves(index, per_token[index, "mixer"], per_token.get((index, "mlp")))
+        layer: Halves(index, highest[index, "mixer"], highest.get((index, "mlp")))
         for layer, index in wanted.items()
-        if (index, "mixer") in per_token
+        if (index, "mixer") in highest
     }
 
 
 class _Meter:
-    """Bytes above what was there at the last pause, by (layer, half)."""
+    """Numbers per token above what was there at the last pause, by (layer, half): of the fullest step."""
 
     def __init__(self, t: Tiny) -> None:
         self.found: dict[tuple[int, str], int] = {}
         self._spec = t.spec
-        self._layer, self._asked, self._base = -1, False, 0
+        self._layer, self._asked, self._first, self._base = -1, False, True, 0
 
     def around(self, ctx: LayerContext) -> LayerContext:
-        self._begin()
+        self._begin(first=True)
         return cast(LayerContext, _Metered(ctx, self))
 
     def asked(self, layer: int) -> None:
@@ -82,15 +80,17 @@ class _Meter:
         mx.synchronize()
         if self._layer >= 0:
             grown = mx.get_peak_memory() - self._base
-            # The first half makes the embeddings too, which are its block's input.
-            entry = x.nbytes if not self.found else 0
-            self.found[self._layer, "mixer" if self._asked else "mlp"] = grown - entry
-        self._begin()
+            # The first half of a step makes the embeddings too, which are its block's input.
+            grown -= x.nbytes if self._first else 0
+            key = (self._layer, "mixer" if self._asked else "mlp")
+            numbers = -(-grown // (x.itemsize * x.shape[0] * x.shape[1]))
+            self.found[key] = max(self.found.get(key, 0), numbers)
+        self._begin(first=False)
 
-    def _begin(self) -> None:
+    def _begin(self, *, first: bool) -> None:
         import mlx.core as mx
 
-        self._asked = False
+        self._asked, self._first = False, first
         mx.synchronize()
         mx.reset_peak_memory()
         self._base = mx.get_active_memory()
@@ -137,9 +137,12 @@ def too_small(shown: Mapping[LayerSpec, Halves]) -> list[str]:
 
 
 def _pairs(footprint: Footprint | None, halves: Halves) -> list[tuple[str, int, int]]:
-    """(name, declared, measured) of each half that is declared and was measured apart."""
-    if footprint is None or halves.mlp is None:
+    """(name, declared, measured) of each half that is declared, or of both where a block doesn't pause between them."""
+    if footprint is None:
         return []
+    if halves.mlp is None:
+        whole = [each for each in (footprint.mixer, footprint.mlp) if each is not None]
+        return [("mixer and mlp", sum(whole), halves.mixer)] if len(whole) == 2 else []
     pairs = [("mixer", footprint.mixer, halves.mixer), ("mlp", footprint.mlp, halves.mlp)]
     return [(name, declared, made) for name, declared, made in pairs if declared is not None]
 

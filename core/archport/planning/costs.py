@@ -282,17 +282,19 @@ def token_bytes(
         # A half of archport's is what splitting a layer takes it for, and on a CPU no less than what attention holds.
         if kind == "cpu" and isinstance(layer, AttentionLayer):
             part_of_mixer = max(part_of_mixer, held - D * s)
-        mixer = half_bytes(own.mixer, s, kind) if own.mixer is not None else part_of_mixer
-        mlp = half_bytes(own.mlp, s, kind) if own.mlp is not None else inner + 3 * D * s
-        declared = halves_bytes(D * s, mixer, mlp, carried - D * s + output)
+        mixer, mlp = (
+            half_bytes(usual // s if declared is None else declared, s, kind)
+            for declared, usual in ((own.mixer, part_of_mixer), (own.mlp, inner + 3 * D * s))
+        )
+        sizes = halves_bytes(D * s, mixer, mlp, carried - D * s + output, apart=host)
         return TokenBytes(
-            **declared,
+            **sizes,
             carried=carried,
             output=output,
             widest=widths[name],
             widest_name=name,
             fewest=fewest,
-            small=declared["lazy"],
+            small=sizes["lazy"],
         )
     return TokenBytes(
         lazy=lazy,

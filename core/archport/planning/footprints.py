@@ -11,21 +11,23 @@ def half_bytes(numbers: int, s: int, kind: DeviceKind) -> int:
     return numbers * (4 if kind == "cpu" else s)
 
 
-def halves_bytes(entry: int, mixer: int, mlp: int, copies: int) -> dict[str, int]:
+def halves_bytes(entry: int, mixer: int, mlp: int, copies: int, *, apart: bool) -> dict[str, int]:
     """Bytes per token by how a layer coexists with its attention, as `TokenBytes` names them.
 
     Args:
         entry: of the block's input.
         mixer, mlp: of the two halves.
         copies: of q, k, v and the output, which attention that is one call or runs document by document copies.
+        apart: whether each half ends in an evaluation; otherwise what follows attention coexists with the next layer's
+            beginning, although attention evaluates.
     """
-    whole, apart = entry + mixer + mlp, entry + max(mixer, mlp)
+    whole, part = entry + mixer + mlp, entry + max(mixer, mlp)
     return {
         "lazy": whole,
         "unfused": whole + copies,
         "documents": whole + copies,
         "mixed": whole + copies,
-        "split": apart,
+        "split": part if apart else whole,
         "held": entry + mixer,
-        "part": apart,
+        "part": part,
     }

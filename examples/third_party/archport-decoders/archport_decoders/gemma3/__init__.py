@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archport.contract import ROPE_KEYS, ArchSpec, ConfigKeys, Example, Trunk
+from archport.contract import ROPE_KEYS, ArchSpec, ConfigKeys, Example, Footprint, Trunk
 
 from archport_decoders.declaring import TINY, attention, declared
 
@@ -21,6 +21,15 @@ OBEYED = (
 KEYS = ConfigKeys("gemma3", obeyed={*OBEYED, *ROPE_KEYS}, inert={"cache_implementation", "hidden_act"})
 
 
+def footprint(config: Mapping[str, Any]) -> Footprint:
+    """What a block with a norm before and after each half makes: plans take blocks to have one before each."""
+    D, width = config["hidden_size"], config["head_dim"]
+    q, k = config["num_attention_heads"] * width, config["num_key_value_heads"] * width
+    # Norm, output, its norm and the sum; q, k and v; q and k normalised, turned, and copied by either; the answer and a
+    # copy. Then the same four around gate, up and their product.
+    return Footprint(mixer=4 * D + q + 2 * k + 4 * (q + k) + 2 * q, mlp=4 * D + 3 * config["intermediate_size"])
+
+
 def claim(config: Mapping[str, Any]) -> ArchSpec:
     KEYS.check(config)
     window, cap = config["sliding_window"], config.get("attn_logit_softcapping")
@@ -28,7 +37,9 @@ def claim(config: Mapping[str, Any]) -> ArchSpec:
         config,
         "gemma3",
         (
-            attention(config, window=window if kind == "sliding_attention" else None, softcap=cap)
+            attention(
+                config, window=window if kind == "sliding_attention" else None, softcap=cap, footprint=footprint(config)
+            )
             for kind in config["layer_types"]
         ),
         dtypes_refused={"float16": "Gemma's residual stream exceeds float16's largest number"},

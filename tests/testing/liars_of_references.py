@@ -7,7 +7,7 @@ from lies import plugin
 from lies_of_words import GENERATOR, TiresOfWords
 from toy_model import Toy
 
-from archport.contract import TextInputs
+from archport.contract import EmbeddingHead, TextInputs
 from archport.layers import head_rows
 
 
@@ -17,6 +17,10 @@ def lowers(spec):
 
 def ends_with_one_more(spec):
     return TextInputs(final_token=7)
+
+
+def unit_length(spec):
+    return EmbeddingHead(("mean",), normalize=True)
 
 
 class WideNorm(Toy):
@@ -71,6 +75,13 @@ LIARS_OF_REFERENCES = [
         "from the reference's hidden states, from token 0 on",
         tier="golden",
         honest=GENERATES,
+    ),
+    Liar(
+        "golden_vectors_match",
+        "it scales vectors to unit length, whatever is stored",
+        plugin("unit_length", archport_head=unit_length),
+        "with a cosine of 1.000000: lengths",
+        tier="golden",
     ),
     Liar(
         "golden_logits_match",

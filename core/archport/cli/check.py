@@ -48,6 +48,8 @@ def check(
         raise typer.BadParameter(f"{tier!r}; expected one of {', '.join(TIERS)}", param_hint="--tier")
     if recorded is not None and (only or tier or len(plugins or ()) != 1):
         raise typer.BadParameter("a record is of one plugin and of all checks; name one, without --only and --tier")
+    if golden is not None and model is None and len(plugins or ()) != 1:
+        raise typer.BadParameter("it is of one plugin's examples, or of a model; name either", param_hint="--golden")
     # A module that is not installed lies where the author works.
     sys.path.insert(0, "")
     runs: dict[str, list[Outcome]] = {}

@@ -376,3 +376,10 @@ class Golden:
     model: engine.Model
     recorded: Recorded | None = None
     real: bool = True
+
+    @property
+    def stored(self) -> tuple[list[str], np.ndarray] | None:
+        """Recorded (texts, vectors (N, D)); None when there are none."""
+        if self.recorded is None or self.recorded.vectors is None:
+            return None
+        return list(self.recorded.texts), self.recorded.vectors

@@ -25,7 +25,7 @@ help:
 	@echo "make test             all tests but the packaging ones and the long counts"
 	@echo "make truth            the long counts: thousands of plans, interrupts, peaks and prefixes, about 30 minutes"
 	@echo "make fuzz             random files, media, texts, arguments and command lines: SEED=0 CASES=20000 KINDS=configs,video"
-	@echo "make liars            every liar of the conformance kit through every check, about 20 minutes"
+	@echo "make liars            every liar of the conformance kit through every check, and honest plugins again, half an hour"
 	@echo "make parity           random checkpoints of every family against transformers: SEED=0 DRAWS=40 FAMILIES=qwen3,bert"
 	@echo "make test-packaging   build wheels, install them into fresh environments"
 	@echo "make lint             ruff: rules and format"
@@ -66,7 +66,7 @@ fuzz: $(VENV)/.stamp
 	PYTHONPATH=tests $(PY) -m fuzz.run --cases $(CASES) --seed $(SEED) $(if $(KINDS),--kinds $(KINDS))
 
 liars: $(VENV)/.stamp
-	ARCHPORT_EVERY_LIAR=1 $(PY) -m pytest -q -m truth tests/testing/test_liars.py
+	ARCHPORT_EVERY_LIAR=1 $(PY) -m pytest -q -m truth tests/testing/test_liars.py tests/testing/test_honest.py
 
 # One command, two environments: the reference runs in .venv-goldens, archport in .venv.
 SEED ?= 0

@@ -264,7 +264,7 @@ def test_what_is_deprecated_is_a_warning_that_is_shown_counted_and_no_failure(li
         bound()
 
 
-def test_every_mask_policy_that_the_planner_has_is_taken_in_a_check(toy, monkeypatch):
+def test_every_mask_policy_that_the_planner_has_is_taken_in_a_check(toy, load_kit, monkeypatch):
     taken = set()
 
     class Watched:
@@ -274,10 +274,11 @@ def test_every_mask_policy_that_the_planner_has_is_taken_in_a_check(toy, monkeyp
             return AttentionCall.of(layer, policy, *args, **options)
 
     monkeypatch.setattr(steps, "AttentionCall", Watched)
-    release(find(toy))
     names = ("mask_policies_agree", "batches_decode_as_one_pass")
-    assert {each.status for each in run_checks(toy, only=names)} == {"ok"}
-    release(find(toy))
+    for module in (toy, load_kit("honest_kinds").SPANNED):
+        release(find(module))
+        assert {each.status for each in run_checks(module, only=names)} == {"ok"}
+        release(find(module))
     table = {name: value for name, value in vars(masks).items() if isinstance(value, MaskPolicy)}
     # A dense mask is priced for comparison (`archport plan --dense`), and runs where it is pinned.
     assert {name for name, value in table.items() if value not in taken} == {"DENSE"}

@@ -140,3 +140,13 @@ def test_a_reader_that_leaves_early_is_no_traceback():
     done = subprocess.run(command, shell=True, input=b"word\n" * 3000, capture_output=True, timeout=120)
     assert b"Traceback" not in done.stderr
     assert done.stdout.count(b"\n") == 1
+
+
+def test_plugins_and_doctor_show_whom_the_environment_prefers_and_names_that_nobody_has():
+    done = run("plugins", ARCHPORT_PREFER="qwen3,acme")
+    assert b"claims         preferred, number 1 of ARCHPORT_PREFER" in done.stdout
+    assert b"ARCHPORT_PREFER names 'acme', which is not installed" in done.stderr
+    rows = {row["name"]: row["claims"] for row in json.loads(run("plugins", "--json", ARCHPORT_PREFER="qwen3").stdout)}
+    assert rows["qwen3"].startswith("preferred")
+    assert rows["bidirectional"] == "as others"
+    assert b"ARCHPORT_PREFER names 'acme', which is not installed" in run("doctor", ARCHPORT_PREFER="acme").stdout

@@ -1,6 +1,7 @@
 """ArchSpec and LayerSpec refuse what contradicts itself, with the values in the message."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,10 @@ from archport.contract import (
     RecurrentLayer,
     SpecError,
 )
+from archport.contract.spec import kv_sources
+
+KEEPS = AttentionLayer("causal", 4, 2, 32, kv_group="a")
+READS = AttentionLayer("causal", 4, 2, 32, kv="shared", kv_group="a")
 
 
 def spec(**changes):
@@ -50,9 +55,11 @@ def test_equal_layers_are_equal_values_so_a_plan_decides_once():
         (dict(reach=(-1, 0)), "reach left=-1"),
         (dict(reach=(3, 3)), "sees nothing to its right"),
         (dict(semantics="bidirectional", kv="own"), "bidirectional layer with kv='own' is impossible"),
-        (dict(semantics="bidirectional", kv="shared", kv_from=0), "is impossible"),
-        (dict(kv="shared"), "kv='shared' with kv_from=None"),
-        (dict(kv="own", kv_from=0), "kv='own' with kv_from=0"),
+        (dict(semantics="bidirectional", kv="shared", kv_group="a"), "is impossible"),
+        (dict(kv="shared"), "kv='shared' without a kv_group"),
+        (dict(kv="none", kv_group="a"), "kv_group='a' with kv='none'"),
+        (dict(kv_group=3), "kv_group=3"),
+        (dict(semantics="bidirectional", spans=True), "spans=True in a bidirectional layer"),
         (dict(kv="latent", v_head_dim=64), "v_head_dim=64 above head_dim=32"),
         (dict(softcap=0), "softcap=0"),
         (dict(softcap=float("inf")), "softcap=inf"),
@@ -78,12 +85,13 @@ def test_an_impossible_attention_layer_is_refused_with_its_values(arguments, mes
         (dict(vocab_size=0), "vocab_size=0"),
         (dict(dtype="int4"), "dtype='int4'"),
         (dict(tasks=("generate",), layers=(AttentionLayer("causal", 4, 2, 32, kv="none"),)), "layer 0 keeps no cache"),
-        (dict(layers=(AttentionLayer("causal", 4, 2, 32, kv_from=0),)), "expected an earlier attention layer"),
-        (dict(layers=(RecurrentLayer(8), AttentionLayer("causal", 4, 2, 32, kv_from=0))), "keeps a cache of its own"),
+        (dict(layers=(READS,)), "no layer before it keeps any"),
+        (dict(layers=(AttentionLayer("causal", 4, 2, 32, kv_group="b"), READS)), "no layer before it keeps any"),
         (
-            dict(layers=(AttentionLayer("causal", 4, 4, 32), AttentionLayer("causal", 4, 2, 32, kv_from=0))),
+            dict(layers=(AttentionLayer("causal", 4, 4, 32, kv_group="a"), READS)),
             "layer 1 has n_kv_heads=2 and reads the keys of layer 0, which has 4",
         ),
+        (dict(layers=(KEEPS, READS, replace(KEEPS, n_heads=8), READS)), "kv_group='a' for others differ"),
     ],
 )
 def test_an_impossible_spec_is_refused_with_its_values(changes, message):
@@ -148,3 +156,10 @@ def test_a_layer_s_footprint_is_a_footprint():
         AttentionLayer("causal", 4, 2, 32, footprint=300)
     with pytest.raises(SpecError, match="recurrent layer: footprint=300; expected a Footprint, or None"):
         RecurrentLayer(state_bytes=8, footprint=300)
+
+
+def test_a_layer_reads_the_last_one_of_its_group_before_it():
+    other = AttentionLayer("causal", 4, 2, 32)
+    layers = (KEEPS, other, READS, RecurrentLayer(8), KEEPS, READS, READS)
+    assert kv_sources(layers) == (0, 1, 0, None, 4, 4, 4)
+    assert kv_sources((READS,)) == (None,)

@@ -9,7 +9,7 @@ from archport.contract import AttentionLayer, InputError, KVAllocation, KvCeilin
 from archport.memory import Caches, KVCache, RecurrentState
 
 FULL = AttentionLayer("causal", 4, 2, 8)
-SHARED = AttentionLayer("causal", 4, 2, 8, kv_from=0)
+SHARED = AttentionLayer("causal", 4, 2, 8, kv="shared", kv_group="all")
 GDN = RecurrentLayer(state_bytes=4 * 16, conv_taps=4, conv_bytes=3 * 8)
 
 

@@ -74,12 +74,11 @@ def shared(config):
     kinds = config["layer_types"]
     own = len(kinds) - config["num_kv_shared_layers"]
     for index, kind in enumerate(kinds):
-        # The last layer of the same kind that has keys of its own.
-        source = None if index < own else max(at for at in range(own) if kinds[at] == kind)
         left = config["sliding_window"] - 1 if kind == "sliding_attention" else None
         yield AttentionLayer(
             "causal", config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"],
-            reach=(left, 0), kv_from=source,
+            # Those that read take what the last layer of their kind that has keys of its own has left.
+            reach=(left, 0), kv="own" if index < own else "shared", kv_group=kind,
         )  # fmt: skip
 
 

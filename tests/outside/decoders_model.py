@@ -52,7 +52,7 @@ class ReadingAttention(nn.Module):
 def attention(index, layer, config):
     if config["model_type"] == "llama4_text":
         return Llama4Attention(index, layer, config)
-    if layer.kv_from is not None:
+    if layer.kv == "shared":
         return ReadingAttention(index, layer, config)
     rotary = Rotary(layer.head_dim, config["rope_theta"])
     return Attention(index, layer, config["hidden_size"], bias=False, output_bias=False, rotary=rotary)

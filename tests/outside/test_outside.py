@@ -217,12 +217,12 @@ def test_layers_that_read_others_keys_compute_what_float64_does(made):
     for index, layer in enumerate(spec.layers):
         at = f"model.layers.{index}"
         y = norm(x, w[f"{at}.input_layernorm.weight"])
-        if layer.kv_from is None:
+        if layer.kv != "shared":
             q, k, v = (linear(y, f"{at}.self_attn.{part}_proj") for part in "qkv")
-            kept[index] = turned(split(k, 2)), split(v, 2)
+            kept[layer.kv_group] = turned(split(k, 2)), split(v, 2)
         else:
             q = linear(y, f"{at}.self_attn.q_proj")
-        k, v = kept[index if layer.kv_from is None else layer.kv_from]
+        k, v = kept[layer.kv_group]
         out = reference(turned(split(q, 4)), k, v, 16**-0.5, visible(layer, L, L))
         x = x + linear(out[0].transpose(1, 0, 2).reshape(L, -1), f"{at}.self_attn.o_proj")
         y = norm(x, w[f"{at}.post_attention_layernorm.weight"])

@@ -260,9 +260,8 @@ def test_an_unknown_number_of_new_tokens_gets_caches_that_grow(qwen3_06b: ArchSp
 
 
 def test_shared_layers_pay_nothing(choose):
-    own = AttentionLayer("causal", 8, 4, 64)
-    shared = [AttentionLayer("causal", 8, 4, 64, kv_from=source) for source in range(0, 12, 2)]
-    layers = tuple(layer for each in shared for layer in (own, each))
+    own = AttentionLayer("causal", 8, 4, 64, kv_group="pair")
+    layers = (own, replace(own, kv="shared")) * 6
     spec = ArchSpec(
         arch="shared",
         tasks=("generate",),
@@ -275,6 +274,8 @@ def test_shared_layers_pay_nothing(choose):
     )
     plan = plan_request(spec, [1000], device=M2, choose=choose, new_tokens=24)
     assert plan.bytes["kv"] == 6 * 1024 * 4 * 128 * 2
+    # All that read are equal values, whichever layer each of them reads, so a plan decides once for them.
+    assert [(kind.count, kind.layer.kv) for kind in plan.batches[0].kinds] == [(6, "own"), (6, "shared")]
 
 
 def test_images_are_priced_with_their_tower(choose):

@@ -9,7 +9,7 @@ Pure data derived from `config.json` and validated on construction. Knows nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -51,11 +51,12 @@ class AttentionLayer:
         reach: tokens seen to the (left, right), excluding the token itself; None is unlimited. A causal layer reaches
             0 to the right. Hugging Face's `sliding_window` W of a causal layer is `(W - 1, 0)`.
         sinks: whether the softmax holds one learned sink logit per head.
-        kv: `own` keeps a KV cache, `shared` reads that of layer `kv_from` and allocates nothing, `none` keeps no cache.
+        kv: `own` keeps a KV cache, `shared` reads that of another and allocates nothing, `none` keeps no cache.
             `latent` keeps one array of head_dim numbers per token and kv head, of which the first v_head_dim are its
             values: what multi-head latent attention compresses keys and values to (c_kv, then the rotated part).
             When left out `own` for a causal layer, `none` for a bidirectional one.
-        kv_from: number of the earlier layer whose keys and values a `shared` layer reads; this one hands over None.
+        kv_group: name under which keys and values are shared. A layer that keeps its own hands them to `shared` layers
+            of that name after it, up to the next one that keeps its own under it; those hand over None.
         gated: whether its output is multiplied by a gate as wide, which plans price.
         softcap: c of scores that become c * tanh(score / c), as in Gemma 2; None for none.
         bias: whether `attend` is handed a rule of what distances add to the scores (ALiBi, relative tables).
@@ -81,7 +82,7 @@ class AttentionLayer:
     softcap: float | None = None
     bias: bool = False
     chunk: int | None = None
-    kv_from: int | None = None
+    kv_group: str | None = None
     spans: bool = False
     footprint: Footprint | None = None
 
@@ -108,8 +109,7 @@ class AttentionLayer:
         if self.softcap is not None and not (isinstance(self.softcap, int | float) and 0 < self.softcap < math.inf):
             raise SpecError(f"attention layer: softcap={self.softcap!r}; expected a number above 0, or None for none")
         if self.kv is None:
-            kept = "own" if self.semantics == "causal" else "none"
-            object.__setattr__(self, "kv", kept if self.kv_from is None else "shared")
+            object.__setattr__(self, "kv", "own" if self.semantics == "causal" else "none")
         if self.kv not in get_args(KVKind):
             raise SpecError(f"attention layer: kv={self.kv!r}; expected one of {', '.join(get_args(KVKind))}")
         if self.semantics == "bidirectional" and self.kv != "none":
@@ -117,10 +117,15 @@ class AttentionLayer:
                 f"attention layer: a bidirectional layer with kv={self.kv!r} is impossible: every later token changes "
                 "what earlier tokens saw, so nothing can be cached; use kv='none'"
             )
-        if (self.kv == "shared") != (self.kv_from is not None):
+        if self.kv == "shared" and not self.kv_group:
             raise SpecError(
-                f"attention layer: kv={self.kv!r} with kv_from={self.kv_from}; a layer that shares keys and values "
-                "names the layer whose they are, kv_from=N, and no other does"
+                "attention layer: kv='shared' without a kv_group; name what this layer and the one whose keys and "
+                "values it reads have in common, such as kv_group='sliding' in both"
+            )
+        if self.kv_group is not None and (not isinstance(self.kv_group, str) or self.kv == "none"):
+            raise SpecError(
+                f"attention layer: kv_group={self.kv_group!r} with kv={self.kv!r}; expected a name, of a layer that "
+                "keeps keys and values or reads those of another"
             )
         if self.kv == "latent" and self.v_head_dim > self.head_dim:
             raise SpecError(
@@ -298,6 +303,22 @@ class VisionTower:
         )
 
 
+def kv_sources(layers: Sequence[LayerSpec]) -> tuple[int | None, ...]:
+    """Per layer the number of the one whose keys and values it reads: its own, or the last one of its group before it.
+
+    None for recurrent layers, and for a `shared` layer that nothing before it serves.
+    """
+    latest, found = dict[str | None, int](), list[int | None]()
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, AttentionLayer):
+            found.append(None)
+            continue
+        if layer.kv != "shared":
+            latest[layer.kv_group] = index
+        found.append(latest.get(layer.kv_group) if layer.kv == "shared" else index)
+    return tuple(found)
+
+
 @keywords_only(POSITIONAL_SPEC)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchSpec:
@@ -358,6 +379,7 @@ class ArchSpec:
             raise SpecError(f"{self.arch}: dtype={self.dtype!r}; expected one of {', '.join(get_args(DType))}")
 
     def _check_caches(self) -> None:
+        sources, owners = kv_sources(self.layers), dict[str | None, AttentionLayer]()
         for index, layer in enumerate(self.layers):
             if not isinstance(layer, AttentionLayer):
                 continue
@@ -366,20 +388,27 @@ class ArchSpec:
                     f"{self.arch}: layer {index} keeps no cache (kv='none'), so no token can follow another; "
                     "declare kv='own', or leave 'generate' out of tasks"
                 )
-            if layer.kv_from is None:
+            if layer.kv != "shared":
                 continue
-            source = self.layers[layer.kv_from] if 0 <= layer.kv_from < index else None
-            if not isinstance(source, AttentionLayer) or not source.keeps:
+            at = sources[index]
+            if at is None:
                 raise SpecError(
-                    f"{self.arch}: layer {index} reads the keys of layer {layer.kv_from}; expected an earlier "
-                    "attention layer that keeps a cache of its own"
+                    f"{self.arch}: layer {index} reads the keys of kv_group={layer.kv_group!r}, and no layer before it "
+                    "keeps any under that name; declare it in an earlier attention layer that keeps a cache of its own"
                 )
+            source = self.layers[at]
+            assert isinstance(source, AttentionLayer)
             for name in ("semantics", "n_kv_heads", "head_dim", "v_head_dim", "reach", "chunk"):
                 if getattr(layer, name) != getattr(source, name):
                     raise SpecError(
                         f"{self.arch}: layer {index} has {name}={getattr(layer, name)} and reads the keys of layer "
-                        f"{layer.kv_from}, which has {getattr(source, name)}; expected the same"
+                        f"{at}, which has {getattr(source, name)}; expected the same"
                     )
+            if owners.setdefault(layer.kv_group, source) != source:
+                raise SpecError(
+                    f"{self.arch}: layers that keep keys under kv_group={layer.kv_group!r} for others differ; expected "
+                    "equal ones, or a name for each kind"
+                )
 
     @property
     def attention_layers(self) -> tuple[AttentionLayer, ...]:

@@ -118,7 +118,7 @@ def mixer_elements(spec: ArchSpec, layer: LayerSpec) -> int:
     return D * (
         layer.n_heads * layer.head_dim
         + gate
-        + (0 if layer.kv_from is not None else layer.n_kv_heads * sum(layer.kv_widths))
+        + (0 if layer.kv == "shared" else layer.n_kv_heads * sum(layer.kv_widths))
         + layer.n_heads * layer.v_head_dim
     )
 

@@ -272,9 +272,13 @@ def _fixed_bytes(job: Job, batch: Batch, caches: CacheBytes, chunk: int) -> dict
 
 def _shared_bytes(job: Job, tokens: int) -> int:
     """Bytes of keys and values that a step keeps until the last layer that reads them again."""
-    sources = {layer.kv_from for layer in job.kinds if isinstance(layer, AttentionLayer) and layer.kv_from is not None}
-    layers = [job.spec.layers[source] for source in sources]
-    numbers = sum(each.n_kv_heads * sum(each.kv_widths) for each in layers if isinstance(each, AttentionLayer))
+    layers = job.spec.layers
+    read = {layer.kv_group for layer in job.kinds if isinstance(layer, AttentionLayer) and layer.kv == "shared"}
+    numbers = 0
+    for group in read:
+        owners = [each for each in layers if isinstance(each, AttentionLayer) and each.keeps and each.kv_group == group]
+        # Where another layer takes over, its keys are made while those before are still read.
+        numbers += min(2, len(owners)) * owners[0].n_kv_heads * sum(owners[0].kv_widths)
     return tokens * numbers * itemsize(job.dtype)
 
 

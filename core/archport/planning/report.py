@@ -70,8 +70,8 @@ def describe(layer: LayerSpec) -> str:
         words.append("biased by distance")
     if layer.spans:
         words.append("tokens of a span see each other")
-    if layer.kv_from is not None:
-        words.append(f"KV of layer {layer.kv_from}")
+    if layer.kv == "shared":
+        words.append(f"KV of an earlier layer ({layer.kv_group})")
     if layer.kv == "latent":
         words.append("latent KV")
     return ", ".join(words)

@@ -31,6 +31,7 @@ from archport.contract.masks import (
     mask_policies,
     needs_lengths,
 )
+from archport.contract.spec import kv_sources
 from archport.planning.batch import Batch, Steps
 from archport.planning.job import Job
 from archport.planning.plan import StepPlan
@@ -83,8 +84,10 @@ def prefill_steps(
 def _keeper(job: Job, kind: int) -> int:
     """The kind of layer whose cache a kind reads."""
     layer = job.kinds[kind]
-    if isinstance(layer, AttentionLayer) and layer.kv_from is not None:
-        return job.kinds.index(job.spec.layers[layer.kv_from])
+    if isinstance(layer, AttentionLayer) and layer.kv == "shared":
+        source = kv_sources(job.spec.layers)[job.spec.layers.index(layer)]
+        assert source is not None, "a spec is checked for it"
+        return job.kinds.index(job.spec.layers[source])
     return kind
 
 

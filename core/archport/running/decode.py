@@ -180,11 +180,11 @@ class DecodeContext:
     ) -> mx.array:
         kind = self._kinds[layer]
         path, spec = self._paths[kind], self._layers[kind]
-        cache = self._caches[layer if spec.kv_from is None else spec.kv_from]
-        if not isinstance(path, AttentionPath) or not isinstance(cache, KVCache):
+        cache, reads = self._caches[layer], spec.kv == "shared"
+        if not isinstance(path, AttentionPath) or not (reads or isinstance(cache, KVCache)):
             raise ArchportError(f"layer {layer} attends while decoding but keeps no keys; declare it kv='own'")
         check_softcap(layer, path, softcap)
-        k, v = self._keys.of(layer, spec, k, v, cache.advance)
+        k, v = self._keys.of(layer, spec, k, v, cache.advance if isinstance(cache, KVCache) else None)
         fronts, even = self._fronts(kind, spec)
         # Columns that no row sees.
         gone = fronts[0] - self._written + k.shape[2] if even else 0

@@ -22,8 +22,9 @@ class StepKeys:
     """
 
     def __init__(self, kinds: Iterable[LayerSpec]) -> None:
-        self._read = {kind.kv_from for kind in kinds if isinstance(kind, AttentionLayer) and kind.kv_from is not None}
-        self._kept: dict[int, KeysValues] = {}
+        self._read = {kind.kv_group for kind in kinds if isinstance(kind, AttentionLayer) and kind.kv == "shared"}
+        # What the last layer of each group has handed over.
+        self._kept: dict[str | None, KeysValues] = {}
 
     def of(
         self,
@@ -42,17 +43,18 @@ class StepKeys:
         Raises:
             InputError: the layer hands over what its spec does not say.
         """
-        if layer.kv_from is not None:
+        if layer.kv == "shared":
             if k is not None or v is not None:
                 raise InputError(
-                    f"layer {index} is declared to read the keys and values of layer {layer.kv_from}, but hands over "
-                    "its own; hand over None for both"
+                    f"layer {index} is declared to read the keys and values of an earlier layer (kv_group="
+                    f"{layer.kv_group!r}), but hands over its own; hand over None for both"
                 )
-            if layer.kv_from not in self._kept:
+            if layer.kv_group not in self._kept:
                 raise ArchportError(
-                    f"layer {index} reads the keys of layer {layer.kv_from}, which has not attended in this step"
+                    f"layer {index} reads the keys of kv_group={layer.kv_group!r}, of which no layer has attended in "
+                    "this step"
                 )
-            return self._kept[layer.kv_from]
+            return self._kept[layer.kv_group]
         if k is None or (v is None) != (layer.kv == "latent"):
             raise InputError(
                 f"layer {index} is declared kv={layer.kv!r} and hands over {'no' if k is None else 'its'} keys and "
@@ -63,10 +65,10 @@ class StepKeys:
             k, v = write(k, v)
         if v is None:
             v = k[..., : layer.v_head_dim]
-        if index in self._read:
+        if layer.kv_group in self._read:
             if not cached:
                 # A view would keep the projection that all heads lie in until the last layer that reads it. The layer's
                 # own attention takes the copies too, so that they are made when it runs.
                 k, v = mx.contiguous(k), mx.contiguous(v)
-            self._kept[index] = k, v
+            self._kept[layer.kv_group] = k, v
         return k, v

@@ -55,7 +55,7 @@ def spec_matches_weights(t: Tiny) -> str:
         L = max(len(row), call.q.shape[2])
         wanted = (
             (1, layer.n_heads, L, layer.head_dim),
-            None if layer.kv_from is not None else (1, layer.n_kv_heads, L, layer.head_dim),
+            None if layer.kv == "shared" else (1, layer.n_kv_heads, L, layer.head_dim),
             None if layer.kv in ("shared", "latent") else (1, layer.n_kv_heads, L, layer.v_head_dim),
         )
         if shapes != wanted or (call.sinks is not None) != layer.sinks:

@@ -11,6 +11,7 @@ import numpy as np
 from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionLimits
 from archport.contract.attention import missing_features
 from archport.contract.masks import mask_policies
+from archport.contract.spec import kv_sources
 from archport.testing.check import check, fail, skip
 from archport.testing.measure import Attended, PackedContext, Tap, as_array, gap, reference, taps, visible
 from archport.testing.subject import Tiny
@@ -33,11 +34,11 @@ def captured(t: Tiny, length: int, seed: int = 0) -> dict[int, Attended]:
     found: list[Tap] = []
     t.hidden(t.tokens(length, seed), wrap=taps(found))
     calls = {call.layer: call.first(length) for call in found[0].calls}
+    sources = kv_sources(t.spec.layers)
     for index, call in calls.items():
-        layer = t.spec.layers[index]
-        if isinstance(layer, AttentionLayer) and layer.kv_from is not None:
-            source = calls[layer.kv_from]
-            calls[index] = call = replace(call, k=source.k, v=source.v)
+        layer, at = t.spec.layers[index], sources[index]
+        if at is not None and at != index:
+            calls[index] = call = replace(call, k=calls[at].k, v=calls[at].v)
         if isinstance(layer, AttentionLayer) and call.k is not None and call.v is None:
             calls[index] = replace(call, v=call.k[..., : layer.v_head_dim])
     return calls

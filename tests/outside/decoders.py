@@ -1,5 +1,7 @@
 """Two decoders as an outside plugin would write them: Llama 4's chunks, and keys of earlier layers."""
 
+from dataclasses import replace
+
 from archport.contract import ArchSpec, AttentionLayer, Example, hookimpl
 
 BASE = {
@@ -40,12 +42,18 @@ SHARED = {
     "sliding_window": 12,
     "num_kv_shared_layers": 2,
 }
+# Every second layer reads the one before it.
+PAIRS = {
+    **SHARED,
+    "architectures": ["PairedKVForCausalLM"],
+    "layer_types": ["sliding_attention", "sliding_attention"] * 2,
+}
 
 
 @hookimpl
 def archport_claim(config):
     (name,) = config.get("architectures") or [""]
-    kinds = {"Llama4ForCausalLM": llama4, "SharedKVForCausalLM": shared}
+    kinds = {"Llama4ForCausalLM": llama4, "SharedKVForCausalLM": shared, "PairedKVForCausalLM": pairs}
     if name not in kinds or not config["causal"]:
         return None
     return ArchSpec(
@@ -82,6 +90,14 @@ def shared(config):
         )  # fmt: skip
 
 
+def pairs(config):
+    keeps = AttentionLayer(
+        "causal", config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"],
+        reach=(config["sliding_window"] - 1, 0), kv_group="pair",
+    )  # fmt: skip
+    return (keeps, replace(keeps, kv="shared")) * (config["num_hidden_layers"] // 2)
+
+
 @hookimpl
 def archport_build(spec, config):
     from decoders_model import Decoder
@@ -94,4 +110,5 @@ def archport_examples():
     return [
         Example("attention within chunks", LLAMA4),
         Example("keys of earlier layers", SHARED, seed=2),
+        Example("keys of the layer before", PAIRS, seed=3),
     ]

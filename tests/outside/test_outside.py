@@ -31,7 +31,7 @@ RECORDED = {
     "prefix": ("spans", "PREFIX"),
     "nomic": ("nomic", "NOMIC"),
 }
-ALL = {**RECORDED, "alibi": ("encoders", "ALIBI"), "shared": ("decoders", "SHARED")}
+ALL = {**RECORDED, "alibi": ("encoders", "ALIBI"), "shared": ("decoders", "SHARED"), "pairs": ("decoders", "PAIRS")}
 ENCODERS = ("mpnet", "nomic")
 LIMIT = 1e-5
 
@@ -118,7 +118,7 @@ def drawn(name, length, dice):
     return ids
 
 
-@pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "deepseek_v3", "shared", "gemma3", "prefix"])
+@pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "deepseek_v3", "shared", "pairs", "gemma3", "prefix"])
 def test_a_prompt_in_steps_is_what_it_is_in_one(name, models):
     from archport.planning import plan_request
     from archport.running.planned import batch_caches, run_steps
@@ -198,8 +198,9 @@ def test_linear_biases_are_those_of_the_paper(made):
     assert far(model.forward(ids[None])[0], x) <= LIMIT
 
 
-def test_layers_that_read_others_keys_compute_what_float64_does(made):
-    (model, weights), L = made["shared"], 70
+@pytest.mark.parametrize("name", ["shared", "pairs"])
+def test_layers_that_read_others_keys_compute_what_float64_does(name, made):
+    (model, weights), L = made[name], 70
     w, spec = weights64(weights), model.spec
     ids = np.random.default_rng(3).integers(0, 199, L).astype(np.int32)
     # Rotation by halves, as its own definition says.
@@ -254,7 +255,7 @@ def test_16384_tokens_take_memory_that_grows_with_them_and_not_with_their_square
     assert peaks[16_384] < 4 * 16_384**2 / 4
 
 
-@pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "deepseek_v3", "shared", "gemma3", "prefix"])
+@pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "deepseek_v3", "shared", "pairs", "gemma3", "prefix"])
 def test_tokens_decoded_behind_ragged_prompts_are_the_likeliest_of_a_pass_over_all_of_them(name, models):
     model, dice = models[name], np.random.default_rng(6)
     prompts = [drawn(name, length, dice).tolist() for length in (40, 9, 70)]

@@ -317,7 +317,10 @@ LIARS = [
         "it adds noise",
         plugin("noise", trunk=Noisy),
         "embedded again differ",
-        also={"golden_hidden_states_match": "the noise is more than rounding"},
+        also={
+            "golden_hidden_states_match": "the noise is more than rounding",
+            "golden_vectors_match": "vectors are made of hidden states",
+        },
         tier="golden",
     ),
     Liar(

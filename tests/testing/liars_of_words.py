@@ -127,5 +127,6 @@ LIARS_OF_WORDS = [
         "it brings a fast backend that shows decoded rows what stands in front of short ones",
         plugin("frontless", archport_sdpa_backends=lambda: [FRONTLESS]),
         "rows decoded together",
+        also={"mask_policies_agree": "one query in a window has a dense mask as well where that is pinned"},
     ),
 ]

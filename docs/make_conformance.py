@@ -31,8 +31,8 @@ example where they differ; n/a is decided from the declared spec.
 
 `tests/testing/honest_kinds.py` holds plugins as strangers wrote them, declared as they are built: an inner width that
 the family adjusts (LFM2), latent attention (DeepSeek), yarn, biases and sinks (gpt-oss), a recurrence of its own
-(LFM2's convolution), and the plain toy. They pass every check. `peak_is_predicted`, which measures, was run 60 times
-on each of those six, on two cores with 12 to 18 processes waiting for them: 0 of 360 runs failed (2026-11-30). `make
+(LFM2's convolution), and the plain toy. They pass every check. `peak_is_predicted`, which measures, was run 60 times on
+each of those six, on two cores with 12 to 18 processes waiting for them: 0 of 360 runs failed (2026-11-30). `make
 liars` does it again.
 
 ## Liars

@@ -34,7 +34,7 @@ def test_a_number_more_of_a_half_is_a_number_more_of_a_whole_layer(half, kind, h
 @pytest.mark.parametrize(("kind", "host"), KINDS)
 def test_halves_coexist_but_where_each_ends_in_an_evaluation(kind, host, qwen3_06b: ArchSpec):
     found = price(declaring(qwen3_06b, mixer=50_000, mlp=30_000), "float32", kind, host)
-    D = qwen3_06b.hidden_size
+    D = 3 * qwen3_06b.hidden_size
     assert found.split == 4 * (D + (50_000 if host else 80_000))
     assert found.held == 4 * (D + 50_000)
     assert found.lazy == 4 * (D + 80_000)
@@ -44,9 +44,9 @@ def test_halves_coexist_but_where_each_ends_in_an_evaluation(kind, host, qwen3_0
 def test_a_half_that_is_not_declared_is_archport_s(kind, host, qwen3_06b: ArchSpec):
     usual, size = price(qwen3_06b, "float32", kind, host), 4 * qwen3_06b.hidden_size
     light = price(declaring(qwen3_06b, mixer=1), "float32", kind, host)
-    assert light.part == size + 3 * 4 * qwen3_06b.intermediate_size + 3 * size
+    assert light.part == 3 * size + 3 * 4 * qwen3_06b.intermediate_size + 3 * size
     light = price(declaring(qwen3_06b, mlp=1), "float32", kind, host)
-    assert usual.part <= light.part <= usual.split + size
+    assert usual.part <= light.part <= usual.split + 3 * size
 
 
 def test_matrices_are_weighed_and_multiplied_as_declared(qwen3_06b: ArchSpec):

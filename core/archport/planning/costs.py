@@ -286,7 +286,8 @@ def token_bytes(
             half_bytes(usual // s if declared is None else declared, s, kind)
             for declared, usual in ((own.mixer, part_of_mixer), (own.mlp, inner + 3 * D * s))
         )
-        sizes = halves_bytes(D * s, mixer, mlp, carried - D * s + output, apart=host)
+        # Its input, which its caller holds as well, and what the half before ended in.
+        sizes = halves_bytes(3 * D * s, mixer, mlp, carried - D * s + output, apart=host)
         return TokenBytes(
             **sizes,
             carried=carried,

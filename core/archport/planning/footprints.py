@@ -15,7 +15,7 @@ def halves_bytes(entry: int, mixer: int, mlp: int, copies: int, *, apart: bool) 
     """Bytes per token by how a layer coexists with its attention, as `TokenBytes` names them.
 
     Args:
-        entry: of the block's input.
+        entry: of what is there beside either half, such as the block's input.
         mixer, mlp: of the two halves.
         copies: of q, k, v and the output, which attention that is one call or runs document by document copies.
         apart: whether each half ends in an evaluation; otherwise what follows attention coexists with the next layer's

@@ -1,3 +1,26 @@
-"""Import archport before any test module imports mlx, so that the tests run on the BLAS that users get."""
+"""Import archport before any test module imports mlx, so that the tests run on the BLAS that users get.
+
+Gives all tests the marker `only_on`, and the table of tolerances by the name `tolerances`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
 
 import archport  # noqa: F401
+import pytest
+
+# Tests multiply before anything is loaded, and MLX reads this at its first product.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+sys.path.append(str(Path(__file__).parent / "tests" / "device"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what belongs to another device: `@pytest.mark.only_on("cpu", reason="...")`."""
+    from tolerances import DEVICE
+
+    for mark in item.iter_markers("only_on"):
+        if DEVICE not in mark.args:
+            pytest.skip(f"only on {', '.join(mark.args)}: {mark.kwargs['reason']}")

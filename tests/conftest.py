@@ -16,9 +16,6 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-# Tests multiply before anything is loaded, and MLX reads this at its first product.
-os.environ.setdefault("MLX_ENABLE_TF32", "0")
-
 _API = re.compile(r"^/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<part>revision|tree)/(?P<revision>[^/]+))?$")
 _FILE = re.compile(r"^/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)$")
 

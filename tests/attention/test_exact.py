@@ -1,4 +1,4 @@
-"""Tiles and bands against one call of MLX: the same bits, where the CPU's matrix products allow it."""
+"""Tiles and bands against one call of MLX: the same bits where the device's matrix products allow it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from tolerances import CPU as CPU_DEVICE
+from tolerances import tolerance
 
 from archport.attention import choose
 from archport.contract import AttentionCall, AttentionLimits, DeviceFacts
@@ -45,35 +47,42 @@ def _both(backends, inputs, dtype, name, backend, sinks=False, joined=False):
     return ours, mx.fast.scaled_dot_product_attention(q, k, v, scale=0.125, mask=told, sinks=logits)
 
 
+def check(ours, theirs):
+    """As near as this device cuts: on a CPU 16-bit results have the same bits."""
+    dtype = str(ours.dtype).removeprefix("mlx.core.")
+    allowed = tolerance("cut", dtype)
+    if allowed == 0:
+        assert mx.array_equal(ours.view(mx.uint16), theirs.view(mx.uint16))
+    assert mx.abs(ours.astype(mx.float32) - theirs.astype(mx.float32)).max().item() <= allowed
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize(
     ("name", "backend"), [("causal", "tiled"), ("none", "tiled"), ("window", "banded"), ("two-sided", "banded")]
 )
-def test_tiles_and_bands_equal_one_call_bit_for_bit_in_16_bit(dtype, sinks, name, backend, backends, inputs):
-    ours, theirs = _both(backends, inputs, dtype, name, backend, sinks)
-    assert mx.array_equal(ours.view(mx.uint16), theirs.view(mx.uint16))
+def test_tiles_and_bands_equal_one_call_in_16_bit(dtype, sinks, name, backend, backends, inputs):
+    check(*_both(backends, inputs, dtype, name, backend, sinks))
 
 
 @pytest.mark.parametrize(
     ("name", "backend"), [("causal", "tiled"), ("none", "tiled"), ("window", "banded"), ("two-sided", "banded")]
 )
-def test_tiles_in_flight_equal_one_call_bit_for_bit_in_16_bit(name, backend, backends, inputs):
-    ours, theirs = _both(backends, inputs, "bfloat16", name, backend, joined=True)
-    assert mx.array_equal(ours.view(mx.uint16), theirs.view(mx.uint16))
+def test_tiles_in_flight_equal_one_call_in_16_bit(name, backend, backends, inputs):
+    check(*_both(backends, inputs, "bfloat16", name, backend, joined=True))
 
 
 @pytest.mark.parametrize(
     ("name", "backend"), [("causal", "tiled"), ("none", "tiled"), ("window", "banded"), ("two-sided", "banded")]
 )
-def test_float32_tiles_and_bands_equal_one_call_bit_for_bit_on_the_stock_blas_and_to_1e6_otherwise(
+def test_float32_tiles_and_bands_equal_one_call_bit_for_bit_on_the_stock_blas_and_by_rounding_otherwise(
     name, backend, backends, inputs
 ):
     ours, theirs = _both(backends, inputs, "float32", name, backend)
-    if _optimised_blas():
-        assert mx.abs(ours - theirs).max().item() <= 1e-6
-    else:
+    if CPU_DEVICE and not _optimised_blas():
         assert mx.array_equal(ours.view(mx.uint32), theirs.view(mx.uint32))
+    else:
+        check(ours, theirs)
 
 
 @pytest.mark.parametrize(("name", "backend"), [("causal", "tiled"), ("two-sided", "banded")])
@@ -88,4 +97,4 @@ def test_how_a_call_is_cut_does_not_change_16_bit_results(name, backend, backend
         price = replace(path.price, q_tile=rows, lanes=lanes, evaluations=9)
         results.append(path.backend.run(call, price, q, k, v, scale=0.125))
     for out in results[1:]:
-        assert mx.array_equal(out.view(mx.uint16), results[0].view(mx.uint16))
+        check(out, results[0])

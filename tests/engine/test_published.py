@@ -81,7 +81,7 @@ def expected() -> Any:
 
 def check_vectors(name: str, folder: Path, expected: Any) -> None:
     """All three ways to embed, texts in one batch, where the reference ran each alone."""
-    model = engine.load(assembled(name, folder))
+    model = engine.load(assembled(name, folder), dtype="float32")
     ways = {"encode": model.embed, "query": model.encode_query, "document": model.encode_document}
     for way, embed in ways.items():
         want = expected[f"{name}/{way}"] if f"{name}/{way}" in expected else expected[f"{name}/encode"]
@@ -93,7 +93,7 @@ def check_vectors(name: str, folder: Path, expected: Any) -> None:
 
 def check_scores(name: str, folder: Path, expected: Any) -> None:
     """Each pair alone, and the pairs of a query in one batch."""
-    model = engine.load(assembled(name, folder))
+    model = engine.load(assembled(name, folder), dtype="float32")
     want = expected[f"{name}/scores"]
     batched: dict[str, list[int]] = {}
     for index, (query, document) in enumerate(STORED["pairs"]):
@@ -181,7 +181,7 @@ def test_a_folder_above_gives_no_prompts(tmp_path: Path):
 
 
 def test_a_text_over_the_limit_is_refused_with_its_template_counted(tmp_path: Path):
-    model = engine.load(assembled("messages", tmp_path), max_context=16)
+    model = engine.load(assembled("messages", tmp_path), dtype="float32", max_context=16)
     with pytest.raises(ContextLengthExceeded, match=r"text 1 has .* tokens with its chat template; the limit is 16"):
         model.embed(["x", "a long text " * 40])
 

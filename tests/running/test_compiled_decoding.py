@@ -47,13 +47,13 @@ def attention_layers(model) -> int:
 @pytest.mark.parametrize("name", MODELS)
 def test_the_tokens_are_those_of_blocks_run_operation_by_operation(name, calls, monkeypatch):
     steps = decode.PATIENCE + 9
-    model = engine.load(GOLDENS / name, prefix_cache=0)
+    model = engine.load(GOLDENS / name, dtype="float32", prefix_cache=0)
     one, several = model.generate([PROMPTS[0]], max_tokens=steps), model.generate(PROMPTS, max_tokens=steps)
     # The first token comes from the prompt, and the last one is not fed.
     compiled_steps = steps - 1 - decode.PATIENCE
     assert calls == attention_layers(model) * compiled_steps * [1] + attention_layers(model) * compiled_steps * [3]
     monkeypatch.setattr(decode, "compiles", lambda kind: False)
-    plain = engine.load(GOLDENS / name, prefix_cache=0)
+    plain = engine.load(GOLDENS / name, dtype="float32", prefix_cache=0)
     assert [each.tokens for each in one] == [each.tokens for each in plain.generate([PROMPTS[0]], max_tokens=steps)]
     assert [each.tokens for each in several] == [each.tokens for each in plain.generate(PROMPTS, max_tokens=steps)]
 

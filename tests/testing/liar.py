@@ -13,6 +13,8 @@ class Liar:
         lie: what it does, in words.
         module: the plugin.
         says: what the failure's message must contain.
+        where_padded: other checks that fail on a device that pads rows and batches to few shapes, each with the reason;
+            of `also`, some need not fail there.
         also: other checks that fail, each with the reason why this lie reaches them.
         tier: the tier that is run; None for contract and tiny.
         honest: of the golden tier: the plugin that the reference is computed from; None for the toy.
@@ -23,5 +25,6 @@ class Liar:
     module: ModuleType
     says: str
     also: dict[str, str] = field(default_factory=dict)
+    where_padded: dict[str, str] = field(default_factory=dict)
     tier: str | None = None
     honest: ModuleType | None = None

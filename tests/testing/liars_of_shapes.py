@@ -1,5 +1,6 @@
 """Plugins that are right in small and wrong in large, or every second time."""
 
+import mlx.core as mx
 from liar import Liar
 from lies import ENCODER, plugin
 from lies_of_shapes import (
@@ -14,6 +15,8 @@ from lies_of_shapes import (
     special,
 )
 
+# What a device pads batches of 9 and of 65 rows to.
+NINE, ABOVE_64 = (9, 65) if mx.default_device().type == mx.DeviceType.cpu else (16, 128)
 LARGE, RAGGED = "row_alone_equals_row_in_large_batch", "row_alone_equals_row_in_ragged_batch"
 
 LIARS_OF_SHAPES = [
@@ -21,13 +24,13 @@ LIARS_OF_SHAPES = [
         LARGE,
         "it subtracts the mean over batches of more than 64 rows",
         plugin("above_64", trunk=mixing(lambda rows: rows > 64)),
-        "in a batch of 65",
+        f"in a batch of {ABOVE_64}",
     ),
     Liar(
         LARGE,
         "it subtracts the mean over batches of 9 rows",
-        plugin("of_nine", trunk=mixing(lambda rows: rows == 9)),
-        "in a batch of 9",
+        plugin("of_nine", trunk=mixing(lambda rows: rows == NINE)),
+        f"in a batch of {NINE}",
         also={"batches_decode_as_one_pass": "nine rows are decoded together as well"},
     ),
     Liar(
@@ -35,6 +38,7 @@ LIARS_OF_SHAPES = [
         "it brings a fast backend that ignores lengths which differ by more than 64",
         plugin("neighbourly", examples=[ENCODER], archport_sdpa_backends=lambda: [NEIGHBOURLY]),
         "in a batch of rows of 1, 200, 100, 200 tokens",
+        where_padded={"no_length_is_special": "what a row is padded with there is another row of its batch"},
     ),
     Liar(
         "no_length_is_special",

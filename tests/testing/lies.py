@@ -166,8 +166,12 @@ SLOPPY = Backend("sloppy", 1e3, lambda call: "" if call.mask == "causal" else "c
 FORGETFUL = Backend("forgetful", 0.0, lambda call: "" if call.mask == "key_padding" else "padding only", no_lengths)
 
 
+# What a device pads 24 tokens to: the check asks for so many.
+OBSERVED = 24 if mx.default_device().type == mx.DeviceType.cpu else 32
+
+
 def pins_blind(layer, call):
-    return "blind" if call.mask == "window" and call.q_len == call.kv_len == 24 else None
+    return "blind" if call.mask == "window" and call.q_len == call.kv_len == OBSERVED else None
 
 
 class CountsFromTheFirst(Toy):

@@ -333,20 +333,19 @@ def run_plan(encoder: Encoder, plan: Plan, rows: Sequence[np.ndarray], head: Vec
 
 @contextmanager
 def host_ahead() -> Iterator[None]:
-    """Run a block with the host as far ahead of a CPU as MLX lets it get: the highest peak that any run may have.
+    """Run a block with the host as far ahead of its device as MLX lets it get: the highest peak any run may have.
 
-    A slow product in front of each evaluation keeps the device busy while the host hands it the rest.
+    Something slow in front of each evaluation keeps the device busy while the host hands it the rest.
     """
     import mlx.core as mx
 
-    row, column = mx.ones((1, 1 << 20)), mx.ones((1 << 20, 1))
-    mx.eval(row, column)
+    busy = _waiting() if mx.cuda.is_available() else _multiplying()
     evaluate, started = mx.eval, mx.async_eval
 
     def behind(then: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arrays: Any) -> Any:
             # It is released when the device has passed it.
-            started(row @ column)
+            started(busy())
             return then(*arrays)
 
         return run
@@ -356,6 +355,36 @@ def host_ahead() -> Iterator[None]:
         yield
     finally:
         mx.eval, mx.async_eval = evaluate, started
+
+
+def _multiplying() -> Callable[[], mx.array]:
+    """A product that a CPU needs long for."""
+    import mlx.core as mx
+
+    row, column = mx.ones((1, 1 << 20)), mx.ones((1 << 20, 1))
+    mx.eval(row, column)
+    return lambda: row @ column
+
+
+# Clock ticks of the device, about 5 ms.
+TICKS = 10_000_000
+
+
+def _waiting() -> Callable[[], mx.array]:
+    """A kernel of one thread that looks at the clock; no product of a few bytes keeps a GPU busy."""
+    import mlx.core as mx
+
+    wait = mx.fast.cuda_kernel(
+        name="wait",
+        input_names=["one"],
+        output_names=["out"],
+        source=f"long long from = clock64(); while (clock64() - from < {TICKS}) {{}} out[0] = one[0];",
+    )
+    one = mx.ones((1,))
+    mx.eval(one)
+    return lambda: wait(
+        inputs=[one], grid=(1, 1, 1), threadgroup=(1, 1, 1), output_shapes=[(1,)], output_dtypes=[mx.float32]
+    )[0]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def models():
-    return {name: endless(engine.load(GOLDENS / name, prefix_cache=0)) for name in NAMES}
+    return {name: endless(engine.load(GOLDENS / name, dtype="float32", prefix_cache=0)) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_a_prompt_read_in_chunks_goes_on_alike(golden, chunk):
     pins = types.ModuleType("pins")
     pins.archport_prefill_chunk = hookimpl(_constant("archport_prefill_chunk", chunk))
     name = "qwen3-windowed"
-    chunked = endless(engine.load(GOLDENS / name, prefix_cache=0, overrides=[pins]))
+    chunked = endless(engine.load(GOLDENS / name, dtype="float32", prefix_cache=0, overrides=[pins]))
     rows = prompts(golden, name)
     assert list(chunked.generate(rows[3], max_tokens=64).tokens) == golden[name]["greedy_3"].tolist()
     batch = chunked.generate(rows, max_tokens=20)
@@ -110,7 +111,7 @@ def test_keys_are_held_as_the_allocation_hook_says(golden, storage):
         return kept
 
     pins.archport_kv_allocation = hookimpl(archport_kv_allocation)
-    pinned = endless(engine.load(GOLDENS / "qwen3-moe", prefix_cache=0, overrides=[pins]))
+    pinned = endless(engine.load(GOLDENS / "qwen3-moe", dtype="float32", prefix_cache=0, overrides=[pins]))
     ids = golden["qwen3-moe"]["ids_3"]
     assert list(pinned.generate(ids, max_tokens=64).tokens) == golden["qwen3-moe"]["greedy_3"].tolist()
     assert seen
@@ -203,7 +204,7 @@ def test_logprobs_are_those_of_a_full_pass(model):
 
 
 def test_a_remembered_beginning_is_not_read_again_and_changes_nothing(golden):
-    cached = endless(engine.load(GOLDENS / "qwen3-moe", prefix_cache="64MB"))
+    cached = endless(engine.load(GOLDENS / "qwen3-moe", dtype="float32", prefix_cache="64MB"))
     ids = golden["qwen3-moe"]["ids_3"]
     first = cached.generate(ids, max_tokens=20, logprobs=2)
     again = cached.generate(ids, max_tokens=20, logprobs=2)
@@ -221,7 +222,7 @@ def _top(made):
 
 
 def test_a_cache_of_a_windowed_model_goes_back_to_the_end_of_a_prompt(golden):
-    cached = endless(engine.load(GOLDENS / "qwen3-windowed", prefix_cache="64MB"))
+    cached = endless(engine.load(GOLDENS / "qwen3-windowed", dtype="float32", prefix_cache="64MB"))
     ids, want = golden["qwen3-windowed"]["ids_3"], golden["qwen3-windowed"]["greedy_3"].tolist()
     assert list(cached.generate(ids[:100], max_tokens=5).tokens)
     made = cached.generate(ids, max_tokens=64)
@@ -254,7 +255,7 @@ def test_with_the_plain_blas_a_remembered_beginning_changes_no_bit():
         "assert runs[1].usage.cached_tokens == len(ids) - 1\n"
         "print(runs[0].logprobs == runs[1].logprobs)\n"
     )
-    environment = {"ARCHPORT_BLAS": "off", "PATH": "/usr/bin:/bin"}
+    environment = os.environ | {"ARCHPORT_BLAS": "off"}
     done = subprocess.run(
         [sys.executable, "-c", script, str(GOLDENS / "qwen3-moe")], capture_output=True, text=True, env=environment
     )
@@ -276,7 +277,7 @@ def test_closing_a_stream_frees_its_memory(model):
 
 
 def test_without_a_limit_a_text_goes_on_to_the_end_of_the_context(golden):
-    short = endless(engine.load(GOLDENS / "qwen3-yarn", max_context=140, prefix_cache=0))
+    short = endless(engine.load(GOLDENS / "qwen3-yarn", dtype="float32", max_context=140, prefix_cache=0))
     made = short.generate(golden["qwen3-yarn"]["ids_3"], max_tokens=None)
     assert len(made.tokens) == 140 - 128
     assert list(made.tokens) == golden["qwen3-yarn"]["greedy_3"][:12].tolist()

@@ -18,8 +18,8 @@ IDS = list(range(40, 60))
 
 
 def load(name, *, stops=frozenset(), **options):
-    """A model with these final tokens."""
-    model = engine.load(GOLDENS / name, **{"prefix_cache": 0, **options})
+    """A model with these final tokens, in float32 as the references are."""
+    model = engine.load(GOLDENS / name, **{"dtype": "float32", "prefix_cache": 0, **options})
     model._runtime = dataclasses.replace(model._runtime, stops=frozenset(stops))
     return model
 

@@ -18,7 +18,7 @@ CUT = {"max_tokens": PAIRS["limit"], "overflow": "truncate"}
 
 @pytest.fixture(scope="module")
 def model():
-    return engine.load(GOLDEN)
+    return engine.load(GOLDEN, dtype="float32")
 
 
 def in_order(ranked):

@@ -37,7 +37,7 @@ def conversation(case):
 
 @cache
 def loaded(name):
-    return engine.load(GOLDENS / name), np.load(GOLDENS / name / "golden.npz")
+    return engine.load(GOLDENS / name, dtype="float32"), np.load(GOLDENS / name / "golden.npz")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_hidden_states_and_logits_equal_transformers(name, case):
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in RECORDED}))
 def test_greedy_tokens_after_images_and_video_equal_transformers(name):
-    endless, golden = engine.load(GOLDENS / name, prefix_cache=0), loaded(name)[1]
+    endless, golden = engine.load(GOLDENS / name, dtype="float32", prefix_cache=0), loaded(name)[1]
     cases = [case for each, case in RECORDED if each == name]
     # What was recorded went on behind the end.
     object.__setattr__(endless._runtime, "stops", frozenset())

@@ -26,7 +26,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def model():
-    return engine.load(FOLDER)
+    return engine.load(FOLDER, dtype="float32")
 
 
 def in_order(ranked):
@@ -74,7 +74,7 @@ def test_what_all_pairs_begin_with_is_run_once_and_its_state_given_to_every_row(
 
 @pytest.mark.parametrize("name", ["qwen35-reranker", "qwen35-wrapper", "qwen35-moe", "qwen3-next"])
 def test_two_rows_of_the_head_equal_the_full_head(name):
-    trunk = engine.load(GOLDENS / name)._runtime.encoder.trunk
+    trunk = engine.load(GOLDENS / name, dtype="float32")._runtime.encoder.trunk
     hidden = mx.array(np.random.default_rng(0).normal(size=(1, 3, 32)).astype(np.float32))
     full = np.array(trunk.logits(hidden))[..., [5, 400]]
     assert np.abs(full - np.array(hidden @ trunk.head_rows([5, 400]).T)).max() <= 1e-5 * np.abs(full).max()

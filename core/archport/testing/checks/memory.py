@@ -29,6 +29,7 @@ def peak_is_predicted(t: Tiny) -> str:
     for: masks, repeated heads, wide temporaries. A layer with modules of its own may need less, down to 1 / 1.75, and
     declares a `Footprint` where it needs more, or far less; a half that makes more than its footprint fails alone.
     """
+    from archport.planning.costs import WORKSPACE
     from archport.running.pool import VectorHead
 
     wrong = misdeclared(t)
@@ -41,11 +42,14 @@ def peak_is_predicted(t: Tiny) -> str:
         fail(f"{'; '.join(low)}: declare what the half makes at most")
     # A power of two, which is one batch whatever its tokens.
     length, count = t.length(256), 8
+    # Taken once a process by a device's libraries, and as large for a tiny model as for a large one.
+    constant = WORKSPACE[t.planner.device.kind]
     while True:
         plan = t.plan([length] * count, tokens_per_batch=length * count)
-        if plan.peak > 1.5 * WORTH_MEASURING or count >= 4096:
+        if plan.peak - constant > 1.5 * WORTH_MEASURING or count >= 4096:
             break
         count *= 2
+    predicted = plan.peak - constant
     rows = [t.tokens(length, seed) for seed in range(count)]
     encoder, head = t.model._runtime.encoder, VectorHead(EmbeddingHead(("mean",)))
     head = t.model._runtime.embedder().head if t.embeds else head
@@ -57,33 +61,33 @@ def peak_is_predicted(t: Tiny) -> str:
 
     for turn, peak in enumerate(peaks(run, weights=plan.bytes["weights"], runs=RUNS)):
         measured = max(measured, peak)
-        if turn + 1 >= LEAST and measured * factor >= plan.peak:
+        if turn + 1 >= LEAST and measured * factor >= predicted:
             break
     if measured > plan.peak:
         fail(
             f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} "
             f"(measured / predicted {measured / plan.peak:.2f}, limit 1){_advice(t, halves, others)}"
         )
-    if measured * factor < plan.peak:
+    if measured * factor < predicted:
         # The plan is for the worst that any run may meet: a host that is far ahead of its device.
         with host_ahead():
             for peak in peaks(run, weights=plan.bytes["weights"], runs=2 * RUNS):
                 measured = max(measured, peak)
-                if measured * factor >= plan.peak:
+                if measured * factor >= predicted:
                     break
     # A plan that is far above runs few rows, whose peak is small.
-    if plan.peak > factor * max(measured, WORTH_MEASURING):
+    if predicted > factor * max(measured, WORTH_MEASURING):
         parts = ", ".join(f"{name} {size:,}" for name, size in plan.bytes.items() if size)
         shown = t.shown
         norms = shown is not None and t.spec.qk_norm and not shown.normalised
         over = "; qk_norm=True is declared, but q is not normalised" if norms else ""
         fail(
-            f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} (predicted / "
-            f"measured {plan.peak / measured:.2f}, limit {factor}): {parts}{over}{_advice(t, halves, others)}"
+            f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {predicted:,} (predicted / "
+            f"measured {predicted / measured:.2f}, limit {factor}): {parts}{over}{_advice(t, halves, others)}"
         )
     own = f", with {', '.join(others)} of its own" if others else ""
-    ratio = plan.peak / measured
-    return f"{count} x {length} tokens: {measured >> 20} MiB, predicted {plan.peak >> 20} MiB, {ratio:.2f}{own}"
+    ratio = predicted / measured
+    return f"{count} x {length} tokens: {measured >> 20} MiB, predicted {predicted >> 20} MiB, {ratio:.2f}{own}"
 
 
 def _advice(t: Tiny, halves: Mapping[LayerSpec, Halves], own: Sequence[str]) -> str:

@@ -9,8 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-import archport  # noqa: F401
 import pytest
+
+import archport  # noqa: F401
 
 # Tests multiply before anything is loaded, and MLX reads this at its first product.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")

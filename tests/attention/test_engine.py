@@ -9,6 +9,7 @@ import pytest
 from archport.attention import attend, builtin_backends, choose, sharing
 from archport.contract import AttentionCall, AttentionLayer, AttentionLimits, InputError, MaskPolicy
 from archport.contract.masks import mask_policies
+from archport.device.facts import this_device
 
 SCALE = 0.125
 TOLERANCE = 1e-6
@@ -158,15 +159,15 @@ def test_documents_packed_in_one_row_see_only_themselves(name, how, devices, inp
 
 
 @pytest.mark.parametrize("lengths", [(64,) * 8, (100, 3, 100, 7), (40,) * 3 + (9,) * 4])
-def test_documents_keep_a_budget_that_all_at_once_would_break(lengths, devices, inputs):
+def test_documents_keep_a_budget_that_all_at_once_would_break(lengths, inputs):
     L = sum(lengths)
     layer = LAYERS["bidirectional"]
     limits = AttentionLimits(transient_bytes=300_000)
     call = AttentionCall.of(
-        layer, MaskPolicy("segments"), devices["cpu"], B=1, q_len=L, kv_len=L, dtype="float32", lengths=lengths,
+        layer, MaskPolicy("segments"), this_device(), B=1, q_len=L, kv_len=L, dtype="float32", lengths=lengths,
         limits=limits,
     )  # fmt: skip
-    path = choose(call, devices["cpu"], builtin_backends())
+    path = choose(call, this_device(), builtin_backends())
     assert not path.excess
     q, k, v = inputs(1, 4, 2, L, L, 64)
     mx.eval(attend(path, q, k, v, scale=SCALE))

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from tolerances import CPU
 
 from archport.attention import TableRoutes, builtin_backends, choose
-from archport.contract import AttentionCall, AttentionLimits, DeviceFacts
-
-CPU = DeviceFacts("cpu", "cpu", "x86_64", 16 * 2**30, simulated=True)
+from archport.contract import AttentionCall, AttentionLimits
+from archport.device.facts import this_device
+from archport.device.profiles import profile
 
 
 @pytest.fixture(scope="module")
@@ -34,41 +35,41 @@ def test_the_benchmark_holds_300_cases_on_a_cpu_and_100_on_cuda(bench, devices):
     assert len(bench.cases(devices["h200"])) >= 100
 
 
-def test_a_price_is_never_below_what_is_measured(bench, devices):
-    cases = [c for c in bench.cases(devices["cpu"], [(2, 4, 2, 96, 1040, 64, 80)]) if c.call.dtype == "float32"]
-    results = [bench.measure(case, devices["cpu"], TableRoutes()) for case in cases]
-    assert {r.backend for r in results} == {"composite", "tiled", "banded", "chunked", "segments"}
+def test_a_price_is_never_below_what_is_measured(bench):
+    cases = [c for c in bench.cases(this_device(), [(2, 4, 2, 96, 1040, 64, 80)]) if c.call.dtype == "float32"]
+    results = [bench.measure(case, this_device(), TableRoutes()) for case in cases]
+    assert {r.backend for r in results} >= {"composite", "tiled", "banded", "chunked", "segments"}
     assert not [r for r in results if r.predicted < r.measured]
 
 
 @pytest.mark.parametrize("sinks", [False, True])
-def test_where_more_than_32_mb_move_a_price_is_at_most_a_quarter_too_high(sinks, bench, devices):
+def test_where_more_than_32_mb_move_a_price_is_at_most_a_quarter_too_high(sinks, bench):
     for name in ("composite", "tiled"):
         limits = AttentionLimits(transient_bytes=40_000_000)
         # Sinks hold the scores three times.
         rows = 256 if sinks else 700
         call = AttentionCall(1, 4, 2, rows, 3072, 64, 64, "float32", "causal", sinks=sinks, limits=limits)
-        path = choose(call, devices["cpu"], builtin_backends(), name)
-        result = bench.measure(bench.Case(call, name), devices["cpu"], TableRoutes())
+        path = choose(call, this_device(), builtin_backends(), name)
+        result = bench.measure(bench.Case(call, name), this_device(), TableRoutes())
         assert path.price.transient + path.price.output == result.predicted
         assert result.right
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_16_bit_prices_hold_too(dtype, bench, devices):
+def test_16_bit_prices_hold_too(dtype, bench):
     for kind in ("causal", "none"):
         for name in ("composite", "tiled", "chunked"):
             limits = AttentionLimits(transient_bytes=2_000_000, chunk_threshold=512, chunk_size=256)
             call = AttentionCall(1, 4, 2, 256, 1024, 64, 64, dtype, kind, limits=limits)
-            result = bench.measure(bench.Case(call, name), devices["cpu"], TableRoutes())
+            result = bench.measure(bench.Case(call, name), this_device(), TableRoutes())
             assert result.predicted >= result.measured
 
 
 @pytest.mark.parametrize("keys", [4096, 8192, 16_384])
-def test_chunked_scratch_does_not_grow_with_the_number_of_chunks(keys, bench, devices):
+def test_chunked_scratch_does_not_grow_with_the_number_of_chunks(keys, bench):
     limits = AttentionLimits(chunk_threshold=1024, chunk_size=1024)
     call = AttentionCall(1, 2, 1, 64, keys, 64, 64, "float32", "causal", limits=limits)
-    measured = bench.measure(bench.Case(call, "chunked"), devices["cpu"], TableRoutes()).measured
+    measured = bench.measure(bench.Case(call, "chunked"), this_device(), TableRoutes()).measured
     assert measured <= 1.1 * 64 * 2 * 1024 * 4 + 300_000
 
 
@@ -78,7 +79,7 @@ def test_tiles_hold_a_share_of_what_one_call_holds(inputs):
     peaks = {}
     for name in ("composite", "tiled"):
         call = AttentionCall(1, 2, 1, 1024, 1024, 64, 64, "float32", "causal")
-        path = choose(call, CPU, backends, name)
+        path = choose(call, profile("cpu"), backends, name)
         mx.eval(path.backend.run(call, path.price, q, k, v, scale=0.1))
         mx.synchronize()
         before = mx.get_active_memory()
@@ -105,4 +106,5 @@ def test_a_compiled_tiled_call_holds_a_few_tiles_and_not_all_of_them(inputs):
         mx.eval(compiled(q))
         return mx.get_peak_memory() - before
 
-    assert peak("tiled") <= peak("composite") / 4
+    # Nothing is evaluated inside: a GPU's host is many operations ahead, so that more tiles are under way.
+    assert peak("tiled") <= peak("composite") / (4 if CPU else 2)

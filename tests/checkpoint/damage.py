@@ -52,10 +52,11 @@ def damaged(tmp_path: Path, intact: Callable[[str], Path]) -> Callable[..., Path
 
 def refusal(folder: Path, text: str = "hello") -> str:
     """The message with which a checkpoint is refused at load or at first use, within two seconds."""
-    start = time.process_time()
+    # Of this thread: a GPU's driver has threads that wait busily.
+    start = time.thread_time()
     with pytest.raises(ArchportError) as refused:
         engine.load(folder).embed(text)
-    assert time.process_time() - start < 2
+    assert time.thread_time() - start < 2
     assert not isinstance(refused.value, PluginError)
     assert "failed while looking" not in str(refused.value)
     return str(refused.value)

@@ -1,7 +1,7 @@
 """A pytest plugin that writes one JSON line per test as it ends, so that a run that is stopped has counts too.
 
-`-p outcomes --outcomes=FILE`, with this folder on the path. Works under xdist: the controller hears of every test. Knows
-nothing of devices.
+`-p outcomes --outcomes=FILE`, with this folder on the path. Works under xdist: the controller hears of every test.
+Knows nothing of devices.
 """
 
 from __future__ import annotations

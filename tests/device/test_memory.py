@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +15,9 @@ GOLDEN = Path(__file__).parents[1] / "goldens" / "qwen3-tied"
 
 
 def test_arrays_that_are_held_are_active_and_resident():
+    # What other tests left is gone.
+    gc.collect()
+    mx.synchronize()
     before, resident = process_memory(), resident_bytes()
     held = mx.ones((64, 1 << 20), dtype=mx.float32)
     mx.eval(held)

@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from tolerances import PLANNED_BESIDE
 
 from archport import engine
 from archport.contract import InputError
@@ -149,7 +150,7 @@ def test_drawing_from_a_large_vocabulary_stays_within_the_plan(dtype, options, r
     assert decode.holds
     # And close: nothing else is large here but the keys, which are counted twice, as rows that leave copy the rest.
     weights = wide(dtype)._runtime.encoder.plan.weight_bytes
-    assert decode.planned - weights <= 2 * (decode.measured - weights)
+    assert decode.planned - weights - PLANNED_BESIDE <= 2 * (decode.measured - weights)
 
 
 def test_rows_that_leave_one_by_one_stay_within_the_plan(readings):
@@ -168,7 +169,7 @@ def test_copies_of_caches_for_several_answers_are_in_the_plan(name, lengths, rea
     *_, decode = readings
     weights = model._runtime.encoder.plan.weight_bytes
     # And close, because the copies outweigh everything else.
-    assert decode.planned - weights <= 1.5 * (decode.measured - weights)
+    assert decode.planned - weights - PLANNED_BESIDE <= 1.5 * (decode.measured - weights)
 
 
 def test_batches_are_read_one_by_one(readings):

@@ -5,11 +5,12 @@ import time
 import mlx.core as mx
 import numpy as np
 import pytest
+from tolerances import tolerance
 
 from archport.layers import gated_delta
 
 T, HK, HV, DK, DV = 150, 2, 4, 32, 16
-LIMIT = 2e-6
+LIMIT = tolerance("recurrence")
 
 
 def unit(x):

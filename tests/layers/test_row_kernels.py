@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from tolerances import DEVICE
 
 from archport.layers import MLP, Embedding, GatedMLP, PostNormBlock, activating, activation, embedding, sum_norm
 from archport.layers.activations import ACTIVATIONS, gated
@@ -87,7 +88,7 @@ def test_a_table_gives_what_mlx_gives_and_is_quantised_as_its(monkeypatch):
     nn.quantize(both := nn.Sequential(own), group_size=32, bits=8)
     assert isinstance(both.layers[0], nn.QuantizedEmbedding)
     many = mx.zeros((1, embedding.FEWEST // 64), dtype=mx.int32)
-    assert not embedding.worthwhile(own.weight, many)
+    assert embedding.worthwhile(own.weight, many) == (DEVICE == "cuda")
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(embedding, "_cuda", lambda: True)
     assert embedding.worthwhile(own.weight, many)

@@ -81,7 +81,8 @@ def test_4913_tokens_at_a_context_of_4000_are_refused_with_both_numbers():
     with pytest.raises(ContextLengthExceeded, match=r"4,913.*4,000") as refused:
         cache.append(k, v)
     assert (refused.value.requested, refused.value.ceiling) == (4913, 4000)
-    assert mx.get_active_memory() == before
+    # What other tests left may go meanwhile.
+    assert mx.get_active_memory() <= before
     assert cache.capacity == 0
     assert cache.bytes == 0
 

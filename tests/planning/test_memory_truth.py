@@ -5,9 +5,11 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from tolerances import CPU, PLANNED_BESIDE
 
 from archport.attention import Chooser, attend
 from archport.contract import ArchSpec, AttentionLayer
+from archport.device.facts import this_device
 from archport.device.profiles import profile
 from archport.layers.activations import activation
 from archport.layers.attention import Attention
@@ -18,6 +20,7 @@ from archport.planning import BatchPlan, Plan, plan_request
 from archport.testing.measure import peaks
 
 LAYERS = 3
+DEVICE = profile("cpu") if CPU else this_device()
 
 
 class PlannedContext:
@@ -102,7 +105,7 @@ def test_a_plan_predicts_the_peak_of_a_trunk(semantics, D, heads, kv, head_dim, 
         intermediate_size=3 * D,
         max_positions=8192,
     )
-    plan = plan_request(spec, lengths, device=profile("cpu"), choose=real_choose, weight_bytes=0)
+    plan = plan_request(spec, lengths, device=DEVICE, choose=real_choose, weight_bytes=0)
     peak = measured(spec, plan)
     assert peak <= plan.peak
-    assert plan.peak <= 1.25 * peak or peak < 32e6
+    assert plan.peak - PLANNED_BESIDE <= 1.25 * peak or peak < 32e6

@@ -97,7 +97,7 @@ def test_a_prompt_in_chunks_equals_one_pass(trunk, planner, chunk):
 def test_a_prompt_beyond_the_first_4096_tokens_grows_its_cache_and_equals_one_pass(trunk, planner):
     ids = tokens(6776)
     whole, _ = run(trunk, planner, planner([6776]), ids)
-    plan = planner([6776], new_tokens=None)
+    plan = chunked(planner, [6776], 4096, new_tokens=None)
     (batch,) = plan.batches
     assert {(kind.kv.storage, kind.kv.initial, kind.kv.ceiling) for kind in batch.kinds} == {("growing", 4096, 8192)}
     assert len(batch.steps) > 1

@@ -16,6 +16,7 @@ import pytest
 
 from archport import engine
 from archport.planning import caches, grouping, planner, search, shapes
+from archport.running import yes_no
 from archport.running.yes_no import YesNoScorer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -48,13 +49,15 @@ def wide(monkeypatch):
 @pytest.mark.parametrize("name", ["qwen3-reranker", "qwen35-reranker", "xlm-roberta-rerank"])
 @pytest.mark.parametrize("share", [True, False])
 def test_reranking(name, share, monkeypatch, wide):
+    # On a GPU a tiny model gains nothing by it.
+    monkeypatch.setattr(yes_no, "sharing_pays", lambda first, rest, whole: True)
     with monkeypatch.context() as usual:
         use(usual, lambda tokens, kind, most: tokens)
-        want = engine.load(GOLDENS / name).rerank(QUERY, DOCUMENTS, share_prefix=share)
+        want = engine.load(GOLDENS / name, dtype="float32").rerank(QUERY, DOCUMENTS, share_prefix=share)
     runs = []
     shared = YesNoScorer._run_shared
     monkeypatch.setattr(YesNoScorer, "_run_shared", lambda self, ids: runs.append(len(ids)) or shared(self, ids))
-    found = engine.load(GOLDENS / name).rerank(QUERY, DOCUMENTS, share_prefix=share)
+    found = engine.load(GOLDENS / name, dtype="float32").rerank(QUERY, DOCUMENTS, share_prefix=share)
     assert bool(runs) == (share and name != "xlm-roberta-rerank")
     assert not runs or runs[0] % STEP
     assert [each.index for each in found] == [each.index for each in want]

@@ -10,7 +10,6 @@ import pytest
 from archport.testing import CHECKS, run_checks
 from archport.testing.finding import find, release
 
-
 # Whether this device runs rows and batches at few widths.
 PADS = mx.default_device().type != mx.DeviceType.cpu
 

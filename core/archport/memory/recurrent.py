@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from archport.contract import InputError, RecurrentLayer
+from archport.device.evaluation import finish
 
 
 class RecurrentState:
@@ -64,5 +65,5 @@ class RecurrentState:
             # Evaluated one by one: an unevaluated copy holds the old array too.
             arrays[at] = mx.take(array, index, axis=0)
             del array
-            mx.eval(arrays[at])
+            finish(arrays[at])
         self.arrays, self.B = tuple(arrays), len(rows)

@@ -8,6 +8,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from archport.contract import AttentionLayer, DType, KVAllocation
+from archport.device.evaluation import finish
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -73,7 +74,7 @@ class Buffers:
             new = mx.zeros((B, K, capacity, width), dtype=old.dtype)
             new[:, :, :held] = old[:, :, :held]
             # Evaluated one by one: old and new of one array coexist, not of all layers.
-            mx.eval(new)
+            finish(new)
             self.arrays[index] = new
 
     def shift(self, dropping: Sequence[int], keeping: int) -> None:
@@ -87,7 +88,7 @@ class Buffers:
                 tail = mx.concatenate(rows, axis=0)
             # A copy of its own: writing over the tokens it was cut from must not copy the whole buffer.
             tail = mx.contiguous(tail)
-            mx.eval(tail)
+            finish(tail)
             array[:, :, :keeping] = tail
             self.arrays[index] = array
 
@@ -97,14 +98,14 @@ class Buffers:
             new = mx.zeros(old.shape, dtype=old.dtype)
             for row, count in enumerate(held):
                 new[row : row + 1, :, end - count : end] = old[row : row + 1, :, :count]
-            mx.eval(new)
+            finish(new)
             self.arrays[index] = new
 
     def take_rows(self, rows: list[int]) -> None:
         index = mx.array(rows)
         for at, array in enumerate(self.arrays):
             self.arrays[at] = mx.take(array, index, axis=0)
-            mx.eval(self.arrays[at])
+            finish(self.arrays[at])
 
 
 class PlainStorage:

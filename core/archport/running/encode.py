@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import ArchSpec, InputError, SpanRule, Trunk
+from archport.device import evaluation
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan
 from archport.running.context import Stretches
@@ -143,7 +144,7 @@ class Encoder:
         caches = batch_caches(self.spec, plan, batch)
         with closing(run_steps(self.trunk, plan, batch, ids, caches)) as steps:
             for _step, hidden in steps:
-                mx.eval(hidden)
+                evaluation.finish(hidden)
                 pieces.append(hidden)
         return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=1)
 

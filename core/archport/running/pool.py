@@ -12,6 +12,7 @@ import numpy as np
 
 from archport.contract import Dense, EmbeddingHead, PoolingMode
 from archport.contract.model import Activation
+from archport.device import evaluation
 
 # torch's modules of these names with their default arguments.
 _ACTIVATIONS: dict[Activation, Callable[[mx.array], mx.array]] = {
@@ -156,7 +157,7 @@ class Pooling:
 
     def evaluate(self, hidden: mx.array) -> None:
         """Finish what was added, and `hidden` itself where nothing of it is pooled, so that both can be released."""
-        mx.eval(self._so_far, hidden)
+        evaluation.finish(*self._so_far.values(), hidden)
 
     def rows(self) -> mx.array:
         """The pooled rows (B, D x modes)."""

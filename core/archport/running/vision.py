@@ -16,7 +16,7 @@ import numpy as np
 
 from archport.attention import prepare
 from archport.contract import ArchportError, Measured, Picture, Reader, Trunk, VisionTrunk
-from archport.device.evaluation import Pipeline
+from archport.device.evaluation import Pipeline, finish
 from archport.device.tracing import traced
 from archport.planning import BatchPlan, Plan, VisionStep
 from archport.running.decoding import pictures_of
@@ -137,7 +137,7 @@ class TowerStep:
             out[:, at : at + got.shape[1]] = got
             del got
             # A piece is as much as may be under way.
-            mx.eval(out)
+            finish(out)
         assert out is not None
         return out
 
@@ -240,7 +240,7 @@ def _joined(seen: list[list[mx.array]]) -> tuple[mx.array, ...]:
     joined: list[mx.array] = []
     for tap in range(len(seen[0])):
         whole = mx.concatenate([features[tap] for features in seen])
-        mx.eval(whole)
+        finish(whole)
         for features in seen:
             features[tap] = mx.zeros((0,))
         joined.append(whole)

@@ -17,6 +17,7 @@ import numpy as np
 
 from archport.contract import AdmissionRefused, CausalLM, YesNoHead
 from archport.contract.model import Activation
+from archport.device import evaluation
 from archport.memory import Snapshot, put, row_bytes, take
 from archport.planning import BatchPlan, Plan
 from archport.running.collecting import rows_named
@@ -94,7 +95,7 @@ class YesNoScorer:
             first = self._first_plan(shared)
         except AdmissionRefused:
             return whole, 0
-        return (rest, shared) if first.seconds + rest.seconds < whole.seconds else (whole, 0)
+        return (rest, shared) if sharing_pays(first, rest, whole) else (whole, 0)
 
     def _first_plan(self, shared: int) -> Plan:
         """The plan of the shared tokens alone; a copy of what they leave behind is taken beside their caches."""
@@ -114,7 +115,7 @@ class YesNoScorer:
             assert caches is not None
             with closing(run_steps(self.encoder.trunk, plan, batch, [ids], caches)) as steps:
                 for _, hidden in steps:
-                    mx.eval(hidden)
+                    evaluation.finish(hidden)
             # Without what the row was padded with.
             caches.align([len(ids)])
             snapshot = take(caches, tokens=len(ids))
@@ -137,6 +138,14 @@ class YesNoScorer:
             put(snapshot, caches)
         hidden = self.encoder.last_hidden(plan, batch, [rows[row][first:] for row in batch.rows], caches, stretches)
         return hidden @ answer_row(cast(CausalLM, self.encoder.trunk), self.head)
+
+
+def sharing_pays(first: Plan, rest: Plan, whole: Plan) -> bool:
+    """Whether running what all pairs begin with first, then the rest of them, takes less time than all of them whole.
+
+    A tiny model on a GPU never gains by it: what a pass costs before its first number outweighs the numbers.
+    """
+    return first.seconds + rest.seconds < whole.seconds
 
 
 def answer_row(trunk: CausalLM, head: YesNoHead) -> mx.array:

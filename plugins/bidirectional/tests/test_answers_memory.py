@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from tolerances import PLANNED_BESIDE
 
 from archport import engine
 from archport.checkpoint import normalise_config
@@ -105,7 +106,7 @@ def test_a_tight_budget_splits_batches_and_gives_the_same_answers(request, readi
     weights = free.plan([8]).bytes["weights"]
     together = readings(lambda: answer(free))
     predicted = max(reading.planned for reading in together)
-    tight = engine.load(folder, memory_budget=weights + (predicted - weights) // 3)
+    tight = engine.load(folder, memory_budget=weights + PLANNED_BESIDE + (predicted - weights - PLANNED_BESIDE) // 3)
     for found, expected in zip(answer(tight), answer(free), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-5)
     apart = readings(lambda: answer(tight))
@@ -126,7 +127,7 @@ def test_a_head_that_does_not_fit_is_refused_with_its_bytes(speller):
 
     free = engine.load(speller)
     weights = free.plan([8]).bytes["weights"]
-    tight = engine.load(speller, memory_budget=weights + 4 * WORDS)
+    tight = engine.load(speller, memory_budget=weights + PLANNED_BESIDE + 4 * WORDS)
     assert tight.embed("a word", output="tokens")[0].shape[1] == tight.spec.hidden_size
     with pytest.raises(MemoryBudgetExceeded) as caught:
         tight.fill_mask(masked(free, 1))

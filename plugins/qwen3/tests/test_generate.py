@@ -245,6 +245,8 @@ def test_the_cache_stays_within_its_bytes_and_forgets_what_was_used_longest_ago(
     assert off.generate(rows[3], max_tokens=2).usage.cached_tokens == len(off._runtime.prefixes) == 0
 
 
+# A GPU reads a prompt and a single token with different kernels; that numbers stay within rounding is the test before.
+@pytest.mark.only_on("cpu", reason="the BLAS that may round alike for every number of rows is a CPU's")
 def test_with_the_plain_blas_a_remembered_beginning_changes_no_bit():
     script = (
         "import sys, archport, numpy as np\n"

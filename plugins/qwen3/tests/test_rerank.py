@@ -9,6 +9,7 @@ import pytest
 
 from archport import engine
 from archport.contract import ContextLengthExceeded, InputError, NonFiniteOutput
+from archport.running import yes_no
 
 GOLDEN = Path(__file__).parents[3] / "tests" / "goldens" / "qwen3-reranker"
 PAIRS = json.loads((GOLDEN / "pairs.json").read_text())
@@ -34,9 +35,15 @@ def test_token_ids_are_the_published_prefix_body_and_suffix_with_only_the_body_c
         assert (ids == golden[f"ids_{name}_{index}"]).all()
 
 
+@pytest.fixture
+def sharing(monkeypatch):
+    """What all pairs begin with is run once wherever it can be, also where a tiny model gains nothing by it."""
+    monkeypatch.setattr(yes_no, "sharing_pays", lambda first, rest, whole: True)
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("name", CALLS)
-def test_scores_equal_transformers_on_full_logits(model, name, share):
+def test_scores_equal_transformers_on_full_logits(model, sharing, name, share):
     call, golden = CALLS[name], np.load(GOLDEN / "golden.npz")
     options = {"instruction": call["instruction"], "share_prefix": share, **CUT}
     ranked = model.rerank(call["query"], call["documents"], **options)
@@ -87,7 +94,7 @@ def test_braces_in_a_document_are_text(model):
     assert "<Query>: {document}\n<Document>: {query} {instruction}" in text
 
 
-def test_what_all_pairs_begin_with_is_run_once(model):
+def test_what_all_pairs_begin_with_is_run_once(model, sharing):
     scorer = model._runtime.scorer()
     rows = scorer.tokeniser("a query", ["one text " * 20, "other words " * 20, "nothing " * 30])
     plan, shared = scorer._plan(rows, True)
@@ -97,7 +104,7 @@ def test_what_all_pairs_begin_with_is_run_once(model):
     assert scorer._plan(rows, False)[1] == 0
 
 
-def test_plans_count_what_pairs_start_from_beside_the_batches_that_copy_it(model):
+def test_plans_count_what_pairs_start_from_beside_the_batches_that_copy_it(model, sharing):
     scorer = model._runtime.scorer()
     rows = scorer.tokeniser("word " * 200, ["one", "two"])
     plan, shared = scorer._plan(rows, True)
@@ -108,7 +115,7 @@ def test_plans_count_what_pairs_start_from_beside_the_batches_that_copy_it(model
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_batch_of_a_rerank_stays_within_its_plan(dtype, share, monkeypatch, caplog):
+def test_every_batch_of_a_rerank_stays_within_its_plan(dtype, share, sharing, monkeypatch, caplog):
     monkeypatch.setenv("ARCHPORT_VERIFY_MEMORY", "1")
     documents = [f"{index}" for index in range(8)]
     engine.load(GOLDEN, dtype=dtype).rerank("word " * 220, documents, share_prefix=share)
@@ -148,7 +155,7 @@ def test_pairs_that_fit_only_without_what_they_share_beside_them_run_without(mon
     ],
 )
 def test_two_rows_of_the_head_equal_the_full_head_tied_untied_and_packed(name, dtype):
-    trunk = engine.load(GOLDEN.parent / name, dtype=dtype)._runtime.encoder.trunk
+    trunk = engine.load(GOLDEN.parent / name, dtype=dtype or "float32")._runtime.encoder.trunk
     rows = trunk.head_rows([5, 400])
     hidden = mx.array(np.random.default_rng(0).normal(size=(1, 3, 64))).astype(rows.dtype)
     full = np.array(trunk.logits(hidden).astype(mx.float32))[..., [5, 400]]

@@ -10,6 +10,7 @@ import pytest
 
 from archport import engine
 from archport.contract import CheckpointError, InputError
+from archport.running import yes_no
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 FOLDER = GOLDENS / "qwen35-reranker"
@@ -41,9 +42,15 @@ def test_token_ids_are_the_published_prefix_body_and_suffix_with_only_the_body_c
         assert ids.tolist() == golden[f"ids_{name}_{index}"].tolist()
 
 
+@pytest.fixture
+def sharing(monkeypatch):
+    """What all pairs begin with is run once wherever it can be, also where a tiny model gains nothing by it."""
+    monkeypatch.setattr(yes_no, "sharing_pays", lambda first, rest, whole: True)
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("name", CALLS)
-def test_scores_equal_transformers_on_full_logits(model, golden, name, share):
+def test_scores_equal_transformers_on_full_logits(model, sharing, golden, name, share):
     call = CALLS[name]
     options = {"instruction": call["instruction"], "share_prefix": share, **CUT}
     found = in_order(model.rerank(call["query"], call["documents"], **options))
@@ -60,7 +67,7 @@ def test_a_pair_has_the_same_score_alone_and_in_a_batch(model, share):
     assert np.ptp(alone) > 1e-3
 
 
-def test_what_all_pairs_begin_with_is_run_once_and_its_state_given_to_every_row(model):
+def test_what_all_pairs_begin_with_is_run_once_and_its_state_given_to_every_row(model, sharing):
     scorer = model._runtime.scorer()
     rows = scorer.tokeniser("which word", DOCUMENTS)
     plan, shared = scorer._plan(rows, True)

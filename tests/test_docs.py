@@ -191,8 +191,8 @@ def reader(tmp_path: Path, no_hub: str) -> Reader:
     return Reader(folder, environment | {"HF_HUB_OFFLINE": "1"})
 
 
-# Plans and refusals that these pages print are those of a CPU, and a page's numbers are of one machine. What they say of
-# budgets and refusals holds for a GPU in tests/planning and tests/engine.
+# Plans and refusals that these pages print are those of a CPU, and a page's numbers are of one machine. What they say
+# of budgets and refusals holds for a GPU in tests/planning and tests/engine.
 OF_A_CPU = ("how-a-plan-is-made.md", "how-to-read-a-refusal.md")
 NUMBERS = pytest.mark.only_on("cpu", reason="the page prints bytes and element types of a CPU's plans")
 

@@ -159,6 +159,18 @@ def _float32() -> Found:
     return "products rounded to TF32", [mend]
 
 
+def _headers() -> Found:
+    import archport.device.backend  # noqa: F401  # isort: skip
+    import mlx.core as mx
+
+    from archport.device import cuda_headers
+
+    if not mx.cuda.is_available():
+        return "none needed (no CUDA)", []
+    found = cuda_headers.search()
+    return f"{found.folder or 'not found'}", [found.advice] if found.advice else []
+
+
 def _blas() -> Found:
     from archport.device.blas import status
 
@@ -210,6 +222,7 @@ PROBES: dict[str, Callable[[], Found]] = {
     "memory": _memory,
     "in use": _used,
     "float32": _float32,
+    "headers": _headers,
     "BLAS": _blas,
     "libraries": _libraries,
     "plugins": _plugins,

@@ -158,6 +158,7 @@ def test_documents_packed_in_one_row_see_only_themselves(name, how, devices, inp
     assert not out[:, :, start:].any()
 
 
+@pytest.mark.only_on("cpu", reason="a GPU's scratch is at least 1 MiB; its prices of documents are in test_features.py")
 @pytest.mark.parametrize("lengths", [(64,) * 8, (100, 3, 100, 7), (40,) * 3 + (9,) * 4])
 def test_documents_keep_a_budget_that_all_at_once_would_break(lengths, inputs):
     L = sum(lengths)

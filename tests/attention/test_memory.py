@@ -70,7 +70,8 @@ def test_chunked_scratch_does_not_grow_with_the_number_of_chunks(keys, bench):
     limits = AttentionLimits(chunk_threshold=1024, chunk_size=1024)
     call = AttentionCall(1, 2, 1, 64, keys, 64, 64, "float32", "causal", limits=limits)
     measured = bench.measure(bench.Case(call, "chunked"), this_device(), TableRoutes()).measured
-    assert measured <= 1.1 * 64 * 2 * 1024 * 4 + 300_000
+    # A GPU's allocator rounds a buffer of more than 1 MiB up, and a few of them are under way.
+    assert measured <= 1.1 * 64 * 2 * 1024 * 4 + (300_000 if CPU else 1 << 20)
 
 
 def test_tiles_hold_a_share_of_what_one_call_holds(inputs):

@@ -6,7 +6,7 @@ arrays are read lazily and evaluated in groups, so the peak is the module plus o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -70,8 +70,9 @@ def load_weights(
 
     weights = _sanitized(checkpoint, module)
     if dequantize:
-        _unpack(checkpoint, module, weights, dtype)
+        _unpack(checkpoint, module, weights, dtype, _packed_paths(weights))
     else:
+        _unpack(checkpoint, module, weights, dtype, _of_one_group(module, weights))
         _pack_modules(checkpoint, module, weights, quantization)
     parameters: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
     for name in [name for name in weights if name.endswith(_DERIVED) and name not in parameters]:
@@ -197,13 +198,42 @@ def _pack_modules(
         nn.quantize(module, class_predicate=lambda path, _: found.get(path, False))
 
 
-def _unpack(checkpoint: Checkpoint, module: Any, weights: dict[str, mx.array], dtype: WeightDType) -> None:
+def multiplies_one_group_wrong() -> bool:
+    """Whether this device's product of packed weights is wrong where a whole row is one group of its scales.
+
+    MLX 0.32.4 takes another kernel for such matrices on a GPU of compute capability 9 (H100, H200), whose results are
+    garbage, or whose launch prints "Failed to initialize the TMA descriptor" and computes nothing.
+    """
+    import mlx.core as mx
+
+    return mx.default_device().type != mx.DeviceType.cpu and mx.cuda.is_available()
+
+
+def _of_one_group(module: Any, weights: Mapping[str, mx.array]) -> list[str]:
+    """Packed matrices that this device can't multiply with: at most 128 wide, so that unpacking them takes little."""
+    from mlx.utils import tree_flatten
+
+    if not multiplies_one_group_wrong():
+        return []
+    parameters: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    found: list[str] = []
+    for path in _packed_paths(weights):
+        target = parameters.get(f"{path}.weight")
+        settings = None if target is None else _proven(path, weights, target.shape[-1])
+        if target is not None and settings is not None and settings.mode == "affine":
+            found += [path] if settings.group_size >= target.shape[-1] else []
+    return found
+
+
+def _unpack(
+    checkpoint: Checkpoint, module: Any, weights: dict[str, mx.array], dtype: WeightDType, paths: Sequence[str]
+) -> None:
     """Replace packed tensors by lazily unpacked ones, in place."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
     parameters: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
-    for path in _packed_paths(weights):
+    for path in paths:
         if f"{path}.weight" not in parameters:
             continue
         settings = _proven(path, weights, parameters[f"{path}.weight"].shape[-1])

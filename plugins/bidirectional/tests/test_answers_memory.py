@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from tolerances import PLANNED_BESIDE
+from tolerances import CPU, PLANNED_BESIDE
 
 from archport import engine
 from archport.checkpoint import normalise_config
@@ -84,7 +84,8 @@ def test_masked_words_stay_within_the_plan(speller, readings, texts, masks):
     predicted = max(reading.planned for reading in readings(lambda: model.fill_mask(given)))
     (length,) = set(model._runtime.tokeniser(given).lengths)
     # Layers this narrow hold less than one row of the vocabulary.
-    if texts == 1:
+    # Where scratch of attention is 1 MiB or more, that outweighs the row.
+    if texts == 1 and CPU:
         assert predicted > model.plan([length]).peak + 3 * 4 * WORDS
 
 
@@ -106,7 +107,9 @@ def test_a_tight_budget_splits_batches_and_gives_the_same_answers(request, readi
     weights = free.plan([8]).bytes["weights"]
     together = readings(lambda: answer(free))
     predicted = max(reading.planned for reading in together)
-    tight = engine.load(folder, memory_budget=weights + PLANNED_BESIDE + (predicted - weights - PLANNED_BESIDE) // 3)
+    tight = engine.load(
+        folder, memory_budget=weights + PLANNED_BESIDE + (predicted - weights - PLANNED_BESIDE) // (3 if CPU else 6)
+    )
     for found, expected in zip(answer(tight), answer(free), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-5)
     apart = readings(lambda: answer(tight))
@@ -127,7 +130,9 @@ def test_a_head_that_does_not_fit_is_refused_with_its_bytes(speller):
 
     free = engine.load(speller)
     weights = free.plan([8]).bytes["weights"]
-    tight = engine.load(speller, memory_budget=weights + PLANNED_BESIDE + 4 * WORDS)
+    with pytest.raises(MemoryBudgetExceeded) as least:
+        engine.load(speller, memory_budget=weights + 1000).embed("a word", output="tokens")
+    tight = engine.load(speller, memory_budget=least.value.required_bytes + 4 * WORDS)
     assert tight.embed("a word", output="tokens")[0].shape[1] == tight.spec.hidden_size
     with pytest.raises(MemoryBudgetExceeded) as caught:
         tight.fill_mask(masked(free, 1))

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from tolerances import CPU, tolerance
 
 from archport import engine
 from archport.checkpoint import normalise_config
@@ -26,8 +27,21 @@ def _config(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-DENSE = ("qwen3-tied", "qwen3-causal-sharded", "qwen3-yarn", "qwen3-4bit", "qwen3-6bit", "qwen3-mxfp4", "qwen3-nvfp4")
-MARGIN = 1e-2
+# A GPU has kernels of its own for norms, rotation and attention, which round at other places than the operations of
+# mlx-lm: four steps of bfloat16 between 2 and 4, where the best logits lie.
+MARGIN = 1e-2 if CPU else 4 * 2**-6
+SURE = 0.9 if CPU else 0.5
+# mlx-lm multiplies there with packed matrices whose rows are one group, which MLX computes wrongly on such a GPU.
+OF_ONE_GROUP = pytest.mark.only_on("cpu", reason="MLX's product of one group a row is wrong on an H200, in mlx-lm too")
+DENSE = (
+    "qwen3-tied",
+    "qwen3-causal-sharded",
+    "qwen3-yarn",
+    pytest.param("qwen3-4bit", marks=OF_ONE_GROUP),
+    "qwen3-6bit",
+    "qwen3-mxfp4",
+    "qwen3-nvfp4",
+)
 
 
 def surely_different(ours, want):
@@ -54,7 +68,8 @@ def test_stored_types_choose_the_tokens_of_mlx_lm_wherever_it_is_sure(name):
     found = [surely_different(*forced(model, peer, ids[None])) for ids in rows]
     different, sure, every = map(sum, zip(*found, strict=True))
     assert different == 0
-    assert sure >= 0.9 * every >= 80
+    assert sure >= SURE * every
+    assert every >= 88
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -76,7 +91,7 @@ def test_other_weights_in_bfloat16_choose_them_too(tmp_path, seed, tied):
     model, peer = engine.load(tmp_path, dtype="checkpoint"), theirs(tmp_path)
     different, sure, every = surely_different(*forced(model, peer, dice.integers(0, 500, (4, 128))))
     assert different == 0
-    assert sure >= 0.9 * every
+    assert sure >= SURE * every
 
 
 def generated(model, peer, rows):
@@ -97,9 +112,10 @@ def test_what_is_decoded_in_stored_types_is_what_mlx_lm_chooses_wherever_it_is_s
     model = engine.load(GOLDENS / name, dtype="checkpoint", prefix_cache=0)
     different, sure, every = generated(model, theirs(GOLDENS / name), rows)
     assert different == 0
-    assert sure >= 0.9 * every
+    assert sure >= SURE * every
 
 
+@OF_ONE_GROUP
 @pytest.mark.parametrize("router", ["ours", "theirs"])
 def test_experts_in_stored_types_differ_from_mlx_lm_by_the_router_s_float32_only(monkeypatch, router):
     """Weights of experts stay float32 here, as transformers has them; mlx-lm rounds them to bfloat16.
@@ -126,7 +142,7 @@ def test_experts_in_stored_types_differ_from_mlx_lm_by_the_router_s_float32_only
     model = engine.load(GOLDENS / name, dtype="checkpoint", prefix_cache=0)
     different, sure, every = generated(model, theirs(GOLDENS / name), rows)
     assert different == 0
-    assert sure >= 0.9 * every
+    assert sure >= SURE * every
 
 
 @pytest.mark.parametrize("name", ["qwen3-tied", "qwen3-causal-sharded", "qwen3-moe", "qwen3-yarn"])
@@ -138,7 +154,7 @@ def test_float32_logits_equal_mlx_lm(name):
         ids = golden[key][None]
         ours = np.array(model._runtime.encoder.trunk.logits(model.forward(ids)))
         want = np.array(peer(mx.array(ids)))
-        assert np.abs(ours - want).max() <= 1e-5 * np.abs(want).max()
+        assert np.abs(ours - want).max() <= tolerance("reference") * np.abs(want).max()
 
 
 @pytest.mark.parametrize("name", ["qwen3-embed", "qwen3-moe"])
@@ -160,7 +176,7 @@ def test_the_trunk_can_be_compiled(name):
     padded[0, : len(ids)] = ids
     compiled = np.array(mx.compile(run)(mx.array(padded)))[:, : len(ids)]
     want = np.load(GOLDENS / name / "golden.npz")["hidden_2"]
-    assert np.abs(compiled[0] - want).max() <= 1e-5 * np.abs(want).max()
+    assert np.abs(compiled[0] - want).max() <= tolerance("reference") * np.abs(want).max()
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 512])

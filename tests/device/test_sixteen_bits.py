@@ -126,7 +126,7 @@ def test_every_row_is_as_close_to_float32_as_torch_s_in_the_same_type(name, tmp_
         # A row of a few tokens in which torch is luckier than in its other rows is no measure of them.
         usual = float(np.median(list(there.values())))
         found += [
-            f"{dtype} {key} of {len(wants[key])} tokens: {here[key]:.2e}, torch {there[key]:.2e}, its median {usual:.2e}"
+            f"{dtype} {key} of {len(wants[key])} tokens: {here[key]:.2e}, torch {there[key]:.2e}, median {usual:.2e}"
             for key in keys
             if not here[key] <= FACTOR * max(there[key], usual)
         ]

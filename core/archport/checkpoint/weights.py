@@ -89,6 +89,10 @@ def load_weights(
     for name in list(weights):
         wide = isinstance(module, Sensitive) and module.in_float32(name)
         array = _cast(weights.pop(name), "float32" if wide else dtype)
+        if array.ndim == 3:
+            # MLX's product of sorted rows with stacked experts is wrong on CUDA where a plugin's `sanitize` left them
+            # transposed or cut.
+            array = mx.contiguous(array)
         ready.append((name, array))
         group.append(array)
         pending += array.nbytes

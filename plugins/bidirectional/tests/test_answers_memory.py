@@ -128,11 +128,11 @@ def test_vectors_of_tokens_wider_than_hidden_states_stay_within_the_plan(wide_co
 def test_a_head_that_does_not_fit_is_refused_with_its_bytes(speller):
     from archport.contract import MemoryBudgetExceeded
 
-    free = engine.load(speller)
+    free = engine.load(speller, dtype="float32")
     weights = free.plan([8]).bytes["weights"]
     with pytest.raises(MemoryBudgetExceeded) as least:
-        engine.load(speller, memory_budget=weights + 1000).embed("a word", output="tokens")
-    tight = engine.load(speller, memory_budget=least.value.required_bytes + 4 * WORDS)
+        engine.load(speller, dtype="float32", memory_budget=weights + 1000).embed("a word", output="tokens")
+    tight = engine.load(speller, dtype="float32", memory_budget=least.value.required_bytes + 4 * WORDS)
     assert tight.embed("a word", output="tokens")[0].shape[1] == tight.spec.hidden_size
     with pytest.raises(MemoryBudgetExceeded) as caught:
         tight.fill_mask(masked(free, 1))

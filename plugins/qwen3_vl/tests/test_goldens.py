@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 import archport  # noqa: F401  (before mlx)
 from archport import engine
@@ -161,3 +162,13 @@ def test_experts_of_shapes_no_dialect_has_are_refused(sparse: Any, tmp_path: Pat
     write(folder, weights)
     with pytest.raises(CheckpointError, match="hold matrices of"):
         engine.load(folder)
+
+
+def test_experts_that_are_stored_transposed_and_together_lie_in_memory_as_mlx_multiplies_them():
+    trunk = engine.load(
+        Path(__file__).parents[3] / "tests" / "goldens" / "qwen3-vl-moe", dtype="float32"
+    )._runtime.encoder.trunk
+    experts = {name: each for name, each in tree_flatten(trunk.parameters()) if ".switch_mlp." in name}
+    assert experts
+    # A view of what was stored has strides of its own; on CUDA sorted rows times such a view are garbage.
+    assert [name for name, each in experts.items() if not np.asarray(each).flags.c_contiguous] == []

@@ -18,11 +18,12 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test truth fuzz parity test-packaging lint types tokenizers goldens bench clean
+.PHONY: help demo test test-device truth fuzz parity test-packaging lint types tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
 	@echo "make test             all tests but the packaging ones and the long counts"
+	@echo "make test-device      the same tests on a GPU, in slices, and archport check of every plugin: one line of counts"
 	@echo "make truth            the long counts: thousands of plans, interrupts, peaks and prefixes, about 30 minutes"
 	@echo "make fuzz             random files, media, texts, arguments and command lines: SEED=0 CASES=20000 KINDS=configs,video"
 	@echo "make liars            every liar of the conformance kit through every check, and honest plugins again, half an hour"
@@ -56,6 +57,10 @@ demo: $(VENV)/.stamp
 # Two processes, each of which goes on with its half of the files and then takes over from the other.
 test: $(VENV)/.stamp
 	$(PY) -m pytest -q -n 2 --dist worksteal -m "not packaging and not truth" --durations=10
+
+# ARGS: what tests/device/suite.py takes, such as --slices 4 --slice 2.
+test-device: $(VENV)/.stamp
+	$(PY) tests/device/suite.py $(ARGS)
 
 truth: $(VENV)/.stamp
 	$(PY) -m pytest -q -m truth --durations=20

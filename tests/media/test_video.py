@@ -44,6 +44,7 @@ def test_frames_of_two_sizes_are_refused():
         measure_video([FRAMES[0], np.zeros((9, 16, 3), np.uint8)], name="video 0")
 
 
+@pytest.mark.needs("av")
 @pytest.mark.parametrize("value", [[], 5, b"data", memoryview(b"data"), np.zeros((8, 8, 3), np.uint8)])
 def test_what_is_no_video_is_refused(value: object):
     with pytest.raises(InputError, match="expected"):

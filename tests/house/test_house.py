@@ -1,0 +1,48 @@
+"""The house keeps its order: no import circles, and no new name with a word that the glossary replaces."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def _module(name: str) -> ModuleType:
+    found = importlib.util.spec_from_file_location(f"house_{name}", Path(__file__).parent / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def house() -> ModuleType:
+    return _module("counts")
+
+
+def test_no_modules_of_the_core_import_each_other(house: ModuleType):
+    assert house.circles(house.CORE) == []
+
+
+def test_a_circle_is_seen(house: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(house, "ROOT", tmp_path)
+    folder = tmp_path / "room"
+    folder.mkdir()
+    (folder / "a.py").write_text("from room import b")
+    (folder / "b.py").write_text("import room.a")
+    (folder / "c.py").write_text("def f():\n    import room.a")
+    assert house.circles(folder) == [["room.a", "room.b"]]
+
+
+def test_no_new_identifier_holds_a_word_that_the_glossary_replaces():
+    assert _module("words").new() == {}
+
+
+def test_a_word_is_found_inside_an_identifier():
+    words = _module("words")
+    assert words.words("packed_SegmentRoom") == {"packed", "segment", "room"}

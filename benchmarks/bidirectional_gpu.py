@@ -187,7 +187,7 @@ def timed(call: Callable[[], Any], runs: int) -> tuple[Any, list[float]]:
 
 def planned(model: Any, texts: list[str]) -> tuple[str, int]:
     """What the plans of one more run do, in a line, and their largest peak."""
-    from archport.running.planned import Planner
+    from archport.planning import Planner
 
     plans: list[Any] = []
     seconds = 0.0

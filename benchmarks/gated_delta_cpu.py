@@ -26,7 +26,7 @@ from archport.contract import DeltaHeads, RecurrentLayer
 from archport.device.facts import this_device
 from archport.layers.gated_delta import run_rule
 from archport.layers.mlx_lm import reused
-from archport.planning.recurrence import choose_form
+from archport.planning.steps import choose_form
 
 Hk, Hv, D = 16, 32, 128
 FASTER, SMALLER, CLOSE = 8.0, 1 / 8, 1e-5

@@ -28,6 +28,7 @@ from archport.loading import path_chooser
 from archport.running.context import Stretches
 from archport.running.encode import Encoder
 from archport.running.pool import VectorHead
+from archport.testing.plans import planned
 
 memory: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("model_memory.py")))
 GB = 10**9
@@ -37,7 +38,7 @@ def embed(encoder: Encoder, lengths: list[int], runs: int) -> tuple[Any, int, fl
     """(plan, measured peak, median seconds) of embedding rows of these lengths."""
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, encoder.spec.vocab_size, length).astype(np.int32) for length in lengths]
-    head, plan = VectorHead(EmbeddingHead(("last",), normalize=True)), encoder.plan(lengths)
+    head, plan = VectorHead(EmbeddingHead(("last",), normalize=True)), planned(encoder.plan, lengths)
     times: list[float] = []
     for _ in range(runs):
         mx.synchronize()
@@ -97,7 +98,7 @@ def main() -> None:
 
     for lengths in ([512] * 32, [2048] * 8, [32768]):
         free = Encoder(trunk, spec, memory["planner_for"](trunk, spec, hooks, device.default_budget))
-        least = free.plan(lengths).minimum
+        least = planned(free.plan, lengths).minimum
         tight = Encoder(trunk, spec, memory["planner_for"](trunk, spec, hooks, 2 * least))
         (_, wide_peak, wide), (tight_plan, tight_peak, narrow) = embed(free, lengths, 4), embed(tight, lengths, 4)
         lines.append(

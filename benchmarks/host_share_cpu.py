@@ -37,7 +37,7 @@ from archport.checkpoint import normalise_config
 from archport.contract import TextInputs
 from archport.contract.plugins import claim, discover
 from archport.device.profiles import profile
-from archport.planning import Memo, plan_request
+from archport.planning import Planner, Request
 from archport.running.tokenise import TextTokeniser
 
 TEXTS, RUNS = 4096, 5
@@ -54,11 +54,12 @@ def lengths(seed: int, longest: int) -> list[int]:
 def planning(config: dict[str, object], longest: int) -> tuple[float, list[float]]:
     """(seconds of the first request, those of further ones with other texts)."""
     _, spec = claim(normalise_config(config), discover())
-    choose, memo, seconds = Chooser(builtin_backends()), Memo(), list[float]()
+    planner = Planner.of(spec, profile("h200"), Chooser(builtin_backends()), dtype="bfloat16")
+    seconds: list[float] = []
     for seed in range(RUNS + 1):
         rows = lengths(seed, longest)
         started = time.perf_counter()
-        plan_request(spec, rows, device=profile("h200"), choose=choose, dtype="bfloat16", memo=memo, pack=True)
+        planner(Request(lengths=rows, pack=True))
         seconds.append(time.perf_counter() - started)
     return seconds[0], seconds[1:]
 

@@ -30,16 +30,18 @@ import numpy as np
 from mlx.utils import tree_map
 
 from archport.checkpoint import normalise_config
-from archport.contract import AdmissionRefused, AttentionLimits, EmbeddingHead
+from archport.contract import AdmissionRefused, EmbeddingHead
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import claim, discover
 from archport.device.facts import this_device
 from archport.device.sizes import format_bytes
 from archport.loading import path_chooser
+from archport.planning import Planner
 from archport.running.encode import Encoder
-from archport.running.planned import Planner, hidden_dtype, parameter_bytes
+from archport.running.planned import hidden_dtype, parameter_bytes
 from archport.running.pool import VectorHead
 from archport.testing.measure import peaks, run_plan
+from archport.testing.plans import planned
 
 QWEN = {
     "architectures": ["Qwen3Model"],
@@ -154,7 +156,7 @@ def measure(encoder: Encoder, head: VectorHead, lengths: list[int]) -> tuple[int
     """(predicted peak, measured peak, bytes that moved, seconds, batches) of one request."""
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, encoder.spec.vocab_size, length).astype(np.int32) for length in lengths]
-    plan, seconds = encoder.plan(lengths), 0.0
+    plan, seconds = planned(encoder.plan, lengths), 0.0
 
     def run() -> None:
         nonlocal seconds
@@ -169,17 +171,15 @@ def measure(encoder: Encoder, head: VectorHead, lengths: list[int]) -> tuple[int
 
 
 def planner_for(trunk: Any, spec: Any, hooks: Hooks, budget: int) -> Planner:
-    return Planner(
-        spec=spec,
-        device=this_device(),
+    return Planner.of(
+        spec,
+        this_device(),
+        path_chooser(hooks),
         budget=budget,
-        max_context=spec.max_positions,
-        choose=path_chooser(hooks),
+        dtype=hidden_dtype(trunk, spec),
+        weight_bytes=parameter_bytes(trunk),
         pins=hooks,
         plugin="benchmark",
-        weight_bytes=parameter_bytes(trunk),
-        dtype=hidden_dtype(trunk),
-        limits=AttentionLimits(),
     )
 
 
@@ -204,7 +204,7 @@ def main() -> None:
             for share in (None, 2.0, 1.2):
                 planner = planner_for(trunk, spec, hooks, device.default_budget)
                 if share is not None:
-                    planner = planner_for(trunk, spec, hooks, int(share * planner(lengths).minimum))
+                    planner = planner_for(trunk, spec, hooks, int(share * planned(planner, lengths).minimum))
                 try:
                     predicted, measured, moved, seconds, batches = measure(Encoder(trunk, spec, planner), head, lengths)
                 except AdmissionRefused as refused:

@@ -34,7 +34,7 @@ from archport import engine
 from archport.device import pool as pools
 from archport.device.facts import this_device
 from archport.layers.mlx_lm import reused
-from archport.running.planned import Planner
+from archport.planning import Planner
 
 RUNS = 5
 SHAPE: dict[str, Any] = {

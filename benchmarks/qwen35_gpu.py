@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from archport.testing.plans import planned
+
 # archport is imported where it is needed: the worker's Python has torch and not MLX.
 LAYERS = ["linear_attention"] * 3 + ["full_attention"]
 SHAPE = {
@@ -235,7 +237,7 @@ def compare(shape: dict[str, Any], peer: dict[str, Any] | None, runs: int, tiny:
     lines, missed = [], []
     for tokens, (over_mlx, over_torch) in BARS.items():
         ids = np.random.default_rng(0).integers(0, shape["vocab_size"], tokens).astype(np.int32)
-        plan = encoder.plan([tokens])
+        plan = planned(encoder.plan, [tokens])
         (batch,) = plan.batches
 
         def ours(plan: Any = plan, batch: Any = batch, ids: Any = ids) -> None:
@@ -272,7 +274,7 @@ def prefill(encoder: Any, shape: dict[str, Any], tokens: int) -> tuple[list[str]
 
     from archport.running.planned import batch_caches, run_steps
 
-    plan = encoder.plan([tokens], new_tokens=16)
+    plan = planned(encoder.plan, [tokens], new_tokens=16)
     (batch,) = plan.batches
     ids = np.random.default_rng(0).integers(0, shape["vocab_size"], tokens).astype(np.int32)
     caches = batch_caches(encoder.spec, plan, batch)

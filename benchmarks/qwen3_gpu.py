@@ -33,6 +33,7 @@ from archport import engine
 from archport.contract.plugins import claim, discover
 from archport.layers.mlx_lm import reused
 from archport.running.planned import batch_caches
+from archport.testing.plans import planned
 from archport.testing.writing import tokenizer
 
 RUNS = 5
@@ -109,7 +110,7 @@ def race(contestants: dict[str, Callable[[], object]]) -> dict[str, float]:
 def ours(model: engine.Model, ids: np.ndarray) -> Callable[[], object]:
     """The trunk as `embed` runs it, to the last hidden state of every row."""
     encoder = model._runtime.encoder
-    plan = encoder.plan([ids.shape[1]] * ids.shape[0])
+    plan = planned(encoder.plan, [ids.shape[1]] * ids.shape[0])
 
     def work() -> None:
         for batch in plan.batches:

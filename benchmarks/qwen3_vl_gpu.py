@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from archport.testing.plans import planned
+
 # archport is imported where it is needed: the worker's Python has torch and not MLX.
 REQUIRED_SPEEDUP = 1.5
 REQUIRED_COSINE = 0.99
@@ -252,7 +254,7 @@ def against_transformers(folder: Path, arguments: argparse.Namespace, side: int)
     model = engine.load(folder)
     inputs = [{"image": image, "text": text} for image, text in zip(images, texts, strict=True)]
     tokens = model._runtime.tokeniser(inputs)
-    plan = model._runtime.encoder.plan(tokens.lengths, images=tokens.images)
+    plan = planned(model._runtime.encoder.plan, tokens.lengths, images=tokens.images)
     seconds: list[float] = []
     ours, peak = np.zeros(0), 0
     for _ in range(arguments.runs + 1):
@@ -270,8 +272,11 @@ def against_transformers(folder: Path, arguments: argparse.Namespace, side: int)
         f"  archport: {best:.3f} s, {count / best:.1f} images/s; peak {peak:,} bytes (predicted {plan.peak:,}); runs "
         + ", ".join(f"{each:.3f}" for each in seconds[1:]),
         f"  planned: {len(plan.batches)} batches of {[len(batch.rows) for batch in plan.batches]} rows padded to "
-        f"{[batch.shape.L for batch in plan.batches]}, {sum(len(b.vision) for b in plan.batches)} tower passes by "
-        + ", ".join(sorted({path.backend.name for b in plan.batches for s in b.vision for path in s.paths if path})),
+        f"{[batch.shape.L for batch in plan.batches]}, "
+        f"{sum(len(batch.quote.vision) for batch in plan.batches)} tower passes by "
+        + ", ".join(
+            sorted({path.backend.name for b in plan.batches for s in b.quote.vision for path in s.paths if path})
+        ),
     ]
     whole, bare = 0.0, 0.0
     for size, each in peer["seconds"].items():
@@ -303,12 +308,12 @@ def large(folder: Path, sides: list[int]) -> tuple[list[str], list[str]]:
     lines: list[str] = []
     missed: list[str] = []
     model = engine.load(folder, max_context=32_768)
-    base = model._runtime.encoder.plan.weight_bytes or 0
+    base = model._runtime.encoder.plan.weights.total
     before: tuple[int, int] | None = None
     for side in sides:
         item = {"image": photographs(1, side)[0], "max_pixels": 2**25}
         tokens = model._runtime.tokeniser([item])
-        plan = model._runtime.encoder.plan(tokens.lengths, images=tokens.images)
+        plan = planned(model._runtime.encoder.plan, tokens.lengths, images=tokens.images)
         (batch,) = plan.batches
         model.embed([item])
         mx.synchronize()
@@ -318,11 +323,11 @@ def large(folder: Path, sides: list[int]) -> tuple[list[str], list[str]]:
         model.embed([item])
         seconds = time.perf_counter() - started
         peak, patches = mx.get_peak_memory(), tokens.images[0][0]
-        path = batch.vision[0].paths[0]
+        path = batch.quote.vision[0].paths[0]
         assert path is not None
         lines.append(
             f"one image of {side} x {side}, {patches:,} patches: peak {peak:,} bytes (predicted {plan.peak:,}), "
-            f"{seconds:.2f} s; {path.backend.name}, pieces of {batch.vision[0].piece:,}; largest stretch "
+            f"{seconds:.2f} s; {path.backend.name}, pieces of {batch.quote.vision[0].piece:,}; largest stretch "
             f"{plan.work.seconds:.3f} s by plan"
         )
         if peak > plan.peak:

@@ -63,8 +63,8 @@ def measured(side: int) -> tuple[int, int, float, str]:
 
     from archport.attention import Chooser, ProbedRoutes, builtin_backends
     from archport.layers.vision import PatchMergingTower, TowerShape
-    from archport.planning import plan_request
     from archport.running.vision import TowerStep
+    from archport.testing.plans import plan_of
 
     shape = TowerShape(hidden=HIDDEN, inner=INNER, heads=HEADS, depth=1, out=OUT, taps=(0,))
     tower = PatchMergingTower(shape)
@@ -72,11 +72,11 @@ def measured(side: int) -> tuple[int, int, float, str]:
     patches = (side // PATCH) ** 2
     choose = Chooser(builtin_backends(ProbedRoutes(), ()))
     device = this_device()
-    plan = plan_request(
+    plan = plan_of(
         spec_of(1, "float32"), [patches // 4], device=device, choose=choose, images=[[patches]], weight_bytes=0
     )
     (batch,) = plan.batches
-    (step,) = batch.vision
+    (step,) = batch.quote.vision
     pixels = np.random.default_rng(0).integers(0, 256, (1, step.padded, 3 * PATCH**2), dtype=np.uint8)
     mx.synchronize()
     mx.clear_cache()
@@ -100,10 +100,10 @@ def measured(side: int) -> tuple[int, int, float, str]:
 def on(mac: str, side: int) -> tuple[float, float, str]:
     """(seconds of the largest stretch, bound, what it is) of one image on a Mac, by plan."""
     from archport.attention import Chooser, TableRoutes, builtin_backends
-    from archport.planning import plan_request
+    from archport.testing.plans import plan_of
 
     patches = (side // PATCH) ** 2
-    plan = plan_request(
+    plan = plan_of(
         spec_of(24, "bfloat16"),
         [patches // 4],
         device=profile(mac),

@@ -20,6 +20,7 @@ import numpy as np
 
 from archport import loading
 from archport.attention import limits_from_environment
+from archport.checkpoint.dtype import DTypeChoice
 from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead, InputError
 from archport.contract.arguments import checked
 from archport.contract.plugins import Plugin
@@ -33,7 +34,6 @@ from archport.device.process import use_device
 from archport.device.sizes import parse_bytes
 from archport.faults import explained, unexpected
 from archport.loading import Description, describe
-from archport.planning.dtype import DTypeChoice
 from archport.running.answers import EncoderAnswers
 from archport.running.calls import DeviceIterator, device_call
 from archport.running.collecting import Collected, Errors
@@ -184,8 +184,7 @@ class Model(EncoderAnswers):
     def memory(self) -> ModelMemory:
         """What this model holds, and what the process it is in holds, in bytes, now."""
         planner = self._runtime.encoder.plan
-        weights = planner.weight_bytes or 0
-        return ModelMemory(weights, self._runtime.prefixes.bytes, process_memory())
+        return ModelMemory(planner.weights.total, self._runtime.prefixes.bytes, process_memory())
 
     @overload
     def embed(self, texts: Any, *, errors: Literal["raise"] = "raise", **options: Any) -> np.ndarray: ...
@@ -394,7 +393,11 @@ class Model(EncoderAnswers):
             AdmissionRefused: the rows do not fit; the message and attributes say what binds and what would fit.
         """
         pack = isinstance(self._runtime.head, EmbeddingHead)
-        return self._runtime.encoder.plan(lengths, cached=cached, new_tokens=new_tokens, pack=pack)
+        from archport.planning import Request
+
+        start = [cached] * len(lengths) if isinstance(cached, int) else cached
+        request = Request(lengths=lengths, cached=start, new_tokens=new_tokens, pack=pack)
+        return self._runtime.encoder.plan(request)
 
     @checked
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from archport.checkpoint import (
     weight_bytes,
 )
 from archport.checkpoint import defaults as checkpoint_defaults
+from archport.checkpoint.dtype import DTypeChoice, LoadDType, choose_dtype
 from archport.contract import (
     ArchSpec,
     AttentionLimits,
@@ -53,12 +54,11 @@ from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models, named
 from archport.device.sizes import format_bytes, parse_bytes
 from archport.faults import explained, unexpected
-from archport.planning.dtype import DTypeChoice, LoadDType, choose_dtype
 
 if TYPE_CHECKING:
     import mlx.nn as nn
 
-    from archport.running.planned import Planner
+    from archport.planning import Planner
     from archport.running.runtime import Runtime
 
 log = logging.getLogger("archport")
@@ -254,8 +254,10 @@ def load_trunk(about: Description, choice: DTypeChoice) -> Trunk:
 def make_planner(
     about: Description, trunk: Trunk, device: DeviceFacts, budget: int, max_context: int, limits: AttentionLimits
 ) -> Planner:
-    from archport.running.planned import Planner, hidden_dtype, parameter_bytes
+    from archport.planning import Planner, weights_on
+    from archport.running.planned import hidden_dtype, parameter_bytes
 
+    dtype = hidden_dtype(trunk, about.spec)
     return Planner(
         spec=about.spec,
         device=device,
@@ -264,8 +266,8 @@ def make_planner(
         choose=path_chooser(about.hooks),
         pins=about.hooks,
         plugin=about.plugin.label,
-        weight_bytes=parameter_bytes(trunk),
-        dtype=hidden_dtype(trunk, about.spec),
+        weights=weights_on(about.spec, device, dtype, budget, parameter_bytes(trunk)),
+        dtype=dtype,
         limits=limits,
     )
 

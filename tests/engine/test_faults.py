@@ -24,10 +24,10 @@ import pytest
 
 from archport import engine
 from archport.contract import InputError
+from archport.planning import Planner
 from archport.running import embed, tokenise
 from archport.running.decode import Decoding
 from archport.running.encode import Encoder
-from archport.running.planned import Planner
 from archport.running.pool import VectorHead
 
 # A class, and the name of a method of it.

@@ -149,7 +149,7 @@ def test_drawing_from_a_large_vocabulary_stays_within_the_plan(dtype, options, r
     assert decode.stage == "decode"
     assert decode.holds
     # And close: nothing else is large here but the keys, which are counted twice, as rows that leave copy the rest.
-    weights = wide(dtype)._runtime.encoder.plan.weight_bytes
+    weights = wide(dtype)._runtime.encoder.plan.weights.total
     assert decode.planned - weights - PLANNED_BESIDE <= 2 * (decode.measured - weights)
 
 
@@ -167,7 +167,7 @@ def test_copies_of_caches_for_several_answers_are_in_the_plan(name, lengths, rea
     model.generate(rows, max_tokens=30, n=24, temperature=0.7, seed=1)
     assert [reading for reading in readings if not reading.holds] == []
     *_, decode = readings
-    weights = model._runtime.encoder.plan.weight_bytes
+    weights = model._runtime.encoder.plan.weights.total
     # And close, because the copies outweigh everything else.
     assert decode.planned - weights - PLANNED_BESIDE <= 1.5 * (decode.measured - weights)
 

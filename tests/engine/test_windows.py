@@ -9,9 +9,8 @@ import pytest
 
 from archport import engine
 from archport.contract import InputError
-from archport.planning import shapes
+from archport.planning import Planner, shapes
 from archport.running import embed
-from archport.running.planned import Planner
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TEXTS = [" ".join(["word"] * (1 + 7 * index % 23)) for index in range(30)]
@@ -28,9 +27,9 @@ def planned(monkeypatch) -> list[int]:
     counts: list[int] = []
     plan = Planner.__call__
 
-    def counting(self, lengths, **options):
-        counts.append(len(lengths))
-        return plan(self, lengths, **options)
+    def counting(self, request):
+        counts.append(len(request.lengths))
+        return plan(self, request)
 
     monkeypatch.setattr(Planner, "__call__", counting)
     monkeypatch.setitem(shapes.TOKENS_PER_BATCH, "cpu", 32)

@@ -120,20 +120,16 @@ def drawn(name, length, dice):
 
 @pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "deepseek_v3", "shared", "pairs", "gemma3", "prefix"])
 def test_a_prompt_in_steps_is_what_it_is_in_one(name, models):
-    from archport.planning import plan_request
     from archport.running.planned import batch_caches, run_steps
+    from archport.testing.plans import planned
 
     model, row = models[name], drawn(name, 150, np.random.default_rng(1))
     planner, trunk = model._runtime.encoder.plan, model._runtime.encoder.trunk
     whole = np.array(model.forward(row[None])[0])
-    options = {
-        key: getattr(planner, key)
-        for key in ("device", "budget", "max_context", "choose", "pins", "plugin", "weight_bytes", "dtype", "limits")
-    }
     rule = model._runtime.encoder.rule
-    options["spans"] = [rule(row)] if rule else ()
+    spans = [rule(row)] if rule else ()
     for chunk in (5, 7, 32, 50):
-        plan = plan_request(planner.spec, [len(row)], chunk=chunk, new_tokens=4, **options)
+        plan = planned(planner, [len(row)], chunk=chunk, new_tokens=4, spans=spans)
         (batch,) = plan.batches
         caches = batch_caches(planner.spec, plan, batch)
         hidden = [np.array(step) for _, step in run_steps(trunk, plan, batch, [row], caches)]
@@ -284,14 +280,9 @@ def test_no_step_cuts_a_span_and_the_plan_says_so(name, chunk, least, models):
 
 
 def tiny_plan(encoder, lengths, **options):
-    from archport.planning import plan_request
+    from archport.testing.plans import planned
 
-    planner = encoder.plan
-    fixed = {
-        key: getattr(planner, key)
-        for key in ("device", "budget", "max_context", "choose", "pins", "plugin", "weight_bytes", "dtype", "limits")
-    }
-    return plan_request(encoder.spec, lengths, **fixed, **options)
+    return planned(encoder.plan, lengths, **options)
 
 
 def test_a_picture_is_taken_from_what_was_remembered_whole_or_not_at_all(tmp_path):

@@ -12,7 +12,8 @@ from archport.checkpoint import normalise_config
 from archport.contract import ArchSpec
 from archport.contract.plugins import claim, discover
 from archport.device.profiles import profile
-from archport.planning import Plan, plan_request
+from archport.planning import Plan
+from archport.testing.plans import plan_of
 
 LONGEST = 40_000
 DEVICES = ("cpu", "m1-16gb", "m4-pro-24gb", "m5-max-128gb", "h200")
@@ -31,7 +32,7 @@ def families(models: Mapping[str, ArchSpec]) -> dict[str, ArchSpec]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A request: a family, a device, rows, and further arguments of `plan_request`."""
+    """A request: a family, a device, rows, and further arguments of `plan_of`."""
 
     name: str
     spec: ArchSpec
@@ -41,7 +42,7 @@ class Drawn:
 
     def plan(self, choose: Chooser, **more: Any) -> Plan:
         arguments = {**self.arguments, **more}
-        return plan_request(self.spec, self.lengths, device=profile(self.device), choose=choose, **arguments)
+        return plan_of(self.spec, self.lengths, device=profile(self.device), choose=choose, **arguments)
 
 
 def requests(specs: Mapping[str, ArchSpec], count: int, seed: int, longest: int = LONGEST) -> Iterator[Drawn]:

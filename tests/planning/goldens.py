@@ -20,11 +20,12 @@ from typing import Any
 from archport.attention import Chooser, builtin_backends
 from archport.contract import AdmissionRefused, ArchSpec, AttentionPath
 from archport.device.profiles import profile
-from archport.planning import Plan, plan_request
+from archport.planning import Plan, Request
+from archport.testing.plans import plan_of
 
 HERE = Path(__file__).parent
 
-# name -> (model, device, arguments of plan_request)
+# name -> (model, device, arguments of plan_of)
 REQUESTS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "qwen3-embed-32x32768-m2-ultra-128gb": ("qwen3_06b", "m2-ultra-128gb", {"lengths": [32_768] * 32}),
     "qwen3-embed-32x32768-dense-m2-ultra-128gb": (
@@ -70,7 +71,7 @@ LONG = 100_000
 class Unasked:
     """In place of what made a plan, where that is not asked for the smallest peak."""
 
-    def minimum(self) -> int:
+    def minimum(self, request: Request) -> int:
         return 0
 
     def cost(self, plan: Plan) -> str:
@@ -86,9 +87,9 @@ def plans(models: Mapping[str, ArchSpec]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, (model, device, arguments) in REQUESTS.items():
         try:
-            plan = plan_request(models[model], device=profile(device), choose=choose, **arguments)
+            plan = plan_of(models[model], device=profile(device), choose=choose, **arguments)
             if plan.largest.shape.L > LONG:
-                plan = replace(plan, origin=Unasked())
+                plan = replace(plan, planner=Unasked())
             found[name] = _short(plan.to_dict())
         except AdmissionRefused as refusal:
             found[name] = {

@@ -6,13 +6,13 @@ import pytest
 
 from archport.contract import AttentionPath, InputError, MemoryBudgetExceeded
 from archport.device.profiles import profile
-from archport.planning import plan_request
+from archport.testing.plans import plan_of
 
 NAMES = ["m4-pro-24gb", "h200"]
 
 
 def planned(spec, choose, name, *, rows=2, answers=1, **options):
-    return plan_request(
+    return plan_of(
         spec, [3000, 2000][:rows], device=profile(name), choose=choose, new_tokens=200, answers=answers, **options
     )
 
@@ -33,7 +33,7 @@ def test_copies_of_caches_are_counted_and_no_prompt_is_counted_twice(qwen3_06b, 
     one, many = (planned(qwen3_06b, choose, name, rows=1, answers=answers) for answers in (1, 20))
     kv = one.bytes["kv"]
     assert many.peak >= one.bytes["weights"] + 20 * kv
-    apart = plan_request(qwen3_06b, [3000] * 20, device=profile(name), choose=choose, new_tokens=200)
+    apart = plan_of(qwen3_06b, [3000] * 20, device=profile(name), choose=choose, new_tokens=200)
     assert many.peak <= apart.peak
 
 

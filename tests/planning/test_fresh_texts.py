@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import pytest
 
 from archport.contract import ArchSpec, AttentionCall, AttentionPath, PathChooser
 from archport.device.profiles import profile
-from archport.planning import Memo, Plan, plan_request
+from archport.planning import Planner, Request
 from archport.planning.steps import MOST_LENGTHS
 
 H200 = profile("h200")
@@ -20,8 +19,8 @@ def texts(seed: int, count: int = 1000) -> list[int]:
     return [min(512, max(8, int(generator.lognormvariate(5.0, 0.9)))) for _ in range(count)]
 
 
-def planned(spec: ArchSpec, lengths: Sequence[int], choose: PathChooser, memo: Memo) -> Plan:
-    return plan_request(spec, lengths, device=H200, choose=choose, memo=memo, weight_bytes=0)
+def planner(spec: ArchSpec, choose: PathChooser) -> Planner:
+    return Planner.of(spec, H200, choose, weight_bytes=0)
 
 
 def test_shapes_that_were_planned_need_no_new_path_for_other_lengths(bert: ArchSpec, real_choose):
@@ -31,18 +30,18 @@ def test_shapes_that_were_planned_need_no_new_path_for_other_lengths(bert: ArchS
         asked.add(call)
         return real_choose(call, device, pin)
 
-    memo = Memo()
+    remembering = planner(bert, choose)
     for seed in range(6):
-        planned(bert, texts(seed), choose, memo)
+        remembering(Request(lengths=texts(seed)))
     before = len(asked)
-    again = planned(bert, texts(100), choose, memo)
+    again = remembering(Request(lengths=texts(100)))
     shapes = {(batch.shape.B, batch.shape.L) for batch in again.batches}
     assert len(again.batches) > 4
     assert len(asked) - before <= len(shapes) // 4
 
 
 def test_the_path_of_a_batch_carries_its_own_lengths(bert: ArchSpec, real_choose):
-    plan = planned(bert, texts(1), real_choose, Memo())
+    plan = planner(bert, real_choose)(Request(lengths=texts(1)))
     ragged = [batch for batch in plan.batches if batch.shape.ragged]
     assert ragged
     for batch in ragged:
@@ -53,7 +52,7 @@ def test_the_path_of_a_batch_carries_its_own_lengths(bert: ArchSpec, real_choose
 
 @pytest.mark.parametrize("lengths", [[40, 500], [100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110]])
 def test_a_batch_priced_by_its_shape_is_priced_no_lower_than_by_its_lengths(lengths, bert: ArchSpec, real_choose):
-    for batch in planned(bert, lengths, real_choose, Memo()).batches:
+    for batch in planner(bert, real_choose)(Request(lengths=lengths)).batches:
         (path,) = batch.steps[0].paths
         assert isinstance(path, AttentionPath)
         exact = real_choose(path.call, H200, path.backend.name)
@@ -62,7 +61,7 @@ def test_a_batch_priced_by_its_shape_is_priced_no_lower_than_by_its_lengths(leng
 
 
 def test_many_different_lengths_do_not_run_row_by_row_on_cuda(bert: ArchSpec, real_choose):
-    plan = planned(bert, texts(2), real_choose, Memo())
+    plan = planner(bert, real_choose)(Request(lengths=texts(2)))
     apart = [batch for batch in plan.batches if any(kind.mask and kind.mask.kind == "segments" for kind in batch.kinds)]
     assert all(len(set(batch.lengths)) <= MOST_LENGTHS for batch in apart)
     assert len(apart) < len(plan.batches)

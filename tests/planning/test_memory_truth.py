@@ -16,8 +16,9 @@ from archport.layers.attention import Attention
 from archport.layers.decoder import PreNormBlock
 from archport.layers.mlp import GatedMLP
 from archport.layers.rotary import Rotary
-from archport.planning import BatchPlan, Plan, plan_request
+from archport.planning import BatchPlan, Plan
 from archport.testing.measure import peaks
+from archport.testing.plans import plan_of
 
 LAYERS = 3
 DEVICE = profile("cpu") if CPU else this_device()
@@ -38,7 +39,7 @@ class PlannedContext:
         pass
 
     def attend(self, layer, q, k, v, *, scale, sinks=None, bias=None):
-        if layer % self.batch.eval_every_layers == 0:
+        if layer % self.batch.schedule.eval_every_layers == 0:
             mx.eval(q, k, v)
         return attend(self.batch.steps[0].paths[self.plan.layer_kinds[layer]], q, k, v, scale=scale)
 
@@ -105,7 +106,7 @@ def test_a_plan_predicts_the_peak_of_a_trunk(semantics, D, heads, kv, head_dim, 
         intermediate_size=3 * D,
         max_positions=8192,
     )
-    plan = plan_request(spec, lengths, device=DEVICE, choose=real_choose, weight_bytes=0)
+    plan = plan_of(spec, lengths, device=DEVICE, choose=real_choose, weight_bytes=0)
     peak = measured(spec, plan)
     assert peak <= plan.peak
     assert plan.peak - PLANNED_BESIDE <= 1.25 * peak or peak < 32e6

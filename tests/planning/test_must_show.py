@@ -18,13 +18,13 @@ from archport.contract import (
     RecurrentLayer,
 )
 from archport.device.profiles import PROFILES, profile
-from archport.planning import plan_request
+from archport.testing.plans import plan_of
 
 M2 = profile("m2-ultra-128gb")
 
 
 def test_32_rows_of_32768_tokens_fit_an_m2_ultra(qwen3_06b: ArchSpec, real_choose: Chooser):
-    plan = plan_request(qwen3_06b, [32_768] * 32, device=M2, choose=real_choose)
+    plan = plan_of(qwen3_06b, [32_768] * 32, device=M2, choose=real_choose)
     assert plan.peak <= plan.budget
     assert sorted(row for batch in plan.batches for row in batch.rows) == list(range(32))
     assert plan.bytes["mask"] == 0
@@ -33,7 +33,7 @@ def test_32_rows_of_32768_tokens_fit_an_m2_ultra(qwen3_06b: ArchSpec, real_choos
 
 def test_the_same_with_a_dense_mask_is_refused_with_its_137_gigabytes(qwen3_06b: ArchSpec, real_choose: Chooser):
     with pytest.raises(BufferTooLarge, match=r"137,438,953,472.*86,586,540,032") as refused:
-        plan_request(qwen3_06b, [32_768] * 32, device=M2, choose=real_choose, dense=True)
+        plan_of(qwen3_06b, [32_768] * 32, device=M2, choose=real_choose, dense=True)
     assert refused.value.required_bytes == 137_438_953_472
     assert refused.value.limit_bytes == 86_586_540_032
     assert refused.value.code == "buffer_too_large"
@@ -41,7 +41,7 @@ def test_the_same_with_a_dense_mask_is_refused_with_its_137_gigabytes(qwen3_06b:
 
 
 def test_the_27b_hybrid_takes_327000_tokens_on_an_m2_ultra(hybrid_27b: ArchSpec, real_choose: Chooser):
-    plan = plan_request(hybrid_27b, [327_000], device=M2, choose=real_choose, new_tokens=500)
+    plan = plan_of(hybrid_27b, [327_000], device=M2, choose=real_choose, new_tokens=500)
     scratch = [
         path.price.transient for step in plan.batches[0].steps for path in step.paths if isinstance(path, AttentionPath)
     ]
@@ -53,7 +53,7 @@ def test_the_27b_hybrid_takes_327000_tokens_on_an_m2_ultra(hybrid_27b: ArchSpec,
 
 
 def test_only_a_quarter_of_the_hybrids_layers_pays_for_its_context(hybrid_27b: ArchSpec, real_choose: Chooser):
-    plan = plan_request(hybrid_27b, [327_000], device=M2, choose=real_choose, new_tokens=0, mode="generate")
+    plan = plan_of(hybrid_27b, [327_000], device=M2, choose=real_choose, new_tokens=0, mode="generate")
     state = 48 * (48 * 128 * 128 * 4 + 3 * (2 * 16 * 128 + 48 * 128) * 4)
     assert plan.bytes["kv"] == 16 * 327_168 * 4 * (256 + 256) * 2 + state
 
@@ -61,7 +61,7 @@ def test_only_a_quarter_of_the_hybrids_layers_pays_for_its_context(hybrid_27b: A
 def test_1000_tokens_behind_99000_cached_grow_the_cache_by_1000_and_see_100000(
     hybrid_27b: ArchSpec, real_choose: Chooser
 ):
-    plan = plan_request(hybrid_27b, [1000], device=M2, choose=real_choose, cached=99_000)
+    plan = plan_of(hybrid_27b, [1000], device=M2, choose=real_choose, cached=99_000)
     per_token = 16 * 4 * (256 + 256) * 2
     rounded = 100_096 - 99_072
     assert plan.bytes["kv"] == rounded * per_token
@@ -111,7 +111,7 @@ def test_a_long_prompt_of_wide_heads_is_planned_within_every_limit_of_every_mach
         dtype="bfloat16",
     )
     device = profile(name)
-    plan = plan_request(spec, [131_072], device=device, choose=real_choose, new_tokens=16, budget=10 * 2**30)
+    plan = plan_of(spec, [131_072], device=device, choose=real_choose, new_tokens=16, budget=10 * 2**30)
     assert plan.peak <= plan.budget
     assert plan.largest_buffer.cap is None or plan.largest_buffer.bytes <= plan.largest_buffer.cap
     assert plan.work.limit is None or plan.work.seconds <= plan.work.limit
@@ -123,7 +123,7 @@ def test_a_long_prompt_of_wide_heads_is_planned_within_every_limit_of_every_mach
 def test_four_bit_hybrids_run_to_the_end_of_their_context_beside_their_weights(
     name: str, layers: int, kv_heads: int, tokens: int, device: str, models: dict[str, ArchSpec], real_choose: Chooser
 ):
-    plan = plan_request(models[name], [tokens - 512], device=profile(device), choose=real_choose, new_tokens=512)
+    plan = plan_of(models[name], [tokens - 512], device=profile(device), choose=real_choose, new_tokens=512)
     state = sum(each.state_bytes + each.conv_bytes for each in models[name].layers if isinstance(each, RecurrentLayer))
     assert plan.peak <= plan.budget
     # Keys and values on every fourth layer; the others keep their state, whatever the length.
@@ -138,7 +138,7 @@ def test_131072_tokens_of_four_hybrid_layers_keep_every_metal_watchdog(
     name: str, models: dict[str, ArchSpec], real_choose: Chooser
 ):
     spec = replace(models["hybrid_27b"], layers=models["hybrid_27b"].layers[:4], hidden_size=2560)
-    plan = plan_request(spec, [131_072], device=profile(name), choose=real_choose, new_tokens=16)
+    plan = plan_of(spec, [131_072], device=profile(name), choose=real_choose, new_tokens=16)
     assert plan.peak <= plan.budget
     assert plan.work.limit is not None
     assert plan.work.seconds <= plan.work.limit

@@ -10,9 +10,9 @@ import pytest
 from archport.attention import Chooser, builtin_backends
 from archport.contract import ArchSpec, AttentionLayer, AttentionLimits, AttentionPath, MaskPolicy
 from archport.device.profiles import profile
-from archport.planning import Memo, plan_request
-from archport.planning.packing import packed_width
-from archport.planning.pins import NoPins
+from archport.planning import NoPins, Planner, Request
+from archport.planning.batches import packed_width
+from archport.testing.plans import plan_of
 
 H200 = profile("h200")
 LAYERS = {
@@ -43,7 +43,7 @@ def spec_of(*layers: AttentionLayer, **more) -> ArchSpec:
 
 def planned(spec: ArchSpec, lengths, *, device=H200, **options):
     options = {"dtype": "bfloat16", "pack": True, "weight_bytes": 10**8} | options
-    return plan_request(spec, lengths, device=device, choose=Chooser(builtin_backends()), **options)
+    return plan_of(spec, lengths, device=device, choose=Chooser(builtin_backends()), **options)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -131,12 +131,10 @@ def test_fresh_texts_in_rows_of_known_widths_ask_for_few_paths():
         asked.add(call)
         return chooser(call, device, pin)
 
-    memo, spec = Memo(), spec_of(LAYERS["plain"])
+    planner = Planner.of(spec_of(LAYERS["plain"]), H200, choose, dtype="bfloat16", weight_bytes=0)
     counts = []
     for seed in range(12):
-        plan_request(
-            spec, texts(seed), device=H200, choose=choose, dtype="bfloat16", pack=True, memo=memo, weight_bytes=0
-        )
+        planner(Request(lengths=texts(seed), pack=True))
         counts.append(len(asked))
     # One plan has seven batches, the last of them of any width.
     assert counts[-1] - counts[-6] <= 5 * 4

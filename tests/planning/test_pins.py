@@ -15,7 +15,8 @@ from archport.contract import (
     PluginError,
 )
 from archport.device.profiles import profile
-from archport.planning import NoPins, plan_request
+from archport.planning import NoPins
+from archport.testing.plans import plan_of
 
 M2, H200 = profile("m2-ultra-128gb"), profile("h200")
 GIB = 2**30
@@ -42,9 +43,9 @@ class Pinned(NoPins):
 
 
 def test_a_plugins_chunk_is_an_upper_bound(qwen3_06b: ArchSpec, choose):
-    plan = plan_request(qwen3_06b, [9000], device=M2, choose=choose, new_tokens=9, pins=Pinned(chunk=700))
+    plan = plan_of(qwen3_06b, [9000], device=M2, choose=choose, new_tokens=9, pins=Pinned(chunk=700))
     assert plan.chunk == 512
-    tight = plan_request(
+    tight = plan_of(
         qwen3_06b, [9000], device=M2, choose=choose, new_tokens=9, pins=Pinned(chunk=700), budget=plan.minimum + 2**20
     )
     assert tight.chunk < 512
@@ -52,18 +53,16 @@ def test_a_plugins_chunk_is_an_upper_bound(qwen3_06b: ArchSpec, choose):
 
 def test_a_mask_that_hides_what_a_layer_must_see_is_an_error_that_names_the_plugin(bert: ArchSpec, choose):
     with pytest.raises(PluginError, match=r"acme \(acme 1.0\).*'causal'.*bidirectional"):
-        plan_request(
-            bert, [50], device=M2, choose=choose, pins=Pinned(mask=MaskPolicy("causal")), plugin="acme (acme 1.0)"
-        )
+        plan_of(bert, [50], device=M2, choose=choose, pins=Pinned(mask=MaskPolicy("causal")), plugin="acme (acme 1.0)")
 
 
 def test_a_mask_that_shows_what_a_layer_must_not_see_is_an_error(qwen3_06b: ArchSpec, choose):
     with pytest.raises(PluginError, match="pins 'none' for a causal layer"):
-        plan_request(qwen3_06b, [50], device=M2, choose=choose, pins=Pinned(mask=MaskPolicy("none")))
+        plan_of(qwen3_06b, [50], device=M2, choose=choose, pins=Pinned(mask=MaskPolicy("none")))
 
 
 def test_a_pinned_backend_is_taken_and_said(qwen3_06b: ArchSpec, choose):
-    plan = plan_request(qwen3_06b, [50], device=M2, choose=choose, pins=Pinned(backend="tiles"), plugin="acme")
+    plan = plan_of(qwen3_06b, [50], device=M2, choose=choose, pins=Pinned(backend="tiles"), plugin="acme")
     path = plan.batches[0].steps[0].paths[0]
     assert path is not None
     assert path.backend.name == "tiles"
@@ -73,7 +72,7 @@ def test_a_pinned_backend_is_taken_and_said(qwen3_06b: ArchSpec, choose):
 @pytest.mark.parametrize("backend", ["fused", "tiled"])
 @pytest.mark.parametrize("name", ["m2-ultra-128gb", "h200"])
 def test_a_pinned_backend_runs_padded_rows_though_it_takes_none_one_by_one(backend, name, bert: ArchSpec, real_choose):
-    plan = plan_request(
+    plan = plan_of(
         bert, [300, 200, 100], device=profile(name), choose=real_choose, pins=Pinned(backend=backend), dtype="bfloat16"
     )
     for batch in plan.batches:
@@ -86,7 +85,7 @@ def test_a_pinned_backend_runs_padded_rows_though_it_takes_none_one_by_one(backe
 
 def test_a_pinned_backend_that_takes_no_way_says_why(bert: ArchSpec, real_choose):
     with pytest.raises(InputError, match="'host' refuses"):
-        plan_request(bert, [300, 200], device=M2, choose=real_choose, pins=Pinned(backend="host"), dtype="bfloat16")
+        plan_of(bert, [300, 200], device=M2, choose=real_choose, pins=Pinned(backend="host"), dtype="bfloat16")
 
 
 def test_a_pinned_backend_that_does_not_fit_is_named_as_what_binds(choose):
@@ -102,28 +101,24 @@ def test_a_pinned_backend_that_does_not_fit_is_named_as_what_binds(choose):
         dtype="bfloat16",
     )
     with pytest.raises(MemoryBudgetExceeded, match="the pin is what binds") as refused:
-        plan_request(
-            spec, [200_000], device=M2, choose=choose, pins=Pinned(backend="one"), plugin="acme", budget=2 * GIB
-        )
+        plan_of(spec, [200_000], device=M2, choose=choose, pins=Pinned(backend="one"), plugin="acme", budget=2 * GIB)
     assert "acme" in refused.value.binding
 
 
 def test_a_pinned_cache_that_can_not_hold_the_layer_is_an_error(qwen3_06b: ArchSpec, choose):
     with pytest.raises(PluginError, match="sees all of them"):
-        plan_request(
-            qwen3_06b, [50], device=M2, choose=choose, new_tokens=5, pins=Pinned(kv=KVAllocation("ring", 64, 64))
-        )
+        plan_of(qwen3_06b, [50], device=M2, choose=choose, new_tokens=5, pins=Pinned(kv=KVAllocation("ring", 64, 64)))
 
 
 def test_a_pinned_ceiling_below_the_request_is_a_refusal_that_says_so(qwen3_06b: ArchSpec, choose):
     pins = Pinned(kv=KVAllocation("planned", 64, 64))
     with pytest.raises(ContextLengthExceeded, match=r"105 tokens.*pins a ceiling of 64"):
-        plan_request(qwen3_06b, [100], device=M2, choose=choose, new_tokens=5, pins=pins)
+        plan_of(qwen3_06b, [100], device=M2, choose=choose, new_tokens=5, pins=pins)
 
 
 def test_quantised_caches_are_priced_with_both_widths_of_one_layer(qwen3_06b: ArchSpec, choose):
     pins = Pinned(kv=KVAllocation("planned", 8192, 8192, bits=4))
-    plan = plan_request(qwen3_06b, [8000], device=M2, choose=choose, new_tokens=100, pins=pins)
+    plan = plan_of(qwen3_06b, [8000], device=M2, choose=choose, new_tokens=100, pins=pins)
     elements = 8192 * 8 * 256
     assert plan.bytes["kv"] == 28 * (elements // 2 + elements // 64 * 4)
     assert plan.bytes["kv_conversion"] >= elements * 2
@@ -131,6 +126,6 @@ def test_quantised_caches_are_priced_with_both_widths_of_one_layer(qwen3_06b: Ar
 
 def test_hooks_are_asked_once_per_kind_and_shape_and_not_per_layer(qwen3_06b: ArchSpec, choose):
     pins = Pinned()
-    plan_request(qwen3_06b, [500] * 20, device=H200, choose=choose, pins=pins)
+    plan_of(qwen3_06b, [500] * 20, device=H200, choose=choose, pins=pins)
     assert pins.asked
     assert len(pins.asked) == len(set(pins.asked)) < 28

@@ -11,7 +11,8 @@ import pytest
 from archport.contract import ArchSpec, AttentionLayer, PathChooser
 from archport.device.pool import Pool
 from archport.device.profiles import profile
-from archport.planning import Memo, Plan, plan_request
+from archport.planning import Plan, Planner, Request
+from archport.testing.plans import plan_of
 
 
 def requests(count: int, seed: int) -> list[list[int]]:
@@ -72,10 +73,11 @@ class Limits:
 
 def check_replay(count: int, device: str, spec: ArchSpec, choose: PathChooser, metal_pool: ModuleType) -> None:
     """The pool's limit, set as before every request, keeps it within 1.25 times the largest transient so far."""
-    metal, memo, largest = metal_pool.MetalPool(limit=2**62), Memo(), 0
+    metal, largest = metal_pool.MetalPool(limit=2**62), 0
+    planner = Planner.of(spec, profile(device), choose)
     limit = Pool(Limits(metal))
     for lengths in requests(count, seed=1):
-        plan = plan_request(spec, lengths, device=profile(device), choose=choose, memo=memo)
+        plan = planner(Request(lengths=lengths))
         largest = max(largest, plan.moving)
         limit.hold(plan.pool, plan.room)
         run(metal, spec, plan)
@@ -97,16 +99,17 @@ def test_the_pool_stays_within_the_largest_transient_of_300_requests(
 
 
 def test_without_a_limit_the_same_requests_fill_many_times_as_much(qwen3_06b: ArchSpec, real_choose, metal_pool):
-    free, memo, largest = metal_pool.MetalPool(limit=2**62), Memo(), 0
+    free, largest = metal_pool.MetalPool(limit=2**62), 0
+    planner = Planner.of(qwen3_06b, profile("m1-16gb"), real_choose)
     for lengths in requests(40, seed=1):
-        plan = plan_request(qwen3_06b, lengths, device=profile("m1-16gb"), choose=real_choose, memo=memo)
+        plan = planner(Request(lengths=lengths))
         largest = max(largest, plan.moving)
         run(free, qwen3_06b, plan)
     assert free.pooled > 4 * largest
 
 
 def test_what_a_corpus_frees_is_used_again(qwen3_06b: ArchSpec, real_choose, metal_pool):
-    plan = plan_request(qwen3_06b, corpus(), device=profile("m2-ultra-128gb"), choose=real_choose)
+    plan = plan_of(qwen3_06b, corpus(), device=profile("m2-ultra-128gb"), choose=real_choose)
     metal = metal_pool.MetalPool(limit=plan.pool)
     run(metal, qwen3_06b, plan)
     # Of 28 layers, four are replayed, so that what a batch takes anew counts seven times as much as it does.
@@ -116,29 +119,29 @@ def test_what_a_corpus_frees_is_used_again(qwen3_06b: ArchSpec, real_choose, met
 @pytest.mark.parametrize("device", ["m2-ultra-128gb", "cpu"])
 def test_padding_costs_a_corpus_less_than_3_percent(device, qwen3_06b: ArchSpec, bert: ArchSpec, real_choose):
     for spec in (qwen3_06b, bert):
-        plan = plan_request(spec, corpus(), device=profile(device), choose=real_choose)
+        plan = plan_of(spec, corpus(), device=profile(device), choose=real_choose)
         computed = sum(batch.shape.B * batch.shape.L for batch in plan.batches)
         assert computed < 1.03 * sum(corpus())
 
 
 def test_packed_rows_are_padded_by_less_than_3_percent(bert: ArchSpec, real_choose):
-    plan = plan_request(bert, corpus(), device=profile("h200"), choose=real_choose, dtype="bfloat16", pack=True)
+    plan = plan_of(bert, corpus(), device=profile("h200"), choose=real_choose, dtype="bfloat16", pack=True)
     assert all(batch.packed for batch in plan.batches)
     assert sum(batch.shape.L for batch in plan.batches) < 1.03 * sum(corpus())
 
 
 def test_a_tight_budget_leaves_the_pool_less_on_metal(qwen3_06b: ArchSpec, real_choose):
     device = profile("m2-ultra-128gb")
-    roomy = plan_request(qwen3_06b, [4000] * 8, device=device, choose=real_choose)
+    roomy = plan_of(qwen3_06b, [4000] * 8, device=device, choose=real_choose)
     assert roomy.pool == roomy.moving
-    tight = plan_request(qwen3_06b, [4000] * 8, device=device, choose=real_choose, budget=roomy.minimum)
+    tight = plan_of(qwen3_06b, [4000] * 8, device=device, choose=real_choose, budget=roomy.minimum)
     assert 0 <= tight.pool == tight.budget - tight.peak < roomy.pool
 
 
 @pytest.mark.parametrize("device", ["h200", "m2-ultra-128gb", "cpu"])
 def test_live_arrays_and_pool_keep_the_budget_together(device, qwen3_06b: ArchSpec, real_choose):
-    least = plan_request(qwen3_06b, [4000] * 8, device=profile(device), choose=real_choose).minimum
+    least = plan_of(qwen3_06b, [4000] * 8, device=profile(device), choose=real_choose).minimum
     for budget in (least, least + least // 50, 2 * least, 8 * least):
-        plan = plan_request(qwen3_06b, [4000] * 8, device=profile(device), choose=real_choose, budget=budget)
+        plan = plan_of(qwen3_06b, [4000] * 8, device=profile(device), choose=real_choose, budget=budget)
         assert plan.peak <= plan.together <= budget
         assert plan.peak - plan.moving + plan.pool <= budget

@@ -4,7 +4,8 @@ import pytest
 
 from archport.contract import BufferTooLarge, InputError, MemoryBudgetExceeded
 from archport.device.profiles import profile
-from archport.planning import Readout, plan_request
+from archport.planning import Readout
+from archport.testing.plans import plan_of
 
 H200 = profile("h200")
 LENGTHS = [300, 280, 120, 64]
@@ -13,7 +14,7 @@ LENGTHS = [300, 280, 120, 64]
 @pytest.fixture
 def planned(models, real_choose):
     def plan(lengths=LENGTHS, device=H200, **options):
-        return plan_request(models["bert"], lengths, device=device, choose=real_choose, **options)
+        return plan_of(models["bert"], lengths, device=device, choose=real_choose, **options)
 
     return plan
 
@@ -51,7 +52,7 @@ def test_what_no_batch_can_make_smaller_is_refused_with_its_bytes(planned):
 def test_ends_that_nothing_sees_are_hidden_by_lengths_of_keys_alone(planned):
     plan = planned([32, 32], visible=[10, 32])
     (batch,) = plan.batches
-    assert batch.visible == (10, 32)
+    assert batch.batch.visible == (10, 32)
     assert {kind.mask.kind for kind in batch.kinds} == {"key_padding"}
     assert all(path.call.lengths == (10, 32) for step in batch.steps for path in step.paths)
     # Where everything is seen, there is nothing to hide.

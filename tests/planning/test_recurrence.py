@@ -4,8 +4,8 @@ import pytest
 
 from archport.contract import DeltaHeads, RecurrentLayer, SpecError
 from archport.device.profiles import PROFILES, profile
-from archport.planning.recurrence import choose_form
-from archport.planning.widths import recurrent_bytes, recurrent_widths
+from archport.planning.costs import recurrent_bytes, recurrent_widths
+from archport.planning.steps import choose_form
 
 QWEN = RecurrentLayer.gated_delta(DeltaHeads(16, 32, 128, 128), 4)
 

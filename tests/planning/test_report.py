@@ -12,8 +12,9 @@ import pytest
 from archport.attention import Chooser, builtin_backends
 from archport.contract import ArchSpec, AttentionLayer, AttentionPath, InputError
 from archport.device.profiles import profile
-from archport.planning import NoPins, plan_request
+from archport.planning import NoPins
 from archport.planning.report import duration, explain
+from archport.testing.plans import plan_of
 
 M2, M4, H200 = profile("m2-ultra-128gb"), profile("m4-pro-24gb"), profile("h200")
 BLOCK = re.compile(r"  (?:path|first|decode) +[\d,]+ x [\d,]+: (.*), ([^,\n]+)\n((?:           not .*\n)*)")
@@ -52,7 +53,7 @@ def prices(text: str) -> list[tuple[str, str]]:
 def test_a_packed_path_has_one_time_in_all_that_is_said_of_it(real_choose: Chooser):
     compared = 0
     for seed in range(4):
-        plan = plan_request(
+        plan = plan_of(
             packed_spec((None, None), (64, 64)), texts(seed, 200), device=H200, choose=real_choose, pack=True
         )
         assert plan.largest.packed
@@ -67,7 +68,7 @@ def test_a_packed_path_has_one_time_in_all_that_is_said_of_it(real_choose: Choos
 
 
 def test_reasons_hold_for_the_documents_that_run_and_not_for_those_that_stood_for_them(real_choose: Chooser):
-    plan = plan_request(packed_spec((None, None)), texts(3, 150), device=H200, choose=real_choose, pack=True)
+    plan = plan_of(packed_spec((None, None)), texts(3, 150), device=H200, choose=real_choose, pack=True)
     (path,) = plan.largest.steps[0].paths
     assert isinstance(path, AttentionPath)
     said = dict(plan.against(path))
@@ -111,9 +112,7 @@ def test_every_path_has_one_time_in_200_plans(drawn: ModuleType, models: dict[st
 def test_decoding_takes_its_weights_and_its_cache_over_the_bandwidth(name, device, models, real_choose: Chooser):
     where, spec = profile(device), models[name]
     plans = {
-        new: plan_request(
-            spec, [1000], device=where, choose=real_choose, new_tokens=new, budget=2**40, max_context=9999
-        )
+        new: plan_of(spec, [1000], device=where, choose=real_choose, new_tokens=new, budget=2**40, max_context=9999)
         for new in (1, 1024, 8192)
     }
     assert plans[1].decode_seconds == 0
@@ -136,7 +135,7 @@ def test_decoding_takes_its_weights_and_its_cache_over_the_bandwidth(name, devic
 
 def test_a_longer_cache_takes_longer_to_read(qwen3_06b: ArchSpec, real_choose: Chooser):
     def last(cached: int) -> float:
-        plan = plan_request(qwen3_06b, [8], device=M4, choose=real_choose, cached=cached, new_tokens=2)
+        plan = plan_of(qwen3_06b, [8], device=M4, choose=real_choose, cached=cached, new_tokens=2)
         assert plan.batches[0].decoding is not None
         return plan.batches[0].decoding.last
 
@@ -147,24 +146,24 @@ def test_a_longer_cache_takes_longer_to_read(qwen3_06b: ArchSpec, real_choose: C
 def test_windows_read_no_more_than_they_see(windowed: ArchSpec, real_choose: Chooser):
     near = replace(windowed, layers=windowed.layers[:5])
     seconds = [
-        plan_request(near, [8], device=M4, choose=real_choose, cached=cached, new_tokens=2).batches[0].decoding.last
+        plan_of(near, [8], device=M4, choose=real_choose, cached=cached, new_tokens=2).batches[0].decoding.last
         for cached in (600, 60_000)
     ]
     assert seconds[0] == pytest.approx(seconds[1])
 
 
 def test_prefill_and_decoding_are_told_apart(qwen3_06b: ArchSpec, real_choose: Chooser):
-    plan = plan_request(qwen3_06b, [5000], device=M4, choose=real_choose, new_tokens=256)
+    plan = plan_of(qwen3_06b, [5000], device=M4, choose=real_choose, new_tokens=256)
     text, read = plan.explain(), plan.to_dict()
     assert f"estimated time: {duration(plan.seconds)}\n" in text
     assert f"prefill  {duration(plan.prefill_seconds)}, " in text
     assert f"decoding {duration(plan.decode_seconds)}: 255 passes" in text
     assert read["seconds"] == pytest.approx(read["prefill_seconds"] + read["decode_seconds"], rel=1e-3)
     assert read["batches"][0]["decoding"]["steps"] == 255
-    unknown = plan_request(qwen3_06b, [5000], device=M4, choose=real_choose, new_tokens=None)
+    unknown = plan_of(qwen3_06b, [5000], device=M4, choose=real_choose, new_tokens=None)
     assert unknown.decode_seconds == 0
     assert "each further token takes about" in unknown.explain()
-    embedded = plan_request(qwen3_06b, [5000], device=M4, choose=real_choose)
+    embedded = plan_of(qwen3_06b, [5000], device=M4, choose=real_choose)
     assert "decoding" not in embedded.explain()
 
 
@@ -175,7 +174,7 @@ class Chunked(NoPins):
 
 def slow(spec: ArchSpec, choose: Chooser):
     """A device on which two layers' work is all that its watchdog bears."""
-    return plan_request(
+    return plan_of(
         spec, [20_000], device=replace(M4, flops={"bfloat16": 4e10}), choose=choose, mode="generate", budget=2**40
     )
 
@@ -183,17 +182,17 @@ def slow(spec: ArchSpec, choose: Chooser):
 @pytest.mark.parametrize(
     ("bound", "make", "words"),
     [
-        ("row", lambda spec, choose: plan_request(spec, [2000], device=M2, choose=choose), "the whole row"),
-        ("device", lambda spec, choose: plan_request(spec, [9000], device=M2, choose=choose, mode="generate"), "gains"),
-        ("caller", lambda spec, choose: plan_request(spec, [9000], device=M2, choose=choose, chunk=100), "at most 100"),
+        ("row", lambda spec, choose: plan_of(spec, [2000], device=M2, choose=choose), "the whole row"),
+        ("device", lambda spec, choose: plan_of(spec, [9000], device=M2, choose=choose, mode="generate"), "gains"),
+        ("caller", lambda spec, choose: plan_of(spec, [9000], device=M2, choose=choose, chunk=100), "at most 100"),
         (
             "hook",
-            lambda spec, choose: plan_request(spec, [9000], device=M2, choose=choose, pins=Chunked(), plugin="acme"),
+            lambda spec, choose: plan_of(spec, [9000], device=M2, choose=choose, pins=Chunked(), plugin="acme"),
             "archport_prefill_chunk of acme wishes for at most 700",
         ),
         (
             "memory",
-            lambda spec, choose: plan_request(
+            lambda spec, choose: plan_of(
                 spec, [9000], device=M2, choose=choose, new_tokens=9, budget=int(2.32e9), dtype="bfloat16"
             ),
             "the budget is 2,320,000,000",
@@ -204,20 +203,20 @@ def slow(spec: ArchSpec, choose: Chooser):
 def test_a_plan_says_why_its_chunk_is_no_larger(bound, make, words, qwen3_06b: ArchSpec, real_choose: Chooser):
     plan = make(qwen3_06b, real_choose)
     batch = plan.largest
-    assert batch.chunk_bound == bound, plan.explain()
+    assert batch.schedule.bound == bound, plan.explain()
     (line,) = [line for line in explain(plan).splitlines() if line.startswith("prefill chunk: ")]
     assert words in line
-    assert batch.chunk_bound == "row" or f"{batch.chunk:,} tokens" in line
+    assert batch.schedule.bound == "row" or f"{batch.chunk:,} tokens" in line
     assert plan.to_dict()["batches"][0]["chunk_bound"] == bound
 
 
 def test_a_chunk_bound_by_memory_grows_with_it(qwen3_06b: ArchSpec, real_choose: Chooser):
     """What is said to bind, binds: a budget of what the next larger chunk needs gives that."""
-    plan = plan_request(qwen3_06b, [9000], device=M2, choose=real_choose, new_tokens=9, budget=int(2.32e9))
-    assert plan.largest.chunk_bound == "memory"
-    needed = re.search(r"needs ([\d,]+) bytes", plan.largest.chunk_why)
+    plan = plan_of(qwen3_06b, [9000], device=M2, choose=real_choose, new_tokens=9, budget=int(2.32e9))
+    assert plan.largest.schedule.bound == "memory"
+    needed = re.search(r"needs ([\d,]+) bytes", plan.largest.schedule.why)
     assert needed
-    more = plan_request(
+    more = plan_of(
         qwen3_06b,
         [9000],
         device=M2,

@@ -8,8 +8,9 @@ import pytest
 
 from archport.contract import ArchSpec
 from archport.device.profiles import profile
-from archport.planning import group_rows, plan_request
+from archport.planning import group_rows
 from archport.planning.shapes import chunk_widths, padded_length
+from archport.testing.plans import plan_of
 
 
 def test_2000_random_requests_reach_cuda_in_at_most_160_shapes(qwen3_06b: ArchSpec, choose):
@@ -19,7 +20,7 @@ def test_2000_random_requests_reach_cuda_in_at_most_160_shapes(qwen3_06b: ArchSp
     for _ in range(2000):
         rows = rng.choice((1, 1, 1, 2, 3, 8, 40))
         lengths = [min(32_768, int(2 ** rng.uniform(0, 15.01))) for _ in range(rows)]
-        plan = plan_request(qwen3_06b, lengths, device=profile("h200"), choose=choose)
+        plan = plan_of(qwen3_06b, lengths, device=profile("h200"), choose=choose)
         misses += len(plan.shapes - seen)
         seen |= plan.shapes
     # MLX keeps 256 attention plans per thread and aborts after 512 misses.

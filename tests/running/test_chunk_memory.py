@@ -17,10 +17,10 @@ from archport.checkpoint import normalise_config
 from archport.contract import EmbeddingHead
 from archport.contract.plugins import claim, discover
 from archport.device.facts import this_device
-from archport.planning import plan_request
 from archport.running.encode import Encoder
 from archport.running.planned import batch_caches, parameter_bytes
 from archport.running.pool import VectorHead
+from archport.testing.plans import plan_of
 
 CONFIG = {
     "architectures": ["Qwen3Model"],
@@ -50,7 +50,7 @@ def encoder():
 
 @pytest.fixture
 def plan(encoder):
-    return plan_request(
+    return plan_of(
         encoder.spec,
         [TOKENS],
         device=this_device(),

@@ -57,8 +57,8 @@ class Recording:
     def __getattr__(self, name):
         return getattr(self._planner, name)
 
-    def __call__(self, lengths, **options):
-        self.plans.append(self._planner(lengths, **options))
+    def __call__(self, request):
+        self.plans.append(self._planner(request))
         return self.plans[-1]
 
 
@@ -93,11 +93,10 @@ def test_packed_texts_have_the_vectors_that_each_has_alone(name, texts):
 
 
 def test_texts_that_leave_a_row_unfilled_join_the_next_ones(monkeypatch, texts):
-    from archport.planning import grouping, packing
+    from archport.planning import batches
     from archport.running import embed
 
-    for module in (packing, grouping):
-        monkeypatch.setattr(module, "batch_tokens", lambda job: 300)
+    monkeypatch.setattr(batches, "batch_tokens", lambda model, request: 300)
     monkeypatch.setitem(embed._WINDOWS, "cuda", (8, 8, 8))
     model, recording = packs("bert-plain")
     together = model.embed(texts)

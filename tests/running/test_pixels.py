@@ -75,7 +75,7 @@ def test_a_plan_names_the_host_bytes_of_its_pictures():
     from archport.attention import Chooser, TableRoutes, builtin_backends
     from archport.contract import ArchSpec
     from archport.device.profiles import profile
-    from archport.planning import plan_request
+    from archport.testing.plans import plan_of
 
     block = AttentionLayer("bidirectional", n_heads=2, n_kv_heads=2, head_dim=16)
     spec = ArchSpec(
@@ -90,7 +90,7 @@ def test_a_plan_names_the_host_bytes_of_its_pictures():
         vision=VisionTower(layers=(block,), hidden_size=32, intermediate_size=64, patch_size=8, merge_size=2, taps=0),
     )
     rows = [Measured(np.zeros(200, np.int32), tuple(shown([40 * MB] * n))) for n in (1, 3, 0)]
-    plan = plan_request(
+    plan = plan_of(
         spec,
         [200] * 3,
         device=profile("h200"),

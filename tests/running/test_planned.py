@@ -7,12 +7,13 @@ from mlx.utils import tree_map
 
 from archport.attention import Chooser, builtin_backends
 from archport.checkpoint import normalise_config
-from archport.contract import AttentionLimits, ContextLengthExceeded
+from archport.contract import ContextLengthExceeded
 from archport.contract.plugins import claim, discover
 from archport.device.facts import this_device
-from archport.planning import NoPins, plan_request
-from archport.running.planned import Planner, batch_caches, hidden_dtype, parameter_bytes, run_steps
+from archport.planning import Planner
+from archport.running.planned import batch_caches, hidden_dtype, parameter_bytes, run_steps
 from archport.running.pool import Pooling
+from archport.testing.plans import planned
 
 CONFIG = {
     "architectures": ["Qwen3Model"],
@@ -43,18 +44,9 @@ def trunk():
 @pytest.fixture(scope="module")
 def planner(trunk):
     _, spec = claim(normalise_config(CONFIG), discover())
-    return Planner(
-        spec=spec,
-        device=this_device(),
-        budget=1 << 30,
-        max_context=spec.max_positions,
-        choose=Chooser(builtin_backends()),
-        pins=NoPins(),
-        plugin="qwen3",
-        weight_bytes=parameter_bytes(trunk),
-        dtype=hidden_dtype(trunk, spec),
-        limits=AttentionLimits(),
-    )
+    chooser, dtype = Chooser(builtin_backends()), hidden_dtype(trunk, spec)
+    weights = parameter_bytes(trunk)
+    return Planner.of(spec, this_device(), chooser, budget=1 << 30, dtype=dtype, weight_bytes=weights, plugin="qwen3")
 
 
 def run(trunk, planner, plan, ids):
@@ -69,16 +61,7 @@ def run(trunk, planner, plan, ids):
 
 
 def chunked(planner, lengths, chunk, **options):
-    return plan_request(
-        planner.spec,
-        lengths,
-        device=planner.device,
-        choose=planner.choose,
-        budget=planner.budget,
-        weight_bytes=planner.weight_bytes,
-        chunk=chunk,
-        **options,
-    )
+    return planned(planner, lengths, chunk=chunk, **options)
 
 
 def tokens(length, seed=0):
@@ -88,7 +71,7 @@ def tokens(length, seed=0):
 @pytest.mark.parametrize("chunk", [1, 7, 64, 100])
 def test_a_prompt_in_chunks_equals_one_pass(trunk, planner, chunk):
     ids = tokens(150)
-    whole, _ = run(trunk, planner, planner([150]), ids)
+    whole, _ = run(trunk, planner, planned(planner, [150]), ids)
     pieces, caches = run(trunk, planner, chunked(planner, [150], chunk), ids)
     assert caches is not None
     assert np.abs(pieces - whole).max() <= 1e-5 * np.abs(whole).max()
@@ -96,7 +79,7 @@ def test_a_prompt_in_chunks_equals_one_pass(trunk, planner, chunk):
 
 def test_a_prompt_beyond_the_first_4096_tokens_grows_its_cache_and_equals_one_pass(trunk, planner):
     ids = tokens(6776)
-    whole, _ = run(trunk, planner, planner([6776]), ids)
+    whole, _ = run(trunk, planner, planned(planner, [6776]), ids)
     plan = chunked(planner, [6776], 4096, new_tokens=None)
     (batch,) = plan.batches
     assert {(kind.kv.storage, kind.kv.initial, kind.kv.ceiling) for kind in batch.kinds} == {("growing", 4096, 8192)}
@@ -130,6 +113,6 @@ def test_ragged_rows_in_chunks_pool_to_the_vectors_of_single_rows(trunk, planner
             pooling.evaluate(hidden)
         got = np.array(pooling.rows())
         for index, row in enumerate(batch.rows):
-            whole, _ = run(trunk, planner, planner([len(rows[row])]), rows[row])
+            whole, _ = run(trunk, planner, planned(planner, [len(rows[row])]), rows[row])
             want = np.concatenate([whole[-1], whole.mean(0)])
             assert np.abs(got[index] - want).max() <= 1e-5 * np.abs(want).max()

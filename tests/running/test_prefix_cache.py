@@ -18,7 +18,6 @@ from archport import engine, planning
 from archport.contract import AttentionLayer, KVAllocation, NonFiniteOutput
 from archport.contract.hookspecs import hookimpl
 from archport.memory import Caches, take
-from archport.planning import Memo
 from archport.running.generate import Generator
 from archport.running.prefix_cache import PrefixCache, PrefixDraft
 
@@ -152,7 +151,7 @@ def windowed(model: engine.Model, left: int) -> engine.Model:
     spec = dataclasses.replace(
         encoder.spec, layers=tuple(dataclasses.replace(each, reach=(left, 0)) for each in encoder.spec.layers)
     )
-    plan = dataclasses.replace(encoder.plan, spec=spec, memo=Memo())
+    plan = dataclasses.replace(encoder.plan, spec=spec)
     encoder = dataclasses.replace(encoder, spec=spec, plan=plan)
     model._runtime = dataclasses.replace(runtime, encoder=encoder)
     return model

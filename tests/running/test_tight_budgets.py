@@ -17,10 +17,10 @@ from archport.contract import EmbeddingHead
 from archport.contract.model import PoolingMode
 from archport.contract.plugins import discover
 from archport.engine import Model
-from archport.planning import Memo
 from archport.running.decode import decode_paths
 from archport.running.encode import Encoder
 from archport.running.pool import VectorHead
+from archport.testing.plans import planned
 from archport.testing.subject import Subject, Tiny
 
 # Of the largest entry: float32 is summed in another order where tiles and chunks differ.
@@ -36,7 +36,7 @@ def tinies() -> tuple[Tiny, ...]:
 
 
 def tightened(encoder: Encoder, budget: int) -> Encoder:
-    return replace(encoder, plan=replace(encoder.plan, budget=budget, memo=Memo()))
+    return replace(encoder, plan=replace(encoder.plan, budget=budget))
 
 
 def rows_of(rng: random.Random, tiny: Tiny, longest: int) -> list[np.ndarray]:
@@ -50,7 +50,7 @@ def differ(here: np.ndarray, there: np.ndarray) -> float:
 
 def vectors(encoder: Encoder, rows: list[np.ndarray], mode: PoolingMode) -> np.ndarray:
     """The rows' pooled vectors (N, D), as `embed` runs them."""
-    plan = encoder.plan([len(row) for row in rows])
+    plan = planned(encoder.plan, [len(row) for row in rows])
     found = np.zeros((len(rows), encoder.spec.hidden_size), np.float32)
     head = VectorHead(EmbeddingHead(pooling=(mode,), normalize=False), ())
     for batch in plan.batches:
@@ -67,16 +67,16 @@ def run(rng: random.Random, tiny: Tiny, way: str) -> tuple[int, str]:
         new = rng.randint(1, 8)
         rows = [row[: tiny.spec.max_positions - new] for row in rows]
         options = {"new_tokens": new, "mode": "generate"}
-        tight = tightened(encoder, encoder.plan([len(row) for row in rows], **options).minimum)
-        plan = tight.plan([len(row) for row in rows], **options)
+        tight = tightened(encoder, planned(encoder.plan, [len(row) for row in rows], **options).minimum)
+        plan = planned(tight.plan, [len(row) for row in rows], **options)
         asked = {"max_tokens": new, "temperature": 0.0}
         texts = [[int(token) for token in row] for row in rows]
         here = with_encoder(tiny.model, tight).generate(texts, **asked)
         there = tiny.model.generate(texts, **asked)
         wrong = "" if [each.tokens for each in here] == [each.tokens for each in there] else f"{here} {there}"
         return max(len(batch.steps) for batch in plan.batches), wrong
-    tight = tightened(encoder, encoder.plan(lengths).minimum)
-    plan = tight.plan(lengths)
+    tight = tightened(encoder, planned(encoder.plan, lengths).minimum)
+    plan = planned(tight.plan, lengths)
     if way == "forward":
         ids = np.zeros((len(rows), max(lengths)), np.int32)
         mask = np.zeros_like(ids)
@@ -132,7 +132,7 @@ def test_decoding_runs_the_very_paths_that_the_plan_shows(lengths: list[int], ca
         if "generate" not in tiny.spec.tasks:
             continue
         planner = tiny.planner
-        plan = planner(lengths, cached=cached, new_tokens=5, mode="generate")
+        plan = planned(planner, lengths, cached=cached, new_tokens=5, mode="generate")
         (batch,) = plan.batches
         assert batch.decode is not None
         paths = decode_paths(tiny.spec, planner, plan, batch, len(lengths), padded=len(set(lengths)) > 1)

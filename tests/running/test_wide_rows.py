@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from archport import engine
-from archport.planning import caches, grouping, planner, search, shapes
+from archport.planning import batches, caches, planner, search, shapes
 from archport.running import yes_no
 from archport.running.yes_no import YesNoScorer
 
@@ -28,7 +28,7 @@ STEP = 16
 def use(monkeypatch, width):
     """Let rows and prompts be padded to `width(tokens, kind, most)`."""
     monkeypatch.setattr(shapes, "padded_length", width)
-    for module in (grouping, planner):
+    for module in (batches, planner):
         monkeypatch.setattr(module, "prompt_width", width)
 
 

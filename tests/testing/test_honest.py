@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from archport.planning import grouping, planner, shapes
+from archport.planning import batches, planner, shapes
 from archport.testing import CHECKS, run_checks
 from archport.testing.finding import find, release, subject_of
 from archport.testing.subject import Tiny
@@ -85,7 +85,7 @@ def test_experts_of_any_seed_are_not_blamed(seed):
 @pytest.fixture
 def padding_device(monkeypatch):
     """This device, with rows padded and batches of powers of two as on CUDA."""
-    for module in (grouping, planner, shapes):
+    for module in (batches, planner, shapes):
         real = {name: getattr(module, name, None) for name in ("padded_length", "prompt_width")}
         for name, function in real.items():
             if function is not None:

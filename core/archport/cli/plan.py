@@ -92,23 +92,22 @@ def make(
 ) -> Plan:
     """The plan of a request; raises AdmissionRefused when there is none."""
     from archport.attention import Chooser, ProbedRoutes, TableRoutes, builtin_backends
-    from archport.planning import plan_request
+    from archport.planning import Planner, Request
 
     routes = TableRoutes() if device.simulated else ProbedRoutes()
-    return plan_request(
+    planner = Planner.of(
         about.spec,
-        lengths,
-        device=device,
-        choose=Chooser(builtin_backends(routes, about.hooks.sdpa_backends())),
-        cached=cached,
-        new_tokens=new_tokens,
+        device,
+        Chooser(builtin_backends(routes, about.hooks.sdpa_backends())),
         budget=budget,
+        weight_bytes=about.weight_bytes,
         pins=about.hooks,
         plugin=about.label,
-        weight_bytes=about.weight_bytes,
-        dense=dense,
-        # As `embed` runs such rows.
-        pack="embed" in about.spec.tasks,
+    )
+    # As `embed` runs such rows.
+    pack = "embed" in about.spec.tasks
+    return planner(
+        Request(lengths=lengths, cached=[cached] * len(lengths), new_tokens=new_tokens, dense=dense, pack=pack)
     )
 
 
@@ -123,8 +122,8 @@ def described(model: str, device: DeviceFacts) -> Described:
     if config.suffix == ".json" and config.is_file() and not any(config.parent.glob("*.safetensors")):
         return _from_config(config)
     from archport.checkpoint import weight_bytes
+    from archport.checkpoint.dtype import LoadDType, choose_dtype
     from archport.loading import describe
-    from archport.planning.dtype import LoadDType, choose_dtype
 
     about = describe(model)
 

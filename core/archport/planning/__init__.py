@@ -3,23 +3,24 @@
 Pure Python on numbers. Imports only the contract; is handed its attention paths and its hooks.
 """
 
-from archport.planning.costs import Weights, estimate_weights
-from archport.planning.memo import Memo
-from archport.planning.pins import NoPins, Pins
-from archport.planning.plan import (
-    BatchPlan,
+from archport.planning.batch import (
     Buffer,
     ChunkBound,
     Decoding,
     KindPlan,
     Mode,
-    Plan,
+    Quote,
+    Readout,
+    Request,
+    Schedule,
     StepPlan,
     VisionStep,
     Work,
 )
-from archport.planning.planner import plan_request
-from archport.planning.readout import Readout
+from archport.planning.costs import Weights, estimate_weights, weights_on
+from archport.planning.facts import NoPins, Pins
+from archport.planning.plan import BatchPlan, Plan
+from archport.planning.planner import Planner
 from archport.planning.shapes import Group, group_rows
 
 __all__ = [
@@ -29,17 +30,20 @@ __all__ = [
     "Decoding",
     "Group",
     "KindPlan",
-    "Memo",
     "Mode",
     "NoPins",
     "Pins",
     "Plan",
+    "Planner",
+    "Quote",
     "Readout",
+    "Request",
+    "Schedule",
     "StepPlan",
     "VisionStep",
     "Weights",
     "Work",
     "estimate_weights",
     "group_rows",
-    "plan_request",
+    "weights_on",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from archport.contract import (
@@ -15,8 +16,9 @@ from archport.contract import (
     RecurrentLayer,
     kv_capacity,
 )
+from archport.planning.batch import Batch
 from archport.planning.costs import itemsize
-from archport.planning.job import Job
+from archport.planning.facts import ModelFacts
 
 # Tokens a growing cache starts with.
 INITIAL = 4096
@@ -47,25 +49,26 @@ class CacheBytes:
         return self.cached + self.new + self.growth + self.conversion
 
 
-def needs_cache(job: Job, shape: BatchShape, chunk: int) -> bool:
+def needs_cache(batch: Batch, chunk: int) -> bool:
     """Whether the batch keeps anything between steps."""
-    return job.mode == "generate" or shape.S > 0 or chunk < shape.L
+    return batch.request.generates or batch.shape.S > 0 or chunk < batch.shape.L
 
 
-def allocation(job: Job, layer: LayerSpec, shape: BatchShape, chunk: int) -> tuple[KVAllocation | None, str]:
+def allocation(model: ModelFacts, batch: Batch, layer: LayerSpec, chunk: int) -> tuple[KVAllocation | None, str]:
     """How a layer keeps its cache in this batch, and what a hook fixed about it in words.
 
     Raises:
         PluginError: when a hook's answer can't hold the layer's state.
         ContextLengthExceeded: when a hook's ceiling is below what the batch needs.
     """
-    if not needs_cache(job, shape, chunk) or (isinstance(layer, AttentionLayer) and not layer.keeps):
+    if not needs_cache(batch, chunk) or (isinstance(layer, AttentionLayer) and not layer.keeps):
         return None, ""
-    pinned = job.pins.kv_allocation(job.spec, layer, shape, Limits(max_context=job.max_context, budget=job.budget))
+    limits = Limits(max_context=model.max_context, budget=model.budget)
+    pinned = model.pins.kv_allocation(model.spec, layer, batch.shape, limits)
     if pinned is not None:
-        who = job.who("archport_kv_allocation")
-        return _checked(pinned, layer, shape, chunk, who), f"archport_kv_allocation of {who}: {_words(pinned)}"
-    return _chosen(job, layer, shape, chunk), ""
+        who = model.who("archport_kv_allocation")
+        return _checked(pinned, layer, batch.shape, chunk, who), f"archport_kv_allocation of {who}: {_words(pinned)}"
+    return _chosen(model, batch, layer, chunk), ""
 
 
 def _words(pin: KVAllocation) -> str:
@@ -76,17 +79,18 @@ def _words(pin: KVAllocation) -> str:
     return f"{pin.storage}{tokens}{grows}{bits}{f' ({pin.why})' if pin.why else ''}"
 
 
-def _chosen(job: Job, layer: LayerSpec, shape: BatchShape, chunk: int) -> KVAllocation:
+def _chosen(model: ModelFacts, batch: Batch, layer: LayerSpec, chunk: int) -> KVAllocation:
     if isinstance(layer, RecurrentLayer):
         return KVAllocation("recurrent", 0, 0)
+    shape, unknown = batch.shape, batch.request.new_tokens is None
     total = shape.S + shape.L + shape.new_tokens
     left = layer.reach[0]
     if left is not None:
         ring = left + max(chunk, RING_STEP)
-        if job.new_tokens is None or ring < total:
+        if unknown or ring < total:
             return KVAllocation("ring", ring, ring)
-    if job.new_tokens is None:
-        return KVAllocation("growing", min(INITIAL, job.max_context), job.max_context)
+    if unknown:
+        return KVAllocation("growing", min(INITIAL, model.max_context), model.max_context)
     return KVAllocation("planned", total, total)
 
 
@@ -109,14 +113,13 @@ def _checked(pin: KVAllocation, layer: LayerSpec, shape: BatchShape, chunk: int,
     return pin
 
 
-def cache_bytes(job: Job, allocations: tuple[KVAllocation | None, ...], shape: BatchShape) -> CacheBytes:
+def cache_bytes(model: ModelFacts, batch: Batch, allocations: tuple[KVAllocation | None, ...]) -> CacheBytes:
     """Bytes of all layers' caches, per the contract's formula."""
-    size, counts = itemsize(job.dtype), [0] * len(job.kinds)
-    for index in job.layer_classes:
-        counts[job.classes[index].kind] += 1
+    size, counts = itemsize(model.dtype), Counter(model.layer_kinds)
+    shape, generates = batch.shape, batch.request.generates
     tokens = shape.S + shape.L + shape.new_tokens
     cached = new = growth = conversion = largest = 0
-    for layer, kept, count in zip(job.kinds, allocations, counts, strict=True):
+    for kind, (layer, kept) in enumerate(zip(model.kinds, allocations, strict=True)):
         if kept is None:
             continue
         total = kept.bytes(layer, B=shape.B, tokens=tokens, itemsize=size)
@@ -124,14 +127,14 @@ def cache_bytes(job: Job, allocations: tuple[KVAllocation | None, ...], shape: B
         if shape.S > 0:
             held = min(kv_capacity(shape.S), kept.capacity(tokens))
             before = total if isinstance(layer, RecurrentLayer) else shape.B * kept.row_bytes(layer, held, size)
-        cached += count * before
-        new += count * (total - before)
+        cached += counts[kind] * before
+        new += counts[kind] * (total - before)
         buffer = kept.largest_buffer(layer, B=shape.B, tokens=tokens, itemsize=size)
         largest = max(largest, buffer)
-        if job.mode == "generate" and shape.B > 1 and job.new_tokens not in (0, 1):
+        if generates and shape.B > 1 and batch.request.new_tokens not in (0, 1):
             # Rows that finish leave the others, which are copied one array after the other.
             growth = max(growth, buffer)
-        if job.mode == "generate" and shape.B > 1 and shape.ragged and isinstance(layer, AttentionLayer):
+        if generates and shape.B > 1 and shape.ragged and isinstance(layer, AttentionLayer):
             # Rows are moved to end at one column, one array after the other.
             growth = max(growth, total // len(layer.kv_widths))
         if kept.storage == "growing":

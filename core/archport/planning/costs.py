@@ -5,7 +5,10 @@ All of it from an ArchSpec alone, so a plan needs no weights. Knows nothing of c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from archport.contract import (
     ArchSpec,
@@ -19,8 +22,8 @@ from archport.contract import (
     RecurrentLayer,
 )
 from archport.planning.footprints import half_bytes, halves_bytes
-from archport.planning.widths import recurrent_bytes, recurrent_widths
 
+Layer = TypeVar("Layer", bound=Hashable)
 MIB = 2**20
 
 # Arithmetic rate assumed where a device states none; said in the plan's notes.
@@ -59,12 +62,13 @@ def itemsize(dtype: DType) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Bytes of the weights, the largest single tensor, and whether they were estimated."""
+    """Bytes of the weights and of the largest tensor, whether they were estimated, and whether matrices stay packed."""
 
     total: int
     largest: int
     largest_name: str
     estimated: bool
+    packed: bool = True
 
 
 def element_bytes(dtype: DType, quantization: Quantization | None) -> float:
@@ -99,7 +103,22 @@ def estimate_weights(spec: ArchSpec, dtype: DType, *, packed: bool = True) -> We
             largest, name = stack, "one stack of expert matrices"
     # Vision towers stay unquantised in published checkpoints.
     total = int(matrices * per_element) + norms + vision * itemsize(dtype)
-    return Weights(total=total, largest=int(largest * per_element), largest_name=name, estimated=True)
+    return Weights(total, int(largest * per_element), name, estimated=True, packed=packed)
+
+
+def weights_on(spec: ArchSpec, device: DeviceFacts, dtype: DType, budget: int, known: int | None = None) -> Weights:
+    """What a model's weights are on a device: packed, unless it is a CPU, which computes faster on unpacked matrices,
+    and they fit the budget.
+
+    Args:
+        known: their bytes, where they are loaded or counted; estimated from the spec otherwise.
+    """
+    unpacked = estimate_weights(spec, dtype, packed=False)
+    packed = device.kind != "cpu" or unpacked.total > budget
+    weights = estimate_weights(spec, dtype, packed=True) if packed else unpacked
+    if known is None:
+        return weights
+    return replace(weights, total=known, largest=min(weights.largest, known), estimated=False)
 
 
 def has_experts(spec: ArchSpec, index: int) -> bool:
@@ -152,6 +171,58 @@ def _vision_matrix_elements(spec: ArchSpec, layer: LayerSpec) -> int:
     h, inner = spec.vision.hidden_size, spec.vision.intermediate_size
     heads = layer.n_heads * layer.head_dim if isinstance(layer, AttentionLayer) else h
     return 4 * h * heads + 2 * h * inner
+
+
+@dataclass(frozen=True, slots=True)
+class LayerClass:
+    """Layers that cost the same: equal specs, and both or neither with experts.
+
+    Args:
+        kind: index of the spec among the distinct ones.
+        count: layers of this class.
+        experts: whether its MLP is experts.
+        token: temporaries of one token.
+        flops: arithmetic of one token, attention excluded.
+        matrix_bytes: bytes of the matrices that one token meets.
+    """
+
+    kind: int
+    count: int
+    experts: bool
+    token: TokenBytes
+    flops: float
+    matrix_bytes: int
+
+
+def kinds_of(layers: Sequence[Layer]) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
+    """Distinct values in order of appearance, and the index of each one's own."""
+    kinds: dict[Layer, int] = {}
+    indices = tuple(kinds.setdefault(layer, len(kinds)) for layer in layers)
+    return tuple(kinds), indices
+
+
+def classes_of(
+    spec: ArchSpec, dtype: DType, device: DeviceFacts, weights: Weights
+) -> tuple[tuple[LayerClass, ...], tuple[int, ...]]:
+    """Distinct layer classes, and the index of each layer's own."""
+    kinds, layer_kinds = kinds_of(spec.layers)
+    classes, indices = kinds_of([(kind, has_experts(spec, index)) for index, kind in enumerate(layer_kinds)])
+    per_element = element_bytes(dtype, spec.quantization if weights.packed else None)
+    host = device.kind == "cpu" and device.vector_threads > 0 and dtype == "float32"
+    counts, found = Counter(indices), list[LayerClass]()
+    for index, (kind, experts) in enumerate(classes):
+        elements = active_elements(spec, kinds[kind], experts)
+        found.append(
+            LayerClass(
+                kind=kind,
+                count=counts[index],
+                experts=experts,
+                token=token_bytes(spec, kinds[kind], experts, dtype, device.kind, host=host),
+                flops=2.0 * elements,
+                matrix_bytes=int(elements * per_element),
+            )
+        )
+    return tuple(found), indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,3 +469,47 @@ def in_flight_cap(device: DeviceFacts, widest: int, dtype: DType) -> int:
 def rate(device: DeviceFacts, dtype: DType) -> float:
     """Sustained arithmetic per second; the assumed one where the device states none."""
     return device.flops.get(dtype) or min((value for value in device.flops.values() if value), default=UNKNOWN_FLOPS)
+
+
+def recurrent_widths(layer: RecurrentLayer) -> tuple[int, int]:
+    """(projected channels, width of the answer) of a recurrent layer, as it declares them.
+
+    Of one that declares bytes alone they are guessed: Hv x 128 x 128 numbers of state, and taps - 1 rows of its
+    channels, all in float32 as a gated delta net keeps them.
+    """
+    if layer.heads is not None:
+        return layer.heads.channels, layer.heads.values
+    if layer.channels:
+        return layer.channels, layer.values
+    tail = layer.conv_bytes // (max(1, layer.conv_taps - 1) * 4)
+    if not layer.state_bytes:
+        return 3 * max(1, tail), max(1, tail)
+    value = max(1, layer.state_bytes // (4 * 128))
+    return tail or 3 * value, value
+
+
+def recurrent_bytes(layer: RecurrentLayer, D: int, inner: int, s: int, kind: DeviceKind) -> tuple[int, int, int]:
+    """Bytes of one token's temporaries in a recurrent layer: (in one graph, outside its rule, while its rule runs).
+
+    Args:
+        D, inner: model width, and bytes of the temporaries inside the MLP.
+        s: bytes per element.
+
+    Fitted like attention's on a CPU, with the convolution on the host; elsewhere counted and not measured.
+    """
+    channels, value = recurrent_widths(layer)
+    keys = (channels - value) // 2
+    if layer.heads is None:
+        # Projections and convolution in the model's type; q, k, v, gates and output per value head in fp32.
+        wide = 6 * value * 4 if layer.state_bytes else 0
+        total = (8 * D + 3 * channels + 3 * value) * s + wide + inner
+        return total, total, total
+    if kind == "cpu":
+        # In 16 bits the convolution's taps are products of their own, in float32, and q, k and v are widened.
+        wide = 0 if s == 4 else 4
+        convolution = (2 * D + 2 * (channels + value)) * s + 3 * channels * wide
+        held = (7 * D // 2 + channels + value + 3 * keys) * s + channels * wide
+        split = max(convolution, 4 * D * s + inner)
+        return max(split, held + 2 * value * 4), split, held
+    total = (8 * D + 3 * channels + 5 * value + 3 * keys) * s + inner
+    return total, total, total

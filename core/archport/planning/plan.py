@@ -8,24 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from archport.contract import (
-    ArchportError,
-    AttentionPath,
-    BatchShape,
-    DeviceFacts,
-    DType,
-    KVAllocation,
-    LayerSpec,
-    MaskPolicy,
-    RecurrentPath,
-)
-
-Mode = Literal["embed", "generate"]
-# What keeps a prefill chunk from being larger: the row ends, memory, the largest buffer, the work between two
-# evaluations, a hook, the caller, or that more gains nothing on this kind of device.
-ChunkBound = Literal["row", "memory", "buffer", "work", "hook", "caller", "device"]
+from archport.contract import ArchportError, AttentionPath, BatchShape, DeviceFacts, DType
+from archport.planning.batch import Batch, Buffer, Decoding, KindPlan, Mode, Quote, Request, Schedule, StepPlan, Work
 
 # The pool's limit in MLX's CPU build.
 SMALLEST_POOL = 32 << 20
@@ -34,155 +20,25 @@ POOL_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Buffer:
-    """The largest single allocation: what it is, its bytes, and the device's cap (None where it states none)."""
-
-    name: str
-    bytes: int
-    cap: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """The largest stretch between two evaluations: what it is, its arithmetic, its estimated seconds, their bound."""
-
-    name: str
-    flops: float
-    seconds: float
-    limit: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class KindPlan:
-    """What was decided for one kind of layer, that is for all layers with an equal spec.
-
-    Args:
-        layer: the spec.
-        count: layers of this kind.
-        mask: how visibility is handed over; None for a recurrent layer.
-        kv: how its cache or state is held; None when nothing is kept.
-        pins: what a hook fixed, in words.
-    """
-
-    layer: LayerSpec
-    count: int
-    mask: MaskPolicy | None
-    kv: KVAllocation | None
-    pins: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """One pass through the layers: a prefill chunk, a whole row, or one decoded token.
-
-    Args:
-        start: position of its first token behind the cached ones.
-        tokens: padded tokens per row.
-        paths: per kind of layer the attention path, or the form of a recurrence.
-    """
-
-    start: int
-    tokens: int
-    paths: tuple[AttentionPath | RecurrentPath, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class VisionStep:
-    """One pass through the vision tower: some pictures of a batch, each a row.
-
-    Args:
-        pictures: their indices among the batch's, which lie in the order of rows and of tokens in them.
-        lengths: patches of each.
-        padded: patches that every row is padded to.
-        paths: per kind of block the attention path.
-        piece: patches per row that the linear parts of a block take at once; `padded` or more when they take all.
-        room: bytes that may be in use, above what was before the pass, when its next stretch is started.
-    """
-
-    pictures: tuple[int, ...]
-    lengths: tuple[int, ...]
-    padded: int
-    paths: tuple[AttentionPath | None, ...]
-    piece: int
-    room: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """Estimated time of decoding: passes of one token per row, behind a cache that grows.
-
-    Args:
-        steps: passes; the first new token costs none, for it is read from the prefill.
-        seconds: of all of them.
-        first, last: seconds of a pass behind the prompt alone, and at the fullest cache.
-    """
-
-    steps: int
-    seconds: float
-    first: float
-    last: float
-
-
-@dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """Rows that run together, and the steps that run each of their tokens once.
+    """Rows that run together, and the quote they run by: steps that run each of their tokens once.
 
     Args:
-        rows: their indices in the request.
-        lengths: their new tokens, in the order of `rows`.
-        shape: rows, padded tokens, cached tokens, tokens to decode; whether rows differ in length.
-        chunk: tokens per prefill step; `shape.L` when the row is not split.
-        chunk_bound, chunk_why: what keeps it from being larger, and the numbers of that in words.
-        kinds: decisions per kind of layer.
-        steps: prefill in order. The paths in them are the ones that run.
+        rows: their indices in the request, in the order of the batch.
+        batch: their lengths and padded shape.
+        quote: schedule, steps, bytes, seconds.
         decode: one decoded token at the fullest cache; None when nothing is decoded.
-        eval_every_layers: evaluate the graph when so many layers were added to it.
-        split: evaluate before and after every attention and wherever a block pauses, so that a stretch is a part of a
-            layer and all that are in flight make one layer.
-        in_flight: stretches that may be unfinished at once, counted over all batches. 1 waits for each; with 2 the next
-            one is started while one runs, as soon as there is room for it.
-        stretch, longest_stretch: bytes that one stretch may hold, and one in a block that does not pause.
-        bytes: components that add up to the peak.
-        largest_buffer: the largest single allocation.
-        work: the largest stretch between two evaluations.
-        evaluations: how often the graph is evaluated for all its prefill steps.
-        prefill_seconds: estimated time of its prefill.
-        overhead: share of it that evaluations within a pass cost.
-        decoding: estimated time of what follows; None when nothing is decoded.
-        vision: passes through the vision tower, before the prefill.
-        visible: leading tokens of each row that any token sees; empty when all are.
-        packed: whether the rows lie behind one another in a single one: `shape` is (1, all of their tokens and some).
-        answers: rows that each row becomes when it is decoded.
+        decoding: estimated time of what follows the prefill; None when nothing is decoded.
 
     Raises:
         ArchportError: when the steps do not run every token exactly once, in order, in steps of at most `chunk`.
     """
 
     rows: tuple[int, ...]
-    lengths: tuple[int, ...]
-    shape: BatchShape
-    chunk: int
-    chunk_bound: ChunkBound
-    chunk_why: str
-    kinds: tuple[KindPlan, ...]
-    steps: tuple[StepPlan, ...]
-    decode: StepPlan | None
-    eval_every_layers: int
-    split: bool
-    in_flight: int
-    stretch: int
-    longest_stretch: int
-    bytes: Mapping[str, int]
-    largest_buffer: Buffer
-    work: Work
-    evaluations: int
-    prefill_seconds: float
-    overhead: float
+    batch: Batch
+    quote: Quote
+    decode: StepPlan | None = None
     decoding: Decoding | None = None
-    vision: tuple[VisionStep, ...] = ()
-    visible: tuple[int, ...] = ()
-    packed: bool = False
-    answers: int = 1
 
     def __post_init__(self) -> None:
         problem = self._gap() or self._wrong_rows() or self._wrong_paths()
@@ -208,9 +64,9 @@ class BatchPlan:
             return f"rows {self.rows} of lengths {self.lengths}; expected each once, with its length"
         if B != self.shape.B or min(self.lengths, default=0) < 1 or held > self.shape.L:
             return f"{B} rows of {held:,} tokens; expected {self.shape.B} of 1 to {self.shape.L:,}"
-        if self.visible and len(self.visible) != len(self.rows):
-            return f"{len(self.visible)} numbers of visible tokens for {len(self.rows)} rows"
-        pictures = sorted(picture for step in self.vision for picture in step.pictures)
+        if self.batch.visible and len(self.batch.visible) != len(self.rows):
+            return f"{len(self.batch.visible)} numbers of visible tokens for {len(self.rows)} rows"
+        pictures = sorted(picture for step in self.quote.vision for picture in step.pictures)
         if pictures != list(range(len(pictures))):
             return f"passes through the vision tower with pictures {pictures}; expected each once"
         return ""
@@ -237,8 +93,56 @@ class BatchPlan:
         return ""
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """New tokens of each row, in the order of `rows`."""
+        return self.batch.lengths
+
+    @property
+    def shape(self) -> BatchShape:
+        """Rows, padded tokens, cached tokens, tokens to decode; whether rows differ in length.
+
+        Of packed rows (1, all of their tokens and some).
+        """
+        return self.batch.shape
+
+    @property
+    def packed(self) -> bool:
+        """Whether the rows are documents of a single packed row."""
+        return self.batch.packed
+
+    @property
+    def answers(self) -> int:
+        """Rows that each row becomes when it is decoded."""
+        return self.batch.request.answers
+
+    @property
+    def schedule(self) -> Schedule:
+        """Tokens per step, and how often the graph is evaluated."""
+        return self.quote.schedule
+
+    @property
+    def kinds(self) -> tuple[KindPlan, ...]:
+        """Decisions per kind of layer."""
+        return self.quote.kinds
+
+    @property
+    def steps(self) -> tuple[StepPlan, ...]:
+        """Prefill in order. The paths in them are the ones that run."""
+        return self.quote.steps
+
+    @property
+    def chunk(self) -> int:
+        """Tokens per prefill step; `shape.L` when the row is not split."""
+        return self.quote.schedule.chunk
+
+    @property
+    def bytes(self) -> Mapping[str, int]:
+        """Components that add up to the peak."""
+        return self.quote.bytes
+
+    @property
     def peak(self) -> int:
-        return sum(self.bytes.values())
+        return self.quote.peak
 
     @property
     def decode_seconds(self) -> float:
@@ -247,13 +151,13 @@ class BatchPlan:
     @property
     def seconds(self) -> float:
         """Estimated time of the batch, decoding included."""
-        return self.prefill_seconds + self.decode_seconds
+        return self.quote.seconds + self.decode_seconds
 
 
 class Origin(Protocol):
     """What made a plan, asked for what only a reader wants to know and what would take time to work out for all."""
 
-    def minimum(self) -> int:
+    def minimum(self, request: Request) -> int:
         """The smallest peak that any schedule of the request has, in bytes."""
         ...
 
@@ -280,7 +184,8 @@ class Plan:
         layer_kinds: kind of each layer, an index into every `BatchPlan.kinds`.
         vision_kinds: kind of each block of the vision tower, an index into the paths of every `VisionStep`.
         batches: in the order in which they run.
-        origin: what made it, for `minimum`, `cost` and reasons.
+        planner: what made it, for `minimum`, `cost` and reasons.
+        request: what it is the plan of.
         notes: assumptions and pins that the reader should know.
         host_bytes: bytes of host memory that pictures and video take at the peak, apart from the device's `peak`.
 
@@ -296,7 +201,8 @@ class Plan:
     max_context: int
     layer_kinds: tuple[int, ...]
     batches: tuple[BatchPlan, ...]
-    origin: Origin = field(repr=False, compare=False)
+    planner: Origin = field(repr=False, compare=False)
+    request: Request = field(repr=False, compare=False)
     vision_kinds: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
     host_bytes: int = 0
@@ -309,16 +215,16 @@ class Plan:
     @property
     def minimum(self) -> int:
         """The smallest peak that any schedule of this request has, in bytes: a budget of so many is enough."""
-        return self.origin.minimum()
+        return self.planner.minimum(self.request)
 
     @property
     def cost(self) -> str:
         """What a budget below twice the minimum costs in time; "" above it."""
-        return self.origin.cost(self)
+        return self.planner.cost(self)
 
     def against(self, path: AttentionPath) -> tuple[tuple[str, str], ...]:
         """What speaks against the backends that a path of this plan does not take: names and reasons."""
-        return path.against or self.origin.against(path)
+        return path.against or self.planner.against(path)
 
     @property
     def largest(self) -> BatchPlan:
@@ -367,11 +273,11 @@ class Plan:
 
     @property
     def largest_buffer(self) -> Buffer:
-        return max((batch.largest_buffer for batch in self.batches), key=lambda buffer: buffer.bytes)
+        return max((batch.quote.buffer for batch in self.batches), key=lambda buffer: buffer.bytes)
 
     @property
     def work(self) -> Work:
-        return max((batch.work for batch in self.batches), key=lambda work: work.seconds)
+        return max((batch.quote.work for batch in self.batches), key=lambda work: work.seconds)
 
     @property
     def chunk(self) -> int:
@@ -380,7 +286,7 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        return sum(batch.evaluations for batch in self.batches)
+        return sum(batch.quote.evaluations for batch in self.batches)
 
     @property
     def seconds(self) -> float:
@@ -389,7 +295,7 @@ class Plan:
 
     @property
     def prefill_seconds(self) -> float:
-        return sum(batch.prefill_seconds for batch in self.batches)
+        return sum(batch.quote.seconds for batch in self.batches)
 
     @property
     def decode_seconds(self) -> float:
@@ -399,7 +305,7 @@ class Plan:
     def overhead(self) -> float:
         """Share of the prefill's time that evaluations within passes cost."""
         total = self.prefill_seconds
-        return sum(batch.overhead * batch.prefill_seconds for batch in self.batches) / total if total else 0.0
+        return sum(batch.quote.overhead * batch.quote.seconds for batch in self.batches) / total if total else 0.0
 
     @property
     def shapes(self) -> frozenset[tuple[int, int]]:

@@ -5,7 +5,7 @@ Knows nothing of how schedules are searched; it is handed the test of whether on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NoReturn
 
@@ -16,58 +16,57 @@ from archport.contract import (
     MemoryBudgetExceeded,
     WorkBoundExceeded,
 )
-from archport.planning.batch import Batch
-from archport.planning.job import Job
-from archport.planning.quote import Quote
+from archport.planning.batch import Batch, Quote, Request
+from archport.planning.facts import ModelFacts
 from archport.planning.shapes import prompt_width
 from archport.planning.vision import within
 
-Fits = Callable[[Job, Batch], bool]
+Fits = Callable[[ModelFacts, Batch], bool]
 
 
-def refuse_context(job: Job, rows: Sequence[int], cached: Sequence[int]) -> None:
+def refuse_context(model: ModelFacts, request: Request) -> None:
     """Refuse rows beyond the context, and a context beyond the model's positions.
 
     Raises:
         ContextLengthExceeded: with both numbers.
     """
-    positions = job.spec.max_positions
-    if job.max_context < 1 or job.max_context > positions:
+    positions = model.spec.max_positions
+    if model.max_context < 1 or model.max_context > positions:
         raise ContextLengthExceeded(
-            f"max_context={job.max_context:,} tokens, but {job.spec.arch} has positions for {positions:,}; "
+            f"max_context={model.max_context:,} tokens, but {model.spec.arch} has positions for {positions:,}; "
             f"choose a max_context between 1 and {positions:,}",
             binding="the model's positions",
-            requested=job.max_context,
+            requested=model.max_context,
             ceiling=positions,
             max_tokens_that_fit=positions,
         )
-    for row, (length, before) in enumerate(zip(rows, cached, strict=True)):
-        total = length + before + job.new
-        if total > job.max_context:
+    for row, (length, before) in enumerate(zip(request.lengths, request.cached, strict=True)):
+        total = length + before + request.new
+        if total > model.max_context:
             parts = [f"{length:,} tokens"]
             parts += [f"{before:,} cached"] if before else []
-            parts += [f"{job.new:,} to generate"] if job.new else []
+            parts += [f"{request.new:,} to generate"] if request.new else []
             raised = (
-                "or raise max_context" if job.max_context < positions else "because the model has no more positions"
+                "or raise max_context" if model.max_context < positions else "because the model has no more positions"
             )
             made = f" ({' + '.join(parts)})" if len(parts) > 1 else ""
             raise ContextLengthExceeded(
                 f"row {row} needs a context of {total:,} tokens{made}, but the limit is "
-                f"{job.max_context:,}; shorten the input, {raised}",
-                binding="max_context" if job.max_context < positions else "the model's positions",
+                f"{model.max_context:,}; shorten the input, {raised}",
+                binding="max_context" if model.max_context < positions else "the model's positions",
                 requested=total,
-                ceiling=job.max_context,
-                max_tokens_that_fit=max(0, job.max_context - before - job.new),
+                ceiling=model.max_context,
+                max_tokens_that_fit=max(0, model.max_context - before - request.new),
             )
 
 
-def refuse_dense(job: Job, batch: Batch) -> None:
+def refuse_dense(model: ModelFacts, batch: Batch) -> None:
     """Refuse a mask that is larger than any buffer the device can make.
 
     Raises:
         BufferTooLarge: before any other price is asked.
     """
-    shape, cap = batch.shape, job.device.max_buffer
+    shape, cap = batch.shape, model.device.max_buffer
     S = shape.S + shape.L
     size = 4 * shape.B * shape.L * S
     if cap is None or size <= cap:
@@ -75,7 +74,7 @@ def refuse_dense(job: Job, batch: Batch) -> None:
     widest = int((cap / (4 * shape.B)) ** 0.5)
     raise BufferTooLarge(
         f"a dense mask of ({shape.B}, 1, {shape.L:,}, {S:,}) in float32 takes {size:,} bytes in one buffer; the "
-        f"largest buffer of {job.device.name} is {cap:,} bytes. At {shape.B} rows it fits up to {widest:,} tokens. "
+        f"largest buffer of {model.device.name} is {cap:,} bytes. At {shape.B} rows it fits up to {widest:,} tokens. "
         "Leave the mask policy to the planner: it needs no such array",
         required_bytes=size,
         limit_bytes=cap,
@@ -88,7 +87,7 @@ def refuse_dense(job: Job, batch: Batch) -> None:
     )
 
 
-def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None, *, row: int | None = None) -> NoReturn:
+def refuse(model: ModelFacts, batch: Batch, leanest: Quote, fits: Fits | None, *, row: int | None = None) -> NoReturn:
     """Refuse a batch whose leanest schedule breaks a limit.
 
     Args:
@@ -97,29 +96,29 @@ def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None, *, row: in
     Raises:
         MemoryBudgetExceeded, BufferTooLarge, WorkBoundExceeded: by what binds.
     """
-    shape, longest = batch.shape, max(batch.lengths)
+    shape, request, longest = batch.shape, batch.request, max(batch.lengths)
 
     def works(*, B: int | None = None, L: int | None = None) -> bool:
-        return fits is not None and fits(job, _resized(job, batch, B=B, L=L))
+        return fits is not None and fits(model, _resized(model, batch, B=B, L=L))
 
     tokens = _largest(lambda L: works(L=L), longest)
     rows = _largest(lambda B: works(B=B), shape.B) if shape.B > 1 else None
-    kind, binding = _binding(job, leanest)
+    kind, binding = _binding(model, leanest)
     required = leanest.buffer.bytes if kind is BufferTooLarge else leanest.peak
-    limit = leanest.buffer.cap if kind is BufferTooLarge else job.budget
-    pinned = [word for words in leanest.pins for word in words if "sdpa_backend" in word or "mask_policy" in word]
-    pinned += [f"backend={job.backend!r}"] if job.backend else []
+    limit = leanest.buffer.cap if kind is BufferTooLarge else model.budget
+    pinned = [word for kind in leanest.kinds for word in kind.pins if "sdpa_backend" in word or "mask_policy" in word]
+    pinned += [f"backend={request.backend!r}"] if request.backend else []
     if pinned:
         binding += f"; the pin is what binds ({', '.join(pinned)})"
     parts = ", ".join(f"{name} {size:,}" for name, size in leanest.bytes.items() if size)
     what = f"{shape.B} x {longest:,} tokens" + (f" behind {shape.S:,} cached" if shape.S else "")
     what += f" and {shape.new_tokens:,} to generate" if shape.new_tokens else ""
-    what += f" in each of {job.answers} answers" if job.answers > 1 else ""
+    what += f" in each of {request.answers} answers" if request.answers > 1 else ""
     fitting = f"up to {tokens:,} tokens per row would fit" if tokens else "not one token would fit"
     if rows:
         fitting += f", or {rows} rows of this length"
     raise kind(
-        f"{job.spec.arch} with {what} does not fit {job.device.name}: the leanest schedule {leanest.problem}. "
+        f"{model.spec.arch} with {what} does not fit {model.device.name}: the leanest schedule {leanest.problem}. "
         f"Bytes: {parts}. {fitting[0].upper()}{fitting[1:]}. What binds: {binding}",
         required_bytes=required,
         limit_bytes=limit,
@@ -133,7 +132,7 @@ def refuse(job: Job, batch: Batch, leanest: Quote, fits: Fits | None, *, row: in
     )
 
 
-def _binding(job: Job, leanest: Quote) -> tuple[type[AdmissionRefused], str]:
+def _binding(model: ModelFacts, leanest: Quote) -> tuple[type[AdmissionRefused], str]:
     if leanest.binds == "buffer":
         return BufferTooLarge, "the device's largest buffer; moved by shorter rows or fewer of them"
     if leanest.binds == "work":
@@ -141,21 +140,21 @@ def _binding(job: Job, leanest: Quote) -> tuple[type[AdmissionRefused], str]:
             "the work bound per dispatch; moved by shorter rows, a smaller chunk, or limits.dispatch_seconds where the "
             "system's watchdog is known to be patient"
         )
-    if job.weights.total > job.budget:
+    if model.weights.total > model.budget:
         return MemoryBudgetExceeded, "the weights alone exceed the budget; moved by memory_budget or a smaller model"
     return MemoryBudgetExceeded, "the memory budget; moved by memory_budget, shorter rows or fewer of them"
 
 
-def _resized(job: Job, batch: Batch, *, B: int | None = None, L: int | None = None) -> Batch:
+def _resized(model: ModelFacts, batch: Batch, *, B: int | None = None, L: int | None = None) -> Batch:
     """The batch that its first B rows would make, or all of them cut to L tokens."""
     rows = batch.shape.B if B is None else B
     lengths = tuple(min(length, L or length) for length in batch.lengths[:rows])
     cached, longest = batch.cached[:rows], max(lengths)
-    most = max(job.max_context - max(cached) - job.new, longest)
-    padded = longest if batch.dense else prompt_width(longest, job.device.kind, most)
+    most = max(model.max_context - max(cached) - batch.request.new, longest)
+    padded = longest if batch.dense else prompt_width(longest, model.device.kind, most)
     ragged = len(set(lengths)) > 1 or padded != lengths[0] or len(set(cached)) > 1
     shape = replace(batch.shape, B=rows, L=padded, S=max(cached), ragged=ragged)
-    merged = job.spec.vision.merge_size**2 if job.spec.vision else 1
+    merged = model.spec.vision.merge_size**2 if model.spec.vision else 1
     visible = tuple(min(seen, length) for seen, length in zip(batch.visible, lengths, strict=False))
     return replace(
         batch,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from archport.contract import AttentionLayer, AttentionPath, LayerSpec, RecurrentPath
-from archport.planning.plan import BatchPlan, KindPlan, Plan, StepPlan
+from archport.planning.batch import KindPlan, StepPlan
+from archport.planning.plan import BatchPlan, Plan
 
 BAR = 32
 
@@ -146,16 +147,16 @@ def _shape(batch: BatchPlan) -> str:
 
 
 def _evaluation(batch: BatchPlan, layers: int) -> str:
-    every = batch.eval_every_layers
+    every = batch.schedule.eval_every_layers
     often = "once per pass" if every >= layers else "after every layer" if every == 1 else f"every {every} layers"
-    often = "before and after every attention" if batch.split else often
-    ahead = ", the next stretch started ahead" if batch.in_flight > 1 else ""
-    return f"evaluated {often}{ahead}: {batch.evaluations:,} times"
+    often = "before and after every attention" if batch.schedule.split else often
+    ahead = ", the next stretch started ahead" if batch.schedule.in_flight > 1 else ""
+    return f"evaluated {often}{ahead}: {batch.quote.evaluations:,} times"
 
 
 def _chunk(batch: BatchPlan) -> str:
     """The prefill chunk, and what keeps it from being larger."""
-    if batch.chunk_bound == "row":
+    if batch.schedule.bound == "row":
         whole = "the whole packed row" if batch.packed else "the whole row"
         ahead = any(isinstance(kind.layer, AttentionLayer) and kind.layer.semantics != "causal" for kind in batch.kinds)
         return f"prefill chunk: {whole}" + (": a layer sees later tokens" if ahead else "")
@@ -166,8 +167,10 @@ def _chunk(batch: BatchPlan) -> str:
         "hook": "bound by a hook",
         "caller": "bound by the caller",
         "device": "the largest on this kind of device, where more gains nothing",
-    }[batch.chunk_bound]
-    return f"prefill chunk: {batch.chunk:,} tokens, {words}" + (f" ({batch.chunk_why})" if batch.chunk_why else "")
+    }[batch.schedule.bound]
+    return f"prefill chunk: {batch.chunk:,} tokens, {words}" + (
+        f" ({batch.schedule.why})" if batch.schedule.why else ""
+    )
 
 
 def _time(plan: Plan) -> list[str]:
@@ -282,18 +285,18 @@ def _batch_dict(plan: Plan, batch: BatchPlan) -> dict[str, Any]:
         "answers": batch.answers,
         "real_tokens": sum(batch.lengths),
         "chunk": batch.chunk,
-        "chunk_bound": batch.chunk_bound,
-        "chunk_why": batch.chunk_why,
+        "chunk_bound": batch.schedule.bound,
+        "chunk_why": batch.schedule.why,
         "steps": len(batch.steps),
-        "eval_every_layers": batch.eval_every_layers,
-        "split": batch.split,
-        "in_flight": batch.in_flight,
-        "evaluations": batch.evaluations,
+        "eval_every_layers": batch.schedule.eval_every_layers,
+        "split": batch.schedule.split,
+        "in_flight": batch.schedule.in_flight,
+        "evaluations": batch.quote.evaluations,
         "peak": batch.peak,
         "bytes": dict(batch.bytes),
-        "largest_buffer": _buffer(batch.largest_buffer),
-        "work": _work(batch.work),
-        "prefill_seconds": _round(batch.prefill_seconds),
+        "largest_buffer": _buffer(batch.quote.buffer),
+        "work": _work(batch.quote.work),
+        "prefill_seconds": _round(batch.quote.seconds),
         "decoding": _decoding(batch),
         "kinds": [_kind_dict(plan, kind, index, batch) for index, kind in enumerate(batch.kinds)],
     }

@@ -12,16 +12,12 @@ from itertools import product
 from math import ceil
 
 from archport.contract import BatchShape
-from archport.planning.batch import Batch
+from archport.planning.batch import Batch, ChunkBound, Estimate, Quote, Request, Schedule
 from archport.planning.costs import HOST_SECONDS, STRETCH_SECONDS
-from archport.planning.flight import layer_seconds
-from archport.planning.job import Job
-from archport.planning.plan import ChunkBound
+from archport.planning.facts import ModelFacts
+from archport.planning.in_flight import layer_seconds
 from archport.planning.quote import (
     MARGIN,
-    Estimate,
-    Quote,
-    Schedule,
     estimate,
     least_bytes,
     quote,
@@ -42,72 +38,74 @@ MOST_TIMES = 4
 LARGEST_CHUNK = {"cuda": 8192, "metal": 2048, "cpu": 2048}
 
 
-def even(job: Job, B: int, L: int, S: int, *, others: bool) -> Batch:
+def even(model: ModelFacts, request: Request, B: int, L: int, *, others: bool) -> Batch:
     """A batch of equal rows; bidirectional ones are taken as ragged, which costs more."""
-    ragged = B > 1 and job.spec.semantics != "causal"
+    S, ragged = max(request.cached), B > 1 and model.spec.semantics != "causal"
     lengths = (L,) + (max(1, L - 1) if ragged else L,) * (B - 1)
-    shape = BatchShape(B=B, L=L, S=S, new_tokens=job.new, ragged=ragged)
-    pictures = tuple(patches for row in job.images for patches in row)
-    if pictures and job.spec.vision is not None:
+    shape = BatchShape(B=B, L=L, S=S, new_tokens=request.new, ragged=ragged)
+    pictures = tuple(patches for row in request.images for patches in row)
+    if pictures and model.spec.vision is not None:
         # Which rows share it is not known yet: the largest pictures that so many tokens can hold.
-        pictures = within(pictures, B * L, job.spec.vision.merge_size**2)
-    visible = (max(1, L - 1),) * B if job.visible else ()
-    return Batch(lengths=lengths, cached=(S,) * B, shape=shape, others=others, pictures=pictures, visible=visible)
+        pictures = within(pictures, B * L, model.spec.vision.merge_size**2)
+    visible = (max(1, L - 1),) * B if request.visible else ()
+    return Batch(lengths, (S,) * B, shape, request, others=others, pictures=pictures, visible=visible)
 
 
-def _depth(job: Job) -> int:
+def _depth(model: ModelFacts) -> int:
     """Stretches in flight: a GPU starts the next one before it waits; a CPU gains nothing by it."""
-    return 1 if job.device.kind == "cpu" else 2
+    return 1 if model.device.kind == "cpu" else 2
 
 
-def chunks(job: Job, batch: Batch) -> tuple[int, ...]:
+def chunks(model: ModelFacts, batch: Batch) -> tuple[int, ...]:
     """Chunks to try, largest first; none that would cut a span, whoever wishes for less."""
-    shape = batch.shape
-    if batch.packed or not job.chunkable:
+    shape, request = batch.shape, batch.request
+    if batch.packed or not model.chunkable:
         return (shape.L,)
-    most = min(job.chunk or shape.L, job.chunk_pin(shape)[0] or shape.L)
+    most = min(request.chunk or shape.L, model.chunk_pin(shape)[0] or shape.L)
     # A row that is embedded whole needs no cache at all.
-    whole = job.mode == "embed"
-    widths, least = (
-        chunk_widths(shape.L, most, LARGEST_CHUNK[job.device.kind], whole=whole),
-        smallest_chunk(batch.spans),
-    )
+    usual, least = LARGEST_CHUNK[model.device.kind], smallest_chunk(batch.spans)
+    widths = chunk_widths(shape.L, most, usual, whole=not request.generates)
     return tuple(dict.fromkeys(max(width, least) for width in widths))
 
 
-def batch_tokens(job: Job) -> int:
+def batch_tokens(model: ModelFacts, request: Request) -> int:
     """Padded tokens per batch: what the caller asked for, or enough of them that one layer keeps the device busy."""
-    if job.tokens_per_batch:
-        return job.tokens_per_batch
-    usual = TOKENS_PER_BATCH[job.device.kind]
+    if request.tokens_per_batch:
+        return request.tokens_per_batch
+    usual = TOKENS_PER_BATCH[model.device.kind]
     times = 1
-    if job.device.kind == "cuda":
-        while times < MOST_TIMES and layer_seconds(job, times * usual) < FULL_LAYER_SECONDS:
+    if model.device.kind == "cuda":
+        while times < MOST_TIMES and layer_seconds(model, times * usual) < FULL_LAYER_SECONDS:
             times *= 2
     return times * usual
 
 
-def batch_seconds(job: Job, tokens: int) -> float:
+def most_tokens(model: ModelFacts, request: Request) -> int:
+    """Tokens that a row of the request may be padded to."""
+    return max(model.max_context - max(request.cached) - request.new, max(request.lengths))
+
+
+def batch_seconds(model: ModelFacts, tokens: int) -> float:
     """Time of a batch of so many padded tokens, attention excluded, to compare batches by."""
-    layers = len(job.layer_classes)
-    return layers * (HOST_SECONDS[job.device.kind] + layer_seconds(job, tokens))
+    layers = len(model.layer_classes)
+    return layers * (HOST_SECONDS[model.device.kind] + layer_seconds(model, tokens))
 
 
-def _leanest(job: Job, chunk: int) -> Schedule:
+def _leanest(model: ModelFacts, chunk: int) -> Schedule:
     """The schedule of a chunk that holds least: on a GPU half a layer per stretch, which costs little."""
-    return Schedule(chunk, 1, _depth(job), split=job.device.kind != "cpu")
+    return Schedule(chunk, 1, _depth(model), split=model.device.kind != "cpu")
 
 
-def admitted(job: Job, batch: Batch) -> Quote | None:
+def admitted(model: ModelFacts, batch: Batch) -> Quote | None:
     """The largest chunk that fits, in its leanest schedule, with what keeps it from being larger; None when none fits.
 
     What is tried does not depend on the budget but for how much of it is tried, so what fits a budget fits a larger
     one, and more budget never gives a smaller chunk. Every step of what is returned was priced.
     """
-    bound, why = _most(job, batch)
-    for width in chunks(job, batch):
-        lean = replace(_leanest(job, width), bound=bound, why=why)
-        found = _within(job, batch, lean)
+    bound, why = _most(model, batch)
+    for width in chunks(model, batch):
+        lean = replace(_leanest(model, width), bound=bound, why=why)
+        found = _within(model, batch, lean)
         if isinstance(found, Quote):
             return found
         bound, why = found
@@ -115,31 +113,31 @@ def admitted(job: Job, batch: Batch) -> Quote | None:
     return None
 
 
-def _most(job: Job, batch: Batch) -> tuple[ChunkBound, str]:
+def _most(model: ModelFacts, batch: Batch) -> tuple[ChunkBound, str]:
     """What keeps the largest chunk that is tried from being larger."""
-    shape, tried = batch.shape, chunks(job, batch)
+    shape, tried = batch.shape, chunks(model, batch)
     if tried[0] >= shape.L:
         return "row", ""
-    pinned, who = job.chunk_pin(shape)
-    asked, pinned = job.chunk or shape.L, pinned or shape.L
-    if min(asked, pinned) >= LARGEST_CHUNK[job.device.kind]:
+    pinned, who = model.chunk_pin(shape)
+    asked, pinned = batch.request.chunk or shape.L, pinned or shape.L
+    if min(asked, pinned) >= LARGEST_CHUNK[model.device.kind]:
         return "device", ""
     if asked <= pinned:
         return "caller", f"at most {asked:,} were asked for"
     return "hook", f"archport_prefill_chunk of {who} wishes for at most {pinned:,}"
 
 
-def _within(job: Job, batch: Batch, lean: Schedule) -> Quote | tuple[ChunkBound, str]:
+def _within(model: ModelFacts, batch: Batch, lean: Schedule) -> Quote | tuple[ChunkBound, str]:
     """A whole quote of a schedule that fits the budget, or what keeps every one from fitting."""
-    least = least_bytes(job, batch, lean)
-    if least > job.budget:
-        return "memory", f"it needs {least:,} bytes and more, the budget is {job.budget:,}"
+    least = least_bytes(model, batch, lean)
+    if least > model.budget:
+        return "memory", f"it needs {least:,} bytes and more, the budget is {model.budget:,}"
     problem: tuple[ChunkBound, str] = "memory", ""
-    levels = scratch_levels(job, int((job.budget - least) / (1 + MARGIN)))
+    levels = scratch_levels(model, int((model.budget - least) / (1 + MARGIN)))
     # What passes the tower together waits together, which reading the text may have no room for.
     towers = (False, True) if batch.pictures else (False,)
     for lean_tower, scratch in product(towers, levels):
-        found = _tried(job, batch, replace(lean, scratch=scratch, lean_tower=lean_tower))
+        found = _tried(model, batch, replace(lean, scratch=scratch, lean_tower=lean_tower))
         if isinstance(found, Quote) and found.binds is None:
             return found
         if found.binds is not None and (found.binds != "memory" or not problem[1]):
@@ -147,31 +145,33 @@ def _within(job: Job, batch: Batch, lean: Schedule) -> Quote | tuple[ChunkBound,
     return problem
 
 
-def _tried(job: Job, batch: Batch, schedule: Schedule) -> Estimate:
+def _tried(model: ModelFacts, batch: Batch, schedule: Schedule) -> Estimate:
     """The quote of a schedule; where some of its steps break a limit, the estimate that says so."""
     if batch.shape.L > SAMPLED * schedule.chunk:
-        found = estimate(job, batch, schedule)
+        found = estimate(model, batch, schedule)
         if found.binds is not None:
             return found
-    return quote(job, batch, schedule)
+    return quote(model, batch, schedule)
 
 
-def leanest(job: Job, batch: Batch) -> Quote:
+def leanest(model: ModelFacts, batch: Batch) -> Quote:
     """The quote with the smallest peak of all that a budget could admit, or what no budget admits, with its problem."""
     best: Quote | None = None
-    schedules = [_leanest(job, width) for width in chunks(job, batch)]
+    schedules = [_leanest(model, width) for width in chunks(model, batch)]
     # The peak grows with the chunk, but a whole row needs no cache.
-    for least, lean in sorted(((least_bytes(job, batch, lean), lean) for lean in schedules), key=lambda pair: pair[0]):
+    for least, lean in sorted(
+        ((least_bytes(model, batch, lean), lean) for lean in schedules), key=lambda pair: pair[0]
+    ):
         if best is not None and best.binds in (None, "memory") and least >= best.peak:
             break
-        for scratch in reversed(scratch_levels(job, job.limits.transient_on(job.device))):
+        for scratch in reversed(scratch_levels(model, model.limits.transient_on(model.device))):
             schedule = replace(lean, scratch=scratch, lean_tower=True)
-            found = estimate(job, batch, schedule)
+            found = estimate(model, batch, schedule)
             if scratch == 0:
                 # No path has less scratch.
                 least += int((1 + MARGIN) * found.bytes["attention"])
             if _better(found, best):
-                found = quote(job, batch, schedule)
+                found = quote(model, batch, schedule)
                 best = found if _better(found, best) else best
             if best is not None and best.binds in (None, "memory") and least >= best.peak:
                 break
@@ -186,19 +186,22 @@ def _better(found: Estimate, best: Quote | None) -> bool:
     return (found.binds not in (None, "memory"), found.peak) < (best.binds not in (None, "memory"), best.peak)
 
 
-def rows_that_fit(job: Job, width: int, S: int, *, others: bool) -> int:
+def rows_that_fit(model: ModelFacts, request: Request, width: int, *, others: bool) -> int:
     """Rows of `width` tokens that may share a batch by their shape; what does not fit as it is, is divided later."""
-    first = admitted(job, even(job, 1, width, S, others=others))
+    first = admitted(model, even(model, request, 1, width, others=others))
     if first is None:
         return 1
-    lean = _leanest(job, first.schedule.chunk)
+    lean = _leanest(model, first.schedule.chunk)
 
     def batch(rows: int) -> Batch:
-        return even(job, rows, width, S, others=others)
+        return even(model, request, rows, width, others=others)
 
     # Rows that no path could fit are ruled out before any path is priced.
-    most = _most_of(max(1, batch_tokens(job) // width), lambda rows: least_bytes(job, batch(rows), lean) <= job.budget)
-    return _most_of(most, lambda rows: estimate(job, batch(rows), first.schedule).binds is None)
+    most = _most_of(
+        max(1, batch_tokens(model, request) // width),
+        lambda rows: least_bytes(model, batch(rows), lean) <= model.budget,
+    )
+    return _most_of(most, lambda rows: estimate(model, batch(rows), first.schedule).binds is None)
 
 
 def _most_of(most: int, fits: Callable[[int], bool]) -> int:
@@ -215,24 +218,24 @@ def _most_of(most: int, fits: Callable[[int], bool]) -> int:
     return low
 
 
-def schedule_of(job: Job, batch: Batch) -> Quote | None:
+def schedule_of(model: ModelFacts, batch: Batch) -> Quote | None:
     """The chunk of a batch, and how often the graph is evaluated; None when it does not fit.
 
     Evaluating with the next stretch already started costs nothing while a stretch keeps the device busy for longer than
     the host needs for it: so many layers as that takes, fewer where they do not fit. Only where not even two layers fit
     are layers split.
     """
-    best = admitted(job, batch)
-    if best is None or job.device.kind == "cpu":
+    best = admitted(model, batch)
+    if best is None or model.device.kind == "cpu":
         return best
-    layers = len(job.layer_classes)
+    layers = len(model.layer_classes)
     tokens = batch.shape.B * min(best.schedule.chunk, batch.shape.L)
-    wanted = min(layers, ceil(STRETCH_SECONDS / layer_seconds(job, tokens)))
+    wanted = min(layers, ceil(STRETCH_SECONDS / layer_seconds(model, tokens)))
     parts = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
     counts = sorted({1, wanted} | {-(-layers // part) for part in parts if -(-layers // part) < wanted}, reverse=True)
     for count in counts:
         schedule = replace(best.schedule, eval_every_layers=count, split=False, scratch=None)
-        found = _tried(job, batch, schedule)
+        found = _tried(model, batch, schedule)
         if isinstance(found, Quote) and found.binds is None:
             return found
     return best

@@ -1,4 +1,5 @@
-"""The attention path of each layer in each step: which mask policies are right, which paths they lead to.
+"""The path of each layer in each step: which mask policies are right, which paths they lead to, which form a recurrence
+takes.
 
 Asks hooks and the chooser; sums nothing up.
 """
@@ -13,9 +14,13 @@ from archport.contract import (
     AttentionLayer,
     AttentionLimits,
     AttentionPath,
+    DeltaHeads,
+    DeviceFacts,
+    DType,
     InputError,
     KVAllocation,
     MaskPolicy,
+    Price,
     RecurrentLayer,
     RecurrentPath,
     Span,
@@ -31,11 +36,11 @@ from archport.contract.masks import (
     mask_policies,
     needs_lengths,
 )
+from archport.contract.recurrence import RecurrentForm
 from archport.contract.spec import kv_sources
-from archport.planning.batch import Batch, Steps
-from archport.planning.job import Job
-from archport.planning.plan import StepPlan
-from archport.planning.recurrence import choose_form
+from archport.planning.batch import Batch, Prefill, StepPlan
+from archport.planning.costs import HOST_ELEMENTS, rate
+from archport.planning.facts import ModelFacts
 from archport.planning.spans import among_keys, steps_of
 
 # Steps that stand for all of a prefill in an estimate: the first, the last full one and the last.
@@ -45,17 +50,24 @@ SAMPLED = 3
 MOST_LENGTHS = 8
 # Documents that a packed row is chosen a path for; some backends price one by one.
 MOST_DOCUMENTS = 128
+# Tokens per chunk of the chunked form: small products stay in a CPU's cache, a GPU wants them larger.
+CHUNK = {"cpu": 32, "cuda": 64, "metal": 64}
+# Tokens whose inner products exist at once in the chunked form.
+SPAN = 512
+# Time of one token in a kernel that walks the tokens one by one, each waiting for the one before. CUDA: by latency of
+# its reductions; Metal: not measured.
+TOKEN_SECONDS = {"cuda": 0.2e-6, "metal": 1e-6}
 
 
 def prefill_steps(
-    job: Job,
+    model: ModelFacts,
     batch: Batch,
     chunk: int,
     room: tuple[AttentionLimits, ...],
     kv: Sequence[KVAllocation | None],
     *,
     every: bool,
-) -> Steps:
+) -> Prefill:
     """The steps of a prefill in chunks.
 
     Args:
@@ -64,75 +76,76 @@ def prefill_steps(
     """
     L = batch.shape.L
     steps: list[StepPlan] = []
-    masks: list[MaskPolicy | None] = [None] * len(job.kinds)
-    words: list[list[str]] = [[] for _ in job.kinds]
+    masks: list[MaskPolicy | None] = [None] * len(model.kinds)
+    words: list[list[str]] = [[] for _ in model.kinds]
     # Backwards: hooks are asked once, with the call that sees most.
     for start, stop in reversed(_steps(L, chunk, batch, every=every)):
         paths: list[AttentionPath | RecurrentPath] = []
-        for index, layer in enumerate(job.kinds):
+        for index, layer in enumerate(model.kinds):
             if not isinstance(layer, AttentionLayer):
-                paths.append(_form(job, layer, batch.shape.B, stop - start))
+                paths.append(_form(model, layer, batch.shape.B, stop - start))
                 continue
-            path, mask, pinned = path_of(job, batch, layer, start, stop - start, room, kv[_keeper(job, index)])
+            kept = kv[_keeper(model, index)]
+            path, mask, pinned = path_of(model, batch, layer, start, stop - start, room, kept)
             paths.append(path)
             masks[index] = masks[index] or mask
             words[index] += [word for word in pinned if word not in words[index]]
         steps.append(StepPlan(start=start, tokens=stop - start, paths=tuple(paths)))
-    return Steps(steps=tuple(steps[::-1]), masks=tuple(masks), pins=tuple(map(tuple, words)))
+    return Prefill(steps=tuple(steps[::-1]), masks=tuple(masks), pins=tuple(map(tuple, words)))
 
 
-def _keeper(job: Job, kind: int) -> int:
+def _keeper(model: ModelFacts, kind: int) -> int:
     """The kind of layer whose cache a kind reads."""
-    layer = job.kinds[kind]
+    layer = model.kinds[kind]
     if isinstance(layer, AttentionLayer) and layer.kv == "shared":
-        source = kv_sources(job.spec.layers)[job.spec.layers.index(layer)]
+        source = kv_sources(model.spec.layers)[model.spec.layers.index(layer)]
         assert source is not None, "a spec is checked for it"
-        return job.kinds.index(job.spec.layers[source])
+        return model.kinds.index(model.spec.layers[source])
     return kind
 
 
-def decode_step(job: Job, batch: Batch) -> StepPlan | None:
+def decode_step(model: ModelFacts, batch: Batch) -> StepPlan | None:
     """One decoded token at the fullest cache; None when nothing is decoded."""
-    if job.mode != "generate":
+    if not batch.request.generates:
         return None
     # Padding is never cached, so the fullest row counts, not the padded one.
     held = max(cached + new for cached, new in zip(batch.cached, batch.lengths, strict=True))
     start = held - batch.shape.S + max(batch.shape.new_tokens, 1) - 1
     paths = tuple(
-        _decode_path(job, batch, layer, batch.shape.S + start + 1)
+        _decode_path(model, batch, layer, batch.shape.S + start + 1)
         if isinstance(layer, AttentionLayer)
-        else _form(job, layer, batch.shape.B * job.answers, 1)
-        for layer in job.kinds
+        else _form(model, layer, batch.shape.B * batch.request.answers, 1)
+        for layer in model.kinds
     )
     return StepPlan(start=start, tokens=1, paths=paths)
 
 
-def _decode_path(job: Job, batch: Batch, layer: AttentionLayer, kv_len: int) -> AttentionPath:
+def _decode_path(model: ModelFacts, batch: Batch, layer: AttentionLayer, kv_len: int) -> AttentionPath:
     """The path of one query per row, in the form in which it runs: rows end at one column, and what stands in front of
     short ones is hidden by a mask of one line per row."""
     if layer.reach[0] is not None:
         kv_len = min(kv_len, layer.reach[0] + 1)
-    padded, rows = not batch.even_end, batch.shape.B * job.answers
+    padded, rows = not batch.even_end, batch.shape.B * batch.request.answers
     call = AttentionCall.of(
         layer,
         HIDDEN_FRONTS if padded else ONE_QUERY,
-        job.device,
+        model.device,
         B=rows,
         q_len=1,
         kv_len=kv_len,
-        dtype=job.dtype,
-        limits=job.limits,
+        dtype=model.dtype,
+        limits=model.limits,
     )
     # One query's chunk is where its keys are cut, or a row's columns hidden.
     call = replace(call, chunk=None, start=0)
     if padded:
         call = replace(call, mask_shape=(rows, 1, 1, kv_len))
-    name = job.backend or job.backend_pin(layer, call)[0]
-    return job.path(call, name)
+    name = batch.request.backend or model.backend_pin(layer, call)[0]
+    return model.path(call, name)
 
 
-def _form(job: Job, layer: RecurrentLayer, B: int, tokens: int) -> RecurrentPath:
-    return choose_form(layer, job.device, B=B, tokens=tokens, dtype=job.dtype)
+def _form(model: ModelFacts, layer: RecurrentLayer, B: int, tokens: int) -> RecurrentPath:
+    return choose_form(layer, model.device, B=B, tokens=tokens, dtype=model.dtype)
 
 
 def _steps(length: int, chunk: int, batch: Batch, *, every: bool) -> list[Span]:
@@ -143,7 +156,7 @@ def _steps(length: int, chunk: int, batch: Batch, *, every: bool) -> list[Span]:
 
 
 def path_of(
-    job: Job,
+    model: ModelFacts,
     batch: Batch,
     layer: AttentionLayer,
     start: int,
@@ -159,10 +172,10 @@ def path_of(
     # What a ring has dropped.
     behind = shape.S + start + q_len - kv_len
     spans = among_keys(batch.spans, shape, batch.cached, start, q_len, behind) if layer.spans else ()
-    options, words = _options(job, batch, layer, q_len, kv_len, behind, spanned=bool(spans))
+    options, words = _options(model, batch, layer, q_len, kv_len, behind, spanned=bool(spans))
     alone = needs_lengths(layer, ragged=shape.ragged, even_start=batch.even_start)
     lengths, q_lengths = _lengths(batch, start, q_len, kv_len) if alone else ((), ())
-    if len(options) > 1 and job.device.kind == "cuda" and len(set(lengths)) > MOST_LENGTHS:
+    if len(options) > 1 and model.device.kind == "cuda" and len(set(lengths)) > MOST_LENGTHS:
         options = tuple(option for option in options if option != SEGMENTS)
     if batch.visible:
         # Their ends are computed like all others, so nothing but what they see may be less.
@@ -175,11 +188,11 @@ def path_of(
         call = AttentionCall.of(
             layer,
             policy,
-            job.device,
+            model.device,
             B=shape.B,
             q_len=q_len,
             kv_len=kv_len,
-            dtype=job.dtype,
+            dtype=model.dtype,
             lengths=lengths,
             q_lengths=q_lengths,
             limits=room[0],
@@ -188,14 +201,14 @@ def path_of(
         )
         if batch.dense:
             call = replace(call, mask_shape=(shape.B, 1, q_len, kv_len), additive=True)
-        name = job.backend
+        name = batch.request.backend
         if name is None:
-            name, who = job.backend_pin(layer, call)
+            name, who = model.backend_pin(layer, call)
             words += [f"archport_sdpa_backend of {who}: {name}"] if name else []
         try:
-            path = _path(job, call, name)
+            path = _path(model, call, name)
             if path.excess and room[1:]:
-                path = _path(job, replace(call, limits=room[-1]), name)
+                path = _path(model, replace(call, limits=room[-1]), name)
         except InputError:
             # A pinned backend runs rows one by one or hides their padding; it need not know both.
             if not found and order == len(options) - 1:
@@ -207,7 +220,7 @@ def path_of(
     return path, policy, words
 
 
-def _path(job: Job, call: AttentionCall, name: str | None) -> AttentionPath:
+def _path(model: ModelFacts, call: AttentionCall, name: str | None) -> AttentionPath:
     """The path of a call.
 
     On CUDA, where shapes are few, a path is chosen for a shape and serves all rows in it: fresh texts cost no search.
@@ -218,32 +231,32 @@ def _path(job: Job, call: AttentionCall, name: str | None) -> AttentionPath:
     rows = call.lengths
     packed = call.mask == "segments" and call.B == 1 and len(rows) > 1
     if (
-        job.device.kind != "cuda"
+        model.device.kind != "cuda"
         or call.spans
         or not (packed or call.mask == "key_padding")
         or call.q_lengths not in ((), rows)
     ):
-        return job.path(call, name)
+        return model.path(call, name)
     if packed:
         longest = max(min(1 << (max(rows) - 1).bit_length(), call.kv_len), call.kv_len // MOST_DOCUMENTS)
         alike = tuple(max(1, longest - index % 2) for index in range(call.kv_len // longest))
     else:
         alike = (call.kv_len,) * len(rows) if len(set(rows)) == 1 else (call.kv_len,) + (1,) * (len(rows) - 1)
-    found = job.path(replace(call, lengths=alike, q_lengths=alike if call.q_lengths else ()), name)
+    found = model.path(replace(call, lengths=alike, q_lengths=alike if call.q_lengths else ()), name)
     if found.price.parts:
         # These are documents of the lengths that were priced.
-        return job.path(call, name)
+        return model.path(call, name)
     if not packed:
         return replace(found, call=call)
-    price = found.backend.price(call, job.device)
-    return AttentionPath(call, found.backend, price, excess=price.excess(call, job.device))
+    price = found.backend.price(call, model.device)
+    return AttentionPath(call, found.backend, price, excess=price.excess(call, model.device))
 
 
-def reasons(job: Job, path: AttentionPath) -> tuple[tuple[str, str], ...]:
+def reasons(model: ModelFacts, path: AttentionPath) -> tuple[tuple[str, str], ...]:
     """What speaks against the backends that a path does not take, at the very call that it is for."""
     if path.against:
         return path.against
-    best = job.path(path.call, None)
+    best = model.path(path.call, None)
     if best.backend.name == path.backend.name:
         return best.against
     found: list[tuple[str, str]] = []
@@ -252,19 +265,19 @@ def reasons(job: Job, path: AttentionPath) -> tuple[tuple[str, str], ...]:
         if name == path.backend.name:
             continue
         try:
-            price = job.path(path.call, name).price
+            price = model.path(path.call, name).price
         except InputError:
             found.append((name, why))
             continue
-        words = price.excess(path.call, job.device) or f"about {price.seconds * 1e3:.3g} ms against {own:.3g} ms"
-        if not price.excess(path.call, job.device) and price.seconds < path.price.seconds:
+        words = price.excess(path.call, model.device) or f"about {price.seconds * 1e3:.3g} ms against {own:.3g} ms"
+        if not price.excess(path.call, model.device) and price.seconds < path.price.seconds:
             words += " here, but a path serves every row of its width, and in others it is slower"
         found.append((name, words))
     return tuple(found)
 
 
 def _options(
-    job: Job, batch: Batch, layer: AttentionLayer, q_len: int, kv_len: int, behind: int, *, spanned: bool
+    model: ModelFacts, batch: Batch, layer: AttentionLayer, q_len: int, kv_len: int, behind: int, *, spanned: bool
 ) -> tuple[tuple[MaskPolicy, ...], list[str]]:
     """The mask policies to price, and what a hook fixed in words."""
     if batch.dense:
@@ -278,7 +291,7 @@ def _options(
         even_start=batch.even_start,
         spans=spanned,
     )
-    pin, who = job.mask_pin(layer, batch.shape)
+    pin, who = model.mask_pin(layer, batch.shape)
     if pin is None:
         return right, []
     why = f" ({pin.why})" if pin.why else ""
@@ -295,3 +308,88 @@ def _lengths(batch: Batch, start: int, q_len: int, kv_len: int) -> tuple[tuple[i
         min(kv_len, cached + min(start, new) + more) for (cached, new), more in zip(rows, queries, strict=True)
     )
     return keys, queries
+
+
+def choose_form(layer: RecurrentLayer, device: DeviceFacts, *, B: int, tokens: int, dtype: DType) -> RecurrentPath:
+    """The form of a recurrent layer for B rows of `tokens` of a model in `dtype`."""
+    heads = layer.heads
+    if heads is None:
+        return RecurrentPath("own", 0, Price(0, 0, 0, 0.0, 0.0))
+    against: dict[RecurrentForm, str] = {}
+    kernels: tuple[RecurrentForm, ...] = ("cuda", "metal")
+    for form in kernels:
+        reason = _against_kernel(form, heads, device)
+        if reason:
+            against[form] = reason
+    if tokens == 1:
+        against["chunked"] = "one token has no chunks"
+    else:
+        against["sequential"] = "one step per token"
+    order: tuple[RecurrentForm, ...] = ("cuda", "metal", "chunked", "sequential")
+    form: RecurrentForm = next(each for each in order if each not in against)
+    against |= {each: f"{form} is faster" for each in order if each != form and each not in against}
+    chunk = min(CHUNK[device.kind], tokens) if form == "chunked" else 0
+    price = _price(form, heads, device, B, tokens, chunk)
+    if form == "chunked" and dtype != "float32" and tokens <= SPAN:
+        # q, k and v in float32: of longer rows they are released while the spans run.
+        price = replace(price, transient=price.transient + 4 * B * tokens * heads.channels)
+    small = device.vector_threads > 0 and B * tokens * heads.channels < HOST_ELEMENTS
+    if device.kind == "cpu" and dtype == "float32" and not small:
+        # What is before the rule was evaluated by the convolution, which runs on the host.
+        price = replace(price, evaluations=1)
+    return RecurrentPath(form, chunk, price, tuple(against.items()))
+
+
+def _against_kernel(form: str, heads: DeltaHeads, device: DeviceFacts) -> str:
+    """Why a kernel can't run these heads here; "" when it can."""
+    if device.kind != form:
+        return f"{device.name} is not a {form} device"
+    if form == "cuda" and (heads.key_dim % 32 or heads.key_dim > 256 or heads.value_dim % 16):
+        return f"heads of {heads.key_dim} x {heads.value_dim}; it takes multiples of 32 up to 256, and of 16"
+    if form == "metal" and (heads.key_dim % 32 or heads.value_dim % 8):
+        return f"heads of {heads.key_dim} x {heads.value_dim}; it takes multiples of 32 and of 8"
+    return ""
+
+
+def _price(form: str, heads: DeltaHeads, device: DeviceFacts, B: int, tokens: int, chunk: int) -> Price:
+    state = 4 * B * heads.values * heads.key_dim
+    output = 4 * B * tokens * heads.values
+    # Decay, read, update and answer of a key_dim x value_dim matrix.
+    flops = 7.0 * B * tokens * heads.values * heads.key_dim
+    seconds = flops / rate(device, "float32")
+    if form in TOKEN_SECONDS:
+        # All heads walk at once, unless there are more than the device holds.
+        seconds = max(seconds, tokens * TOKEN_SECONDS[form])
+    transient = state
+    if form == "chunked":
+        # States of a few chunks, and the sums that they are made of, are there at once.
+        transient = _chunked_bytes(heads, B, tokens, chunk) + (3 * state if tokens <= chunk else 15 * state // 2)
+        flops += 2.0 * B * tokens * chunk * (2 * heads.keys + 2 * heads.values)
+        seconds = flops / rate(device, "float32")
+    if form == "sequential":
+        transient = 3 * state
+    return Price(
+        transient=transient,
+        output=output,
+        largest_buffer=max(state, output),
+        flops=flops,
+        dispatch_flops=flops,
+        seconds=seconds,
+        dispatch_seconds=seconds,
+        route=form,
+    )
+
+
+def _chunked_bytes(heads: DeltaHeads, B: int, tokens: int, chunk: int) -> int:
+    """Scratch of the chunked form: while a span's inner products are made, or while its chunks run one by one.
+
+    Fitted to MLX's peak counter over heads and widths varied one by one, on a CPU.
+    """
+    # What does not fill a chunk is a span of its own.
+    span = min(max(tokens - tokens % chunk, tokens % chunk), max(1, SPAN // chunk) * chunk)
+    made = span * (chunk * (2 * heads.n_key_heads + 13 * heads.n_value_heads) + 3 * heads.keys)
+    # Of the next span, the inputs are copied already.
+    copies = 3 * heads.keys + 3 * heads.values if tokens > span else 2 * heads.keys + heads.values // 2
+    kept = span * (chunk * (2 * heads.n_key_heads + 5 * heads.n_value_heads) + copies)
+    # Answers of all spans, what they are put together in, and some that are released late.
+    return 4 * B * max(made, kept + 19 * tokens * heads.values // 8)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from archport.contract import AttentionLayer, AttentionPath, BatchShape, LayerSpec, VisionTower
-from archport.planning.batch import Batch
-from archport.planning.costs import POINTWISE_BANDWIDTH, itemsize, rate
-from archport.planning.job import Job
-from archport.planning.plan import Buffer, VisionStep, Work
+from archport.contract import AttentionLayer, AttentionPath, BatchShape, VisionTower
+from archport.planning.batch import Batch, Buffer, VisionStep, Work
+from archport.planning.costs import POINTWISE_BANDWIDTH, itemsize, kinds_of, rate
+from archport.planning.facts import ModelFacts
 from archport.planning.shapes import TOKENS_PER_BATCH, group_rows
 from archport.planning.steps import path_of
 
@@ -41,14 +39,6 @@ class TowerQuote:
     seconds: float
 
 
-@lru_cache(maxsize=64)
-def vision_kinds(tower: VisionTower) -> tuple[tuple[LayerSpec, ...], tuple[int, ...]]:
-    """Distinct specs of the tower's blocks in order of appearance, and the index of each block's own."""
-    kinds: dict[LayerSpec, int] = {}
-    indices = tuple(kinds.setdefault(layer, len(kinds)) for layer in tower.layers)
-    return tuple(kinds), indices
-
-
 def within(pictures: Sequence[int], tokens: int, merged: int) -> tuple[int, ...]:
     """The largest pictures (in patches) whose tokens could stand in rows of so many, largest first."""
     kept: list[int] = []
@@ -59,53 +49,50 @@ def within(pictures: Sequence[int], tokens: int, merged: int) -> tuple[int, ...]
     return tuple(kept)
 
 
-def feature_bytes(job: Job, pictures: Sequence[int]) -> int:
+def feature_bytes(model: ModelFacts, pictures: Sequence[int]) -> int:
     """Bytes of what the tower makes of these pictures, at least; 0 without a tower."""
-    tower = job.spec.vision
+    tower = model.spec.vision
     if tower is None:
         return 0
-    return (1 + tower.taps) * sum(pictures) // tower.merge_size**2 * job.spec.hidden_size * itemsize(job.dtype)
+    return (1 + tower.taps) * sum(pictures) // tower.merge_size**2 * model.spec.hidden_size * itemsize(model.dtype)
 
 
-def tower_quote(job: Job, pictures: tuple[int, ...], room: int) -> TowerQuote | None:
-    """How these pictures are run when they may use `room` bytes, features included; None without pictures.
+def tower_quote(model: ModelFacts, batch: Batch, room: int) -> TowerQuote | None:
+    """How a batch's pictures are run when they may use `room` bytes, features included; None without pictures.
 
     What can be run in that is: with more room it takes more, and no more than that.
-
-    Args:
-        pictures: patches of each.
     """
-    tower = job.spec.vision
+    tower, pictures = model.spec.vision, batch.pictures
     if tower is None or not pictures:
         return None
     steps: list[tuple[VisionStep, int]] = []
-    kind, merged = job.device.kind, tower.merge_size**2
+    kind, merged = model.device.kind, tower.merge_size**2
     groups = group_rows(
         pictures, kind=kind, tokens_per_batch=TOKENS_PER_BATCH[kind], padding=0.25 if kind == "cuda" else 0.0
     )
-    size = itemsize(job.dtype)
+    size = itemsize(model.dtype)
     # Features of several steps are joined one kind after the other; pixels of the next pass may wait.
     padded = sum(len(group.rows) * group.padded for group in groups)
-    room -= (2 + tower.taps) * padded // merged * job.spec.hidden_size * size
+    room -= (2 + tower.taps) * padded // merged * model.spec.hidden_size * size
     room -= 0 if kind == "cpu" else max(_pixels(tower, len(group.rows) * group.padded) for group in groups)
     for group in groups:
         lengths = tuple(pictures[index] for index in group.rows)
-        step, held = _step(job, tower, group.rows, lengths, group.padded, room)
+        step, held = _step(model, batch, group.rows, lengths, group.padded, room)
         if held <= room or len(lengths) == 1:
             steps.append((step, held))
             continue
         for index in group.rows:
-            steps.append(_step(job, tower, (index,), (pictures[index],), group.padded, room))
+            steps.append(_step(model, batch, (index,), (pictures[index],), group.padded, room))
     tokens = sum(len(step.lengths) * step.padded for step, _ in steps) // merged
-    one = tokens * job.spec.hidden_size * size
+    one = tokens * model.spec.hidden_size * size
     # A GPU finds the pixels of a pass ready when it is done with what runs before.
     waiting = 0 if kind == "cpu" else max(_pixels(tower, len(step.lengths) * step.padded) for step, _ in steps)
     joined = one if len(steps) > 1 else 0
-    widest = max(_widest(job, tower, step) for step, _ in steps)
-    buffers = [Buffer("the patches of a vision block", widest, job.device.max_buffer)]
-    buffers.append(Buffer("the features of all pictures", one, job.device.max_buffer))
+    widest = max(_widest(model, tower, step) for step, _ in steps)
+    buffers = [Buffer("the patches of a vision block", widest, model.device.max_buffer)]
+    buffers.append(Buffer("the features of all pictures", one, model.device.max_buffer))
     buffers += [
-        Buffer(f"{path.backend.name} attention of the vision tower", path.price.largest_buffer, job.device.max_buffer)
+        Buffer(f"{path.backend.name} attention of the vision tower", path.price.largest_buffer, model.device.max_buffer)
         for step, _ in steps
         for path in step.paths
         if path is not None
@@ -115,44 +102,45 @@ def tower_quote(job: Job, pictures: tuple[int, ...], room: int) -> TowerQuote | 
         resident=(1 + tower.taps) * one + waiting,
         transient=max(held for _, held in steps) + joined,
         buffer=max(buffers, key=lambda each: each.bytes),
-        work=max((_work(job, tower, step) for step, _ in steps), key=lambda each: each.seconds),
-        seconds=sum(_seconds(job, tower, step) for step, _ in steps),
+        work=max((_work(model, tower, step) for step, _ in steps), key=lambda each: each.seconds),
+        seconds=sum(_seconds(model, tower, step) for step, _ in steps),
     )
 
 
 def _step(
-    job: Job, tower: VisionTower, rows: tuple[int, ...], lengths: tuple[int, ...], padded: int, room: int
+    model: ModelFacts, text: Batch, rows: tuple[int, ...], lengths: tuple[int, ...], padded: int, room: int
 ) -> tuple[VisionStep, int]:
     """One pass of the tower, and the bytes it holds beside its features at the peak."""
-    B, patches = len(lengths), len(lengths) * padded
-    piece = _piece(job, tower, B, padded)
-    around = sum(_around(job, tower, patches, B * piece, ()))
-    usual, left = job.limits.transient_on(job.device), max(0, room - around)
+    tower, B, patches = model.spec.vision, len(lengths), len(lengths) * padded
+    assert tower is not None
+    piece = _piece(model, tower, B, padded)
+    around = sum(_around(model, tower, patches, B * piece, ()))
+    usual, left = model.limits.transient_on(model.device), max(0, room - around)
     # Few values, so that a path is chosen for many budgets at once.
     left = 1 << left.bit_length() - 1 if left else 0
-    bound = job.limits.seconds_on(job.device)
-    seconds = job.limits.dispatch_seconds if bound is None else bound / 2
+    bound = model.limits.seconds_on(model.device)
+    seconds = model.limits.dispatch_seconds if bound is None else bound / 2
     scratch = (left,) if left <= usual else (usual, left)
-    limits = tuple(replace(job.limits, transient_bytes=each, dispatch_seconds=seconds) for each in scratch)
+    limits = tuple(replace(model.limits, transient_bytes=each, dispatch_seconds=seconds) for each in scratch)
     shape = BatchShape(B=B, L=padded, ragged=any(length != padded for length in lengths))
-    batch = Batch(lengths=lengths, cached=(0,) * B, shape=shape)
+    batch = Batch(lengths=lengths, cached=(0,) * B, shape=shape, request=text.request)
     paths = tuple(
-        path_of(job, batch, layer, 0, padded, limits, None)[0] if isinstance(layer, AttentionLayer) else None
-        for layer in vision_kinds(tower)[0]
+        path_of(model, batch, layer, 0, padded, limits, None)[0] if isinstance(layer, AttentionLayer) else None
+        for layer in kinds_of(tower.layers)[0]
     )
-    peak, ahead = _around(job, tower, patches, B * piece, paths)
-    own = (1 + tower.taps) * patches // tower.merge_size**2 * job.spec.hidden_size * itemsize(job.dtype)
+    peak, ahead = _around(model, tower, patches, B * piece, paths)
+    own = (1 + tower.taps) * patches // tower.merge_size**2 * model.spec.hidden_size * itemsize(model.dtype)
     step = VisionStep(pictures=rows, lengths=lengths, padded=padded, paths=paths, piece=piece, room=peak + own)
     return step, peak + ahead
 
 
-def _piece(job: Job, tower: VisionTower, B: int, padded: int) -> int:
+def _piece(model: ModelFacts, tower: VisionTower, B: int, padded: int) -> int:
     """Patches per row that the linear parts of a block take at once."""
-    most = job.limits.transient_on(job.device) // (B * _inside(tower, itemsize(job.dtype)))
-    bound = job.limits.seconds_on(job.device)
+    most = model.limits.transient_on(model.device) // (B * _inside(tower, itemsize(model.dtype)))
+    bound = model.limits.seconds_on(model.device)
     if bound is not None:
         # The other half of the bound is attention's.
-        most = min(most, int(bound / 2 * rate(job.device, job.dtype) / (B * 2 * _elements(tower))))
+        most = min(most, int(bound / 2 * rate(model.device, model.dtype) / (B * 2 * _elements(tower))))
     return padded if most >= padded else max(PIECE_STEP, most // PIECE_STEP * PIECE_STEP)
 
 
@@ -171,7 +159,7 @@ def _elements(tower: VisionTower) -> int:
 
 
 def _around(
-    job: Job, tower: VisionTower, patches: int, piece: int, paths: Sequence[AttentionPath | None]
+    model: ModelFacts, tower: VisionTower, patches: int, piece: int, paths: Sequence[AttentionPath | None]
 ) -> tuple[int, int]:
     """Bytes in flight at the peak of a block, its input and the pixels included, and those of the stretch ahead.
 
@@ -180,31 +168,31 @@ def _around(
     An attention that stays lazy is evaluated with what follows it. A GPU runs from one attention to the next in one
     stretch, and has the next one under way as soon as there is room.
     """
-    size, h = itemsize(job.dtype), tower.hidden_size
+    size, h = itemsize(model.dtype), tower.hidden_size
     row, inside = patches * h * size, piece * _inside(tower, size)
     prices = [path.price for path in paths if path is not None]
     scratch = max((price.transient for price in prices), default=0)
     lazy = max((price.transient for price in prices if not price.evaluations), default=0)
     peak = max(8 * row + scratch, 4 * row + inside + lazy) + _pixels(tower, patches)
-    return (peak, 0) if job.device.kind == "cpu" else (peak + 4 * row + inside, 4 * row + 2 * inside + lazy)
+    return (peak, 0) if model.device.kind == "cpu" else (peak + 4 * row + inside, 4 * row + 2 * inside + lazy)
 
 
 def _pixels(tower: VisionTower, patches: int) -> int:
     return patches * 3 * 2 * tower.patch_size**2
 
 
-def _widest(job: Job, tower: VisionTower, step: VisionStep) -> int:
-    size, patches = itemsize(job.dtype), len(step.lengths) * step.padded
+def _widest(model: ModelFacts, tower: VisionTower, step: VisionStep) -> int:
+    size, patches = itemsize(model.dtype), len(step.lengths) * step.padded
     inner = len(step.lengths) * min(step.piece, step.padded) * tower.intermediate_size
     return max(patches * 3 * tower.hidden_size, inner) * size
 
 
-def _work(job: Job, tower: VisionTower, step: VisionStep) -> Work:
+def _work(model: ModelFacts, tower: VisionTower, step: VisionStep) -> Work:
     """The largest stretch between two evaluations of one pass."""
-    bound, B = job.limits.seconds_on(job.device), len(step.lengths)
+    bound, B = model.limits.seconds_on(model.device), len(step.lengths)
     whole = step.piece >= step.padded
     flops = 2.0 * B * min(step.piece, step.padded) * _elements(tower)
-    seconds = flops / rate(job.device, job.dtype)
+    seconds = flops / rate(model.device, model.dtype)
     found = Work("one piece of a vision block" if not whole else "one vision block", flops, seconds, bound)
     for path in step.paths:
         if path is None:
@@ -223,11 +211,11 @@ def _work(job: Job, tower: VisionTower, step: VisionStep) -> Work:
     return found
 
 
-def _seconds(job: Job, tower: VisionTower, step: VisionStep) -> float:
-    patches, speed = len(step.lengths) * step.padded, rate(job.device, job.dtype)
-    bandwidth = POINTWISE_BANDWIDTH * job.device.bandwidth
+def _seconds(model: ModelFacts, tower: VisionTower, step: VisionStep) -> float:
+    patches, speed = len(step.lengths) * step.padded, rate(model.device, model.dtype)
+    bandwidth = POINTWISE_BANDWIDTH * model.device.bandwidth
     block = 2.0 * patches * _elements(tower) / speed
-    block += patches * _inside(tower, itemsize(job.dtype)) / bandwidth if bandwidth else 0.0
-    kinds = vision_kinds(tower)[1]
+    block += patches * _inside(tower, itemsize(model.dtype)) / bandwidth if bandwidth else 0.0
+    kinds = kinds_of(tower.layers)[1]
     attention = sum(path.price.seconds for path in (step.paths[kind] for kind in kinds) if path is not None)
     return len(tower.layers) * block + attention

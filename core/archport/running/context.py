@@ -46,8 +46,8 @@ class Stretches:
         Args:
             paused: whether the stretch is one of those that the plan counted on.
         """
-        if batch.in_flight > 1:
-            room = plan.moving - (batch.stretch if paused else batch.longest_stretch)
+        if batch.schedule.in_flight > 1:
+            room = plan.moving - batch.quote.stretch[0 if paused else 1]
             self._pipeline.start(*arrays, room=room)
         elif not traced(*arrays):
             finish(*arrays)
@@ -171,7 +171,7 @@ class StepContext:
         if self._ends_before(layer):
             here = [array for array in (q, k, v) if array is not None]
             self._stretches.start(self._plan, self._batch, *here, paused=self._pauses > 1)
-        if path.price.evaluations > 1 and self._batch.in_flight > 1 and not traced(q):
+        if path.price.evaluations > 1 and self._batch.schedule.in_flight > 1 and not traced(q):
             # It evaluates by itself, beside nothing that is still on its way.
             self._stretches.drain()
         spec = self._batch.kinds[self._plan.layer_kinds[layer]].layer
@@ -184,29 +184,29 @@ class StepContext:
         # Padded rows need no zeros: their keys are hidden from real rows, and pooling knows the lengths.
         with sharing(self._masks):
             out = run(q, k, v, scale=scale, sinks=sinks, bias=bias)
-        if self._batch.visible:
+        if self._batch.batch.visible:
             out = self._seeing(out, path.call.reach[0])
-        if self._batch.split:
+        if self._batch.schedule.split:
             self._stretches.start(self._plan, self._batch, out)
             self._pauses = 0
         return out
 
     def _seeing(self, out: mx.array, left: int | None) -> mx.array:
         """Attention's output (B, H, L, Dh), zeros where all that a query reaches is hidden, as in the references."""
-        if left is None or all(end + left >= out.shape[2] for end in self._batch.visible):
+        if left is None or all(end + left >= out.shape[2] for end in self._batch.batch.visible):
             return out
-        ends = mx.array(self._batch.visible, dtype=mx.int32)[:, None]
+        ends = mx.array(self._batch.batch.visible, dtype=mx.int32)[:, None]
         sees = self._positions - left < ends
         return mx.where(sees[:, None, :, None], out, mx.zeros((), dtype=out.dtype))
 
     def pause(self, x: mx.array) -> None:
-        if self._batch.split:
+        if self._batch.schedule.split:
             self._stretches.start(self._plan, self._batch, x)
             self._pauses += 1
 
     def _ends_before(self, layer: int) -> bool:
         """Whether the layers before this one are evaluated apart, as the plan's peak needs."""
-        return layer > 0 and layer % self._batch.eval_every_layers == 0
+        return layer > 0 and layer % self._batch.schedule.eval_every_layers == 0
 
 
 def check_softcap(layer: int, path: AttentionPath, softcap: float | None) -> None:

@@ -29,10 +29,9 @@ from archport.contract import (
     Trunk,
 )
 from archport.memory import Caches, KVCache, RecurrentState
-from archport.planning import BatchPlan, Plan
+from archport.planning import BatchPlan, Plan, Planner
 from archport.running.context import check_softcap
 from archport.running.keys import StepKeys
-from archport.running.planned import Planner
 from archport.running.prefix_cache import PrefixDraft, remember
 from archport.running.recurrent import StateStep, recurrent_path
 

@@ -55,7 +55,7 @@ def with_host_bytes(plan: Plan, measured: Sequence[Measured], tower: VisionTower
     # A batch's pictures are decoded while those of the one before it wait for the device.
     rows = [sum(picture.patches for picture in pictures) for pictures in shown]
     waiting = max(one + following for one, following in pairwise([*rows, 0]))
-    stacked = max((len(step.lengths) * step.padded for batch in plan.batches for step in batch.vision), default=0)
+    stacked = max((len(step.lengths) * step.padded for batch in plan.batches for step in batch.quote.vision), default=0)
     decoding = [picture.decoding for pictures in shown for picture in pictures]
     peak = max(max(decoding), min(DECODING, sum(decoding)))
     return replace(plan, host_bytes=3 * 2 * tower.patch_size**2 * (waiting + stacked) + peak)

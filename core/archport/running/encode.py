@@ -14,11 +14,11 @@ import numpy as np
 from archport.contract import ArchSpec, InputError, SpanRule, Trunk
 from archport.device import evaluation
 from archport.memory import Caches
-from archport.planning import BatchPlan, Plan
+from archport.planning import BatchPlan, Plan, Planner, Request
 from archport.running.context import Stretches
 from archport.running.ids import beyond, id_rows, named
 from archport.running.packed import PackedPooling
-from archport.running.planned import Planner, batch_caches, run_steps
+from archport.running.planned import batch_caches, run_steps
 from archport.running.pool import Pooling, VectorHead
 from archport.running.similarity import as_array
 from archport.running.spans import spans_of
@@ -44,9 +44,10 @@ class Encoder:
     rule: SpanRule | None = None
 
     def planned(self, rows: Sequence[np.ndarray], **options: Any) -> Plan:
-        """The plan of rows of ids, and of the spans in them; `options` are the planner's."""
+        """The plan of rows of ids, and of the spans in them; `options` are those of a `Request`."""
         spans = spans_of(self.rule, rows)
-        return self.plan([len(row) for row in rows], spans=() if spans is None else spans.rows, **options)
+        seen = () if spans is None else spans.rows
+        return self.plan(Request(lengths=[len(row) for row in rows], spans=seen, **options))
 
     def pooled(
         self,

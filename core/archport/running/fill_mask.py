@@ -12,7 +12,7 @@ import numpy as np
 
 from archport.contract import InputError, NonFiniteOutput
 from archport.contract.heads import MaskedLM
-from archport.planning import BatchPlan, Plan, Readout
+from archport.planning import BatchPlan, Plan, Readout, Request
 from archport.running.encode import Encoder
 from archport.running.planned import run_steps
 from archport.running.tokenise import Overflow, TextTokeniser, check_vocabulary
@@ -70,7 +70,9 @@ class MaskFiller:
         filled: list[list[list[Filled]]] = [[] for _ in texts]
         if not texts:
             return filled
-        plan = self.encoder.plan(tokens.lengths, readout=Readout("the logits", "logits", ARRAYS, fixed=4 * size))
+        plan = self.encoder.plan(
+            Request(lengths=tokens.lengths, readout=Readout("the logits", "logits", ARRAYS, fixed=4 * size))
+        )
         with verified(plan) as watch:
             for batch in watch.batches(plan.batches):
                 hidden = self._hidden(plan, batch, tokens.ids, places)

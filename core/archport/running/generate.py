@@ -197,7 +197,7 @@ class Generator:
 
     def _readout(self, request: GenerateRequest) -> Readout:
         """What drawing a token of one row holds."""
-        size = _dtype(self.encoder.plan.dtype or "float32").size
+        size = _dtype(self.encoder.plan.dtype).size
         masked = any(options.min_tokens for options in request.rows)
         samplings = {id(options): options.sampling for options in request.rows}
         entry = drawing_bytes(list(samplings.values()), size, logprobs=bool(request.logprobs), masked=masked)

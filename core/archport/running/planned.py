@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import mlx.core as mx
@@ -13,98 +12,17 @@ from mlx.utils import tree_flatten
 from archport.contract import (
     ArchSpec,
     AttentionLayer,
-    AttentionLimits,
-    DeviceFacts,
     DType,
-    PathChooser,
     Price,
     RecurrentPath,
     Segments,
-    Span,
     Trunk,
 )
 from archport.memory import Caches
-from archport.planning import BatchPlan, Memo, Mode, Pins, Plan, Readout, StepPlan, plan_request
+from archport.planning import BatchPlan, Plan, StepPlan
 from archport.running.context import StepContext, Stretches
 from archport.running.recurrent import StateStep
 from archport.running.vision import BatchVisual
-
-
-@dataclass(frozen=True, slots=True)
-class Planner:
-    """What every plan of one loaded model has in common.
-
-    Args:
-        choose: chooses attention paths, the ones that also run.
-        pins: the model's policy hooks.
-        plugin: who answers them.
-        weight_bytes: bytes of the loaded weights.
-        dtype: element type of its hidden states.
-    """
-
-    spec: ArchSpec
-    device: DeviceFacts
-    budget: int
-    max_context: int
-    choose: PathChooser
-    pins: Pins
-    plugin: str
-    weight_bytes: int | None
-    dtype: DType | None
-    limits: AttentionLimits
-    memo: Memo = field(default_factory=Memo)
-
-    def __call__(
-        self,
-        lengths: Sequence[int],
-        *,
-        cached: int | Sequence[int] = 0,
-        new_tokens: int | None = 0,
-        images: Sequence[Sequence[int]] = (),
-        mode: Mode | None = None,
-        resident: int = 0,
-        visible: Sequence[int] = (),
-        spans: Sequence[Sequence[Span]] = (),
-        readout: Readout | None = None,
-        pack: bool = False,
-        answers: int = 1,
-    ) -> Plan:
-        """The plan of rows of these lengths; raises AdmissionRefused when they do not fit.
-
-        Args:
-            images: patches of each row's pictures.
-            mode: `generate` keeps what the rows leave behind, whether or not tokens are to be decoded.
-            resident: bytes held beside the request.
-            visible: leading tokens of each row that any token sees; empty when all are.
-            spans: stretches of each row's new tokens that see each other; empty when no row has any.
-            readout: what a head needs behind the last layer.
-            pack: whether the caller takes packed batches.
-            answers: rows that each row becomes when it is decoded.
-        """
-        return plan_request(
-            self.spec,
-            lengths,
-            cached=cached,
-            new_tokens=new_tokens,
-            mode=mode,
-            resident=resident,
-            device=self.device,
-            budget=self.budget,
-            max_context=self.max_context,
-            choose=self.choose,
-            pins=self.pins,
-            plugin=self.plugin,
-            weight_bytes=self.weight_bytes,
-            dtype=self.dtype,
-            limits=self.limits,
-            images=images,
-            visible=visible,
-            spans=spans,
-            readout=readout,
-            memo=self.memo,
-            pack=pack,
-            answers=answers,
-        )
 
 
 def run_steps(

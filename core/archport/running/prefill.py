@@ -6,15 +6,14 @@ Knows nothing of sampling or text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 
 from archport.contract import AdmissionRefused, Span
 from archport.memory import Caches, KVCache, Snapshot, put, put_rows, take
-from archport.planning import Plan, Readout
+from archport.planning import Plan, Readout, Request
 from archport.running.context import Stretches
 from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder
@@ -155,16 +154,23 @@ def _plan(
     answers: int,
 ) -> Plan:
     held = prefixes.limit if prefixes is not None else 0
-    options: dict[str, Any] = {
-        "cached": cached, "new_tokens": new_tokens, "mode": "generate", "images": images, "readout": readout,
-        "answers": answers, "spans": spans,
-    }  # fmt: skip
+    request = Request(
+        lengths=lengths,
+        cached=[cached] * len(lengths),
+        new_tokens=new_tokens,
+        mode="generate",
+        images=images,
+        spans=spans,
+        readout=readout,
+        answers=answers,
+        resident=held,
+    )
     try:
-        return encoder.plan(lengths, **options, resident=held)
+        return encoder.plan(request)
     except AdmissionRefused:
         if not held or prefixes is None:
             raise
-        plan = encoder.plan(lengths, **options)
+        plan = encoder.plan(replace(request, resident=0))
         # What earlier calls left gives way to this one.
         prefixes.clear()
         return plan
@@ -196,12 +202,13 @@ def _row_by_row(
     for index, row in enumerate(rows):
         alone = None if visual is None else visual.only(index)
         images = () if alone is None else alone.images
-        own = spans[index : index + 1]
-        plan = encoder.plan([len(row)], cached=first, new_tokens=0, mode="generate", images=images, spans=own)
-        held = batch_caches(encoder.spec, plan, plan.batches[0])
-        assert held is not None
-        last.append(_read(encoder, plan, [row], found, held, alone))
-        held.align([first + len(row)])
-        snapshots.append(take(held))
+        seeing = spans[index : index + 1]
+        request = Request(lengths=[len(row)], cached=[first], mode="generate", images=images, spans=seeing)
+        plan = encoder.plan(request)
+        own = batch_caches(encoder.spec, plan, plan.batches[0])
+        assert own is not None
+        last.append(_read(encoder, plan, [row], found, own, alone))
+        own.align([first + len(row)])
+        snapshots.append(take(own))
     put_rows(snapshots, caches)
     return mx.concatenate(last)

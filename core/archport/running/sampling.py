@@ -20,7 +20,7 @@ import numpy as np
 
 from archport.contract import InputError
 from archport.contract.errors import shown
-from archport.planning.readout import GREEDY_LOGITS
+from archport.planning.batch import GREEDY_LOGITS
 from archport.running.adjusting import LARGEST, Adjusting, Adjustment
 
 # Below it float32 has no number that division leaves alone.

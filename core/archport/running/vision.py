@@ -163,7 +163,7 @@ class Sight:
 
     def ahead(self, batches: Sequence[BatchPlan], measured: Sequence[Measured]) -> None:
         """Start decoding the pictures of the batch that is looked at next, and of the one behind it."""
-        self._pixels.ahead([(batch.vision, pictures_of(batch, measured)) for batch in batches])
+        self._pixels.ahead([(batch.quote.vision, pictures_of(batch, measured)) for batch in batches])
 
     def look(self, plan: Plan, batch: BatchPlan, measured: Sequence[Measured]) -> BatchVisual | None:
         """Run the tower over a batch's pictures; None when it has none.
@@ -177,13 +177,13 @@ class Sight:
             # Text behind a picture that an earlier call has seen stands where the picture put it.
             return None if positions is None else BatchVisual((), _index(batch, rows, {}), positions)
         pictures = pictures_of(batch, measured)
-        ahead = batch.in_flight > 1
+        ahead = batch.schedule.in_flight > 1
         # The plan has the tower's temporaries beside none of an earlier batch's; its inputs may be there before.
-        settle, patches = self._stretches.drain, self._pixels.of(batch.vision[0], pictures)
+        settle, patches = self._stretches.drain, self._pixels.of(batch.quote.vision[0], pictures)
         seen: list[list[mx.array]] = []
         first_of: dict[int, int] = {}
         offset = 0
-        for step, following in pairwise([*batch.vision, None]):
+        for step, following in pairwise([*batch.quote.vision, None]):
             assert step is not None
             running = _Pass(self._stretches, settle, step.room if ahead else None)
             if ahead:

@@ -19,7 +19,7 @@ from archport.contract import AdmissionRefused, CausalLM, YesNoHead
 from archport.contract.model import Activation
 from archport.device import evaluation
 from archport.memory import Snapshot, put, row_bytes, take
-from archport.planning import BatchPlan, Plan
+from archport.planning import BatchPlan, Plan, Request
 from archport.running.collecting import rows_named
 from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
@@ -91,7 +91,13 @@ class YesNoScorer:
         if not shared:
             return whole, 0
         try:
-            rest = plan([len(row) - shared for row in rows], cached=shared, new_tokens=0, resident=self._held(shared))
+            rest = plan(
+                Request(
+                    lengths=[len(row) - shared for row in rows],
+                    cached=[shared] * len(rows),
+                    resident=self._held(shared),
+                )
+            )
             first = self._first_plan(shared)
         except AdmissionRefused:
             return whole, 0
@@ -99,7 +105,7 @@ class YesNoScorer:
 
     def _first_plan(self, shared: int) -> Plan:
         """The plan of the shared tokens alone; a copy of what they leave behind is taken beside their caches."""
-        return self.encoder.plan([shared], new_tokens=0, mode="generate", resident=self._held(shared))
+        return self.encoder.plan(Request(lengths=[shared], mode="generate", resident=self._held(shared)))
 
     def _held(self, shared: int) -> int:
         """Bytes of what the rows start from, which is there beside the batches that hold copies of it."""

@@ -25,14 +25,13 @@ from archport.contract import (
     Segments,
     Span,
 )
-from archport.planning.recurrence import choose_form
+from archport.planning.steps import choose_form
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from archport.planning import BatchPlan, Plan
+    from archport.planning import BatchPlan, Plan, Planner
     from archport.running.encode import Encoder
-    from archport.running.planned import Planner
     from archport.running.pool import VectorHead
     from archport.running.recurrent import StateStep
 
@@ -252,7 +251,7 @@ class PackedContext:
             B=1,
             q_len=L,
             kv_len=L,
-            dtype=self._planner.dtype or "float32",
+            dtype=self._planner.dtype,
             lengths=self._lengths,
         )
         return attend(self._planner.choose(call, self._planner.device), q, k, v, scale=scale, sinks=sinks, bias=bias)

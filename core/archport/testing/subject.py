@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from archport.memory import Caches
-    from archport.planning import Plan
-    from archport.running.planned import Planner
+    from archport.planning import Plan, Planner
     from archport.testing.recorded import Recorded
     from archport.testing.weights import Shown
 
@@ -271,21 +270,9 @@ class Tiny:
 
     def plan(self, lengths: Sequence[int], *, planner: Planner | None = None, **options: Any) -> Plan:
         """The plan of the loaded model, with any further option of the planner (`chunk`, `backend`...)."""
-        from archport.planning import plan_request
+        from archport.testing.plans import planned
 
-        own = planner or self.planner
-        fixed: dict[str, Any] = {
-            "device": own.device,
-            "choose": own.choose,
-            "budget": own.budget,
-            "max_context": own.max_context,
-            "pins": own.pins,
-            "plugin": own.plugin,
-            "weight_bytes": own.weight_bytes,
-            "dtype": own.dtype,
-            "limits": own.limits,
-        }
-        return plan_request(self.spec, lengths, **{**fixed, **options})
+        return planned(planner or self.planner, lengths, **options)
 
     def together(self, rows: Sequence[np.ndarray], **options: Any) -> list[np.ndarray]:
         """Hidden states (L, D) of each row, run with the others in the batches that this device makes of them.

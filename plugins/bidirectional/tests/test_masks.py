@@ -17,7 +17,7 @@ from archport.contract.plugins import claim, discover
 from archport.device.facts import this_device
 from archport.device.profiles import profile
 from archport.loading import path_chooser
-from archport.planning import plan_request
+from archport.testing.plans import plan_of
 from archport.testing.writing import random_weights, write_checkpoint
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
@@ -98,7 +98,7 @@ def planned(config, lengths, name, tokens_per_batch=None):
     hooks = Hooks([Speaker("core defaults", defaults), Speaker(plugin.label, plugin.module)])
     device = this_device() if name == "this machine" else profile(name)
     chooser = path_chooser(hooks, simulated=name != "this machine")
-    return plan_request(
+    return plan_of(
         spec, lengths, device=device, choose=chooser, pins=hooks, plugin=plugin.label, tokens_per_batch=tokens_per_batch
     )
 

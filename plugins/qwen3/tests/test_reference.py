@@ -14,6 +14,7 @@ from archport import engine
 from archport.checkpoint import normalise_config
 from archport.layers.experts import SparseMLP
 from archport.layers.mlx_lm import reused
+from archport.testing.plans import planned
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 
@@ -166,7 +167,7 @@ def test_the_trunk_can_be_compiled(name):
     model = engine.load(GOLDENS / name, dtype="float32")
     encoder = model._runtime.encoder
     ids = np.load(GOLDENS / name / "golden.npz")["ids_2"]
-    plan = encoder.plan([len(ids)])
+    plan = planned(encoder.plan, [len(ids)])
     (batch,) = plan.batches
     (step,) = batch.steps
 

@@ -127,17 +127,17 @@ def test_every_batch_of_a_rerank_stays_within_its_plan(dtype, share, sharing, mo
 
 def test_pairs_that_fit_only_without_what_they_share_beside_them_run_without(monkeypatch):
     from archport.contract import MemoryBudgetExceeded
-    from archport.running.planned import Planner
+    from archport.planning import Planner
 
     tight = engine.load(GOLDEN)
     documents = ["one text " * 20, "other words " * 20, "nothing " * 30]
     want = tight.rerank("a query", documents, share_prefix=False)
     planned = Planner.__call__
 
-    def refusing(self, lengths, *, cached=0, **options):
-        if cached:
+    def refusing(self, request):
+        if any(request.cached):
             raise MemoryBudgetExceeded("no", requested=2, ceiling=1, max_tokens_that_fit=0, binding="memory")
-        return planned(self, lengths, cached=cached, **options)
+        return planned(self, request)
 
     monkeypatch.setattr(Planner, "__call__", refusing)
     assert tight.rerank("a query", documents) == want

@@ -11,6 +11,7 @@ import pytest
 
 from archport import engine
 from archport.contract import CheckpointError, ContextLengthExceeded, InputError
+from archport.testing.plans import planned
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 FOLDER = GOLDENS / "qwen35-wrapper"
@@ -52,7 +53,7 @@ def hidden_of(model, item):
 
     encoder, tokeniser, stretches = model._runtime.encoder, model._runtime.tokeniser, Stretches()
     tokens = tokeniser([item])
-    plan = encoder.plan(tokens.lengths, images=tokens.images)
+    plan = planned(encoder.plan, tokens.lengths, images=tokens.images)
     (batch,) = plan.batches
     with sight_of(encoder.trunk, tokeniser.inputs.reader, stretches) as sight:
         visual = sight.look(plan, batch, tokens.measured)

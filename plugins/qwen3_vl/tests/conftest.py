@@ -121,21 +121,7 @@ def hidden_of(model: engine.Model, item: object, **planned: Any) -> tuple[np.nda
 
 
 def plan_of(model: engine.Model, tokens: Any, **planned: Any) -> Any:
-    """The plan of measured inputs, with the arguments of `plan_request` that a model does not offer."""
-    from archport.planning import plan_request
+    """The plan of measured inputs, with wishes that a model does not offer."""
+    from archport.testing.plans import planned as plan
 
-    planner = model._runtime.encoder.plan
-    return plan_request(
-        planner.spec,
-        tokens.lengths,
-        device=planner.device,
-        budget=planner.budget,
-        max_context=planner.max_context,
-        choose=planner.choose,
-        pins=planner.pins,
-        weight_bytes=planner.weight_bytes,
-        dtype=planner.dtype,
-        limits=planner.limits,
-        images=tokens.images,
-        **planned,
-    )
+    return plan(model._runtime.encoder.plan, tokens.lengths, images=tokens.images, **planned)

@@ -11,6 +11,7 @@ import pytest
 import archport  # noqa: F401  (before mlx)
 from archport import engine
 from archport.contract import ContextLengthExceeded
+from archport.testing.plans import planned
 
 CASES = ["text", "first", "last", "two", "five", "video", "both"]
 
@@ -146,7 +147,7 @@ def prompt_of(model: engine.Model, pictures: int, tokens: int) -> list[dict[str,
 def test_a_cache_that_begins_with_4096_tokens_takes_a_prompt_of_6776(long_context: Path):
     model = unending(engine.load(long_context, dtype="float32"))
     prompt = prompt_of(model, 8, 6776)
-    plan = model._runtime.encoder.plan([6776], new_tokens=None, images=[[840 * 4] * 8])
+    plan = planned(model._runtime.encoder.plan, [6776], new_tokens=None, images=[[840 * 4] * 8])
     (kept,) = {kind.kv for kind in plan.batches[0].kinds}
     assert kept is not None
     assert (kept.storage, kept.initial) == ("growing", 4096)

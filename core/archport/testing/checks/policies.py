@@ -213,7 +213,7 @@ def _seen(request: Request, layer: AttentionLayer, batch: BatchPlan, step: StepP
         # What a window's cache dropped lies in front of the keys that are there.
         first = batch.shape.S + step.start + step.tokens - kv_len
         keys: np.ndarray = np.arange(first, first + kv_len)
-        known = cached + (batch.visible[index] if batch.visible else length)
+        known = cached + (batch.batch.visible[index] if batch.batch.visible else length)
         spans = [(cached + a, cached + b) for a, b in named[row]] if named and layer.spans else []
         seen = _near(layer, cached + queries[:, None], keys[None], together(cached + queries, keys, spans))
         found.append(seen & (keys[None] < known) & (queries[:, None] < length))

@@ -18,12 +18,13 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test test-device truth fuzz parity test-packaging lint types tokenizers goldens bench clean
+.PHONY: help demo test test-device test-bulk truth fuzz parity test-packaging lint types tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
 	@echo "make test             all tests but the packaging ones and the long counts"
 	@echo "make test-device      the same tests on a GPU, in slices, and archport check of every plugin: one line of counts"
+	@echo "make test-bulk        columns of pandas and polars, Ray, Dask: in .venv-bulk, which it makes"
 	@echo "make truth            the long counts: thousands of plans, interrupts, peaks and prefixes, about 30 minutes"
 	@echo "make fuzz             random files, media, texts, arguments and command lines: SEED=0 CASES=20000 KINDS=configs,video"
 	@echo "make liars            every liar of the conformance kit through every check, and honest plugins again, half an hour"
@@ -56,7 +57,18 @@ demo: $(VENV)/.stamp
 
 # Two processes, each of which goes on with its half of the files and then takes over from the other.
 test: $(VENV)/.stamp
-	$(PY) -m pytest -q -n 2 --dist worksteal -m "not packaging and not truth" --durations=10
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not packaging and not truth and not bulk" --durations=10
+
+# Ray and its kind are heavy, and nothing else needs them.
+test-bulk: .venv-bulk/.stamp
+	.venv-bulk/bin/python -m pytest -q -m bulk --durations=10
+
+.venv-bulk/.stamp: pyproject.toml
+	@test -x .venv-bulk/bin/python || $(PYTHON) -m venv --clear .venv-bulk || { rm -rf .venv-bulk; exit 1; }
+	@.venv-bulk/bin/python $(PIP) 'pip>=25.1'
+	@.venv-bulk/bin/python $(PIP) --editable '$(INSTALL)' --group dev --group bulk
+	@.venv-bulk/bin/python $(PIP) --no-deps $$(.venv-bulk/bin/python $(DEMO))
+	@touch $@
 
 # ARGS: what tests/device/suite.py takes, such as --slices 4 --slice 2.
 test-device: $(VENV)/.stamp
@@ -118,5 +130,5 @@ bench: $(VENV)/.stamp
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-goldens build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-goldens .venv-bulk build dist .pytest_cache .ruff_cache
 	find core plugins tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -9,7 +9,7 @@ from __future__ import annotations
 # First, because it says what to install where MLX can't run, and whatever follows imports MLX.
 import archport.device.backend  # noqa: F401  # isort: skip
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -204,14 +204,15 @@ class Model(EncoderAnswers):
         overflow: Overflow = "error",
         precision: Precision = "float32",
         output: Output = "vectors",
-        progress: bool = False,
+        progress: bool | Callable[..., object] = False,
         errors: Errors = "raise",
     ) -> np.ndarray | Collected[np.ndarray]:
         """One vector per text, in the order of the texts.
 
         Args:
-            texts: a string, or any iterable of strings; read as a stream. A model that sees also takes mappings such
-                as {"text": ..., "image": ..., "instruction": ...} and lists of messages in place of strings.
+            texts: a string, or any iterable of strings, read as a stream: a column of pyarrow, pandas or polars too,
+                and an open file, a text per line. A model that sees also takes mappings such as {"text": ...,
+                "image": ..., "instruction": ...} and lists of messages in place of strings.
             prompt, prompt_name: text put in front of each input, literally or by its stored name; default: the model's.
             dimensions: keep this many leading dimensions, for models trained that way (Matryoshka).
             normalize: scale to unit length, after `dimensions`; None: where the model's pipeline does so.
@@ -220,7 +221,7 @@ class Model(EncoderAnswers):
                 tokens.
             precision: `float32`, or `int8`, `uint8` (calibrated over this call), `binary`, `ubinary` (packed signs).
             output: `vectors`, or `tokens` for one per token that counts in late interaction.
-            progress: show a progress bar on standard error.
+            progress: show a progress bar on standard error, or call `progress(texts, tokens=...)` with what is done.
             errors: `raise` for the first text that has no vector, or `collect`, which sets such texts aside: too long
                 or no texts, damaged pictures, what exceeds the budget alone, vectors that hold NaN.
 
@@ -260,6 +261,28 @@ class Model(EncoderAnswers):
             embedder.run(inputs, request, parts.append, done)
         vectors = np.concatenate(parts) if parts else np.zeros((0, dimensions or self.dimensions), np.float32)
         return quantise(vectors, precision)
+
+    @checked
+    def stream(
+        self, texts: Iterable[Any], *, window: int = 8192, progress: bool = False, **options: Any
+    ) -> Iterator[tuple[int, Any]]:
+        """Vectors window by window, in the memory of one: for more texts than their vectors leave room for.
+
+        Args:
+            texts: as `embed` takes them.
+            window: texts at a time; fewer where they hold more than 32 million characters.
+            options: as `embed` takes them, but for precisions that are calibrated over all vectors.
+
+        Returns:
+            An iterator of (index of the first text, vectors (n, D)), in order; with `errors="collect"` of (index,
+            Collected), whose rows and errors go by the index in the whole stream.
+
+        Raises:
+            InputError: at once for wrong options; for a text as `embed` does, when its window is reached.
+        """
+        from archport.running.streams import streamed
+
+        return streamed(self.embed, texts, window, options, progress=progress)
 
     @checked
     def encode_query(self, texts: str | Iterable[str], **options: object) -> np.ndarray:

@@ -417,3 +417,16 @@ def test_a_process_that_ignores_ctrl_c_goes_on():
         running.send_signal(signal.SIGINT)
         running.communicate(b"a", timeout=60)
     assert running.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["no json", "no utf-8", "a number", "a surrogate", "deep list", "digits"])
+@pytest.mark.parametrize("command", [(*E, "--format", "jsonl"), (*R,)], ids=["embed", "rerank"])
+def test_a_line_that_can_t_be_read_is_skipped_like_any_bad_row(monkeypatch, tmp_path: Path, name: str, command):
+    content, said = FILES[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'"before"\n' + content.removeprefix(b'"fine"') + b'\n"after"\n')
+    ended = in_this_process(monkeypatch, *command, "-i", str(path), "--on-error", "skip")
+    assert ended.code == 3, ended
+    assert len(ended.out.splitlines()) == 2
+    assert said.partition(":")[2] in ended.err
+    assert "skipped: " in ended.err

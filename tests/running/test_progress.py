@@ -32,9 +32,9 @@ def bars(monkeypatch) -> list[dict]:
             self.noted = {"what": what, "total": total, "counts": []}
             found.append(self.noted)
 
-        def count(self, done, *, dropped=0):
+        def count(self, done, *, dropped=0, tokens=0):
             self.noted["counts"].append(done)
-            super().count(done, dropped=dropped)
+            super().count(done, dropped=dropped, tokens=tokens)
 
     monkeypatch.setattr(progress, "_Bar", Bar)
     return found

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from archport.cli.options import MaxContext, called, end_with, parsed, read_lines
+from archport.cli.options import MaxContext, called, end_with, read_lines
 from archport.cli.words import rows_called, skipped
-from archport.contract import InputError
+from archport.running.columns import Unreadable, json_value
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -133,11 +133,11 @@ def seen(texts: list[str] | None, images: list[str]) -> list[dict[str, Any]]:
     return [{"image": each} for each in images]
 
 
-class TextFile(Iterable[str]):
+class TextFile(Iterable["str | Unreadable"]):
     """Texts of a file, one per line; `-` is standard input, `.jsonl` holds JSON, whose empty lines hold nothing.
 
-    Iterating raises InputError for a file that can't be read, is not UTF-8, or holds a line that is not what it should
-    be.
+    A line that is not what it should be is Unreadable, which a call refuses as any bad text. Iterating raises
+    InputError for a file that can't be read.
     """
 
     def __init__(self, source: str) -> None:
@@ -145,25 +145,25 @@ class TextFile(Iterable[str]):
         # Of every text its line, where that is not its own number.
         self._lines: list[int] = []
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[str | Unreadable]:
         for number, line in read_lines(self._source):
             if not self._json:
                 yield line
-            elif line.strip():
+            elif isinstance(line, Unreadable) or line.strip():
                 self._lines.append(number)
-                yield _json_text(line, f"{called(self._source)}, line {number}")
+                yield line if isinstance(line, Unreadable) else _json_text(line)
 
     def called(self, index: int) -> str:
         """How messages call the text that has this index."""
         return f"{called(self._source)}, line {self._lines[index] if self._json else index + 1}"
 
 
-def _json_text(line: str, where: str) -> str:
-    value = parsed(line, where)
+def _json_text(line: str) -> str | Unreadable:
+    value = json_value(line)
     text = value.get("text") if isinstance(value, dict) else value
-    if not isinstance(text, str):
-        raise InputError(f"{where}: expected a string or an object with a 'text' string, found {line:.60}")
-    return text
+    if isinstance(text, str | Unreadable):
+        return text
+    return Unreadable(f"expected a string or an object with a 'text' string, found {line:.60}")
 
 
 def _write(vectors: Any, rows: Sequence[int], format: Format) -> None:

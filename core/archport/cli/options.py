@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from archport.cli import SOME_FAILED
 from archport.contract import InputError
 from archport.contract.errors import shown
+from archport.running.columns import Unreadable, decoded, json_value
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder, hub id or alias.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or checkpoint.")]
@@ -78,25 +78,17 @@ def read_whole(source: str) -> str:
         raise _unreadable(source, error) from error
 
 
-def read_lines(source: str) -> Iterator[tuple[int, str]]:
+def read_lines(source: str) -> Iterator[tuple[int, str | Unreadable]]:
     """(number from 1, text without its end) of every line of a file, or of standard input for `-`.
 
     Raises:
-        InputError: for a file that can't be read, or a line that is not UTF-8, naming it.
+        InputError: for a file that can't be read.
     """
     try:
         stream = sys.stdin.buffer if source == "-" else Path(source).open("rb")  # noqa: SIM115
         with stream:
             for number, line in enumerate(stream, 1):
-                try:
-                    text = line.decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise InputError(
-                        f"{called(source)}, line {number}: not UTF-8 ({error.reason} at byte {error.start})"
-                    ) from error
-                yield number, text
-    except InputError:
-        raise
+                yield number, decoded(line)
     # A name with a zero byte, or descriptors that take no reading.
     except (OSError, ValueError) as error:
         raise _unreadable(source, error) from error
@@ -109,26 +101,28 @@ def parsed(line: str, where: str) -> Any:
         where: how messages call it.
 
     Raises:
-        InputError: for what is no JSON, or none that can be read: too deep, or a number of too many digits.
+        InputError: for what is no JSON, or none that can be read.
     """
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-    except RecursionError as error:
-        raise InputError(f"{where}: JSON that is nested too deeply to be read ({line:.20}...)") from error
-    except ValueError as error:
-        raise InputError(f"{where}: JSON with a number of more digits than can be read ({line:.20}...)") from error
+    value = json_value(line)
+    if isinstance(value, Unreadable):
+        raise InputError(f"{where}: {value.reason}")
+    return value
 
 
 def read_objects(source: str) -> list[tuple[str, Any]]:
     """(how messages call it, the JSON value) of every line of a file that is not empty.
 
     Raises:
-        InputError: for a line that is not JSON, naming it.
+        InputError: for a line that is not UTF-8 or not JSON, naming it.
     """
-    places = ((f"{called(source)}, line {number}", line) for number, line in read_lines(source) if line.strip())
-    return [(where, parsed(line, where)) for where, line in places]
+    found: list[tuple[str, Any]] = []
+    for number, line in read_lines(source):
+        where = f"{called(source)}, line {number}"
+        if isinstance(line, Unreadable):
+            raise InputError(f"{where}: {line.reason}")
+        if line.strip():
+            found.append((where, parsed(line, where)))
+    return found
 
 
 def _unreadable(source: str, error: Exception) -> InputError:

@@ -27,8 +27,9 @@ FAULTS = (InputError, AdmissionRefused, NonFiniteOutput)
 # Texts behind the last answered one among which the one that failed is looked for first.
 _NEAR = 4096
 _END = object()
-# How messages name the first of the rows that a call was handed.
+# How messages name the first of the rows that a call was handed, and any of them.
 _FIRST = re.compile(r"\b(text|document|input|row) 0\b")
+_ROW = re.compile(r"\b(text|input) (\d+)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,17 @@ def rows_named(what: str, place: Callable[[int], int] = int) -> Generator[None]:
             error.args = (f"{what} {place(error.row)}: {error}", *error.args[1:])
             error.row = None
         raise
+
+
+E = TypeVar("E", bound=ArchportError)
+
+
+def renumbered(error: E, first: int) -> E:
+    """An error that names a row of a window, by the row's number in the stream whose row `first` begins the window."""
+    if first:
+        message = _ROW.sub(lambda found: f"{found[1]} {int(found[2]) + first}", str(error), count=1)
+        error.args = (message, *error.args[1:])
+    return error
 
 
 def _alone(error: ArchportError, what: str, row: int) -> ArchportError:

@@ -125,7 +125,7 @@ class Embedder:
             for (window, row), vector in zip(task.texts, vectors, strict=True):
                 window.vectors[row] = vector
                 window.left -= 1
-            done(len(vectors))
+            done(len(vectors), tokens=sum(task.batch.lengths))
             while windows and not windows[0].left:
                 take(np.stack([vector for vector in windows.popleft().vectors if vector is not None]))
 
@@ -145,7 +145,11 @@ class Embedder:
             InputError, ContextLengthExceeded: for a request that no text could be embedded with.
         """
         self._tokens([], request, 0)
-        return vectors_apart(lambda some, take: self.run(some, request, take), texts, width, done)
+
+        def told(_: int, *, dropped: int = 0, tokens: int = 0) -> None:
+            done(0, tokens=tokens)
+
+        return vectors_apart(lambda some, take: self.run(some, request, take, told), texts, width, done)
 
     def _tasks(
         self, ahead: TokensAhead, sizes: int, sight: Sight | None, windows: deque[_Window]

@@ -20,22 +20,25 @@ REFRESH_SECONDS = 0.1
 class Counter(Protocol):
     """Told how much more is done."""
 
-    def __call__(self, done: int, *, dropped: int = 0) -> None:
-        """`dropped` of the total will not be done after all."""
+    def __call__(self, done: int, *, dropped: int = 0, tokens: int = 0) -> None:
+        """`dropped` of the total will not be done after all; `tokens` are those of what is done, if known."""
         ...
 
 
-def nothing_shown(done: int, *, dropped: int = 0) -> None:
+def nothing_shown(done: int, *, dropped: int = 0, tokens: int = 0) -> None:
     """Take note of so much done, and show it nowhere."""
 
 
-def counted(what: str, total: int | None, *, shown: bool) -> AbstractContextManager[Counter]:
+def counted(what: str, total: int | None, *, shown: bool | Counter) -> AbstractContextManager[Counter]:
     """Counts the work of a block; with `shown` a bar tells count and rate, and of a known total the time left.
 
     Args:
         what: is being done ("embedding").
         total: of it; None where nobody knows.
+        shown: whether to show a bar, or who is told instead.
     """
+    if not isinstance(shown, bool):
+        return nullcontext(shown)
     return _Bar(what, total) if shown else nullcontext(nothing_shown)
 
 
@@ -57,7 +60,7 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def count(self, done: int, *, dropped: int = 0) -> None:
+    def count(self, done: int, *, dropped: int = 0, tokens: int = 0) -> None:
         if self._total is not None and dropped:
             self._total -= dropped
             self._progress.update(self._task, total=self._total)

@@ -10,6 +10,7 @@ import numpy as np
 
 from archport.contract import InputError, NonFiniteOutput
 from archport.running.collecting import Collected, Errors, apart
+from archport.running.columns import texts_of
 from archport.running.progress import Counter, counted, nothing_shown
 from archport.running.tokenise import Overflow, check_text
 
@@ -99,7 +100,7 @@ def rerank(
         raise InputError(f"{top_k=}; expected a positive integer, or None for all documents")
     if request.overflow not in get_args(Overflow):
         raise InputError(f"overflow={request.overflow!r}; expected 'error' or 'truncate'")
-    texts: list[Any] = list(documents)
+    texts: list[Any] = list(texts_of(documents))
     if not texts:
         return Collected([], ())
     with counted("scoring", len(texts), shown=request.progress) as scored:

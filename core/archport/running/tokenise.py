@@ -13,6 +13,7 @@ from tokenizers import Encoding, Tokenizer
 from archport.checkpoint import duplicate
 from archport.contract import Asked, ContextLengthExceeded, InputError, Measured, Reader, TextInputs
 from archport.contract.errors import shown
+from archport.running.columns import Unreadable, texts_of
 from archport.running.long_texts import LongTexts
 
 Overflow = Literal["error", "truncate"]
@@ -183,6 +184,9 @@ class TextTokeniser:
         self, reader: Reader, items: Sequence[object], prompt: str, limit: int, overflow: Overflow, first: int
     ) -> Tokens:
         """What a plugin's own reader finds in inputs of any kind it knows."""
+        for index, item in enumerate(items):
+            if isinstance(item, Unreadable):
+                raise InputError(f"text {first + index}: {item.reason}")
         measured = tuple(
             reader.measure(item, self.encode, self.asked(_called(item, first + index), prompt or None, limit, overflow))
             for index, item in enumerate(items)
@@ -301,10 +305,10 @@ def _called(item: object, index: int) -> str:
 
 
 def iterable(texts: object) -> Iterable[Any]:
-    """`texts`, which may be anything that gives items but bytes; raises InputError otherwise."""
+    """The items of `texts`, which may be anything that gives some but bytes; raises InputError otherwise."""
     if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
         raise InputError(f"texts is a {type(texts).__name__}; expected a str or an iterable of str")
-    return texts
+    return texts_of(texts)
 
 
 def check_text(text: object, what: str) -> None:
@@ -316,6 +320,8 @@ def check_text(text: object, what: str) -> None:
     Raises:
         InputError: naming it.
     """
+    if isinstance(text, Unreadable):
+        raise InputError(f"{what}: {text.reason}")
     if isinstance(text, Mapping):
         raise InputError(f"{what} is {_describe(text)}, but this model reads text only; expected a str")
     if not isinstance(text, str):

@@ -183,7 +183,7 @@ class TokenEmbedder:
                 array = np.concatenate(pieces, axis=1) if len(pieces) > 1 else pieces[0]
                 for at, index in enumerate(chosen):
                     vectors[index] = array[at, : len(rows[index])].copy()
-                done(len(chosen))
+                done(len(chosen), tokens=sum(len(row) for row in ids))
 
     def _projected(self, hidden: mx.array) -> mx.array:
         found = project(hidden.astype(mx.float32), self.head.dense, self.dense)
@@ -204,7 +204,7 @@ def embed_tokens(
     overflow: Overflow,
     fixed: Mapping[str, object],
     *,
-    progress: bool = False,
+    progress: bool | Counter = False,
     errors: Errors = "raise",
 ) -> np.ndarray | Collected[np.ndarray]:
     """What `Model.embed(output="tokens")` answers: an object array (N,) of arrays (tokens, D).

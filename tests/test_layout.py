@@ -29,6 +29,7 @@ LEVELS = {
     "loading": 4,
     "engine": 5,
     "testing": 6,
+    "bulk": 6,
     "cli": 7,
 }
 # A plan is made from facts it is handed, also for machines that are not this one.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
 
 import numpy as np
 
@@ -156,6 +156,7 @@ class Model(EncoderAnswers):
         name: what was loaded: a hub id or a folder.
         spec: what its plugin declares.
         plugin: who claimed it.
+        checkpoint: its folder, and the commit of one from the hub.
         device, budget: where it runs and the bytes it may use.
         max_tokens: longest text it takes, in tokens.
         dtype: what its weights became, and why.
@@ -166,6 +167,7 @@ class Model(EncoderAnswers):
         self, about: Description, *, device: DeviceFacts, budget: int, dtype: DTypeChoice, runtime: Runtime
     ) -> None:
         self.name, self.spec, self.plugin = about.checkpoint.name, about.spec, about.plugin
+        self.checkpoint = about.checkpoint
         self.device, self.budget, self.dtype = device, budget, dtype
         self.head, self.inputs = runtime.head, runtime.tokeniser.inputs
         self.max_tokens = runtime.tokeniser.max_tokens
@@ -234,8 +236,9 @@ class Model(EncoderAnswers):
             InputError, AdmissionRefused, NonFiniteOutput: naming the text's index.
         """
         from archport.running.embed import EmbedRequest
-        from archport.running.progress import counted
+        from archport.running.progress import Counter, counted
 
+        shown = cast("bool | Counter", progress)
         check_precision(precision)
         if output not in get_args(Output):
             raise InputError(f"{output=}; expected one of {', '.join(get_args(Output))}")
@@ -246,7 +249,7 @@ class Model(EncoderAnswers):
             fixed = {"dimensions": dimensions, "normalize": normalize, "precision": packed}
             tokens = self._runtime.tokens()
             asked = (tokens, texts, prompt, prompt_name, max_tokens, overflow, fixed)
-            return embed_tokens(*asked, progress=progress, errors=errors)
+            return embed_tokens(*asked, progress=shown, errors=errors)
         embedder = self._runtime.embedder()
         _check_dimensions(dimensions, self.dimensions)
         request = EmbedRequest(
@@ -254,7 +257,7 @@ class Model(EncoderAnswers):
         )
         inputs = [texts] if isinstance(texts, str | Mapping) else iterable(texts)
         parts: list[np.ndarray] = []
-        with counted("embedding", len(inputs) if isinstance(inputs, Sized) else None, shown=progress) as done:
+        with counted("embedding", len(inputs) if isinstance(inputs, Sized) else None, shown=shown) as done:
             if errors == "collect":
                 made = embedder.collected(inputs, request, dimensions or self.dimensions, done)
                 return replace(made, results=quantise(made.results, precision))

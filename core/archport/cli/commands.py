@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
+from archport.cli.batch import batch
 from archport.cli.chat import chat
 from archport.cli.check import check
 from archport.cli.doctor import doctor
@@ -20,6 +21,7 @@ from archport.cli.plan import plan
 from archport.cli.plugins import plugins
 from archport.cli.record import record
 from archport.cli.rerank import rerank
+from archport.cli.similar import similar
 from archport.cli.words import spoken
 
 app = typer.Typer(
@@ -29,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, rerank, generate, chat, info, plan, plugins, check, record, doctor, new):
+for command in (embed, batch, similar, rerank, generate, chat, info, plan, plugins, check, record, doctor, new):
     app.command()(spoken(command))
 
 

@@ -84,7 +84,7 @@ def rerank(
     sys.stdout.flush()
     tokeniser = loaded._runtime.tokeniser
     # What was cut off a long one was not read.
-    read = [text for index, text in enumerate(texts) if index not in errors]
+    read = [str(text) for index, text in enumerate(texts) if index not in errors]
     begun = [text for text, _ in tokeniser.long.beginnings(read, tokeniser.max_tokens, exact=False)]
     tokens = sum(map(len, tokeniser.tokenizer.encode_batch_fast(begun, add_special_tokens=False)))
     note(f"{len(read)} documents of {tokens:,} tokens in {seconds:.2f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s")

@@ -132,6 +132,8 @@ def in_flags(text: str, names: list[str]) -> str:
 def _value(found: re.Match[str]) -> str:
     """The value that an argument has in a message, as a shell takes it."""
     quoted = found["single"] if found["single"] is not None else found["double"]
+    if found["bare"] == "True":
+        return ""
     if quoted is None:
         return f" {found['bare']}" if found["bare"] else ""
     return f" {quoted if _PLAIN.fullmatch(quoted) else repr(quoted)}"

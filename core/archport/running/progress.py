@@ -20,7 +20,7 @@ REFRESH_SECONDS = 0.1
 class Counter(Protocol):
     """Told how much more is done."""
 
-    def __call__(self, done: int, *, dropped: int = 0, tokens: int = 0) -> None:
+    def __call__(self, done: int, /, *, dropped: int = 0, tokens: int = 0) -> None:
         """`dropped` of the total will not be done after all; `tokens` are those of what is done, if known."""
         ...
 

@@ -1,0 +1,61 @@
+"""What tells a model from another one, so that no job goes on with other weights, and what else is worth knowing."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import archport
+from archport.contract import EmbeddingHead
+
+if TYPE_CHECKING:
+    from archport.engine import Model
+
+# Files of up to so many bytes are read whole, and larger ones in places.
+_WHOLE, _PIECE, _PIECES = 1 << 20, 1 << 16, 16
+_READ = (".json", ".txt", ".model", ".jinja", ".safetensors")
+
+
+def model_settings(model: Model) -> dict[str, Any]:
+    """What vectors depend on, of the model."""
+    checkpoint = model.checkpoint
+    return {
+        "model": model.name,
+        "revision": checkpoint.revision,
+        "weights": _digest(Path(checkpoint.folder)),
+        "dtype": model.dtype.dtype,
+    }
+
+
+def provenance(model: Model, prompt: str, dimensions: int) -> dict[str, Any]:
+    """What else is known of the vectors."""
+    head = model.head
+    about: dict[str, Any] = {
+        "archport": archport.__version__,
+        "plugin": model.plugin.label,
+        "architecture": model.spec.arch,
+        "device": model.device.name,
+        "prompt_text": prompt,
+        "dimensions": dimensions,
+        "model_max_tokens": model.max_tokens,
+    }
+    if isinstance(head, EmbeddingHead):
+        about |= {"pooling": "+".join(head.pooling), "normalized": head.normalize, "similarity": head.similarity}
+    return about
+
+
+def _digest(folder: Path) -> str:
+    """Of a checkpoint's files: names and sizes, small ones whole, and of large ones sixteen places."""
+    found = blake2b(digest_size=16)
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.is_file()):
+        size = path.stat().st_size
+        found.update(repr((path.relative_to(folder).as_posix(), size)).encode("utf-8", "surrogatepass"))
+        with path.open("rb") as file:
+            if size <= _WHOLE:
+                found.update(file.read())
+                continue
+            for piece in range(_PIECES):
+                file.seek((size - _PIECE) * piece // (_PIECES - 1))
+                found.update(file.read(_PIECE))
+    return found.hexdigest()

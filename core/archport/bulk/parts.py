@@ -1,0 +1,64 @@
+"""Rows in order, cut into parts. What a part holds depends on the input alone, and on nothing that happens to a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from archport.bulk.ids import Ids
+from archport.bulk.rows import Row
+from archport.running.streams import MOST_CHARACTERS
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive rows, written together or not at all.
+
+    Args:
+        number: counted from 0 over the whole input.
+        first: number of its first row.
+        rows: what was read.
+        ids: of every row, None where it has no good one.
+        faults: index -> why that row can't be embedded.
+        share: of the input that was read behind it; None where nobody knows.
+    """
+
+    number: int
+    first: int
+    rows: list[Row]
+    ids: list[int | str | None]
+    faults: dict[int, str]
+    share: float | None = None
+
+    def digest(self) -> str:
+        """What tells it from a part of other rows."""
+        found = blake2b(digest_size=16)
+        for index, (row, id) in enumerate(zip(self.rows, self.ids, strict=True)):
+            request = None if row.request is None else sorted(row.request.items(), key=repr)
+            said = repr((id, row.item, self.faults.get(index), request))
+            found.update(said.encode("utf-8", "surrogatepass") + b"\0")
+        return found.hexdigest()
+
+
+def cut(rows: Iterable[Row], ids: Ids, most: int, share: Any) -> Iterator[Part]:
+    """Parts of at most `most` rows, and fewer where texts are long.
+
+    Args:
+        ids: takes the id of every row.
+        share: () -> share of the input that was read so far.
+    """
+    part, characters = Part(0, 0, [], [], {}), 0
+    for count, row in enumerate(rows):
+        id, fault = ids.take(row, count)
+        if fault is not None:
+            part.faults[len(part.rows)] = fault
+        part.rows.append(row)
+        part.ids.append(id)
+        characters += row.characters
+        if len(part.rows) >= most or characters >= MOST_CHARACTERS:
+            yield Part(part.number, part.first, part.rows, part.ids, part.faults, share())
+            part, characters = Part(part.number + 1, count + 1, [], [], {}), 0
+    if part.rows:
+        yield Part(part.number, part.first, part.rows, part.ids, part.faults, share())

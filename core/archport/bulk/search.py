@@ -1,0 +1,89 @@
+"""The rows of a job that are nearest to a query, part by part, in the memory of one part. Knows no index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from archport.bulk.answers import Sparse
+from archport.bulk.manifest import RANGES, Manifest
+from archport.bulk.stores import load_ranges, opened
+from archport.contract import InputError
+from archport.contract.errors import shown
+from archport.running.maxsim import maxsim
+from archport.running.precision import restored
+
+if TYPE_CHECKING:
+    from archport.engine import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A row near a query.
+
+    Args:
+        id: of the row.
+        score: larger is nearer, as the model's vectors compare.
+    """
+
+    id: int | str | None
+    score: float
+
+
+def model_of(folder: Path | str) -> tuple[str, str | None]:
+    """(name, revision) of the model that a job was made with."""
+    manifest, _ = opened(folder)
+    return manifest.settings["model"], manifest.settings["revision"]
+
+
+def search(folder: Path | str, query: str, model: Model, k: int = 10) -> list[Found]:
+    """The k rows of a job nearest to a query, the nearest first; equal ones in the order of the input.
+
+    Args:
+        query: a text, read with the model's prompt for queries.
+        model: the one that the job was made with.
+
+    Raises:
+        InputError: where there is no job, or the model's vectors are not of its width.
+    """
+    if k < 1:
+        raise InputError(f"k={shown(k)}; expected a positive number of rows")
+    manifest, store = opened(folder)
+    asked = _query(manifest, query, model)
+    ranges = load_ranges(Path(folder) / RANGES)
+    best: list[Found] = []
+    for _, record in sorted(store.records().items()):
+        stored = store.read(record)
+        if not len(stored.vectors):
+            continue
+        vectors = stored.vectors
+        if isinstance(vectors, Sparse):
+            raise InputError(f"{folder} holds sparse vectors, which can't be searched here; expected dense ones")
+        if manifest.settings["output"] == "tokens" or vectors.dtype == object:
+            scores = maxsim(asked, list(vectors))
+        else:
+            width = manifest.provenance["dimensions"]
+            near = restored(np.asarray(vectors), manifest.settings["precision"], ranges, width)
+            scores = model.similarity(asked, near)[0]
+        ids = [id for index, id in enumerate(stored.ids) if index not in stored.errors]
+        nearest = np.argsort(-scores, kind="stable")[:k]
+        best = sorted([*best, *(Found(ids[at], float(scores[at])) for at in nearest)], key=lambda row: -row.score)[:k]
+    return best
+
+
+def _query(manifest: Manifest, query: str, model: Model) -> Any:
+    """The query's vector (1, D), or its tokens' (n, D)."""
+    settings = manifest.settings
+    if settings["output"] == "tokens":
+        prompt = model.inputs.query_prompt
+        return model.embed([query], output="tokens", prompt_name=prompt)[0]
+    made = model.encode_query([query], dimensions=settings["dimensions"], normalize=settings["normalize"])
+    if made.shape[1] != manifest.provenance["dimensions"]:
+        raise InputError(
+            f"{model.name} makes vectors of {made.shape[1]} dimensions, and the job's have "
+            f"{manifest.provenance['dimensions']}; load the model it was made with, {settings['model']}"
+        )
+    return made

@@ -1,0 +1,258 @@
+"""However a job ends, its parts are whole, and going on gives byte for byte what one run gives."""
+
+from __future__ import annotations
+
+import archport  # noqa: F401
+
+# isort: split
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from archport.bulk import manifest as manifests
+from archport.bulk import read
+from archport.contract import InputError
+
+from .conftest import GOLDENS, TEXTS, contents, json_lines, written
+
+FORMATS = ["parquet", "jsonl", "npy", "sqlite"]
+
+
+class Stopped(BaseException):
+    """The machine stops here."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> list[str]:
+    """Stop at the so-manyth call that makes anything last; returns those that were made."""
+    calls: list[str] = []
+
+    def watched(name: str, call):
+        def one(*args, **options):
+            calls.append(name)
+            if len(calls) == moment:
+                raise Stopped
+            return call(*args, **options)
+
+        return one
+
+    monkeypatch.setattr(os, "fsync", watched("fsync", os.fsync))
+    monkeypatch.setattr(Path, "replace", watched("replace", Path.replace))
+    monkeypatch.setattr(manifests, "add_record", watched("add_record", manifests.add_record))
+    return calls
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "npy"])
+def test_a_job_stopped_at_any_moment_goes_on_to_the_same_bytes(monkeypatch, tmp_path: Path, job, rows, output_format):
+    whole = tmp_path / "whole"
+    job(rows, out=whole, output_format=output_format, part_rows=20)
+    moments = range(1, 100, 3 if output_format == "npy" else 2)
+    for moment in moments:
+        out = tmp_path / f"stopped-{moment}"
+        with monkeypatch.context() as patch:
+            calls = stop_at(patch, moment)
+            with suppress(Stopped):
+                job(rows, out=out, output_format=output_format, part_rows=20)
+        if len(calls) < moment:
+            assert moment > 12
+            return
+        for name, content in contents(out).items():
+            assert content == contents(whole)[name]
+        job(rows, out=out, output_format=output_format, part_rows=20, resume=True)
+        assert contents(out) == contents(whole)
+        assert list(out.glob("_*.tmp")) == []
+    pytest.fail("the job never ran through")
+
+
+def test_parts_that_are_there_are_not_made_again(tmp_path: Path, job, rows):
+    job(rows)
+    assert job(rows, resume=True).made == 0
+    (tmp_path / "out" / "part-00003.parquet").unlink()
+    (tmp_path / "out" / "part-00005.parquet").write_bytes(b"PAR1 torn")
+    before = written_apart(tmp_path / "out")
+    summary = job(rows, resume=True)
+    assert (summary.made, summary.rows) == (2, len(TEXTS))
+    assert before.items() <= written_apart(tmp_path / "out").items()
+
+
+def written_apart(folder: Path) -> dict:
+    return {id: np.asarray(vector).tobytes() for stored in read(folder) for id, vector in stored.rows()}
+
+
+def test_a_record_that_was_cut_off_is_none_and_hides_none_after_it(tmp_path: Path, job, rows):
+    job(rows)
+    path = tmp_path / "out" / "_parts.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]) + lines[3][:40])
+    assert job(rows, resume=True).made == len(lines) - 3
+    assert job(rows, resume=True).made == 0
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_a_stop_that_was_asked_for_leaves_whole_parts(tmp_path: Path, job, rows, output_format: str):
+    asked = iter([False, False, False, True])
+    assert job(rows, output_format=output_format, stop=lambda: next(asked)).stopped
+    assert len(written(tmp_path / "out")[0]) == 21
+    summary = job(rows, output_format=output_format, resume=True)
+    assert (summary.stopped, summary.made) == (False, 5)
+    assert list(written(tmp_path / "out")[0]) == [f"d{index}" for index in range(50)]
+
+
+OTHERS = [
+    ({"dimensions": 8}, "dimensions was None and is 8"),
+    ({"prompt": "query: "}, "prompt was None and is 'query: '"),
+    ({"overflow": "truncate"}, "overflow was 'error' and is 'truncate'"),
+    ({"precision": "binary"}, "precision was 'float32' and is 'binary'"),
+    ({"part_rows": 8}, "part_rows was 7 and is 8"),
+    ({"output_format": "jsonl"}, "output_format was 'parquet' and is 'jsonl'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "said"), OTHERS, ids=lambda value: str(value)[:30])
+def test_a_job_does_not_go_on_with_other_settings_and_says_which(tmp_path: Path, job, rows, settings, said):
+    job(rows)
+    before = contents(tmp_path / "out")
+    with pytest.raises(InputError, match=said):
+        job(rows, resume=True, **settings)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_job_does_not_go_on_with_another_model(tmp_path: Path, job, rows):
+    from archport import engine
+
+    job(rows)
+    with pytest.raises(InputError, match=r"model was .* and is .*; weights was"):
+        job(rows, resume=True, model=engine.load(GOLDENS / "qwen3-embed"))
+
+
+def test_a_job_does_not_go_on_with_another_input(tmp_path: Path, job, rows):
+    job(rows)
+    content = rows.read_text()
+    rows.write_text(content + '{"id": "more", "text": "more"}\n')
+    with pytest.raises(InputError, match=r"rows.jsonl had \d+ and has \d+ bytes"):
+        job(rows, resume=True)
+    # Of the same size: found where the rows are.
+    big = json_lines(tmp_path / "big.jsonl", [{"id": index, "text": "x" * 900} for index in range(300)])
+    job(big, out=tmp_path / "big", part_rows=100)
+    lines = big.read_text().splitlines(keepends=True)
+    lines[150] = lines[150].replace("xxx", "xyx", 1)
+    big.write_text("".join(lines))
+    with pytest.raises(InputError, match=r"the input changed: the 100 rows from .*line 101 on"):
+        job(big, out=tmp_path / "big", part_rows=100, resume=True)
+
+
+def test_a_job_that_is_there_is_neither_continued_nor_removed_unasked(tmp_path: Path, job, rows):
+    job(rows)
+    with pytest.raises(InputError, match="holds a job already"):
+        job(rows)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").write_text("mine")
+    for settings in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match=r"holds 'precious.txt' and no job"):
+            job(rows, out=tmp_path / "other", **settings)
+    job(rows, overwrite=True, dimensions=4)
+    assert np.stack(list(written(tmp_path / "out")[0].values())).shape == (50, 4)
+
+
+def test_bad_rows_that_ended_a_job_can_be_recorded_from_there_on(tmp_path: Path, job):
+    values = [{"id": index, "text": f"text {index}" if index != 25 else None} for index in range(50)]
+    path = json_lines(tmp_path / "rows.jsonl", values)
+    with pytest.raises(InputError, match=r"rows.jsonl, line 26: 'text' is null"):
+        job(path)
+    assert len(written(tmp_path / "out")[0]) == 21
+    assert job(path, resume=True, on_error="record").failed == 1
+    with pytest.raises(InputError, match="1 bad rows were met before with 'record'"):
+        job(path, resume=True, on_error="skip")
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_shards_make_the_parts_of_one_run(tmp_path: Path, job, rows, output_format: str):
+    job(rows, out=tmp_path / "whole", output_format=output_format)
+    for index in (2, 0, 1):
+        for device in (1, 0):
+            job(rows, output_format=output_format, shard=(index, 3), device=(device, 2))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert written_apart(tmp_path / "out") == written_apart(tmp_path / "whole")
+    assert job(rows, output_format=output_format, resume=True).made == 0
+
+
+def test_ranges_are_measured_once_and_kept(tmp_path: Path, model, job, rows):
+    sample = json_lines(tmp_path / "sample.jsonl", TEXTS[:30])
+    asked = iter([False, False, True])
+    job(rows, precision="int8", calibrate=str(sample), stop=lambda: next(asked))
+    kept = json.loads((tmp_path / "out" / "_ranges.json").read_text())
+    np.testing.assert_allclose(kept["low"], model.embed(TEXTS[:30]).min(axis=0), atol=1e-5)
+    sample.unlink()
+    job(rows, precision="int8", calibrate=str(sample), resume=True)
+    assert json.loads((tmp_path / "out" / "_ranges.json").read_text()) == kept
+    job(rows, out=tmp_path / "other", precision="int8", calibrate=str(tmp_path / "out" / "_ranges.json"))
+    assert written_apart(tmp_path / "other") == written_apart(tmp_path / "out")
+
+
+SCRIPT = "import archport; from archport.cli import main; main()"
+
+
+def command(rows: Path, out: Path, *more: str) -> list[str]:
+    model = str(GOLDENS / "bert-plain")
+    return [sys.executable, "-c", SCRIPT, "batch", str(rows), "-m", model, "-o", str(out), "--part-rows", "100", *more]
+
+
+def test_a_full_disk_keeps_what_was_written_and_the_job_goes_on(tmp_path: Path, job):
+    # The first part has few vectors, and fits.
+    texts = [f"text number {index}" if index > 90 else None for index in range(300)]
+    path = json_lines(tmp_path / "rows.jsonl", [{"id": at, "text": text} for at, text in enumerate(texts)])
+
+    def little() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+
+    line = command(path, tmp_path / "out", "--on-error", "skip")
+    ended = subprocess.run(line, capture_output=True, text=True, preexec_fn=little, timeout=120)
+    assert ended.returncode == 1, ended.stderr
+    assert "can't be read or written: File too large" in ended.stderr
+    assert list(contents(tmp_path / "out")) == ["part-00000.parquet"]
+    assert list((tmp_path / "out").glob("*.tmp")) == []
+    assert job(path, part_rows=100, on_error="skip", resume=True).made == 2
+    job(path, out=tmp_path / "whole", part_rows=100, on_error="skip")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def killed(rows: Path, out: Path, moments: list[float], *more: str) -> int:
+    """Run a job that is killed after so many seconds, again and again, and then to its end; returns the kills."""
+    kills = 0
+    for moment in [*moments, None]:
+        process = subprocess.Popen(command(rows, out, *more, "--resume"), stderr=subprocess.PIPE)
+        try:
+            _, error = process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, error
+    return kills
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("seed", range(4))
+def test_a_job_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path, seed: int):
+    draw, form = random.Random(seed), FORMATS[seed]
+    path = json_lines(
+        tmp_path / "rows.jsonl", [{"id": f"d{at}", "text": f"text {at} " * draw.randint(1, 30)} for at in range(6000)]
+    )
+    begin = time.monotonic()
+    assert subprocess.run(command(path, tmp_path / "whole", "--output-format", form), timeout=300).returncode == 0
+    seconds = time.monotonic() - begin
+    moments = [draw.uniform(0.1, 0.9) * seconds for _ in range(4)]
+    assert killed(path, tmp_path / "out", moments, "--output-format", form) >= 1
+    assert written_apart(tmp_path / "out") == written_apart(tmp_path / "whole")
+    if form != "sqlite":
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -12,7 +13,7 @@ from archport.contract.errors import shown
 
 
 class Ids:
-    """Takes the id of every row in order and says what is wrong with it.
+    """Takes the ids of all rows in order and says what is wrong with each.
 
     The first good id decides the type of all. Ids are remembered by 96 bits of a hash, 12 bytes each: that two
     different ones among a billion are taken for the same has a chance of 1 in 10^11.
@@ -26,56 +27,77 @@ class Ids:
         self.type: type[int] | type[str] | None = int if numbered else None
         # Sorted runs of (64 bits, 32 bits), each at most half as long as the one before it.
         self._runs: list[tuple[np.ndarray, np.ndarray]] = []
-        self._recent: dict[bytes, None] = {}
 
-    def take(self, row: Row, number: int) -> tuple[int | str | None, str | None]:
-        """(the id of a row, or None where it has no good one; what is wrong with it, or None)."""
+    def take(self, rows: Sequence[Row], first: int) -> tuple[list[int | str | None], dict[int, str]]:
+        """(the id of every row, None where it has no good one; index -> what is wrong with that row).
+
+        Args:
+            first: number of the first row among all.
+        """
         if self._numbered:
-            return number, row.error
+            faults = {index: row.error for index, row in enumerate(rows) if row.error is not None}
+            return list(range(first, first + len(rows))), faults
+        ids: list[int | str | None] = [None] * len(rows)
+        faults: dict[int, str] = {}
+        keys: dict[bytes, int] = {}
+        for index, row in enumerate(rows):
+            fault = self._fault(row)
+            key = b"" if fault else blake2b(str(row.id).encode(), digest_size=12).digest()
+            if not fault and key in keys:
+                fault = f"its id {shown(row.id)} is that of an earlier row"
+            if fault:
+                faults[index] = fault
+                continue
+            keys[key] = index
+            ids[index] = row.id
+            if row.error is not None:
+                faults[index] = row.error
+        for index in self._known(keys):
+            faults[index], ids[index] = f"its id {shown(ids[index])} is that of an earlier row", None
+        return ids, faults
+
+    def _fault(self, row: Row) -> str | None:
+        """What is wrong with an id by itself, or beside the first one."""
         id = row.id
         if id is None:
-            return None, row.error or "its id is null; expected a string or an integer"
+            return row.error or "its id is null; expected a string or an integer"
         if isinstance(id, bool) or not isinstance(id, int | str):
-            return None, f"its id is a {type(id).__name__} ({shown(id)}); expected a string or an integer"
+            return f"its id is a {type(id).__name__} ({shown(id)}); expected a string or an integer"
         if isinstance(id, int) and not -(2**63) <= id < 2**63:
-            return None, f"its id {shown(id)} has more than 64 bits"
+            return f"its id {shown(id)} has more than 64 bits"
+        if isinstance(id, str) and not id.isascii():
+            try:
+                id.encode()
+            except UnicodeEncodeError:
+                return f"its id {shown(id)} holds a lone surrogate"
         if self.type is None:
-            self.type = type(id)
-        if type(id) is not self.type:
-            return None, f"its id {shown(id)} is a {type(id).__name__}; those before it are each a {self.type.__name__}"
-        try:
-            key = blake2b(str(id).encode(), digest_size=12).digest()
-        except UnicodeEncodeError:
-            return None, f"its id {shown(id)} holds a lone surrogate"
-        if self._known(key):
-            return None, f"its id {shown(id)} is that of an earlier row"
-        self._recent[key] = None
-        if len(self._recent) >= 1 << 16:
-            self._settle()
-        return id, row.error
+            self.type = int if isinstance(id, int) else str
+        if not isinstance(id, self.type):
+            return f"its id {shown(id)} is a {type(id).__name__}; those before it are each a {self.type.__name__}"
+        return None
 
-    def _known(self, key: bytes) -> bool:
-        if key in self._recent:
-            return True
-        high, low = np.frombuffer(key, "<u8", 1)[0], np.frombuffer(key, "<u4", 1, 8)[0]
-        for highs, lows in self._runs:
-            first = int(np.searchsorted(highs, high))
-            while first < len(highs) and highs[first] == high:
-                if lows[first] == low:
-                    return True
-                first += 1
-        return False
+    def _known(self, keys: dict[bytes, int]) -> list[int]:
+        """The values of those keys that were there before; the others are there from now on."""
+        packed = np.frombuffer(b"".join(keys), np.dtype([("high", "<u8"), ("low", "<u4")]))
+        highs, lows, indices = packed["high"], packed["low"], list(keys.values())
+        known = np.zeros(len(highs), bool)
+        for before, others in self._runs:
+            at = np.searchsorted(before, highs)
+            alike = np.flatnonzero(before[np.minimum(at, len(before) - 1)] == highs)
+            for new in alike:
+                last = np.searchsorted(before, highs[new], "right")
+                known[new] |= bool((others[at[new] : last] == lows[new]).any())
+        self._settle(highs[~known], lows[~known])
+        return [indices[new] for new in np.flatnonzero(known)]
 
-    def _settle(self) -> None:
-        """Put what came lately into sorted runs."""
-        packed = np.frombuffer(b"".join(self._recent), np.dtype([("high", "<u8"), ("low", "<u4")]))
-        self._recent.clear()
-        highs, lows = packed["high"].copy(), packed["low"].copy()
+    def _settle(self, highs: np.ndarray, lows: np.ndarray) -> None:
+        """Put new keys into sorted runs."""
         while self._runs and len(self._runs[-1][0]) <= 2 * len(highs):
             more, others = self._runs.pop()
             highs, lows = np.concatenate([more, highs]), np.concatenate([others, lows])
-        order = np.argsort(highs, kind="stable")
-        self._runs.append((highs[order], lows[order]))
+        if len(highs):
+            order = np.argsort(highs, kind="stable")
+            self._runs.append((highs[order], lows[order]))
 
 
 def id_column(ids: list[Any]) -> type[int] | type[str]:

@@ -46,19 +46,20 @@ def cut(rows: Iterable[Row], ids: Ids, most: int, share: Any) -> Iterator[Part]:
     """Parts of at most `most` rows, and fewer where texts are long.
 
     Args:
-        ids: takes the id of every row.
+        ids: takes the ids of every part.
         share: () -> share of the input that was read so far.
     """
-    part, characters = Part(0, 0, [], [], {}), 0
-    for count, row in enumerate(rows):
-        id, fault = ids.take(row, count)
-        if fault is not None:
-            part.faults[len(part.rows)] = fault
-        part.rows.append(row)
-        part.ids.append(id)
+    some: list[Row] = []
+    number = first = characters = 0
+
+    def part() -> Part:
+        return Part(number, first, some, *ids.take(some, first), share())
+
+    for row in rows:
+        some.append(row)
         characters += row.characters
-        if len(part.rows) >= most or characters >= MOST_CHARACTERS:
-            yield Part(part.number, part.first, part.rows, part.ids, part.faults, share())
-            part, characters = Part(part.number + 1, count + 1, [], [], {}), 0
-    if part.rows:
-        yield Part(part.number, part.first, part.rows, part.ids, part.faults, share())
+        if len(some) >= most or characters >= MOST_CHARACTERS:
+            yield part()
+            number, first, some, characters = number + 1, first + len(some), [], 0
+    if some:
+        yield part()

@@ -125,6 +125,18 @@ def vector_column(pa: Any, vectors: np.ndarray, missing: np.ndarray) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(full.reshape(-1)), vectors.shape[1], mask=pa.array(missing))
 
 
+def arrow_type(column: Any) -> Any:
+    """A column that was read from parquet, of the type that `vector_column` gave it: parquet names what is in lists."""
+    pa = arrow()
+
+    def plain(kind: Any) -> Any:
+        if pa.types.is_fixed_size_list(kind):
+            return pa.list_(plain(kind.value_type), kind.list_size)
+        return pa.list_(plain(kind.value_type)) if pa.types.is_list(kind) else kind
+
+    return column.cast(plain(column.type))
+
+
 def arrow_vectors(column: Any) -> np.ndarray:
     """Vectors (n, D), or an object array of (tokens, D), of a column without nulls that `vector_column` made."""
     pa = arrow()

@@ -23,7 +23,7 @@ def model_settings(model: Model) -> dict[str, Any]:
     return {
         "model": model.name,
         "revision": checkpoint.revision,
-        "weights": _digest(Path(checkpoint.folder)),
+        "weights": weights_digest(checkpoint.folder),
         "dtype": model.dtype.dtype,
     }
 
@@ -45,7 +45,7 @@ def provenance(model: Model, prompt: str, dimensions: int) -> dict[str, Any]:
     return about
 
 
-def _digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
     """Of a checkpoint's files: names and sizes, small ones whole, and of large ones sixteen places."""
     found = blake2b(digest_size=16)
     for path in sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.is_file()):

@@ -43,6 +43,8 @@ SKIPPED = {
     ("reliability.md", "runs for up to half an hour"),
     ("devices.md", "needs a GPU"),
     ("command-line.md", "runs for three minutes"),
+    ("bulk.md", "needs Ray"),
+    ("bulk.md", "needs Dask and Spark"),
     ("write-a-plugin.md", "needs torch and transformers"),
     ("parity.md", "needs torch and transformers"),
 }

@@ -8,7 +8,7 @@ from archport.bulk.extras import needed
 from archport.bulk.tables import EmbedBatch
 
 if TYPE_CHECKING:
-    from ray.data import Dataset
+    from ray.data import Dataset  # pyright: ignore[reportMissingImports]
 
 __all__ = ["EmbedBatch", "embed"]
 

@@ -24,7 +24,7 @@ help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
 	@echo "make test             all tests but the packaging ones and the long counts"
 	@echo "make test-device      the same tests on a GPU, in slices, and archport check of every plugin: one line of counts"
-	@echo "make test-bulk        columns of pandas and polars, Ray, Dask: in .venv-bulk, which it makes"
+	@echo "make test-bulk        pandas, polars, Ray, Dask, and where there is Java Spark: in .venv-bulk, which it makes"
 	@echo "make truth            the long counts: thousands of plans, interrupts, peaks and prefixes, about 30 minutes"
 	@echo "make fuzz             random files, media, texts, arguments and command lines: SEED=0 CASES=20000 KINDS=configs,video"
 	@echo "make liars            every liar of the conformance kit through every check, and honest plugins again, half an hour"

@@ -12,6 +12,9 @@ texts.
 
 from __future__ import annotations
 
+import archport  # noqa: F401
+
+# isort: split
 import argparse
 import json
 import os

@@ -137,6 +137,17 @@ def arrow_type(column: Any) -> Any:
     return column.cast(plain(column.type))
 
 
+def plain_lists(column: Any) -> Any:
+    """A column with lists of any size in place of those of a fixed one."""
+    pa = arrow()
+
+    def plain(kind: Any) -> Any:
+        lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind)
+        return pa.list_(plain(kind.value_type)) if lists else kind
+
+    return column.cast(plain(column.type))
+
+
 def arrow_vectors(column: Any) -> np.ndarray:
     """Vectors (n, D), or an object array of (tokens, D), of a column without nulls that `vector_column` made."""
     pa = arrow()

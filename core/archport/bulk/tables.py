@@ -17,7 +17,7 @@ import numpy as np
 
 from archport.bulk.answers import named
 from archport.bulk.extras import arrow, parquet
-from archport.bulk.formats import arrow_type, vector_column
+from archport.bulk.formats import arrow_type, plain_lists, vector_column
 from archport.bulk.identity import weights_digest
 from archport.bulk.manifest import whole
 from archport.contract import InputError
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class EmbedBatch:
     """Adds two columns to a block: vectors, as lists of a fixed size, and why a row has none.
 
-    A call takes and returns a pyarrow Table (Ray's `batch_format="pyarrow"`), a RecordBatch, an iterator of those
-    (Spark's `mapInArrow`), or a pandas DataFrame (Dask's `map_partitions`).
+    A call takes and returns a pyarrow Table (Ray's `batch_format="pyarrow"`), a RecordBatch, a pandas DataFrame (Dask's
+    `map_partitions`), or an iterator of RecordBatches (Spark's `mapInArrow`, whose lists have no fixed size).
 
     Args:
         model, revision, dtype, memory_budget: as `engine.load` takes them.
@@ -90,7 +90,7 @@ class EmbedBatch:
         if pandas is not None and isinstance(block, pandas.DataFrame):
             return self._frame(block)
         if isinstance(block, Iterator):
-            return map(self._batch, block)
+            return map(self._for_spark, block)
         raise InputError(
             f"a block is a {type(block).__name__}; expected a pyarrow Table or RecordBatch, an iterator of those, or a "
             'pandas DataFrame; of Ray Data with batch_format="pyarrow"'
@@ -100,6 +100,12 @@ class EmbedBatch:
         table = self._table(arrow().Table.from_batches([batch])).combine_chunks()
         columns = [self._whole(column) for column in table.columns]
         return arrow().RecordBatch.from_arrays(columns, schema=table.schema)
+
+    def _for_spark(self, batch: Any) -> Any:
+        """A batch as Spark takes it, which knows no lists of a fixed size."""
+        made = self._batch(batch)
+        columns = [plain_lists(column) for column in made.columns]
+        return arrow().RecordBatch.from_arrays(columns, names=made.schema.names)
 
     def _whole(self, column: Any) -> Any:
         return column.chunk(0) if column.num_chunks else arrow().array([], column.type)

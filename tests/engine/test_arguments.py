@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import random
+import types
 from collections import Counter
 from numbers import Real
 from pathlib import Path
@@ -30,6 +31,7 @@ CALLS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "load": ((), {"name": GOLDENS / "bert-plain"}),
     "describe": ((), {"name": GOLDENS / "bert-plain"}),
     "embed": (("bert-plain", "qwen3-vl"), {"texts": TEXTS}),
+    "stream": (("bert-plain",), {"texts": TEXTS}),
     "encode_query": (("qwen3-embed",), {"texts": TEXTS}),
     "encode_document": (("bert-plain",), {"texts": TEXTS}),
     "rerank": (("qwen3-reranker", "xlm-roberta-rerank", "colbert"), {"query": "one", "documents": TEXTS}),
@@ -159,7 +161,7 @@ def tried(models, name, checkpoint, argument, value):
     arguments = {**CALLS[name][1], argument: value}
     try:
         answer = call(**arguments)
-        if isinstance(answer, DeviceIterator):
+        if isinstance(answer, DeviceIterator | types.GeneratorType):
             with contextlib.closing(answer):
                 list(answer)
     except ArchportError as error:

@@ -5,9 +5,13 @@ A bar has no thread of its own: it is drawn when something is counted, and chang
 
 from __future__ import annotations
 
+import inspect
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
+
+from archport.contract import InputError
+from archport.contract.errors import shown as repr_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task
@@ -36,8 +40,18 @@ def counted(what: str, total: int | None, *, shown: bool | Counter) -> AbstractC
         what: is being done ("embedding").
         total: of it; None where nobody knows.
         shown: whether to show a bar, or who is told instead.
+
+    Raises:
+        InputError: for a function that can't be told.
     """
     if not isinstance(shown, bool):
+        try:
+            inspect.signature(shown).bind(1, tokens=1)
+        # Python's own functions may tell no signature.
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"progress={repr_of(shown)}; expected True, False, or a function of (texts, *, tokens)"
+            ) from error
         return nullcontext(shown)
     return _Bar(what, total) if shown else nullcontext(nothing_shown)
 

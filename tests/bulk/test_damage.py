@@ -21,6 +21,8 @@ from archport.contract import InputError
 from .conftest import TEXTS, json_lines, written
 from .test_formats import as_arrow, as_jsonl, as_parquet, as_sqlite
 
+pytestmark = pytest.mark.needs("pyarrow")
+
 IDS = [f"d{index}" for index in range(len(TEXTS))]
 
 

@@ -23,6 +23,8 @@ from archport.contract import InputError
 
 from .conftest import GOLDENS, TEXTS, close
 
+pytestmark = pytest.mark.needs("pyarrow")
+
 BERT = str(GOLDENS / "bert-plain")
 JOB = Path(__file__).with_name("engine_job.py")
 ROWS = 8000

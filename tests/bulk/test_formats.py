@@ -26,6 +26,8 @@ from archport.bulk.stores import store_of
 
 from .conftest import TEXTS, close, contents, json_lines, written
 
+pytestmark = pytest.mark.needs("pyarrow")
+
 IDS = [f"d{index}" for index in range(len(TEXTS))]
 AWKWARD = ['a "quote", a comma\nand a line', "tab\tand \u2028 separator", "é ü 漢字 😀", " leading", "x" * 300]
 

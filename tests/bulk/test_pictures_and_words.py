@@ -20,6 +20,8 @@ from archport.cli import batch_watch
 
 from .conftest import GOLDENS, TEXTS, close, json_lines, written
 
+pytestmark = pytest.mark.needs("pyarrow")
+
 IMAGE = Fields(image="image")
 
 

@@ -25,6 +25,8 @@ from archport.contract import InputError
 
 from .conftest import GOLDENS, TEXTS, contents, json_lines, written
 
+pytestmark = pytest.mark.needs("pyarrow")
+
 FORMATS = ["parquet", "jsonl", "npy", "sqlite"]
 
 

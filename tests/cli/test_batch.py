@@ -18,6 +18,8 @@ from archport.bulk import read
 
 from .processes import BERT, Ended, in_this_process
 
+pytestmark = pytest.mark.needs("pyarrow")
+
 TEXTS = [f"text number {index} " * (1 + index % 5) for index in range(60)]
 
 

@@ -35,6 +35,7 @@ def arrow_columns():
     }
 
 
+@pytest.mark.needs("pyarrow")
 @pytest.mark.parametrize("kind", ["an array", "chunks", "large strings", "views", "a dictionary"])
 def test_a_pyarrow_column_is_its_texts(model, kind: str):
     column = arrow_columns()[kind]
@@ -43,6 +44,7 @@ def test_a_pyarrow_column_is_its_texts(model, kind: str):
     assert [first for first, _ in made] == [0, 2, 4]
 
 
+@pytest.mark.needs("pyarrow")
 def test_a_missing_value_of_a_column_is_named_and_can_be_set_aside(model):
     import pyarrow as pa
 
@@ -52,6 +54,7 @@ def test_a_missing_value_of_a_column_is_named_and_can_be_set_aside(model):
     assert model.embed(column, errors="collect").rows == (0, 2)
 
 
+@pytest.mark.needs("pyarrow")
 def test_bytes_that_are_no_utf8_in_a_pyarrow_column_are_a_bad_row(model):
     import pyarrow as pa
 
@@ -61,6 +64,7 @@ def test_bytes_that_are_no_utf8_in_a_pyarrow_column_are_a_bad_row(model):
     assert model.embed(column, errors="collect").rows == (0, 2)
 
 
+@pytest.mark.needs("pyarrow")
 def test_a_table_is_refused_and_not_read_as_the_names_of_its_columns(model):
     import pyarrow as pa
 

@@ -136,6 +136,19 @@ def test_other_names_of_columns_are_asked_for(tmp_path: Path, job):
     assert list(written(tmp_path / "out")[0]) == ["a", "b"]
 
 
+def test_the_files_of_a_folder_are_read_in_a_format_that_was_asked_for(tmp_path: Path, model, job):
+    (tmp_path / "set").mkdir()
+    for index in range(3):
+        as_parquet(
+            tmp_path / "set" / f"{index}.parquet", IDS[index * 5 : index * 5 + 5], TEXTS[index * 5 : index * 5 + 5]
+        )
+    (tmp_path / "set" / "_metadata").write_text("none of them")
+    job(tmp_path / "set", input_format="parquet")
+    vectors, _ = written(tmp_path / "out")
+    assert list(vectors) == IDS[:15]
+    close(list(vectors.values()), model.embed(TEXTS[:15]))
+
+
 def test_a_pattern_picks_files_of_a_folder_and_hidden_ones_are_none(tmp_path: Path, job):
     as_folder(tmp_path / "docs", ["a.md", "deep/b.md", "c.txt", ".git/d.md"], ["one"] * 4)
     job(tmp_path / "docs", pattern="*.md")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
+import io
 import json
 import os
 import random
@@ -150,6 +151,22 @@ def test_a_job_does_not_go_on_with_another_input(tmp_path: Path, job, rows):
     big.write_text("".join(lines))
     with pytest.raises(InputError, match=r"the input changed: the 100 rows from .*line 101 on"):
         job(big, out=tmp_path / "big", part_rows=100, resume=True)
+
+
+def test_an_input_that_ends_sooner_than_the_job_is_another_one(monkeypatch, tmp_path: Path, job):
+    def piped(count: int):
+        lines = "".join(f"text number {index}\n" for index in range(count))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+        return job(Path("-"), input_format="text", resume=count < 30)
+
+    piped(30)
+    with pytest.raises(InputError, match="it ends after 14 rows, and 3 parts are there of rows beyond"):
+        piped(14)
+
+
+def test_a_shard_does_not_remove_what_others_made(job, rows):
+    with pytest.raises(InputError, match="overwrite=True would remove what other shards have made"):
+        job(rows, overwrite=True, shard=(0, 2))
 
 
 def test_a_job_that_is_there_is_neither_continued_nor_removed_unasked(tmp_path: Path, job, rows):

@@ -48,7 +48,7 @@ class Inputs:
     Args:
         sources: files, folders, or "-" for standard input.
         fields: what is what in them.
-        input_format: of all of them; None goes by their names, and by the first line of JSON.
+        input_format: of all of them, and of the files in folders; None goes by names, and by the first line of JSON.
         table: of SQLite databases.
         pattern: of the files in folders.
 
@@ -71,7 +71,7 @@ class Inputs:
     ) -> None:
         if not sources:
             raise InputError("there is no input; expected files, folders, or - for standard input")
-        self.sources = [str(source) for source in sources]
+        self.sources = [file for source in sources for file in _files(str(source), input_format)]
         self._how: dict[str, Any] = {"input_format": input_format, "table": table, "pattern": pattern}
         opened = [_opened(source, input_format, table, pattern) for source in self.sources]
         self._readers = [reader for _, reader in opened]
@@ -134,6 +134,25 @@ class Inputs:
         return replace(fields, id=id, text=text)
 
 
+def _files(source: str, format: InputFormat | None) -> list[str]:
+    """The files of a folder that are of a format which was asked for; else the source itself."""
+    if format in (None, "folder") or source == "-" or not Path(source).is_dir():
+        return [source]
+    found = [path for path in sorted(Path(source).rglob("*")) if not path.name.startswith((".", "_"))]
+    kinds = {"openai": "jsonl"}
+    files = [str(path) for path in found if path.is_file() and _suffix(path) == kinds.get(format, format)]
+    if not files:
+        raise InputError(f"{shown(source)} is a folder without files of input_format={format!r}")
+    return files
+
+
+def _suffix(path: Path) -> InputFormat | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    return _SUFFIXES.get(suffixes[-1] if suffixes else "")
+
+
 def _opened(
     source: str, format: InputFormat | None, table: str | None, pattern: str | None
 ) -> tuple[InputFormat, Reader]:
@@ -169,10 +188,7 @@ def _kind(source: str) -> InputFormat:
             return "folder"
     except (OSError, ValueError) as error:
         raise InputError(f"{shown(source)} can't be read: {error}") from error
-    suffixes = [suffix.lower() for suffix in Path(source).suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
-    kind = _SUFFIXES.get(suffixes[-1] if suffixes else "")
+    kind = _suffix(Path(source))
     if kind is None:
         raise InputError(
             f"{shown(source)} does not say by its name what it holds; expected {', '.join(_SUFFIXES)} (those of lines "

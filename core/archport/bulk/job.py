@@ -78,6 +78,8 @@ class Job:
             raise InputError(f"part_rows={shown(self.part_rows)}; expected a positive number of rows")
         if self.resume and self.overwrite:
             raise InputError("resume=True and overwrite=True are both given; give one of them")
+        if self.overwrite and not self.alone:
+            raise InputError("overwrite=True would remove what other shards have made; remove the folder first")
         if self.output == "tokens" and self.precision != "float32":
             raise InputError(f"precision={self.precision!r} can't be chosen with output='tokens'; leave it out")
         if self.calibrate is not None and self.precision not in ("int8", "uint8"):
@@ -237,6 +239,7 @@ def run(
     for record in writes.done:
         summary = summary.with_part(record, before=False)
     if not summary.stopped:
+        _check_end(there, number, count)
         save_json(job.out / TOTAL, {"parts": number + 1, "rows": count})
     return summary
 
@@ -342,6 +345,15 @@ def _check_same(part: Part, record: Record) -> None:
         raise InputError(
             f"the input changed: the {len(part.rows)} rows from {part.rows[0].said} on "
             f"are not those that part {part.number} was made of. Bring the input back, or give overwrite=True"
+        )
+
+
+def _check_end(there: dict[int, Record], last: int, count: int) -> None:
+    beyond = [number for number in there if number > last]
+    if beyond:
+        raise InputError(
+            f"the input changed: it ends after {count} rows, and {len(beyond)} parts are there of rows beyond. Bring "
+            "the input back, or give overwrite=True"
         )
 
 

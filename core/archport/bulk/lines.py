@@ -27,7 +27,8 @@ class Lines:
     def __init__(self, source: str) -> None:
         self.source, self.share = source, None if source == "-" else 0.0
         if source != "-" and not Path(source).is_file():
-            raise InputError(f"{shown(source)} can't be read: there is no such file")
+            why = "it is no regular file; pipe it into -" if Path(source).exists() else "there is no such file"
+            raise InputError(f"{shown(source)} can't be read: {why}")
         self._again: list[bytes] = []
 
     def first(self) -> bytes | None:

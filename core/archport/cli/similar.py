@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from archport.cli.options import Dtype, MemoryBudget, Revision
+from archport.cli.options import Dtype, MemoryBudget, Revision, note
 
 
 def similar(
@@ -25,6 +25,7 @@ def similar(
 
     Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 4 would not fit memory.
     """
+    from archport.bulk.manifest import TOTAL
     from archport.bulk.search import model_of, search
 
     name, commit = model_of(out)
@@ -39,6 +40,8 @@ def similar(
         memory_budget=memory_budget,
     )
     found = search(out, query, loaded, top_k)
+    if not (out / TOTAL).exists():
+        note(f"archport: the job in {out} has not come to its end; these are the nearest of the rows that are there")
     if as_json:
         typer.echo(json.dumps([{"id": each.id, "score": each.score} for each in found], ensure_ascii=False))
         return

@@ -30,6 +30,7 @@ LEVELS = {
     "engine": 5,
     "testing": 6,
     "bulk": 6,
+    "serving": 6,
     "cli": 7,
 }
 # A plan is made from facts it is handed, also for machines that are not this one.

@@ -22,6 +22,7 @@ from archport.cli.plugins import plugins
 from archport.cli.record import record
 from archport.cli.rerank import rerank
 from archport.cli.similar import similar
+from archport.cli.serve import serve
 from archport.cli.words import spoken
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, batch, similar, rerank, generate, chat, info, plan, plugins, check, record, doctor, new):
+for command in (embed, batch, similar, rerank, generate, chat, serve, info, plan, plugins, check, record, doctor, new):
     app.command()(spoken(command))
 
 

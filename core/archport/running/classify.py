@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -73,8 +73,7 @@ class LabelScorer:
             InputError, ContextLengthExceeded: for an item that can't be scored.
             NonFiniteOutput: when a score is NaN or infinity.
         """
-        prompted = [self._prompted(item) for item in items] if self.prompt else items
-        rows, types = self.tokeniser(prompted, max_tokens=max_tokens, overflow=overflow)
+        rows, types = self.read(items, max_tokens=max_tokens, overflow=overflow)
         scores = self._scores(rows, types, "text")
         bad = ~np.isfinite(scores).all(axis=1)
         if bad.any():
@@ -82,6 +81,17 @@ class LabelScorer:
                 f"the scores of text {int(bad.argmax())} hold NaN or infinity; they are not returned. The weights may "
                 "be damaged, or overflow in this dtype: try dtype='float32'"
             )
+        return self.classified(scores, raw=raw)
+
+    def read(
+        self, items: Sequence[Item], *, max_tokens: int | None = None, overflow: Overflow = "error"
+    ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        """(ids, types) of texts and pairs; may be called from any thread. Raises as `classify` does."""
+        prompted = [self._prompted(item) for item in items] if self.prompt else items
+        return self.tokeniser(prompted, max_tokens=max_tokens, overflow=overflow)
+
+    def classified(self, scores: np.ndarray, *, raw: bool = False) -> list[Classified]:
+        """What raw scores (N, labels) say."""
         scores = scores if raw else activated(scores, self.head.activation)
         names = self.head.labels
         return [
@@ -102,6 +112,13 @@ class LabelScorer:
         Raises:
             InputError, ContextLengthExceeded: for a pair that can't be scored, or a head with more labels.
         """
+        rows, types = self.read_pairs(query, documents, request)
+        return self.order(self._scores(rows, types, "document", request.scored))
+
+    def read_pairs(
+        self, query: str, documents: Sequence[str], request: RerankRequest
+    ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        """(ids, types) of pairs; may be called from any thread. Raises as `scores` does."""
         labels = len(self.head.labels)
         if labels > 2:
             raise InputError(
@@ -111,15 +128,16 @@ class LabelScorer:
         limits = {"max_tokens": request.max_tokens, "overflow": request.overflow}
         if self.templated is not None:
             rows = self.templated(query, documents, instruction=request.instruction, **limits)  # pyright: ignore[reportArgumentType]
-            types = tuple(np.zeros(len(row), np.int32) for row in rows)
-        elif request.instruction is not None:
+            return rows, tuple(np.zeros(len(row), np.int32) for row in rows)
+        if request.instruction is not None:
             raise InputError("this model takes no instruction: it reads the query and the document alone")
-        else:
-            check_text(query, "the query")
-            pairs = [(self.prompt + query, document) for document in documents]
-            rows, types = self.tokeniser(pairs, what="document", **limits)  # pyright: ignore[reportArgumentType]
-        scores = self._scores(rows, types, "document", request.scored)
-        return scores[:, 0] if labels == 1 else scores[:, 1] - scores[:, 0]
+        check_text(query, "the query")
+        pairs = [(self.prompt + query, document) for document in documents]
+        return self.tokeniser(pairs, what="document", **limits)  # pyright: ignore[reportArgumentType]
+
+    def order(self, scores: np.ndarray) -> np.ndarray:
+        """What documents are ordered by, (N,), of raw scores (N, 1 or 2)."""
+        return scores[:, 0] if len(self.head.labels) == 1 else scores[:, 1] - scores[:, 0]
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
         """What the head ranks by; of two labels the second one's probability."""
@@ -134,21 +152,43 @@ class LabelScorer:
     ) -> np.ndarray:
         """Raw scores (N, labels) float32; `scored` is told of every batch."""
         found = np.zeros((len(rows), len(self.head.labels)), np.float32)
+
+        def take(batch: Sequence[int], scores: np.ndarray) -> None:
+            found[list(batch)] = scores
+            scored(len(batch))
+
+        self.run(rows, types, take, what)
+        return found
+
+    def run(
+        self,
+        rows: Sequence[np.ndarray],
+        types: Sequence[np.ndarray],
+        take: Callable[[Sequence[int], np.ndarray], None],
+        what: str = "text",
+    ) -> None:
+        """Score what was read, all planned together.
+
+        Args:
+            take: given the indices of some rows and their raw scores (n, labels), batch by batch.
+            what: how messages call a row.
+
+        Raises:
+            AdmissionRefused: a row does not fit, naming it.
+        """
         if not len(rows):
-            return found
+            return
         check_vocabulary(rows, self.encoder.spec.vocab_size, what)
         with rows_named(what):
             plan = self.encoder.planned(rows)
         stretches = Stretches()
-
-        def finish(batch: BatchPlan, scores: mx.array) -> None:
-            found[list(batch.rows)] = np.array(scores)
-            scored(len(batch.rows))
-
         with verified(plan) as watch:
             batches = watch.batches(plan.batches)
-            run_ahead(batches, lambda batch: self._start(plan, batch, rows, types, stretches), finish)
-        return found
+            run_ahead(
+                batches,
+                lambda batch: self._start(plan, batch, rows, types, stretches),
+                lambda batch, scores: take(batch.rows, np.array(scores)),
+            )
 
     def _start(
         self,

@@ -130,11 +130,34 @@ class Embedder:
                 take(np.stack([vector for vector in windows.popleft().vectors if vector is not None]))
 
         with (
-            TokensAhead(texts, lambda chunk, at: self._tokens(chunk, request, at), sizes) as ahead,
+            TokensAhead(texts, lambda chunk, at: self.tokens_of(chunk, request, at), sizes) as ahead,
             sight_of(self.encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight,
             closing(self._tasks(ahead, len(sizes), sight, windows)) as tasks,
         ):
             run_ahead(tasks, lambda task: self._start(task, request, stretches, sight), finish)
+
+    def run_tokens(self, tokens: Tokens, request: EmbedRequest, take: Callable[[int, np.ndarray], None]) -> None:
+        """Embed texts that `tokens_of` has tokenised, all planned together.
+
+        Args:
+            take: given each text's index and its vector (D,) float32, in whatever order they are done; nobody has
+                looked at whether it is finite.
+
+        Raises:
+            AdmissionRefused: a text does not fit, naming it.
+        """
+        stretches, count = Stretches(), len(tokens.ids)
+        window = _Window(0, tokens, [], count)
+        rows: list[_Row] = [(window, row) for row in range(count)]
+
+        def finish(task: _Task, vectors: mx.array) -> None:
+            for (_, row), vector in zip(task.texts, np.array(vectors), strict=True):
+                take(row, vector)
+
+        with sight_of(self.encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
+            plan, measured = self._planned(rows)
+            with closing(self._all(plan, measured, rows, sight)) as tasks:
+                run_ahead(tasks, lambda task: self._start(task, request, stretches, sight), finish)
 
     def collected(
         self, texts: Iterable[str], request: EmbedRequest, width: int, done: Counter = nothing_shown
@@ -144,7 +167,7 @@ class Embedder:
         Raises:
             InputError, ContextLengthExceeded: for a request that no text could be embedded with.
         """
-        self._tokens([], request, 0)
+        self.tokens_of([], request, 0)
 
         def told(_: int, *, dropped: int = 0, tokens: int = 0) -> None:
             done(0, tokens=tokens)
@@ -218,7 +241,15 @@ class Embedder:
             plan = self.encoder.planned(ids, images=images, pack=True)
         return with_host_bytes(plan, measured, self.encoder.spec.vision), measured
 
-    def _tokens(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:
+    def tokens_of(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:
+        """Ids of some texts, all of which the model knows; may be called from any thread.
+
+        Args:
+            first: index of the first one, for messages.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a text that can't be embedded.
+        """
         tokens = self.tokeniser(
             texts, prompt=request.prompt, max_tokens=request.max_tokens, overflow=request.overflow, first=first
         )

@@ -78,8 +78,13 @@ def batch_caches(spec: ArchSpec, plan: Plan, batch: BatchPlan) -> Caches | None:
 class _DTypeProbe:
     """A layer context that runs nothing, to learn the element type of hidden states from an unevaluated graph."""
 
-    positions, segments = mx.zeros((1, 1), dtype=mx.int32), Segments()
+    segments = Segments()
     visual = decoding = None
+
+    @property
+    def positions(self) -> mx.array:
+        # Made where it is used: an array that waits for evaluation belongs to the thread that made it.
+        return mx.zeros((1, 1), dtype=mx.int32)
 
     def rotate(self, q: mx.array, k: mx.array, rope: object) -> tuple[mx.array, mx.array]:
         return q, k

@@ -55,13 +55,13 @@ class TokenEmbedder:
             raise InputError("this model takes no instruction: it compares the query's tokens with the document's")
         limits: dict[str, Any] = {"max_tokens": request.max_tokens, "overflow": request.overflow}
         try:
-            (asked,) = self([query], "query", self._prompt("query"), **limits)
+            (asked,) = self([query], "query", self.role_prompt("query"), **limits)
         except ArchportError as error:
             error.args = (str(error).replace("text 0", "the query", 1), *error.args[1:])
             raise
         if not documents:
             return np.zeros(0, np.float32)
-        return maxsim(asked, self(documents, "document", self._prompt("document"), done=request.scored, **limits))
+        return maxsim(asked, self(documents, "document", self.role_prompt("document"), done=request.scored, **limits))
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
         """The same numbers."""
@@ -86,9 +86,8 @@ class TokenEmbedder:
         found: list[np.ndarray] = []
         for first in range(0, len(texts), _WINDOW):
             some = texts[first : first + _WINDOW]
-            rows, measured = self._ids(some, role, prompt, max_tokens, overflow, first)
-            check_vocabulary(rows, self.encoder.spec.vocab_size, "text", first)
-            for index, vectors in enumerate(self._window(rows, measured, role, done, first)):
+            rows, measured = self.read(some, role, prompt, max_tokens, overflow, first)
+            for index, vectors in enumerate(self.run(rows, measured, role, done, first)):
                 if not np.isfinite(vectors).all():
                     raise NonFiniteOutput(
                         f"a vector of text {first + index} holds NaN or infinity; it is not returned. The weights may "
@@ -100,17 +99,28 @@ class TokenEmbedder:
     @device_call
     def prompted(self, texts: Sequence[str], role: Role) -> list[np.ndarray]:
         """The same with the role's own prompt."""
-        return self(texts, role, self._prompt(role))
+        return self(texts, role, self.role_prompt(role))
 
-    def _prompt(self, role: Role) -> str:
+    def role_prompt(self, role: Role) -> str:
+        """The prompt that texts of a role have."""
         inputs = self.tokeniser.inputs
         name = inputs.query_prompt if role == "query" else inputs.document_prompt
         return inputs.prompts[name] if name is not None else ""
 
-    def _ids(
-        self, texts: Sequence[str], role: Role, prompt: str, max_tokens: int | None, overflow: Overflow, first: int
+    def read(
+        self,
+        texts: Sequence[str],
+        role: Role,
+        prompt: str = "",
+        max_tokens: int | None = None,
+        overflow: Overflow = "error",
+        first: int = 0,
     ) -> tuple[list[np.ndarray], tuple[Measured, ...]]:
-        """Ids of every text with its marker, and what a reader found in them."""
+        """Ids of every text with its marker, and what a reader found in them; may be called from any thread.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a text that can't be embedded.
+        """
         query = role == "query"
         marker = self.head.query_marker if query else self.head.document_marker
         own = self.head.query_tokens if query else self.head.document_tokens
@@ -122,14 +132,22 @@ class TokenEmbedder:
         grows = marker is not None or (query and self.head.expansion is not None)
         if grows and any(each.pictures for each in tokens.measured):
             raise InputError("this model adds tokens of its own, between which pictures have no place; give texts")
-        if marker is None:
-            return list(tokens.ids), tokens.measured
-        return [np.concatenate([ids[:1], np.asarray([marker], np.int32), ids[1:]]) for ids in tokens.ids], ()
+        rows, seen = list(tokens.ids), tokens.measured
+        if marker is not None:
+            rows = [np.concatenate([ids[:1], np.asarray([marker], np.int32), ids[1:]]) for ids in rows]
+            seen = ()
+        check_vocabulary(rows, self.encoder.spec.vocab_size, "text", first)
+        return rows, seen
 
-    def _window(
-        self, rows: Sequence[np.ndarray], measured: Sequence[Measured], role: Role, done: Counter, first: int
+    def run(
+        self,
+        rows: Sequence[np.ndarray],
+        measured: Sequence[Measured],
+        role: Role,
+        done: Counter = nothing_shown,
+        first: int = 0,
     ) -> list[np.ndarray]:
-        """Vectors of the tokens that count, of some texts."""
+        """Vectors of the tokens that count, of texts that were read; nobody has looked at whether they are finite."""
         expansion = self.head.expansion if role == "query" else None
         lengths = [len(row) for row in rows]
         hidden_from = lengths

@@ -6,7 +6,7 @@ faster, and every batch starts from its keys and values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -50,16 +50,9 @@ class YesNoScorer:
             InputError, ContextLengthExceeded: for a pair that can't be scored.
             AdmissionRefused: when the pairs do not fit.
         """
-        rows = self.tokeniser(
-            query,
-            documents,
-            instruction=request.instruction,
-            max_tokens=request.max_tokens,
-            overflow=request.overflow,
-        )
+        rows = self.read_pairs(query, documents, request)
         if not rows:
             return np.zeros(0, np.float32)
-        check_vocabulary(rows, self.encoder.spec.vocab_size, "document")
         plan, shared = self._plan(rows, request.share)
         snapshot = self._run_shared(rows[0][:shared]) if shared else None
         difference = np.zeros(len(rows), np.float32)
@@ -75,6 +68,32 @@ class YesNoScorer:
             start = partial(self._start, plan, rows=rows, snapshot=snapshot, stretches=stretches)
             run_ahead(batches, start, finish)
         return difference
+
+    def read_pairs(self, query: str, documents: Sequence[str], request: RerankRequest) -> tuple[np.ndarray, ...]:
+        """Ids of pairs; may be called from any thread. Raises as `scores` does."""
+        limits = {"max_tokens": request.max_tokens, "overflow": request.overflow}
+        rows = self.tokeniser(query, documents, instruction=request.instruction, **limits)  # pyright: ignore[reportArgumentType]
+        check_vocabulary(rows, self.encoder.spec.vocab_size, "document")
+        return rows
+
+    def run(self, rows: Sequence[np.ndarray], take: Callable[[Sequence[int], np.ndarray], None]) -> None:
+        """Score pairs of any queries, all planned together and none of their beginnings shared.
+
+        Args:
+            take: given the indices of some rows and their scores (n,), batch by batch.
+
+        Raises:
+            AdmissionRefused: a row does not fit, naming it.
+        """
+        with rows_named("document"):
+            plan = self.encoder.plan([len(row) for row in rows])
+        stretches = Stretches()
+        with verified(plan) as watch:
+            run_ahead(
+                watch.batches(plan.batches),
+                lambda batch: self._start(plan, batch, rows, None, stretches),
+                lambda batch, answers: take(batch.rows, np.array(answers)),
+            )
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities that the answer is yes, or what else the head's activation makes."""

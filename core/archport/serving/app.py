@@ -1,0 +1,289 @@
+"""The application: every request goes through the same gates, to one handler, and leaves one line in the log.
+
+Host and Origin, key, drain, body within its bounds, the handler until the client leaves; whatever is raised becomes an
+answer. Knows nothing of what handlers do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+
+from archport.serving import openapi
+from archport.serving.answers import Answers
+from archport.serving.device import Device
+from archport.serving.errors import Fault, Refused, fault_of, refused, unavailable
+from archport.serving.http import (
+    Context,
+    Endpoint,
+    Shape,
+    fault_response,
+    json_bytes,
+    logged,
+    parsed,
+    read_body,
+    request_id,
+    timing_headers,
+    until_gone,
+)
+from archport.serving.metrics import Metrics
+from archport.serving.models import Registry
+from archport.serving.scheduler import Scheduler
+from archport.serving.security import check_host, check_key, check_origin
+from archport.serving.settings import Settings
+
+log = logging.getLogger("archport.serving")
+access = logging.getLogger("archport.access")
+
+# A client that left before its answer; nobody reads it.
+GONE = 499
+
+
+class State:
+    """What a server holds.
+
+    Args:
+        threads: that read texts.
+
+    Attributes:
+        loading: whether models are still being loaded.
+        draining: whether new requests are refused.
+        active: requests under way.
+    """
+
+    def __init__(self, settings: Settings, registry: Registry, threads: int = 2) -> None:
+        self.settings, self.registry, self.threads = settings, registry, threads
+        limits = settings.limits
+        self.scheduler = Scheduler(limits.queue_tokens, limits.queue_requests)
+        self.device = Device(
+            self.scheduler,
+            chat_share=settings.chat_share,
+            most_tokens=settings.batch_tokens,
+            window_seconds=settings.window_seconds,
+            shared_seconds=settings.shared_seconds,
+            most_deaths=settings.most_deaths,
+        )
+        self.scheduler.changed = self.device.wake
+        self.answers = Answers(
+            self.scheduler,
+            self.device,
+            limits,
+            token_ids=settings.token_ids == "accept",
+            any_dimensions=settings.any_dimensions,
+            threads=threads,
+        )
+        self.loading = self.draining = False
+        self.active = 0
+        self.metrics = Metrics(
+            {
+                "archport_queue_tokens": ("Tokens that wait or run.", lambda: self.scheduler.waiting_tokens),
+                "archport_queue_requests": ("Requests that wait or run.", lambda: self.scheduler.jobs),
+                "archport_active_requests": ("Requests under way.", lambda: self.active),
+                "archport_reserved_bytes": ("Bytes reserved by generations.", lambda: self.device.reserved),
+                "archport_device_bytes": ("Live bytes on the device.", lambda: _memory()[0]),
+                "archport_pool_bytes": ("Freed bytes that MLX keeps.", lambda: _memory()[1]),
+                "archport_budget_bytes": (
+                    "Bytes that the models may use.",
+                    lambda: max((each.model.budget for each in registry.all), default=0),
+                ),
+                "archport_engine_deaths": ("How often the device's thread died.", lambda: self.device.deaths),
+            }
+        )
+        self.device.observed = self.metrics.ran
+
+    def now(self) -> int:
+        """Seconds since 1970."""
+        return int(time.time())
+
+    def check_open(self) -> None:
+        """Refuse requests while models load, and once the server is to end."""
+        if self.draining:
+            raise unavailable("shutting_down", "The server is ending and takes no new requests.")
+        if self.loading:
+            raise unavailable("model_loading", "The models are still being loaded.", 5)
+        if self.device.deaths > self.device.most_deaths:
+            raise unavailable("engine_unhealthy", "The device's thread has ended too often.")
+
+
+def _memory() -> tuple[int, int]:
+    import mlx.core as mx
+
+    return mx.get_active_memory(), mx.get_cache_memory()
+
+
+Send = Callable[[Any], Awaitable[None]]
+
+
+class App:
+    """The ASGI application.
+
+    Args:
+        endpoints: what it answers.
+        default: shape of errors where no endpoint was reached.
+    """
+
+    def __init__(self, state: State, endpoints: Sequence[Endpoint], default: Shape) -> None:
+        self.state, self._default = state, default
+        self._document: bytes | None = None
+        self.endpoints = endpoints
+        self._routes = [(Route(each.path, _unused, methods=[each.method]), each) for each in endpoints]
+
+    async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        context = Context(request, self.state, request_id(request.headers.get("x-request-id")))
+        status, path, origin, shape = 0, "other", None, self._default
+
+        async def sending(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = context.id
+                headers["x-content-type-options"] = "nosniff"
+                if origin is not None:
+                    headers["access-control-allow-origin"] = origin
+                    headers["vary"] = "Origin"
+            await send(message)
+
+        self.state.active += 1
+        try:
+            try:
+                check_host(request.headers, self.state.settings)
+                origin = check_origin(request.headers, self.state.settings)
+                if request.method == "OPTIONS" and origin is not None:
+                    response = _preflight(request.headers)
+                else:
+                    endpoint = self._endpoint(scope)
+                    if endpoint is not None:
+                        path, shape = endpoint.path, endpoint.shape
+                    check_key(request.headers, request.url.path, self.state.settings)
+                    response = await self._answer(context, endpoint, request.url.path)
+            except ClientDisconnect:
+                status = GONE
+                return
+            except Exception as error:
+                response = self._failed(context, error, shape)
+            try:
+                await response(scope, receive, sending)
+            except (ClientDisconnect, OSError):
+                status = GONE
+        finally:
+            self.state.active -= 1
+            self._note(context, request.method, path, status)
+
+    async def _answer(self, context: Context, endpoint: Endpoint | None, path: str) -> Response:
+        if endpoint is None:
+            if path == "/openapi.json" and context.request.method == "GET":
+                return self._openapi()
+            raise self._unknown(path, context.request.method)
+        if endpoint.tag != "operations":
+            self.state.check_open()
+        body: Any = None
+        if endpoint.body is not None:
+            data = await read_body(context.request, self.state.settings.limits)
+            body = parsed(data, endpoint.body, self.state.settings.limits)
+        if endpoint.body is None:
+            return await endpoint.handler(context, body)
+        return await until_gone(context.request, endpoint.handler(context, body))
+
+    def _endpoint(self, scope: Any) -> Endpoint | None:
+        for route, endpoint in self._routes:
+            match, child = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(child)
+                return endpoint
+        return None
+
+    def _unknown(self, path: str, method: str) -> Refused:
+        allowed = sorted({each.method for route, each in self._routes if route.path_regex.match(path)} - {method})
+        if allowed:
+            fault = Fault(405, f"{path} takes {', '.join(allowed)}, not {method}.", code="method_not_allowed",
+                          headers={"allow": ", ".join(allowed)})  # fmt: skip
+            return Refused(fault)
+        return refused(f"There is nothing at {path[:200]}; GET /openapi.json lists what there is.", "not_found",
+                       status=404)  # fmt: skip
+
+    def _openapi(self) -> Response:
+        if self._document is None:
+            self._document = json_bytes(openapi.document(self.endpoints))
+        return Response(self._document, 200, None, "application/json")
+
+    def _failed(self, context: Context, error: Exception, shape: Shape) -> Response:
+        fault = fault_of(error, request_id=context.id)
+        if not isinstance(error, Refused) and fault.status >= 500:
+            log.error("request %s failed", context.id, exc_info=error)
+        if fault.status >= 400:
+            self.state.metrics.rejected.labels(fault.code or fault.type).inc()
+        response = fault_response(fault, shape, context.id)
+        response.headers.update(timing_headers(context))
+        return response
+
+    def _note(self, context: Context, method: str, path: str, status: int) -> None:
+        timing, metrics = context.timing, self.state.metrics
+        seconds = time.monotonic() - timing.begun
+        metrics.requests.labels(path, str(status)).inc()
+        metrics.request_seconds.labels(path).observe(seconds)
+        if timing.model is not None:
+            metrics.tokens.labels(timing.model).inc(timing.tokens)
+            metrics.generated.labels(timing.model).inc(context.tokens_out)
+            metrics.truncated.labels(timing.model).inc(len(timing.truncated))
+            metrics.reading_seconds.observe(timing.reading)
+            metrics.queue_seconds.observe(timing.queue)
+            metrics.device_seconds.observe(timing.device)
+        if access.isEnabledFor(logging.INFO):
+            access.info(
+                "%s",
+                logged(
+                    {
+                        "id": context.id,
+                        "method": method,
+                        "path": path,
+                        "status": status,
+                        "ms": round(1000 * seconds, 1),
+                        "queue_ms": round(1000 * timing.queue, 1),
+                        "device_ms": round(1000 * timing.device, 1),
+                        "model": timing.model,
+                        "tokens": timing.tokens,
+                        "generated": context.tokens_out,
+                    }
+                ),
+            )
+
+
+async def _unused(request: Request) -> Response:
+    raise AssertionError("routes match; the application answers")
+
+
+def _preflight(headers: Headers) -> Response:
+    """What a browser may send, where its page was let in."""
+    wanted = headers.get("access-control-request-headers", "authorization, content-type")
+    return Response(
+        None,
+        204,
+        {
+            "access-control-allow-methods": "GET, POST",
+            "access-control-allow-headers": wanted,
+            "access-control-max-age": "600",
+        },
+    )
+
+
+async def _lifespan(receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,197 @@
+"""Text Embeddings Inference: bare arrays out, flat errors, and one model without a name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pydantic import Field, StrictInt, StrictStr
+from starlette.responses import Response
+from tokenizers import Encoding
+
+from archport import __version__
+from archport.contract import ClassificationHead, EmbeddingHead
+from archport.serving.answers import Cutting, Prompt
+from archport.serving.dialects.items import cutting_of, items_of, prompt_of
+from archport.serving.errors import Fault, refused
+from archport.serving.http import Body, Context, json_response
+
+_TYPES = {
+    "empty_input": "Empty",
+    "overloaded": "Overloaded",
+    "shutting_down": "Unhealthy",
+    "engine_unhealthy": "Unhealthy",
+    "model_loading": "Unhealthy",
+}
+
+
+def shape(fault: Fault, id: str) -> Any:
+    """Text Embeddings Inference's error."""
+    kind = _TYPES.get(fault.code or "", "Backend" if fault.status >= 500 else "Validation")
+    return {"error": fault.message, "error_type": kind, **fault.numbers}
+
+
+Inputs = StrictStr | list[StrictStr]
+
+
+class EmbedBody(Body):
+    """What `/embed` and `/embed_all` take."""
+
+    inputs: Inputs | list[StrictInt] | list[list[StrictInt]] = Field(description="a string or an array of strings")
+    normalize: bool = True
+    truncate: bool | StrictStr | None = None
+    truncation_direction: StrictStr = "Right"
+    prompt_name: StrictStr | None = None
+    dimensions: StrictInt | None = None
+
+
+def _cutting(body: Any) -> Cutting:
+    return cutting_of(body.truncate, body.truncation_direction)
+
+
+async def embed(context: Context, body: EmbedBody) -> Response:
+    """Vectors of texts."""
+    state = context.state
+    served = state.registry.find(None, "embed")
+    items = items_of(body.inputs, "inputs", state.settings.limits)
+    vectors, _ = await state.answers.embed(
+        served, items, context.timing, prompt=prompt_of(prompt_name=body.prompt_name), dimensions=body.dimensions,
+        normalize=body.normalize, cutting=_cutting(body), param="inputs",
+    )  # fmt: skip
+    return json_response(context, vectors)
+
+
+async def embed_all(context: Context, body: EmbedBody) -> Response:
+    """A vector of every token of texts."""
+    state = context.state
+    able = [each for each in state.registry.all if isinstance(each.runtime.head, EmbeddingHead)]
+    served = able[0] if able else state.registry.find(None, "embed_tokens")
+    items = items_of(body.inputs, "inputs", state.settings.limits)
+    if any(isinstance(item, np.ndarray) for item in items):
+        raise refused("inputs holds token ids; /embed_all takes texts.", "token_ids_not_accepted", "inputs")
+    vectors, _ = await state.answers.embed_tokens(
+        served, items, context.timing, prompt=_literal(served, body.prompt_name), cutting=_cutting(body)
+    )
+    return json_response(context, vectors)
+
+
+def _literal(served: Any, name: str | None) -> Prompt:
+    """A prompt of vectors of tokens, which have none unless it is named."""
+    return Prompt(text="") if name is None else Prompt(name=name)
+
+
+class PredictBody(Body):
+    """What `/predict` takes: a text, a pair, or an array of either."""
+
+    inputs: StrictStr | list[StrictStr] | list[list[StrictStr]] = Field(
+        description="a string, an array of strings, or an array of arrays of one or two strings"
+    )
+    raw_scores: bool = False
+    truncate: bool | StrictStr | None = None
+    truncation_direction: StrictStr = "Right"
+
+
+async def predict(context: Context, body: PredictBody) -> Response:
+    """Labels of texts and pairs, the likeliest first."""
+    state = context.state
+    served = state.registry.find(None, "classify")
+    given = body.inputs
+    several = not isinstance(given, str)
+    items: list[Any] = [given] if isinstance(given, str) else list(given)
+    for index, item in enumerate(items):
+        if isinstance(item, list) and len(item) not in (1, 2):
+            raise refused(f"inputs[{index}] has {len(item)} texts; expected one or two.", "invalid_value", "inputs")
+    items = [item if isinstance(item, str) else item[0] if len(item) == 1 else tuple(item) for item in items]
+    if not items:
+        raise refused("inputs is empty; expected at least one text.", "empty_input", "inputs")
+    found, _ = await state.answers.classify(
+        served, items, context.timing, raw=body.raw_scores, cutting=_cutting(body), param="inputs"
+    )
+    lists = [
+        sorted(
+            ({"label": label, "score": score} for label, score in each.scores.items()),
+            key=lambda entry: -entry["score"],
+        )
+        for each in found
+    ]
+    return json_response(context, lists if several else lists[0])
+
+
+class TokenizeBody(Body):
+    """What `/tokenize` takes."""
+
+    inputs: Inputs = Field(description="a string or an array of strings")
+    add_special_tokens: bool = True
+    prompt_name: StrictStr | None = None
+
+
+async def tokenize(context: Context, body: TokenizeBody) -> Response:
+    """Tokens of texts, with where they stand."""
+    state = context.state
+    served = state.registry.find(None)
+    items = items_of(body.inputs, "inputs", state.settings.limits)
+    characters = state.answers.check_size(items, "inputs")
+    tokeniser, prompt = served.runtime.tokeniser, ""
+    if body.prompt_name is not None:
+        if body.prompt_name not in served.prompts:
+            stored = ", ".join(sorted(served.prompts)) or "none"
+            raise refused(f"prompt_name is {body.prompt_name[:100]!r}; this model stores: {stored}.", "invalid_prompt",
+                          "prompt_name")  # fmt: skip
+        prompt = served.prompts[body.prompt_name]
+
+    def encode() -> list[Encoding]:
+        texts = [prompt + item for item in items]
+        return tokeniser.tokenizer.encode_batch(texts, add_special_tokens=body.add_special_tokens)
+
+    encodings = await state.answers.host(encode, characters)
+    answer = [
+        [
+            {
+                "id": id,
+                "text": token,
+                "special": bool(special),
+                "start": None if special else start,
+                "stop": None if special else stop,
+            }
+            for id, token, special, (start, stop) in zip(
+                each.ids, each.tokens, each.special_tokens_mask, each.offsets, strict=True
+            )
+        ]
+        for each in encodings
+    ]
+    return json_response(context, answer)
+
+
+async def info(context: Context, _: None) -> Response:
+    """The server and its first model."""
+    state = context.state
+    served = state.registry.find(None)
+    head, settings = served.runtime.head, state.settings
+    kind: dict[str, Any] = {}
+    if isinstance(head, EmbeddingHead):
+        kind = {"embedding": {"pooling": "+".join(head.pooling)}}
+    elif isinstance(head, ClassificationHead):
+        labels = dict(enumerate(head.labels))
+        name = "reranker" if len(labels) == 1 else "classifier"
+        kind = {name: {"id2label": {str(key): value for key, value in labels.items()},
+                       "label2id": {value: key for key, value in labels.items()}}}  # fmt: skip
+    answer = {
+        "model_id": served.id,
+        "model_sha": served.revision,
+        "model_dtype": served.runtime.encoder.plan.dtype,
+        "model_type": kind,
+        "max_concurrent_requests": settings.limits.queue_requests,
+        "max_input_length": served.model.max_tokens,
+        "max_batch_tokens": settings.batch_tokens,
+        "max_client_batch_size": settings.limits.inputs,
+        "auto_truncate": False,
+        "tokenization_workers": state.threads,
+        "version": __version__,
+        "prompts": sorted(served.prompts),
+        "default_prompt": served.runtime.tokeniser.inputs.default_prompt,
+        "capabilities": list(served.capabilities),
+        "device": served.model.device.name,
+        "budget_bytes": served.model.budget,
+        "models": [each.id for each in state.registry.all],
+    }
+    return json_response(context, answer)

@@ -1,0 +1,38 @@
+"""Every address that the server answers, in one table: what is not here is a 404 and in no document."""
+
+from __future__ import annotations
+
+from archport.serving.dialects import cohere, ollama, openai, ranking, tei
+from archport.serving.http import Endpoint
+from archport.serving.operations import live, metrics, ready
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint("GET", "/health/live", live, None, openai.shape, "Whether the process answers.", "operations"),
+    Endpoint("GET", "/health/ready", ready, None, openai.shape, "Whether requests are taken.", "operations"),
+    # Text Embeddings Inference's and Docker's.
+    Endpoint("GET", "/health", ready, None, tei.shape, "Whether requests are taken.", "operations"),
+    Endpoint("GET", "/metrics", metrics, None, openai.shape, "Prometheus' text format.", "operations"),
+    Endpoint("GET", "/v1/models", openai.models, None, openai.shape, "The models.", "openai"),
+    Endpoint("GET", "/v1/models/{id:path}", openai.model, None, openai.shape, "One model.", "openai"),
+    Endpoint(
+        "POST", "/v1/embeddings", openai.embeddings, openai.EmbeddingsBody, openai.shape, "Vectors of inputs.", "openai"
+    ),
+    Endpoint("POST", "/v2/embed", cohere.embed, cohere.EmbedBody, cohere.shape, "Vectors of inputs.", "cohere"),
+    Endpoint("POST", "/rerank", ranking.rerank, ranking.RerankBody, openai.shape, "Documents by relevance.", "rerank"),
+    Endpoint(
+        "POST", "/v1/rerank", ranking.rerank, ranking.RerankBody, openai.shape, "Documents by relevance.", "rerank"
+    ),
+    Endpoint(
+        "POST", "/v2/rerank", ranking.rerank, ranking.RerankBody, cohere.shape, "Documents by relevance.", "rerank"
+    ),
+    Endpoint("POST", "/score", ranking.score, ranking.ScoreBody, openai.shape, "Scores of pairs.", "vllm"),
+    Endpoint("POST", "/classify", ranking.classify, ranking.ClassifyBody, openai.shape, "Labels of texts.", "vllm"),
+    Endpoint("POST", "/embed", tei.embed, tei.EmbedBody, tei.shape, "Vectors of texts.", "tei"),
+    Endpoint("POST", "/embed_all", tei.embed_all, tei.EmbedBody, tei.shape, "A vector of every token.", "tei"),
+    Endpoint("POST", "/predict", tei.predict, tei.PredictBody, tei.shape, "Labels of texts and pairs.", "tei"),
+    Endpoint("POST", "/tokenize", tei.tokenize, tei.TokenizeBody, tei.shape, "Tokens of texts.", "tei"),
+    Endpoint("GET", "/info", tei.info, None, tei.shape, "The server and its model.", "tei"),
+    Endpoint("POST", "/api/embed", ollama.embed, ollama.EmbedBody, ollama.shape, "Vectors of texts.", "ollama"),
+    Endpoint("GET", "/api/tags", ollama.tags, None, ollama.shape, "The models.", "ollama"),
+    Endpoint("GET", "/api/version", ollama.version, None, ollama.shape, "The version.", "ollama"),
+)

@@ -1,0 +1,250 @@
+"""A server from its start to its end: a socket, models loaded on the device's thread, requests, and an orderly end.
+
+At the first signal readiness goes off and new requests are refused while those under way are answered; at the second
+the process ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from archport import engine
+from archport.contract import InputError
+from archport.device.facts import this_device
+from archport.device.sizes import parse_bytes
+from archport.device.workers import cores
+from archport.serving.app import App, State
+from archport.serving.dialects import openai
+from archport.serving.endpoints import ENDPOINTS
+from archport.serving.errors import unavailable
+from archport.serving.models import Registry, Served, lasting_bytes, public_id, served_model
+from archport.serving.settings import Settings
+
+log = logging.getLogger("archport.serving")
+
+# Connections beyond those that the queue holds: they get their 429.
+BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A model that is to be served.
+
+    Args:
+        name: folder, hub id or alias.
+        id: how requests call it; None for what the name says.
+        options: for `engine.load`.
+    """
+
+    name: str
+    id: str | None
+    options: Mapping[str, Any]
+
+    @property
+    def public(self) -> str:
+        return self.id or public_id(self.name)
+
+
+def wanted(model: str, options: Mapping[str, Any]) -> Wanted:
+    """What `-m` names: `NAME`, or `ID=NAME`."""
+    id, separator, name = model.partition("=")
+    if not separator or os.path.exists(model):
+        return Wanted(model, None, options)
+    if not id or not name:
+        raise InputError(f"model={model!r}; expected NAME, or ID=NAME")
+    return Wanted(name, id, options)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its handlers of signals, which close the socket first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Server:
+    """A server of some models.
+
+    Args:
+        models: in the order in which they are loaded; the first is the one of interfaces that name none.
+        memory_budget: bytes that all of them may use together; the device's default when left out.
+        started: called once everything is loaded.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Sequence[Wanted],
+        *,
+        memory_budget: int | str | None = None,
+        started: Callable[[Server], None] = lambda server: None,
+    ) -> None:
+        names = [each.public for each in models]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two models are called {name!r}; name one otherwise, with ID=NAME")
+        self.settings, self.models, self._started = settings, models, started
+        self.budget = (
+            this_device().default_budget if memory_budget is None else parse_bytes(memory_budget, what="memory_budget")
+        )
+        self.registry = Registry()
+        self.state = State(settings, self.registry, max(2, cores() // 2))
+        self.app = App(self.state, ENDPOINTS, openai.shape)
+        self.failure: BaseException | None = None
+        self._signals = 0
+        self._ending: asyncio.Future[None] | None = None
+        self._server: _Uvicorn | None = None
+        self.port = settings.port
+
+    def run(self) -> int:
+        """Serve until a signal comes; returns the process's exit code.
+
+        Raises:
+            InputError: the address can't be listened at.
+            ArchportError: a model can't be loaded.
+        """
+        listener = self._listen()
+        self.port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            self.app, log_config=None, access_log=False, lifespan="off", backlog=BACKLOG, timeout_keep_alive=75,
+            server_header=False, date_header=False, h11_max_incomplete_event_size=64 << 10,
+        )  # fmt: skip
+        self._server = _Uvicorn(config)
+        self.state.loading = True
+        self.state.device.died = self._died
+        self.state.device.start()
+        try:
+            asyncio.run(self._serve(listener))
+        finally:
+            self.state.device.stop()
+            self.state.answers.close()
+            listener.close()
+        if self.failure is not None:
+            raise self.failure
+        return 1 if self.state.device.deaths > self.settings.most_deaths else 0
+
+    def _listen(self) -> socket.socket:
+        try:
+            family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((self.settings.host, self.settings.port))
+            listener.listen(BACKLOG)
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"port={self.settings.port} of host={self.settings.host!r} can't be listened at ({error}); give another"
+            ) from error
+        return listener
+
+    async def _serve(self, listener: socket.socket) -> None:
+        assert self._server is not None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
+                loop.add_signal_handler(number, self._signal)
+        loading = asyncio.ensure_future(self._load())
+        await self._server.serve(sockets=[listener])
+        loading.cancel()
+
+    def _signal(self) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(1)
+        self._ending = asyncio.ensure_future(self.drain())
+
+    async def drain(self) -> None:
+        """Refuse new requests, answer those under way, and end."""
+        self.state.draining = True
+        until = time.monotonic() + self.settings.drain_seconds
+        while self.state.active and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        self.state.device.refuse_all(unavailable("shutting_down", "The server ended before this was done."))
+        for _ in range(50):
+            if not self.state.active:
+                break
+            await asyncio.sleep(0.02)
+        assert self._server is not None
+        self._server.should_exit = True
+        # Connections that are kept alive hold nothing up.
+        self._server.force_exit = True
+
+    def _died(self, error: BaseException) -> None:
+        if self.state.device.deaths > self.settings.most_deaths and self._server is not None:
+            self._server.should_exit = True
+
+    async def _load(self) -> None:
+        try:
+            for each in self.models:
+                served = await asyncio.wrap_future(self.state.device.call(lambda each=each: self._loaded(each)))
+                self.registry.add(served, [name for name in (served.model.name, each.name) if name == public_id(name)])
+            for served in self.registry.all:
+                await asyncio.wrap_future(self.state.device.call(lambda served=served: warm(served)))
+            self.state.loading = False
+            self._started(self)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.failure = error
+            assert self._server is not None
+            self._server.should_exit = True
+
+    def _loaded(self, wanted: Wanted) -> Served:
+        """A model that shares the budget with the others; runs on the device's thread."""
+        taken = sum(map(lasting_bytes, self.registry.all))
+        about = engine.describe(wanted.name, revision=wanted.options.get("revision"))
+        model = engine.load(wanted.name, memory_budget=max(1, self.budget - taken), **wanted.options)
+        id = wanted.public
+
+        def others() -> int:
+            return sum(lasting_bytes(each) for each in self.registry.all if each.id != id)
+
+        return served_model(
+            id, model, about.checkpoint.config, others=others, held=lambda: self.state.device.reserved,
+            budget=self.budget, revision=about.checkpoint.revision,
+        )  # fmt: skip
+
+
+def warm(served: Served) -> None:
+    """Run one text, so that the first request does not wait for what is made once."""
+    capabilities = served.capabilities
+    with contextlib.suppress(Exception):
+        if "embed" in capabilities:
+            served.model.embed(["warm"])
+        elif "classify" in capabilities:
+            served.model.classify(["warm"])
+        elif "rerank" in capabilities:
+            served.model.rerank("warm", ["warm"])
+        if "generate" in capabilities:
+            served.model.generate("warm", max_tokens=2)
+
+
+def set_up_logs(level: int = logging.INFO, stream: Any = None) -> None:
+    """Lines on standard error: the access log as it is, others with their level."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_Formatter())
+    for name in ("archport", "archport.access"):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        if not logger.handlers:
+            logger.addHandler(handler)
+        logger.propagate = False
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == "archport.access":
+            return record.getMessage()
+        return f"archport: {record.levelname.lower()}: {super().format(record)}"

@@ -1,0 +1,81 @@
+"""Who may ask and from where: hosts, origins, keys; and what a request can't make the server read."""
+
+from __future__ import annotations
+
+import pytest
+
+from archport.contract import InputError
+from archport.serving.security import keys_of
+from archport.serving.settings import Settings
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "localhost.evil.example", "127.0.0.1.evil", ""])
+def test_a_page_whose_name_leads_here_is_refused(make, host):
+    response = make("bert-plain").ask("/v1/models", headers={"host": host})
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "forbidden_host")
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:9", "[::1]:8080", "models.internal"])
+def test_the_server_s_own_names_are_let_in(make, host):
+    serving = make("bert-plain", hosts=("models.internal",))
+    assert serving.ask("/v1/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost.evil", "http://[", "http://localhost:1"]
+)
+def test_pages_elsewhere_are_refused(make, origin):
+    response = make("bert-plain").ask("/v1/embeddings", {"input": "a"}, headers={"origin": origin, "host": "localhost"})
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "forbidden_origin")
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_an_origin_that_was_let_in_may_ask_and_read(make):
+    serving = make("bert-plain", origins=("https://app.example",))
+    headers = {"origin": "https://app.example"}
+    answer = serving.ask("/v1/embeddings", {"input": "a"}, headers=headers)
+    assert answer.headers["access-control-allow-origin"] == "https://app.example"
+    asked = {**headers, "access-control-request-method": "POST"}
+    preflight = serving.ask("/v1/embeddings", method="OPTIONS", headers=asked)
+    assert preflight.status_code == 204
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/metrics", "/info", "/openapi.json", "/nothing", "/health", "/v1/embeddings"]
+)
+def test_with_keys_everything_but_health_asks_for_one(make, path):
+    serving = make("bert-plain", keys=keys_of(["first", "second", "# no key", ""]))
+    assert serving.ask(path).status_code == 401
+    for headers in ({"authorization": "Bearer second"}, {"x-api-key": "first"}):
+        assert serving.ask(path, headers=headers).status_code != 401
+    assert serving.ask("/health/live").status_code == 200
+    assert serving.ask("/health/ready").status_code == 200
+
+
+def test_an_address_beyond_loopback_needs_keys_or_insecure():
+    with pytest.raises(InputError, match="--insecure"):
+        Settings(host="0.0.0.0")
+    assert Settings(host="0.0.0.0", keys=keys_of(["key"])).keys
+    assert Settings(host="0.0.0.0", insecure=True).insecure
+
+
+def test_keys_are_kept_as_digests_alone():
+    assert b"secret" not in b"".join(keys_of(["secret"]))
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/embed", "/rerank"])
+def test_a_path_or_address_in_a_request_is_never_read(make, path, monkeypatch):
+    import builtins
+    from pathlib import Path
+
+    serving = make("qwen3-vl")
+    opened = []
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: opened.append(self))
+    monkeypatch.setattr(builtins, "open", lambda name, *_, **__: opened.append(name))
+    for value in ("/etc/passwd", "file:///etc/passwd", "http://169.254.169.254/latest", "//host/share", "\\\\host\\x"):
+        image = {"image": value}
+        part = {"content": [{"type": "image_url", "image_url": {"url": value}}]}
+        body = {"input": [image], "inputs": [part], "query": "a", "documents": [image]}
+        assert serving.ask(path, body).status_code in (400, 422)
+    assert opened == []

@@ -6,6 +6,7 @@ answer. Knows nothing of what handlers do.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -56,6 +57,7 @@ class State:
         loading: whether models are still being loaded.
         draining: whether new requests are refused.
         active: requests under way.
+        reading: bodies that are arriving.
     """
 
     def __init__(self, settings: Settings, registry: Registry, threads: int = 2) -> None:
@@ -81,6 +83,7 @@ class State:
         )
         self.loading = self.draining = False
         self.active = 0
+        self.reading: set[asyncio.Timeout] = set()
         self.metrics = Metrics(
             {
                 "archport_queue_tokens": ("Tokens that wait or run.", lambda: self.scheduler.waiting_tokens),
@@ -193,7 +196,11 @@ class App:
             self.state.check_open()
         body: Any = None
         if endpoint.body is not None:
-            data = await read_body(context.request, self.state.settings.limits)
+            try:
+                data = await read_body(context.request, self.state.settings.limits, self.state.reading)
+            finally:
+                if endpoint.tag != "operations":
+                    self.state.check_open()
             body = parsed(data, endpoint.body, self.state.settings.limits)
         if endpoint.body is None:
             return await endpoint.handler(context, body)

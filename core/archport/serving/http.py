@@ -132,8 +132,11 @@ def fault_response(fault: Fault, shape: Shape, id: str) -> Response:
     return Response(json_bytes(shape(fault, id)), fault.status, headers, "application/json")
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
+async def read_body(request: Request, limits: Limits, reading: set[asyncio.Timeout]) -> bytes:
     """The body, refused as soon as it is too long or too slow.
+
+    Args:
+        reading: bodies that are being read, which whoever ends the server makes late.
 
     Raises:
         Refused: 413, 408.
@@ -144,8 +147,10 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise _too_large(limits)
     chunks: list[bytes] = []
     size = 0
+    scope = asyncio.timeout(limits.header_seconds)
+    reading.add(scope)
     try:
-        async with asyncio.timeout(limits.header_seconds):
+        async with scope:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limits.body_bytes:
@@ -155,6 +160,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise refused(
             f"The body did not arrive within {limits.header_seconds:.3g} s.", "request_timeout", status=408
         ) from None
+    finally:
+        reading.discard(scope)
     return b"".join(chunks)
 
 

@@ -1,0 +1,156 @@
+"""`archport serve` as a process: signals, vanished clients, half-sent bodies, kill and restart, and no extra installed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+BERT = str(Path(__file__).parents[1] / "goldens" / "bert-plain")
+COMMAND = [sys.executable, "-c", "from archport.cli import main; main()", "serve", "-m", f"bert={BERT}"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Process:
+    def __init__(self, *arguments: str, port: int | None = None, env: dict[str, str] | None = None) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen(
+            [*COMMAND, "--port", str(self.port), *arguments], stderr=subprocess.PIPE, env={**os.environ, **(env or {})}
+        )
+        until = time.monotonic() + 60
+        while time.monotonic() < until and self.process.poll() is None:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health/ready").status_code == 200:
+                    return
+            time.sleep(0.05)
+
+    def embed(self, *texts: str, **options) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/embeddings", json={"input": list(texts)}, timeout=30, **options)
+
+    def end(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGTERM)
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors.decode()
+
+
+@pytest.fixture
+def served() -> Iterator[Process]:
+    made = Process()
+    yield made
+    if made.process.poll() is None:
+        made.process.kill()
+        made.process.communicate()
+
+
+@pytest.mark.truth
+def test_what_clients_do_wrong_leaves_the_server_ready(served):
+    # Half a head, half a body, a client that leaves before its answer, and one that reads nothing.
+    kept = []
+    for content in (
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n",
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{",
+        b'POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 14\r\n\r\n{"input": "a"}',
+        b"\x00\xff garbage\r\n\r\n",
+    ):
+        for keep in (False, True):
+            connection = socket.create_connection(("127.0.0.1", served.port))
+            connection.sendall(content)
+            if keep:
+                kept.append(connection)
+            else:
+                connection.close()
+    assert served.embed("a", "b").status_code == 200
+    assert httpx.get(f"{served.url}/health/ready").status_code == 200
+    code, errors = served.end()
+    assert code == 0
+    assert "Traceback" not in errors
+
+
+def test_at_the_signal_requests_under_way_are_answered_and_new_ones_refused(served):
+    answers: list[int | str] = []
+
+    def ask() -> None:
+        try:
+            answers.append(served.embed(*["some words " * 100] * 400).status_code)
+        except httpx.HTTPError as error:
+            answers.append(type(error).__name__)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 20
+    # All of them wait for the device, or are under way there.
+    while "archport_queue_requests 4.0" not in httpx.get(f"{served.url}/metrics").text and time.monotonic() < until:
+        time.sleep(0.005)
+    code, errors = served.end()
+    for thread in threads:
+        thread.join()
+    assert code == 0, errors
+    assert answers == [200] * 4
+
+
+@pytest.mark.truth
+def test_after_kill_it_starts_again_at_the_same_port(served):
+    first = served.embed("a").json()["data"][0]["embedding"]
+    served.process.kill()
+    served.process.communicate()
+    again = Process(port=served.port)
+    try:
+        assert again.embed("a").json()["data"][0]["embedding"] == pytest.approx(first, abs=1e-6)
+    finally:
+        assert again.end()[0] == 0
+
+
+def test_a_port_that_is_taken_a_model_that_is_none_and_an_open_bind_are_told_in_one_message():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run([*COMMAND, "--port", port], capture_output=True, text=True)
+    assert (done.returncode, "can't be listened at" in done.stderr) == (1, True)
+    done = subprocess.run([*COMMAND, "--host", "0.0.0.0", "--port", "0"], capture_output=True, text=True)
+    assert (done.returncode, "--insecure" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_extra_two_lines_say_what_to_install():
+    script = (
+        "import importlib.util as util\nfind = util.find_spec\n"
+        "util.find_spec = lambda name, *a: None if name in ('starlette', 'orjson') else find(name, *a)\n"
+        "from archport.cli import main\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "serve", "-m", BERT], capture_output=True, text=True, cwd=os.getcwd()
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "archport: the server needs starlette, orjson, which the library alone does not",
+        "install it with: pip install 'archport[server]'",
+    ]
+
+
+@pytest.mark.truth
+def test_the_log_is_json_without_contents_and_the_table_says_what_is_served(served):
+    served.embed("very secret words", headers={"x-request-id": "mine"})
+    _, errors = served.end()
+    assert "secret" not in errors
+    assert "bert: embed+rerank, 512 tokens" in errors
+    records = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+    assert any(each["id"] == "mine" and each["status"] == 200 for each in records)

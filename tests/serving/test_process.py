@@ -1,4 +1,4 @@
-"""`archport serve` as a process: signals, vanished clients, half-sent bodies, kill and restart, and no extra installed."""
+"""`archport serve` as a process: signals, vanished clients, half-sent bodies, kill and restart, no extra installed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a sequence leaves behind for its next tokens: keys and values, windows of them, recurrent state."""
 
 from archport.memory.cache import KVCache, KVView
-from archport.memory.caches import Caches, LayerState
+from archport.memory.caches import Caches, LayerState, joined
 from archport.memory.recurrent import RecurrentState
 from archport.memory.snapshot import Snapshot, put, put_rows, row_bytes, snapshot_bytes, take
 
@@ -12,6 +12,7 @@ __all__ = [
     "LayerState",
     "RecurrentState",
     "Snapshot",
+    "joined",
     "put",
     "put_rows",
     "row_bytes",

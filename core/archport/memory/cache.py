@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from archport.contract import AttentionLayer, DType, InputError, KVAllocation, KvCeilingExceeded, SpecError
-from archport.memory.storage import Storage, storage_for
+from archport.memory.storage import Piece, Storage, storage_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +244,33 @@ class KVCache:
         # Tokens that no window reaches any more are left as zeros.
         self._storage.write(slice(None), first, k, v)
         self._written = [tokens] * self.B
+
+    def take_over(self, parts: Sequence[KVCache], columns: Sequence[int]) -> None:
+        """Begin an empty cache with the rows of others, aligned ones; all rows then end at one column. Those are spent.
+
+        Args:
+            parts: of the same layer, holding as many rows together as this one has.
+            columns: of each, the last ones that are its rows' own.
+
+        Raises:
+            KvCeilingExceeded: nothing was moved.
+        """
+        left, longest = self.layer.reach[0], max(columns)
+        self.check([longest] * self.B)
+        held = [min(part._held(0), own) for part, own in zip(parts, columns, strict=True)]
+        if self.allocation.storage == "ring":
+            held = [min(each, left or 0) for each in held]
+        end, row = max(held), 0
+        self._reserve(max(end, 1))
+        assert self._storage is not None
+        pieces: list[Piece] = []
+        for part, count in zip(parts, held, strict=True):
+            if count and part._storage is not None:
+                rows = slice(row, row + part.B)
+                pieces.append(Piece(rows, end - count, part._storage, part._held(0) - count, count))
+            row += part.B
+        self._storage.fill(pieces)
+        self._written, self._dropped = [longest] * self.B, [longest - end] * self.B
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order, as when others finished; one named twice is copied."""

@@ -29,6 +29,7 @@ class Caches:
     ) -> None:
         if len(layers) != len(allocations):
             raise InputError(f"caches: {len(layers)} layers and {len(allocations)} allocations; expected one for each")
+        self.rows = B
         self.layers: tuple[LayerState, ...] = tuple(
             None if allocation is None else _state(layer, allocation, B, dtype)
             for layer, allocation in zip(layers, allocations, strict=True)
@@ -74,9 +75,36 @@ class Caches:
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order, in every layer; one named twice is copied."""
+        self.rows = len(rows)
         for state in self.layers:
             if state is not None:
                 state.keep_rows(rows)
+
+
+def joined(
+    parts: Sequence[tuple[Caches, int]],
+    layers: Sequence[LayerSpec],
+    allocations: Sequence[KVAllocation | None],
+    dtype: DType,
+) -> Caches:
+    """Caches that hold the rows of several others, which are spent: layer by layer, so that one array exists twice.
+
+    Args:
+        parts: aligned caches, and the columns of each that are its rows' own.
+        layers, allocations, dtype: as `Caches` takes them.
+
+    Raises:
+        KvCeilingExceeded: the rows do not fit the allocations.
+    """
+    columns = [own for _, own in parts]
+    made = Caches(layers, allocations, sum(part.rows for part, _ in parts), dtype)
+    for index, state in enumerate(made.layers):
+        others = [part.layers[index] for part, _ in parts]
+        if isinstance(state, KVCache):
+            state.take_over([other for other in others if isinstance(other, KVCache)], columns)
+        elif isinstance(state, RecurrentState):
+            state.take_over([other for other in others if isinstance(other, RecurrentState)])
+    return made
 
 
 def _state(layer: LayerSpec, allocation: KVAllocation, B: int, dtype: DType) -> KVCache | RecurrentState:

@@ -54,6 +54,19 @@ class RecurrentState:
             )
         self.arrays = tuple(arrays)
 
+    def take_over(self, parts: Sequence[RecurrentState]) -> None:
+        """Begin an empty state with the rows of others, which are spent."""
+        arrays = [list(part.arrays) for part in parts]
+        for part in parts:
+            part.arrays = ()
+        found: list[mx.array] = []
+        for index in range(len(arrays[0])):
+            found.append(mx.concatenate([each[index] for each in arrays]))
+            mx.eval(found[-1])
+            for each in arrays:
+                each[index] = mx.zeros((0,))
+        self.store(found)
+
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order; one named twice is copied."""
         unknown = [row for row in rows if not 0 <= row < self.B]

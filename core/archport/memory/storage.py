@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 
@@ -47,6 +48,27 @@ class Storage(Protocol):
     def take_rows(self, rows: list[int]) -> None:
         """Keep only these rows, in this order."""
         ...
+
+    def fill(self, pieces: Sequence[Piece]) -> None:
+        """Move tokens of other storages of the same kind here, one array after the other; those are empty then."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens of another storage, of all its rows, and where they go.
+
+    Args:
+        rows, start: where the first of them is put.
+        source: the storage that they come from.
+        first, count: which of its tokens.
+    """
+
+    rows: slice
+    start: int
+    source: Storage
+    first: int
+    count: int
 
 
 class Buffers:
@@ -107,6 +129,16 @@ class Buffers:
             self.arrays[at] = mx.take(array, index, axis=0)
             finish(self.arrays[at])
 
+    def fill(self, pieces: Sequence[tuple[Piece, Buffers]]) -> None:
+        for index, array in enumerate(self.arrays):
+            for piece, source in pieces:
+                first, last = piece.first, piece.first + piece.count
+                array[piece.rows, :, piece.start : piece.start + piece.count] = source.arrays[index][:, :, first:last]
+            mx.eval(array)
+            for _, source in pieces:
+                # Of all layers together, one array exists twice.
+                source.arrays[index] = mx.zeros((0, 0, 0, 0))
+
 
 class PlainStorage:
     """Keys and values in the model's element type; of a latent cache, keys that hold the values."""
@@ -142,6 +174,9 @@ class PlainStorage:
 
     def take_rows(self, rows: list[int]) -> None:
         self._buffers.take_rows(rows)
+
+    def fill(self, pieces: Sequence[Piece]) -> None:
+        self._buffers.fill([(piece, cast(Any, piece.source)._buffers) for piece in pieces])
 
 
 class QuantizedStorage:
@@ -192,6 +227,9 @@ class QuantizedStorage:
 
     def take_rows(self, rows: list[int]) -> None:
         self._buffers.take_rows(rows)
+
+    def fill(self, pieces: Sequence[Piece]) -> None:
+        self._buffers.fill([(piece, cast(Any, piece.source)._buffers) for piece in pieces])
 
 
 def storage_for(layer: AttentionLayer, allocation: KVAllocation, B: int, capacity: int, dtype: DType) -> Storage:

@@ -45,7 +45,9 @@ class Adjusting:
     """
 
     def __init__(self, rows: Sequence[Adjustment], vocabulary: int, prompts: Sequence[np.ndarray]) -> None:
-        self._rows, self._step = list(rows), 0
+        self._rows, self._vocabulary = list(rows), vocabulary
+        # Tokens that were taken, of each row.
+        self._steps = [0] * len(rows)
         # (B, V): whether a token is in prompt or text, and how often it is in the text.
         self._seen: mx.array | None = None
         self._counts: mx.array | None = None
@@ -66,13 +68,17 @@ class Adjusting:
         self._presence = _column([each.presence for each in rows], 0.0)
         self._bias = _listed([each.bias for each in rows])
         self._ends = _listed([tuple((end, 0.0) for end in sorted(each.ends)) if each.least else () for each in rows])
-        self._least = max(each.least for each in rows)
+
+    @property
+    def _early(self) -> bool:
+        """Whether some row may not end yet."""
+        return any(step < each.least for step, each in zip(self._steps, self._rows, strict=True))
 
     @property
     def nothing(self) -> bool:
         """Whether logits stay as they are, at this step and after it."""
         columns = (self._repetition, self._frequency, self._presence)
-        return all(each is None for each in columns) and self._bias is None and self._step >= self._least
+        return all(each is None for each in columns) and self._bias is None and not self._early
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Logits (B, V) float32 of the next token, adjusted."""
@@ -80,9 +86,10 @@ class Adjusting:
             ids, values = self._bias
             biased = mx.take_along_axis(logits, ids, axis=-1) + values
             logits = mx.put_along_axis(logits, ids, biased, axis=-1)
-        if self._ends is not None and self._step < self._least:
+        if self._ends is not None and self._early:
             ids, _ = self._ends
-            early = mx.array([[self._step < each.least and bool(each.ends)] for each in self._rows])
+            pairs = zip(self._steps, self._rows, strict=True)
+            early = mx.array([[step < each.least and bool(each.ends)] for step, each in pairs])
             masked = mx.where(early, -mx.inf, mx.take_along_axis(logits, ids, axis=-1))
             logits = mx.put_along_axis(logits, ids, masked, axis=-1)
         if self._repetition is not None:
@@ -99,7 +106,7 @@ class Adjusting:
 
     def add(self, tokens: mx.array) -> None:
         """Note the tokens (B,) that were taken."""
-        self._step += 1
+        self._steps = [step + 1 for step in self._steps]
         at = tokens[:, None]
         if self._seen is not None:
             self._seen = mx.put_along_axis(self._seen, at, mx.array(True), axis=-1)
@@ -109,12 +116,31 @@ class Adjusting:
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
-        self._rows = [self._rows[row] for row in rows]
+        self._rows, self._steps = [self._rows[row] for row in rows], [self._steps[row] for row in rows]
         self._bind()
         index = mx.array(list(rows))
         self._seen = None if self._seen is None or self._repetition is None else self._seen[index]
         counted = self._frequency is not None or self._presence is not None
         self._counts = self._counts[index] if self._counts is not None and counted else None
+
+    def join(self, other: Adjusting) -> None:
+        """Go on with the rows of another batch behind these, each from where it is."""
+        counts = len(self._rows), len(other._rows)
+        self._rows, self._steps = self._rows + other._rows, self._steps + other._steps
+        self._seen = self._both(self._seen, other._seen, counts, mx.bool_)
+        self._counts = self._both(self._counts, other._counts, counts, mx.float32)
+        self._bind()
+
+    def _both(
+        self, ours: mx.array | None, theirs: mx.array | None, counts: tuple[int, int], dtype: mx.Dtype
+    ) -> mx.array | None:
+        """(B, V) of both batches; zeros where one has none, which its rows then do not ask for."""
+        if ours is None and theirs is None:
+            return None
+        given = zip((ours, theirs), counts, strict=True)
+        return mx.concatenate(
+            [mx.zeros((count, self._vocabulary), dtype) if each is None else each for each, count in given]
+        )
 
 
 def _column(values: Sequence[float], nothing: float) -> mx.array | None:

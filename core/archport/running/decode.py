@@ -71,6 +71,16 @@ class Decoding:
         # Steps since rows left.
         self._alike = 0
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that are held of each row."""
+        return [self._written - pad for pad in self._pads]
+
+    @property
+    def positions(self) -> list[int]:
+        """Where the next token of each row stands."""
+        return list(self._positions)
+
     def step(self, tokens: mx.array) -> mx.array:
         """Hidden states (B, 1, D) of the next token (B,) of every row, unevaluated.
 

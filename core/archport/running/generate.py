@@ -126,7 +126,7 @@ class Generator:
         told: dict[tuple[int, int], list[Piece]] = {
             (row, answer): [] for row in range(len(rows)) for answer in range(request.answers or 1)
         }
-        most = self._most(rows, request)
+        most = self.most_of(rows, request.rows)
         # Without a limit nobody knows how many there will be.
         known = all(options.max_tokens is not None for options in request.rows)
         whole = not any(options.stop for options in request.rows)
@@ -165,7 +165,7 @@ class Generator:
             AdmissionRefused: prompts and tokens to come do not fit memory or context; before anything runs.
             NonFiniteOutput: a row's logits hold NaN or infinity.
         """
-        return self._pieces(rows, request, measured, self._most(rows, request), whole=whole)
+        return self._pieces(rows, request, measured, self.most_of(rows, request.rows), whole=whole)
 
     def _pieces(
         self,
@@ -182,7 +182,7 @@ class Generator:
         visual = of_prompts(measured, self.reader)
         answers = max(request.drawn(row) for row in range(len(rows)))
         reserved = _reserved(rows, request, most)
-        readout = self._readout(request) if any(most) else None
+        readout = self.readout(request) if any(most) else None
         read = prefill(self.encoder, rows, reserved, draft, visual, readout, answers)
         special = frozenset[str]() if whole else special_tokens(self.tokenizer)
         live: list[_Row] = []
@@ -195,7 +195,7 @@ class Generator:
         pieces = self._decode(live, rows, read, request, draft, None if visual is None else visual.next_positions)
         return read.watch.decoding(pieces)
 
-    def _readout(self, request: GenerateRequest) -> Readout:
+    def readout(self, request: GenerateRequest) -> Readout:
         """What drawing a token of one row holds."""
         size = _dtype(self.encoder.plan.dtype).size
         masked = any(options.min_tokens for options in request.rows)
@@ -203,15 +203,15 @@ class Generator:
         entry = drawing_bytes(list(samplings.values()), size, logprobs=bool(request.logprobs), masked=masked)
         return Readout("the logits", "logits", -(-entry // 4), fixed=4 * self.encoder.spec.vocab_size)
 
-    def _most(self, rows: Sequence[np.ndarray], request: GenerateRequest) -> list[int]:
+    def most_of(self, rows: Sequence[np.ndarray], options: Sequence[RowOptions]) -> list[int]:
         """Tokens that each row may be given: what was asked for, but no more than its context has room for.
 
         Raises:
             ContextLengthExceeded: for a prompt that leaves no room, or is itself beyond the context.
         """
         ceiling, found = self.encoder.plan.max_context, list[int]()
-        for index, (row, options) in enumerate(zip(rows, request.rows, strict=True)):
-            room, asked = ceiling - len(row), options.max_tokens
+        for index, (row, each) in enumerate(zip(rows, options, strict=True)):
+            room, asked = ceiling - len(row), each.max_tokens
             if room < 0 or (room == 0 and asked != 0):
                 self._refuse(index, len(row))
             found.append(room if asked is None else min(asked, room))

@@ -95,7 +95,7 @@ def prefill(
         hidden = _read(encoder, plan, rest, found, caches, visual)
         caches.align([len(row) for row in rows])
         # Behind generated tokens such a model can't go back to where the prompt ended.
-        remembered = not _can_be_cut(encoder)
+        remembered = not can_be_cut(encoder)
         if draft is not None and remembered:
             longest = max(map(len, rows))
             for index, key in enumerate(keys):
@@ -181,7 +181,7 @@ def _forgets(caches: Caches) -> bool:
     return any(isinstance(state, KVCache) and state.allocation.storage == "ring" for state in caches.layers)
 
 
-def _can_be_cut(encoder: Encoder) -> bool:
+def can_be_cut(encoder: Encoder) -> bool:
     """Whether what all layers remember of a row holds what they remembered of its beginning."""
     attention = encoder.spec.attention_layers
     return len(attention) == len(encoder.spec.layers) and not any(layer.is_windowed for layer in attention)

@@ -159,7 +159,9 @@ class Sampler:
         names: Sequence[np.ndarray] | None = None,
         adjustments: Sequence[Adjustment] | None = None,
     ) -> None:
-        self._rows, self._vocabulary, self._step = list(rows), vocabulary, 0
+        self._rows, self._vocabulary = list(rows), vocabulary
+        # Tokens that were drawn, of each row.
+        self._steps = np.zeros(len(rows), np.uint32)
         drawn = secrets.randbits(64)
         seeds = [drawn if row.seed is None else row.seed for row in rows]
         self._keys = _keys(seeds, prompts if names is None else names)
@@ -207,14 +209,23 @@ class Sampler:
             tokens = self._drawn(shares)
             if self._takes is not None:
                 tokens = mx.where(self._takes, mx.argmax(logits, axis=-1), tokens)
-        self._step += 1
+        self._steps = self._steps + np.uint32(1)
         self._adjusting.add(tokens)
         return tokens, shares if logprobs else None
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
         self._rows, self._keys = [self._rows[row] for row in rows], self._keys[list(rows)]
+        self._steps = self._steps[list(rows)]
         self._adjusting.keep_rows(rows)
+        self._bind()
+
+    def join(self, other: Sampler) -> None:
+        """Go on with the rows of another batch behind these: each draws on as it would have without the others."""
+        self._rows = self._rows + other._rows
+        self._keys = np.concatenate([self._keys, other._keys])
+        self._steps = np.concatenate([self._steps, other._steps])
+        self._adjusting.join(other._adjusting)
         self._bind()
 
     def _drawn(self, logprobs: mx.array) -> mx.array:
@@ -227,7 +238,8 @@ class Sampler:
             logprobs = kept_top_k(logprobs, self._top_k)
         # The likeliest at 0, so that a division by however little leaves it there.
         scores = logprobs - logprobs.max(axis=-1, keepdims=True)
-        keys = mx.array(self._keys + np.array([0, self._step], np.uint32))
+        moved = np.stack([np.zeros_like(self._steps), self._steps], axis=1)
+        keys = mx.array(self._keys + moved)
         draw = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))
         return draw(scores / self._temperature, keys)
 

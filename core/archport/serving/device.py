@@ -191,7 +191,17 @@ class Device:
 
     def refuse_all(self, fault: Refused) -> None:
         """Answer everybody who waits with an error."""
-        self._refuse(fault)
+        self.scheduler.close_all(fault)
+
+        def close() -> None:
+            for each in self.steps:
+                each.close_all(fault)
+
+        # Generations are the thread's own, as long as there is one.
+        if self.alive:
+            self.call(close)
+        else:
+            close()
 
     def turn(self) -> bool:
         """Run what is next; False when there is nothing."""

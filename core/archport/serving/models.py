@@ -63,7 +63,7 @@ class Served:
     model: Model
     config: Mapping[str, Any]
     runtime: Runtime
-    alone: Planner
+    alone: SharedPlanner
     revision: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     # The longest row that is known to fit.

@@ -97,7 +97,7 @@ class Requests:
         except Refused:
             raise
         except Exception as error:
-            raise _of_input(error, param, items) from error
+            raise of_input(error, param, items) from error
         finally:
             self.scheduler.release(ticket)
             timing.reading += time.monotonic() - begin
@@ -172,12 +172,25 @@ def _characters(item: Any) -> int:
     return 1
 
 
-def _of_input(error: Exception, param: str, items: Sequence[Any]) -> Exception:
-    """An error of reading, under the field that it is about; what a picture does wrong is the picture's."""
+def of_input(error: Exception, param: str, items: Any) -> Exception:
+    """An error of reading, under the field that it is about; what a picture does wrong is the picture's.
+
+    Args:
+        items: what was read.
+    """
     fault = fault_of(error, param=param)
-    if fault.status != 400:
+    if isinstance(error, Refused) or fault.status != 400:
         return error
-    pictures = any(isinstance(item, dict) and ("image" in item or "video" in item) for item in items)
+    pictures = _holds_pictures(items)
     if pictures and isinstance(error, InputError) and fault.code == "invalid_input":
         return refused(fault.message, "invalid_media", param, 422)
     return Refused(fault)
+
+
+def _holds_pictures(value: Any) -> bool:
+    """Whether there are bytes anywhere in what a request holds: a picture's, since nothing else is."""
+    if isinstance(value, dict):
+        return any(map(_holds_pictures, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_pictures, value))
+    return isinstance(value, bytes)

@@ -15,7 +15,19 @@ from archport.serving.parsing.hermes import Hermes
 from archport.serving.parsing.llama import Llama
 from archport.serving.parsing.thinking import Thinking
 
-WORDS = ["plain", "with space", 'a "quote"', "back\\slash", "new\nline", "ünïcode 漢字", "<tag>", "{brace}", "", "</tool", "1.5"]
+WORDS = [
+    "plain",
+    "with space",
+    'a "quote"',
+    "back\\slash",
+    "new\nline",
+    "ünïcode 漢字",
+    "<tag>",
+    "{brace}",
+    "",
+    "</tool",
+    "1.5",
+]
 TOOLS = [
     {
         "type": "function",
@@ -77,7 +89,10 @@ def transcript(form, seed):
     parts = [f"<|channel|>analysis<|message|>{thought}<|end|>"] if thought else []
     for name, arguments in calls:
         head = chance.choice(
-            [f"<|channel|>commentary to=functions.{name} <|constrain|>json", f" to=functions.{name}<|channel|>commentary json"]
+            [
+                f"<|channel|>commentary to=functions.{name} <|constrain|>json",
+                f" to=functions.{name}<|channel|>commentary json",
+            ]
         )
         parts.append(f"{head}<|message|>{json.dumps(arguments)}<|call|>")
     if content or not parts:
@@ -143,7 +158,9 @@ def test_a_transcript_that_ends_anywhere_is_read_the_same_however_it_came(form, 
 
 
 @pytest.mark.parametrize("form", ["hermes", "coder", "llama"])
-@pytest.mark.parametrize("text", ["<tool_call>no call</tool_call>", "{not json", '{"name": 1}', "<tool_call>", "a <tool", "{}"])
+@pytest.mark.parametrize(
+    "text", ["<tool_call>no call</tool_call>", "{not json", '{"name": 1}', "<tool_call>", "a <tool", "{}"]
+)
 def test_what_only_looks_like_a_call_stays_content(form, text):
     assert told(read(PARSERS[form](), list(text))) == (text, "", [])
 

@@ -19,6 +19,7 @@ from starlette.routing import Match, Route
 
 from archport.serving import openapi
 from archport.serving.answers import Answers
+from archport.serving.chats import Generations
 from archport.serving.device import Device
 from archport.serving.errors import Fault, Refused, fault_of, refused, unavailable
 from archport.serving.http import (
@@ -39,6 +40,7 @@ from archport.serving.models import Registry
 from archport.serving.scheduler import Scheduler
 from archport.serving.security import check_host, check_key, check_origin
 from archport.serving.settings import Settings
+from archport.serving.talking import Talks
 
 log = logging.getLogger("archport.serving")
 access = logging.getLogger("archport.access")
@@ -81,6 +83,8 @@ class State:
             any_dimensions=settings.any_dimensions,
             threads=threads,
         )
+        self.generations = Generations(self.answers, self.device, limits)
+        self.talks = Talks(self.generations)
         self.loading = self.draining = False
         self.active = 0
         self.reading: set[asyncio.Timeout] = set()
@@ -250,6 +254,8 @@ class App:
             metrics.reading_seconds.observe(timing.reading)
             metrics.queue_seconds.observe(timing.queue)
             metrics.device_seconds.observe(timing.device)
+            if timing.first is not None:
+                metrics.first_token_seconds.observe(timing.first)
         if access.isEnabledFor(logging.INFO):
             access.info(
                 "%s",

@@ -144,6 +144,10 @@ class Generations:
         if chats is not None:
             self._device.steps.remove(chats)
 
+    async def host(self, function: Callable[[], Any]) -> Any:
+        """Run a function that takes a while on a thread of the host."""
+        return await self._requests.host(function, 1 << 20)
+
     async def read(
         self,
         served: Served,

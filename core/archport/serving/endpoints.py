@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from archport.serving.dialects import cohere, ollama, openai, ranking, tei
+from archport.serving.dialects import chat, cohere, completions, ollama, ollama_chat, openai, ranking, responses, tei
 from archport.serving.http import Endpoint
 from archport.serving.operations import live, metrics, ready
 
@@ -16,6 +16,36 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/v1/models/{id:path}", openai.model, None, openai.shape, "One model.", "openai"),
     Endpoint(
         "POST", "/v1/embeddings", openai.embeddings, openai.EmbeddingsBody, openai.shape, "Vectors of inputs.", "openai"
+    ),
+    Endpoint(
+        "POST",
+        "/v1/chat/completions",
+        chat.completions,
+        chat.ChatBody,
+        openai.shape,
+        "Answers to a chat.",
+        "openai",
+        streams=True,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/completions",
+        completions.completions,
+        completions.CompletionBody,
+        openai.shape,
+        "What follows prompts.",
+        "openai",
+        streams=True,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        responses.responses,
+        responses.ResponsesBody,
+        openai.shape,
+        "An answer.",
+        "openai",
+        streams=True,
     ),
     Endpoint("POST", "/v2/embed", cohere.embed, cohere.EmbedBody, cohere.shape, "Vectors of inputs.", "cohere"),
     Endpoint("POST", "/rerank", ranking.rerank, ranking.RerankBody, openai.shape, "Documents by relevance.", "rerank"),
@@ -33,6 +63,26 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/tokenize", tei.tokenize, tei.TokenizeBody, tei.shape, "Tokens of texts.", "tei"),
     Endpoint("GET", "/info", tei.info, None, tei.shape, "The server and its model.", "tei"),
     Endpoint("POST", "/api/embed", ollama.embed, ollama.EmbedBody, ollama.shape, "Vectors of texts.", "ollama"),
+    Endpoint(
+        "POST",
+        "/api/chat",
+        ollama_chat.chat,
+        ollama_chat.ChatBody,
+        ollama.shape,
+        "An answer to a chat.",
+        "ollama",
+        streams=True,
+    ),
+    Endpoint(
+        "POST",
+        "/api/generate",
+        ollama_chat.generate,
+        ollama_chat.GenerateBody,
+        ollama.shape,
+        "What follows a prompt.",
+        "ollama",
+        streams=True,
+    ),
     Endpoint("GET", "/api/tags", ollama.tags, None, ollama.shape, "The models.", "ollama"),
     Endpoint("GET", "/api/version", ollama.version, None, ollama.shape, "The version.", "ollama"),
 )

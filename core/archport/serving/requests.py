@@ -40,6 +40,8 @@ class Timing:
     truncated: list[int] = field(default_factory=list[int])
     prompt: str | None = None
     model: str | None = None
+    # Until the first token of a generation.
+    first: float | None = None
 
 
 class Requests:

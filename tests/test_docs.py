@@ -42,6 +42,7 @@ SKIPPED = {
     ("README.md", "downloads Qwen/Qwen3-VL-Embedding-2B"),
     ("reliability.md", "runs for up to half an hour"),
     ("devices.md", "needs a GPU"),
+    ("serving.md", "starts a server"),
     ("command-line.md", "runs for three minutes"),
     ("bulk.md", "needs Ray"),
     ("bulk.md", "needs Dask and Spark"),

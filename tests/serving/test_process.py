@@ -126,7 +126,7 @@ def test_a_port_that_is_taken_a_model_that_is_none_and_an_open_bind_are_told_in_
         done = subprocess.run([*COMMAND, "--port", port], capture_output=True, text=True)
     assert (done.returncode, "can't be listened at" in done.stderr) == (1, True)
     done = subprocess.run([*COMMAND, "--host", "0.0.0.0", "--port", "0"], capture_output=True, text=True)
-    assert (done.returncode, "--insecure" in done.stderr) == (1, True)
+    assert (done.returncode, "--insecure" in done.stderr) == (2, True)
     assert "Traceback" not in done.stderr
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from archport.contract import Measured
+from archport.running.calls import device_call
 from archport.running.classify import LabelScorer
 from archport.running.embed import Embedder, EmbedRequest
 from archport.running.joined import Item
@@ -81,6 +82,7 @@ class VectorWork:
         tokens = self.embedder.tokens_of(texts, self.request, 0)
         return _rows(tokens.ids, tokens.measured, tokens.prompt_tokens, tokens.truncated)
 
+    @device_call
     def run(self, rows: Sequence[Row], take: Take) -> None:
         """See `Work`."""
         measured = tuple(row.measured for row in rows if row.measured is not None)
@@ -102,6 +104,7 @@ class TokenWork:
         ids, measured = self.embedder.read(texts, self.role, prompt, max_tokens, overflow)
         return _rows(ids, measured)
 
+    @device_call
     def run(self, rows: Sequence[Row], take: Take) -> None:
         """See `Work`."""
         measured = [row.measured for row in rows if row.measured is not None]
@@ -125,6 +128,7 @@ class LabelWork:
         ids, types = self.scorer.read_pairs(query, documents, request)
         return [Row(row, kind) for row, kind in zip(ids, types, strict=True)]
 
+    @device_call
     def run(self, rows: Sequence[Row], take: Take) -> None:
         """See `Work`."""
         types = [np.zeros(len(row.ids), np.int32) if row.types is None else row.types for row in rows]
@@ -141,6 +145,7 @@ class AnswerWork:
         """Rows of a query's pairs; raises as `rerank` does."""
         return [Row(row) for row in self.scorer.read_pairs(query, documents, request)]
 
+    @device_call
     def run(self, rows: Sequence[Row], take: Take) -> None:
         """See `Work`."""
         self.scorer.run([row.ids for row in rows], _one_by_one(take))

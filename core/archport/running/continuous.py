@@ -19,6 +19,7 @@ import numpy as np
 from archport.contract import AdmissionRefused, ArchportError, CausalLM
 from archport.memory import joined
 from archport.planning import Plan
+from archport.running.calls import device_call
 from archport.running.decode import Decoding
 from archport.running.detokeniser import special_tokens
 from archport.running.generate import Generator as TextGenerator
@@ -91,6 +92,7 @@ class ContinuousBatch:
         """Have a prompt wait for its turn; from any thread."""
         self._waiting.append(talk)
 
+    @device_call
     def step(self) -> None:
         """A chunk of the prompts that are being read, or one token of every row; the two take turns."""
         self._drop_gone()

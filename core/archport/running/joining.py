@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import AdmissionRefused
+from archport.contract import AdmissionRefused, Span
 from archport.memory import Caches, Snapshot, put
 from archport.planning import Plan
 from archport.running.context import Stretches
@@ -17,8 +17,9 @@ from archport.running.decoding import with_host_bytes
 from archport.running.generate import Generator as TextGenerator
 from archport.running.planned import batch_caches, run_steps
 from archport.running.pool import Pooling
-from archport.running.prefill import can_be_cut
+from archport.running.prefill import can_be_cut, cut_edge
 from archport.running.prefix_cache import PrefixDraft, remember
+from archport.running.spans import spans_of
 from archport.running.talks import Talk
 from archport.running.verify import verified
 from archport.running.vision import sight_of
@@ -75,7 +76,9 @@ class PromptReading:
         Raises:
             AdmissionRefused: it can never fit.
         """
-        return self._plan([len(talk.ids)], 0, self.visual([talk]), self.generator.prefixes.limit)
+        spans = spans_of(self.generator.encoder.rule, [talk.ids])
+        seeing = () if spans is None else spans.rows
+        return self._plan([len(talk.ids)], 0, self.visual([talk]), seeing, self.generator.prefixes.limit)
 
     def planned(self, talks: list[Talk], reserved: int) -> Reading:
         """Prompts that are to be read together, from where an earlier text with the same beginning left off.
@@ -87,22 +90,32 @@ class PromptReading:
             AdmissionRefused: they do not fit beside those, or not together.
         """
         visual, prefixes = self.visual(talks), self.generator.prefixes
-        keys = [talk.ids for talk in talks] if visual is None else visual.keys
+        rows = [talk.ids for talk in talks]
+        spans = spans_of(self.generator.encoder.rule, rows)
+        keys = rows if visual is None else visual.keys
+        keys = keys if spans is None else spans.keys(keys)
         found = prefixes.find(keys[0]) if len(talks) == 1 and len(prefixes) else None
-        if found is not None and visual is not None:
-            # A picture goes through the tower whole, or not at all.
-            edge = visual.edge(found.tokens)
+        if found is not None:
+            edge = cut_edge(found.tokens, visual, spans)
             found = found.first(edge) if edge else None
         first = 0 if found is None else found.tokens
         rest = None if visual is None else visual.behind(first)
-        plan = self._plan([len(talk.ids) - first for talk in talks], first, rest, prefixes.limit + reserved)
+        seeing = () if spans is None else spans.after(first)
+        plan = self._plan([len(row) - first for row in rows], first, rest, seeing, prefixes.limit + reserved)
         kinds, steps = plan.batches[0].kinds, plan.batches[0].steps
         rings = any(kind.kv is not None and kind.kv.storage == "ring" for kind in kinds)
         if len(talks) > 1 and (rings or len(steps) > 1):
             raise AdmissionRefused("windows of rows of different lengths move apart; read the prompts one by one")
         return Reading(talks, keys, found, plan)
 
-    def _plan(self, lengths: list[int], cached: int, visual: VisualPrompts | None, resident: int) -> Plan:
+    def _plan(
+        self,
+        lengths: list[int],
+        cached: int,
+        visual: VisualPrompts | None,
+        spans: Sequence[Sequence[Span]],
+        resident: int,
+    ) -> Plan:
         encoder = self.generator.encoder
         plan = encoder.plan(
             lengths,
@@ -111,6 +124,7 @@ class PromptReading:
             mode="generate",
             chunk=self.chunk,
             images=() if visual is None else visual.images,
+            spans=spans,
             resident=resident,
         )
         return with_host_bytes(plan, () if visual is None else visual.measured, encoder.spec.vision)

@@ -74,7 +74,7 @@ def prefill(
     keys = keys if spans is None else spans.keys(keys)
     found = _found(keys, prefixes)
     if found is not None and (visual is not None or spans is not None):
-        edge = _edge(found.tokens, visual, spans)
+        edge = cut_edge(found.tokens, visual, spans)
         found = found.first(edge) if edge else None
     first = found.tokens if found is not None else 0
     seeing = () if spans is None else spans.after(first)
@@ -124,12 +124,12 @@ def _read(
     return hidden
 
 
-def _edge(tokens: int, visual: VisualPrompts | None, spans: RowSpans | None) -> int:
+def cut_edge(tokens: int, visual: VisualPrompts | None, spans: RowSpans | None) -> int:
     """The most leading tokens, at most so many, that cut no picture, which goes through the tower whole, and no span,
     whose tokens have seen all of it."""
     found = tokens if visual is None else visual.edge(tokens)
     found = found if spans is None else spans.edge(found)
-    return found if found == tokens else _edge(found, visual, spans)
+    return found if found == tokens else cut_edge(found, visual, spans)
 
 
 def _found(rows: Sequence[np.ndarray], prefixes: PrefixCache | None) -> Snapshot | None:

@@ -86,7 +86,7 @@ class YesNoScorer:
             AdmissionRefused: a row does not fit, naming it.
         """
         with rows_named("document"):
-            plan = self.encoder.plan([len(row) for row in rows])
+            plan = self.encoder.planned(rows)
         stretches = Stretches()
         with verified(plan) as watch:
             run_ahead(

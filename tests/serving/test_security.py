@@ -79,3 +79,18 @@ def test_a_path_or_address_in_a_request_is_never_read(make, path, monkeypatch):
         body = {"input": [image], "inputs": [part], "query": "a", "documents": [image]}
         assert serving.ask(path, body).status_code in (400, 422)
     assert opened == []
+
+
+def test_no_message_tells_where_a_model_is_from(make, tiny):
+    serving = make("qwen3-embed", "xlm-roberta-rerank")
+    asks = [
+        ("/v1/embeddings", {"input": "x " * 9000}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/completions", {"prompt": "x " * 9000}),
+        ("/rerank", {"query": "a", "documents": ["x " * 9000], "model": "xlm-roberta-rerank"}),
+        ("/rerank", {"query": "a", "documents": ["b"], "model": "xlm-roberta-rerank", "instruction": "c"}),
+    ]
+    for path, body in asks:
+        response = serving.ask(path, body)
+        assert response.status_code == 400
+        assert str(tiny("qwen3-embed").name).rpartition("/")[0] not in response.text

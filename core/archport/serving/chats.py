@@ -178,7 +178,7 @@ class Generations:
         except Refused:
             raise
         except Exception as error:
-            raise of_input(error, param, prompt) from error
+            raise of_input(error, param, prompt, served) from error
         finally:
             timing.reading += time.monotonic() - begin
         timing.tokens += len(prompted.ids)
@@ -230,7 +230,7 @@ class Generations:
             )  # fmt: skip
             chats.batch.check(talk)
         except Exception as error:
-            raise of_input(error, param, None) from error
+            raise of_input(error, param, None, served) from error
         if chats.batch.waiting >= self._limits.queue_requests:
             raise overloaded(chats.batch.waiting * 0.05)
         begin = time.monotonic()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -99,7 +99,7 @@ class Requests:
         except Refused:
             raise
         except Exception as error:
-            raise of_input(error, param, items) from error
+            raise of_input(error, param, items, served) from error
         finally:
             self.scheduler.release(ticket)
             timing.reading += time.monotonic() - begin
@@ -174,13 +174,16 @@ def _characters(item: Any) -> int:
     return 1
 
 
-def of_input(error: Exception, param: str, items: Any) -> Exception:
+def of_input(error: Exception, param: str, items: Any, served: Served) -> Exception:
     """An error of reading, under the field that it is about; what a picture does wrong is the picture's.
 
     Args:
         items: what was read.
+        served: the model, which a client knows by its id and not by the folder that it is from.
     """
     fault = fault_of(error, param=param)
+    if not isinstance(error, Refused):
+        fault = replace(fault, message=fault.message.replace(served.model.name, served.id))
     if isinstance(error, Refused) or fault.status != 400:
         return error
     pictures = _holds_pictures(items)

@@ -99,6 +99,16 @@ def serve(
     drain_timeout: Annotated[
         float, typer.Option(envvar="ARCHPORT_SERVE_DRAIN_TIMEOUT", min=0, help="Seconds for what is under way.")
     ] = 30.0,
+    on_demand: Annotated[
+        bool,
+        typer.Option(
+            "--on-demand", envvar="ARCHPORT_SERVE_ON_DEMAND", help="Load a model when a request first names it."
+        ),
+    ] = False,
+    idle_timeout: Annotated[
+        float | None,
+        typer.Option(envvar="ARCHPORT_SERVE_IDLE_TIMEOUT", min=0.1, help="Seconds until an unused model is let go."),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", envvar="ARCHPORT_SERVE_QUIET", help="No access log, table or live line.")
     ] = False,
@@ -127,6 +137,8 @@ def serve(
         any_dimensions=any_dimensions,
         chat_share=chat_share,
         batch_tokens=batch_tokens,
+        on_demand=on_demand,
+        idle_seconds=idle_timeout,
         drain_seconds=drain_timeout,
         limits=limits,
     )

@@ -86,6 +86,8 @@ class State:
         self.generations = Generations(self.answers, self.device, limits)
         self.talks = Talks(self.generations)
         self.loading = self.draining = False
+        # Has models loaded that a request names; None where all are loaded for good.
+        self.shelf: Any = None
         self.active = 0
         self.reading: set[asyncio.Timeout] = set()
         self.metrics = Metrics(
@@ -189,6 +191,8 @@ class App:
                 status = GONE
         finally:
             self.state.active -= 1
+            if context.done is not None:
+                context.done()
             self._note(context, request.method, path, status)
 
     async def _answer(self, context: Context, endpoint: Endpoint | None, path: str) -> Response:
@@ -208,7 +212,24 @@ class App:
             body = parsed(data, endpoint.body, self.state.settings.limits)
         if endpoint.body is None:
             return await endpoint.handler(context, body)
-        return await until_gone(context.request, endpoint.handler(context, body))
+        return await until_gone(context.request, self._handled(endpoint, context, body))
+
+    async def _handled(self, endpoint: Endpoint, context: Context, body: Any) -> Response:
+        """The handler's answer, the model that the body names being loaded while it is made."""
+        shelf = self.state.shelf
+        if shelf is None:
+            return await endpoint.handler(context, body)
+        held = await shelf.hold(getattr(body, "model", None))
+        try:
+            response = await endpoint.handler(context, body)
+        except BaseException:
+            if held is not None:
+                shelf.let_go(held)
+            raise
+        if held is not None:
+            # A stream needs its model to its end.
+            context.done = lambda: shelf.let_go(held)
+        return response
 
     def _endpoint(self, scope: Any) -> Endpoint | None:
         for route, endpoint in self._routes:

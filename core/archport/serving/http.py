@@ -52,6 +52,7 @@ class Context:
         timing: where its time goes.
         headers: more headers of the answer.
         tokens_out: generated for it.
+        done: called once it is answered.
     """
 
     request: Request
@@ -60,6 +61,7 @@ class Context:
     timing: Timing = field(default_factory=Timing)
     headers: dict[str, str] = field(default_factory=dict[str, str])
     tokens_out: int = 0
+    done: Callable[[], None] | None = None
 
 
 Handler = Callable[[Context, Any], Awaitable[Response]]

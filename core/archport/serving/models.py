@@ -142,6 +142,14 @@ class Registry:
     def all(self) -> list[Served]:
         return list(self._models.values())
 
+    def has(self, id: str) -> bool:
+        """Whether a model is loaded."""
+        return id in self._models
+
+    def remove(self, id: str) -> Served:
+        """Forget a model; its other names stay its own."""
+        return self._models.pop(id)
+
     def add(self, served: Served, aliases: Sequence[str] = ()) -> None:
         """Register a model under its id and other names."""
         self._models[served.id] = served

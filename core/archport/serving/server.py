@@ -15,12 +15,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
 
-from archport import engine
 from archport.contract import InputError
 from archport.device.facts import this_device
 from archport.device.sizes import parse_bytes
@@ -29,32 +27,14 @@ from archport.serving.app import App, State
 from archport.serving.dialects import openai
 from archport.serving.endpoints import ENDPOINTS
 from archport.serving.errors import unavailable
-from archport.serving.models import Registry, Served, lasting_bytes, public_id, served_model
+from archport.serving.models import Registry, Served
 from archport.serving.settings import Settings
+from archport.serving.shelf import Shelf, Wanted
 
 log = logging.getLogger("archport.serving")
 
 # Connections beyond those that the queue holds: they get their 429.
 BACKLOG = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A model that is to be served.
-
-    Args:
-        name: folder, hub id or alias.
-        id: how requests call it; None for what the name says.
-        options: for `engine.load`.
-    """
-
-    name: str
-    id: str | None
-    options: Mapping[str, Any]
-
-    @property
-    def public(self) -> str:
-        return self.id or public_id(self.name)
 
 
 def wanted(model: str, options: Mapping[str, Any]) -> Wanted:
@@ -92,16 +72,13 @@ class Server:
         memory_budget: int | str | None = None,
         started: Callable[[Server], None] = lambda server: None,
     ) -> None:
-        names = [each.public for each in models]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"two models are called {name!r}; name one otherwise, with ID=NAME")
         self.settings, self.models, self._started = settings, models, started
         self.budget = (
             this_device().default_budget if memory_budget is None else parse_bytes(memory_budget, what="memory_budget")
         )
         self.registry = Registry()
         self.state = State(settings, self.registry, max(2, cores() // 2))
+        self.shelf = Shelf(self.state, models, self.budget, warm)
         self.app = App(self.state, ENDPOINTS, openai.shape)
         self.failure: BaseException | None = None
         self._signals = 0
@@ -190,34 +167,20 @@ class Server:
 
     async def _load(self) -> None:
         try:
-            for each in self.models:
-                served = await asyncio.wrap_future(self.state.device.call(lambda each=each: self._loaded(each)))
-                self.registry.add(served, [name for name in (served.model.name, each.name) if name == public_id(name)])
-            for served in self.registry.all:
-                await asyncio.wrap_future(self.state.device.call(lambda served=served: warm(served)))
+            if not self.settings.on_demand:
+                await self.shelf.load_all()
+            if self.settings.on_demand or self.settings.idle_seconds is not None:
+                self.state.shelf = self.shelf
             self.state.loading = False
             self._started(self)
+            if self.settings.idle_seconds is not None:
+                await self.shelf.unload_idle(self.settings.idle_seconds)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self.failure = error
             assert self._server is not None
             self._server.should_exit = True
-
-    def _loaded(self, wanted: Wanted) -> Served:
-        """A model that shares the budget with the others; runs on the device's thread."""
-        taken = sum(map(lasting_bytes, self.registry.all))
-        about = engine.describe(wanted.name, revision=wanted.options.get("revision"))
-        model = engine.load(wanted.name, memory_budget=max(1, self.budget - taken), **wanted.options)
-        id = wanted.public
-
-        def others() -> int:
-            return sum(lasting_bytes(each) for each in self.registry.all if each.id != id)
-
-        return served_model(
-            id, model, about.checkpoint.config, others=others, held=lambda: self.state.device.reserved,
-            budget=self.budget, revision=about.checkpoint.revision,
-        )  # fmt: skip
 
 
 def warm(served: Served) -> None:

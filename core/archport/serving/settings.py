@@ -62,6 +62,8 @@ class Settings:
         chat_share: of the device's time while rows wait too.
         batch_tokens: tokens that one window may have.
         window_seconds, shared_seconds: about how long one window may take, alone and while texts are generated.
+        on_demand: whether models are loaded by the first request that names them.
+        idle_seconds: after which a model that nobody uses is let go; None for never.
         drain_seconds: for requests under way once the server is told to end.
         most_deaths: of the device's thread, after which the process ends.
     """
@@ -78,6 +80,8 @@ class Settings:
     batch_tokens: int = 16_384
     window_seconds: float = 0.5
     shared_seconds: float = 0.03
+    on_demand: bool = False
+    idle_seconds: float | None = None
     drain_seconds: float = 30.0
     most_deaths: int = 3
     limits: Limits = Limits()

@@ -92,6 +92,11 @@ class Talks:
             self._grammars[served.id] = Grammars(served)
         return self._grammars[served.id]
 
+    def forget(self, served: Served) -> None:
+        """Let go of what is kept of a model."""
+        self._grammars.pop(served.id, None)
+        self._styles.pop(served.id, None)
+
     async def read(self, served: Served, wish: Wish, timing: Timing) -> Prompted:
         """The wish's prompt as ids."""
         served.need("generate")

@@ -82,7 +82,13 @@ def encoded(vector: np.ndarray, form: str) -> Any:
 
 async def models(context: Context, _: None) -> Response:
     """All models."""
-    return json_response(context, {"object": "list", "data": [entry(each) for each in context.state.registry.all]})
+    data = [entry(each) for each in context.state.registry.all]
+    shelf = context.state.shelf
+    # Those that a request would have loaded.
+    data += [
+        {"id": id, "object": "model", "created": 0, "owned_by": "archport"} for id in (shelf.unloaded if shelf else ())
+    ]
+    return json_response(context, {"object": "list", "data": data})
 
 
 async def model(context: Context, _: None) -> Response:

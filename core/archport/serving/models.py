@@ -16,7 +16,7 @@ from archport.engine import Model
 from archport.planning import Plan
 from archport.running.planned import Planner
 from archport.running.runtime import Runtime
-from archport.serving.errors import refused, unsupported
+from archport.serving.errors import refused, unavailable, unsupported
 
 # Bytes that other parts of the process hold are planned in steps of this share of the budget, so that plans are
 # remembered.
@@ -167,6 +167,8 @@ class Registry:
         """
         if name is None:
             able = [each for each in self.all if capability is None or capability in each.capabilities]
+            if not self._models:
+                raise unavailable("model_loading", "No model is loaded yet; a request that names one loads it.")
             if not able:
                 raise unsupported(f"No model of this server can {capability}.")
             return able[0]

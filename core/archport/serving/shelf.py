@@ -137,11 +137,12 @@ class Shelf:
         return [each.id for each in self._state.registry.all if not self._busy.get(each.id)]
 
     async def _unload(self, id: str) -> None:
-        served = self._state.registry.remove(id)
-        self._state.generations.forget(served)
-        self._state.talks.forget(served)
-        del served
+        await self._forget(self._state.registry.remove(id))
         await self._on_device(_give_back)
+
+    async def _forget(self, served: Served) -> None:
+        self._state.talks.forget(served)
+        await self._on_device(lambda: self._state.generations.forget(served))
 
     async def _on_device(self, work: Callable[[], Any]) -> Any:
         return await asyncio.wrap_future(self._state.device.call(work))

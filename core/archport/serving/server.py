@@ -116,7 +116,8 @@ class Server:
     def _listen(self) -> socket.socket:
         try:
             family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
-            listener = socket.socket(family, socket.SOCK_STREAM)
+            # asyncio turns Nagle's algorithm off for sockets that say they are TCP, and else answers wait 40 ms.
+            listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((self.settings.host, self.settings.port))
             listener.listen(BACKLOG)

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import AdmissionRefused, ArchportError, CausalLM
+from archport.contract.memory import kv_capacity
 from archport.memory import joined
 from archport.planning import Plan
 from archport.running.calls import device_call
@@ -158,9 +159,11 @@ class ContinuousBatch:
         asked = [*(row.talk for row in rows), *talks]
         told = [talk.logprobs for talk in asked if talk.logprobs is not None]
         request = GenerateRequest(tuple(talk.options for talk in asked), None, max(told) if told else None)
+        # As caches are made, so that rows of nearly one length have one plan.
+        most = min(kv_capacity(max([columns, *needed])), self._encoder.plan.max_context)
         return self._encoder.plan(
             [1] * (len(rows) + sum(talk.drawn for talk in talks)),
-            new_tokens=max([columns, *needed]) - 1,
+            new_tokens=max(most - 1, 1),
             mode="generate",
             readout=self._generator.readout(request),
             resident=self._generator.prefixes.limit,

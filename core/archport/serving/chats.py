@@ -228,7 +228,8 @@ class Generations:
                 prompted.ids, request.rows[0], listener.told, answers, logprobs, prompted.measured, constraint,
                 frozenset(markers),
             )  # fmt: skip
-            chats.batch.check(talk)
+            # A plan of a new shape takes longer than the event loop should.
+            await self.host(lambda: chats.batch.check(talk))
         except Exception as error:
             raise of_input(error, param, None, served) from error
         if chats.batch.waiting >= self._limits.queue_requests:

@@ -89,13 +89,17 @@ class Requests:
     ) -> list[Row]:
         """Rows of what a request holds, within its limits."""
         begin, characters = time.monotonic(), self.check_size(items, param)
+
+        def checked() -> list[Row]:
+            found = read()
+            if found:
+                served.check_fits(max(row.tokens for row in found), pack=pack)
+            return found
+
         # A cheap bound comes first, so that a full queue answers before anybody reads.
         ticket = self.scheduler.admit(characters // 4 + len(items))
         try:
-            rows = await self.host(read, characters)
-            longest = max((row.tokens for row in rows), default=0)
-            if longest:
-                served.check_fits(longest, pack=pack)
+            rows = await self.host(checked, characters)
         except Refused:
             raise
         except Exception as error:

@@ -235,6 +235,6 @@ def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits():
     while batch.ready:
         batch.step()
         most = max(most, batch.rows)
-        assert batch.reserved + (model._runtime.encoder.plan.weight_bytes or 0) <= two + 50_000
+        assert batch.reserved + model._runtime.encoder.plan.weights.total <= two + 50_000
     assert 1 <= most < len(callers)
     assert [caller.differences(model) for caller in callers] == [[]] * 5

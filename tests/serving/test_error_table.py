@@ -103,7 +103,7 @@ def test_a_budget_that_a_row_exceeds_refuses_it_before_it_runs(make, tiny):
 
     serving = make("bert-plain")
     (served,) = serving.state.registry.all
-    served.alone = replace(served.alone, budget=(served.alone.weight_bytes or 0) + 100_000)
+    served.alone = replace(served.alone, budget=served.alone.weights.total + 100_000)
     found = error(serving.ask("/v1/embeddings", {"input": "word " * 400}), 400, "input_exceeds_memory_budget")
     assert found["estimated_bytes"] > found["limit_bytes"]
     assert serving.ask("/v1/embeddings", {"input": "word"}).status_code in (200, 400)

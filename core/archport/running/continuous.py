@@ -19,7 +19,7 @@ import numpy as np
 from archport.contract import AdmissionRefused, ArchportError, CausalLM
 from archport.contract.memory import kv_capacity
 from archport.memory import joined
-from archport.planning import Plan
+from archport.planning import Plan, Request
 from archport.running.calls import device_call
 from archport.running.decode import Decoding
 from archport.running.detokeniser import special_tokens
@@ -161,13 +161,14 @@ class ContinuousBatch:
         request = GenerateRequest(tuple(talk.options for talk in asked), None, max(told) if told else None)
         # As caches are made, so that rows of nearly one length have one plan.
         most = min(kv_capacity(max([columns, *needed])), self._encoder.plan.max_context)
-        return self._encoder.plan(
-            [1] * (len(rows) + sum(talk.drawn for talk in talks)),
+        whole = Request(
+            lengths=[1] * (len(rows) + sum(talk.drawn for talk in talks)),
             new_tokens=max(most - 1, 1),
             mode="generate",
             readout=self._generator.readout(request),
             resident=self._generator.prefixes.limit,
         )
+        return self._encoder.plan(whole)
 
     def _read(self, reading: Reading, whole: Plan, steps: Generator[None]) -> None:
         """One more chunk; after the last one the prompts join the rows."""

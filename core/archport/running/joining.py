@@ -11,7 +11,7 @@ import numpy as np
 
 from archport.contract import AdmissionRefused, Span
 from archport.memory import Caches, Snapshot, put
-from archport.planning import Plan
+from archport.planning import Plan, Request
 from archport.running.context import Stretches
 from archport.running.decoding import with_host_bytes
 from archport.running.generate import Generator as TextGenerator
@@ -117,9 +117,9 @@ class PromptReading:
         resident: int,
     ) -> Plan:
         encoder = self.generator.encoder
-        plan = encoder.plan(
-            lengths,
-            cached=cached,
+        request = Request(
+            lengths=lengths,
+            cached=[cached] * len(lengths),
             new_tokens=0,
             mode="generate",
             chunk=self.chunk,
@@ -127,6 +127,7 @@ class PromptReading:
             spans=spans,
             resident=resident,
         )
+        plan = encoder.plan(request)
         return with_host_bytes(plan, () if visual is None else visual.measured, encoder.spec.vision)
 
     def steps(self, reading: Reading) -> Generator[None]:

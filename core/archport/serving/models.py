@@ -13,8 +13,7 @@ from typing import Any
 
 from archport.contract import ClassificationHead, EmbeddingHead, PairReader, TokenHead, YesNoHead
 from archport.engine import Model
-from archport.planning import Plan
-from archport.running.planned import Planner
+from archport.planning import Plan, Planner, Request
 from archport.running.runtime import Runtime
 from archport.serving.errors import refused, unavailable, unsupported
 
@@ -23,7 +22,7 @@ from archport.serving.errors import refused, unavailable, unsupported
 STEPS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SharedPlanner(Planner):
     """A planner whose plans leave room for what others of the process hold.
 
@@ -33,16 +32,17 @@ class SharedPlanner(Planner):
 
     others: Callable[[], int] = field(default=lambda: 0, compare=False)
 
-    def __call__(self, lengths: Sequence[int], *, resident: int = 0, **options: Any) -> Plan:
+    def __call__(self, request: Request) -> Plan:
         """See Planner."""
         step = max(1, self.budget // STEPS)
         held = -(-self.others() // step) * step
-        return Planner.__call__(self, lengths, resident=resident + held, **options)
+        return Planner.__call__(self, replace(request, resident=request.resident + held))
 
 
 def sharing(planner: Planner, others: Callable[[], int]) -> SharedPlanner:
     """The same planner, leaving room for others."""
-    return SharedPlanner(**{each.name: getattr(planner, each.name) for each in fields(Planner)}, others=others)
+    own = {each.name: getattr(planner, each.name) for each in fields(Planner) if each.init}
+    return SharedPlanner(**own, others=others)
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +124,7 @@ class Served:
             AdmissionRefused: with numbers.
         """
         if tokens > self._fits:
-            self.alone([tokens], pack=pack)
+            self.alone(Request(lengths=[tokens], pack=pack))
             self._fits = tokens
 
 
@@ -222,4 +222,4 @@ def served_model(
 def lasting_bytes(served: Served) -> int:
     """Bytes that a model holds for good: its weights, and what its prefix cache may hold."""
     remembered = served.runtime.prefixes.limit if "generate" in served.model.spec.tasks else 0
-    return (served.alone.weight_bytes or 0) + remembered
+    return served.alone.weights.total + remembered

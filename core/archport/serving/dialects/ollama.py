@@ -66,7 +66,7 @@ def _entry(served: Any) -> dict[str, Any]:
         "name": served.id,
         "model": served.id,
         "modified_at": modified,
-        "size": served.runtime.encoder.plan.weight_bytes or 0,
+        "size": served.runtime.encoder.plan.weights.total,
         "digest": served.revision or "",
         "details": {
             "format": "safetensors",

@@ -33,7 +33,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (embed, batch, similar, rerank, generate, chat, serve, bench_serve, info, plan, plugins, check, record, doctor, new):
+for command in (
+    embed,
+    batch,
+    similar,
+    rerank,
+    generate,
+    chat,
+    serve,
+    bench_serve,
+    info,
+    plan,
+    plugins,
+    check,
+    record,
+    doctor,
+    new,
+):
     app.command()(spoken(command))
 
 

@@ -22,8 +22,8 @@ from archport.cli.plan import plan
 from archport.cli.plugins import plugins
 from archport.cli.record import record
 from archport.cli.rerank import rerank
-from archport.cli.similar import similar
 from archport.cli.serve import serve
+from archport.cli.similar import similar
 from archport.cli.words import spoken
 
 app = typer.Typer(

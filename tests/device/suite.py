@@ -28,16 +28,16 @@ SELECTION = "not packaging and not truth and not bulk"
 LIMIT = 8 * 60
 SOURCES = ("core", "plugins", "tests", "examples", "benchmarks", "docs", "pyproject.toml", "conftest.py")
 SHIPPED = ("qwen3", "qwen35", "qwen3_vl", "bidirectional")
-OUTSIDE = ("decoders", "encoders", "gemma2")
 
 
 def plugins() -> dict[str, str]:
     """Every plugin of this tree -> the folder that holds its package, "" for the shipped ones."""
+    outside = (ROOT / "tests" / "outside").glob("*_model.py")
     examples = (ROOT / "examples" / "third_party").glob("*/archport_*/__init__.py")
     return {
         **dict.fromkeys(SHIPPED, ""),
         **{each.parent.name: str(each.parents[1].relative_to(ROOT)) for each in sorted(examples)},
-        **dict.fromkeys(OUTSIDE, "tests/outside"),
+        **{each.stem.removesuffix("_model"): "tests/outside" for each in sorted(outside)},
     }
 
 
@@ -136,8 +136,8 @@ def main() -> None:
         sys.exit(f"{args.out} holds slices of another tree; remove it, or give another --out")
     tree.write_text(before)
     names = [] if args.no_checks else list(CHECKED)
-    # Beside the tests, with a worker's share of the machine.
-    with ThreadPoolExecutor(2) as pool:
+    # Beside the tests, with a share of the machine.
+    with ThreadPoolExecutor(max(1, args.workers // 3)) as pool:
         found = pool.map(lambda name: checked(name, args.out), names)
         for at in [args.slice] if args.slice else range(1, slices + 1):
             run_slice(at, slices, args.workers, args.out, args.limit)

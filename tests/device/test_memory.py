@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from tolerances import CPU
 
 from archport import engine
 from archport.device.memory import process_memory, resident_bytes
@@ -22,7 +23,8 @@ def test_arrays_that_are_held_are_active_and_resident():
     held = mx.ones((64, 1 << 20), dtype=mx.float32)
     mx.eval(held)
     after = process_memory()
-    assert after.active - before.active == held.nbytes
+    # A GPU's last buffers of a few bytes come back a little later.
+    assert abs(after.active - before.active - held.nbytes) <= (0 if CPU else 4096)
     assert after.peak >= after.active
     assert resident is not None
     assert after.host is not None

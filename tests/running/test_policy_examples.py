@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tolerances import CPU
 
 from archport import engine
 
@@ -46,7 +47,8 @@ def test_padding_is_hidden_as_the_example_pins_and_vectors_stay_what_they_are(ex
         "pinned   archport_mask_policy of override padded_texts: key_padding (texts are new every time, and one way is "
         "planned sooner than two)"
     }
-    assert not pinned(held.plan([5]))
+    # A GPU pads a row that runs alone, so that its end is hidden as well.
+    assert bool(pinned(held.plan([5]))) == (not CPU)
 
 
 def test_caches_begin_as_small_as_the_example_pins_and_change_no_token(example, tmp_path):

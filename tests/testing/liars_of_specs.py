@@ -164,7 +164,7 @@ LIARS_OF_SPECS = [
     ),
     Liar(
         PRICED,
-        "it writes every hidden state sixteen times, or more where plans have a constant",
+        "it writes every hidden state sixteen times",
         plugin("repeats", trunk=Repeats),
         "the plan predicts",
     ),

@@ -77,6 +77,10 @@ def test_sixteen_bit_inputs_are_summed_in_float32():
     assert error <= 2**-8
 
 
+@pytest.mark.skipif(
+    mx.default_device().type != mx.DeviceType.cpu,
+    reason="only on cpu: the price is a CPU's, and a GPU gives blocks back a little after the next one began",
+)
 def test_the_predicted_scratch_holds_and_is_not_far_above_what_is_measured():
     wanted = call(B=1, n_heads=8, q_len=512, kv_len=2048, mask="causal", head_dim=64, v_head_dim=64)
     price = STREAM.price(wanted, DEVICE)

@@ -8,8 +8,9 @@ import pytest
 
 from archport.contract import ArchSpec, AttentionLayer, Experts, Quantization
 from archport.device.profiles import profile
-from archport.planning import estimate_weights
-from archport.planning.costs import in_flight_cap, token_bytes
+from archport.planning import activations, estimate_weights
+from archport.planning.activations import token_bytes
+from archport.planning.costs import in_flight_cap
 
 # Published checkpoints agree with `estimate_weights` to this share: position tables, biases and poolers are not in a
 # spec, and a recurrent layer's matrices are read back from its state.
@@ -120,3 +121,29 @@ def test_a_model_without_norms_on_q_and_k_is_priced_without_their_copies(qwen3_0
     without = token_bytes(replace(qwen3_06b, qk_norm=False), layer, False, "float32", "cpu", host=True)
     assert without.held < with_norms.held
     assert without.lazy <= with_norms.lazy
+
+
+def test_a_block_takes_the_rows_of_a_plainer_one_but_for_its_own(tmp_path, monkeypatch, qwen3_06b: ArchSpec):
+    layer, table = qwen3_06b.layers[0], tmp_path / "temporaries.csv"
+    before = token_bytes(qwen3_06b, layer, False, "bfloat16", "cuda")
+    rows = activations.TABLE.read_text(encoding="utf-8")
+    columns = rows.splitlines()[0].split(",")
+    own = {"device": "cuda", "bytes": "any", "block": "pre-norm + normed heads", "quantity": "held", "D": "1", "q": "2"}
+    table.write_text(rows + ",".join(own.get(name, "") for name in columns) + "\n", encoding="utf-8")
+    monkeypatch.setattr(activations, "TABLE", table)
+    for cached in (activations._table, activations._sums):
+        cached.cache_clear()
+    try:
+        after = token_bytes(qwen3_06b, layer, False, "bfloat16", "cuda")
+        assert after == replace(before, held=2 * (1024 + 2 * 2048))
+    finally:
+        for cached in (activations._table, activations._sums):
+            cached.cache_clear()
+
+
+def test_every_quantity_has_a_row_on_every_kind_of_device():
+    known = {(row[0], row[2], row[3]) for row in activations._table()}
+    for device in ("cpu", "cpu+host", "metal", "cuda"):
+        for block in ("post-norm", "pre-norm", "delta net", "recurrence"):
+            assert {(device, block, name) for name in ("lazy", "held", "mixer")} <= known
+        assert {(device, f"{mlp} MLP", "inside") for mlp in ("gated", "plain", "experts")} <= known

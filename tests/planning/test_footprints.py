@@ -8,7 +8,7 @@ import pytest
 
 from archport.contract import ArchSpec, Footprint
 from archport.planning import estimate_weights
-from archport.planning.costs import token_bytes
+from archport.planning.activations import token_bytes
 
 KINDS = [("cpu", True), ("cpu", False), ("cuda", False), ("metal", False)]
 

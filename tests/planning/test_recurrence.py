@@ -2,9 +2,10 @@
 
 import pytest
 
-from archport.contract import DeltaHeads, RecurrentLayer, SpecError
+from archport.contract import ArchSpec, DeltaHeads, RecurrentLayer, SpecError
 from archport.device.profiles import PROFILES, profile
-from archport.planning.costs import recurrent_bytes, recurrent_widths
+from archport.planning.activations import token_bytes
+from archport.planning.costs import recurrent_widths
 from archport.planning.steps import choose_form
 
 QWEN = RecurrentLayer.gated_delta(DeltaHeads(16, 32, 128, 128), 4)
@@ -63,7 +64,10 @@ def test_widths_that_a_recurrence_declares_are_the_ones_that_are_priced():
     told = RecurrentLayer(state_bytes=1 << 16, conv_taps=4, conv_bytes=3 * 4 * 96, channels=500, values=70)
     assert recurrent_widths(plain) == (96, 128)
     assert recurrent_widths(told) == (500, 70)
-    assert recurrent_bytes(told, 64, 0, 4, "cuda")[0] > recurrent_bytes(plain, 64, 0, 4, "cuda")[0]
+    sizes = dict(vocab_size=16, hidden_size=64, intermediate_size=64, max_positions=8)
+    spec = ArchSpec(arch="x", tasks=("embed",), layers=(plain,), **sizes)
+    of = [token_bytes(spec, layer, False, "float32", "cuda").lazy for layer in (plain, told)]
+    assert of[0] < of[1]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from archport.contract import (
     MaskPolicy,
     PathChooser,
 )
-from archport.planning.costs import LayerClass, Weights, classes_of, kinds_of
+from archport.planning.activations import LayerClass, classes_of
+from archport.planning.costs import Weights, kinds_of
 
 Key = tuple[object, ...]
 T = TypeVar("T")

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from archport.contract import AttentionLayer, AttentionPath, KVAllocation, RecurrentPath
+from archport.planning.activations import LayerClass
 from archport.planning.batch import Batch, Decoding, StepPlan
 from archport.planning.costs import (
     BUSY_SECONDS,
@@ -18,7 +19,6 @@ from archport.planning.costs import (
     HOST_SECONDS,
     POINTWISE_BANDWIDTH,
     WAIT_SECONDS,
-    LayerClass,
     in_flight_cap,
     itemsize,
     rate,

@@ -36,7 +36,7 @@ from archport.contract import AttentionCall, Example
 from archport.contract.hooks import Hooks, Speaker
 from archport.device.facts import host_device
 from archport.device.profiles import profile
-from archport.planning import Memo, plan_request
+from archport.planning import Planner, Request
 from archport.testing.finding import find
 from archport.testing.writing import random_weights, write_checkpoint
 
@@ -78,14 +78,17 @@ def planning(device: Any, count: int) -> tuple[float, float]:
     """(milliseconds without the pin, with it) of planning so many texts of lengths that were never seen."""
     spec = find("bidirectional").hooks().claim(normalise_config(dict(MINILM)))
     assert spec is not None
-    both = [(hooks_of("bidirectional", pin), Chooser(builtin_backends()), Memo()) for pin in (None, padded_texts)]
+    both = [
+        Planner.of(spec, device, Chooser(builtin_backends()), dtype="float32", pins=hooks_of("bidirectional", pin))
+        for pin in (None, padded_texts)
+    ]
     spent: list[list[float]] = [[], []]
     for draw in range(DRAWS):
         drawn = np.exp(np.random.default_rng([count, draw]).normal(4.3, 0.7, count))
         rows = [int(each) for each in np.clip(drawn, 4, 512)]
-        for at, (pins, choose, memo) in enumerate(both):
+        for at, planner in enumerate(both):
             started = time.process_time()
-            plan_request(spec, rows, device=device, choose=choose, dtype="float32", memo=memo, pins=pins)
+            planner(Request(lengths=rows))
             spent[at].append(time.process_time() - started)
     # The first draw also finds out what does not depend on lengths.
     first, second = (1e3 * statistics.median(each[1:]) for each in spent)

@@ -13,6 +13,7 @@ import pytest
 from tolerances import CPU
 
 from archport import engine
+from archport.testing.plans import planned
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
@@ -60,7 +61,7 @@ def test_caches_begin_as_small_as_the_example_pins_and_change_no_token(example, 
         for overrides in ([], [example("short_chats")])
     )
     prompts = [[5, 6, 7, 8], [9, 10]]
-    plans = [model._runtime.encoder.plan([4, 2], new_tokens=None) for model in (free, held)]
+    plans = [planned(model._runtime.encoder.plan, [4, 2], new_tokens=None) for model in (free, held)]
     assert plans[1].bytes["kv"] == plans[0].bytes["kv"] / 8
     ceiling = held._runtime.encoder.plan.max_context
     assert pinned(plans[1]) == {
@@ -71,5 +72,5 @@ def test_caches_begin_as_small_as_the_example_pins_and_change_no_token(example, 
         answer.tokens for answer in held.generate(prompts, max_tokens=8)
     ]
     # A stated limit is allocated once, and a long prompt is no short chat.
-    assert not pinned(held._runtime.encoder.plan([4], new_tokens=8))
-    assert not pinned(held._runtime.encoder.plan([600], new_tokens=None))
+    assert not pinned(planned(held._runtime.encoder.plan, [4], new_tokens=8))
+    assert not pinned(planned(held._runtime.encoder.plan, [600], new_tokens=None))

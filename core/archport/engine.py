@@ -425,6 +425,12 @@ class Model(EncoderAnswers):
         request = Request(lengths=lengths, cached=start, new_tokens=new_tokens, pack=pack)
         return self._runtime.encoder.plan(request)
 
+    @property
+    def last_plan(self) -> Plan | None:
+        """The plan that was made last, of a call or by `plan`; None before the first. `explain()` says why it is so."""
+        latest = self._runtime.encoder.plan.latest
+        return latest[-1] if latest else None
+
     @checked
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Similarity of every row of a (N, D) with every row of b (M, D), (N, M), as this model's vectors compare."""

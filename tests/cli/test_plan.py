@@ -28,10 +28,20 @@ ROWS = ("-m", QWEN, "--tokens", "32768", "--batch", "32", "--device", "m2-ultra-
 
 
 def test_a_config_alone_is_planned_for_another_machine(invoke):
-    done = invoke(*ROWS)
+    done = invoke(*ROWS, "--verbose")
     assert done.exit_code == 0, done.output
     for word in ("m2-ultra-128gb (profile)", "weights", "█", "activations", "causal", "not composite", "budget"):
         assert word in done.output
+
+
+def test_a_plan_says_in_short_why_its_batches_are_as_they_are(invoke):
+    done = invoke(*ROWS)
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].startswith("qwen3, embed, bfloat16, on m2-ultra-128gb (profile): ")
+    for start in ("  rows: ", "  prefill chunk: ", "  evaluated ", "  28 x causal", "    path: fused"):
+        assert any(line.startswith(start) for line in lines), start
+    assert len(lines) <= 8 + 4 * sum(line.startswith("batch") for line in lines)
 
 
 def test_json_holds_the_same_plan(invoke):

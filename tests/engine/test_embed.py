@@ -306,3 +306,14 @@ def test_a_request_over_the_budget_is_refused_before_it_runs_with_what_would_fit
     fits = refused.value.max_tokens_that_fit
     assert 8 <= fits < 500
     assert np.isfinite(tight.embed("word " * (fits // 2))).all()
+
+
+def test_the_last_plan_is_the_one_that_ran():
+    model = engine.load(GOLDENS / "bert-plain")
+    assert model.last_plan is None
+    model.embed(["a text", "another one"])
+    ran = model.last_plan
+    assert ran is not None
+    assert sorted(row for batch in ran.batches for row in batch.rows) == [0, 1]
+    assert "rows: " in ran.explain()
+    assert model.plan([5, 6, 7]) == model.last_plan

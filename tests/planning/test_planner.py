@@ -345,7 +345,7 @@ def _any(choose):
 
 
 def test_explain_names_paths_reasons_and_bytes(qwen3_06b: ArchSpec, choose):
-    text = plan_of(qwen3_06b, [700, 900], device=M2, choose=choose, new_tokens=8).explain()
+    text = plan_of(qwen3_06b, [700, 900], device=M2, choose=choose, new_tokens=8).explain(verbose=True)
     for word in ("m2-ultra-128gb", "weights", "kv", "causal", "one, fused", "not tiles: slower", "planned", "decode"):
         assert word in text
 

@@ -13,7 +13,7 @@ from archport.attention import Chooser, builtin_backends
 from archport.contract import ArchSpec, AttentionLayer, AttentionPath, InputError
 from archport.device.profiles import profile
 from archport.planning import NoPins
-from archport.planning.report import duration, explain
+from archport.planning.report import duration, explain_in_full
 from archport.testing.plans import plan_of
 
 M2, M4, H200 = profile("m2-ultra-128gb"), profile("m4-pro-24gb"), profile("h200")
@@ -61,7 +61,7 @@ def test_a_packed_path_has_one_time_in_all_that_is_said_of_it(real_choose: Choos
             for path in batch.steps[0].paths:
                 assert isinstance(path, AttentionPath)
                 assert path.price == path.backend.price(path.call, H200)
-        found = prices(plan.explain() + "\n")
+        found = prices(plan.explain(verbose=True) + "\n")
         assert all(shown == named for shown, named in found), found
         compared += len(found)
     assert compared
@@ -92,7 +92,7 @@ def one_price(drawn: ModuleType, specs: dict[str, ArchSpec], count: int, seed: i
     for request in drawn.requests(specs, count, seed, 2000):
         if request.device != device:
             choose, device = Chooser(builtin_backends()), request.device
-        found = prices(request.plan(choose, budget=2**45).explain() + "\n")
+        found = prices(request.plan(choose, budget=2**45).explain(verbose=True) + "\n")
         assert all(shown == named for shown, named in found), f"{request}: {found}"
         compared += len(found)
     return compared
@@ -154,7 +154,7 @@ def test_windows_read_no_more_than_they_see(windowed: ArchSpec, real_choose: Cho
 
 def test_prefill_and_decoding_are_told_apart(qwen3_06b: ArchSpec, real_choose: Chooser):
     plan = plan_of(qwen3_06b, [5000], device=M4, choose=real_choose, new_tokens=256)
-    text, read = plan.explain(), plan.to_dict()
+    text, read = plan.explain(verbose=True), plan.to_dict()
     assert f"estimated time: {duration(plan.seconds)}\n" in text
     assert f"prefill  {duration(plan.prefill_seconds)}, " in text
     assert f"decoding {duration(plan.decode_seconds)}: 255 passes" in text
@@ -162,9 +162,9 @@ def test_prefill_and_decoding_are_told_apart(qwen3_06b: ArchSpec, real_choose: C
     assert read["batches"][0]["decoding"]["steps"] == 255
     unknown = plan_of(qwen3_06b, [5000], device=M4, choose=real_choose, new_tokens=None)
     assert unknown.decode_seconds == 0
-    assert "each further token takes about" in unknown.explain()
+    assert "each further token takes about" in unknown.explain(verbose=True)
     embedded = plan_of(qwen3_06b, [5000], device=M4, choose=real_choose)
-    assert "decoding" not in embedded.explain()
+    assert "decoding" not in embedded.explain(verbose=True)
 
 
 class Chunked(NoPins):
@@ -203,8 +203,8 @@ def slow(spec: ArchSpec, choose: Chooser):
 def test_a_plan_says_why_its_chunk_is_no_larger(bound, make, words, qwen3_06b: ArchSpec, real_choose: Chooser):
     plan = make(qwen3_06b, real_choose)
     batch = plan.largest
-    assert batch.schedule.bound == bound, plan.explain()
-    (line,) = [line for line in explain(plan).splitlines() if line.startswith("prefill chunk: ")]
+    assert batch.schedule.bound == bound, plan.explain(verbose=True)
+    (line,) = [line for line in explain_in_full(plan).splitlines() if line.startswith("prefill chunk: ")]
     assert words in line
     assert batch.schedule.bound == "row" or f"{batch.chunk:,} tokens" in line
     assert plan.to_dict()["batches"][0]["chunk_bound"] == bound
@@ -225,3 +225,32 @@ def test_a_chunk_bound_by_memory_grows_with_it(qwen3_06b: ArchSpec, real_choose:
         budget=int(1.002 * int(needed[1].replace(",", ""))),
     )
     assert more.chunk > plan.chunk
+
+
+def test_a_batch_that_memory_keeps_small_names_the_rows_that_did_not_fit(qwen3_06b: ArchSpec, real_choose: Chooser):
+    least = plan_of(qwen3_06b, [2000], device=profile("m1-16gb"), choose=real_choose).minimum
+    budget = int(1.3 * least)
+    plan = plan_of(qwen3_06b, [2000] * 8, device=profile("m1-16gb"), choose=real_choose, budget=budget)
+    (problem,) = {batch.why for batch in plan.batches[:-1]}
+    assert re.search(r"rows of [\d,]+ tokens would not do: a batch needs [\d,]+ bytes, the budget is", problem)
+    assert f"rows: {problem}" in plan.explain()
+
+
+def test_equal_batches_are_explained_once_and_paths_with_the_next_best(qwen3_06b: ArchSpec, real_choose: Chooser):
+    plan = plan_of(qwen3_06b, [3000] * 40, device=profile("m1-16gb"), choose=real_choose)
+    lines = plan.explain().splitlines()
+    assert len(plan.batches) > 5
+    assert sum(line.startswith("batch") for line in lines) == 2
+    (path,) = [line for line in lines if line.startswith("    path: ")]
+    (best,) = plan.largest.steps[-1].paths
+    name, reason = plan.against(best)[0]
+    assert path.endswith(f"; not {name}: {reason}")
+
+
+def test_a_schedule_that_memory_makes_tight_says_what_fewer_evaluations_would_need(
+    qwen3_06b: ArchSpec, real_choose: Chooser
+):
+    least = plan_of(qwen3_06b, [20_000], device=profile("m1-16gb"), choose=real_choose).minimum
+    plan = plan_of(qwen3_06b, [20_000], device=profile("m1-16gb"), choose=real_choose, budget=least)
+    assert plan.largest.schedule.split
+    assert "between evaluations would not do: it needs" in plan.explain()

@@ -59,7 +59,7 @@ def test_padding_of_a_mixed_corpus_stays_below_a_fifth(kind):
 
 
 def test_rows_are_limited_by_what_fits():
-    groups = group_rows([100] * 10, kind="metal", max_rows=lambda width: 3)
+    groups = group_rows([100] * 10, kind="metal", max_rows=lambda width: (3, "no more fit"))
     assert [len(group.rows) for group in groups] == [3, 3, 3, 1]
 
 

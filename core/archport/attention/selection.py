@@ -44,13 +44,16 @@ def choose(
             usable.append((backend, backend.price(call, device)))
     if not usable:
         raise InputError(_nothing(call, device, against, pin))
-    chosen, price, excess = _best(call, device, usable, against)
-    return AttentionPath(call, chosen, price, tuple(against.items()), excess)
+    chosen, price, excess, priced = _best(call, device, usable)
+    # What comes next best first, then what can't run the call.
+    return AttentionPath(call, chosen, price, tuple((priced | against).items()), excess)
 
 
 def _best(
-    call: AttentionCall, device: DeviceFacts, usable: list[tuple[Backend, Price]], against: dict[str, str]
-) -> tuple[Backend, Price, str]:
+    call: AttentionCall, device: DeviceFacts, usable: list[tuple[Backend, Price]]
+) -> tuple[Backend, Price, str, dict[str, str]]:
+    """The backend to take, its price and what it exceeds, and what speaks against the others, the next best first."""
+    against: dict[str, str] = {}
     priced = [(backend, price, price.excess(call, device)) for backend, price in usable]
     chunked = [entry for entry in priced if entry[0].name == CHUNKED]
     if call.limits.force_chunk and chunked:
@@ -64,7 +67,7 @@ def _best(
         else:
             best = min(priced, key=lambda entry: entry[1].transient)
         why = ""
-    for backend, price, excess in priced:
+    for backend, price, excess in sorted(priced, key=lambda entry: (bool(entry[2]), entry[1].seconds)):
         if backend is best[0]:
             continue
         if why:
@@ -75,7 +78,7 @@ def _best(
             against[backend.name] = "other paths keep the limits without merging chunks"
         else:
             against[backend.name] = f"about {price.seconds * 1e3:.3g} ms against {best[1].seconds * 1e3:.3g} ms"
-    return best
+    return *best, against
 
 
 def _nothing(call: AttentionCall, device: DeviceFacts, against: dict[str, str], pin: str | None) -> str:

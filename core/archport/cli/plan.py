@@ -46,9 +46,10 @@ def plan(
     device: Annotated[str | None, typer.Option(help="A profile such as m2-ultra-128gb; default: this machine.")] = None,
     budget: Annotated[str | None, typer.Option(help="Bytes the plan may use, such as 16GB.")] = None,
     mask: Annotated[str | None, typer.Option(help="'dense' prices one (B,1,S,S) mask in float32.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Every number and every reason.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show the path of every kind of layer, why not the others, bytes per component, chunk and evaluations.
+    """Show why each batch has its rows, chunk, evaluations and paths, and the bytes per component.
 
     Exit code 4 when the request would not fit memory, 1 when it is refused otherwise; the message, or the JSON object,
     says what binds and what would fit.
@@ -77,7 +78,7 @@ def plan(
             raise
         typer.echo(json.dumps(refusal_dict(refusal), indent=2))
         raise typer.Exit(message_and_code(refusal)[1]) from refusal
-    typer.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned.explain())
+    typer.echo(json.dumps(planned.to_dict(), indent=2) if as_json else planned.explain(verbose=verbose))
 
 
 def make(

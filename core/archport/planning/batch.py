@@ -309,6 +309,7 @@ class Schedule:
             needs least is taken. None: what the budget leaves, rounded down to one of `scratch_levels`.
         lean_tower: whether pictures pass the tower in the fewest bytes, whatever the budget leaves.
         bound, why: what keeps the chunk from being larger, and that in words; "" where `bound` says it all.
+        pace: why the graph is not evaluated less often; "" where the device says it all.
     """
 
     chunk: int
@@ -319,6 +320,7 @@ class Schedule:
     lean_tower: bool = False
     bound: ChunkBound = "row"
     why: str = ""
+    pace: str = ""
 
     def stretches(self, layers: int) -> int:
         """Evaluations of one pass through so many layers."""

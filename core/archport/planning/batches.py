@@ -13,7 +13,7 @@ from archport.planning.batch import Batch, Quote, Request, Schedule
 from archport.planning.facts import ModelFacts
 from archport.planning.quote import quote
 from archport.planning.search import batch_seconds, batch_tokens, even, most_tokens, rows_that_fit
-from archport.planning.shapes import Group, group_rows, padded_length, prompt_width, snapped
+from archport.planning.shapes import LAST, Group, group_rows, padded_length, prompt_width, snapped
 from archport.planning.steps import path_of
 
 # A smaller share of the time is not worth leaving MLX's own kernels for: prices are not that exact.
@@ -29,11 +29,12 @@ def groups_of(model: ModelFacts, request: Request) -> tuple[Group, ...]:
     rows, kind, most = request.lengths, model.device.kind, most_tokens(model, request)
     if request.generates:
         # All rows decode together, so they are prefilled together.
-        return (Group(rows=tuple(range(len(rows))), padded=prompt_width(max(rows), kind, most)),)
+        every = tuple(range(len(rows)))
+        return (Group(every, prompt_width(max(rows), kind, most), why="all rows decode together"),)
     S, others = max(request.cached), len(rows) > 1
     wishes = (request.wishes, request.images, bool(request.visible))
 
-    def max_rows(width: int) -> int:
+    def max_rows(width: int) -> tuple[int, str]:
         key = ("rows", *wishes, width, S, others)
         return model.known(key, lambda: rows_that_fit(model, request, width, others=others))
 
@@ -62,19 +63,20 @@ def divided(model: ModelFacts, request: Request, group: Group) -> tuple[Group, .
     if request.generates:
         return ()
     rows, kind, most = request.lengths, model.device.kind, most_tokens(model, request)
+    why = f"{len(group.rows)} rows in one batch do not fit"
 
     def part(indices: tuple[int, ...]) -> Group:
         if group.packed:
-            return Group(indices, packed_width(sum(rows[index] for index in indices)), packed=True)
+            return Group(indices, packed_width(sum(rows[index] for index in indices)), packed=True, why=why)
         # Padding would cost a lone row that sees ahead a mask.
         even = len(indices) == 1 and model.spec.semantics != "causal"
         width = prompt_width if even else padded_length
-        return Group(indices, width(max(rows[index] for index in indices), kind, most))
+        return Group(indices, width(max(rows[index] for index in indices), kind, most), why=why)
 
     if len(group.rows) > 1:
         middle = len(group.rows) // 2
         return part(group.rows[:middle]), part(group.rows[middle:])
-    alone = Group(group.rows, prompt_width(max(rows[index] for index in group.rows), kind, most))
+    alone = Group(group.rows, prompt_width(max(rows[index] for index in group.rows), kind, most), why=group.why)
     return (alone,) if group.packed or alone.padded < group.padded else ()
 
 
@@ -236,9 +238,10 @@ def _filled(rows: Sequence[int], most: int) -> tuple[Group, ...]:
     groups, rows_now, tokens = list[Group](), list[int](), 0
     for row, length in enumerate(rows):
         if rows_now and (tokens + length > most or len(rows_now) == MOST_ROWS):
-            groups.append(Group(tuple(rows_now), packed_width(tokens), packed=True))
+            why = f"{most:,} tokens in a packed row keep this device busy, or are all that fits"
+            groups.append(Group(tuple(rows_now), packed_width(tokens), packed=True, why=why))
             rows_now, tokens = [], 0
         rows_now.append(row)
         tokens += length
-    groups.append(Group(tuple(rows_now), packed_width(tokens), packed=True))
+    groups.append(Group(tuple(rows_now), packed_width(tokens), packed=True, why=LAST))
     return tuple(groups)

@@ -29,6 +29,7 @@ class BatchPlan:
         quote: schedule, steps, bytes, seconds.
         decode: one decoded token at the fullest cache; None when nothing is decoded.
         decoding: estimated time of what follows the prefill; None when nothing is decoded.
+        why: what keeps more rows out, in words.
 
     Raises:
         ArchportError: when the steps do not run every token exactly once, in order, in steps of at most `chunk`.
@@ -39,6 +40,7 @@ class BatchPlan:
     quote: Quote
     decode: StepPlan | None = None
     decoding: Decoding | None = None
+    why: str = ""
 
     def __post_init__(self) -> None:
         problem = self._gap() or self._wrong_rows() or self._wrong_paths()
@@ -312,11 +314,15 @@ class Plan:
         """Distinct (B, L) that reach the device."""
         return frozenset((batch.shape.B, step.tokens) for batch in self.batches for step in batch.steps)
 
-    def explain(self) -> str:
-        """The plan in plain text: paths, reasons against the others, bytes, chunks, evaluations."""
-        from archport.planning.report import explain
+    def explain(self, *, verbose: bool = False) -> str:
+        """Why every batch is as it is, in plain text: rows, chunk, schedule, paths, each with what was rejected first.
 
-        return explain(self)
+        Args:
+            verbose: of the largest batch every number, and every reason against every backend.
+        """
+        from archport.planning.report import explain, explain_in_full
+
+        return explain_in_full(self) if verbose else explain(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready values."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from archport.contract import (
     AdmissionRefused,
@@ -39,7 +39,13 @@ CHEAP = 0.03
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner(ModelFacts):
-    """Makes the plans of one model on one device, and remembers what it found out."""
+    """Makes the plans of one model on one device, and remembers what it found out.
+
+    Args:
+        latest: the plan that was made last; empty before the first.
+    """
+
+    latest: deque[Plan] = field(default_factory=lambda: deque(maxlen=1), init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -89,7 +95,7 @@ class Planner(ModelFacts):
         request = replace(request, spans=spans_of(self.spec, request.lengths, request.spans))
         refuse_context(self, request)
         batches = _dense_batch(self, request) if request.dense else _batches(self, request)
-        return Plan(
+        plan = Plan(
             arch=self.spec.arch,
             mode="generate" if request.generates else "embed",
             device=self.device,
@@ -103,6 +109,8 @@ class Planner(ModelFacts):
             request=request,
             notes=_notes(self, request, batches),
         )
+        self.latest.append(plan)
+        return plan
 
     def minimum(self, request: Request) -> int:
         """The smallest peak of any schedule, in bytes: of the row that needs most, or of all that decode together."""
@@ -228,7 +236,7 @@ def _quote(model: ModelFacts, batch: Batch) -> Quote | None:
 
 def _plan_batch(model: ModelFacts, group: Group, batch: Batch, best: Quote) -> BatchPlan:
     kv = [kind.kv for kind in best.kinds]
-    return BatchPlan(group.rows, batch, best, decode_step(model, batch), decoding_seconds(model, batch, kv))
+    return BatchPlan(group.rows, batch, best, decode_step(model, batch), decoding_seconds(model, batch, kv), group.why)
 
 
 def _dense_batch(model: ModelFacts, request: Request) -> tuple[BatchPlan, ...]:

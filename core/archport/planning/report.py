@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
-from archport.contract import AttentionLayer, AttentionPath, LayerSpec, RecurrentPath
+from archport.contract import AttentionLayer, AttentionPath, KVAllocation, LayerSpec, RecurrentPath
 from archport.planning.batch import KindPlan, StepPlan
 from archport.planning.plan import BatchPlan, Plan
 
@@ -104,7 +105,60 @@ def describe_path(path: AttentionPath) -> str:
 
 
 def explain(plan: Plan) -> str:
-    """The plan in plain text, for `explain()` and the command line."""
+    """Why each batch is as it is, with what was rejected first; batches with the same reasons together."""
+    device, count = plan.device, len(plan.batches)
+    where = f"{device.name} ({'profile' if device.simulated else 'this machine'})"
+    lines = [
+        f"{plan.arch}, {plan.mode}, {plan.dtype}, on {where}: {count} batch{'es' if count > 1 else ''}, "
+        f"peak {size(plan.peak)} of {size(plan.budget)}, pool {size(plan.pool)}, {duration(plan.seconds)}"
+    ]
+    paths: object = None
+    for _, alike in groupby(enumerate(plan.batches, 1), key=lambda pair: _reasons(pair[1], len(plan.layer_kinds))):
+        (first, batch), *others = alike
+        last = others[-1][0] if others else first
+        what = f"batch {first} of {count}: " if first == last else f"batches {first} to {last} of {count}, the first "
+        lines += [what + _shape(batch), *_reasons(batch, len(plan.layer_kinds))]
+        if paths != _names(batch.steps[-1]):
+            paths = _names(batch.steps[-1])
+            lines += [line for index, kind in enumerate(batch.kinds) for line in _in_short(plan, kind, index, batch)]
+    parts = ", ".join(f"{name} {size(value)}" for name, value in plan.bytes.items() if value)
+    lines.append(f"memory of the largest: {parts}")
+    if plan.host_bytes:
+        lines.append(f"host memory for pictures and video, apart from the peak: {size(plan.host_bytes)}")
+    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
+
+
+def _reasons(batch: BatchPlan, layers: int) -> tuple[str, ...]:
+    """Why these rows, this chunk and this schedule."""
+    schedule = batch.schedule
+    pace = schedule.pace or ("a CPU gains nothing by waiting less often" if schedule.in_flight == 1 else "")
+    rows = batch.why or "all rows of the request"
+    evaluated = _evaluation(batch, layers).rpartition(":")[0]
+    return f"  rows: {rows}", f"  {_chunk(batch)}", f"  {evaluated}" + (f": {pace}" if pace else "")
+
+
+def _in_short(plan: Plan, kind: KindPlan, index: int, batch: BatchPlan) -> list[str]:
+    """What was decided for one kind of layer, with the first alternative of each path."""
+    words = [f"  {kind.count} x {describe(kind.layer)}"]
+    words += [f"mask {kind.mask.kind}"] if kind.mask is not None else []
+    words += [f"cache {_cache(kind.kv)}"] if kind.kv is not None else []
+    lines = ["; ".join(words)]
+    for label, step in _shown(batch):
+        path = step.paths[index]
+        told = describe_form(path) if isinstance(path, RecurrentPath) else describe_path(path)
+        other = next((f"; not {name}: {reason}" for name, reason in _against(plan, path)), "")
+        lines.append(f"    {label}: {told}{other}")
+    return [*lines, *(f"    pinned   {pin}" for pin in kind.pins)]
+
+
+def _cache(kv: KVAllocation) -> str:
+    kept = kv.storage if kv.bits is None else f"{kv.storage}, {kv.bits} bits"
+    tokens = f", {kv.initial:,} tokens" if kv.ceiling else ""
+    return kept + tokens + (f" growing to {kv.ceiling:,}" if kv.ceiling > kv.initial else "")
+
+
+def explain_in_full(plan: Plan) -> str:
+    """The plan with every number of its largest batch, and every reason against every backend."""
     device, largest = plan.device, plan.largest
     where = f"{device.name} ({'profile' if device.simulated else 'this machine'})"
     count = len(plan.batches)
@@ -204,10 +258,7 @@ def _kind(plan: Plan, kind: KindPlan, index: int, batch: BatchPlan) -> list[str]
             lines.append(f"  {label:<8} {path.call.q_len:,} x {path.call.kv_len:,}: {describe_path(path)}")
         lines += [f"           not {name}: {reason}" for name, reason in _against(plan, path)]
     if kind.kv is not None:
-        kept = kind.kv.storage if kind.kv.bits is None else f"{kind.kv.storage}, {kind.kv.bits} bits"
-        room = f", {kind.kv.initial:,} tokens" if kind.kv.ceiling else ""
-        grows = f" growing to {kind.kv.ceiling:,}" if kind.kv.ceiling > kind.kv.initial else ""
-        lines.append(f"  cache    {kept}{room}{grows}")
+        lines.append(f"  cache    {_cache(kind.kv)}")
     lines += [f"  pinned   {pin}" for pin in kind.pins]
     return lines
 

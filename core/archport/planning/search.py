@@ -186,22 +186,29 @@ def _better(found: Estimate, best: Quote | None) -> bool:
     return (found.binds not in (None, "memory"), found.peak) < (best.binds not in (None, "memory"), best.peak)
 
 
-def rows_that_fit(model: ModelFacts, request: Request, width: int, *, others: bool) -> int:
-    """Rows of `width` tokens that may share a batch by their shape; what does not fit as it is, is divided later."""
+def rows_that_fit(model: ModelFacts, request: Request, width: int, *, others: bool) -> tuple[int, str]:
+    """Rows of `width` tokens that may share a batch by their shape, and what keeps one more out in words; "" for none.
+
+    What does not fit as it is, is divided later.
+    """
     first = admitted(model, even(model, request, 1, width, others=others))
     if first is None:
-        return 1
+        return 1, "not even one row fits as it is padded"
     lean = _leanest(model, first.schedule.chunk)
 
     def batch(rows: int) -> Batch:
         return even(model, request, rows, width, others=others)
 
+    def tried(rows: int) -> Estimate:
+        return estimate(model, batch(rows), first.schedule)
+
     # Rows that no path could fit are ruled out before any path is priced.
-    most = _most_of(
-        max(1, batch_tokens(model, request) // width),
-        lambda rows: least_bytes(model, batch(rows), lean) <= model.budget,
-    )
-    return _most_of(most, lambda rows: estimate(model, batch(rows), first.schedule).binds is None)
+    wanted = max(1, batch_tokens(model, request) // width)
+    most = _most_of(wanted, lambda rows: least_bytes(model, batch(rows), lean) <= model.budget)
+    most = _most_of(most, lambda rows: tried(rows).binds is None)
+    if most == wanted:
+        return most, ""
+    return most, f"{most + 1} rows of {width:,} tokens would not do: a batch {tried(most + 1).problem}"
 
 
 def _most_of(most: int, fits: Callable[[int], bool]) -> int:
@@ -233,9 +240,11 @@ def schedule_of(model: ModelFacts, batch: Batch) -> Quote | None:
     wanted = min(layers, ceil(STRETCH_SECONDS / layer_seconds(model, tokens)))
     parts = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
     counts = sorted({1, wanted} | {-(-layers // part) for part in parts if -(-layers // part) < wanted}, reverse=True)
+    pace = f"{wanted} of {layers} layers are long enough that starting the next ones ahead hides all waiting"
     for count in counts:
-        schedule = replace(best.schedule, eval_every_layers=count, split=False, scratch=None)
+        schedule = replace(best.schedule, eval_every_layers=count, split=False, scratch=None, pace=pace)
         found = _tried(model, batch, schedule)
         if isinstance(found, Quote) and found.binds is None:
             return found
-    return best
+        pace = f"{count} layers between evaluations would not do: it {found.problem}"
+    return replace(best, schedule=replace(best.schedule, pace=pace))

@@ -7,7 +7,7 @@ process after some hundred of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from archport.contract import DeviceKind
@@ -24,6 +24,8 @@ SHORTEST = 32
 FREE_ROWS_TOKENS: dict[DeviceKind, int] = {"cuda": 0, "metal": 2_048, "cpu": 2**62}
 # A long row gains no memory to speak of by more steps than these, for what it caches outweighs a step by far.
 MOST_STEPS = 512
+# Why no more rows share the last batch.
+LAST = "no rows are left"
 # 32, 48, 64, 96, 128, ...: every chunk is a multiple of 16, and halving or doubling stays on the lattice.
 CHUNKS = tuple(sorted({32 * 2**i for i in range(20)} | {48 * 2**i for i in range(19)}))
 
@@ -61,11 +63,16 @@ def row_counts(most: int, width: int, kind: DeviceKind) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows that run together: their indices in the request, and the tokens they are padded to, each or in one row."""
+    """Rows that run together: their indices in the request, and the tokens they are padded to, each or in one row.
+
+    Args:
+        why: what keeps more rows out, in words.
+    """
 
     rows: tuple[int, ...]
     padded: int
     packed: bool = False
+    why: str = field(default="", compare=False)
 
 
 def group_rows(
@@ -73,7 +80,7 @@ def group_rows(
     *,
     kind: DeviceKind,
     tokens_per_batch: int | None = None,
-    max_rows: Callable[[int], int] | None = None,
+    max_rows: Callable[[int], tuple[int, str]] | None = None,
     most: int = 2**24,
     padding: float = 0.25,
     even_alone: bool = False,
@@ -86,7 +93,7 @@ def group_rows(
     Args:
         lengths: tokens per row.
         tokens_per_batch: padded tokens per batch; a row that is longer runs alone.
-        max_rows: rows of a padded length that may share a batch, when memory says so.
+        max_rows: rows of a padded length that may share a batch, when memory says so, and what keeps one more out.
         most: tokens that no row may be padded beyond.
         padding: largest share of a batch's tokens that may be padding beyond the one that the width alone costs.
         even_alone: whether rows of one length run at just that, because padding would cost them a mask. Not on CUDA,
@@ -100,13 +107,16 @@ def group_rows(
     at = 0
     while at < len(order):
         width = padded_length(lengths[order[at]], kind, most)
-        wanted = max(1, target // width)
+        wanted, why = max(1, target // width), f"{target:,} tokens a batch keep this device busy"
         if max_rows is not None:
-            wanted = max(1, min(wanted, max_rows(width)))
+            most_rows, problem = max_rows(width)
+            wanted, why = (wanted, why) if most_rows >= wanted else (max(1, most_rows), problem)
         if seconds is not None:
             count = _cheapest(lengths, order[at : at + wanted], width, kind, seconds)
-            groups.append(Group(rows=tuple(order[at : at + count]), padded=width))
+            if count < min(wanted, len(order) - at):
+                why = f"shorter rows take less time per token in a batch of their own than padded to {width:,}"
             at += count
+            groups.append(Group(tuple(order[at - count : at]), width, why=why if at < len(order) else LAST))
             continue
         # Rows much shorter than the first are left to a narrower batch.
         shortest = (1 - 2 * padding) * lengths[order[at]]
@@ -121,8 +131,12 @@ def group_rows(
         rows = tuple(order[at : at + count])
         if even_alone and kind != "cuda" and lengths[rows[0]] == lengths[rows[-1]]:
             width = lengths[rows[0]]
-        groups.append(Group(rows=rows, padded=width))
+        if count == alike - at < wanted:
+            why = f"shorter rows would be padded by more than {2 * padding:.0%}"
+        elif count < min(wanted, alike - at):
+            why = f"a power of two of rows, so that buffers fit again; {why}"
         at += count
+        groups.append(Group(rows=rows, padded=width, why=why if at < len(order) else LAST))
     return tuple(groups)
 
 

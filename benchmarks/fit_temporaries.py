@@ -2,9 +2,9 @@
 
     python benchmarks/fit_temporaries.py                  measure, and print how far the table is from it
     python benchmarks/fit_temporaries.py --write          write rows that measurements exceed anew (`make fit`)
-    python benchmarks/fit_temporaries.py --two-passes     the alternative of docs/adr/0015: a line through two short passes
+    python benchmarks/fit_temporaries.py --two-passes     a line through two short passes instead (docs/adr/0015)
 
-Models of each family with one width varied at a time run equal short rows. What their peak holds above all that does not
+Models of each family with one width varied at a time run equal short rows. What their peak holds above what does not
 belong to layers is divided by tokens, and compared with what the table says of the same. A row that is fitted anew is a
 sum of coefficients that no measurement exceeds: least squares without negative coefficients, raised by the worst case.
 Exits 1 when a measurement is above its plan.

@@ -29,8 +29,7 @@ from archport.planning.plan import BatchPlan, Plan
 from archport.planning.quote import quote
 from archport.planning.refusals import refuse, refuse_context, refuse_dense
 from archport.planning.search import admitted, leanest, most_tokens, schedule_of
-from archport.planning.shapes import Group, padded_length, prompt_width
-from archport.planning.spans import smallest_chunk, spans_of
+from archport.planning.shapes import Group, padded_length, prompt_width, smallest_chunk, spans_of
 from archport.planning.steps import decode_step, reasons
 
 # Below this share of the time the evaluations are not worth a word.

@@ -37,7 +37,7 @@ from archport.planning.in_flight import (
     parts,
     prefill_seconds,
 )
-from archport.planning.spans import steps_of
+from archport.planning.shapes import steps_of
 from archport.planning.steps import SAMPLED, decode_step, prefill_steps
 from archport.planning.vision import TowerQuote, feature_bytes, tower_quote
 

@@ -23,8 +23,7 @@ from archport.planning.quote import (
     quote,
     scratch_levels,
 )
-from archport.planning.shapes import TOKENS_PER_BATCH, chunk_widths
-from archport.planning.spans import smallest_chunk
+from archport.planning.shapes import TOKENS_PER_BATCH, chunk_widths, smallest_chunk
 from archport.planning.steps import SAMPLED
 from archport.planning.vision import within
 

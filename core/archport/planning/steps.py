@@ -41,7 +41,7 @@ from archport.contract.spec import kv_sources
 from archport.planning.batch import Batch, Prefill, StepPlan
 from archport.planning.costs import HOST_ELEMENTS, rate
 from archport.planning.facts import ModelFacts
-from archport.planning.spans import among_keys, steps_of
+from archport.planning.shapes import among_keys, steps_of
 
 # Steps that stand for all of a prefill in an estimate: the first, the last full one and the last.
 SAMPLED = 3

@@ -34,16 +34,16 @@ from archport.device.process import use_device
 from archport.device.sizes import parse_bytes
 from archport.faults import explained, unexpected
 from archport.loading import Description, describe
+from archport.planning import Plan, Request
 from archport.running.answers import EncoderAnswers
 from archport.running.calls import DeviceIterator, device_call
 from archport.running.collecting import Collected, Errors
-from archport.running.precision import Precision, check_precision, quantise
+from archport.running.precision import Precision, check_dimensions, check_precision, quantise
 from archport.running.tokenise import Overflow, iterable
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from archport.planning import Plan
     from archport.running.generation import Generation, Piece
     from archport.running.runtime import Runtime
 
@@ -251,7 +251,7 @@ class Model(EncoderAnswers):
             asked = (tokens, texts, prompt, prompt_name, max_tokens, overflow, fixed)
             return embed_tokens(*asked, progress=shown, errors=errors)
         embedder = self._runtime.embedder()
-        _check_dimensions(dimensions, self.dimensions)
+        check_dimensions(dimensions, self.dimensions)
         request = EmbedRequest(
             embedder.tokeniser.prompt(prompt, prompt_name), dimensions, normalize, max_tokens, overflow
         )
@@ -418,12 +418,9 @@ class Model(EncoderAnswers):
         Raises:
             AdmissionRefused: the rows do not fit; the message and attributes say what binds and what would fit.
         """
-        pack = isinstance(self._runtime.head, EmbeddingHead)
-        from archport.planning import Request
-
         start = [cached] * len(lengths) if isinstance(cached, int) else cached
-        request = Request(lengths=lengths, cached=start, new_tokens=new_tokens, pack=pack)
-        return self._runtime.encoder.plan(request)
+        pack = isinstance(self._runtime.head, EmbeddingHead)
+        return self._runtime.encoder.plan(Request(lengths=lengths, cached=start, new_tokens=new_tokens, pack=pack))
 
     @property
     def last_plan(self) -> Plan | None:
@@ -451,8 +448,3 @@ class Model(EncoderAnswers):
             InputError: for wrong shapes, ids outside the vocabulary, or a mask with holes.
         """
         return self._runtime.encoder.forward(input_ids, attention_mask)
-
-
-def _check_dimensions(dimensions: int | None, width: int) -> None:
-    if dimensions is not None and not 1 <= dimensions <= width:
-        raise InputError(f"{dimensions=}; expected 1 to {width}, the width of this model's vectors")

@@ -36,6 +36,12 @@ def check_precision(precision: str) -> None:
         raise InputError(f"{precision=}; expected one of {', '.join(get_args(Precision))}")
 
 
+def check_dimensions(dimensions: int | None, width: int) -> None:
+    """Raise InputError for a number of dimensions that vectors of this width can't be cut to."""
+    if dimensions is not None and not 1 <= dimensions <= width:
+        raise InputError(f"{dimensions=}; expected 1 to {width}, the width of this model's vectors")
+
+
 def calibrated(vectors: np.ndarray, precision: Precision) -> Ranges:
     """Each dimension's range over vectors (N, D), for `int8` and `uint8`.
 

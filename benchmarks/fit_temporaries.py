@@ -69,7 +69,9 @@ def models(dtype: mx.Dtype) -> Iterator[tuple[str, Encoder]]:
     """Every family with each of its widths varied."""
     for name, config in FAMILIES.items():
         for change in VARIED:
-            if not change.keys() <= config.keys():
+            # Gemma's three heads can't share two of keys and values.
+            odd = "num_key_value_heads" in change and config["num_attention_heads"] % 2
+            if odd or not change.keys() <= config.keys():
                 continue
             trunk, spec, hooks = memory["built"](
                 {**config, **{key: config[key] * by for key, by in change.items()}}, dtype

@@ -75,7 +75,7 @@ def _culprit(
     """(file, keys, value) of what has to change for the attempt to go through; None where it goes as it is.
 
     Where no change does that, one after which the attempt ends in a refusal on purpose is as good: without the entry
-    something else is amiss.
+    something else is amiss. Entries that are left out of config.json are no such change.
     """
     with watched() as found:
         if _cures(attempt):
@@ -101,7 +101,9 @@ def _culprit(
                 cured = _cures(attempt)
             if cured:
                 return path, keys, value
-            if cured is None and (second is None or not second[1]):
+            # A config without an entry that every model has is always refused, which tells nothing about the entry.
+            told = cured is None and not (other is REMOVED and path.endswith("/config.json"))
+            if told and (second is None or not second[1]):
                 second = path, keys, value
     if len(files) < len(found):
         path = next(iter(files))

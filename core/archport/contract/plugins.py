@@ -208,7 +208,7 @@ def named(name: str, plugins: Sequence[Plugin]) -> Plugin:
     if broken is not None:
         raise PluginError(f"plugin {broken.label} did not load: {broken.error}")
     installed = ", ".join(row.name for row in plugins) or "none"
-    raise InputError(f"plugin={name!r} is not installed; installed: {installed}")
+    raise InputError(f"plugin={name!r:.200} is not installed; installed: {installed}")
 
 
 def claim(config: Mapping[str, Any], plugins: tuple[Plugin, ...]) -> tuple[Plugin, ArchSpec]:

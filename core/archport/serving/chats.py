@@ -95,9 +95,9 @@ class Chats:
 
     def listener(self) -> _Listener:
         """What hears of a caller's pieces, in the running event loop."""
-        return _Listener(asyncio.get_running_loop(), self._said_by)
+        return _Listener(asyncio.get_running_loop(), self._pass_on)
 
-    def _said_by(self, listener: _Listener, piece: Piece | Exception) -> None:
+    def _pass_on(self, listener: _Listener, piece: Piece | Exception) -> None:
         self._said.append((listener, piece))
 
 

@@ -147,10 +147,10 @@ async def generate(context: Context, body: GenerateBody) -> Response:
     return await _answer(context, served, wish, said, stream=body.stream)
 
 
-Said = Callable[..., dict[str, Any]]
+Message = Callable[..., dict[str, Any]]
 
 
-async def _answer(context: Context, served: Any, wish: Wish, said: Said, *, stream: bool) -> Response:
+async def _answer(context: Context, served: Any, wish: Wish, said: Message, *, stream: bool) -> Response:
     talks = context.state.talks
     prompted = await talks.read(served, wish, context.timing)
     told = talks.answers(served, wish, prompted, context.timing)
@@ -188,7 +188,7 @@ def _end(context: Context, answer: Answer) -> dict[str, Any]:
 
 
 async def _lines(
-    context: Context, served: Any, said: Said, first: Talked, rest: AsyncIterator[Talked]
+    context: Context, served: Any, said: Message, first: Talked, rest: AsyncIterator[Talked]
 ) -> AsyncIterator[bytes]:
     answer, pending = Answer(), first
     try:

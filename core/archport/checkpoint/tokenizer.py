@@ -165,6 +165,11 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
             f"{folder / 'tokenizer_config.json'}: fast_tokenizer_files={stated['fast_tokenizer_files']!r:.120} names "
             "tokenizers for other versions of a library. Keep one, as tokenizer.json, and drop the key."
         )
+    for file, settings_of in (("tokenizer_config.json", stated), ("config.json", checkpoint.config)):
+        if not isinstance(settings_of.get("tokenizer_class"), str | None):
+            raise CheckpointError(
+                f"{folder / file}: tokenizer_class={settings_of['tokenizer_class']!r:.80}; expected a name."
+            )
     stored = _from_json(fast) if fast.is_file() else None
     if stored is not None:
         # As the reference: of a tokenizer.json its post-processor says what is put around texts.

@@ -36,7 +36,7 @@ from archport import engine
 for overrides in ([archport_sdpa_demo], [archport_sdpa_demo.pinned], [small_chunks]):
     model = engine.load(sys.argv[1], overrides=overrides)
     model.embed(["a text"])
-    print(model.plan([300]).explain(), end="\\n=====\\n")
+    print(model.plan([300]).explain(verbose=True), end="\\n=====\\n")
 """
 
 

@@ -53,6 +53,15 @@ def test_with_keys_everything_but_health_asks_for_one(make, path):
     assert serving.ask("/health/ready").status_code == 200
 
 
+def test_the_path_that_needs_no_key_is_the_one_that_is_answered(make, monkeypatch):
+    from starlette.datastructures import URL
+    from starlette.requests import Request
+
+    # As Starlette 0.41 reads `Host: x/health/live?`.
+    monkeypatch.setattr(Request, "url", property(lambda self: URL("http://x/health/live?/v1/models")))
+    assert make("bert-plain", keys=keys_of(["key"])).ask("/v1/models").status_code == 401
+
+
 def test_an_address_beyond_loopback_needs_keys_or_insecure():
     with pytest.raises(InputError, match="--insecure"):
         Settings(host="0.0.0.0")

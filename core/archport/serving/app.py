@@ -178,8 +178,9 @@ class App:
                     endpoint = self._endpoint(scope)
                     if endpoint is not None:
                         path, shape = endpoint.path, endpoint.shape
-                    check_key(request.headers, request.url.path, self.state.settings)
-                    response = await self._answer(context, endpoint, request.url.path)
+                    # Not of `request.url`, which older versions of Starlette make of the Host header too.
+                    check_key(request.headers, scope["path"], self.state.settings)
+                    response = await self._answer(context, endpoint, scope["path"])
             except ClientDisconnect:
                 status = GONE
                 return

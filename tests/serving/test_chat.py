@@ -254,6 +254,24 @@ def test_what_is_wrong_with_a_chat_has_its_status_before_any_stream(serving, mor
     assert (response.status_code, response.json()["error"]["code"]) == (404 if code == "model_not_found" else 400, code)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_many_answers_are_refused_before_anything_is_made_for_each(serving, monkeypatch, path, stream):
+    from archport.serving.dialects import chat
+    from archport.serving.talking import Talks
+
+    made = []
+    monkeypatch.setattr(Talks, "answers", lambda *_: made.append("answers"))
+    monkeypatch.setattr(chat.Answer, "__init__", lambda self: made.append("answer"))
+    response = serving.ask(path, {"messages": MESSAGES, "prompt": "a", "n": 20, "stream": stream})
+    assert (response.status_code, response.json()["error"]["param"], made) == (400, "n", [])
+
+
+def test_a_limit_of_tokens_is_refused_by_the_name_that_the_request_has_for_it(serving):
+    error = serving.ask("/v1/responses", {"input": "a", "max_output_tokens": 0}).json()["error"]
+    assert (error["param"], error["message"].split()[0]) == ("max_output_tokens", "max_output_tokens")
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1/x.png", "/etc/passwd", "file:///etc/passwd"])
 def test_a_picture_s_address_in_a_chat_is_422(serving, url):
     part = {"type": "image_url", "image_url": {"url": url}}

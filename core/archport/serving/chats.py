@@ -208,8 +208,6 @@ class Generations:
             Refused, AdmissionRefused: before the first piece, where the request can't run.
         """
         chats = self.of(served)
-        if answers > self._limits.answers:
-            raise refused(f"n is {answers}; at most {self._limits.answers} answers are made.", "invalid_value", "n")
         most = options.get("max_tokens")
         if most is None:
             # As much as there is room for, and no more than one request may hold of the device.

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from archport.running.generation import TokenLogprob, Usage
 from archport.serving.dialects.openai import shape
 from archport.serving.dialects.pictures import messages_of
-from archport.serving.dialects.sampling import SamplingBody, options_of
+from archport.serving.dialects.sampling import SamplingBody, check_answers, options_of
 from archport.serving.errors import refused
 from archport.serving.http import Context, event, json_response, streamed
 from archport.serving.parsing.events import Arguments, Call, Content, Event, Reasoning
@@ -74,8 +74,7 @@ EVENTS = "text/event-stream"
 
 
 def _wish(context: Context, body: ChatBody) -> Wish:
-    if body.n < 1:
-        raise refused(f"n is {body.n}; expected a number above 0.", "invalid_value", "n")
+    check_answers(body.n, context.state.settings.limits)
     if body.top_logprobs is not None and not body.logprobs:
         raise refused("top_logprobs needs logprobs to be true.", "invalid_value", "top_logprobs")
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens

@@ -13,7 +13,7 @@ from archport.running.generation import TokenLogprob
 from archport.serving.dialects.chat import EVENTS, Answer, usage_of
 from archport.serving.dialects.items import items_of
 from archport.serving.dialects.openai import shape
-from archport.serving.dialects.sampling import SamplingBody, options_of
+from archport.serving.dialects.sampling import SamplingBody, check_answers, options_of
 from archport.serving.errors import refused
 from archport.serving.http import Context, event, json_response, streamed
 from archport.serving.parsing.events import Content
@@ -44,8 +44,7 @@ async def completions(context: Context, body: CompletionBody) -> Response:
     for value, name in ((body.echo, "echo"), (body.suffix, "suffix")):
         if value:
             raise refused(f"{name} is not offered; leave it out.", "unsupported_operation", name)
-    if body.n < 1:
-        raise refused(f"n is {body.n}; expected a number above 0.", "invalid_value", "n")
+    check_answers(body.n, state.settings.limits)
     prompts = items_of(body.prompt, "prompt", state.settings.limits)
     texts, most = len(prompts) * body.n, state.settings.limits.rows
     if texts > most:

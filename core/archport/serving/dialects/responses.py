@@ -50,11 +50,9 @@ async def responses(context: Context, body: ResponsesBody) -> Response:
     form = (body.text or {}).get("format")
     wish = Wish(
         messages=messages_of(messages, state.settings.limits, "input"),
-        options=options_of(body, body.max_output_tokens),
+        options=options_of(body, body.max_output_tokens, "max_output_tokens"),
         form=form,
     )
-    if body.max_output_tokens is not None and body.max_output_tokens < 1:
-        raise refused("max_output_tokens has to be above 0.", "invalid_value", "max_output_tokens")
     prompted = await state.talks.read(served, wish, context.timing)
     told = state.talks.answers(served, wish, prompted, context.timing)
     head = {

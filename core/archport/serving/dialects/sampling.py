@@ -8,6 +8,7 @@ from pydantic import Field, StrictInt, StrictStr
 
 from archport.serving.errors import refused
 from archport.serving.http import Body
+from archport.serving.settings import Limits
 
 
 class SamplingBody(Body):
@@ -27,11 +28,18 @@ class SamplingBody(Body):
     min_tokens: StrictInt | None = None
 
 
-def options_of(body: SamplingBody, most: int | None) -> dict[str, Any]:
+def check_answers(n: int, limits: Limits) -> None:
+    """Refuse a number of answers before anything is made for each of them."""
+    if not 1 <= n <= limits.answers:
+        raise refused(f"n is {n}; expected 1 to {limits.answers}.", "invalid_value", "n")
+
+
+def options_of(body: SamplingBody, most: int | None, name: str = "max_tokens") -> dict[str, Any]:
     """Options by the names of `Model.generate`; None where the body says nothing.
 
     Args:
         most: tokens to generate.
+        name: of the field that says so.
     """
     bias: dict[int, float] | None = None
     if body.logit_bias is not None:
@@ -40,7 +48,7 @@ def options_of(body: SamplingBody, most: int | None) -> dict[str, Any]:
         except ValueError:
             raise refused("logit_bias holds a key that is no token id.", "invalid_value", "logit_bias") from None
     if most is not None and most < 1:
-        raise refused(f"max_tokens is {most}; expected a number above 0.", "invalid_value", "max_tokens")
+        raise refused(f"{name} is {most}; expected a number above 0.", "invalid_value", name)
     stop = [body.stop] if isinstance(body.stop, str) else body.stop
     # OpenAI's clients send an empty list or string for none; a negative seed is one of its numbers too.
     stop = [each for each in stop or () if each] or None

@@ -210,6 +210,35 @@ def test_a_row_whose_logits_are_nan_fails_alone(monkeypatch):
     assert callers[0].differences(model) == callers[2].differences(model) == []
 
 
+@pytest.mark.parametrize("method", ["allowed", "take"])
+def test_a_text_whose_form_can_t_be_followed_fails_alone(method):
+    model = load("qwen3-tied", prefix_cache=0)
+
+    class Form:
+        def allowed(self):
+            return np.ones(model.spec.vocab_size, bool)
+
+        def take(self, token):
+            setattr(self, method, self.fail)
+
+        def fail(self, *_):
+            raise RuntimeError("too complex")
+
+    chance = random.Random(5)
+    callers = [Caller(chance, model.spec.vocab_size) for _ in range(3)]
+    for caller in callers:
+        caller.options |= {"max_tokens": 20, "min_tokens": 20}
+        caller.answers, caller.ids = 1, caller.ids[:10]
+    batch, talks = batch_of(model), [caller.talk() for caller in callers]
+    talks[1].constraints = Form
+    for talk in talks:
+        batch.submit(talk)
+    while batch.ready:
+        batch.step()
+    assert "too complex" in str(callers[1].error)
+    assert callers[0].differences(model) == callers[2].differences(model) == []
+
+
 def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits():
     model = load("qwen3-tied", prefix_cache=0)
     generator = model._runtime.generator()

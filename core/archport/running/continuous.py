@@ -16,7 +16,7 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import AdmissionRefused, ArchportError, CausalLM
+from archport.contract import AdmissionRefused, CausalLM
 from archport.contract.memory import kv_capacity
 from archport.memory import joined
 from archport.planning import Plan, Request
@@ -108,9 +108,11 @@ class ContinuousBatch:
 
     def close(self, error: Exception) -> int:
         """Answer everybody with an error and let go of everything; returns how many."""
-        talks = [*self._waiting, *(row.talk for row in self._rows)]
+        talks = [row.talk for row in self._rows]
         talks += [] if self._reading is None else self._reading[0].talks
-        self._waiting.clear()
+        # One by one: `submit` may add another meanwhile, which has to be answered too.
+        while self._waiting:
+            talks.append(self._waiting.popleft())
         self._stop_reading()
         self._let_go()
         everybody = list(dict.fromkeys(talk for talk in talks if not talk.gone))
@@ -270,7 +272,7 @@ class ContinuousBatch:
                 continue
             try:
                 piece = row.take(token, at, scores, top)
-            except ArchportError as error:
+            except Exception as error:
                 _fail(row.talk, error)
                 continue
             if piece.finish_reason is None:

@@ -75,18 +75,34 @@ class Row:
     cached: int
     constraint: Constraint | None
     tokens: list[int] = field(default_factory=list[int])
+    # Why what it has to be can't be followed; its next token says so, to its own caller.
+    failure: Exception | None = None
 
     @property
     def columns(self) -> int:
         """Tokens that it may come to hold."""
         return len(self.talk.ids) + self.most
 
+    def allowed(self, vocabulary: int) -> np.ndarray:
+        """(V,) bool: which tokens may come next."""
+        if self.constraint is not None and self.failure is None:
+            try:
+                return self.constraint.allowed()[:vocabulary]
+            except Exception as error:
+                self.failure = error
+        return np.ones(vocabulary, bool)
+
     def take(self, token: int, at: int, scores: np.ndarray | None, top: tuple[np.ndarray, np.ndarray] | None) -> Piece:
         """The piece that a token makes.
 
         Args:
             at: the row's place in `scores` (B,) and `top` (B, n), as `Drawn` has them.
+
+        Raises:
+            Exception: whatever the row's constraint fails with.
         """
+        if self.failure is not None:
+            raise self.failure
         self.tokens.append(token)
         ended = token in self.ends
         if self.constraint is not None and not ended:
@@ -158,11 +174,8 @@ def draw(trunk: CausalLM, hidden: mx.array, sampler: Sampler, rows: Sequence[Row
     finite = mx.isfinite(given).all(axis=-1)
     if any(row.constraint is not None for row in rows):
         vocabulary = given.shape[-1]
-        allowed = [
-            np.ones(vocabulary, bool) if row.constraint is None else row.constraint.allowed()[:vocabulary]
-            for row in rows
-        ]
-        given = mx.where(mx.array(cast(Any, np.stack(allowed))), given, -mx.inf)
+        allowed = np.stack([row.allowed(vocabulary) for row in rows])
+        given = mx.where(mx.array(cast(Any, allowed)), given, -mx.inf)
     told = [row.talk.logprobs for row in rows if row.talk.logprobs is not None]
     tokens, logprobs = sampler(given, logprobs=bool(told))
     if logprobs is None:

@@ -324,6 +324,29 @@ def test_an_error_after_a_stream_began_is_its_last_event(serving, monkeypatch):
     assert "[DONE]" not in text
 
 
+def test_a_prompt_waits_for_what_another_model_s_texts_hold(serving):
+    class Other:
+        ready, reserved = False, 1 << 50
+
+        def close_all(self, error):
+            return 0
+
+    other, state = Other(), serving.state
+    state.device.steps.append(other)
+
+    async def run():
+        async with serving.client() as client:
+            body = {"messages": MESSAGES, "max_tokens": 3}
+            asked = asyncio.ensure_future(client.post("/v1/chat/completions", json=body))
+            await asyncio.wait((asked,), timeout=0.3)
+            assert not asked.done()
+            # What texts hold comes back on the device's thread.
+            await asyncio.wrap_future(state.device.call(lambda: setattr(other, "reserved", 0)))
+            return await asked
+
+    assert asyncio.run(run()).status_code == 200
+
+
 def test_embeddings_and_chat_share_the_device(serving, model, tiny):
     from archport.serving.models import served_model
 

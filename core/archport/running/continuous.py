@@ -8,7 +8,7 @@ Every row's text is that of a call of its own. Runs on one thread; knows nothing
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, cast
@@ -39,9 +39,18 @@ class ContinuousBatch:
         generator: the model's; its planner leaves room for whatever else the process holds.
         most_rows: texts side by side.
         chunk: tokens of prompts that are read between two steps.
+        crowded: whether others of the process hold memory that comes back, for which a prompt that does not fit waits.
     """
 
-    def __init__(self, generator: TextGenerator, *, most_rows: int = 64, chunk: int = 512) -> None:
+    def __init__(
+        self,
+        generator: TextGenerator,
+        *,
+        most_rows: int = 64,
+        chunk: int = 512,
+        crowded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._crowded = crowded
         self._generator, self._encoder, self._most_rows = generator, generator.encoder, most_rows
         self._prompts = PromptReading(generator, chunk)
         self._special = special_tokens(generator.tokenizer)
@@ -133,7 +142,7 @@ class ContinuousBatch:
                 reading = self._prompts.planned(talks, self._reserved)
             except Exception as error:
                 refused = isinstance(error, AdmissionRefused)
-                if len(talks) == 1 and not (refused and self._rows):
+                if len(talks) == 1 and not (refused and (self._rows or self._crowded())):
                     self._waiting.popleft()
                     _fail(talks[0], error)
                     return

@@ -55,8 +55,11 @@ class Chats:
         generator = served.runtime.generator()
         # What this batch itself has reserved, its own plans count.
         planner = sharing(served.alone, lambda: served.alone.others() + device.reserved - self.reserved)
-        encoder = replace(generator.encoder, plan=planner)
-        self.batch = ContinuousBatch(replace(generator, encoder=encoder), most_rows=rows, chunk=chunk)
+        encoder, alone = (replace(generator.encoder, plan=plan) for plan in (planner, served.alone))
+        self.batch = ContinuousBatch(
+            replace(generator, encoder=encoder), most_rows=rows, chunk=chunk, crowded=self._crowded
+        )
+        self._alone = ContinuousBatch(replace(generator, encoder=alone), chunk=chunk)
         self._said: list[tuple[_Listener, Piece | Exception]] = []
 
     @property
@@ -66,6 +69,13 @@ class Chats:
     @property
     def reserved(self) -> int:
         return self.batch.reserved
+
+    def _crowded(self) -> bool:
+        return self._device.reserved > self.reserved
+
+    def check(self, talk: Talk) -> None:
+        """Refuse what can never fit, whatever other models generate now; from any thread."""
+        self._alone.check(talk)
 
     def step(self) -> None:
         """See `archport.serving.device.Steps`; callers hear of a step's pieces all at once."""
@@ -227,7 +237,7 @@ class Generations:
                 frozenset(markers),
             )  # fmt: skip
             # A plan of a new shape takes longer than the event loop should.
-            await self.host(lambda: chats.batch.check(talk))
+            await self.host(lambda: chats.check(talk))
         except Exception as error:
             raise of_input(error, param, None, served) from error
         if chats.batch.waiting >= self._limits.queue_requests:

@@ -120,16 +120,21 @@ class Following:
             )
 
 
-def grammar_of(form: Mapping[str, Any] | None, grammars: Callable[[], Grammars]) -> str | None:
+def grammar_of(form: object, grammars: Callable[[], Grammars]) -> str | None:
     """The grammar that a request asks for; None for any text.
 
     Args:
         form: OpenAI's `response_format`; `{"type": "regex", "pattern": ...}` as well.
         grammars: of the model.
     """
-    if form is None or form.get("type") in (None, "text"):
+    if form is None:
         return None
+    if not isinstance(form, Mapping):
+        raise refused(f"response_format is {str(form)[:50]!r}; expected an object with a type.",
+                      "invalid_response_format", "response_format")  # fmt: skip
     kind = form.get("type")
+    if kind in (None, "text"):
+        return None
     if kind == "json_object":
         return grammars().of_schema({"type": "object"})
     if kind == "json_schema":

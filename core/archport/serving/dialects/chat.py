@@ -14,7 +14,7 @@ from archport.running.generation import TokenLogprob, Usage
 from archport.serving.dialects.openai import shape
 from archport.serving.dialects.pictures import messages_of
 from archport.serving.dialects.sampling import SamplingBody, check_answers, options_of
-from archport.serving.errors import refused
+from archport.serving.errors import refused, unsupported
 from archport.serving.http import Context, event, json_response, streamed
 from archport.serving.parsing.events import Arguments, Call, Content, Event, Reasoning
 from archport.serving.talking import Talked, Wish
@@ -78,18 +78,7 @@ def _wish(context: Context, body: ChatBody) -> Wish:
     if body.top_logprobs is not None and not body.logprobs:
         raise refused("top_logprobs needs logprobs to be true.", "invalid_value", "top_logprobs")
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    tools = body.tools
-    if body.tool_choice == "none":
-        tools = None
-    elif isinstance(body.tool_choice, Mapping):
-        name = (body.tool_choice.get("function") or {}).get("name")
-        tools = [tool for tool in tools or () if (tool.get("function") or {}).get("name") == name]
-        if not tools:
-            raise refused(f"tool_choice names {str(name)[:100]!r}, which is not among tools.", "invalid_value",
-                          "tool_choice")  # fmt: skip
-    elif body.tool_choice not in (None, "auto", "required"):
-        raise refused(f"tool_choice is {body.tool_choice[:50]!r}; expected none, auto, required or a function.",
-                      "invalid_value", "tool_choice")  # fmt: skip
+    _check_tool_choice(body.tool_choice)
     template = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         template.setdefault("reasoning_effort", body.reasoning_effort)
@@ -101,11 +90,23 @@ def _wish(context: Context, body: ChatBody) -> Wish:
         options=options_of(body, most),
         answers=body.n,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        tools=tools,
+        tools=None if body.tool_choice == "none" else body.tools,
         template=template,
         continued=body.continue_final_message,
         form=body.response_format,
     )
+
+
+def _check_tool_choice(choice: str | Mapping[str, Any] | None) -> None:
+    """Refuse what asks for a call: the model decides whether it calls a tool, and nothing here makes it."""
+    if choice == "required" or isinstance(choice, Mapping):
+        asked = "required" if isinstance(choice, str) else "a function"
+        raise unsupported(
+            f"tool_choice is {asked}, and this server makes no model call a tool; expected none or auto. To offer one "
+            "function only, send it alone in tools.", "tool_choice",
+        )  # fmt: skip
+    if choice not in (None, "none", "auto"):
+        raise refused(f"tool_choice is {str(choice)[:50]!r}; expected none or auto.", "invalid_value", "tool_choice")
 
 
 class Answer:

@@ -6,11 +6,12 @@ What every interface of generation shares; knows nothing of any one's JSON.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from archport.running.generation import TokenLogprob, Usage
+from archport.running.talks import Constraint
 from archport.serving.chats import Generations, Prompted
 from archport.serving.errors import refused, unsupported
 from archport.serving.models import Served
@@ -110,15 +111,21 @@ class Talks:
             served, wish.messages, timing, tools=wish.tools or None, template=wish.template, continued=wish.continued
         )
 
+    def _constraint(self, served: Served, form: object, *, opened: bool) -> Callable[[], Constraint] | None:
+        """What a text of a form follows; None for any text. Reading and compiling a large form takes seconds."""
+        grammar = grammar_of(form, lambda: self.grammars(served))
+        if grammar is None:
+            return None
+        end = served.runtime.tokeniser.tokenizer.token_to_id(_CLOSE) if opened else None
+        return self.grammars(served).constraint(grammar, end)
+
     async def answers(self, served: Served, wish: Wish, prompted: Prompted, timing: Timing) -> AsyncIterator[Talked]:
         """Every answer's steps, as they come. Closing the iterator ends the generation."""
         style, chat = self.style(served), wish.messages is not None
         opened = chat and _opens_thinking(served, prompted)
-        grammar = grammar_of(wish.form, lambda: self.grammars(served))
         constraint = None
-        if grammar is not None:
-            end = served.runtime.tokeniser.tokenizer.token_to_id(_CLOSE) if opened else None
-            constraint = await self._generations.host(lambda: self.grammars(served).constraint(grammar, end))
+        if wish.form is not None:
+            constraint = await self._generations.host(lambda: self._constraint(served, wish.form, opened=opened))
         parsers = [style.parser(wish.tools, opened=opened) if chat else Plain() for _ in range(wish.answers)]
         called = [False] * wish.answers
         pieces = self._generations.pieces(

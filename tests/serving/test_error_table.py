@@ -60,6 +60,20 @@ def test_what_is_wrong_with_a_request_is_400_and_names_it(bert, content, code):
     error(bert.ask("/v1/embeddings", content=content), 400, code)
 
 
+def test_a_long_array_of_wrong_entries_has_few_errors():
+    from pydantic import ValidationError
+
+    from archport.serving.endpoints import ENDPOINTS
+
+    for body in {each.body for each in ENDPOINTS if each.body is not None}:
+        for name in body.model_fields:
+            for entries in ([1.5] * 1000, [["a", 1.5] * 500]):
+                try:
+                    body.model_validate({name: entries})
+                except ValidationError as error:
+                    assert error.error_count() < 30, (body, name)
+
+
 @pytest.mark.parametrize("ids", [[-1], [10**6], [2**70]])
 def test_ids_outside_the_vocabulary_are_400(make, ids):
     serving = make("bert-plain", token_ids="accept")

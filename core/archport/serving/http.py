@@ -14,11 +14,11 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
@@ -33,6 +33,13 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Seconds between two comments of a stream that has nothing to say yet.
 PING_SECONDS = 10.0
 Shape = Callable[[Fault, str], Any]
+
+
+# Only the first wrong entry is told; an error for each of millions takes gigabytes.
+Texts = Annotated[list[StrictStr], Field(fail_fast=True)]
+Ids = Annotated[list[StrictInt], Field(fail_fast=True)]
+IdRows = Annotated[list[Ids], Field(fail_fast=True)]
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
 class Body(BaseModel):

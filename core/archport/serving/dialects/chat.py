@@ -15,7 +15,7 @@ from archport.serving.dialects.openai import shape
 from archport.serving.dialects.pictures import messages_of
 from archport.serving.dialects.sampling import SamplingBody, check_answers, options_of
 from archport.serving.errors import refused, unsupported
-from archport.serving.http import Context, event, json_response, streamed
+from archport.serving.http import Context, Objects, event, json_response, streamed
 from archport.serving.parsing.events import Arguments, Call, Content, Event, Reasoning
 from archport.serving.talking import Talked, Wish
 
@@ -24,7 +24,7 @@ class ChatBody(SamplingBody):
     """What `POST /v1/chat/completions` takes."""
 
     model: StrictStr | None = None
-    messages: list[dict[str, Any]] = Field(description="an array of messages, each with a role and a content")
+    messages: Objects = Field(description="an array of messages, each with a role and a content")
     max_tokens: StrictInt | None = None
     max_completion_tokens: StrictInt | None = None
     n: StrictInt = 1
@@ -32,7 +32,7 @@ class ChatBody(SamplingBody):
     stream_options: dict[str, Any] | None = None
     logprobs: bool | None = None
     top_logprobs: StrictInt | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     tool_choice: StrictStr | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None

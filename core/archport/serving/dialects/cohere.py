@@ -12,7 +12,7 @@ from archport.running.precision import quantise
 from archport.serving.dialects.items import cutting_of, items_of, prompt_of
 from archport.serving.dialects.openai import encoded
 from archport.serving.errors import Fault, refused
-from archport.serving.http import Body, Context, json_response
+from archport.serving.http import Body, Context, Objects, Texts, json_response
 
 TYPES = ("float", "int8", "uint8", "binary", "ubinary", "base64")
 
@@ -26,11 +26,11 @@ class EmbedBody(Body):
     """What `POST /v2/embed` takes."""
 
     model: StrictStr | None = None
-    texts: list[StrictStr] | None = Field(None, description="an array of strings")
-    images: list[StrictStr] | None = Field(None, description="an array of data URIs")
-    inputs: list[dict[str, Any]] | None = Field(None, description="an array of objects with content")
+    texts: Texts | None = Field(None, description="an array of strings")
+    images: Texts | None = Field(None, description="an array of data URIs")
+    inputs: Objects | None = Field(None, description="an array of objects with content")
     input_type: StrictStr | None = None
-    embedding_types: list[StrictStr] | None = Field(None, description=f"an array of {', '.join(TYPES)}")
+    embedding_types: Texts | None = Field(None, description=f"an array of {', '.join(TYPES)}")
     output_dimension: StrictInt | None = None
     max_tokens: StrictInt | None = None
     truncate: StrictStr | None = None

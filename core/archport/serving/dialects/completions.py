@@ -15,7 +15,7 @@ from archport.serving.dialects.items import items_of
 from archport.serving.dialects.openai import shape
 from archport.serving.dialects.sampling import SamplingBody, check_answers, options_of
 from archport.serving.errors import refused
-from archport.serving.http import Context, event, json_response, streamed
+from archport.serving.http import Context, IdRows, Ids, Texts, event, json_response, streamed
 from archport.serving.parsing.events import Content
 from archport.serving.talking import Talked, Wish
 
@@ -24,7 +24,7 @@ class CompletionBody(SamplingBody):
     """What `POST /v1/completions` takes."""
 
     model: StrictStr | None = None
-    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]] = Field(
+    prompt: StrictStr | Texts | Ids | IdRows = Field(
         description="a string, an array of strings, an array of token ids, or an array of those"
     )
     max_tokens: StrictInt | None = 16

@@ -12,7 +12,7 @@ from archport import __version__
 from archport.serving.answers import Cutting
 from archport.serving.dialects.items import items_of
 from archport.serving.errors import Fault
-from archport.serving.http import Body, Context, json_response
+from archport.serving.http import Body, Context, Texts, json_response
 
 
 def shape(fault: Fault, id: str) -> Any:
@@ -24,7 +24,7 @@ class EmbedBody(Body):
     """What `POST /api/embed` takes."""
 
     model: StrictStr | None = None
-    input: StrictStr | list[StrictStr] = Field(description="a string or an array of strings")
+    input: StrictStr | Texts = Field(description="a string or an array of strings")
     truncate: bool = True
     dimensions: StrictInt | None = None
 

@@ -15,7 +15,7 @@ from archport.serving.dialects.items import picture
 from archport.serving.dialects.ollama import shape
 from archport.serving.dialects.pictures import messages_of
 from archport.serving.errors import refused
-from archport.serving.http import Body, Context, json_bytes, json_response, streamed
+from archport.serving.http import Body, Context, Objects, Texts, json_bytes, json_response, streamed
 from archport.serving.parsing.events import Content, Reasoning
 from archport.serving.talking import Talked, Wish
 
@@ -28,11 +28,11 @@ class ChatBody(Body):
     """What `POST /api/chat` takes."""
 
     model: StrictStr | None = None
-    messages: list[dict[str, Any]] = Field(description="an array of messages")
+    messages: Objects = Field(description="an array of messages")
     stream: bool = True
     format: StrictStr | dict[str, Any] | None = None
     options: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     think: bool | StrictStr | None = None
 
 
@@ -42,7 +42,7 @@ class GenerateBody(Body):
     model: StrictStr | None = None
     prompt: StrictStr = ""
     system: StrictStr | None = None
-    images: list[StrictStr] | None = None
+    images: Texts | None = None
     stream: bool = True
     raw: bool = False
     format: StrictStr | dict[str, Any] | None = None

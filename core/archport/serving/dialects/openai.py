@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, StrictInt, StrictStr
@@ -11,9 +11,7 @@ from starlette.responses import Response
 
 from archport.serving.dialects.items import cutting_of, items_of, messages_item, prompt_of
 from archport.serving.errors import Fault, refused
-from archport.serving.http import Body, Context, json_response
-
-Text = Annotated[StrictStr, Field(min_length=0)]
+from archport.serving.http import Body, Context, IdRows, Ids, Objects, Texts, json_response
 
 
 def shape(fault: Fault, id: str) -> Any:
@@ -26,10 +24,10 @@ class EmbeddingsBody(Body):
     """What `POST /v1/embeddings` takes."""
 
     model: StrictStr | None = None
-    input: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]] | list[dict[str, Any]] | None = Field(
+    input: StrictStr | Texts | Ids | IdRows | Objects | None = Field(
         None, description="a string, an array of strings, an array of token ids, or an array of those"
     )
-    messages: list[dict[str, Any]] | None = None
+    messages: Objects | None = None
     encoding_format: Literal["float", "base64"] = Field("float", description="float or base64")
     dimensions: StrictInt | None = None
     user: Any = None

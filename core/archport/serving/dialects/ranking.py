@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, StrictInt, StrictStr
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from archport.serving.answers import Scored
 from archport.serving.dialects.items import cutting_of, items_of
 from archport.serving.errors import refused
-from archport.serving.http import Body, Context, check_finite, json_response
+from archport.serving.http import Body, Context, Texts, check_finite, json_response
 
 
 class RerankBody(Body):
@@ -20,8 +20,10 @@ class RerankBody(Body):
 
     model: StrictStr | None = None
     query: StrictStr | dict[str, Any] = Field(description="a string")
-    documents: list[StrictStr | dict[str, Any]] | None = Field(None, description="an array of strings")
-    texts: list[StrictStr] | None = Field(None, description="an array of strings")
+    documents: Annotated[list[StrictStr | dict[str, Any]], Field(fail_fast=True)] | None = Field(
+        None, description="an array of strings"
+    )
+    texts: Texts | None = Field(None, description="an array of strings")
     top_n: StrictInt | None = None
     top_k: StrictInt | None = None
     max_tokens_per_doc: StrictInt | None = None
@@ -132,10 +134,10 @@ class ScoreBody(Body):
     """What `POST /score` takes; `text_1` and `text_2` are vLLM's older names."""
 
     model: StrictStr | None = None
-    queries: StrictStr | list[StrictStr] | None = Field(None, description="a string or an array of strings")
-    documents: StrictStr | list[StrictStr] | None = Field(None, description="a string or an array of strings")
-    text_1: StrictStr | list[StrictStr] | None = None
-    text_2: StrictStr | list[StrictStr] | None = None
+    queries: StrictStr | Texts | None = Field(None, description="a string or an array of strings")
+    documents: StrictStr | Texts | None = Field(None, description="a string or an array of strings")
+    text_1: StrictStr | Texts | None = None
+    text_2: StrictStr | Texts | None = None
     raw_scores: bool = False
     instruction: StrictStr | None = None
     truncate: StrictStr | bool | None = None
@@ -185,7 +187,7 @@ class ClassifyBody(Body):
     """What `POST /classify` takes."""
 
     model: StrictStr | None = None
-    input: StrictStr | list[StrictStr] = Field(description="a string or an array of strings")
+    input: StrictStr | Texts = Field(description="a string or an array of strings")
     raw_scores: bool = False
     truncate: StrictStr | bool | None = None
     truncate_prompt_tokens: StrictInt | None = None

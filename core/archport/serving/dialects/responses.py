@@ -12,8 +12,8 @@ from archport.serving.dialects.chat import EVENTS, Answer
 from archport.serving.dialects.openai import shape
 from archport.serving.dialects.pictures import messages_of
 from archport.serving.dialects.sampling import SamplingBody, options_of
-from archport.serving.errors import refused, unsupported
-from archport.serving.http import Context, json_bytes, json_response, streamed
+from archport.serving.errors import unsupported
+from archport.serving.http import Context, Objects, json_bytes, json_response, streamed
 from archport.serving.parsing.events import Content
 from archport.serving.talking import Talked, Wish
 
@@ -22,12 +22,12 @@ class ResponsesBody(SamplingBody):
     """What `POST /v1/responses` takes."""
 
     model: StrictStr | None = None
-    input: StrictStr | list[dict[str, Any]] = Field(description="a string or an array of messages")
+    input: StrictStr | Objects = Field(description="a string or an array of messages")
     instructions: StrictStr | None = None
     max_output_tokens: StrictInt | None = None
     stream: bool = False
     text: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     previous_response_id: StrictStr | None = None
     store: bool | None = None
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, StrictInt, StrictStr
 
 from archport.serving.errors import refused
-from archport.serving.http import Body
+from archport.serving.http import Body, Ids, Texts
 from archport.serving.settings import Limits
 
 
@@ -23,8 +23,8 @@ class SamplingBody(Body):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     seed: StrictInt | None = None
-    stop: StrictStr | list[StrictStr] | None = Field(None, description="a string or an array of strings")
-    stop_token_ids: list[StrictInt] | None = None
+    stop: StrictStr | Texts | None = Field(None, description="a string or an array of strings")
+    stop_token_ids: Ids | None = None
     min_tokens: StrictInt | None = None
 
 

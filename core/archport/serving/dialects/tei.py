@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, StrictInt, StrictStr
@@ -14,7 +14,7 @@ from archport.contract import ClassificationHead, EmbeddingHead
 from archport.serving.answers import Cutting, Prompt
 from archport.serving.dialects.items import cutting_of, items_of, prompt_of
 from archport.serving.errors import Fault, refused
-from archport.serving.http import Body, Context, json_response
+from archport.serving.http import Body, Context, IdRows, Ids, Texts, json_response
 
 _TYPES = {
     "empty_input": "Empty",
@@ -31,13 +31,13 @@ def shape(fault: Fault, id: str) -> Any:
     return {"error": fault.message, "error_type": kind, **fault.numbers}
 
 
-Inputs = StrictStr | list[StrictStr]
+Inputs = StrictStr | Texts
 
 
 class EmbedBody(Body):
     """What `/embed` and `/embed_all` take."""
 
-    inputs: Inputs | list[StrictInt] | list[list[StrictInt]] = Field(description="a string or an array of strings")
+    inputs: Inputs | Ids | IdRows = Field(description="a string or an array of strings")
     normalize: bool = True
     truncate: bool | StrictStr | None = None
     truncation_direction: StrictStr = "Right"
@@ -83,7 +83,7 @@ def _literal(served: Any, name: str | None) -> Prompt:
 class PredictBody(Body):
     """What `/predict` takes: a text, a pair, or an array of either."""
 
-    inputs: StrictStr | list[StrictStr] | list[list[StrictStr]] = Field(
+    inputs: StrictStr | Texts | Annotated[list[Texts], Field(fail_fast=True)] = Field(
         description="a string, an array of strings, or an array of arrays of one or two strings"
     )
     raw_scores: bool = False

@@ -88,3 +88,12 @@ def test_pairs_are_predicted_too(make, tiny):
     (found,) = make("bert-classify").ask("/predict", {"inputs": [pair]}).json()
     assert found[0]["label"] == expected.label
     assert found[0]["score"] == pytest.approx(expected.score, rel=1e-4)
+
+
+def test_limits_that_differ_from_request_to_request_keep_few_tokenizers(make, tiny):
+    serving = make("bert-classify")
+    for limit in range(4, 20):
+        body = {"input": "word " * 40, "truncate_prompt_tokens": limit}
+        assert serving.ask("/classify", body).json()["usage"]["prompt_tokens"] == limit
+    (served,) = serving.state.registry.all
+    assert len(served.runtime.labels().tokeniser._cutter._made) <= 4

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from archport.checkpoint import duplicate
 from archport.contract import ContextLengthExceeded, InputError
 from archport.running.long_texts import LongTexts
-from archport.running.tokenise import Overflow, Side, check_text, encoded, token_limit
+from archport.running.tokenise import Cutters, Overflow, Side, check_text, encoded, token_limit
 
 # One text, or the two texts of a pair.
 Item = str | tuple[str, str]
@@ -34,10 +33,11 @@ class JoinedTokeniser:
     max_tokens: int
     side: Side = "right"
     _long: LongTexts = field(init=False, repr=False, compare=False)
-    _cutters: dict[int, Tokenizer] = field(default_factory=dict[int, Tokenizer], init=False, repr=False, compare=False)
+    _cutter: Cutters = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_long", LongTexts(self.tokenizer))
+        object.__setattr__(self, "_cutter", Cutters(self.tokenizer, self.side))
 
     def __call__(
         self, items: Sequence[Item], *, what: str = "text", max_tokens: int | None = None, overflow: Overflow = "error"
@@ -108,14 +108,11 @@ class JoinedTokeniser:
         return (first, second), more + rest
 
     def _cut(self, item: Item, limit: int) -> Encoding:
-        if limit not in self._cutters:
-            cutter = duplicate(self.tokenizer)
-            special = cutter.num_special_tokens_to_add(True)
-            if limit <= special:
-                raise InputError(f"max_tokens={limit} leaves no room beside this model's {special} special tokens")
-            cutter.enable_truncation(limit, strategy="longest_first", direction=self.side)
-            self._cutters[limit] = cutter
-        return self._cutters[limit].encode(*item) if isinstance(item, tuple) else self._cutters[limit].encode(item)
+        special = self.tokenizer.num_special_tokens_to_add(True)
+        if limit <= special:
+            raise InputError(f"max_tokens={limit} leaves no room beside this model's {special} special tokens")
+        cutter = self._cutter(limit)
+        return cutter.encode(*item) if isinstance(item, tuple) else cutter.encode(item)
 
 
 def _characters(item: Item) -> int:

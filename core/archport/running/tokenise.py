@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -49,6 +50,8 @@ class Tokens:
 # After so many texts a thread that tokenises ahead sleeps for so long. It holds the interpreter for all of its work in
 # Python, and the thread that feeds a GPU would wait 5 ms for it, again and again: 80 ms per 4,096 texts, 7 so.
 TEXTS_PER_BREATH, BREATH = 16, 5e-5
+# Copies of a tokenizer that are kept.
+MOST_CUTTERS = 4
 
 
 def encoded(
@@ -68,6 +71,32 @@ def encoded(
         yield ready.pop(index) if index in ready else found.pop()
         if index + 1 < len(items) and (len(items) - index - 1) % TEXTS_PER_BREATH == 0:
             time.sleep(BREATH)
+
+
+@dataclass(frozen=True, slots=True)
+class Cutters:
+    """Copies of a tokenizer that cut what is too long, by the limit; those of the latest few limits.
+
+    A copy takes as many bytes as the tokenizer, and each caller may ask for a limit of its own. Any thread may ask.
+
+    Args:
+        side: the end at which a text is cut.
+    """
+
+    tokenizer: Tokenizer
+    side: Side
+    _made: dict[int, Tokenizer] = field(default_factory=dict[int, Tokenizer], init=False, repr=False, compare=False)
+
+    def __call__(self, limit: int) -> Tokenizer:
+        """The copy that leaves so many tokens, special ones included; of a pair the longer text is cut first."""
+        cutter = self._made.get(limit)
+        if cutter is None:
+            cutter = duplicate(self.tokenizer)
+            cutter.enable_truncation(limit, strategy="longest_first", direction=self.side)
+            self._made[limit] = cutter
+            for oldest in list(self._made)[:-MOST_CUTTERS]:
+                self._made.pop(oldest, None)
+        return cutter
 
 
 class TextTokeniser:
@@ -98,7 +127,15 @@ class TextTokeniser:
         self.long = LongTexts(tokenizer)
         self.side: Side = side
         self._ceiling = max_tokens if ceiling is None else ceiling
-        self._cutters: dict[int, Tokenizer] = {}
+        self._cutter = Cutters(tokenizer, side)
+
+    def cutting_at(self, side: Side) -> TextTokeniser:
+        """The same, cutting longer texts at this end."""
+        if side == self.side:
+            return self
+        other = copy.copy(self)
+        other.side, other._cutter = side, Cutters(self.tokenizer, side)
+        return other
 
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
         """The text in front of every input: `prompt` itself, the stored one of `prompt_name`, or the default.
@@ -260,13 +297,6 @@ class TextTokeniser:
         if limit - appended < special:
             raise InputError(f"max_tokens={limit} leaves no room for this model's {special + appended} special tokens")
         return limit - appended, special
-
-    def _cutter(self, room: int) -> Tokenizer:
-        if room not in self._cutters:
-            cutter = duplicate(self.tokenizer)
-            cutter.enable_truncation(room, direction=self.side)
-            self._cutters[room] = cutter
-        return self._cutters[room]
 
     def _prompt_length(self, prompt: str, limit: int) -> int:
         """Tokens of a prompt, or more than any row has."""

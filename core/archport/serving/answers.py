@@ -6,7 +6,6 @@ Knows nothing of any interface's JSON, of queues or of threads.
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from archport.running.embed import Embedder, EmbedRequest
 from archport.running.maxsim import maxsim
 from archport.running.rerank import RerankRequest
 from archport.running.similarity import similarity
-from archport.running.tokenise import Overflow, Side
+from archport.running.tokenise import Overflow
 from archport.running.tokens import TokenEmbedder
 from archport.running.yes_no import YesNoScorer
 from archport.serving.device import Device
@@ -343,12 +342,9 @@ def _limit(served: Served, cutting: Cutting) -> int | None:
 
 def _cutting_at(embedder: Embedder, cutting: Cutting) -> Embedder:
     """The embedder whose tokeniser cuts at the side that was asked for."""
-    side: Side = "left" if cutting.truncate == "start" else "right"
-    if cutting.truncate == "none" or embedder.tokeniser.side == side:
+    if cutting.truncate == "none":
         return embedder
-    tokeniser = copy.copy(embedder.tokeniser)
-    tokeniser.side = side
-    tokeniser._cutters = {}
+    tokeniser = embedder.tokeniser.cutting_at("left" if cutting.truncate == "start" else "right")
     return Embedder(tokeniser, embedder.encoder, embedder.head)
 
 

@@ -97,3 +97,20 @@ def test_limits_that_differ_from_request_to_request_keep_few_tokenizers(make, ti
         assert serving.ask("/classify", body).json()["usage"]["prompt_tokens"] == limit
     (served,) = serving.state.registry.all
     assert len(served.runtime.labels().tokeniser._cutter._made) <= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "body"),
+    [
+        ("bert-classify", "/classify", {"input": "a", "truncate": "start"}),
+        ("bert-classify", "/predict", {"inputs": "a", "truncate": True, "truncation_direction": "Left"}),
+        ("colbert", "/embed_all", {"inputs": "a", "truncate": "start"}),
+        *((name, "/rerank", {"query": "a", "documents": ["b"], "truncate": "start"}) for name in RERANKERS),
+    ],
+)
+def test_a_cut_at_the_start_is_refused_where_texts_are_cut_at_their_end_alone(make, name, path, body):
+    response = make(name).ask(path, body)
+    assert response.status_code == 400
+    assert "start" in response.text
+    (served,) = make(name).state.registry.all
+    assert served.runtime.tokeniser.side == "right"

@@ -148,8 +148,8 @@ class Answers(Requests):
         prompt, cutting = prompt or Prompt(), cutting or Cutting()
         work = TokenWork(served.runtime.tokens(), "query" if prompt.role == "query" else "document")
         text = _prompt_text(served, prompt, timing)
-        options = {"prompt": text, "max_tokens": _limit(served, cutting), "overflow": cutting.overflow}
-        rows = await self.rows(served, items, lambda: work.read(items, **options), timing, param)  # pyright: ignore[reportArgumentType]
+        options = {"prompt": text, **_cut(served, cutting)}
+        rows = await self.rows(served, items, lambda: work.read(items, **options), timing, param)
         job = await self.run(("tokens", served.id, work.role), work, rows, timing)
         return job.results, [row.tokens for row in rows]
 
@@ -167,8 +167,8 @@ class Answers(Requests):
         served.need("classify")
         cutting, scorer = cutting or Cutting(), served.runtime.labels()
         work = LabelWork(scorer)
-        limits = {"max_tokens": _limit(served, cutting), "overflow": cutting.overflow}
-        rows = await self.rows(served, items, lambda: work.read(items, **limits), timing, param)  # pyright: ignore[reportArgumentType]
+        limits = _cut(served, cutting)
+        rows = await self.rows(served, items, lambda: work.read(items, **limits), timing, param)
         job = await self.run(("labels", served.id), work, rows, timing)
         scores = np.stack(job.results) if rows else np.zeros((0, len(scorer.head.labels)), np.float32)
         return scorer.classified(scores, raw=raw), [row.tokens for row in rows]
@@ -190,9 +190,9 @@ class Answers(Requests):
         if isinstance(head, EmbeddingHead):
             return await self._by_vectors(served, pairs, timing, instruction, cutting, param)
         if served.reranks_apart:
-            return await self._by_call(served, pairs, timing, instruction, cutting)
+            return await self._by_call(served, pairs, timing, instruction, cutting, param)
         scorer: Any = served.runtime.scorer()
-        request = RerankRequest(instruction, max_tokens=_limit(served, cutting), overflow=cutting.overflow)
+        request = RerankRequest(instruction, **_cut(served, cutting))
         if isinstance(head, TokenHead):
             return await self._by_tokens(served, scorer, pairs, timing, request, param)
         assert isinstance(scorer, LabelScorer | YesNoScorer)
@@ -262,15 +262,18 @@ class Answers(Requests):
 
     async def _by_call(
         self, served: Served, pairs: Sequence[tuple[Any, Any]], timing: Timing, instruction: str | None,
-        cutting: Cutting,
+        cutting: Cutting, param: str,
     ) -> Scored:  # fmt: skip
         scorer = served.runtime.scorer()
-        request = RerankRequest(instruction, max_tokens=_limit(served, cutting), overflow=cutting.overflow)
+        request = RerankRequest(instruction, **_cut(served, cutting))
 
         def run() -> np.ndarray:
             return np.concatenate([scorer.scores(query, texts, request) for query, texts in _by_query(pairs)])
 
-        raw = _alike(pairs, await self.call(run, timing))
+        # It has room in the queue until it is answered, within the bounds of every other request.
+        with self.admitted(pairs, param):
+            raw = _alike(pairs, await self.call(run, timing))
+        timing.model = served.id
         if not np.isfinite(raw).all():
             raise InputError("a score is NaN or infinity and is not returned")
         return Scored(raw, scorer.shown(raw), scorer.kind, [0] * len(pairs))
@@ -338,6 +341,16 @@ def _prompt_text(served: Served, prompt: Prompt, timing: Timing) -> str:
 def _limit(served: Served, cutting: Cutting) -> int | None:
     """Tokens per text of this request: a limit above the model's own is the model's own."""
     return None if cutting.max_tokens is None else min(cutting.max_tokens, served.model.max_tokens)
+
+
+def _cut(served: Served, cutting: Cutting) -> dict[str, Any]:
+    """Options of what cuts texts at its tokenizer's own side alone."""
+    if cutting.truncate == "start" and served.runtime.tokeniser.side != "left":
+        raise unsupported(
+            f"truncate asks for a cut at the start, and {served.id!r} cuts pairs, labelled texts and vectors of tokens "
+            "at their end; expected none or end.", "truncate",
+        )  # fmt: skip
+    return {"max_tokens": _limit(served, cutting), "overflow": cutting.overflow}
 
 
 def _cutting_at(embedder: Embedder, cutting: Cutting) -> Embedder:

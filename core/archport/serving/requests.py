@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -88,7 +88,7 @@ class Requests:
         pack: bool = False,
     ) -> list[Row]:
         """Rows of what a request holds, within its limits."""
-        begin, characters = time.monotonic(), self.check_size(items, param)
+        begin = time.monotonic()
 
         def checked() -> list[Row]:
             found = read()
@@ -96,27 +96,45 @@ class Requests:
                 served.check_fits(max(row.tokens for row in found), pack=pack)
             return found
 
-        # A cheap bound comes first, so that a full queue answers before anybody reads.
-        ticket = self.scheduler.admit(characters // 4 + len(items))
         try:
-            rows = await self.host(checked, characters)
+            with self.admitted(items, param) as characters:
+                rows = await self.host(checked, characters)
         except Refused:
             raise
         except Exception as error:
             raise of_input(error, param, items, served) from error
         finally:
-            self.scheduler.release(ticket)
             timing.reading += time.monotonic() - begin
         total = sum(row.tokens for row in rows)
+        self.check_tokens(total, param)
+        timing.tokens += total
+        timing.model = served.id
+        timing.truncated += [index for index, row in enumerate(rows) if row.truncated]
+        return rows
+
+    @contextmanager
+    def admitted(self, items: Sequence[Any], param: str) -> Generator[int]:
+        """Room in the queue inside this block, for about as many tokens as the items have; gives their characters.
+
+        A cheap bound comes first, so that a full queue answers before anybody reads.
+
+        Raises:
+            Refused: too many of either, or the queue is full.
+        """
+        characters = self.check_size(items, param)
+        ticket = self.scheduler.admit(characters // 4 + len(items))
+        try:
+            yield characters
+        finally:
+            self.scheduler.release(ticket)
+
+    def check_tokens(self, total: int, param: str) -> None:
+        """Refuse more tokens than a request may hold."""
         if total > self.limits.tokens:
             raise refused(
                 f"{param} holds {total:,} tokens; a request may hold {self.limits.tokens:,}. Send it in several.",
                 "request_too_large", param, 413,
             )  # fmt: skip
-        timing.tokens += total
-        timing.model = served.id
-        timing.truncated += [index for index, row in enumerate(rows) if row.truncated]
-        return rows
 
     def check_size(self, items: Sequence[Any], param: str) -> int:
         """Characters of a request's items; refuses too many of either."""

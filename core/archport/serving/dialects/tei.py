@@ -130,7 +130,6 @@ async def tokenize(context: Context, body: TokenizeBody) -> Response:
     state = context.state
     served = state.registry.find(None)
     items = items_of(body.inputs, "inputs", state.settings.limits)
-    characters = state.answers.check_size(items, "inputs")
     tokeniser, prompt = served.runtime.tokeniser, ""
     if body.prompt_name is not None:
         if body.prompt_name not in served.prompts:
@@ -143,7 +142,9 @@ async def tokenize(context: Context, body: TokenizeBody) -> Response:
         texts = [prompt + item for item in items]
         return tokeniser.tokenizer.encode_batch(texts, add_special_tokens=body.add_special_tokens)
 
-    encodings = await state.answers.host(encode, characters)
+    with state.answers.admitted(items, "inputs") as characters:
+        encodings = await state.answers.host(encode, characters)
+    state.answers.check_tokens(sum(map(len, encodings)), "inputs")
     answer = [
         [
             {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from pydantic import Field, StrictInt, StrictStr
@@ -111,11 +112,15 @@ def _usage(answers: list[Answer], n: int) -> dict[str, Any]:
     return {name: sum(group[name] for group in groups) for name in names}
 
 
-def _logprobs(served: Any, logprobs: list[TokenLogprob]) -> dict[str, Any]:
-    """Log-probabilities in the older shape."""
+def _logprobs(served: Any, logprobs: Sequence[TokenLogprob], start: int = 0) -> dict[str, Any]:
+    """Log-probabilities in the older shape.
+
+    Args:
+        start: characters of the tokens before these.
+    """
     decode = served.runtime.tokeniser.tokenizer.decode
     tokens = [decode([each.token], skip_special_tokens=False) for each in logprobs]
-    offsets = [sum(map(len, tokens[:at])) for at in range(len(tokens))]
+    *offsets, _ = accumulate(map(len, tokens), initial=start)
     return {
         "tokens": tokens,
         "token_logprobs": [max(each.logprob, -9999.0) for each in logprobs],
@@ -132,13 +137,16 @@ async def _events(
     first: tuple[int, Talked], rest: AsyncIterator[tuple[int, Talked]], *, usage: bool,
 ) -> AsyncIterator[bytes]:  # fmt: skip
     more: dict[str, Any] = {"usage": None} if usage else {}
-    answers = [Answer() for _ in range(count)]
+    answers, written = [Answer() for _ in range(count)], [0] * count
 
     def chunk(index: int, told: Talked) -> bytes:
         answers[index].usage = told.usage or answers[index].usage
         context.tokens_out += len(told.tokens)
         text = "".join(each.text for each in told.events if isinstance(each, Content))
-        scores = None if body.logprobs is None else _logprobs(served, list(told.logprobs))
+        scores = None
+        if body.logprobs is not None:
+            scores = _logprobs(served, told.logprobs, written[index])
+            written[index] += sum(map(len, scores["tokens"]))
         choice = {"index": index, "text": text, "logprobs": scores, "finish_reason": told.finish_reason}
         return event({**head, "choices": [choice], **more})
 

@@ -147,8 +147,9 @@ class Server:
         """Refuse new requests, answer those under way, and end."""
         self.state.draining = True
         for scope in tuple(self.state.reading):
-            # Who has not sent all of it is refused now.
-            scope.reschedule(0)
+            # Who has not sent all of it is refused now, unless its time is over anyway.
+            if not scope.expired():
+                scope.reschedule(0)
         until = time.monotonic() + self.settings.drain_seconds
         while self.state.active and time.monotonic() < until:
             await asyncio.sleep(0.02)

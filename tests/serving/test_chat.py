@@ -126,6 +126,17 @@ def test_completions_take_texts_and_ids(serving, model):
     assert "".join(each["choices"][0]["text"] for each in stream) == expected[0]
 
 
+def test_places_of_tokens_are_those_in_the_whole_text(serving):
+    body = {"prompt": "a b", "max_tokens": 6, "temperature": 0, "logprobs": 1}
+    (choice,) = serving.ask("/v1/completions", body).json()["choices"]
+    whole = choice["logprobs"]
+    assert whole["text_offset"] == [len("".join(whole["tokens"][:at])) for at in range(6)]
+    told = [
+        event["choices"][0]["logprobs"] for event in events(serving.ask("/v1/completions", {**body, "stream": True}))
+    ]
+    assert [offset for each in told for offset in each["text_offset"]] == whole["text_offset"]
+
+
 def test_responses_say_the_same_whole_and_as_a_stream(serving, model):
     expected = model.generate(MESSAGES, max_tokens=6).text
     body = {"input": "hello there", "max_output_tokens": 6, "temperature": 0}
@@ -148,6 +159,12 @@ def test_ollama_streams_lines_unless_it_is_told_not_to(serving, model):
     assert (lines[-1]["eval_count"], lines[-1]["done_reason"]) == (6, "length")
     whole = serving.ask("/api/generate", {**body, "prompt": "hello there", "stream": False}).json()
     assert whole["response"] == expected
+
+
+@pytest.mark.parametrize("more", [{"images": ["aGVsbG8="]}, {"system": "be brief"}])
+def test_what_a_raw_prompt_has_no_place_for_is_refused(serving, more):
+    response = serving.ask("/api/generate", {"prompt": "a", "raw": True, "options": {"num_predict": 2}, **more})
+    assert (response.status_code, response.json()["code"]) == (400, "unsupported_operation")
 
 
 def test_callers_at_once_say_what_each_says_alone(serving, model):

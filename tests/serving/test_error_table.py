@@ -76,6 +76,20 @@ def test_a_long_array_of_wrong_entries_has_few_errors():
                 assert errors < 30, (body, name)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/embed", {"inputs": "a", "truncation_direction": "Middle"}, "truncation_direction"),
+        ("/v2/embed", {"texts": ["a"], "images": ["aGVsbG8="]}, "images"),
+        ("/v1/embeddings", {"input": "word " * 9, "truncate": False, "truncate_prompt_tokens": 4}, "limit is 4"),
+    ],
+)
+def test_what_would_be_left_unread_is_refused(bert, path, body, param):
+    response = bert.ask(path, body)
+    assert response.status_code == 400
+    assert param in response.text
+
+
 @pytest.mark.parametrize("ids", [[-1], [10**6], [2**70]])
 def test_ids_outside_the_vocabulary_are_400(make, ids):
     serving = make("bert-plain", token_ids="accept")

@@ -37,15 +37,20 @@ class EmbedBody(Body):
 
 
 async def embed(context: Context, body: EmbedBody) -> Response:
-    """Vectors of texts, images, or both, in every type that was asked for."""
+    """Vectors of texts, of images, or of inputs of both, in every type that was asked for."""
     state = context.state
     served = state.registry.find(body.model, "embed")
     limits = state.settings.limits
     given = {"texts": body.texts, "images": body.images, "inputs": body.inputs}
-    name, values = next(((name, value) for name, value in given.items() if value is not None), ("texts", None))
-    if values is None:
+    present = [name for name, value in given.items() if value is not None]
+    if not present:
         raise refused("texts is missing; expected an array of strings.", "empty_input", "texts")
-    items = items_of(values, name, limits, "image" if name == "images" else "text")
+    if len(present) > 1:
+        names = " and ".join(present)
+        raise refused(f"{names} are given; expected one of them. inputs takes both texts and images.", "invalid_value",
+                      present[1])  # fmt: skip
+    name = present[0]
+    items = items_of(given[name], name, limits, "image" if name == "images" else "text")
     types = body.embedding_types or ["float"]
     unknown = [each for each in types if each not in TYPES]
     if unknown:

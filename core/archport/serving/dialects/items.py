@@ -176,12 +176,18 @@ def cutting_of(
     Args:
         truncate: ours ("none", "start", "end"), Cohere's in capitals, Text Embeddings Inference's boolean.
         side: "left" or "right", where that is said apart.
-        max_tokens: vLLM's `truncate_prompt_tokens`; -1 for the model's own limit. Texts over it are cut.
+        max_tokens: vLLM's `truncate_prompt_tokens`; -1 for the model's own limit. Texts over it are cut, unless
+            `truncate` says that none are.
     """
     if max_tokens is not None and (max_tokens == 0 or max_tokens < -1):
         raise refused(f"truncate_prompt_tokens is {max_tokens}; expected -1, or a number above 0.", "invalid_value",
                       "truncate_prompt_tokens")  # fmt: skip
+    if side is not None and side.lower() not in ("left", "right"):
+        raise refused(f"truncation_direction is {side[:50]!r}; expected left or right.", "invalid_value",
+                      "truncation_direction")  # fmt: skip
     wanted: Truncate = "start" if side is not None and side.lower() == "left" else "end"
+    if truncate is False:
+        truncate = "none"
     if isinstance(truncate, str):
         value = truncate.lower()
         if value not in ("none", "start", "end"):
@@ -189,6 +195,4 @@ def cutting_of(
         return Cutting(value, None if max_tokens in (None, -1) else max_tokens)  # pyright: ignore[reportArgumentType]
     if truncate is True or max_tokens is not None:
         return Cutting(wanted, None if max_tokens in (None, -1) else max_tokens)
-    if truncate is False:
-        return Cutting("none")
     return Cutting(default)

@@ -11,10 +11,9 @@ from pydantic import Field, StrictStr
 from starlette.responses import Response
 
 from archport.serving.dialects.chat import Answer, parsed_arguments
-from archport.serving.dialects.items import picture
 from archport.serving.dialects.ollama import shape
 from archport.serving.dialects.pictures import messages_of
-from archport.serving.errors import refused
+from archport.serving.errors import refused, unsupported
 from archport.serving.http import Body, Context, Objects, Texts, json_bytes, json_response, streamed
 from archport.serving.parsing.events import Content, Reasoning
 from archport.serving.talking import Talked, Wish
@@ -87,20 +86,16 @@ def _template(context: Context, served: Any, think: bool | str | None) -> dict[s
 async def chat(context: Context, body: ChatBody) -> Response:
     """An answer to a chat."""
     served = context.state.registry.find(body.model, "chat")
-    limits, count = context.state.settings.limits, [0]
     messages: list[dict[str, Any]] = []
-    for index, message in enumerate(body.messages):
+    for message in body.messages:
         images = message.get("images")
         if isinstance(images, list) and images:
             text = [{"type": "text", "text": message.get("content") or ""}]
-            # Ollama's pictures are base64 alone; what is checked here becomes a data URI's content.
-            for each in images:
-                picture(each, f"messages[{index}]", "messages", limits, count)
             parts = [{"type": "image_url", "image_url": {"url": each}} for each in images]
             message = {**{key: value for key, value in message.items() if key != "images"}, "content": [*parts, *text]}
         messages.append(message)
     wish = Wish(
-        messages=messages_of(messages, limits),
+        messages=messages_of(messages, context.state.settings.limits),
         options=_options(body.options),
         tools=body.tools,
         template=_template(context, served, body.think),
@@ -130,6 +125,9 @@ async def generate(context: Context, body: GenerateBody) -> Response:
         return json_response(context, {"model": served.id, "response": "", "done": True, "done_reason": "load"})
     options, form = _options(body.options), _form(body.format)
     if body.raw or "chat" not in served.capabilities:
+        for value, name in ((body.images, "images"), (body.system, "system")):
+            if value:
+                raise unsupported(f"{name} has no place in a prompt that no chat template writes; leave it out.", name)
         wish = Wish(prompt=body.prompt, options=options, form=form)
     else:
         parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": each}} for each in body.images or ()]

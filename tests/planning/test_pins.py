@@ -32,9 +32,11 @@ class Pinned(NoPins):
         return self.mask
 
     def kv_allocation(self, spec, layer, shape, limits):
+        self.asked.append(("kv", layer, shape))
         return self.kv
 
     def prefill_chunk(self, spec, shape, device):
+        self.asked.append(("chunk", shape))
         return self.chunk
 
     def sdpa_backend(self, spec, layer, call, device):
@@ -124,8 +126,9 @@ def test_quantised_caches_are_priced_with_both_widths_of_one_layer(qwen3_06b: Ar
     assert plan.bytes["kv_conversion"] >= elements * 2
 
 
-def test_hooks_are_asked_once_per_kind_and_shape_and_not_per_layer(qwen3_06b: ArchSpec, choose):
+@pytest.mark.parametrize(("new", "hooks"), [(0, {"mask", "chunk", "backend"}), (9, {"mask", "kv", "chunk", "backend"})])
+def test_hooks_are_asked_once_per_kind_and_shape_and_not_per_layer(new, hooks, qwen3_06b: ArchSpec, choose):
     pins = Pinned()
-    plan_of(qwen3_06b, [500] * 20, device=H200, choose=choose, pins=pins)
-    assert pins.asked
+    plan_of(qwen3_06b, [500] * 20, device=H200, choose=choose, pins=pins, new_tokens=new)
+    assert {asked[0] for asked in pins.asked} == hooks
     assert len(pins.asked) == len(set(pins.asked)) < 28

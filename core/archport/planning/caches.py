@@ -11,7 +11,6 @@ from archport.contract import (
     ContextLengthExceeded,
     KVAllocation,
     LayerSpec,
-    Limits,
     PluginError,
     RecurrentLayer,
     kv_capacity,
@@ -63,10 +62,8 @@ def allocation(model: ModelFacts, batch: Batch, layer: LayerSpec, chunk: int) ->
     """
     if not needs_cache(batch, chunk) or (isinstance(layer, AttentionLayer) and not layer.keeps):
         return None, ""
-    limits = Limits(max_context=model.max_context, budget=model.budget)
-    pinned = model.pins.kv_allocation(model.spec, layer, batch.shape, limits)
+    pinned, who = model.kv_pin(layer, batch.shape)
     if pinned is not None:
-        who = model.who("archport_kv_allocation")
         return _checked(pinned, layer, batch.shape, chunk, who), f"archport_kv_allocation of {who}: {_words(pinned)}"
     return _chosen(model, batch, layer, chunk), ""
 

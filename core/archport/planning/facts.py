@@ -157,6 +157,11 @@ class ModelFacts:
         hook = "archport_mask_policy"
         return self.pinned(hook, (layer, shape), lambda: self.pins.mask_policy(self.spec, layer, shape))
 
+    def kv_pin(self, layer: LayerSpec, shape: BatchShape) -> tuple[KVAllocation | None, str]:
+        """What a hook fixed about a layer's cache and who did."""
+        hook, limits = "archport_kv_allocation", Limits(max_context=self.max_context, budget=self.budget)
+        return self.pinned(hook, (layer, shape), lambda: self.pins.kv_allocation(self.spec, layer, shape, limits))
+
     def backend_pin(self, layer: AttentionLayer, call: AttentionCall) -> tuple[str | None, str]:
         """What a hook fixed about the backend and who did, asked once per layer spec, rows, queries and spans."""
         hook, key = "archport_sdpa_backend", (layer, call.B, call.q_len, bool(call.spans))

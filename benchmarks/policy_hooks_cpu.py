@@ -101,7 +101,7 @@ def chatting(folder: Path, pin: ModuleType | None) -> tuple[int, int, int, str]:
     # One of sixteen tokens ends an answer.
     model._runtime = dataclasses.replace(model._runtime, stops=frozenset(range(0, 4096, 16)))
     prompts = [np.random.default_rng(row).integers(1, 4096, LONGEST).tolist() for row in range(ROWS)]
-    plan = model._runtime.encoder.plan([LONGEST] * ROWS, new_tokens=None)
+    plan = model._runtime.encoder.plan(Request(lengths=[LONGEST] * ROWS, new_tokens=None))
     mx.synchronize()
     mx.clear_cache()
     before = mx.get_active_memory()
@@ -152,6 +152,7 @@ def distances() -> tuple[float, float, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write results/policy_hooks_cpu.txt")
+    asked = parser.parse_args()
     lines = [f"{platform.processor() or platform.machine()}, MLX {mx.__version__}, archport {archport.__version__}"]
     met = True
     lines += ["", "padded_texts: milliseconds of processor time to plan fresh texts, without the pin and with it"]
@@ -186,7 +187,7 @@ def main() -> int:
     ]
     lines[-1] += f" peak, {FAR} of the distance"
     print("\n".join(lines))
-    if parser.parse_args().write:
+    if asked.write:
         (Path(__file__).parent / "results" / "policy_hooks_cpu.txt").write_text("\n".join(lines) + "\n")
     return 0 if met else 1
 

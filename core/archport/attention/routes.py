@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from archport.attention.visibility import Form
 from archport.contract.device import DeviceFacts
-from archport.contract.spec import DType
+from archport.contract.spec import DType, itemsize
 
 Kernel = Literal["full", "vector", "vector_two_pass", "cudnn", "blocked", "composite"]
 
@@ -57,7 +57,7 @@ class FastCall:
 
     @property
     def itemsize(self) -> int:
-        return 4 if self.dtype == "float32" else 2
+        return itemsize(self.dtype)
 
     @property
     def scores(self) -> int:
@@ -168,7 +168,7 @@ def threadgroup_bytes(head_dim: int, v_head_dim: int, dtype: DType) -> int:
     Queries have 32 rows and keys 32, or 16 from head_dim 128 on; rows are padded by 16 bytes, and keys and values take
     turns in one buffer. From head_dim 256 on two groups share a row's width; in float32 queries then stay in registers.
     """
-    size = 4 if dtype == "float32" else 2
+    size = itemsize(dtype)
     pad, keys = 16 // size, 32 if head_dim < 128 else 16
     shared = max((keys + pad) * head_dim, keys * (v_head_dim + pad))
     queries = 1 if head_dim == 256 and dtype == "float32" else 32 * (head_dim + pad)

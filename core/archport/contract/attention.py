@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import SpecError, shown
-from archport.contract.spec import AttentionLayer, DType, Semantics
+from archport.contract.spec import AttentionLayer, DType, Semantics, itemsize
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -211,7 +211,7 @@ class AttentionCall:
 
     @property
     def itemsize(self) -> int:
-        return 4 if self.dtype == "float32" else 2
+        return itemsize(self.dtype)
 
     @property
     def score_bytes(self) -> int:

@@ -27,6 +27,11 @@ KVKind = Literal["own", "shared", "latent", "none"]
 UNLIMITED: tuple[None, None] = (None, None)
 
 
+def itemsize(dtype: DType) -> int:
+    """Bytes of one element."""
+    return 4 if dtype == "float32" else 2
+
+
 def _positive(owner: str, **values: int) -> None:
     for name, value in values.items():
         # bool is an int: `True` heads would pass silently.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from archport.contract import DType, LayerSpec, RecurrentLayer
+from archport.contract.spec import itemsize
 from archport.memory.cache import KVCache
 from archport.memory.caches import Caches
 from archport.memory.recurrent import RecurrentState
@@ -106,7 +107,7 @@ def snapshot_bytes(caches: Caches, row: int, skip: int = 0) -> int:
 
 def row_bytes(layers: Sequence[LayerSpec], tokens: int, dtype: DType) -> int:
     """Bytes that `take` copies at most of a row with so many tokens: windows and quantised caches hold less."""
-    size, total = 4 if dtype == "float32" else 2, 0
+    size, total = itemsize(dtype), 0
     for layer in layers:
         if isinstance(layer, RecurrentLayer):
             total += layer.state_bytes + layer.conv_bytes

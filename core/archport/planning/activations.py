@@ -22,13 +22,13 @@ from archport.contract import (
     LayerSpec,
     RecurrentLayer,
 )
+from archport.contract.spec import itemsize
 from archport.planning.costs import (
     HOST_ELEMENTS,
     Weights,
     active_elements,
     element_bytes,
     has_experts,
-    itemsize,
     kinds_of,
     recurrent_widths,
 )

@@ -15,8 +15,8 @@ from archport.contract import (
     RecurrentLayer,
     kv_capacity,
 )
+from archport.contract.spec import itemsize
 from archport.planning.batch import Batch
-from archport.planning.costs import itemsize
 from archport.planning.facts import ModelFacts
 
 # Tokens a growing cache starts with.

@@ -19,6 +19,7 @@ from archport.contract import (
     Quantization,
     RecurrentLayer,
 )
+from archport.contract.spec import itemsize
 
 Layer = TypeVar("Layer", bound=Hashable)
 MIB = 2**20
@@ -51,10 +52,6 @@ HOST_ELEMENTS = 1 << 12
 
 # MLX queues at most this many command buffers (tasks) before it waits, whatever the graph holds.
 TASKS_IN_FLIGHT = 10
-
-
-def itemsize(dtype: DType) -> int:
-    return 4 if dtype == "float32" else 2
 
 
 @dataclass(frozen=True, slots=True)

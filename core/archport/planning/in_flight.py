@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from archport.contract import AttentionLayer, AttentionPath, KVAllocation, RecurrentPath
+from archport.contract.spec import itemsize
 from archport.planning.activations import LayerClass
 from archport.planning.batch import Batch, Decoding, StepPlan
 from archport.planning.costs import (
@@ -20,7 +21,6 @@ from archport.planning.costs import (
     POINTWISE_BANDWIDTH,
     WAIT_SECONDS,
     in_flight_cap,
-    itemsize,
     rate,
 )
 from archport.planning.facts import ModelFacts

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from archport.contract import AttentionLayer, AttentionLimits, AttentionPath, KVAllocation, RecurrentPath
+from archport.contract.spec import itemsize
 from archport.planning.batch import (
     GREEDY_LOGITS,
     Batch,
@@ -25,7 +26,7 @@ from archport.planning.batch import (
     Work,
 )
 from archport.planning.caches import CacheBytes, allocation, cache_bytes
-from archport.planning.costs import WORKSPACE, itemsize, rate
+from archport.planning.costs import WORKSPACE, rate
 from archport.planning.facts import ModelFacts
 from archport.planning.in_flight import (
     decoding_layers,

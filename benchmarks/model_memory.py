@@ -33,8 +33,8 @@ from archport.checkpoint import normalise_config
 from archport.contract import AdmissionRefused, EmbeddingHead
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import claim, discover
+from archport.contract.sizes import format_bytes
 from archport.device.facts import this_device
-from archport.device.sizes import format_bytes
 from archport.loading import path_chooser
 from archport.planning import Planner
 from archport.running.encode import Encoder

@@ -24,6 +24,7 @@ from archport.checkpoint.dtype import DTypeChoice
 from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead, InputError
 from archport.contract.arguments import checked
 from archport.contract.plugins import Plugin
+from archport.contract.sizes import parse_bytes
 from archport.device import tf32, workers
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
@@ -31,7 +32,6 @@ from archport.device.failures import failure_of
 from archport.device.heap import keep_freed_memory
 from archport.device.memory import ProcessMemory, process_memory
 from archport.device.process import use_device
-from archport.device.sizes import parse_bytes
 from archport.faults import explained, unexpected
 from archport.loading import Description, describe
 from archport.planning import Plan, Request

@@ -52,7 +52,7 @@ from archport.contract import (
 from archport.contract.arguments import checked
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models, named
-from archport.device.sizes import format_bytes, parse_bytes
+from archport.contract.sizes import format_bytes, parse_bytes
 from archport.faults import explained, unexpected
 
 if TYPE_CHECKING:

@@ -133,8 +133,8 @@ def _device() -> Found:
 
 def _memory() -> Found:
     import archport.device.backend  # noqa: F401  # isort: skip
+    from archport.contract.sizes import format_bytes
     from archport.device.facts import this_device
-    from archport.device.sizes import format_bytes
 
     device = this_device()
     return f"{format_bytes(device.total_memory)} usable, budget {format_bytes(device.default_budget)}", []
@@ -232,7 +232,7 @@ PROBES: dict[str, Callable[[], Found]] = {
 
 def _in_use(memory: ProcessMemory) -> str:
     """What this process holds, in words: nothing of a model, because none is loaded."""
-    from archport.device.sizes import format_bytes
+    from archport.contract.sizes import format_bytes
 
     parts = {"active": memory.active, "pool": memory.pool, "host": memory.host, "device": memory.device}
     told = [f"{name} {format_bytes(count)}" for name, count in parts.items() if count is not None]

@@ -32,7 +32,7 @@ def info(
 
 def gather(about: Any) -> dict[str, Any]:
     """The facts of a described model, ready to print."""
-    from archport.device.sizes import format_bytes
+    from archport.contract.sizes import format_bytes
     from archport.loading import narrowed
 
     spec, checkpoint = about.spec, about.checkpoint

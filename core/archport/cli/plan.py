@@ -55,7 +55,7 @@ def plan(
     says what binds and what would fit.
     """
     from archport.contract import AdmissionRefused
-    from archport.device.sizes import parse_bytes
+    from archport.contract.sizes import parse_bytes
 
     if mask not in (None, "dense"):
         raise InputError(f"--mask {mask}: expected 'dense', or no --mask to let the planner choose")

@@ -177,7 +177,7 @@ def _started(server: Server, *, quiet: bool) -> None:
 
 def _table(server: Server, address: str) -> list[tuple[str, str]]:
     """What is served, where, and with what."""
-    from archport.device.sizes import format_bytes
+    from archport.contract.sizes import format_bytes
     from archport.serving.endpoints import ENDPOINTS
 
     rows = [("serving", address)]

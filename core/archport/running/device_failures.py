@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from archport.contract import DeviceFailure
+from archport.contract.sizes import format_bytes
 from archport.device.failures import Failure, failure_of, recover
-from archport.device.sizes import format_bytes
 
 if TYPE_CHECKING:
     from archport.planning import Plan

@@ -20,8 +20,8 @@ from typing import Any
 import uvicorn
 
 from archport.contract import InputError
+from archport.contract.sizes import parse_bytes
 from archport.device.facts import this_device
-from archport.device.sizes import parse_bytes
 from archport.device.workers import cores
 from archport.serving.app import App, State
 from archport.serving.dialects import openai

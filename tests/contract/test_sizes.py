@@ -3,7 +3,7 @@
 import pytest
 
 from archport.contract import InputError
-from archport.device.sizes import format_bytes, parse_bytes
+from archport.contract.sizes import format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(

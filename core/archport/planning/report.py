@@ -7,20 +7,11 @@ from itertools import groupby
 from typing import Any
 
 from archport.contract import AttentionLayer, AttentionPath, KVAllocation, LayerSpec, RecurrentPath
+from archport.contract.sizes import format_bytes
 from archport.planning.batch import KindPlan, StepPlan
 from archport.planning.plan import BatchPlan, Plan
 
 BAR = 32
-
-
-def size(count: int) -> str:
-    """Bytes for people, in powers of 1000: 1536 -> "1.5 KB"."""
-    value, unit = float(count), "B"
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if value < 999.95 or unit == "TB":
-            break
-        value /= 1000
-    return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
 
 
 def duration(seconds: float) -> str:
@@ -37,7 +28,7 @@ def bars(components: Mapping[str, int]) -> list[str]:
     shown = {name: value for name, value in components.items() if value}
     names, most = max(map(len, shown)), max(shown.values())
     return [
-        f"{name:<{names}}  {size(value):>9}  {'█' * round(BAR * value / most)}".rstrip()
+        f"{name:<{names}}  {format_bytes(value):>9}  {'█' * round(BAR * value / most)}".rstrip()
         for name, value in shown.items()
     ]
 
@@ -47,12 +38,12 @@ def describe(layer: LayerSpec) -> str:
     if not isinstance(layer, AttentionLayer):
         if layer.heads is None:
             own = ", its modules' bytes as declared" if layer.footprint is not None else ""
-            return f"recurrent, {size(layer.state_bytes)} of state per row{own}"
+            return f"recurrent, {format_bytes(layer.state_bytes)} of state per row{own}"
         heads = layer.heads
         words = (
             f"{heads.n_value_heads}/{heads.n_key_heads} heads of {heads.key_dim} x {heads.value_dim}, " if heads else ""
         )
-        return f"recurrent, {words}{size(layer.state_bytes)} of state per row"
+        return f"recurrent, {words}{format_bytes(layer.state_bytes)} of state per row"
     width = f"{layer.head_dim}" if layer.head_dim == layer.v_head_dim else f"{layer.head_dim}/{layer.v_head_dim}"
     words = [layer.semantics, f"{layer.n_heads}/{layer.n_kv_heads} heads of {width}"]
     if layer.gated:
@@ -85,7 +76,7 @@ def describe_form(path: RecurrentPath) -> str:
         return "the plugin's own"
     chunks = [f"{path.chunk:,} tokens per chunk"] if path.chunk else []
     price = path.price
-    return ", ".join([path.form, *chunks, f"{size(price.transient)} of scratch", path_time(price.seconds)])
+    return ", ".join([path.form, *chunks, f"{format_bytes(price.transient)} of scratch", path_time(price.seconds)])
 
 
 def describe_path(path: AttentionPath) -> str:
@@ -99,7 +90,7 @@ def describe_path(path: AttentionPath) -> str:
         words.append(f"{price.k_chunk:,} keys per chunk")
     if price.padded != (0, 0):
         words.append(f"padded to {price.padded[0]}/{price.padded[1]}")
-    words.append(f"{size(price.transient)} of scratch")
+    words.append(f"{format_bytes(price.transient)} of scratch")
     words.append(path_time(price.seconds))
     return ", ".join(words)
 
@@ -110,7 +101,8 @@ def explain(plan: Plan) -> str:
     where = f"{device.name} ({'profile' if device.simulated else 'this machine'})"
     lines = [
         f"{plan.arch}, {plan.mode}, {plan.dtype}, on {where}: {count} batch{'es' if count > 1 else ''}, "
-        f"peak {size(plan.peak)} of {size(plan.budget)}, pool {size(plan.pool)}, {duration(plan.seconds)}"
+        f"peak {format_bytes(plan.peak)} of {format_bytes(plan.budget)}, pool {format_bytes(plan.pool)}, "
+        f"{duration(plan.seconds)}"
     ]
     paths: object = None
     for _, alike in groupby(enumerate(plan.batches, 1), key=lambda pair: _reasons(pair[1], len(plan.layer_kinds))):
@@ -121,10 +113,10 @@ def explain(plan: Plan) -> str:
         if paths != _names(batch.steps[-1]):
             paths = _names(batch.steps[-1])
             lines += [line for index, kind in enumerate(batch.kinds) for line in _in_short(plan, kind, index, batch)]
-    parts = ", ".join(f"{name} {size(value)}" for name, value in plan.bytes.items() if value)
+    parts = ", ".join(f"{name} {format_bytes(value)}" for name, value in plan.bytes.items() if value)
     lines.append(f"memory of the largest: {parts}")
     if plan.host_bytes:
-        lines.append(f"host memory for pictures and video, apart from the peak: {size(plan.host_bytes)}")
+        lines.append(f"host memory for pictures and video, apart from the peak: {format_bytes(plan.host_bytes)}")
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
 
 
@@ -166,13 +158,15 @@ def explain_in_full(plan: Plan) -> str:
     lines = [
         f"{plan.arch}, {plan.mode}, {plan.dtype}, on {where}",
         batches,
-        f"peak {size(plan.peak)} of {size(plan.budget)} budget; the smallest possible is {size(plan.minimum)}",
+        f"peak {format_bytes(plan.peak)} of {format_bytes(plan.budget)} budget; the smallest possible is "
+        f"{format_bytes(plan.minimum)}",
         "",
         *bars(plan.bytes),
         "",
-        f"pool: up to {size(plan.pool)} of freed buffers kept for later arrays; with live ones {size(plan.together)}",
-        f"largest buffer: {plan.largest_buffer.name}, {size(plan.largest_buffer.bytes)}"
-        + (f" of {size(plan.largest_buffer.cap)} allowed" if plan.largest_buffer.cap is not None else ""),
+        f"pool: up to {format_bytes(plan.pool)} of freed buffers kept for later arrays; with live ones "
+        f"{format_bytes(plan.together)}",
+        f"largest buffer: {plan.largest_buffer.name}, {format_bytes(plan.largest_buffer.bytes)}"
+        + (f" of {format_bytes(plan.largest_buffer.cap)} allowed" if plan.largest_buffer.cap is not None else ""),
         f"largest work between evaluations: {plan.work.name}, {duration(plan.work.seconds)}"
         + (f" of {duration(plan.work.limit)} allowed" if plan.work.limit is not None else ", no watchdog"),
         _chunk(largest),
@@ -180,7 +174,7 @@ def explain_in_full(plan: Plan) -> str:
         *_time(plan),
     ]
     if plan.host_bytes:
-        lines.append(f"host memory for pictures and video, apart from the peak: {size(plan.host_bytes)}")
+        lines.append(f"host memory for pictures and video, apart from the peak: {format_bytes(plan.host_bytes)}")
     if plan.cost:
         lines.append(plan.cost)
     for index, kind in enumerate(largest.kinds):

@@ -24,6 +24,7 @@ from archport.contract import (
     MaskPolicy,
     PathChooser,
 )
+from archport.contract.spec import kv_sources
 from archport.planning.activations import LayerClass, classes_of
 from archport.planning.costs import Weights, kinds_of
 
@@ -87,6 +88,7 @@ class ModelFacts:
         limits: what one attention call may use.
         kinds: distinct layer specs, in order of appearance.
         layer_kinds: per layer an index into `kinds`.
+        keepers: per kind the one whose cache it reads, itself unless it shares another's.
         classes: layers that cost the same.
         layer_classes: per layer an index into `classes`.
         memo: answers by what they are of, for later requests: without them each request of some short texts pays one to
@@ -106,6 +108,7 @@ class ModelFacts:
     limits: AttentionLimits = field(default_factory=AttentionLimits)
     kinds: tuple[LayerSpec, ...] = field(init=False, repr=False)
     layer_kinds: tuple[int, ...] = field(init=False, repr=False)
+    keepers: tuple[int, ...] = field(init=False, repr=False)
     classes: tuple[LayerClass, ...] = field(init=False, repr=False)
     layer_classes: tuple[int, ...] = field(init=False, repr=False)
     memo: dict[Key, Any] = field(default_factory=dict[Key, Any], init=False, repr=False, compare=False)
@@ -114,7 +117,17 @@ class ModelFacts:
     def __post_init__(self) -> None:
         kinds, layer_kinds = kinds_of(self.spec.layers)
         classes, layer_classes = classes_of(self.spec, self.dtype, self.device, self.weights)
-        found = {"kinds": kinds, "layer_kinds": layer_kinds, "classes": classes, "layer_classes": layer_classes}
+        keepers = list(range(len(kinds)))
+        for kind, source in zip(layer_kinds, kv_sources(self.spec.layers), strict=True):
+            if source is not None:
+                keepers[kind] = layer_kinds[source]
+        found = {
+            "kinds": kinds,
+            "layer_kinds": layer_kinds,
+            "keepers": tuple(keepers),
+            "classes": classes,
+            "layer_classes": layer_classes,
+        }
         for name, value in found.items():
             object.__setattr__(self, name, value)
 

@@ -37,7 +37,6 @@ from archport.contract.masks import (
     needs_lengths,
 )
 from archport.contract.recurrence import RecurrentForm
-from archport.contract.spec import kv_sources
 from archport.planning.batch import Batch, Prefill, StepPlan
 from archport.planning.costs import HOST_ELEMENTS, rate
 from archport.planning.facts import ModelFacts
@@ -85,23 +84,13 @@ def prefill_steps(
             if not isinstance(layer, AttentionLayer):
                 paths.append(_form(model, layer, batch.shape.B, stop - start))
                 continue
-            kept = kv[_keeper(model, index)]
+            kept = kv[model.keepers[index]]
             path, mask, pinned = path_of(model, batch, layer, start, stop - start, room, kept)
             paths.append(path)
             masks[index] = masks[index] or mask
             words[index] += [word for word in pinned if word not in words[index]]
         steps.append(StepPlan(start=start, tokens=stop - start, paths=tuple(paths)))
     return Prefill(steps=tuple(steps[::-1]), masks=tuple(masks), pins=tuple(map(tuple, words)))
-
-
-def _keeper(model: ModelFacts, kind: int) -> int:
-    """The kind of layer whose cache a kind reads."""
-    layer = model.kinds[kind]
-    if isinstance(layer, AttentionLayer) and layer.kv == "shared":
-        source = kv_sources(model.spec.layers)[model.spec.layers.index(layer)]
-        assert source is not None, "a spec is checked for it"
-        return model.kinds.index(model.spec.layers[source])
-    return kind
 
 
 def decode_step(model: ModelFacts, batch: Batch) -> StepPlan | None:

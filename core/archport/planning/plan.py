@@ -190,6 +190,9 @@ class Plan:
         request: what it is the plan of.
         notes: assumptions and pins that the reader should know.
         host_bytes: bytes of host memory that pictures and video take at the peak, apart from the device's `peak`.
+        moving: bytes of the peak that are not there before the request runs: all but weights and what others hold.
+            Tokens that an earlier call left are copied into the request's own caches, layer by layer as it runs. Each
+            stretch of layers asks for it.
 
     Raises:
         ArchportError: when its batches do not hold every row exactly once.
@@ -208,11 +211,14 @@ class Plan:
     vision_kinds: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
     host_bytes: int = 0
+    moving: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         rows = sorted(row for batch in self.batches for row in batch.rows)
         if rows != list(range(len(rows))):
             raise ArchportError(f"a plan whose batches hold rows {rows}; expected each row of the request once")
+        moving = (batch.peak - batch.bytes["weights"] - batch.bytes.get("resident", 0) for batch in self.batches)
+        object.__setattr__(self, "moving", max(moving, default=0))
 
     @property
     def minimum(self) -> int:
@@ -241,14 +247,6 @@ class Plan:
     def bytes(self) -> Mapping[str, int]:
         """Components of the peak, in bytes."""
         return self.largest.bytes
-
-    @property
-    def moving(self) -> int:
-        """Bytes of the peak that are not there before the request runs: all but weights and what others hold.
-
-        Tokens that an earlier call left are copied into the request's own caches, layer by layer as it runs.
-        """
-        return max(batch.peak - batch.bytes["weights"] - batch.bytes.get("resident", 0) for batch in self.batches)
 
     @property
     def pool(self) -> int:

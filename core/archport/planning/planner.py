@@ -119,11 +119,12 @@ class Planner(ModelFacts):
         return self.known(key, lambda: self._least(request))
 
     def _least(self, request: Request) -> int:
-        most = 0
+        most, within = 0, self
         for batch in _smallest(self, request):
             # Longer rows do not always need more: a last step of few tokens may take a path of its own.
-            if not most or not _fits(replace(self, budget=most), batch):
+            if not most or not _fits(within, batch):
                 most = max(most, _leanest(self, batch).peak)
+                within = replace(self, budget=most)
         return most
 
     def cost(self, plan: Plan) -> str:

@@ -5,8 +5,9 @@ Pure data and protocols. Knows nothing of arrays beyond their names, of devices 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from archport.contract.device import DeviceFacts
@@ -22,6 +23,18 @@ MaskKind = Literal["none", "causal", "window", "segments", "key_padding", "dense
 Reach = tuple[int | None, int | None]
 # Tokens [start, stop) that see each other whichever comes first.
 Span = tuple[int, int]
+
+
+def row_spans(spans: Sequence[Sequence[int]], length: int) -> tuple[Span, ...] | None:
+    """The spans of a row of `length` tokens, but those of one token, which sees itself anyway.
+
+    None where they are no (start, stop) within the row, ascending and apart from each other.
+    """
+    edges = [int(edge) for span in spans for edge in span]
+    if any(len(span) != 2 for span in spans) or any(b < a for a, b in pairwise((0, *edges, length))):
+        return None
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return tuple((start, stop) for start, stop in pairs if stop - start > 1)
 
 
 @dataclass(frozen=True, slots=True)

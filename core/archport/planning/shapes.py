@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from archport.contract import ArchSpec, AttentionLayer, BatchShape, DeviceKind, InputError, Span
+from archport.contract.attention import row_spans
 from archport.contract.errors import shown
 
 RowSpans = tuple[tuple[Span, ...], ...]
@@ -187,13 +188,13 @@ def spans_of(spec: ArchSpec, rows: Sequence[int], spans: Sequence[Sequence[Span]
         raise InputError(f"spans: {len(spans)} rows of spans for {len(rows)} rows of tokens")
     found: list[tuple[Span, ...]] = []
     for row, (length, own) in enumerate(zip(rows, spans, strict=True)):
-        edges = [edge for span in own for edge in span]
-        if any(len(span) != 2 for span in own) or any(b < a for a, b in pairwise((0, *edges, length))):
+        checked = row_spans(own, length)
+        if checked is None:
             raise InputError(
                 f"spans: row {row} of {length} tokens has {shown(list(own))}; expected (start, stop) pairs within the "
                 "row, ascending and apart from each other"
             )
-        found.append(tuple((int(start), int(stop)) for start, stop in own if stop - start > 1))
+        found.append(checked)
     return tuple(found) if any(found) else ()
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from archport.contract import PluginError, Span, SpanRule
+from archport.contract.attention import row_spans
 from archport.contract.errors import shown
 
 
@@ -66,12 +66,10 @@ def spans_of(rule: SpanRule | None, rows: Sequence[np.ndarray]) -> RowSpans | No
 
 
 def _checked(spans: Sequence[Span], length: int) -> tuple[Span, ...]:
-    edges = [int(edge) for span in spans for edge in span]
-    if any(len(span) != 2 for span in spans) or any(b < a for a, b in pairwise((0, *edges, length))):
+    checked = row_spans(spans, length)
+    if checked is None:
         raise PluginError(
             f"the spans of archport_inputs are {shown([tuple(span) for span in spans])} for a row of {length} tokens; "
             "expected (start, stop) pairs within the row, ascending and apart from each other"
         )
-    pairs = zip(edges[::2], edges[1::2], strict=True)
-    # A token sees itself anyway.
-    return tuple((start, stop) for start, stop in pairs if stop - start > 1)
+    return checked

@@ -96,7 +96,7 @@ def prose(text: str | None) -> str:
         if line in ("Args:", "Returns:", "Raises:", "Attributes:"):
             section = line
             lines += [f"{line}", ""]
-        elif section and (match := re.match(r" {4}([\w, ]+): (.*)", line)) and section != "Returns:":
+        elif section and (match := re.match(r" {4}(\w[\w, ]*): (.*)", line)) and section != "Returns:":
             names = ", ".join(f"`{name}`" for name in match[1].split(", "))
             lines.append(f"- {names}: {match[2]}")
         elif section and line.startswith("        "):

@@ -118,6 +118,21 @@ def test_a_pinned_ceiling_below_the_request_is_a_refusal_that_says_so(qwen3_06b:
         plan_of(qwen3_06b, [100], device=M2, choose=choose, new_tokens=5, pins=pins)
 
 
+def test_a_pinned_cache_without_which_a_request_would_fit_is_named_as_what_binds(qwen3_06b: ArchSpec, choose):
+    def refused(pin: KVAllocation, share: float) -> MemoryBudgetExceeded:
+        with pytest.raises(MemoryBudgetExceeded) as caught:
+            plan(pins=Pinned(kv=pin), plugin="acme", budget=int(share * plan().minimum))
+        return caught.value
+
+    def plan(**options):
+        return plan_of(qwen3_06b, [100], device=M2, choose=choose, new_tokens=5, **options)
+
+    large = refused(KVAllocation("planned", 32_768, 32_768), 2)
+    assert "the pin is what binds (archport_kv_allocation of acme: planned, 32,768 tokens" in large.binding
+    assert "the pin" not in refused(KVAllocation("planned", 32_768, 32_768), 0.5).binding
+    assert "the pin" not in refused(KVAllocation("planned", 256, 256, bits=4), 0.5).binding
+
+
 def test_quantised_caches_are_priced_with_both_widths_of_one_layer(qwen3_06b: ArchSpec, choose):
     pins = Pinned(kv=KVAllocation("planned", 8192, 8192, bits=4))
     plan = plan_of(qwen3_06b, [8000], device=M2, choose=choose, new_tokens=100, pins=pins)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from archport.contract import (
@@ -16,7 +17,7 @@ from archport.contract import (
     kv_capacity,
 )
 from archport.contract.spec import itemsize
-from archport.planning.batch import Batch
+from archport.planning.batch import Batch, KindPlan
 from archport.planning.facts import ModelFacts
 
 # Tokens a growing cache starts with.
@@ -66,6 +67,18 @@ def allocation(model: ModelFacts, batch: Batch, layer: LayerSpec, chunk: int) ->
     if pinned is not None:
         return _checked(pinned, layer, batch.shape, chunk, who), f"archport_kv_allocation of {who}: {_words(pinned)}"
     return _chosen(model, batch, layer, chunk), ""
+
+
+def pinned_surplus(model: ModelFacts, batch: Batch, kinds: Sequence[KindPlan], chunk: int) -> int:
+    """Bytes that caches take as hooks pin them, beyond what the planner's own would; negative where pins save some."""
+    size, shape, total = itemsize(model.dtype), batch.shape, 0
+    tokens = shape.S + shape.L + shape.new_tokens
+    for kind in kinds:
+        if kind.kv is not None and model.kv_pin(kind.layer, shape)[0] is not None:
+            own = _chosen(model, batch, kind.layer, chunk)
+            pinned, usual = (each.bytes(kind.layer, B=shape.B, tokens=tokens, itemsize=size) for each in (kind.kv, own))
+            total += kind.count * (pinned - usual)
+    return total
 
 
 def _words(pin: KVAllocation) -> str:

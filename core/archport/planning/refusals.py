@@ -17,6 +17,7 @@ from archport.contract import (
     WorkBoundExceeded,
 )
 from archport.planning.batch import Batch, Quote, Request
+from archport.planning.caches import pinned_surplus
 from archport.planning.facts import ModelFacts
 from archport.planning.shapes import prompt_width
 from archport.planning.vision import within
@@ -107,6 +108,9 @@ def refuse(model: ModelFacts, batch: Batch, leanest: Quote, fits: Fits | None, *
     required = leanest.buffer.bytes if kind is BufferTooLarge else leanest.peak
     limit = leanest.buffer.cap if kind is BufferTooLarge else model.budget
     pinned = [word for kind in leanest.kinds for word in kind.pins if "sdpa_backend" in word or "mask_policy" in word]
+    surplus = pinned_surplus(model, batch, leanest.kinds, leanest.schedule.chunk)
+    if leanest.binds == "memory" and leanest.peak - surplus <= model.budget:
+        pinned += dict.fromkeys(word for kind in leanest.kinds for word in kind.pins if "kv_allocation" in word)
     pinned += [f"backend={request.backend!r}"] if request.backend else []
     if pinned:
         binding += f"; the pin is what binds ({', '.join(pinned)})"

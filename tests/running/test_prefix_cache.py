@@ -249,9 +249,9 @@ def test_a_prompt_that_nothing_follows_is_remembered_once(name, monkeypatch):
 
 def test_what_a_call_may_generate_is_worked_out_once(monkeypatch):
     model, asked = loaded("qwen3-causal-sharded"), list[int]()
-    most = Generator._most
+    most = Generator.most_of
     monkeypatch.setattr(
-        Generator, "_most", lambda self, rows, request: (asked.append(len(rows)), most(self, rows, request))[1]
+        Generator, "most_of", lambda self, rows, options: (asked.append(len(rows)), most(self, rows, options))[1]
     )
     model.generate([[5, 6, 7], [8, 9]], max_tokens=2)
     assert asked == [2]

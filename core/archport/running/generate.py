@@ -126,7 +126,7 @@ class Generator:
         told: dict[tuple[int, int], list[Piece]] = {
             (row, answer): [] for row in range(len(rows)) for answer in range(request.answers or 1)
         }
-        most = self._most(rows, request)
+        most = self.most_of(rows, request.rows)
         # Without a limit nobody knows how many there will be.
         known = all(options.max_tokens is not None for options in request.rows)
         whole = not any(options.stop for options in request.rows)
@@ -165,7 +165,7 @@ class Generator:
             AdmissionRefused: prompts and tokens to come do not fit memory or context; before anything runs.
             NonFiniteOutput: a row's logits hold NaN or infinity.
         """
-        return self._pieces(rows, request, measured, self._most(rows, request), whole=whole)
+        return self._pieces(rows, request, measured, self.most_of(rows, request.rows), whole=whole)
 
     def _pieces(
         self,
@@ -202,9 +202,6 @@ class Generator:
         samplings = {id(options): options.sampling for options in request.rows}
         entry = drawing_bytes(list(samplings.values()), size, logprobs=bool(request.logprobs), masked=masked)
         return Readout("the logits", "logits", -(-entry // 4), fixed=4 * self.encoder.spec.vocab_size)
-
-    def _most(self, rows: Sequence[np.ndarray], request: GenerateRequest) -> list[int]:
-        return self.most_of(rows, request.rows)
 
     def most_of(self, rows: Sequence[np.ndarray], options: Sequence[RowOptions]) -> list[int]:
         """Tokens that each row may be given: what was asked for, but no more than its context has room for.

@@ -134,6 +134,10 @@ def main() -> None:
     tree = args.out / "tree.txt"
     if args.slice and tree.exists() and tree.read_text() != before:
         sys.exit(f"{args.out} holds slices of another tree; remove it, or give another --out")
+    if not args.slice:
+        # Of an earlier run, perhaps of another tree.
+        for old in args.out.glob("slice-*"):
+            old.unlink()
     tree.write_text(before)
     names = [] if args.no_checks else list(CHECKED)
     # Beside the tests, with a share of the machine.
@@ -142,9 +146,8 @@ def main() -> None:
         for at in [args.slice] if args.slice else range(1, slices + 1):
             run_slice(at, slices, args.workers, args.out, args.limit)
         checks = dict(zip(names, found, strict=True))
-    rows = [
-        json.loads(line) for file in sorted(args.out.glob("slice-*.jsonl")) for line in file.read_text().splitlines()
-    ]
+    ran = sorted(args.out.glob(f"slice-*-of-{slices}.jsonl"))
+    rows = [json.loads(line) for file in ran for line in file.read_text().splitlines()]
     counts = Counter(row["outcome"] for row in rows)
     elsewhere = sum("only on " in row.get("why", "") for row in rows if row["outcome"] == "skipped")
     for row in rows:
@@ -159,7 +162,7 @@ def main() -> None:
         **{key: counts[key] for key in ("passed", "failed", "error", "skipped")},
         "skipped_for_another_device": elsewhere,
         "skipped_for_a_package": sum("which `make test` installs" in row.get("why", "") for row in rows),
-        "slices": len(list(args.out.glob("slice-*.jsonl"))),
+        "slices": len(ran),
         "checks_ok": sum(said == "ok" for said in checks.values()),
         "checks": len(checks),
         "seconds": round(time.monotonic() - start),

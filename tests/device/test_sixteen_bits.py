@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -75,34 +74,40 @@ def rows_of(model: engine.Model, lengths: tuple[int, ...] = LENGTHS) -> list[np.
     ]
 
 
-def of_torch(folder: Path, rows: list[np.ndarray], scratch: Path) -> dict[str, np.ndarray]:
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A folder of this run of pytest, one for all of its workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def of_torch(folder: Path, rows: list[np.ndarray], shared: Path) -> dict[str, np.ndarray]:
     """What torch_rows.py answers, once for all tests of this checkpoint: torch takes its time to start."""
     python = torch_python()
     assert python is not None
     named = zlib.crc32(str(folder).encode() + b"".join(row.tobytes() for row in rows))
-    kept = Path(tempfile.gettempdir(), f"archport-torch-rows-{os.getuid()}-{os.getppid()}-{named:08x}.npz")
+    kept = shared / f"torch-rows-{named:08x}.npz"
     with kept.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():
-            _ask_torch(python, folder, rows, scratch).rename(kept)
+            _ask_torch(python, folder, rows, kept)
     return dict(np.load(kept))
 
 
-def _ask_torch(python: str, folder: Path, rows: list[np.ndarray], scratch: Path) -> Path:
-    np.savez(scratch / "rows.npz", **{f"row_{at:02}": row for at, row in enumerate(rows)})
+def _ask_torch(python: str, folder: Path, rows: list[np.ndarray], kept: Path) -> None:
+    given, made = (kept.with_name(f"{kept.stem}-{part}.npz") for part in ("given", "made"))
+    np.savez(given, **{f"row_{at:02}": row for at, row in enumerate(rows)})
     # Its own packages alone: this process's path may hold an MLX.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [python, str(SCRIPT), str(folder), str(scratch / "rows.npz"), str(scratch / "out.npz")],
+        [python, str(SCRIPT), str(folder), str(given), str(made)],
         capture_output=True,
         text=True,
         env=environment | {"HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    # In the folder of what is kept, where renaming is atomic.
-    made = Path(tempfile.mkdtemp()) / "out.npz"
-    shutil.copy(scratch / "out.npz", made)
-    return made
+    # What was written in part is never kept.
+    made.rename(kept)
 
 
 def ours(model: engine.Model, rows: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -125,10 +130,10 @@ def errors(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 @needs_torch
 @pytest.mark.parametrize("name", [*FAMILIES, "all-MiniLM-L6-v2"])
-def test_every_row_is_as_close_to_float32_as_torch_s_in_the_same_type(name, tmp_path):
+def test_every_row_is_as_close_to_float32_as_torch_s_in_the_same_type(name, shared):
     folder = folder_of(name)
     rows = rows_of(engine.load(folder))
-    reference = of_torch(folder, rows, tmp_path)
+    reference = of_torch(folder, rows, shared)
     found: list[str] = []
     for dtype in ("float16", "bfloat16"):
         try:
@@ -155,11 +160,11 @@ def test_every_row_is_as_close_to_float32_as_torch_s_in_the_same_type(name, tmp_
 
 @needs_torch
 @pytest.mark.parametrize("name", [*FAMILIES, "all-MiniLM-L6-v2"])
-def test_float32_is_that_of_torch_on_this_device(name, tmp_path):
+def test_float32_is_that_of_torch_on_this_device(name, shared):
     folder = folder_of(name)
     model = engine.load(folder, dtype="float32")
     rows = rows_of(model)
-    reference, got = of_torch(folder, rows, tmp_path), ours(model, rows)
+    reference, got = of_torch(folder, rows, shared), ours(model, rows)
     far = {key: errors(got[key], reference[f"float32_alone_{key.split('_')[1]}"]) for key in got}
     # A token whose experts are tied within rounding may take the other one in float32 too.
     worst = {key: float(np.median(each) if name in UNSTEADY else each.max()) for key, each in far.items()}

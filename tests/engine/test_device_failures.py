@@ -254,6 +254,7 @@ def test_a_device_that_stays_gone_is_said_to_need_a_new_process(monkeypatch):
     with pytest.raises(DeviceFailure, match="start a new process") as raised:
         model.embed("a text")
     assert raised.value.code == "device_lost"
+    assert ".." not in str(raised.value)
 
 
 def test_what_mlx_kept_to_itself_fails_the_request_that_caused_it(monkeypatch):
@@ -264,6 +265,25 @@ def test_what_mlx_kept_to_itself_fails_the_request_that_caused_it(monkeypatch):
         model.embed("a text")
     assert raised.value.code == "device_out_of_memory"
     assert np.isfinite(model.embed("a text")).all()
+
+
+def test_a_failure_of_the_first_request_leaves_nothing_in_an_empty_prefix_cache(monkeypatch):
+    model: Any = engine.load(GOLDENS / "qwen3-moe", prefix_cache=1 << 20)
+    real, waiting = mx.synchronize, [True]
+
+    def synchronize(*args: Any) -> None:
+        real(*args)
+        # Said once the request has left what it read.
+        if waiting and len(model._runtime.prefixes):
+            waiting.pop()
+            raise RuntimeError(MEMORY)
+
+    monkeypatch.setattr(device_failures, "_on_metal", lambda: True)
+    monkeypatch.setattr(mx, "synchronize", synchronize)
+    with pytest.raises(DeviceFailure):
+        tokens(model, PROMPTS[:1], False)
+    assert waiting == []
+    assert len(model._runtime.prefixes) == 0
 
 
 @pytest.mark.parametrize("seen", [ValueError("no numbers"), NonFiniteOutput("NaN")], ids=["unread", "not finite"])

@@ -10,7 +10,7 @@ import pytest
 from archport.testing import run_checks
 from archport.testing.finding import find, release
 
-PLUGINS = ("decoders", "deepseek", "encoders", "gemma2", "nomic")
+PLUGINS = ("decoders", "deepseek", "encoders", "gemma2", "nomic", "spans")
 # What a spec says for a check not to apply.
 BY_SPEC = ("declared bidirectional", "declared causal for embed", "no layer is declared to know spans")
 BY_SPEC += ("no matrix of the example has rows in multiples of 32",)

@@ -21,6 +21,7 @@ from archport.contract import InputError
 from archport.device.profiles import profile
 from archport.testing import device_report
 from archport.testing.device_report import PARTS, Scrubber, machine, models, paths, report, schema
+from archport.testing.finding import find
 
 PROFILES = ("cpu", "h200", "m5-max-128gb")
 OTHERS = ("m1-16gb", "m2-ultra-128gb", "m3-ultra-256gb", "m4-pro-24gb")
@@ -153,6 +154,19 @@ def test_the_kit_and_the_benchmark_say_what_time_left_out(tmp_path, monkeypatch)
     assert len({entry["plugin"] for entry in found["kit"]}) >= 4
 
 
+def test_a_plugin_whose_examples_fail_hides_no_other_plugin(load_kit, tmp_path, monkeypatch):
+    def fails() -> Any:
+        raise ZeroDivisionError("mine")
+
+    broken = find(load_kit("lies").plugin("without_examples", archport_examples=fails))
+    monkeypatch.setattr(models, "discover", lambda: [broken, find("qwen3")])
+    monkeypatch.setattr(models, "CHECKS", [each for each in models.CHECKS if each.name == "example_is_small"])
+    path = tmp_path / "r.json"
+    write_report(path, parts=("kit",))
+    assert {entry["plugin"]: entry["status"] for entry in read(path)["kit"]} == {broken.name: "blocked", "qwen3": "ok"}
+    assert [tiny.subject.plugin.name for tiny in models.examples()] == ["qwen3"]
+
+
 @pytest.mark.truth
 def test_a_whole_quick_report(tmp_path):
     path = tmp_path / "r.json"
@@ -244,10 +258,13 @@ def test_names_and_places_are_taken_out(said, left):
 
 
 def test_a_report_tells_neither_home_nor_user_nor_host(tmp_path, monkeypatch):
-    secrets = ("janedoe", "janes-macbook", str(Path.home()), str(tmp_path), "corp.example")
+    secrets = ("janedoe", "janes-macbook", str(Path.home()), str(tmp_path), "corp.example", "k3y")
     monkeypatch.setenv("USER", secrets[0])
     monkeypatch.setattr("socket.gethostname", lambda: secrets[1])
     monkeypatch.setenv("HF_ENDPOINT", "https://corp.example")
+    for name in ("ARCHPORT_API_KEY", "ARCHPORT_API_KEYS", "ARCHPORT_SERVE_ALLOWED_HOSTS", "HF_TOKEN"):
+        monkeypatch.setenv(name, "k3y")
+    monkeypatch.setenv("ARCHPORT_PREFER", "qwen3")
     monkeypatch.setenv("ARCHPORT_CACHE_DIR", str(tmp_path / "janedoe"))
 
     def fails(*_: object) -> Any:
@@ -258,6 +275,7 @@ def test_a_report_tells_neither_home_nor_user_nor_host(tmp_path, monkeypatch):
     write_report(path, parts=FAST)
     assert read(path)["parts"]["routes"]["status"] == "failed"
     assert [each for each in secrets if each.lower() in path.read_text(encoding="utf-8").lower()] == []
+    assert read(path)["machine"]["settings"]["ARCHPORT_PREFER"] == "qwen3"
 
 
 @pytest.mark.parametrize("place", ["missing/r.json", "", "."])

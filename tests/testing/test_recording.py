@@ -76,7 +76,7 @@ def test_a_file_of_texts_and_vectors_alone_is_compared_by_either_name(load_kit, 
 def test_examples_are_compared_without_a_model_and_one_without_a_reference_says_why(generates, case, tmp_path):
     found = statuses(generates, of_examples(tmp_path / "golden.npz", case))
     assert found["golden_greedy_tokens_match"].status == "ok"
-    assert "18 tokens behind 3 texts" in found["golden_greedy_tokens_match"].message
+    assert "18 tokens after 3 texts" in found["golden_greedy_tokens_match"].message
     assert "the tiny tier checks this" in found["golden_vectors_repeat"].message
     file = of_examples(tmp_path / "other.npz", left_out={case.name: "transformers does not load it"})
     found = statuses(generates, file)
@@ -91,7 +91,7 @@ def test_another_token_where_the_reference_is_as_close_as_rounding_is_a_tie(gene
     margins[1, 2] = 1e-6
     tied = replace(case, greedy=greedy, margins=margins)
     found = statuses(generates, of_examples(tmp_path / "tie.npz", tied), only=["golden_greedy_tokens_match"])
-    assert "14 tokens behind 3 texts, 1 texts end in a tie" in found["golden_greedy_tokens_match"].message
+    assert "14 tokens after 3 texts, 1 texts end in a tie" in found["golden_greedy_tokens_match"].message
     apart = replace(case, greedy=greedy)
     found = statuses(generates, of_examples(tmp_path / "apart.npz", apart), only=["golden_greedy_tokens_match"])
     assert found["golden_greedy_tokens_match"].status == "fail"
@@ -102,11 +102,13 @@ def test_a_golden_file_of_something_else_is_refused(generates, case, tmp_path):
     folder = str(subject.tinies[0].folder)
     write_golden(tmp_path / "checkpoint.npz", GoldenFile((case,), {"of": "acme/real"}))
     changed = of_examples(tmp_path / "changed.npz", replace(case, fingerprint="0" * 16 + " 1.5"))
+    bare = of_examples(tmp_path / "bare.npz", replace(case, fingerprint=""))
     gone = of_examples(tmp_path / "gone.npz", replace(case, name="an old one"))
     for model, file, message in (
         (None, tmp_path / "checkpoint.npz", "recorded from acme/real; name that checkpoint"),
         (folder, changed, "recorded from examples; leave model"),
         (None, changed, "is not what was recorded any more; record it again"),
+        (None, bare, "is not what was recorded any more; record it again"),
         (None, gone, "examples that are gone: an old one"),
     ):
         with pytest.raises(InputError, match=message):
@@ -123,6 +125,7 @@ def test_a_golden_file_of_something_else_is_refused(generates, case, tmp_path):
         ({"texts": np.array(["a"]), "ids": np.ones(3, np.int32), "lengths": np.array([2])}, "ids of 3 tokens"),
         ({"about": np.array(json.dumps({"format": 9, "cases": []}))}, "is of format 9"),
         ({"about": np.array("[")}, "damaged"),
+        ({"about": np.array(json.dumps({"cases": []}))}, "0 cases of one checkpoint"),
         ({"texts": np.array([{}], dtype=object)}, "can't be read"),
     ],
 )

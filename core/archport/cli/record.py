@@ -26,7 +26,7 @@ def record(
     text: Annotated[
         list[str] | None, typer.Option(help="A text to record; may be given again. Else a few of ours.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to decode behind each text, of models that generate.")] = 16,
+    tokens: Annotated[int, typer.Option(help="Tokens to decode after each text, of models that generate.")] = 16,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that the checkpoint brings.")
     ] = False,

@@ -1,6 +1,6 @@
 """The CUDA headers that MLX compiles kernels with at run time: where it looks for them, and which are not there.
 
-MLX takes the first folder that exists: of NVIDIA's Python packages beside its own, then of the toolkit. It compiles
+MLX takes the first folder that exists: of NVIDIA's Python packages next to its own, then of the toolkit. It compiles
 a kernel when it first needs it, so a missing header shows in the middle of a request, as "Failed to compile kernel".
 Knows nothing of kernels.
 """

@@ -53,7 +53,7 @@ _SIGNS: tuple[tuple[Failure, tuple[str, ...]], ...] = (
     ),
 )
 # Times that the device is asked whether it still works. MLX keeps an error of a command buffer until a stream is next
-# used, and a buffer behind the failed one may have left another.
+# used, and a buffer after the failed one may have left another.
 _ATTEMPTS = 4
 
 

@@ -58,7 +58,8 @@ def note(plan: Plan, prefixes: PrefixCache | None = None) -> None:
     """Note the plan that is about to run, and where it leaves what later calls begin with."""
     what = _RUNNING.get()
     if what is not None:
-        what.plan, what.prefixes = plan, prefixes or what.prefixes
+        # An empty one is false, and the run may be the first to fill it.
+        what.plan, what.prefixes = plan, what.prefixes if prefixes is None else prefixes
 
 
 def parked_failures() -> None:
@@ -107,7 +108,7 @@ def settled(error: DeviceFailure, before: BaseException | None) -> None:
         cause = cause.__cause__ or cause.__context__
     if not recover():
         error.code = "device_lost"
-        error.args = (f"{error}. The device does not compute any more: start a new process.",)
+        error.args = (f"{str(error).removesuffix('.')}. The device does not compute any more: start a new process.",)
 
 
 def _failure(failure: Failure, said: str, plan: Plan | None) -> DeviceFailure:

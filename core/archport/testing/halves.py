@@ -148,7 +148,7 @@ def _pairs(footprint: Footprint | None, halves: Halves) -> list[tuple[str, int, 
 
 
 def in_words(shown: Mapping[LayerSpec, Halves]) -> str:
-    """What each kind of layer makes, beside what it declares."""
+    """What each kind of layer makes, and what it declares."""
     found: list[str] = []
     for layer, halves in shown.items():
         own = layer.footprint or Footprint()

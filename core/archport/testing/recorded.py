@@ -31,7 +31,7 @@ class Recorded:
         hidden: hidden states (L, D) of each after the final norm.
         vectors: (N, D).
         scores: raw scores of labels (N, labels).
-        logits: (N, V) behind the last token.
+        logits: (N, V) at the last token.
         greedy: the likeliest tokens that follow each text (N, T); final tokens end nothing.
         margins: how far each of those was ahead of the second, as a share of the largest logit (N, T).
         name: of the example; "" for a checkpoint.
@@ -128,6 +128,8 @@ def read_golden(file: str | Path) -> GoldenFile:
         cases = tuple(
             _case(arrays, f"{index}/" if of_examples else "", **known) for index, known in enumerate(about["cases"])
         )
+        if not of_examples and len(cases) != 1:
+            raise ValueError(f"{len(cases)} cases of one checkpoint")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"golden={str(file)!r} is damaged ({type(error).__name__}: {error}); {_EXPECTED}") from error
     return GoldenFile(cases, about.get("provenance", {}), about.get("left_out", {}), of_examples)

@@ -73,7 +73,7 @@ def record(
         model: a checkpoint: a folder, hub id or alias. Left out: the plugin's examples.
         python: an interpreter that has torch and transformers (and sentence-transformers, for pipelines).
         texts: what is tokenised; those with more tokens than a checkpoint has positions are shortened.
-        new_tokens: tokens to decode behind each text, of models that generate.
+        new_tokens: tokens to decode after each text, of models that generate.
         trust_remote_code: run the code that the checkpoint brings.
         command: kept with the numbers.
 

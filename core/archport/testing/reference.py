@@ -98,7 +98,7 @@ def tokenised(tokenizer: Any, texts: list[str], limit: int) -> tuple[list[str], 
 
 
 def greedy(model: Any, ids: list[int], new: int) -> tuple[np.ndarray, list[int], list[float]]:
-    """Logits (V,) behind a prompt, the likeliest tokens that follow, and how far each is ahead of the second.
+    """Logits (V,) at a prompt's end, the likeliest tokens that follow, and how far each is ahead of the second.
 
     The distance is a share of the largest logit. Final tokens end nothing.
     """

@@ -1,6 +1,6 @@
 """Golden tier: what a reference computed, stage by stage, and real weights' vectors again and in other batches.
 
-Token ids come first, and each stage behind them is given what the reference had in front of it, so that the first check
+Token ids come first, and each later stage is given what the reference had in front of it, so that the first check
 that fails names the stage.
 """
 
@@ -200,7 +200,7 @@ def golden_greedy_tokens_match(g: Golden) -> str:
                 f"{2 * _limit():.0e})"
             )
         ties += 1
-    return f"{compared} tokens behind {len(ids)} texts, {ties} texts end in a tie"
+    return f"{compared} tokens after {len(ids)} texts, {ties} texts end in a tie"
 
 
 def _embeds(g: Golden) -> None:

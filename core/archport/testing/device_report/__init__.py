@@ -5,7 +5,7 @@
     write_report(Path("report.json"), quick=True)
 
 It runs the kit, asks MLX for its routes, compares plans with peaks and measures a little, within a bound of time. What
-fails becomes an entry. `schema.json` beside this page says what the file holds.
+fails becomes an entry. `schema.json` in this folder says what the file holds.
 """
 
 from archport.testing.device_report.privacy import Scrubber

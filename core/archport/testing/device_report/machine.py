@@ -26,8 +26,9 @@ _LIBRARIES = (
 )
 # What tells one device from all others of its kind.
 _OWN = re.compile("uuid|serial|pci|bus", re.I)
-# Settings that move routes, precision, memory or speed.
-_SETTINGS = ("MLX_", "ARCHPORT_", "AGX_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Settings that move routes, precision, memory or speed. Of archport's own by name: others hold keys, hosts and folders.
+_SETTINGS = ("MLX_", "AGX_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_SETTINGS += ("ARCHPORT_BLAS", "ARCHPORT_PLUGINS", "ARCHPORT_PREFER", "ARCHPORT_VERIFY_MEMORY")
 
 
 def about_machine(device: DeviceFacts) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
+import os
 import sys
 
 BLOCK = 250
@@ -43,6 +44,8 @@ def under_spark(source: str, out: str, model: str, store: str | None) -> None:
 
     from archport.bulk.tables import EmbedBatch
 
+    # Spark's workers are started by the first python3 on the path, where archport need not be.
+    os.environ["PYSPARK_PYTHON"] = sys.executable
     options = {"spark.ui.enabled": "false", "spark.sql.execution.arrow.maxRecordsPerBatch": str(BLOCK)}
     builder = SparkSession.builder.master("local[2]")
     for name, value in options.items():

@@ -83,6 +83,18 @@ def test_a_column_that_is_missing_is_named_with_those_that_are_there(tmp_path: P
         job(json_lines(tmp_path / "rows.jsonl", [{"text": "a"}]), Fields(id="key"))
 
 
+def test_a_column_that_is_there_twice_is_refused_where_it_is_needed(tmp_path: Path, job):
+    table = arrow().table([arrow().array(["a"]), arrow().array(["b"])], names=["text", "text"])
+    parquet().write_table(table, tmp_path / "rows.parquet")
+    (tmp_path / "rows.csv").write_text("text,text\na,b\n")
+    for name in ("rows.parquet", "rows.csv"):
+        with pytest.raises(InputError, match=f"{name} has 'text' twice"):
+            job(tmp_path / name)
+    # As programs for tables leave them behind.
+    (tmp_path / "rows.csv").write_text("text,,\na,,\n")
+    assert job(tmp_path / "rows.csv").rows == 1
+
+
 ROWS = [
     (b'{"id": "a", "text": "good"}', None),
     (b"\xff\xfe broken", "not UTF-8"),

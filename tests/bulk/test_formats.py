@@ -10,6 +10,8 @@ import csv
 import gzip
 import io
 import json
+import os
+import resource
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -21,8 +23,10 @@ import pytest
 from archport.bulk import read
 from archport.bulk.answers import Answered, Sparse
 from archport.bulk.extras import arrow, parquet
+from archport.bulk.inputs import Inputs
 from archport.bulk.rows import Fields
 from archport.bulk.stores import store_of
+from archport.contract import InputError
 
 from .conftest import TEXTS, close, contents, json_lines, written
 
@@ -102,6 +106,16 @@ def test_an_input_is_the_rows_that_were_put_into_it(tmp_path: Path, model, job, 
     close(list(vectors.values()), model.embed(texts))
 
 
+def test_values_of_a_database_keep_their_line_ends_and_their_kind(tmp_path: Path):
+    with sqlite3.connect(tmp_path / "rows.db") as database:
+        database.execute("CREATE TABLE docs (id INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT, image)")
+        values = [("a\r\n", "data:image/png;base64,AA"), ("b\n", "x.png"), ("c", b"bytes that end in .png")]
+        database.executemany("INSERT INTO docs (text, image) VALUES (?, ?)", values)
+    rows = list(Inputs([str(tmp_path / "rows.db")], Fields(image="image")).rows())
+    assert [row.item["text"] for row in rows] == ["a\r\n", "b\n", "c"]
+    assert [row.item["image"] for row in rows] == [values[0][1], str(tmp_path / "x.png"), values[2][1]]
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "rows.arrow", "rows.db"])
 def test_integer_ids_stay_integers(tmp_path: Path, job, name: str):
     WRITERS[name](tmp_path / name, [7, -3, 2**62], TEXTS[:3])
@@ -130,6 +144,36 @@ def test_standard_input_is_read_line_by_line(monkeypatch, tmp_path: Path, model,
     close(list(written(tmp_path / "out")[0].values()), model.embed(["one", "two"]))
 
 
+@pytest.mark.parametrize(
+    ("source", "kind", "data"),
+    [
+        *((source, "text", "é\n") for source in ("folder/file", "-")),
+        *((source, "jsonl", '{"id": 0, "text": "é"}\n') for source in ("folder/file", "-")),
+        *((source, "csv", "id,text\n0,é\n") for source in ("folder/file", "-")),
+        ("folder", "folder", "é"),
+    ],
+)
+def test_the_mark_that_windows_puts_before_a_text_is_none_of_it(monkeypatch, tmp_path: Path, source, kind, data: str):
+    marked = b"\xef\xbb\xbf" + data.encode()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(marked)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(marked)))
+    monkeypatch.chdir(tmp_path)
+    assert [(row.item, row.error) for row in Inputs([source], input_format=kind).rows()] == [("é", None)]
+
+
+@pytest.mark.parametrize("source", ["file", "-"])
+@pytest.mark.parametrize("bad", [b"\n", b"{cut\n", b"\xff\xfe\n"])
+def test_a_first_line_that_is_bad_does_not_hide_the_ids_of_the_others(monkeypatch, tmp_path: Path, source, bad: bytes):
+    data = bad + b'{"id": "a", "text": "one"}\n{"id": "b", "text": "two"}\n'
+    (tmp_path / "file").write_bytes(data)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    inputs = Inputs([source if source == "-" else str(tmp_path / "file")], input_format="jsonl")
+    found = [(row.id, row.item, row.place[-1]) for row in inputs.rows()]
+    assert found[-2:] == [("a", "one", 2), ("b", "two", 3)]
+    assert len(found) == (2 if bad == b"\n" else 3)
+
+
 def test_other_names_of_columns_are_asked_for(tmp_path: Path, job):
     path = json_lines(tmp_path / "rows.jsonl", [{"key": "a", "body": "one"}, {"key": "b", "body": "two"}])
     job(path, Fields("body", id="key", chosen=True))
@@ -147,6 +191,32 @@ def test_the_files_of_a_folder_are_read_in_a_format_that_was_asked_for(tmp_path:
     vectors, _ = written(tmp_path / "out")
     assert list(vectors) == IDS[:15]
     close(list(vectors.values()), model.embed(TEXTS[:15]))
+
+
+def test_more_files_than_a_process_may_open_are_read(tmp_path: Path):
+    writers = {"parquet": as_parquet, "arrow": as_arrow, "npy": lambda path, ids, texts: np.save(path, texts)}
+    for kind, write in writers.items():
+        (tmp_path / kind).mkdir()
+        for index in range(40):
+            write(tmp_path / kind / f"{index:02d}.{kind}", [index], [f"text {index}"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 20, hard))
+    try:
+        for kind in writers:
+            assert len(list(Inputs([str(tmp_path / kind)], input_format=kind).rows())) == 40  # pyright: ignore
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("input_format", [None, "text"])
+def test_what_a_job_writes_below_its_input_is_none_of_it(tmp_path: Path, job, input_format):
+    as_folder(tmp_path / "docs", ["a.txt", "deep/b.txt", "deep/.cache/c.txt"], ["one", "two", "three"])
+    for resume in (False, True):
+        out = tmp_path / "docs" / "deep" / "out"
+        assert job(tmp_path / "docs", out=out, resume=resume, input_format=input_format).rows == 2
+        (out / "part-00000.txt").write_text("left there")
 
 
 def test_a_pattern_picks_files_of_a_folder_and_hidden_ones_are_none(tmp_path: Path, job):
@@ -180,6 +250,21 @@ def test_vectors_of_tokens_and_bad_rows_come_back(tmp_path: Path, colbert, job, 
     good = [text for index, text in enumerate(TEXTS) if index not in (3, 20)]
     for found, expected in zip(vectors.values(), colbert.embed(good, output="tokens"), strict=True):
         close(found, expected)
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "jsonl", "npy", "sqlite"])
+def test_a_part_without_any_vector_of_a_token_comes_back(tmp_path: Path, colbert, job, output_format: str):
+    path = json_lines(tmp_path / "rows.jsonl", [*TEXTS[:7], *[None] * 7])
+    job(path, model=colbert, output="tokens", output_format=output_format, on_error="record")
+    vectors, errors = written(tmp_path / "out")
+    assert (list(map(int, vectors)), list(map(int, errors))) == (list(range(7)), list(range(7, 14)))
+    schemas = [parquet().read_schema(path) for path in sorted((tmp_path / "out").glob("part-*.parquet"))]
+    assert all(schema == schemas[0] for schema in schemas)
+
+
+def test_a_width_of_vectors_of_tokens_is_refused(colbert, job, rows):
+    with pytest.raises(InputError, match="dimensions can't be chosen with output='tokens'"):
+        job(rows, model=colbert, output="tokens", dimensions=8)
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "jsonl", "npy", "sqlite"])

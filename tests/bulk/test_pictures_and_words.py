@@ -77,7 +77,7 @@ def test_pictures_of_a_folder_are_pictures(tmp_path: Path, sighted, job, picture
 def test_a_job_of_token_vectors_is_searched_by_late_interaction(tmp_path: Path, colbert, job, rows):
     job(rows, model=colbert, output="tokens")
     scores = colbert.maxsim("text number 7", TEXTS)
-    found = search(tmp_path / "out", "text number 7", colbert, k=50)
+    found = search(tmp_path / "out", "text number 7", colbert, top_k=50)
     close([each.score for each in found], -np.sort(-scores))
     close([scores[int(str(each.id)[1:])] for each in found], -np.sort(-scores))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
+import errno
 import io
 import json
 import os
@@ -20,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archport.bulk import manifest as manifests
-from archport.bulk import read
+from archport.bulk import read, stores
+from archport.bulk.search import complete
 from archport.contract import InputError
 
 from .conftest import GOLDENS, TEXTS, contents, json_lines, written
@@ -50,7 +51,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, moment: int) -> list[str]:
 
     monkeypatch.setattr(os, "fsync", watched("fsync", os.fsync))
     monkeypatch.setattr(Path, "replace", watched("replace", Path.replace))
-    monkeypatch.setattr(manifests, "add_record", watched("add_record", manifests.add_record))
+    monkeypatch.setattr(stores, "add_record", watched("add_record", stores.add_record))
     return calls
 
 
@@ -162,6 +163,47 @@ def test_an_input_that_ends_sooner_than_the_job_is_another_one(monkeypatch, tmp_
     piped(30)
     with pytest.raises(InputError, match="it ends after 14 rows, and 3 parts are there of rows beyond"):
         piped(14)
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path: Path, job, rows):
+    with stores.writing(tmp_path / "out", alone=True):
+        for settings in ({}, {"resume": True}, {"overwrite": True}, {"shard": (0, 2)}):
+            with pytest.raises(InputError, match=r"another process writes into .*out now"):
+                job(rows, **settings)
+    with stores.writing(tmp_path / "out", alone=False):
+        assert job(rows, shard=(0, 2)).made == 4
+        with pytest.raises(InputError, match=r"another process writes into .*out now"):
+            job(rows, resume=True)
+    assert job(rows, resume=True).made == 4
+
+
+def test_a_file_system_without_links_takes_a_job(monkeypatch, tmp_path: Path, job, rows):
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    job(rows, precision="int8")
+    assert job(rows, precision="int8", resume=True).made == 0
+    assert list((tmp_path / "out").glob("*.tmp")) == []
+
+
+def test_a_job_that_can_not_be_measured_leaves_the_one_that_is_there(monkeypatch, tmp_path: Path, job, rows):
+    job(rows)
+    before = contents(tmp_path / "out")
+    with pytest.raises(InputError, match=r"nowhere.jsonl.*no such file"):
+        job(rows, overwrite=True, precision="int8", calibrate="nowhere.jsonl")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
+    with pytest.raises(InputError, match="standard input can't be read twice"):
+        job(Path("-"), overwrite=True, precision="int8", input_format="text")
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "sqlite"])
+def test_a_job_is_complete_when_all_who_share_it_are_done(tmp_path: Path, job, rows, output_format: str):
+    job(rows, shard=(0, 2), output_format=output_format)
+    assert not complete(tmp_path / "out")
+    job(rows, shard=(1, 2), output_format=output_format)
+    assert complete(tmp_path / "out")
 
 
 def test_a_shard_does_not_remove_what_others_made(job, rows):

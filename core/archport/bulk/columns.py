@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from archport.bulk.extras import arrow, parquet
+from archport.bulk.manifest import MANIFEST
 from archport.bulk.rows import MOST_BYTES, Fields, Row, made, text_row
 from archport.contract import InputError
 from archport.contract.errors import shown
-from archport.running.columns import arrow_values, decoded
+from archport.running.columns import arrow_values, utf8
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 # Rows read at a time.
@@ -24,52 +26,49 @@ _BLOCK = 1024
 
 
 class Parquet:
-    """A parquet file, row group by row group."""
+    """A parquet file, row group by row group. It is open only while it is read, as a job may have thousands."""
 
     def __init__(self, source: str) -> None:
         self._source, self.share = source, 0.0
-        try:
-            # Without buffers of whole row groups.
-            self._file = parquet().ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
-        except (arrow().ArrowException, OSError) as error:
-            raise _damaged(source, error) from error
+        with self._opened() as file:
+            self._names = file.schema_arrow.names
 
     def names(self) -> list[str]:
-        return self._file.schema_arrow.names
+        return self._names
 
     def rows(self, fields: Fields) -> Iterator[Row]:
-        total, count = max(1, self._file.metadata.num_rows), 0
-        batches = self._file.iter_batches(_BLOCK, columns=fields.named)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (arrow().ArrowException, OSError) as error:
-                raise _damaged(self._source, error, f" after row {count}") from error
-            if batch is None:
-                break
-            yield from _arrow_rows(self._source, batch, fields, count)
-            count += batch.num_rows
-            self.share = count / total
+        with self._opened() as file:
+            total, count = max(1, file.metadata.num_rows), 0
+            batches = file.iter_batches(_BLOCK, columns=fields.named)
+            while True:
+                try:
+                    batch = next(batches, None)
+                except (arrow().ArrowException, OSError) as error:
+                    raise _damaged(self._source, error, f" after row {count}") from error
+                if batch is None:
+                    break
+                yield from _arrow_rows(self._source, batch, fields, count)
+                count += batch.num_rows
+                self.share = count / total
+
+    def _opened(self) -> Any:
+        try:
+            # Without buffers of whole row groups.
+            return parquet().ParquetFile(self._source, pre_buffer=False, buffer_size=1 << 20)
+        except (arrow().ArrowException, OSError) as error:
+            raise _damaged(self._source, error) from error
 
 
 class Arrow:
-    """An Arrow file or stream (.arrow, .feather), batch by batch."""
+    """An Arrow file or stream (.arrow, .feather), batch by batch. It is open only while it is read."""
 
     def __init__(self, source: str) -> None:
         self._source, self.share = source, 0.0
-        try:
-            self._map = arrow().memory_map(source)
-            try:
-                self._file: Any = arrow().ipc.open_file(self._map)
-                self._count = self._file.num_record_batches
-            except arrow().ArrowInvalid:
-                self._map.seek(0)
-                self._file, self._count = arrow().ipc.open_stream(self._map), None
-        except (arrow().ArrowException, OSError) as error:
-            raise _damaged(source, error) from error
+        with self._opened() as (file, _):
+            self._names = file.schema.names
 
     def names(self) -> list[str]:
-        return self._file.schema.names
+        return self._names
 
     def rows(self, fields: Fields) -> Iterator[Row]:
         first = 0
@@ -80,13 +79,26 @@ class Arrow:
             first += batch.num_rows
 
     def _batches(self) -> Iterator[Any]:
-        try:
-            if self._count is None:
-                yield from self._file
+        with self._opened() as (file, count):
+            if count is None:
+                yield from file
                 return
-            for number in range(self._count):
-                yield self._file.get_batch(number)
-                self.share = (number + 1) / self._count
+            for number in range(count):
+                yield file.get_batch(number)
+                self.share = (number + 1) / count
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, int | None]]:
+        """(file or stream, batches of a file)."""
+        try:
+            with arrow().memory_map(self._source) as mapped:
+                try:
+                    file = arrow().ipc.open_file(mapped)
+                    opened = file, file.num_record_batches
+                except arrow().ArrowInvalid:
+                    mapped.seek(0)
+                    opened = arrow().ipc.open_stream(mapped), None
+                yield opened
         except (arrow().ArrowException, OSError) as error:
             raise _damaged(self._source, error) from error
 
@@ -104,27 +116,29 @@ def _damaged(source: str, error: Exception, where: str = "") -> InputError:
 
 
 class Numpy:
-    """A .npy file of one dimension of strings."""
+    """A .npy file of one dimension of strings. It is open only while it is read."""
 
     def __init__(self, source: str) -> None:
         self._source, self.share = source, 0.0
-        try:
-            self._array = np.load(source, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError) as error:
-            raise _damaged(source, error) from error
-        if self._array.ndim != 1 or self._array.dtype.kind not in "US":
-            raise InputError(
-                f"{source} holds {self._array.dtype} {self._array.shape}; expected one dimension of strings"
-            )
+        array = self._opened()
+        if array.ndim != 1 or array.dtype.kind not in "US":
+            raise InputError(f"{source} holds {array.dtype} {array.shape}; expected one dimension of strings")
 
     def names(self) -> list[str]:
         return []
 
     def rows(self, fields: Fields) -> Iterator[Row]:
-        for first in range(0, len(self._array), _BLOCK):
-            for number, text in enumerate(self._array[first : first + _BLOCK].tolist(), first + 1):
-                yield text_row((self._source, "row", number), decoded(text) if isinstance(text, bytes) else text)
-            self.share = min(1.0, (first + _BLOCK) / len(self._array))
+        array = self._opened()
+        for first in range(0, len(array), _BLOCK):
+            for number, text in enumerate(array[first : first + _BLOCK].tolist(), first + 1):
+                yield text_row((self._source, "row", number), utf8(text) if isinstance(text, bytes) else text)
+            self.share = min(1.0, (first + _BLOCK) / len(array))
+
+    def _opened(self) -> np.ndarray:
+        try:
+            return np.load(self._source, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError) as error:
+            raise _damaged(self._source, error) from error
 
 
 class Sqlite:
@@ -139,7 +153,9 @@ class Sqlite:
         if not Path(source).is_file():
             raise InputError(f"{shown(source)} can't be read: there is no such file")
         with closing(self._opened()) as database:
-            tables = [name for (name,) in self._asked(database, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+            # SQLite's own tables, as that of AUTOINCREMENT, are nobody's rows.
+            wanted = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT GLOB 'sqlite_*'"
+            tables = [name for (name,) in self._asked(database, wanted)]
             if table is None and len(tables) != 1:
                 raise InputError(f"{source} has tables {', '.join(tables) or 'none at all'}; name one with table=")
             if table is not None and table not in tables:
@@ -160,13 +176,11 @@ class Sqlite:
             except sqlite3.OperationalError:
                 # A table without row ids lies in the order of its key.
                 pass
-            # Bytes, or one value that is not UTF-8 would end the reading.
-            database.text_factory = bytes
+            # Of texts alone, not of blobs. Python's own would end the reading at a value that is not UTF-8.
+            database.text_factory = utf8
             for number, values in enumerate(self._asked(database, wanted), 1):
                 named = {
-                    name: decoded(value)
-                    if isinstance(value, bytes) and (name != fields.image or _is_path(value))
-                    else value
+                    name: utf8(value) if isinstance(value, bytes) and name != fields.image else value
                     for name, value in zip(fields.named, values, strict=True)
                 }
                 yield made((self._source, "row", number), named, fields, Path(self._source).parent)
@@ -182,23 +196,24 @@ class Sqlite:
             raise InputError(f"{self._source} can't be read as an SQLite database: {error}") from error
 
 
-def _text_of(value: Any, *, picture: bool) -> Any:
-    """What a value is, read as bytes: text, but for the bytes of a picture."""
-    return decoded(value) if isinstance(value, bytes) and (not picture or _is_path(value)) else value
-
-
-def _is_path(value: bytes) -> bool:
-    return len(value) < 4096 and value.lower().endswith(tuple(suffix.encode() for suffix in PICTURES))
-
-
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def files_below(source: str) -> Iterator[Path]:
+    """Files of a folder and of those in it, but for hidden ones and for what a job wrote: a job may write there."""
+    for folder, folders, files in os.walk(source):
+        if MANIFEST in files and folder != source:
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
 
 
 class Folder:
     """The files below a folder, in the order of their paths, which are their ids.
 
-    Those whose name begins with a dot are passed over; pictures are pictures, and all others texts.
+    Pictures are pictures, and all others texts.
 
     Args:
         pattern: which of the relative paths count, as "*.md"; None for all.
@@ -211,13 +226,9 @@ class Folder:
         return ["id"]
 
     def files(self) -> Iterator[Path]:
-        for folder, folders, files in os.walk(self._source):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                path = Path(folder) / name
-                relative = path.relative_to(self._source).as_posix()
-                if not name.startswith(".") and (self._pattern is None or fnmatch(relative, self._pattern)):
-                    yield path
+        for path in files_below(self._source):
+            if self._pattern is None or fnmatch(path.relative_to(self._source).as_posix(), self._pattern):
+                yield path
 
     def rows(self, fields: Fields) -> Iterator[Row]:
         total = max(1, sum(1 for _ in self.files()))
@@ -235,9 +246,6 @@ class Folder:
                 return Row(place, id, {"image": str(path)})
             if path.stat().st_size > MOST_BYTES:
                 return Row(place, id, None, f"a file of more than {MOST_BYTES >> 20} MiB")
-            text = path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            return Row(place, id, None, f"not UTF-8 ({error.reason} at byte {error.start})")
+            return text_row(place, utf8(path.read_bytes().removeprefix(codecs.BOM_UTF8)), id)
         except OSError as error:
             return Row(place, id, None, f"can't be read: {error.strerror}")
-        return Row(place, id, text)

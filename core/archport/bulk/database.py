@@ -45,6 +45,13 @@ class Database:
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self._path, self._about = folder / DATABASE, about
 
+    def recorded(self) -> dict[int, Record]:
+        if not self._path.exists():
+            return {}
+        with self._opened() as database:
+            texts = [text for (text,) in database.execute("SELECT record FROM archport_parts")]
+        return {record.part: record for record in map(_record, texts)}
+
     def records(self) -> dict[int, Record]:
         if not self._path.exists():
             return {}
@@ -54,13 +61,12 @@ class Database:
             if fault != "ok":
                 raise InputError(f"{self._path} is damaged ({fault}); begin anew with overwrite=True, or from a copy")
             for first, last, text in list(database.execute("SELECT first, last, record FROM archport_parts")):
-                values = json.loads(text)
-                (files,) = values["files"].values()
+                record = _record(text)
                 rows = database.execute(
                     "SELECT id, embedding FROM embeddings WHERE rowid BETWEEN ? AND ? ORDER BY rowid", (first, last)
                 )
-                if [*_digest(rows)] == files:
-                    found[values["part"]] = Record(**{**values, "files": {}})
+                if _digest(rows) == record.files[DATABASE]:
+                    found[record.part] = record
         return found
 
     def write(self, part: Answered, id_type: type | None) -> Record:
@@ -119,6 +125,12 @@ class Database:
             raise OSError(errno.EIO, str(error), str(self._path)) from error
         except sqlite3.DatabaseError as error:
             raise InputError(f"{self._path} is no database, or damaged ({error})") from error
+
+
+def _record(text: str) -> Record:
+    values = json.loads(text)
+    rows, digest = values["files"][DATABASE]
+    return Record(**{**values, "files": {DATABASE: (rows, digest)}})
 
 
 def _text(id: int | str | None) -> str | None:

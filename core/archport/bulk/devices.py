@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from archport.bulk.manifest import Manifest, records
-from archport.bulk.stores import clear
+from archport.bulk.manifest import Manifest
+from archport.bulk.stores import clear, opened, writing
 from archport.contract import InputError
 from archport.device.workers import cores
 
@@ -63,18 +63,18 @@ def run_on(
         InputError: for devices that are none, or a job that is in `out` already.
     """
     ids = ids_of(devices)
+    environments = [_environment(at, ids) for at in range(len(ids))]
     there = Manifest.load(out) if out.is_dir() else None
     if there is not None and overwrite:
-        clear(out)
+        with writing(out, alone=True):
+            clear(out)
     elif there is not None and not resume:
         raise InputError(f"{out} holds a job already; resume=True goes on with it, overwrite=True begins anew")
     command = [sys.executable, "-c", "from archport.cli import main; main()", *_without(arguments), "--quiet"]
     # In sessions of their own, so that Ctrl-C reaches each once: the second one stops it at once.
     processes = [
-        subprocess.Popen(
-            [*command, "--quiet"], env=_environment(at, ids), start_new_session=True, **_cores(at, len(ids))
-        )
-        for at in range(len(ids))
+        subprocess.Popen(command, env=environment, start_new_session=True, **_cores(at, len(ids)))
+        for at, environment in enumerate(environments)
     ]
     before = signal.signal(signal.SIGTERM, _end)
     begin, said = time.monotonic(), time.monotonic()
@@ -85,7 +85,7 @@ def run_on(
                 time.sleep(_PAUSE)
                 if not quiet and time.monotonic() - said > _LINE:
                     said = time.monotonic()
-                    found = records(out).values()
+                    found = opened(out)[1].recorded().values() if Manifest.load(out) else ()
                     rows, tokens = sum(each.count for each in found), sum(each.tokens for each in found)
                     told(
                         f"archport: {len(found)} parts of {rows:,} rows, {tokens:,} tokens, after {said - begin:.0f} s"
@@ -133,7 +133,17 @@ def _without(arguments: Sequence[str]) -> list[str]:
 
 
 def _environment(at: int, ids: Sequence[str]) -> dict[str, str]:
-    return {**os.environ, DEVICE: f"{at}/{len(ids)}", "CUDA_VISIBLE_DEVICES": ids[at]}
+    """Of one process: its device is one of those that this process may see, as a cluster hands out some of a host."""
+    visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    device = ids[at]
+    if visible and device.isdecimal():
+        if int(device) >= len(visible):
+            raise InputError(
+                f"devices names device {device}, and CUDA_VISIBLE_DEVICES={','.join(visible)} leaves {len(visible)}; "
+                f"expected 0 to {len(visible) - 1}"
+            )
+        device = visible[int(device)]
+    return {**os.environ, DEVICE: f"{at}/{len(ids)}", "CUDA_VISIBLE_DEVICES": device}
 
 
 def _cores(at: int, count: int) -> dict[str, Any]:

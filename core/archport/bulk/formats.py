@@ -71,7 +71,7 @@ class ParquetFiles:
         missing[list(part.errors)] = True
         columns = {
             "id": ids,
-            **_vector_columns(pa, part.vectors, missing),
+            **_vector_columns(pa, part.vectors, missing, self._provenance.get("dimensions")),
             "error": pa.array([part.errors.get(index) for index in range(len(part.ids))], pa.string()),
         }
         table = pa.table(columns).replace_schema_metadata({"archport": json.dumps(dict(self._provenance))})
@@ -100,23 +100,20 @@ class ParquetFiles:
         return Stored(table.column("id").to_pylist(), arrow_vectors(column), errors)
 
 
-def vector_column(pa: Any, vectors: np.ndarray, missing: np.ndarray) -> Any:
+def vector_column(pa: Any, vectors: np.ndarray, missing: np.ndarray, width: int | None = None) -> Any:
     """An Arrow column of vectors (n, D), or of an object array of (tokens, D), with nulls where they are missing.
 
     Args:
         missing: of every row of the column, whether it has none.
+        width: D of vectors of tokens, which no row may have.
     """
     if vectors.dtype == object:
-        width = vectors[0].shape[1] if len(vectors) else 0
-        flat = (
-            np.concatenate([*vectors, np.zeros((0, width), np.float32)])
-            if len(vectors)
-            else np.zeros((0, 0), np.float32)
-        )
+        width = vectors[0].shape[1] if len(vectors) else width or 1
+        flat = np.concatenate([*vectors, np.zeros((0, width), np.float32)])
         lengths = np.zeros(len(missing), np.int32)
         lengths[~missing] = [len(vector) for vector in vectors]
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-        inner = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), max(1, width))
+        inner = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), width)
         return pa.ListArray.from_arrays(offsets, inner, mask=pa.array(missing))
     full = vectors
     if missing.any():
@@ -154,16 +151,17 @@ def arrow_vectors(column: Any) -> np.ndarray:
     if pa.types.is_fixed_size_list(column.type):
         return _numbers(column.flatten()).reshape(len(column), column.type.list_size)
     inner = column.flatten()
-    flat, lengths = _numbers(inner.flatten()).reshape(len(inner), -1), column.value_lengths().to_numpy()
+    flat = _numbers(inner.flatten()).reshape(len(inner), inner.type.list_size)
+    lengths = column.value_lengths().to_numpy()
     found = np.empty(len(column), dtype=object)
     for index, (end, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
         found[index] = flat[end - length : end]
     return found
 
 
-def _vector_columns(pa: Any, vectors: Any, missing: np.ndarray) -> dict[str, Any]:
+def _vector_columns(pa: Any, vectors: Any, missing: np.ndarray, width: int | None) -> dict[str, Any]:
     if not isinstance(vectors, Sparse):
-        return {"embedding": vector_column(pa, vectors, missing)}
+        return {"embedding": vector_column(pa, vectors, missing, width)}
     lengths = np.zeros(len(missing), np.int32)
     lengths[~missing] = np.diff(vectors.ends)
     offsets, mask = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)), pa.array(missing)

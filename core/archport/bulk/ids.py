@@ -10,6 +10,7 @@ import numpy as np
 
 from archport.bulk.rows import Row
 from archport.contract.errors import shown
+from archport.running.columns import Unreadable
 
 
 class Ids:
@@ -61,6 +62,8 @@ class Ids:
         id = row.id
         if id is None:
             return row.error or "its id is null; expected a string or an integer"
+        if isinstance(id, Unreadable):
+            return f"its id is {id.reason}"
         if isinstance(id, bool) or not isinstance(id, int | str):
             return f"its id is a {type(id).__name__} ({shown(id)}); expected a string or an integer"
         if isinstance(id, int) and not -(2**63) <= id < 2**63:

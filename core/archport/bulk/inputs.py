@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from archport.bulk.columns import Arrow, Folder, Numpy, Parquet, Sqlite
+from archport.bulk.columns import Arrow, Folder, Numpy, Parquet, Sqlite, files_below
 from archport.bulk.lines import JsonLines, OpenAILines, Table, TextLines
 from archport.bulk.rows import Fields, Row
 from archport.contract import InputError
@@ -72,6 +72,7 @@ class Inputs:
         if not sources:
             raise InputError("there is no input; expected files, folders, or - for standard input")
         self.sources = [file for source in sources for file in _files(str(source), input_format)]
+        self._sizes = [_size(source) for source in self.sources]
         self._how: dict[str, Any] = {"input_format": input_format, "table": table, "pattern": pattern}
         opened = [_opened(source, input_format, table, pattern) for source in self.sources]
         self._readers = [reader for _, reader in opened]
@@ -109,7 +110,7 @@ class Inputs:
 
     def share(self) -> float | None:
         """How much of all inputs was read, 0 to 1, each counting alike by its bytes; None where nobody knows."""
-        sizes = [_size(source) for source in self.sources]
+        sizes = self._sizes
         shares = [reader.share for reader in self._readers]
         if any(share is None for share in shares):
             return None
@@ -138,7 +139,7 @@ def _files(source: str, format: InputFormat | None) -> list[str]:
     """The files of a folder that are of a format which was asked for; else the source itself."""
     if format in (None, "folder") or source == "-" or not Path(source).is_dir():
         return [source]
-    found = [path for path in sorted(Path(source).rglob("*")) if not path.name.startswith((".", "_"))]
+    found = sorted(path for path in files_below(source) if not path.name.startswith("_"))
     kinds = {"openai": "jsonl"}
     files = [str(path) for path in found if path.is_file() and _suffix(path) == kinds.get(format, format)]
     if not files:
@@ -207,6 +208,9 @@ def _check_columns(source: str, kind: InputFormat, reader: Reader, fields: Field
         # A picture may have no text, and a text no picture.
         if kind == "jsonl" and fields.image is not None:
             lacking = [name for name in lacking if name == fields.id]
+    twice = [name for name in fields.named if reader.names().count(name) > 1]
+    if twice:
+        raise InputError(f"{'standard input' if source == '-' else source} has {twice[0]!r} twice; rename one of them")
     if lacking:
         raise InputError(
             f"{'standard input' if source == '-' else source} has no {lacking[0]!r}; it has "

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
-from archport.bulk.answers import answered, embedded
+from archport.bulk.answers import Answered, answered, embedded
 from archport.bulk.formats import OutputFormat
 from archport.bulk.identity import model_settings, provenance
 from archport.bulk.ids import Ids
 from archport.bulk.inputs import Inputs
 from archport.bulk.manifest import RANGES, TOTAL, Manifest, Record, save_json
 from archport.bulk.parts import Part, cut
-from archport.bulk.stores import Store, begun, load_ranges, remove_leftovers, save_ranges, store_of
+from archport.bulk.stores import Store, begun, load_ranges, remove_leftovers, save_ranges, store_of, writing
 from archport.contract import InputError
 from archport.contract.errors import shown
 from archport.running.precision import Precision, Ranges, calibrated
@@ -89,12 +89,7 @@ class Job:
     def options(self) -> dict[str, Any]:
         """Of `Model.embed`."""
         names = ("prompt", "prompt_name", "dimensions", "normalize", "max_tokens", "overflow", "output")
-        given = {name: getattr(self, name) for name in names}
-        return (
-            given
-            if self.output == "vectors"
-            else {k: v for k, v in given.items() if k not in ("dimensions", "normalize")}
-        )
+        return {name: getattr(self, name) for name in names}
 
     @property
     def alone(self) -> bool:
@@ -204,13 +199,29 @@ def run(
         raise InputError("an OpenAI batch is answered with float32 vectors; leave output and precision out")
     job = replace(job, part_rows=_part_rows(model, job))
     manifest, width = _manifest(model, inputs, job)
+    measure = _measure(inputs, job)
+    with writing(job.out, alone=job.alone):
+        return _make_parts(model, inputs, job, manifest, width, measure, watch, stop)
+
+
+def _make_parts(
+    model: Model,
+    inputs: Inputs,
+    job: Job,
+    manifest: Manifest,
+    width: int,
+    measure: Inputs | Ranges | None,
+    watch: Watch,
+    stop: Callable[[], bool],
+) -> Summary:
+    """Make the parts that are not there yet."""
     manifest = begun(job.out, manifest, resume=job.resume or not job.alone, overwrite=job.overwrite)
     if job.alone:
         remove_leftovers(job.out)
     store = store_of(job.out, job.output_format, {**manifest.settings, **manifest.provenance}, job.label)
     there = store.records()
     _check_on_error(job, manifest, there)
-    ranges = _ranges(model, inputs, job) if job.precision in ("int8", "uint8") else None
+    ranges = None if measure is None else _ranges(model, measure, job)
     watch.began(manifest, there)
     ids = Ids(numbered=inputs.numbered)
     summary, count, number = Summary(), 0, -1
@@ -235,7 +246,7 @@ def run(
                 model, part, job.options, watch, on_error=job.on_error, width=width, precision=job.precision,
                 ranges=ranges, skipped=watch.skipped,
             )  # fmt: skip
-            writes.start(part, made, ids.type)
+            writes.start(part, made)
     for record in writes.done:
         summary = summary.with_part(record, before=False)
     if not summary.stopped:
@@ -245,7 +256,7 @@ def run(
 
 
 class _Writes:
-    """Writes parts in a thread, one behind the one that is embedded."""
+    """Writes parts in a thread, the one before the one that is embedded."""
 
     def __init__(self, store: Store, watch: Watch) -> None:
         self._store, self._watch = store, watch
@@ -266,10 +277,10 @@ class _Writes:
         finally:
             self._pool.shutdown(wait=True)
 
-    def start(self, part: Part, made: Any, id_type: type | None) -> None:
+    def start(self, part: Part, made: Answered) -> None:
         """Write a part as soon as the one before it is there; raises what that one failed with."""
         self._settle()
-        self._waiting = part, self._pool.submit(self._store.write, made, id_type)
+        self._waiting = part, self._pool.submit(self._store.write, made, part.id_type)
 
     def _settle(self) -> None:
         if self._waiting is not None:
@@ -357,19 +368,29 @@ def _check_end(there: dict[int, Record], last: int, count: int) -> None:
         )
 
 
-def _ranges(model: Model, inputs: Inputs, job: Job) -> Ranges:
-    """What 8-bit vectors are measured by: found once, and kept with the job."""
-    kept = load_ranges(job.out / RANGES)
+def _measure(inputs: Inputs, job: Job) -> Inputs | Ranges | None:
+    """What 8-bit vectors are measured by, opened before a job begins or replaces another: ranges, or rows."""
+    if job.precision not in ("int8", "uint8"):
+        return None
+    kept = None if job.overwrite else load_ranges(job.out / RANGES)
     if kept is not None:
         return kept
-    if job.calibrate is not None and job.calibrate.endswith(".json"):
-        given = load_ranges(Path(job.calibrate))
-        if given is None:
-            raise InputError(f"calibrate={job.calibrate!r} can't be read: there is no such file")
-        return save_ranges(job.out, given)
-    sample = Inputs([job.calibrate], replace(inputs.fields, id=None)) if job.calibrate else inputs.again()
+    if job.calibrate is None:
+        return inputs.again()
+    if not job.calibrate.endswith(".json"):
+        return Inputs([job.calibrate], replace(inputs.fields, id=None))
+    given = load_ranges(Path(job.calibrate))
+    if given is None:
+        raise InputError(f"calibrate={job.calibrate!r} can't be read: there is no such file")
+    return given
+
+
+def _ranges(model: Model, measure: Inputs | Ranges, job: Job) -> Ranges:
+    """The ranges of 8-bit vectors: found once, and kept with the job."""
+    if isinstance(measure, Ranges):
+        return save_ranges(job.out, measure)
     items: list[Any] = []
-    for row in sample.rows():
+    for row in measure.rows():
         if row.error is None:
             items.append(row.item)
         if len(items) >= CALIBRATED:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ from archport.contract import InputError
 from archport.contract.errors import shown
 from archport.running.columns import Unreadable, decoded, json_value
 
+# Lines among which the first good one is looked for.
+_LOOKED_AT = 1000
+
 
 class Lines:
-    """The lines of a file, or of standard input for "-", one at a time; `.gz` is unpacked.
+    """The lines of a file, or of standard input for "-", one at a time; `.gz` is unpacked, a byte order mark left out.
 
     Attributes:
         share: of the file that was read, 0 to 1; None where nobody knows its size.
@@ -29,14 +34,20 @@ class Lines:
         if source != "-" and not Path(source).is_file():
             why = "it is no regular file; pipe it into -" if Path(source).exists() else "there is no such file"
             raise InputError(f"{shown(source)} can't be read: {why}")
-        self._again: list[bytes] = []
+        self._left = self._read()
 
-    def first(self) -> bytes | None:
-        """The first line that holds anything, read before all others and given again with them."""
+    def first(self, good: Callable[[bytes], bool]) -> bytes | None:
+        """The first good line, read before all others and given again with them."""
+        lines, looked_at, found = iter(self), [], None
+        for number, line in islice(lines, _LOOKED_AT):
+            looked_at.append((number, line))
+            if isinstance(line, bytes) and good(line):
+                found = line
+                break
         if self.source == "-":
-            self._again = [line for line in (sys.stdin.buffer.readline(MOST_BYTES + 1),) if line]
-            return self._again[0] if self._again else None
-        return next((line for _, line in self if isinstance(line, bytes) and line.strip()), None)
+            # It can't be read twice.
+            self._left = chain(looked_at, lines)
+        return found
 
     def __iter__(self) -> Iterator[tuple[int, bytes | Unreadable]]:
         """(number from 1, the line with its end), or Unreadable for one that is too long.
@@ -44,14 +55,16 @@ class Lines:
         Raises:
             InputError: where the file can't be read on.
         """
+        return self._left if self.source == "-" else self._read()
+
+    def _read(self) -> Iterator[tuple[int, bytes | Unreadable]]:
         size = 0 if self.source == "-" else max(1, Path(self.source).stat().st_size)
         with readable(self.source), self._opened() as (raw, file):
             number = 0
-            for line in self._again:
-                number += 1
-                yield number, line
             while line := file.readline(MOST_BYTES + 1):
                 number += 1
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if self.share is not None and number % 256 == 0:
                     self.share = min(1.0, raw.tell() / size)
                 if len(line) <= MOST_BYTES or line.endswith(b"\n"):
@@ -106,7 +119,8 @@ class JsonLines:
     def __init__(self, source: str) -> None:
         self._source, self._lines = source, Lines(source)
         self._folder = None if source == "-" else Path(source).parent
-        line = self._lines.first()
+        # A bad line says nothing of the others.
+        line = self._lines.first(lambda line: not isinstance(_value(line), Unreadable))
         self._first = None if line is None else _value(line)
 
     @property
@@ -120,7 +134,7 @@ class JsonLines:
         return isinstance(first, Mapping) and {"custom_id", "body"} <= set(first)
 
     def names(self) -> list[str]:
-        """Keys of the first line; a later one may have others, which is a fault of that row."""
+        """Keys of the first line that is JSON; a later one may have others, which is a fault of that row."""
         return list(self._first) if isinstance(self._first, Mapping) else []
 
     def rows(self, fields: Fields) -> Iterator[Row]:
@@ -194,12 +208,10 @@ class Table:
         self._source, self._lines, self._delimiter = source, Lines(source), delimiter
         self._folder = None if source == "-" else Path(source).parent
         if source == "-":
-            line = self._lines.first() or b""
+            line = self._lines.first(lambda _: True) or b""
             self._header = next(self._read([line.decode("utf-8", "surrogateescape")]), [])
         else:
             self._header = next(self._read(self._texts()), [])
-        if len(set(self._header)) != len(self._header):
-            raise InputError(f"{source}: the header names a column twice: {', '.join(self._header)}")
 
     @property
     def share(self) -> float | None:
@@ -229,7 +241,7 @@ class Table:
             if isinstance(line, Unreadable):
                 raise InputError(f"{self._source}, line {number}: {line.reason}")
             # What is not UTF-8 spoils its own field, and no other row.
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
+            yield line.decode("utf-8", "surrogateescape")
 
     def _read(self, texts: Any) -> Iterator[list[str]]:
         csv.field_size_limit(max(csv.field_size_limit(), MOST_BYTES))

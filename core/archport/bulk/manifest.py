@@ -5,6 +5,7 @@ Names that begin with an underscore are no data: pyarrow, Spark, DuckDB and Pola
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -39,14 +40,27 @@ def whole(path: Path, write: Callable[[BinaryIO], object], *, replace: bool = Tr
         if replace:
             temporary.replace(path)
         else:
-            with suppress(FileExistsError):
-                os.link(temporary, path)
-            temporary.unlink()
+            _named(temporary, path)
+            temporary.unlink(missing_ok=True)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def _named(temporary: Path, path: Path) -> None:
+    """Give a file a name that no other one has, or leave it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        # exFAT and some file systems of networks have no links; there another process may come in between.
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if not path.exists():
+            temporary.replace(path)
 
 
 def sync_folder(folder: Path) -> None:

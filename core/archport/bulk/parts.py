@@ -22,7 +22,8 @@ class Part:
         rows: what was read.
         ids: of every row, None where it has no good one.
         faults: index -> why that row can't be embedded.
-        share: of the input that was read behind it; None where nobody knows.
+        share: of the input that was read after it; None where nobody knows.
+        id_type: of every id, which the first good one decides; None where this and all earlier parts have none.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Part:
     ids: list[int | str | None]
     faults: dict[int, str]
     share: float | None = None
+    id_type: type | None = None
 
     def digest(self) -> str:
         """What tells it from a part of other rows."""
@@ -53,7 +55,7 @@ def cut(rows: Iterable[Row], ids: Ids, most: int, share: Any) -> Iterator[Part]:
     number = first = characters = 0
 
     def part() -> Part:
-        return Part(number, first, some, *ids.take(some, first), share())
+        return Part(number, first, some, *ids.take(some, first), share(), ids.type)
 
     for row in rows:
         some.append(row)

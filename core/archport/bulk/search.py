@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from archport.bulk.answers import Sparse
-from archport.bulk.manifest import RANGES, Manifest
+from archport.bulk.manifest import RANGES, TOTAL, Manifest, load_json
 from archport.bulk.stores import load_ranges, opened
 from archport.contract import InputError
 from archport.contract.errors import shown
@@ -39,8 +39,14 @@ def model_of(folder: Path | str) -> tuple[str, str | None]:
     return manifest.settings["model"], manifest.settings["revision"]
 
 
-def search(folder: Path | str, query: str, model: Model, k: int = 10) -> list[Found]:
-    """The k rows of a job nearest to a query, the nearest first; equal ones in the order of the input.
+def complete(folder: Path | str) -> bool:
+    """Whether every part of a job was written, by all who shared it."""
+    total = load_json(Path(folder) / TOTAL)
+    return total is not None and len(opened(folder)[1].recorded()) == total["parts"]
+
+
+def search(folder: Path | str, query: str, model: Model, top_k: int = 10) -> list[Found]:
+    """The `top_k` rows of a job nearest to a query, the nearest first; equal ones in the order of the input.
 
     Args:
         query: a text, read with the model's prompt for queries.
@@ -49,8 +55,8 @@ def search(folder: Path | str, query: str, model: Model, k: int = 10) -> list[Fo
     Raises:
         InputError: where there is no job, or the model's vectors are not of its width.
     """
-    if k < 1:
-        raise InputError(f"k={shown(k)}; expected a positive number of rows")
+    if top_k < 1:
+        raise InputError(f"top_k={shown(top_k)}; expected a positive number of rows")
     manifest, store = opened(folder)
     asked = _query(manifest, query, model)
     ranges = load_ranges(Path(folder) / RANGES)
@@ -69,8 +75,9 @@ def search(folder: Path | str, query: str, model: Model, k: int = 10) -> list[Fo
             near = restored(np.asarray(vectors), manifest.settings["precision"], ranges, width)
             scores = model.similarity(asked, near)[0]
         ids = [id for index, id in enumerate(stored.ids) if index not in stored.errors]
-        nearest = np.argsort(-scores, kind="stable")[:k]
-        best = sorted([*best, *(Found(ids[at], float(scores[at])) for at in nearest)], key=lambda row: -row.score)[:k]
+        nearest = np.argsort(-scores, kind="stable")[:top_k]
+        best += [Found(ids[at], float(scores[at])) for at in nearest]
+        best = sorted(best, key=lambda row: -row.score)[:top_k]
     return best
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +37,10 @@ from archport.running.precision import Ranges
 class Store(Protocol):
     """Where the parts of a job go."""
 
+    def recorded(self) -> dict[int, Record]:
+        """Of every part that was written, by its number, whatever became of it."""
+        ...
+
     def records(self) -> dict[int, Record]:
         """Of every part that is there, whole, by its number."""
         ...
@@ -57,8 +64,11 @@ class Files:
     def __init__(self, folder: Path, kind: OutputFormat, provenance: Mapping[str, Any], label: str = "") -> None:
         self._folder, self._format, self._label = folder, format_of(kind, provenance), label
 
+    def recorded(self) -> dict[int, Record]:
+        return records(self._folder)
+
     def records(self) -> dict[int, Record]:
-        return {number: each for number, each in records(self._folder).items() if each.holds(self._folder)}
+        return {number: each for number, each in self.recorded().items() if each.holds(self._folder)}
 
     def write(self, part: Answered, id_type: type | None) -> Record:
         found: dict[str, tuple[int, str]] = {}
@@ -87,16 +97,40 @@ def store_of(folder: Path, kind: OutputFormat, provenance: Mapping[str, Any], la
     return Database(folder, provenance) if kind == "sqlite" else Files(folder, kind, provenance, label)
 
 
-def begun(folder: Path, manifest: Manifest, *, resume: bool, overwrite: bool) -> Manifest:
-    """Make a folder the place of a job, or find it to be so already; returns the manifest that is there then.
+@contextmanager
+def writing(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Make a folder, and keep out those who would write or remove the same files for as long as this one writes.
+
+    Args:
+        alone: keeps out everybody, and not only those who want to be alone.
 
     Raises:
-        InputError: it holds another job, or something else.
+        InputError: another process writes there, or it is a file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{shown(str(folder))} is a file; the parts of a job go into a folder") from error
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process writes into {folder} now; wait for its end, or stop it") from error
+        except OSError:
+            # A file system of a network may have no locks.
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def begun(folder: Path, manifest: Manifest, *, resume: bool, overwrite: bool) -> Manifest:
+    """Make an empty folder the place of a job, or find it to be so already; returns the manifest that is there then.
+
+    Raises:
+        InputError: it holds another job, or something else.
+    """
     there = Manifest.load(folder)
     if there is None:
         others = [path.name for path in folder.iterdir() if not path.name.endswith(".tmp")]

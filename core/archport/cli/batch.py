@@ -107,12 +107,8 @@ def batch(
     piece = _piece(shard)
     if devices is not None and "-" in inputs:
         raise typer.BadParameter("--devices reads every input once per process, and standard input can be read once")
-    if devices is not None and not dry_run:
-        from archport.bulk.devices import run_on
 
-        raise typer.Exit(run_on(devices, sys.argv[1:], out, resume=resume, overwrite=overwrite, quiet=quiet, told=note))
-
-    from archport.bulk.devices import this_one
+    from archport.bulk.devices import run_on, this_one
     from archport.bulk.inputs import Inputs as Opened
     from archport.bulk.job import Job, run
     from archport.bulk.rows import Fields
@@ -132,6 +128,11 @@ def batch(
 
         # Before the model is loaded.
         parquet()
+
+    # What is wrong with inputs or settings was found before, once and not by each process.
+    if devices is not None and not dry_run:
+        resume = resume or not job.alone
+        raise typer.Exit(run_on(devices, sys.argv[1:], out, resume=resume, overwrite=overwrite, quiet=quiet, told=note))
 
     from archport import engine
 

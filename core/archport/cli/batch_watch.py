@@ -38,7 +38,7 @@ class BatchWatch:
         self._before = 0.0
 
     def would_begin(self, model: Model, job: Job) -> None:
-        """What a dry run prints: the settings, and the first rows' tokens."""
+        """What a dry run prints: the settings, and which of the first rows are bad."""
         from itertools import islice
 
         about = {"model": model.name, "device": model.device.name, "output_format": job.output_format}
@@ -59,7 +59,7 @@ class BatchWatch:
         note(f"archport: {', '.join(told)}")
         if records:
             rows = sum(record.count for record in records.values())
-            note(f"archport: going on behind {len(records)} parts of {rows:,} rows, which are whole")
+            note(f"archport: going on after {len(records)} parts of {rows:,} rows, which are whole")
 
     def __call__(self, done: int, *, dropped: int = 0, tokens: int = 0) -> None:
         """Draw the state, where a terminal shows it."""
@@ -95,7 +95,7 @@ class BatchWatch:
         if self._quiet or now - self._drawn < (_DRAWN if self._terminal else _LINE):
             return
         self._drawn = now
-        rate = self._tokens / (now - self._begin)
+        rate = self._tokens / max(now - self._begin, 1e-9)
         line = f"archport: {self._rows:,} rows, {self._tokens:,} tokens, {rate:,.0f} tokens/s"
         share = self._inputs.share()
         if share is not None and share > self._before:

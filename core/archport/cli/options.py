@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -88,7 +89,7 @@ def read_lines(source: str) -> Iterator[tuple[int, str | Unreadable]]:
         stream = sys.stdin.buffer if source == "-" else Path(source).open("rb")  # noqa: SIM115
         with stream:
             for number, line in enumerate(stream, 1):
-                yield number, decoded(line)
+                yield number, decoded(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
     # A name with a zero byte, or descriptors that take no reading.
     except (OSError, ValueError) as error:
         raise _unreadable(source, error) from error

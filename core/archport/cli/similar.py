@@ -25,8 +25,7 @@ def similar(
 
     Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 4 would not fit memory.
     """
-    from archport.bulk.manifest import TOTAL
-    from archport.bulk.search import model_of, search
+    from archport.bulk.search import complete, model_of, search
 
     name, commit = model_of(out)
 
@@ -40,7 +39,7 @@ def similar(
         memory_budget=memory_budget,
     )
     found = search(out, query, loaded, top_k)
-    if not (out / TOTAL).exists():
+    if not complete(out):
         note(f"archport: the job in {out} has not come to its end; these are the nearest of the rows that are there")
     if as_json:
         typer.echo(json.dumps([{"id": each.id, "score": each.score} for each in found], ensure_ascii=False))

@@ -5,6 +5,7 @@ Imports none of those libraries: whoever hands a column over has imported its li
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import sys
@@ -106,17 +107,22 @@ def _arrow_value(value: Any) -> Any:
 
 
 def _lines(file: Any) -> Iterator[Any]:
-    for line in file:
+    for number, line in enumerate(file):
         if isinstance(line, str):
             yield line.rstrip("\r\n")
             continue
-        yield decoded(line)
+        yield decoded(line if number else line.removeprefix(codecs.BOM_UTF8))
 
 
 def decoded(line: bytes) -> str | Unreadable:
     """The text of a line without its end; Unreadable where it is not UTF-8."""
+    return utf8(line.rstrip(b"\r\n"))
+
+
+def utf8(value: bytes) -> str | Unreadable:
+    """The whole text of a value; Unreadable where it is not UTF-8."""
     try:
-        return line.decode("utf-8").rstrip("\r\n")
+        return value.decode("utf-8")
     except UnicodeDecodeError as error:
         return Unreadable(f"not UTF-8 ({error.reason} at byte {error.start})")
 

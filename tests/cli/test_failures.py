@@ -53,7 +53,7 @@ FILES = {
     "a surrogate": (b'"fine"\n"\\ud800"', "line 2 holds a lone surrogate"),
     "a surrogate behind an empty line": (b'"fine"\n\n"\\ud800"', "line"),
     "zero bytes": (b"\0\0\0", "line 1: not JSON"),
-    "a byte order mark": (b'\xef\xbb\xbf"fine"', "line 1: not JSON"),
+    "a late byte order mark": (b'"fine"\n\xef\xbb\xbf"fine"', "line 2: not JSON"),
     "nan": (b"NaN", "line 1: expected a string"),
 }
 LINES: list[tuple[tuple[str, ...], int, str]] = [
@@ -219,6 +219,17 @@ def test_a_line_that_can_not_be_read_is_named_by_its_number(monkeypatch, tmp_pat
     ended = in_this_process(monkeypatch, *command, "-i", str(path))
     check(ended, (command, content), 1, said)
     assert "lines.jsonl, line" in ended.err
+
+
+@pytest.mark.parametrize("command", [E, G, R], ids=["embed", "generate", "rerank"])
+def test_the_mark_that_windows_puts_first_is_no_text(monkeypatch, tmp_path, command):
+    path = tmp_path / "lines.jsonl"
+    answers = []
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(mark + b'"fine"')
+        answers.append(in_this_process(monkeypatch, *command, "-i", str(path)))
+    assert answers[0].code == answers[1].code == 0
+    assert answers[0].out == answers[1].out
 
 
 @pytest.mark.parametrize("command", [E, G, R], ids=["embed", "generate", "rerank"])

@@ -108,12 +108,12 @@ def vector_column(pa: Any, vectors: np.ndarray, missing: np.ndarray, width: int 
         width: D of vectors of tokens, which no row may have.
     """
     if vectors.dtype == object:
-        width = vectors[0].shape[1] if len(vectors) else width or 1
-        flat = np.concatenate([*vectors, np.zeros((0, width), np.float32)])
+        inner_width = int(vectors[0].shape[1]) if len(vectors) else width or 1
+        flat = np.concatenate([*vectors, np.zeros((0, inner_width), np.float32)])
         lengths = np.zeros(len(missing), np.int32)
         lengths[~missing] = [len(vector) for vector in vectors]
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-        inner = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), width)
+        inner = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), inner_width)
         return pa.ListArray.from_arrays(offsets, inner, mask=pa.array(missing))
     full = vectors
     if missing.any():

@@ -24,8 +24,8 @@ import mlx.core as mx
 
 from archport.contract import DeltaHeads, RecurrentLayer
 from archport.device.facts import this_device
+from archport.device.mlx_lm import reused
 from archport.layers.gated_delta import run_rule
-from archport.layers.mlx_lm import reused
 from archport.planning.steps import choose_form
 
 Hk, Hv, D = 16, 32, 128

@@ -38,7 +38,7 @@ from archport.contract import TextInputs
 from archport.contract.plugins import claim, discover
 from archport.device.profiles import profile
 from archport.planning import Planner, Request
-from archport.running.tokenise import TextTokeniser
+from archport.reading.texts import TextTokeniser
 
 TEXTS, RUNS = 4096, 5
 WINDOWS = (256, 512, 1024, 2304)

@@ -22,9 +22,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from archport.attention import varlen_kernel
 from archport.device.facts import this_device
-from archport.layers import Embedding, activating, onto, sum_norm
+from archport.kernels import activation as activating
+from archport.kernels import sum_norm
+from archport.kernels import varlen as varlen_kernel
+from archport.layers import Embedding
+from archport.layers import residual as onto
 from archport.layers.activations import gated
 
 CALLS, TURNS = 20, 4

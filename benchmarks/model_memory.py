@@ -38,8 +38,8 @@ from archport.device.facts import this_device
 from archport.loading import path_chooser
 from archport.planning import Planner
 from archport.running.encode import Encoder
-from archport.running.planned import hidden_dtype, parameter_bytes
 from archport.running.pool import VectorHead
+from archport.running.steps import hidden_dtype, parameter_bytes
 from archport.testing.measure import peaks, run_plan
 from archport.testing.plans import planned
 

@@ -33,7 +33,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from archport import engine
 from archport.device import pool as pools
 from archport.device.facts import this_device
-from archport.layers.mlx_lm import reused
+from archport.device.mlx_lm import reused
 from archport.planning import Planner
 
 RUNS = 5

@@ -143,7 +143,8 @@ def check_rule(heads: tuple[int, int, int, int], kernel: bool, lines: list[str],
     import mlx.core as mx
     import numpy as np
 
-    from archport.layers import gated_delta, gated_delta_kernels
+    from archport.kernels import gated_delta as gated_delta_kernels
+    from archport.layers import gated_delta
 
     def error(got: Any, want: Any) -> float:
         got = np.array(got.astype(mx.float32))
@@ -171,7 +172,8 @@ def check_rule(heads: tuple[int, int, int, int], kernel: bool, lines: list[str],
 def time_rule(heads: tuple[int, int, int, int], kernel: bool, lengths: list[int], lines: list[str]) -> None:
     import mlx.core as mx
 
-    from archport.layers import gated_delta, gated_delta_kernels
+    from archport.kernels import gated_delta as gated_delta_kernels
+    from archport.layers import gated_delta
 
     Hk, Hv, Dk, Dv = heads
     for T in lengths:
@@ -211,7 +213,7 @@ def mlx_lm_trunk(shape: dict[str, Any], dtype: Any) -> Any:
     import mlx.core as mx
     from mlx.utils import tree_map
 
-    from archport.layers.mlx_lm import reused
+    from archport.device.mlx_lm import reused
 
     settings = {**shape, "model_type": "qwen3_5_text", "rope_parameters": dict(ROPE)}
     model = reused("models.qwen3_5.Qwen3_5TextModel")(reused("models.qwen3_5.TextModelArgs").from_dict(settings))
@@ -227,7 +229,7 @@ def compare(shape: dict[str, Any], peer: dict[str, Any] | None, runs: int, tiny:
 
     from archport.device.facts import this_device
     from archport.running.encode import Encoder
-    from archport.running.planned import run_steps
+    from archport.running.steps import run_steps
 
     gpu = this_device().kind != "cpu"
     dtype = mx.bfloat16 if gpu else mx.float32
@@ -272,7 +274,7 @@ def prefill(encoder: Any, shape: dict[str, Any], tokens: int) -> tuple[list[str]
     import mlx.core as mx
     import numpy as np
 
-    from archport.running.planned import batch_caches, run_steps
+    from archport.running.steps import batch_caches, run_steps
 
     plan = planned(encoder.plan, [tokens], new_tokens=16)
     (batch,) = plan.batches

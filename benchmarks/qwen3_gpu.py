@@ -31,8 +31,8 @@ from mlx.utils import tree_flatten, tree_map
 
 from archport import engine
 from archport.contract.plugins import claim, discover
-from archport.layers.mlx_lm import reused
-from archport.running.planned import batch_caches
+from archport.device.mlx_lm import reused
+from archport.running.steps import batch_caches
 from archport.testing.plans import planned
 from archport.testing.writing import tokenizer
 

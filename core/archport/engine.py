@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
 import numpy as np
 
 from archport import loading
+from archport.answering.collecting import Collected, Errors
+from archport.answering.precision import Precision, check_dimensions, check_precision, quantise
+from archport.answers import EncoderAnswers
 from archport.attention import limits_from_environment
 from archport.checkpoint.dtype import DTypeChoice
 from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead, InputError
@@ -35,17 +38,14 @@ from archport.device.process import use_device
 from archport.faults import explained, unexpected
 from archport.loading import Description, describe
 from archport.planning import Plan, Request
-from archport.running.answers import EncoderAnswers
+from archport.reading.texts import Overflow, iterable
 from archport.running.calls import DeviceIterator, device_call
-from archport.running.collecting import Collected, Errors
-from archport.running.precision import Precision, check_dimensions, check_precision, quantise
-from archport.running.tokenise import Overflow, iterable
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-    from archport.running.generation import Generation, Piece
-    from archport.running.runtime import Runtime
+    from archport.generating.pieces import Generation, Piece
+    from archport.runtime import Runtime
 
 __all__ = ["Model", "ModelMemory", "describe", "load"]
 
@@ -235,15 +235,15 @@ class Model(EncoderAnswers):
         Raises:
             InputError, AdmissionRefused, NonFiniteOutput: naming the text's index.
         """
-        from archport.running.embed import EmbedRequest
-        from archport.running.progress import Counter, counted
+        from archport.answering.vectors import EmbedRequest
+        from archport.device.progress import Counter, counted
 
         shown = cast("bool | Counter", progress)
         check_precision(precision)
         if output not in get_args(Output):
             raise InputError(f"{output=}; expected one of {', '.join(get_args(Output))}")
         if output == "tokens":
-            from archport.running.tokens import embed_tokens
+            from archport.answering.token_vectors import embed_tokens
 
             packed = None if precision == "float32" else precision
             fixed = {"dimensions": dimensions, "normalize": normalize, "precision": packed}
@@ -283,7 +283,7 @@ class Model(EncoderAnswers):
         Raises:
             InputError: at once for wrong options; for a text as `embed` does, when its window is reached.
         """
-        from archport.running.streams import streamed
+        from archport.answering.streams import streamed
 
         return streamed(self.embed, texts, window, options, progress=progress)
 
@@ -383,7 +383,7 @@ class Model(EncoderAnswers):
             InputError, ContextLengthExceeded, AdmissionRefused: before anything runs.
             NonFiniteOutput: logits hold NaN or infinity.
         """
-        from archport.running.options import generate_request
+        from archport.generating.options import generate_request
 
         options = {
             "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
@@ -431,7 +431,7 @@ class Model(EncoderAnswers):
     @checked
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Similarity of every row of a (N, D) with every row of b (M, D), (N, M), as this model's vectors compare."""
-        from archport.running.similarity import similarity
+        from archport.answering.similarity import similarity
 
         return similarity(a, b, self._runtime.embedder().head.head.similarity)
 

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     import mlx.nn as nn
 
     from archport.planning import Planner
-    from archport.running.runtime import Runtime
+    from archport.runtime import Runtime
 
 log = logging.getLogger("archport")
 
@@ -255,7 +255,7 @@ def make_planner(
     about: Description, trunk: Trunk, device: DeviceFacts, budget: int, max_context: int, limits: AttentionLimits
 ) -> Planner:
     from archport.planning import Planner, weights_on
-    from archport.running.planned import hidden_dtype, parameter_bytes
+    from archport.running.steps import hidden_dtype, parameter_bytes
 
     dtype = hidden_dtype(trunk, about.spec)
     return Planner(
@@ -291,12 +291,12 @@ def make_runtime(
     max_tokens: int,
     prefix_cache: int | str | None,
 ) -> Runtime:
-    from archport.running.chat import ChatTemplate
+    from archport.memory.prefix_cache import PrefixCache
+    from archport.reading.chat import ChatTemplate
+    from archport.reading.messages import Conversation, MessageTokeniser
+    from archport.reading.texts import Side, TextTokeniser
     from archport.running.encode import Encoder
-    from archport.running.messages import Conversation, MessageTokeniser
-    from archport.running.prefix_cache import PrefixCache
-    from archport.running.runtime import Runtime
-    from archport.running.tokenise import Side, TextTokeniser
+    from archport.runtime import Runtime
 
     speaks = "generate" in about.spec.tasks or inputs.messages is not None
     files = read_chat(about.checkpoint) if speaks else ChatFiles({}, {}, frozenset())

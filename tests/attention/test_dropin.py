@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tolerances import DEVICE
 
-from archport.attention import chunked, scaled_dot_product_attention
+from archport.attention import scaled_dot_product_attention
+from archport.attention.backends import chunked
 from archport.contract import InputError
 
 BACKENDS = ("auto", "composite", "tiled", "banded", "chunked")

@@ -242,7 +242,7 @@ def test_padding_on_the_right_needs_no_lengths_where_causal_rows_begin_together(
 
 
 def test_partial_results_over_disjoint_keys_merge_to_the_whole(inputs, attention64, excess):
-    from archport.attention.chunked import merge, stream
+    from archport.attention.backends.chunked import merge, stream
     from archport.attention.visibility import visibility
 
     q, k, v = inputs(2, 4, 2, 30, 100, 64)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from archport.attention import attend, builtin_backends, choose
-from archport.attention.host import FEWEST_QUERIES, Host
+from archport.attention.backends.host import FEWEST_QUERIES, Host
 from archport.contract.attention import AttentionCall, AttentionLimits, AttentionPath
 from archport.device import vectormath
 from archport.device.profiles import profile

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archport.attention import varlen_kernel
+from archport.kernels import varlen as varlen_kernel
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
 NAMES = ["q", "k", "v", "tiles", "scale", "q_strides", "k_strides", "v_strides", "out"]

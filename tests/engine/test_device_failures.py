@@ -20,10 +20,11 @@ import typer
 from tolerances import CPU
 
 from archport import engine
+from archport.answering import vectors as embed
 from archport.cli.words import message_and_code
 from archport.contract import AttentionLimits, CheckpointError, DeviceFailure, NonFiniteOutput
 from archport.device import failures
-from archport.running import device_failures, embed
+from archport.running import device_failures
 from archport.running.pool import VectorHead
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

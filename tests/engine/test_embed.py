@@ -44,7 +44,7 @@ def test_rows_come_back_in_the_order_of_the_texts_and_duplicates_are_kept(model)
 
 
 def test_a_generator_is_read_as_a_stream_and_not_held(model):
-    from archport.running.embed import EmbedRequest
+    from archport.answering.vectors import EmbedRequest
 
     read = 0
 

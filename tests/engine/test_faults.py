@@ -23,10 +23,11 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.answering import vectors as embed
 from archport.contract import InputError
+from archport.generating.decode import Decoding
 from archport.planning import Planner
-from archport.running import embed, tokenise
-from archport.running.decode import Decoding
+from archport.reading import texts as tokenise
 from archport.running.encode import Encoder
 from archport.running.pool import VectorHead
 

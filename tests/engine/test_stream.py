@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.answering import streams
+from archport.answering.collecting import Collected
 from archport.contract import ContextLengthExceeded, InputError
-from archport.running import streams
-from archport.running.collecting import Collected
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TEXTS = [f"text number {index} " * (1 + index % 7) for index in range(50)]

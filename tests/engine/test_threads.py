@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from archport import engine
+from archport.answering import vectors as embed
 from archport.contract import InputError
-from archport.running import embed
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 PICTURES = """
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 from archport import engine
 from archport.contract import InputError
-from archport.running import embed
+from archport.answering import vectors as embed
 
 # Several windows, so that texts are tokenised on a thread too.
 embed._WINDOWS["cpu"] = (1, 2)

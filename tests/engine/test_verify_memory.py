@@ -206,7 +206,7 @@ def test_a_reading_tells_a_peak_or_a_rest_above_the_plan(change, holds, caplog):
 
 def test_a_batch_that_takes_more_than_its_plan_says_is_told(readings, monkeypatch):
     tiny = next(iter(examples().values()))
-    from archport.running import embed
+    from archport.answering import vectors as embed
 
     start = embed.Embedder._start
 

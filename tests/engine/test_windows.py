@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.answering import vectors as embed
 from archport.contract import InputError
 from archport.planning import Planner, shapes
-from archport.running import embed
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TEXTS = [" ".join(["word"] * (1 + 7 * index % 23)) for index in range(30)]

@@ -53,7 +53,7 @@ static float __shfl_xor_sync(unsigned, float value, int mask) {
 }
 """
 
-# The instructions of attention/varlen_kernel.py, for elements of 16 bits in unsigned shorts.
+# The instructions of kernels/varlen.py, for elements of 16 bits in unsigned shorts.
 TENSOR_CORES = """
 static void copy_async(void* to, const void* from, bool real) {
   if (real) std::memcpy(to, from, 16); else std::memset(to, 0, 16);

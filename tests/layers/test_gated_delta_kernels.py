@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archport.layers import gated_delta_kernels as kernels
+from archport.kernels import gated_delta as kernels
 
 
 def load(name):

@@ -5,13 +5,13 @@ import sys
 
 import mlx.core as mx
 
-from archport.layers.mlx_lm import reused
+from archport.device.mlx_lm import reused
 
 
 def test_importing_it_keeps_the_limit_of_open_files():
     script = (
         "import resource, archport\n"
-        "from archport.layers.mlx_lm import reused\n"
+        "from archport.device.mlx_lm import reused\n"
         "before = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "reused('models.switch_layers.SwitchGLU')\n"
         "print(before == resource.getrlimit(resource.RLIMIT_NOFILE))\n"

@@ -14,7 +14,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from archport.layers import norm_rotate, turning
+from archport.kernels import rotate as turning
+from archport.layers import norm_rotate
 from archport.layers.norm_rotate import NormRotate
 from archport.layers.norms import ZeroCentredRMSNorm
 from archport.layers.rotary import Rotary

@@ -10,7 +10,8 @@ import mlx.nn as nn
 import pytest
 from tolerances import CPU
 
-from archport.layers import GatedMLP, activation, added, onto
+from archport.layers import GatedMLP, activation, added
+from archport.layers import residual as onto
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from tolerances import DEVICE
 
-from archport.layers import MLP, Embedding, GatedMLP, PostNormBlock, activating, activation, embedding, sum_norm
+from archport.kernels import activation as activating
+from archport.kernels import sum_norm
+from archport.layers import MLP, Embedding, GatedMLP, PostNormBlock, activation, embedding
 from archport.layers.activations import ACTIVATIONS, gated
 from archport.running import packed
 from archport.running.pool import Pooling

@@ -120,7 +120,7 @@ def drawn(name, length, dice):
 
 @pytest.mark.parametrize("name", ["gemma2", "llama4", "deepseek", "deepseek_v3", "shared", "pairs", "gemma3", "prefix"])
 def test_a_prompt_in_steps_is_what_it_is_in_one(name, models):
-    from archport.running.planned import batch_caches, run_steps
+    from archport.running.steps import batch_caches, run_steps
     from archport.testing.plans import planned
 
     model, row = models[name], drawn(name, 150, np.random.default_rng(1))

@@ -17,7 +17,7 @@ import mlx.nn as nn
 import numpy as np
 
 from archport.checkpoint import normalise_config
-from archport.layers.mlx_lm import reused
+from archport.device.mlx_lm import reused
 
 SAVES: dict[str, dict[str, Any]] = {
     "affine4": {"bits": 4, "group_size": 32, "mode": "affine"},

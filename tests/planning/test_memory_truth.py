@@ -13,7 +13,7 @@ from archport.device.facts import this_device
 from archport.device.profiles import profile
 from archport.layers.activations import activation
 from archport.layers.attention import Attention
-from archport.layers.decoder import PreNormBlock
+from archport.layers.blocks import PreNormBlock
 from archport.layers.mlp import GatedMLP
 from archport.layers.rotary import Rotary
 from archport.planning import BatchPlan, Plan

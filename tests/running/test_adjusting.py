@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from archport.running.adjusting import Adjusting, Adjustment
-from archport.running.sampling import Sampler, Sampling
+from archport.generating.adjusting import Adjusting, Adjustment
+from archport.generating.sampling import Sampler, Sampling
 
 V = 60
 

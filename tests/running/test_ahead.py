@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from archport.running.ahead import TokensAhead
-from archport.running.tokenise import Tokens
+from archport.reading.ahead import TokensAhead
+from archport.reading.texts import Tokens
 
 
 def tokens_of(chunk, first) -> Tokens:

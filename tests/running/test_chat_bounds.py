@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from archport.contract import CheckpointError, InputError
-from archport.running.chat import ChatTemplate
+from archport.reading.chat import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hi there, [x] <b>"}, {"role": "assistant", "content": "yes"}]
 FILE = "chat_template.jinja"

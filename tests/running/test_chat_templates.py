@@ -15,7 +15,7 @@ import pytest
 
 from archport.checkpoint import load_tokenizer, read_chat, resolve
 from archport.contract import InputError
-from archport.running.chat import ChatTemplate
+from archport.reading.chat import ChatTemplate
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens"

@@ -18,8 +18,8 @@ from archport.contract import EmbeddingHead
 from archport.contract.plugins import claim, discover
 from archport.device.facts import this_device
 from archport.running.encode import Encoder
-from archport.running.planned import batch_caches, parameter_bytes
 from archport.running.pool import VectorHead
+from archport.running.steps import batch_caches, parameter_bytes
 from archport.testing.plans import plan_of
 
 CONFIG = {

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.answering.collecting import apart
 from archport.contract import ContextLengthExceeded, InputError, MemoryBudgetExceeded, NonFiniteOutput
-from archport.running.collecting import apart
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 LONG = "word " * 900

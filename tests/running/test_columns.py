@@ -12,7 +12,7 @@ import pytest
 
 from archport import engine
 from archport.contract import InputError
-from archport.running.columns import Column, Unreadable, texts_of
+from archport.reading.columns import Column, Unreadable, texts_of
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TEXTS = [f"text number {index}" for index in range(5)]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.generating import decode
 from archport.layers import Attention, GatedMLP, PreNormBlock, added, compiled
-from archport.running import decode
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 MODELS = ["qwen3-causal-sharded", "qwen3-tied", "qwen3-yarn", "qwen3-windowed", "qwen3-moe", "qwen3-4bit", "qwen3-vl"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from archport import engine
+from archport.generating.decode import DecodeContext
 from archport.running.context import StepContext
-from archport.running.decode import DecodeContext
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

@@ -11,10 +11,10 @@ import pytest
 
 from archport import engine
 from archport.contract import AdmissionRefused
-from archport.running.continuous import ContinuousBatch
-from archport.running.generation import RowOptions
-from archport.running.sampling import Sampling
-from archport.running.talks import Talk
+from archport.generating.continuous import ContinuousBatch
+from archport.generating.pieces import RowOptions
+from archport.generating.sampling import Sampling
+from archport.generating.talks import Talk
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 # Full attention, rings, experts, recurrent layers, shared heads.

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models
 from tokenizers import decoders as d
 
-from archport.running.detokeniser import Detokeniser
-from archport.running.text import RowText
+from archport.generating.detokeniser import Detokeniser
+from archport.generating.text import RowText
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from archport.running import tokenise
-from archport.running.tokenise import TEXTS_PER_BREATH, encoded
+from archport.reading import texts as tokenise
+from archport.reading.texts import TEXTS_PER_BREATH, encoded
 
 
 class Piece:

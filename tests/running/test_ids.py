@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from archport import engine
 from archport.contract import InputError
-from archport.running.ids import token_ids
+from archport.reading.ids import token_ids
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 V = 503

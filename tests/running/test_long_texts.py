@@ -12,10 +12,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from archport.contract import ContextLengthExceeded, InputError, TextInputs
 from archport.contract.model import PairText
-from archport.running.joined import JoinedTokeniser
-from archport.running.long_texts import LongTexts
-from archport.running.pairs import PairTokeniser
-from archport.running.tokenise import TextTokeniser, Tokens
+from archport.reading.joined import JoinedTokeniser
+from archport.reading.long_texts import LongTexts
+from archport.reading.pairs import PairTokeniser
+from archport.reading.texts import TextTokeniser, Tokens
 
 GPT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

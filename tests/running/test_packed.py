@@ -14,12 +14,13 @@ import pytest
 from tolerances import tolerance
 
 from archport import engine
-from archport.attention import Chooser, attend, builtin_backends, varlen_kernel
-from archport.attention.varlen import Varlen
+from archport.attention import Chooser, attend, builtin_backends
+from archport.attention.backends.varlen import Varlen
 from archport.contract import AttentionCall
 from archport.device.profiles import profile
+from archport.kernels import varlen as varlen_kernel
+from archport.kernels.rotate import turn
 from archport.layers import Rotary
-from archport.layers.turning import turn
 from archport.running.packed import PackedPooling, packed_positions
 from archport.running.pool import Pooling
 
@@ -93,8 +94,8 @@ def test_packed_texts_have_the_vectors_that_each_has_alone(name, texts):
 
 
 def test_texts_that_leave_a_row_unfilled_join_the_next_ones(monkeypatch, texts):
+    from archport.answering import vectors as embed
     from archport.planning import batches
-    from archport.running import embed
 
     monkeypatch.setattr(batches, "batch_tokens", lambda model, request: 300)
     monkeypatch.setitem(embed._WINDOWS, "cuda", (8, 8, 8))

@@ -11,8 +11,8 @@ from archport.contract import ContextLengthExceeded
 from archport.contract.plugins import claim, discover
 from archport.device.facts import this_device
 from archport.planning import Planner
-from archport.running.planned import batch_caches, hidden_dtype, parameter_bytes, run_steps
 from archport.running.pool import Pooling
+from archport.running.steps import batch_caches, hidden_dtype, parameter_bytes, run_steps
 from archport.testing.plans import planned
 
 CONFIG = {

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from archport.answering.precision import check_precision, quantise
+from archport.answering.similarity import similarity
 from archport.contract import InputError
-from archport.running.precision import check_precision, quantise
-from archport.running.similarity import similarity
 
 VECTORS = np.random.default_rng(3).standard_normal((20, 20)).astype(np.float32)
 

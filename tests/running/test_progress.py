@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from archport import engine
-from archport.running import embed, progress
-from archport.running.ahead import TokensAhead
+from archport.answering import vectors as embed
+from archport.device import progress
+from archport.reading.ahead import TokensAhead
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TEXTS = [" ".join(["word"] * (1 + 7 * index % 23)) for index in range(30)]

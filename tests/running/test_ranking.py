@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from archport import engine
-from archport.running.rerank import RerankRequest, rerank
+from archport.answering.rerank import RerankRequest, rerank
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 YES_NO = ("qwen3-reranker", "qwen35-reranker")

@@ -14,7 +14,7 @@ import pytest
 
 from archport import engine
 from archport.contract import InputError
-from archport.running.sampling import Sampler, Sampling, kept_min_p, kept_top_k, kept_top_p
+from archport.generating.sampling import Sampler, Sampling, kept_min_p, kept_top_k, kept_top_p
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 V = 40

@@ -17,7 +17,7 @@ from archport.contract import EmbeddingHead
 from archport.contract.model import PoolingMode
 from archport.contract.plugins import discover
 from archport.engine import Model
-from archport.running.decode import decode_paths
+from archport.generating.decode import decode_paths
 from archport.running.encode import Encoder
 from archport.running.pool import VectorHead
 from archport.testing.plans import planned

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.answering import yes_no
+from archport.answering.yes_no import YesNoScorer
 from archport.planning import batches, caches, planner, search, shapes
-from archport.running import yes_no
-from archport.running.yes_no import YesNoScorer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 QUERY = "which planet is the largest, and which is the one with the most moons? " * 4

@@ -219,7 +219,7 @@ def test_a_form_that_is_none_is_400(serving, form):
 
 def test_calls_of_tools_are_parsed_and_streamed(serving, monkeypatch):
     text = 'Look.\n<tool_call>\n{"name": "look", "arguments": {"at": "the sky", "n": 2}}\n</tool_call>'
-    from archport.running import talks
+    from archport.generating import talks
 
     # The tiny model says nothing useful, so its text is another one.
     monkeypatch.setattr(talks.RowText, "add", lambda self, token: "")
@@ -327,8 +327,8 @@ def test_a_deadline_ends_a_generation(serving, eventually, monkeypatch):
 
 
 def test_an_error_after_a_stream_began_is_its_last_event(serving, monkeypatch):
-    from archport.running import talks
-    from archport.running.talks import Row
+    from archport.generating import talks
+    from archport.generating.talks import Row
 
     take = Row.take
 

@@ -265,7 +265,7 @@ def test_a_deadline_that_passes_is_504(make):
 
 
 def test_a_fault_of_the_engine_is_500_with_the_request_s_id_and_nothing_else(bert, monkeypatch):
-    from archport.running.callers import VectorWork
+    from archport.answering.callers import VectorWork
 
     def fail(*_):
         raise RuntimeError("secret at 0x7fff")
@@ -279,7 +279,7 @@ def test_a_fault_of_the_engine_is_500_with_the_request_s_id_and_nothing_else(ber
 
 
 def test_nan_is_500_and_never_null(bert, monkeypatch):
-    from archport.running.callers import VectorWork
+    from archport.answering.callers import VectorWork
 
     monkeypatch.setattr(VectorWork, "run", lambda self, rows, take: take(0, np.array([1.0, np.nan])))
     response = bert.ask("/v1/embeddings", {"input": "a"})

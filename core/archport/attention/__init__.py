@@ -3,13 +3,13 @@
 Importing it, pricing and choosing touch no array and no device; MLX is imported where a path runs.
 """
 
-from archport.attention.builtin import builtin_backends
+from archport.attention.backends.builtin import builtin_backends
+from archport.attention.choose import Chooser, choose
 from archport.attention.dropin import limits_from_environment, scaled_dot_product_attention
 from archport.attention.masks import sharing, stop_sharing
 from archport.attention.probe import ProbedRoutes
 from archport.attention.routes import TableRoutes
-from archport.attention.running import Runner, attend, prepare
-from archport.attention.selection import Chooser, choose
+from archport.attention.run import Runner, attend, prepare
 
 __all__ = [
     "Chooser",

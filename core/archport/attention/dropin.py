@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
-from archport.attention.builtin import builtin_backends
+from archport.attention.backends.builtin import builtin_backends
+from archport.attention.choose import Chooser
 from archport.attention.local import local_device
 from archport.attention.probe import ProbedRoutes
-from archport.attention.selection import Chooser
 from archport.contract.attention import AttentionCall, AttentionLimits, MaskKind, Reach
 from archport.contract.errors import InputError, shown
 from archport.contract.spec import DType

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archport.attention import costs
+from archport.attention import prices
 from archport.attention.blocks import block, lane_shape, mask_bytes, whole
 from archport.attention.routes import FastCall, Kernel, Routes
 from archport.attention.visibility import Form, Visibility, visibility
@@ -145,7 +145,7 @@ def priced(
         # Float32 tiles end about when the next one starts: whether two were there at once would be chance.
         return None
     mask = mask_bytes(call, tile)
-    scratch = costs.transient(tile, kernel, device.kind)
+    scratch = prices.transient(tile, kernel, device.kind)
     if device.kind == "cuda" and kernel == "composite" and kv_heads < call.n_kv_heads:
         # Heads cut out of keys and values are copied into rows of their own.
         scratch += B * kv_heads * width * (call.head_dim + call.v_head_dim) * call.itemsize
@@ -157,19 +157,19 @@ def priced(
         held += tile.B * tile.n_heads * rows * call.v_head_dim * call.itemsize
     pairs = visited(seen, call.q_len, rows, width)
     work = pairs / (rows * width)
-    one = costs.seconds(tile, kernel, device)
+    one = prices.seconds(tile, kernel, device)
     narrow = 1.0 + (4.0 if device.kind == "cpu" else 32.0) / rows
     return Price(
-        transient=held + costs.SLACK[device.kind],
+        transient=held + prices.SLACK[device.kind],
         output=call.output_bytes,
-        largest_buffer=max(costs.largest_buffer(tile, kernel, device.kind), mask, call.output_bytes),
+        largest_buffer=max(prices.largest_buffer(tile, kernel, device.kind), mask, call.output_bytes),
         flops=2.0 * call.B * call.n_heads * pairs * (call.head_dim + call.v_head_dim),
         dispatch_flops=tile.flops,
         q_tile=rows,
         evaluations=count,
         depth=cut.depth,
         lanes=cut.lanes,
-        seconds=one * work * lanes * narrow + count * costs.sync_seconds(device) / cut.depth,
+        seconds=one * work * lanes * narrow + count * prices.sync_seconds(device) / cut.depth,
         dispatch_seconds=one * narrow,
         route="forced" if force else ("composite" if kernel == "composite" else "fused"),
     )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from archport.answering.precision import Precision, Ranges, quantise
 from archport.bulk.parts import Part
 from archport.contract import ArchportError, InputError
-from archport.running.precision import Precision, Ranges, quantise
-from archport.running.progress import Counter
+from archport.device.progress import Counter
 
 if TYPE_CHECKING:
     from archport.engine import Model

@@ -18,7 +18,7 @@ from archport.bulk.manifest import MANIFEST
 from archport.bulk.rows import MOST_BYTES, Fields, Row, made, text_row
 from archport.contract import InputError
 from archport.contract.errors import shown
-from archport.running.columns import arrow_values, utf8
+from archport.reading.columns import arrow_values, utf8
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 # Rows read at a time.

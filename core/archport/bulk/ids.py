@@ -10,7 +10,7 @@ import numpy as np
 
 from archport.bulk.rows import Row
 from archport.contract.errors import shown
-from archport.running.columns import Unreadable
+from archport.reading.columns import Unreadable
 
 
 class Ids:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from archport.answering.precision import Precision, Ranges, calibrated
 from archport.bulk.answers import Answered, answered, embedded
 from archport.bulk.formats import OutputFormat
 from archport.bulk.identity import model_settings, provenance
@@ -20,8 +21,7 @@ from archport.bulk.parts import Part, cut
 from archport.bulk.stores import Store, begun, load_ranges, remove_leftovers, save_ranges, store_of, writing
 from archport.contract import InputError
 from archport.contract.errors import shown
-from archport.running.precision import Precision, Ranges, calibrated
-from archport.running.progress import nothing_shown
+from archport.device.progress import nothing_shown
 
 if TYPE_CHECKING:
     from archport.engine import Model
@@ -201,10 +201,10 @@ def run(
     manifest, width = _manifest(model, inputs, job)
     measure = _measure(inputs, job)
     with writing(job.out, alone=job.alone):
-        return _make_parts(model, inputs, job, manifest, width, measure, watch, stop)
+        return _run_all(model, inputs, job, manifest, width, measure, watch, stop)
 
 
-def _make_parts(
+def _run_all(
     model: Model,
     inputs: Inputs,
     job: Job,

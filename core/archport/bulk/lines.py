@@ -16,7 +16,7 @@ from typing import Any
 from archport.bulk.rows import MOST_BYTES, Fields, Row, made, text_row
 from archport.contract import InputError
 from archport.contract.errors import shown
-from archport.running.columns import Unreadable, decoded, json_value
+from archport.reading.columns import Unreadable, decoded, json_value
 
 # Lines among which the first good one is looked for.
 _LOOKED_AT = 1000

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+from archport.answering.streams import MOST_CHARACTERS
 from archport.bulk.ids import Ids
 from archport.bulk.rows import Row
-from archport.running.streams import MOST_CHARACTERS
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from archport.contract.errors import shown
-from archport.running.columns import Unreadable
+from archport.reading.columns import Unreadable
 
 # Bytes of one line, field or file: more is no text that a model reads.
 MOST_BYTES = 64 << 20

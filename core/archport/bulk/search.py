@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from archport.answering.maxsim import maxsim
+from archport.answering.precision import restored
 from archport.bulk.answers import Sparse
 from archport.bulk.manifest import RANGES, TOTAL, Manifest, load_json
 from archport.bulk.stores import load_ranges, opened
 from archport.contract import InputError
 from archport.contract.errors import shown
-from archport.running.maxsim import maxsim
-from archport.running.precision import restored
 
 if TYPE_CHECKING:
     from archport.engine import Model

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from archport.answering.precision import Ranges
 from archport.bulk.answers import Answered
 from archport.bulk.database import DATABASE, Database
 from archport.bulk.formats import OutputFormat, Stored, format_of
@@ -31,7 +32,6 @@ from archport.bulk.manifest import (
 )
 from archport.contract import InputError
 from archport.contract.errors import shown
-from archport.running.precision import Ranges
 
 
 class Store(Protocol):

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from archport.answering.precision import check_precision
 from archport.bulk.answers import named
 from archport.bulk.extras import arrow, parquet
 from archport.bulk.formats import arrow_type, plain_lists, vector_column
 from archport.bulk.identity import weights_digest
 from archport.bulk.manifest import whole
 from archport.contract import InputError
-from archport.running.columns import arrow_values
-from archport.running.precision import check_precision
+from archport.reading.columns import arrow_values
 
 if TYPE_CHECKING:
     from archport.engine import Model

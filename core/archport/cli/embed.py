@@ -12,7 +12,7 @@ import typer
 
 from archport.cli.options import MaxContext, called, end_with, read_lines
 from archport.cli.words import rows_called, skipped
-from archport.running.columns import Unreadable, json_value
+from archport.reading.columns import Unreadable, json_value
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 

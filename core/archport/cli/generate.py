@@ -40,8 +40,8 @@ from archport.contract import InputError
 
 if TYPE_CHECKING:
     from archport.engine import Model as LoadedModel
+    from archport.generating.pieces import Generation, Piece
     from archport.running.calls import DeviceIterator
-    from archport.running.generation import Generation, Piece
 
 DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
 

@@ -13,7 +13,7 @@ import typer
 from archport.cli import SOME_FAILED
 from archport.contract import InputError
 from archport.contract.errors import shown
-from archport.running.columns import Unreadable, decoded, json_value
+from archport.reading.columns import Unreadable, decoded, json_value
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder, hub id or alias.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or checkpoint.")]

@@ -203,3 +203,12 @@ def _check_encoding(name: str, text: str) -> None:
             f"{name}={shown(text)} holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}, "
             "which has no encoding. Repair it, for example with text.encode('utf-8', 'replace').decode()"
         ) from error
+
+
+def as_array(value: object, what: str) -> np.ndarray:
+    """What a caller gives as an array, of whatever type and shape; raises InputError for what numpy can't read."""
+    try:
+        return np.asarray(value)
+    # Rows of several lengths, an object's own fault, or a type that numpy does not know, as MLX's bfloat16.
+    except Exception as error:
+        raise InputError(f"{what}={shown(value)} is no array that numpy reads ({error})") from error

@@ -18,7 +18,7 @@ import numpy as np
 from archport.contract import SpecError
 from archport.device import vectormath, workers
 from archport.device.tracing import traced
-from archport.layers import activating
+from archport.kernels import activation as activating
 
 Activation = Callable[[mx.array], mx.array]
 InPlace = Callable[[np.ndarray, np.ndarray], None]

@@ -14,7 +14,7 @@ from archport.contract import AttentionLayer, DistanceBias, LayerContext
 from archport.layers.merging import MergedLinear
 from archport.layers.norm_rotate import NormRotate
 from archport.layers.norms import ZeroCentredRMSNorm
-from archport.layers.onto import linear_onto
+from archport.layers.residual import linear_onto
 from archport.layers.rotary import Rotary
 
 # (q, k, rope) -> both of them rotated, as a context's `rotate`.

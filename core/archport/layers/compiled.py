@@ -17,7 +17,7 @@ from archport.contract import LayerContext
 from archport.layers.attention import Attention
 from archport.layers.experts import SparseMLP
 from archport.layers.mlp import MLP, GatedMLP
-from archport.layers.onto import added
+from archport.layers.residual import added
 
 # Numbers of rows for which a block is traced before it starts over: MLX keeps every trace, and looks through them all.
 MOST_SHAPES = 16

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import LayerContext
-from archport.layers.sum_norm import sum_norm
+from archport.kernels.sum_norm import sum_norm
 
 
 class PostNormBlock(nn.Module):

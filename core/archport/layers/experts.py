@@ -13,10 +13,10 @@ import mlx.nn as nn
 import numpy as np
 
 from archport.contract import Experts
+from archport.device.mlx_lm import reused
 from archport.device.tracing import traced
 from archport.layers.activations import activation, gated
 from archport.layers.mlp import GatedMLP
-from archport.layers.mlx_lm import reused
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
 

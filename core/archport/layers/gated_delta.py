@@ -15,7 +15,7 @@ from itertools import pairwise
 import mlx.core as mx
 
 from archport.contract import RecurrentPath
-from archport.layers import gated_delta_kernels as kernels
+from archport.kernels import gated_delta as kernels
 
 # Chunks whose inner products are made at once: enough to fill a device, few enough to stay small.
 SPAN = 512

@@ -7,7 +7,7 @@ import mlx.nn as nn
 
 from archport.layers.activations import Activation, gated, gated_halves
 from archport.layers.merging import MergedLinear
-from archport.layers.onto import linear_onto
+from archport.layers.residual import linear_onto
 
 
 class MLP(nn.Module):

@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from archport.contract import SpecError
+from archport.kernels.rotate import turn
 from archport.layers.rotary import Rotary
-from archport.layers.turning import turn
 
 
 class SectionedRotary(Rotary):

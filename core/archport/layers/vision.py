@@ -16,8 +16,8 @@ import mlx.nn as nn
 import numpy as np
 
 from archport.contract.media import TowerContext
+from archport.kernels.rotate import turn_heads
 from archport.layers.activations import activation, gelu
-from archport.layers.turning import turn_heads
 
 EPS = 1e-6
 

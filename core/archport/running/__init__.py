@@ -1,1 +1,1 @@
-"""Run what was planned: tokenise, encode, pool. Decides nothing about paths, budgets or architectures."""
+"""Run what was planned: contexts, steps, encoding, pooling. Decides nothing about paths, budgets or architectures."""

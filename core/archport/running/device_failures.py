@@ -16,8 +16,8 @@ from archport.contract.sizes import format_bytes
 from archport.device.failures import Failure, failure_of, recover
 
 if TYPE_CHECKING:
+    from archport.memory.prefix_cache import PrefixCache
     from archport.planning import Plan
-    from archport.running.prefix_cache import PrefixCache
 
 
 @dataclass(slots=True)

@@ -12,16 +12,16 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import ArchSpec, InputError, SpanRule, Trunk
+from archport.contract.arguments import as_array
 from archport.device import evaluation
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan, Planner, Request
+from archport.reading.ids import beyond, id_rows, named
 from archport.running.context import Stretches
-from archport.running.ids import beyond, id_rows, named
 from archport.running.packed import PackedPooling
-from archport.running.planned import batch_caches, run_steps
 from archport.running.pool import Pooling, VectorHead
-from archport.running.similarity import as_array
 from archport.running.spans import spans_of
+from archport.running.steps import batch_caches, run_steps
 from archport.running.verify import verified, verifying
 from archport.running.vision import BatchVisual
 

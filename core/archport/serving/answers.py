@@ -13,16 +13,16 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from archport.answering.callers import AnswerWork, LabelWork, Row, TokenWork, VectorWork
+from archport.answering.labels import Classified, LabelScorer
+from archport.answering.maxsim import maxsim
+from archport.answering.rerank import RerankRequest
+from archport.answering.similarity import similarity
+from archport.answering.token_vectors import TokenEmbedder
+from archport.answering.vectors import Embedder, EmbedRequest
+from archport.answering.yes_no import YesNoScorer
 from archport.contract import ClassificationHead, EmbeddingHead, InputError, TokenHead
-from archport.running.callers import AnswerWork, LabelWork, Row, TokenWork, VectorWork
-from archport.running.classify import Classified, LabelScorer
-from archport.running.embed import Embedder, EmbedRequest
-from archport.running.maxsim import maxsim
-from archport.running.rerank import RerankRequest
-from archport.running.similarity import similarity
-from archport.running.tokenise import Overflow
-from archport.running.tokens import TokenEmbedder
-from archport.running.yes_no import YesNoScorer
+from archport.reading.texts import Overflow
 from archport.serving.device import Device
 from archport.serving.errors import refused, unsupported
 from archport.serving.models import Served

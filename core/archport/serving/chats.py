@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from archport.contract import Measured
-from archport.running.continuous import ContinuousBatch
-from archport.running.generation import Piece
-from archport.running.options import generate_request
-from archport.running.talks import Constraint, Talk
+from archport.generating.continuous import ContinuousBatch
+from archport.generating.options import generate_request
+from archport.generating.pieces import Piece
+from archport.generating.talks import Constraint, Talk
 from archport.serving.device import Device
 from archport.serving.errors import Refused, overloaded, refused, timed_out
 from archport.serving.models import Served, sharing

@@ -14,7 +14,7 @@ from typing import Any
 from archport.contract import ClassificationHead, EmbeddingHead, PairReader, TokenHead, YesNoHead
 from archport.engine import Model
 from archport.planning import Plan, Planner, Request
-from archport.running.runtime import Runtime
+from archport.runtime import Runtime
 from archport.serving.errors import refused, unavailable, unsupported
 
 # Bytes that other parts of the process hold are planned in steps of this share of the budget, so that plans are

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from archport.answering.callers import Row
 from archport.contract import InputError
-from archport.running.callers import Row
 from archport.serving.device import Device
 from archport.serving.errors import Refused, fault_of, refused, timed_out
 from archport.serving.models import Served

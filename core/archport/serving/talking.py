@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from archport.running.generation import TokenLogprob, Usage
-from archport.running.talks import Constraint
+from archport.generating.pieces import TokenLogprob, Usage
+from archport.generating.talks import Constraint
 from archport.serving.chats import Generations, Prompted
 from archport.serving.errors import refused, unsupported
 from archport.serving.models import Served

@@ -290,7 +290,7 @@ class Tiny:
 
     def caches(self, plan: Plan) -> Caches | None:
         """Empty caches of the plan's only batch."""
-        from archport.running.planned import batch_caches
+        from archport.running.steps import batch_caches
 
         (batch,) = plan.batches
         return batch_caches(self.spec, plan, batch)
@@ -315,7 +315,7 @@ class Tiny:
         """
         import mlx.core as mx
 
-        from archport.running.planned import run_steps
+        from archport.running.steps import run_steps
 
         (batch,) = plan.batches
         inner = trunk or self.trunk

@@ -78,7 +78,7 @@ def test_every_pipeline_equals_sentence_transformers(pipeline, tmp_path):
 
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
 def test_quantised_vectors_equal_sentence_transformers(precision):
-    from archport.running.precision import quantise
+    from archport.answering.precision import quantise
 
     stored = np.load(GOLDENS / "bert-plain" / "pipelines" / "precision.npz")
     got = quantise(stored["float32"], precision)

@@ -136,7 +136,7 @@ def test_an_image_token_written_as_text_is_refused(model):
 
 
 def test_a_text_far_over_the_limit_is_cut_as_if_all_of_it_was_read(model, monkeypatch):
-    from archport.running.long_texts import LongTexts
+    from archport.reading.long_texts import LongTexts
 
     item = {"text": "hello world, " * 3000, "image": GOLDEN["pixels_0"]}
     with pytest.raises(ContextLengthExceeded, match="has at least"):

@@ -114,7 +114,7 @@ def test_towers_that_make_no_common_vector_are_refused(tmp_path, half, change):
 
 
 def test_a_text_far_over_the_limit_is_cut_as_if_all_of_it_was_read(model, monkeypatch):
-    from archport.running.long_texts import LongTexts
+    from archport.reading.long_texts import LongTexts
 
     item = "hello world, " * 3000
     with pytest.raises(ContextLengthExceeded, match="has at least"):

@@ -288,7 +288,7 @@ def test_without_a_limit_a_text_goes_on_to_the_end_of_the_context(golden):
 def test_progress_counts_tokens_that_are_made_and_forgets_those_of_rows_that_end_early(model, monkeypatch):
     from contextlib import nullcontext
 
-    from archport.running import generate
+    from archport.generating import generate
 
     stop, bars, counts = model.generate("the hack", max_tokens=9).text[2:4], [], []
 

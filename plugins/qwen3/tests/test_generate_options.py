@@ -11,7 +11,7 @@ import pytest
 
 from archport import engine
 from archport.contract import ContextLengthExceeded
-from archport.running import prefill
+from archport.generating import prefill
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 IDS = list(range(40, 60))
@@ -229,7 +229,7 @@ def test_answers_share_one_prefill_and_leave_one_by_one(model, monkeypatch):
 
 
 def test_answers_without_a_draw_are_equal_and_decoded_once(model, monkeypatch):
-    from archport.running.decode import Decoding
+    from archport.generating.decode import Decoding
 
     rows = []
     real = Decoding.step

@@ -105,7 +105,7 @@ def test_a_text_has_the_same_vector_alone_and_in_any_batch(model, texts):
 
 
 def test_every_sequence_ends_with_the_published_final_token_also_when_cut(model):
-    from archport.running.tokenise import TextTokeniser
+    from archport.reading.texts import TextTokeniser
 
     tokeniser: TextTokeniser = model._runtime.tokeniser
     # The tokenizer's own post-processor puts it there.

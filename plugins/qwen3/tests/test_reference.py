@@ -12,8 +12,8 @@ from tolerances import CPU, tolerance
 
 from archport import engine
 from archport.checkpoint import normalise_config
+from archport.device.mlx_lm import reused
 from archport.layers.experts import SparseMLP
-from archport.layers.mlx_lm import reused
 from archport.testing.plans import planned
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.answering import yes_no
 from archport.contract import ContextLengthExceeded, InputError, NonFiniteOutput
-from archport.running import yes_no
 
 GOLDEN = Path(__file__).parents[3] / "tests" / "goldens" / "qwen3-reranker"
 PAIRS = json.loads((GOLDEN / "pairs.json").read_text())
@@ -80,7 +80,7 @@ def test_a_document_has_the_same_score_alone_and_in_any_batch(model):
 
 
 def test_progress_counts_every_document(model):
-    from archport.running.rerank import RerankRequest
+    from archport.answering.rerank import RerankRequest
 
     counts = []
     documents = [f"word {index} " * (1 + 40 * index % 90) for index in range(12)]

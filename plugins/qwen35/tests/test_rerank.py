@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.answering import yes_no
 from archport.contract import CheckpointError, InputError
-from archport.running import yes_no
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
 FOLDER = GOLDENS / "qwen35-reranker"

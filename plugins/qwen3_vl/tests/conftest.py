@@ -101,9 +101,9 @@ def run() -> Callable[..., tuple[np.ndarray, Any]]:
 
 def hidden_of(model: engine.Model, item: object, **planned: Any) -> tuple[np.ndarray, Any]:
     """Hidden states (L, D) of one input, measured or not, as planned, and what the tower saw of it."""
+    from archport.reading.texts import Tokens
     from archport.running.context import Stretches
-    from archport.running.planned import batch_caches, run_steps
-    from archport.running.tokenise import Tokens
+    from archport.running.steps import batch_caches, run_steps
     from archport.running.vision import sight_of
 
     encoder, tokeniser, stretches = model._runtime.encoder, model._runtime.tokeniser, Stretches()

@@ -253,7 +253,7 @@ LONG = "hello world, " * 3000
 def test_texts_far_over_the_limit_are_cut_as_if_all_of_them_was_read(
     item: Any, embedder: engine.Model, monkeypatch: pytest.MonkeyPatch
 ):
-    from archport.running.long_texts import LongTexts
+    from archport.reading.long_texts import LongTexts
 
     def cut() -> Any:
         return embedder._runtime.tokeniser([item], max_tokens=200, overflow="truncate").measured[0]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, StrictInt, StrictStr
 from starlette.responses import Response
 
-from archport.running.generation import TokenLogprob, Usage
+from archport.generating.pieces import TokenLogprob, Usage
 from archport.serving.dialects.openai import shape
 from archport.serving.dialects.pictures import messages_of
 from archport.serving.dialects.sampling import SamplingBody, check_answers, options_of

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, StrictInt, StrictStr
 from starlette.responses import Response
 
-from archport.running.precision import quantise
+from archport.answering.precision import quantise
 from archport.serving.dialects.items import cutting_of, items_of, prompt_of
 from archport.serving.dialects.openai import encoded
 from archport.serving.errors import Fault, refused

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, StrictInt, StrictStr
 from starlette.responses import Response
 
-from archport.running.generation import TokenLogprob
+from archport.generating.pieces import TokenLogprob
 from archport.serving.dialects.chat import EVENTS, Answer, usage_of
 from archport.serving.dialects.items import items_of
 from archport.serving.dialects.openai import shape

@@ -23,8 +23,8 @@ from archport.testing.measure import as_array, gap
 from archport.testing.subject import Tiny
 
 if TYPE_CHECKING:
-    from archport.running.decode import Decoding
-    from archport.running.prefill import Prefilled
+    from archport.generating.decode import Decoding
+    from archport.generating.prefill import Prefilled
 
 
 def needs_steps(t: Tiny) -> None:
@@ -79,8 +79,8 @@ def decode_equals_full_forward(t: Tiny) -> str:
 
 def decoder(t: Tiny, prompts: list[np.ndarray], new: int) -> tuple[Prefilled, Decoding]:
     """Prompts that the engine has read, and what decodes one token per row and step behind them, as `generate` does."""
-    from archport.running.decode import Decoding
-    from archport.running.prefill import prefill
+    from archport.generating.decode import Decoding
+    from archport.generating.prefill import prefill
 
     encoder = t.model._runtime.encoder
     read = prefill(encoder, prompts, new, None)

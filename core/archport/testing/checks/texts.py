@@ -178,7 +178,7 @@ def malformed_input_is_refused(t: Tiny) -> str:
 
     Declare the `vocab_size` that the embedding really has: ids are checked against it, and a GPU reads past its end.
     """
-    from archport.running.embed import EmbedRequest
+    from archport.answering.vectors import EmbedRequest
 
     V, forward, answers = t.spec.vocab_size, t.model.forward, t.answers
     table = max((a.shape[0] for name, a in t.weights.items() if a.ndim == 2 and _embeds(t, name)), default=V)

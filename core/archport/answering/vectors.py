@@ -1,0 +1,267 @@
+"""Texts to vectors: tokenise, batch, encode, pool, stage by stage, in bounded memory for any number of texts."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+
+import mlx.core as mx
+import numpy as np
+
+from archport.answering.collecting import Collected, rows_named, vectors_apart
+from archport.contract import DeviceKind, Measured, NonFiniteOutput
+from archport.device.progress import Counter, nothing_shown
+from archport.planning import BatchPlan, Plan
+from archport.reading.ahead import TokensAhead
+from archport.reading.texts import Overflow, TextTokeniser, Tokens, check_vocabulary
+from archport.running.context import Stretches
+from archport.running.decoding import with_host_bytes
+from archport.running.encode import Encoder, run_ahead
+from archport.running.pool import VectorHead
+from archport.running.verify import verified
+from archport.running.vision import Sight, sight_of
+
+# Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold. A GPU starts on a
+# few: while it runs half of their tokens, twice as many texts are tokenised, which the other half is sorted anew with.
+# How many does not depend on the clock, or the shapes that run would: CUDA takes 67 ms to prepare a new one.
+_WINDOWS: dict[DeviceKind, tuple[int, ...]] = {
+    "cpu": (2048,),
+    "metal": (256, 512, 1024, 2304, 4096),
+    "cuda": (256, 512, 1024, 2304, 4096),
+}
+# Of an iterator, which nothing reads ahead.
+_WINDOW = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """What a caller asked of `embed`, checked.
+
+    Args:
+        prompt: text in front of every input.
+        dimensions: leading dimensions to keep; None for all.
+        normalize: unit length; None where the model says so.
+        max_tokens, overflow: as TextTokeniser takes them.
+    """
+
+    prompt: str
+    dimensions: int | None
+    normalize: bool | None
+    max_tokens: int | None
+    overflow: Overflow
+
+
+@dataclass(slots=True)
+class _Window:
+    """Some consecutive texts, tokenised, and where their vectors go.
+
+    Args:
+        left: texts without a vector.
+    """
+
+    first: int
+    tokens: Tokens
+    vectors: list[np.ndarray | None]
+    left: int
+
+
+# A text: its window, and its index there.
+_Row = tuple[_Window, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A planned batch and the texts that its plan counts."""
+
+    plan: Plan
+    batch: BatchPlan
+    rows: list[_Row]
+
+    @property
+    def texts(self) -> list[_Row]:
+        return [self.rows[row] for row in self.batch.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """The embedding path of a loaded model: the stages of one request, in order."""
+
+    tokeniser: TextTokeniser
+    encoder: Encoder
+    head: VectorHead
+
+    def run(
+        self,
+        texts: Iterable[str],
+        request: EmbedRequest,
+        take: Callable[[np.ndarray], None],
+        done: Counter = nothing_shown,
+    ) -> None:
+        """Embed texts in bounded memory, however many there are.
+
+        Args:
+            take: given vectors (n, D) float32 of consecutive texts, in order, as they are done.
+            done: told of every text that has its vector.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a text that can't be embedded, when it is reached.
+            NonFiniteOutput: when a vector holds NaN or infinity.
+        """
+        stretches, windows = Stretches(), deque[_Window]()
+        sizes = _WINDOWS[self.encoder.plan.device.kind] if isinstance(texts, Sequence) else (_WINDOW,)
+
+        def finish(task: _Task, rows: mx.array) -> None:
+            vectors = np.array(rows)
+            bad = ~np.isfinite(vectors).all(axis=1)
+            if bad.any():
+                window, row = task.texts[int(bad.argmax())]
+                raise NonFiniteOutput(
+                    f"the vector of text {window.first + row} holds NaN or infinity; it is not returned. The weights "
+                    "may be damaged, or overflow in this dtype: try dtype='float32'"
+                )
+            for (window, row), vector in zip(task.texts, vectors, strict=True):
+                window.vectors[row] = vector
+                window.left -= 1
+            done(len(vectors), tokens=sum(task.batch.lengths))
+            while windows and not windows[0].left:
+                take(np.stack([vector for vector in windows.popleft().vectors if vector is not None]))
+
+        with (
+            TokensAhead(texts, lambda chunk, at: self.tokens_of(chunk, request, at), sizes) as ahead,
+            sight_of(self.encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight,
+            closing(self._tasks(ahead, len(sizes), sight, windows)) as tasks,
+        ):
+            run_ahead(tasks, lambda task: self._start(task, request, stretches, sight), finish)
+
+    def run_tokens(self, tokens: Tokens, request: EmbedRequest, take: Callable[[int, np.ndarray], None]) -> None:
+        """Embed texts that `tokens_of` has tokenised, all planned together.
+
+        Args:
+            take: given each text's index and its vector (D,) float32, in whatever order they are done; nobody has
+                looked at whether it is finite.
+
+        Raises:
+            AdmissionRefused: a text does not fit, naming it.
+        """
+        stretches, count = Stretches(), len(tokens.ids)
+        window = _Window(0, tokens, [], count)
+        rows: list[_Row] = [(window, row) for row in range(count)]
+
+        def finish(task: _Task, vectors: mx.array) -> None:
+            for (_, row), vector in zip(task.texts, np.array(vectors), strict=True):
+                take(row, vector)
+
+        with sight_of(self.encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
+            plan, measured = self._planned(rows)
+            with closing(self._all(plan, measured, rows, sight)) as tasks:
+                run_ahead(tasks, lambda task: self._start(task, request, stretches, sight), finish)
+
+    def collected(
+        self, texts: Iterable[str], request: EmbedRequest, width: int, done: Counter = nothing_shown
+    ) -> Collected[np.ndarray]:
+        """Vectors (n, width) of the texts that have one, and the errors of the others.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a request that no text could be embedded with.
+        """
+        self.tokens_of([], request, 0)
+
+        def told(_: int, *, dropped: int = 0, tokens: int = 0) -> None:
+            done(0, tokens=tokens)
+
+        return vectors_apart(lambda some, take: self.run(some, request, take, told), texts, width, done)
+
+    def _tasks(
+        self, ahead: TokensAhead, sizes: int, sight: Sight | None, windows: deque[_Window]
+    ) -> Generator[_Task, None, None]:
+        """Batches of all texts; their windows are appended to `windows` in order.
+
+        Args:
+            sizes: windows until they stop growing.
+        """
+        waiting: list[_Row] = []
+        for number, (first, tokens) in enumerate(ahead, 1):
+            count = len(tokens.ids)
+            windows.append(_Window(first, tokens, [None] * count, count))
+            waiting += [(windows[-1], row) for row in range(count)]
+            # Later windows are large enough by themselves, and pictures are decoded for the batches they are in.
+            plan, measured = self._planned(waiting)
+            grows = ahead.more and number < sizes - 1 and not tokens.measured
+            if ahead.more and plan.batches[-1].packed:
+                waiting = yield from self._full(plan, waiting)
+            elif grows:
+                waiting = yield from self._some(plan, waiting)
+            else:
+                waiting = yield from self._all(plan, measured, waiting, sight)
+
+    def _all(
+        self, plan: Plan, measured: list[Measured], rows: list[_Row], sight: Sight | None
+    ) -> Generator[_Task, None, list[_Row]]:
+        """All batches of these texts; returns none."""
+        with verified(plan) as watch:
+            for batch, following in pairwise([*plan.batches, None]):
+                assert batch is not None
+                if sight is not None:
+                    sight.ahead([batch, following] if following else [batch], measured)
+                with watch.batch(batch):
+                    yield _Task(plan, batch, rows)
+        return []
+
+    def _full(self, plan: Plan, rows: list[_Row]) -> Generator[_Task, None, list[_Row]]:
+        """All packed batches but the last, which more texts fill; returns its texts."""
+        *full, last = plan.batches
+        with verified(plan) as watch:
+            for batch in watch.batches(full):
+                yield _Task(plan, batch, rows)
+        return [rows[row] for row in last.rows]
+
+    def _some(self, plan: Plan, rows: list[_Row]) -> Generator[_Task, None, list[_Row]]:
+        """Batches with half of these texts' tokens, those that gain least by more texts; returns the other texts."""
+        left = sum(sum(batch.lengths) for batch in plan.batches)
+        enough = left / 2
+        done: set[int] = set()
+        with verified(plan) as watch:
+            for batch in sorted(plan.batches, key=lambda batch: batch.seconds / sum(batch.lengths)):
+                if left <= enough:
+                    break
+                left -= sum(batch.lengths)
+                done.update(batch.rows)
+                with watch.batch(batch):
+                    yield _Task(plan, batch, rows)
+        return [row for index, row in enumerate(rows) if index not in done]
+
+    def _planned(self, rows: list[_Row]) -> tuple[Plan, list[Measured]]:
+        measured = [window.tokens.measured[row] for window, row in rows if window.tokens.measured]
+        ids = [window.tokens.ids[row] for window, row in rows]
+        images = [tuple(picture.patches for picture in each.pictures) for each in measured]
+        with rows_named("text", lambda row: rows[row][0].first + rows[row][1]):
+            plan = self.encoder.planned(ids, images=images, pack=True)
+        return with_host_bytes(plan, measured, self.encoder.spec.vision), measured
+
+    def tokens_of(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:
+        """Ids of some texts, all of which the model knows; may be called from any thread.
+
+        Args:
+            first: index of the first one, for messages.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a text that can't be embedded.
+        """
+        tokens = self.tokeniser(
+            texts, prompt=request.prompt, max_tokens=request.max_tokens, overflow=request.overflow, first=first
+        )
+        check_vocabulary(tokens.ids, self.encoder.spec.vocab_size, "text", first)
+        return tokens
+
+    def _start(self, task: _Task, request: EmbedRequest, stretches: Stretches, sight: Sight | None) -> mx.array:
+        ids = [window.tokens.ids[row] for window, row in task.texts]
+        visual = None
+        if sight is not None:
+            measured = [window.tokens.measured[row] for window, row in task.rows]
+            visual = sight.look(task.plan, task.batch, measured)
+        prompt = task.rows[0][0].tokens.prompt_tokens
+        rows = self.encoder.pooled(task.plan, task.batch, ids, self.head, prompt, stretches, visual)
+        return self.head.finish(rows, dimensions=request.dimensions, normalize=request.normalize)

@@ -1,0 +1,196 @@
+"""Scores of a reranker that answers yes or no: its pairs through the trunk, and two rows of the output head.
+
+What all pairs of a call begin with (system text, instruction, query) is run once where the plan says that this is
+faster, and every batch starts from its keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import mlx.core as mx
+import numpy as np
+
+from archport.answering.collecting import rows_named
+from archport.answering.rerank import RerankRequest, ScoreKind
+from archport.contract import AdmissionRefused, CausalLM, YesNoHead
+from archport.contract.model import Activation
+from archport.device import evaluation
+from archport.memory import Snapshot, put, row_bytes, take
+from archport.planning import BatchPlan, Plan, Request
+from archport.reading.pairs import Pairs, common_prefix
+from archport.reading.texts import check_vocabulary
+from archport.running.context import Stretches
+from archport.running.encode import Encoder, run_ahead
+from archport.running.pool import activated
+from archport.running.steps import batch_caches, run_steps
+from archport.running.verify import Kept, verified
+
+
+@dataclass(frozen=True, slots=True)
+class YesNoScorer:
+    """The scorer of a `YesNoHead`."""
+
+    tokeniser: Pairs
+    encoder: Encoder
+    head: YesNoHead
+
+    @property
+    def kind(self) -> ScoreKind:
+        return "probability" if self.head.activation == "sigmoid" else "logit"
+
+    def scores(self, query: str, documents: Sequence[str], request: RerankRequest) -> np.ndarray:
+        """The logit of yes less that of no (N,) float32.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a pair that can't be scored.
+            AdmissionRefused: when the pairs do not fit.
+        """
+        rows = self.read_pairs(query, documents, request)
+        if not rows:
+            return np.zeros(0, np.float32)
+        plan, shared = self._plan(rows, request.share)
+        snapshot = self._run_shared(rows[0][:shared]) if shared else None
+        difference = np.zeros(len(rows), np.float32)
+        stretches = Stretches()
+
+        def finish(batch: BatchPlan, answers: mx.array) -> None:
+            difference[list(batch.rows)] = np.array(answers)
+            request.scored(len(batch.rows))
+
+        with verified(plan, held=Kept(snapshot.bytes) if snapshot else None) as watch:
+            batches = watch.batches(plan.batches)
+            # No closure, whose cells would outlive the frames of an error that somebody keeps.
+            start = partial(self._start, plan, rows=rows, snapshot=snapshot, stretches=stretches)
+            run_ahead(batches, start, finish)
+        return difference
+
+    def read_pairs(self, query: str, documents: Sequence[str], request: RerankRequest) -> tuple[np.ndarray, ...]:
+        """Ids of pairs; may be called from any thread. Raises as `scores` does."""
+        limits = {"max_tokens": request.max_tokens, "overflow": request.overflow}
+        rows = self.tokeniser(query, documents, instruction=request.instruction, **limits)  # pyright: ignore[reportArgumentType]
+        check_vocabulary(rows, self.encoder.spec.vocab_size, "document")
+        return rows
+
+    def run(self, rows: Sequence[np.ndarray], take: Callable[[Sequence[int], np.ndarray], None]) -> None:
+        """Score pairs of any queries, all planned together and none of their beginnings shared.
+
+        Args:
+            take: given the indices of some rows and their scores (n,), batch by batch.
+
+        Raises:
+            AdmissionRefused: a row does not fit, naming it.
+        """
+        with rows_named("document"):
+            plan = self.encoder.planned(rows)
+        stretches = Stretches()
+        with verified(plan) as watch:
+            run_ahead(
+                watch.batches(plan.batches),
+                lambda batch: self._start(plan, batch, rows, None, stretches),
+                lambda batch, answers: take(batch.rows, np.array(answers)),
+            )
+
+    def shown(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities that the answer is yes, or what else the head's activation makes."""
+        return scored(scores, self.head.activation)
+
+    def _plan(self, rows: Sequence[np.ndarray], share: bool) -> tuple[Plan, int]:
+        """The plan of all rows, or of what is behind the tokens that they share, and how many those are."""
+        plan = self.encoder.plan
+        with rows_named("document"):
+            whole = self.encoder.planned(rows)
+        # Tokens of a span may see behind what rows share.
+        share = share and self.encoder.rule is None and self.encoder.spec.semantics == "causal"
+        shared = common_prefix(rows) if share and len(rows) > 1 else 0
+        if not shared:
+            return whole, 0
+        try:
+            rest = plan(
+                Request(
+                    lengths=[len(row) - shared for row in rows],
+                    cached=[shared] * len(rows),
+                    resident=self._held(shared),
+                )
+            )
+            first = self._first_plan(shared)
+        except AdmissionRefused:
+            return whole, 0
+        return (rest, shared) if sharing_pays(first, rest, whole) else (whole, 0)
+
+    def _first_plan(self, shared: int) -> Plan:
+        """The plan of the shared tokens alone; a copy of what they leave behind is taken beside their caches."""
+        return self.encoder.plan(Request(lengths=[shared], mode="generate", resident=self._held(shared)))
+
+    def _held(self, shared: int) -> int:
+        """Bytes of what the rows start from, which is there beside the batches that hold copies of it."""
+        plan = self.encoder.plan
+        return row_bytes(self.encoder.spec.layers, shared, plan.dtype or self.encoder.spec.dtype)
+
+    def _run_shared(self, ids: np.ndarray) -> Snapshot:
+        """What every layer remembers of the tokens that all rows begin with."""
+        plan = self._first_plan(len(ids))
+        (batch,) = plan.batches
+        with verified(plan) as watch:
+            caches = batch_caches(self.encoder.spec, plan, batch)
+            assert caches is not None
+            with closing(run_steps(self.encoder.trunk, plan, batch, [ids], caches)) as steps:
+                for _, hidden in steps:
+                    evaluation.finish(hidden)
+            # Without what the row was padded with.
+            caches.align([len(ids)])
+            snapshot = take(caches, tokens=len(ids))
+            watch.prefilled(Kept(snapshot.bytes))
+            return snapshot
+
+    def _start(
+        self,
+        plan: Plan,
+        batch: BatchPlan,
+        rows: Sequence[np.ndarray],
+        snapshot: Snapshot | None,
+        stretches: Stretches,
+    ) -> mx.array:
+        """Logit of yes, less that of no where there is one, (B,) of a batch, unevaluated."""
+        first = snapshot.tokens if snapshot is not None else 0
+        caches = batch_caches(self.encoder.spec, plan, batch)
+        if snapshot is not None:
+            assert caches is not None
+            put(snapshot, caches)
+        hidden = self.encoder.last_hidden(plan, batch, [rows[row][first:] for row in batch.rows], caches, stretches)
+        return hidden @ answer_row(cast(CausalLM, self.encoder.trunk), self.head)
+
+
+def sharing_pays(first: Plan, rest: Plan, whole: Plan) -> bool:
+    """Whether running what all pairs begin with first, then the rest of them, takes less time than all of them whole.
+
+    A tiny model on a GPU never gains by it: what a pass costs before its first number outweighs the numbers.
+    """
+    return first.seconds + rest.seconds < whole.seconds
+
+
+def answer_row(trunk: CausalLM, head: YesNoHead) -> mx.array:
+    """What a last hidden row is multiplied with, (D,) float32: the output head's row of yes, less that of no."""
+    if head.no is None:
+        return trunk.head_rows([head.yes]).astype(mx.float32)[0]
+    yes, no = trunk.head_rows([head.yes, head.no]).astype(mx.float32)
+    return yes - no
+
+
+def scored(raw: np.ndarray, activation: Activation) -> np.ndarray:
+    """Raw scores (N,) through an activation, each a row of its own."""
+    return (
+        probabilities(raw)
+        if activation == "sigmoid"
+        else np.array(activated(mx.array(np.ascontiguousarray(raw))[:, None], activation))[:, 0]
+    )
+
+
+def probabilities(difference: np.ndarray) -> np.ndarray:
+    """Sigmoid of logit differences; both tails are exact, because exp never overflows for a negative argument."""
+    tail = np.exp(-np.abs(difference))
+    return np.where(difference >= 0, 1, tail) / (1 + tail)

@@ -1,0 +1,34 @@
+"""The backends that archport brings, in order of preference. Knows no device."""
+
+from __future__ import annotations
+
+from archport.attention.backends.banded import Banded
+from archport.attention.backends.chunked import Chunked
+from archport.attention.backends.composite import Composite
+from archport.attention.backends.documents import Documents
+from archport.attention.backends.fused import Fused
+from archport.attention.backends.host import Host
+from archport.attention.backends.tiled import Tiled
+from archport.attention.backends.varlen import Varlen
+from archport.attention.routes import Routes, TableRoutes
+from archport.contract.attention import Backend
+
+
+def builtin_backends(routes: Routes | None = None, extra: tuple[Backend, ...] = ()) -> tuple[Backend, ...]:
+    """Every backend, those of plugins first.
+
+    Args:
+        routes: what decides between fused and composite; the tables when left out, `ProbedRoutes()` on a real device.
+        extra: backends of plugins, tried before the built-in ones and also per document.
+    """
+    routes = routes or TableRoutes()
+    plain: tuple[Backend, ...] = (
+        *extra,
+        Fused(routes),
+        Composite(routes),
+        Banded(routes),
+        Tiled(routes),
+        Host(),
+        Chunked(),
+    )
+    return (*plain, Documents(plain), Varlen())

@@ -1,0 +1,71 @@
+"""One MLX call that materialises the scores: right when they are few, or when a fused kernel would be slower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from archport.attention import prices
+from archport.attention.bias import line_of, score_dtype
+from archport.attention.blocks import lies_at_once, mask_bytes, whole
+from archport.attention.mlx_call import attend_block
+from archport.attention.routes import Routes, TableRoutes
+from archport.attention.visibility import visibility
+from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
+from archport.contract.device import DeviceFacts
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """MLX's unfused attention in one call: scratch of the whole score matrix."""
+
+    routes: Routes = field(default_factory=TableRoutes)
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
+    name: str = "composite"
+
+    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        if call.mask == "segments":
+            return ["documents are run one by one"]
+        if self.routes.route(whole(call), device).kernel != "composite":
+            return ["MLX runs a fused kernel for this call"]
+        if call.spans and (why := lies_at_once(call)):
+            return [why]
+        return []
+
+    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
+        seen = whole(call)
+        built = mask_bytes(call, seen)
+        time = prices.seconds(seen, "composite", device)
+        return Price(
+            transient=prices.transient(seen, "composite", device.kind) + built + prices.SLACK[device.kind],
+            output=call.output_bytes,
+            largest_buffer=max(prices.largest_buffer(seen, "composite", device.kind), built),
+            flops=seen.flops,
+            dispatch_flops=seen.flops,
+            seconds=time,
+            dispatch_seconds=time,
+            route="composite",
+        )
+
+    def run(
+        self,
+        call: AttentionCall,
+        price: Price,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        mask: mx.array | None = None,
+        sinks: mx.array | None = None,
+        bias: DistanceBias | None = None,
+    ) -> mx.array:
+        seen = visibility(call)
+        lo, hi = seen.key_range(0, call.q_len)
+        line = line_of(call, seen, bias, score_dtype(call, q.dtype))
+        return attend_block(
+            call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks, bias=line
+        )

@@ -1,0 +1,97 @@
+"""Attention over documents behind one another in one row by one CUDA kernel: no padding, no masks, no new shapes.
+
+MLX has no such call (its cuDNN plans are made per shape, 67 ms each); the kernel is in varlen_kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from archport.attention import masks, prices
+from archport.contract.attention import AttentionCall, Price
+from archport.contract.device import DeviceFacts
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+# Widest head whose queries, sums and scores a thread keeps in registers.
+WIDEST = 128
+# Share of the matrix rate that prices count with: what they are above cuDNN's for rows of equal length is then what was
+# measured on an H200 (32,768 tokens in rows of 512, 256 and 128: 130, 88 and 67 us, where it was 122, 70 and 48; causal
+# heads of 128 in rows of 512: 117, where it was 131).
+SHARE = 0.47
+
+
+@dataclass(frozen=True, slots=True)
+class Varlen:
+    """Flash attention on tensor cores, each document by itself."""
+
+    name: str = "varlen"
+
+    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        if device.kind != "cuda":
+            return ["the kernel is written for CUDA"]
+        if call.mask != "segments" or call.B != 1:
+            return ["the call is not one row of documents"]
+        found: list[str] = []
+        if call.dtype == "float32":
+            found.append("tensor cores take 16 bits here, the call has float32")
+        if call.head_dim != call.v_head_dim or call.head_dim % 16 or call.head_dim > WIDEST:
+            found.append(f"head dims {call.head_dim}/{call.v_head_dim}; expected one multiple of 16 up to {WIDEST}")
+        if call.sinks:
+            found.append("sinks")
+        if call.q_len != call.kv_len or call.q_lengths not in ((), call.lengths):
+            found.append("cached keys")
+        if sum(call.lengths) > call.kv_len:
+            found.append(f"documents of {sum(call.lengths)} tokens in a row of {call.kv_len}")
+        return found
+
+    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
+        flops = 2.0 * call.n_heads * (call.head_dim + call.v_head_dim) * _pairs(call)
+        read = call.kv_len * call.itemsize * (call.n_heads * call.head_dim + call.n_kv_heads * 2 * call.head_dim)
+        moved = (read + call.output_bytes) / prices.bandwidth(device)
+        seconds = flops / (prices.rate(device, call.dtype) * SHARE) + moved
+        return Price(
+            transient=prices.SLACK[device.kind],
+            output=call.output_bytes,
+            largest_buffer=call.output_bytes,
+            flops=flops,
+            dispatch_flops=flops,
+            seconds=seconds,
+            dispatch_seconds=seconds,
+            route="fused",
+        )
+
+    def run(
+        self,
+        call: AttentionCall,
+        price: Price,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        mask: mx.array | None = None,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        import mlx.core as mx
+
+        from archport.kernels.varlen import attend, tiles
+
+        del price, mask, sinks
+        # The kernel reads all three as one type, which a rope of somebody else's may not have kept.
+        kind = {"float16": mx.float16, "bfloat16": mx.bfloat16}[call.dtype]
+        q, k, v = (each if each.dtype == kind else each.astype(kind) for each in (q, k, v))
+        table = masks.known(("tiles", call.lengths, call.q_len), lambda: mx.array(tiles(call.lengths, call.q_len)))
+        return attend(q, k, v, table, scale=scale, reach=call.reach)
+
+
+def _pairs(call: AttentionCall) -> float:
+    """Queries times the keys that each of them sees."""
+    left, right = call.reach
+    total = 0.0
+    for length in call.lengths:
+        seen = min(length, (length if left is None else left) + 1 + (length if right is None else right))
+        total += length * (seen / 2 if (left, right) == (None, 0) else seen)
+    return total

@@ -1,0 +1,152 @@
+"""A loaded model's parts, and what its head makes of them: vectors, scores or text.
+
+Says why where it makes none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from archport.answering.labels import LabelScorer
+from archport.answering.masked_words import MaskFiller
+from archport.answering.rerank import Scorer
+from archport.answering.token_vectors import TokenEmbedder
+from archport.answering.vectors import Embedder
+from archport.answering.visual_rerank import VisualScorer
+from archport.answering.yes_no import YesNoScorer
+from archport.contract import ClassificationHead, EmbeddingHead, Head, InputError, PairReader, TokenHead, YesNoHead
+from archport.generating.generate import Generator
+from archport.memory.prefix_cache import PrefixCache
+from archport.reading.chat import ChatTemplate
+from archport.reading.joined import JoinedTokeniser
+from archport.reading.messages import Conversation, MessagePairs
+from archport.reading.pairs import JoinedPairs, Pairs, PairTokeniser
+from archport.reading.prompts import PromptReader
+from archport.reading.texts import TextTokeniser
+from archport.running.encode import Encoder
+from archport.running.pool import VectorHead
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What `Model` runs with.
+
+    Args:
+        name: the model's, for messages.
+        tokeniser: texts to ids.
+        encoder: the trunk and its planner.
+        head: what its rows become.
+        dense: (weight, bias) of each Dense layer of an embedding or token head.
+        chat: the checkpoint's chat templates.
+        stops: ids after which nothing is generated.
+        prefixes: what calls of `generate` leave behind for later ones.
+        mask: vocabulary id of the mask token, of a masked language model.
+    """
+
+    name: str
+    tokeniser: TextTokeniser
+    encoder: Encoder
+    head: Head
+    dense: tuple[tuple[mx.array, mx.array | None], ...] = ()
+    chat: ChatTemplate | None = None
+    stops: frozenset[int] = frozenset()
+    prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(0))
+    mask: int | None = None
+    _made: dict[str, Scorer] = field(default_factory=dict[str, Scorer], init=False, repr=False, compare=False)
+
+    @property
+    def _its_head(self) -> str:
+        return f"the head of {self.name} is {type(self.head).__name__} ({self.head.source})"
+
+    def embedder(self) -> Embedder:
+        """Texts to vectors; raises InputError when the head makes none."""
+        if not isinstance(self.head, EmbeddingHead):
+            uses = {
+                YesNoHead: "Model.rerank",
+                ClassificationHead: "Model.classify",
+                TokenHead: "embed(output='tokens')",
+            }
+            raise InputError(
+                f"{self._its_head}, which makes no vectors of texts; "
+                f"use {uses[type(self.head)]}, or load an embedding model"
+            )
+        return Embedder(self.tokeniser, self.encoder, VectorHead(self.head, self.dense))
+
+    def generator(self) -> Generator:
+        """Prompts to text; raises InputError when the model has no output head for that."""
+        spec = self.encoder.spec
+        if "generate" not in spec.tasks:
+            why = f"{type(self.head).__name__} of {self.head.source}" if spec.tasks else "no output head"
+            raise InputError(
+                f"{self.name} is for {', '.join(spec.tasks)} ({why}), so it generates no text; load a checkpoint with "
+                "an output head"
+            )
+        reader = self.tokeniser.inputs.reader
+        return Generator(self.tokeniser.tokenizer, self.encoder, self.stops, self.prefixes, reader)
+
+    def prompts(self) -> PromptReader:
+        """Prompts, messages or ids to ids."""
+        chat = self.chat or ChatTemplate({}, {}, self.name)
+        return PromptReader(self.tokeniser, chat, self.encoder.spec.vocab_size)
+
+    def scorer(self) -> Scorer:
+        """Pairs to scores; raises InputError when the head makes none."""
+        if "scorer" not in self._made:
+            self._made["scorer"] = self._scorer()
+        return self._made["scorer"]
+
+    def _scorer(self) -> Scorer:
+        reader = self.tokeniser.inputs.reader
+        if isinstance(self.head, YesNoHead) and isinstance(reader, PairReader):
+            return VisualScorer(self.tokeniser, reader, self.encoder, self.head)
+        if isinstance(self.head, YesNoHead):
+            return YesNoScorer(self._pairs(), self.encoder, self.head)
+        if isinstance(self.head, ClassificationHead):
+            return self.labels()
+        if isinstance(self.head, TokenHead):
+            return self.tokens()
+        raise InputError(
+            f"{self._its_head}, which scores no pairs; load a reranker, or compare vectors with Model.similarity"
+        )
+
+    def _pairs(self) -> Pairs:
+        """Pairs to ids: by the published text around them, the checkpoint's chat template, or the tokenizer's own."""
+        texts = self.tokeniser
+        if texts.inputs.pair is not None:
+            return PairTokeniser(texts.tokenizer, texts.inputs.pair, self.encoder.plan.max_context)
+        prompt = texts.prompt(None, None)
+        if texts.inputs.messages is not None:
+            chat = self.chat or ChatTemplate({}, {}, self.name)
+            return MessagePairs(
+                Conversation(texts.tokenizer, chat, texts.inputs.messages, texts.side), texts.max_tokens, prompt
+            )
+        return JoinedPairs(JoinedTokeniser(texts.tokenizer, texts.max_tokens, texts.side), prompt)
+
+    def labels(self) -> LabelScorer:
+        """Texts and pairs to scores of labels; raises InputError when the head has none."""
+        if not isinstance(self.head, ClassificationHead):
+            raise InputError(f"{self._its_head}, which knows no labels; load a checkpoint for sequence classification")
+        texts, limit = self.tokeniser, self.tokeniser.max_tokens
+        joined = JoinedTokeniser(texts.tokenizer, limit, texts.side)
+        pair = texts.inputs.pair
+        templated = None if pair is None else PairTokeniser(texts.tokenizer, pair, self.encoder.plan.max_context)
+        return LabelScorer(joined, self.encoder, self.head, templated, self.dense, texts.prompt(None, None))
+
+    def tokens(self) -> TokenEmbedder:
+        """Texts to a vector per token: of a token head as it says, of an embedding head the hidden states."""
+        head = TokenHead(normalize=False) if isinstance(self.head, EmbeddingHead) else self.head
+        if not isinstance(head, TokenHead):
+            raise InputError(f"{self._its_head}, which makes no vectors; load an embedding or late-interaction model")
+        dense = self.dense if isinstance(self.head, TokenHead) else ()
+        return TokenEmbedder(self.tokeniser, self.encoder, head, dense)
+
+    def filler(self) -> MaskFiller:
+        """Texts with masked words to candidates; raises InputError for a model without such a head."""
+        if "fill_mask" not in self.encoder.spec.tasks or self.mask is None:
+            raise InputError(
+                f"{self.name} fills no masks: it is for {', '.join(self.encoder.spec.tasks)}, and its mask token is "
+                f"{self.mask}; load a masked language model"
+            )
+        return MaskFiller(self.tokeniser, self.encoder, self.mask)

@@ -18,13 +18,14 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test test-device test-bulk truth fit fuzz parity test-packaging test-clients lint types tokenizers goldens bench clean
+.PHONY: help demo test test-device test-bulk test-real truth fit fuzz parity test-packaging test-clients lint types tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
 	@echo "make test             all tests but the packaging ones and the long counts"
 	@echo "make test-device      the same tests on a GPU, in slices, and archport check of every plugin: one line of counts"
 	@echo "make test-bulk        pandas, polars, Ray, Dask, and where there is Java Spark: in .venv-bulk, which it makes"
+	@echo "make test-real        real weights from packages against their references: by hand and before a release"
 	@echo "make truth            the long counts: thousands of plans, interrupts, peaks and prefixes, about 30 minutes"
 	@echo "make fuzz             random files, media, texts, arguments and command lines: SEED=0 CASES=20000 KINDS=configs,video"
 	@echo "make liars            every liar of the conformance kit through every check, and honest plugins again, half an hour"
@@ -59,7 +60,7 @@ demo: $(VENV)/.stamp
 
 # Two processes, each of which goes on with its half of the files and then takes over from the other.
 test: $(VENV)/.stamp
-	$(PY) -m pytest -q -n 2 --dist worksteal -m "not packaging and not truth and not bulk" --durations=10
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not packaging and not truth and not bulk and not real" --durations=10
 
 # Ray and its kind are heavy, and nothing else needs them.
 test-bulk: .venv-bulk/.stamp
@@ -71,6 +72,10 @@ test-bulk: .venv-bulk/.stamp
 	@.venv-bulk/bin/python $(PIP) --editable '$(INSTALL)' --group dev --group bulk
 	@.venv-bulk/bin/python $(PIP) --no-deps $$(.venv-bulk/bin/python $(DEMO))
 	@touch $@
+
+# Real weights out of packages, kept outside the clone; by hand and before a release.
+test-real: $(VENV)/.stamp
+	$(PY) -m pytest -q -m real --durations=5
 
 # ARGS: what tests/device/suite.py takes, such as --slices 4 --slice 2.
 test-device: $(VENV)/.stamp

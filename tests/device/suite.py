@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SELECTION = "not packaging and not truth and not bulk"
+SELECTION = "not packaging and not truth and not bulk and not real"
 LIMIT = 8 * 60
 SOURCES = ("core", "plugins", "tests", "examples", "benchmarks", "docs", "pyproject.toml", "conftest.py")
 SHIPPED = ("qwen3", "qwen35", "qwen3_vl", "bidirectional")

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -77,6 +78,16 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 def test_a_corrupt_tokenizer_is_refused_by_name(damaged: Callable[..., Path], case: str):
     # Long enough for an expression that tries everything.
     assert "tokenizer.json" in refusal(damaged("tokenizer.json", **TOKENIZERS[case]), "hel" + "l" * 40 + "o")
+
+
+def test_stored_padding_is_dropped_before_anything_is_encoded(damaged: Callable[..., Path]):
+    padding = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+    padding |= {"pad_type_id": 0, "pad_token": "[PAD]"}
+    folder = damaged("tokenizer.json", base="generates, untied", padding=padding)
+    # A process of its own, because the tokenizer would end it.
+    program = f"from archport import engine; print(engine.load({str(folder)!r}).embed('a').size > 0)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stdout == "True\n", ended.stderr[-2000:]
 
 
 def test_a_tokenizer_that_panics_in_the_thread_ahead_is_refused_like_one_that_does_not(damaged: Callable[..., Path]):

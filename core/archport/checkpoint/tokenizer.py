@@ -73,7 +73,7 @@ def _found(checkpoint: Checkpoint) -> Tokenizer:
     stored = tokenizer.truncation
     checkpoint.memo["truncation side"] = str(stored["direction"]).lower() if stored else "right"
     tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer.no_padding()  # of one that transformers converted
     return tokenizer
 
 
@@ -305,6 +305,8 @@ def _from_json(path: Path) -> Tokenizer:
     check_growth(str(path), text)
     with tokenizer_faults(str(path), path):
         tokenizer = Tokenizer.from_str(text)
+    # Before anything is encoded: a stored width of a thousand million tokens ends the process.
+    tokenizer.no_padding()
     # Only a number of ten digits can be one, and few files have any.
     if _LONG_NUMBER.search(text):
         token, largest = max(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])

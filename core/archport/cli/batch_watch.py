@@ -59,7 +59,7 @@ class BatchWatch:
         note(f"archport: {', '.join(told)}")
         if records:
             rows = sum(record.count for record in records.values())
-            note(f"archport: going on after {len(records)} parts of {rows:,} rows, which are whole")
+            note(f"archport: going on after {rows:,} rows, whose parts are whole")
 
     def __call__(self, done: int, *, dropped: int = 0, tokens: int = 0) -> None:
         """Draw the state, where a terminal shows it."""
@@ -85,10 +85,9 @@ class BatchWatch:
             failed = f", {summary.failed:,} without a vector" if summary.failed else ""
             rate = f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens else ""
             ended = "stopped after" if summary.stopped else "done:"
-            note(
-                f"archport: {ended} {summary.rows:,} rows in {summary.parts:,} parts, {summary.made:,} of them made now"
-                f"{failed}{rate}"
-            )
+            parts = f"{summary.parts:,} part{'s' * (summary.parts != 1)}"
+            made = "" if summary.made == summary.parts else f", {summary.made:,} of them made now"
+            note(f"archport: {ended} {summary.rows:,} rows in {parts}{made}{failed}{rate}")
 
     def _draw(self) -> None:
         now = time.monotonic()

@@ -1,19 +1,31 @@
 """Bidirectional encoders: BERT, RoBERTa, ModernBERT, EmbeddingGemma, and Llama and Qwen3 blocks without a causal mask.
 
-Every layer is declared bidirectional, so no plan can give it a causal mask or a KV cache. Each family says in a module
-of its own what it claims; this page only asks them in turn. Knows nothing of masks, batches or memory.
+Every layer is declared bidirectional, so no plan can give it a causal mask or a KV cache. A family is a folder: its
+page has `ARCHS`, `MODELS`, `claim`, `build`, `head`, `inputs` and `examples`, and imports no mlx; its `model.py` holds
+the trunk. This page only asks the families in turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from archport.contract import ArchSpec, CheckpointView, Example, Head, TextInputs, Trunk, hookimpl
-from archport_bidirectional.families import bert, decoders, gemma, modernbert, nemotron, roberta, siglip
 
-FAMILIES: tuple[ModuleType, ...] = (bert, roberta, modernbert, gemma, decoders, nemotron, siglip)
+# One folder each, and one line each: a family is added by writing its folder and naming it here, in alphabetical order.
+# No config is claimed by two of them, so the order means nothing.
+_FOLDERS = (
+    "bert",
+    "decoders",
+    "gemma",
+    "modernbert",
+    "nemotron",
+    "roberta",
+    "siglip",
+)
+FAMILIES: tuple[ModuleType, ...] = tuple(import_module(f"{__name__}.{folder}") for folder in _FOLDERS)
 
 
 def _family(spec: ArchSpec) -> ModuleType:

@@ -12,7 +12,7 @@ from PIL import Image
 from archport import engine
 from archport.contract import ContextLengthExceeded, InputError
 from archport.media.images import measure_image
-from archport_bidirectional.tiles import TiledImage, choose_grid
+from archport_bidirectional.nemotron.tiles import TiledImage, choose_grid
 
 FOLDER = Path(__file__).parents[3] / "tests" / "goldens" / "llama-nemotron-vl"
 STORED = json.loads((FOLDER / "texts.json").read_text())

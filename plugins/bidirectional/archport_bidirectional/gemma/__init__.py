@@ -18,7 +18,7 @@ from archport.contract import (
     TextInputs,
     Trunk,
 )
-from archport_bidirectional.families.common import has_pipeline, named, prompted
+from archport_bidirectional.configs import has_pipeline, named, prompted
 
 ARCHS = ("embeddinggemma",)
 ARCHITECTURES = ("Gemma3TextModel", "Gemma3TextForEmbedding")
@@ -103,7 +103,7 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.models.gemma import EmbeddingGemma
+    from archport_bidirectional.gemma.model import EmbeddingGemma
 
     return EmbeddingGemma(spec, config)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from archport.contract import Asked, ContextLengthExceeded, Encode, InputError, Measured, Picture
 from archport.media import measure_image, patch_rows
-from archport_bidirectional.tiles import TiledImage
+from archport_bidirectional.nemotron.tiles import TiledImage
 
 # Four patches become one token.
 MERGE = 2

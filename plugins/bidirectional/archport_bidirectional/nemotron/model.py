@@ -10,8 +10,8 @@ import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext, TowerContext
 from archport.layers import gelu
-from archport_bidirectional.models import siglip
-from archport_bidirectional.models.decoders import Blocks
+from archport_bidirectional.decoders.model import Blocks
+from archport_bidirectional.siglip import tower as siglip_tower
 
 _PROJECTOR = {"mlp1.0.": "mlp1.norm.", "mlp1.1.": "mlp1.linear_1.", "mlp1.3.": "mlp1.linear_2."}
 
@@ -22,7 +22,7 @@ class NemotronVL(nn.Module):
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any], side: int) -> None:
         super().__init__()
         assert spec.vision is not None
-        self.vision_model = siglip.SiglipTower(spec.vision, config["vision_config"], side)
+        self.vision_model = siglip_tower.SiglipTower(spec.vision, config["vision_config"], side)
         self.mlp1 = Projector(spec.vision.hidden_size * spec.vision.merge_size**2, spec.hidden_size)
         self.language_model = Blocks(spec, config["text_config"])
 
@@ -49,7 +49,7 @@ class NemotronVL(nn.Module):
             name = name.replace("language_model.model.", "language_model.", 1)
             if not name.startswith("language_model.lm_head."):
                 kept[name] = value
-        return kept | {f"vision_model.{name}": value for name, value in siglip.sanitized(tower).items()}
+        return kept | {f"vision_model.{name}": value for name, value in siglip_tower.sanitized(tower).items()}
 
 
 def published(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
@@ -63,7 +63,7 @@ def published(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         for old, new in _PROJECTOR.items():
             name = name.replace(new, old) if name.startswith(new) else name
         named[name] = value
-    return named | {f"vision_model.{name}": value for name, value in siglip.published(tower).items()}
+    return named | {f"vision_model.{name}": value for name, value in siglip_tower.published(tower).items()}
 
 
 class Projector(nn.Module):

@@ -10,9 +10,9 @@ import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import Attention, Embedding, GatedMLP, Rotary, activation, added, settle_head
-from archport_bidirectional.families.common import label_count
-from archport_bidirectional.families.modernbert import GLOBAL_THETA, LOCAL_THETA
-from archport_bidirectional.models.heads import Bias, DenseNorm
+from archport_bidirectional.configs import label_count
+from archport_bidirectional.heads import Bias, DenseNorm
+from archport_bidirectional.modernbert import GLOBAL_THETA, LOCAL_THETA
 
 # Rows of these published matrices are the rows of several parts, one below the other.
 _FUSED = {

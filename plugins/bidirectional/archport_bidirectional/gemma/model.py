@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import Attention, Embedding, GatedMLP, Rotary, ZeroCentredRMSNorm, activation
-from archport_bidirectional.families.gemma import GLOBAL_THETA, LOCAL_THETA
+from archport_bidirectional.gemma import GLOBAL_THETA, LOCAL_THETA
 
 
 class EmbeddingGemma(nn.Module):

@@ -11,7 +11,7 @@ import numpy as np
 
 from archport.contract import Asked, ContextLengthExceeded, Encode, InputError, Measured, Picture
 from archport.media import ImageSource, measure_image, patch_rows, scaled
-from archport_bidirectional.nemotron_reader import parts_of
+from archport_bidirectional.nemotron.reader import parts_of
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 

@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, Rotary, activation
-from archport_bidirectional.families.common import label_count
+from archport_bidirectional.configs import label_count
 
 
 class DecoderEncoder(nn.Module):

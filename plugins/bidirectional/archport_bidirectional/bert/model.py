@@ -11,8 +11,8 @@ import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import MLP, Attention, Embedding, PostNormBlock, activation
-from archport_bidirectional.families.common import label_count
-from archport_bidirectional.models.heads import Dense, DenseOut, MaskedHead
+from archport_bidirectional.configs import label_count
+from archport_bidirectional.heads import Dense, DenseOut, MaskedHead
 
 # Published name -> name of the shared block's parameter.
 _RENAMES = (

@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext, TowerContext, VisionTower
 from archport.layers import MLP, Attention, Embedding, activation
-from archport_bidirectional.models import siglip
+from archport_bidirectional.siglip import tower as siglip_tower
 
 _TEXT = (
     (".self_attn.out_proj.", ".self_attn.o_proj."),
@@ -40,7 +40,7 @@ class Siglip(nn.Module):
             assert spec.vision is not None
             side = vision["image_size"] // vision["patch_size"]
             self._patches = side * side
-            self.vision_model = siglip.SiglipTower(spec.vision, vision, side)
+            self.vision_model = siglip_tower.SiglipTower(spec.vision, vision, side)
             self.vision_head = PoolingHead(spec.vision, vision)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
@@ -76,7 +76,7 @@ class Siglip(nn.Module):
                 for old, new in _TEXT if name.startswith("text_model.") else ():
                     name = name.replace(old, new)
                 kept[name] = value
-        return kept | {f"vision_model.{name}": value for name, value in siglip.sanitized(tower).items()}
+        return kept | {f"vision_model.{name}": value for name, value in siglip_tower.sanitized(tower).items()}
 
 
 def published(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
@@ -95,7 +95,7 @@ def published(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
             for old, new in _TEXT:
                 name = name.replace(new, old)
             named[name.replace("text_model.layers.", "text_model.encoder.layers.")] = value
-    return named | siglip.published(tower)
+    return named | siglip_tower.published(tower)
 
 
 class TextTower(nn.Module):
@@ -152,7 +152,7 @@ class PoolingHead(nn.Module):
         self.in_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
         self.layernorm = nn.LayerNorm(width, eps=vision.get("layer_norm_eps", 1e-6))
-        self.mlp = siglip.TowerMLP(width, inner, activation(vision.get("hidden_act", "gelu_pytorch_tanh")))
+        self.mlp = siglip_tower.TowerMLP(width, inner, activation(vision.get("hidden_act", "gelu_pytorch_tanh")))
 
     def __call__(self, x: mx.array) -> mx.array:
         """Features (B, 1, D) of rows (B, L, D)."""

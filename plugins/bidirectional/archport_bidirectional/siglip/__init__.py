@@ -20,7 +20,7 @@ from archport.contract import (
     VisionTower,
     head_width,
 )
-from archport_bidirectional.families.common import has_pipeline, named
+from archport_bidirectional.configs import has_pipeline, named
 
 ARCHS = ("siglip",)
 TEXT_ALONE, IMAGES_ALONE = "SiglipTextModel", "SiglipVisionModel"
@@ -117,7 +117,7 @@ def _check_squares(vision: Mapping[str, Any]) -> None:
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.models.siglip_pair import Siglip
+    from archport_bidirectional.siglip.model import Siglip
 
     return Siglip(spec, *towers(config))
 
@@ -130,7 +130,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
     from archport.media import channel_normalisation, image_settings
-    from archport_bidirectional.siglip_reader import Images, SiglipReader, Texts
+    from archport_bidirectional.siglip.reader import Images, SiglipReader, Texts
 
     text, vision = towers(checkpoint.config)
     texts = images = None
@@ -176,6 +176,6 @@ def examples() -> Sequence[Example]:
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.models.siglip_pair import published
+    from archport_bidirectional.siglip.model import published
 
     return published(weights)

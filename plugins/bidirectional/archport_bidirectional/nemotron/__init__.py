@@ -20,12 +20,12 @@ from archport.contract import (
     VisionTower,
     head_width,
 )
-from archport_bidirectional.families.common import has_pipeline, named, prompted
-from archport_bidirectional.families.decoders import config_pooling, decoder_spec
-from archport_bidirectional.families.siglip import VISION
+from archport_bidirectional.configs import has_pipeline, named, prompted
+from archport_bidirectional.decoders import config_pooling, decoder_spec
+from archport_bidirectional.siglip import VISION
 
 if TYPE_CHECKING:
-    from archport_bidirectional.nemotron_reader import Settings
+    from archport_bidirectional.nemotron.reader import Settings
 
 ARCHS = ("llama_nemotron_vl",)
 ARCHITECTURES = ("LlamaNemotronVLModel", "LlamaNemotronVLForEmbedding")
@@ -77,7 +77,7 @@ def tile_side(config: Mapping[str, Any]) -> int:
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.models.nemotron import NemotronVL
+    from archport_bidirectional.nemotron.model import NemotronVL
 
     return NemotronVL(spec, config, tile_side(config) // config["vision_config"]["patch_size"])
 
@@ -89,7 +89,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
-    from archport_bidirectional.nemotron_reader import NemotronReader
+    from archport_bidirectional.nemotron.reader import NemotronReader
 
     stored = prompted(checkpoint, PROMPTS, query="query", document="passage")
     return replace(stored, reader=NemotronReader(settings(checkpoint)))
@@ -98,7 +98,7 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
 def settings(checkpoint: CheckpointView) -> Settings:
     """The numbers of a checkpoint's processor."""
     from archport.media import channel_normalisation
-    from archport_bidirectional.nemotron_reader import Settings
+    from archport_bidirectional.nemotron.reader import Settings
 
     config = checkpoint.config
     processor = checkpoint.json("processor_config.json") or checkpoint.json("preprocessor_config.json") or {}
@@ -155,6 +155,6 @@ def examples() -> Sequence[Example]:
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.models.nemotron import published
+    from archport_bidirectional.nemotron.model import published
 
     return published(weights)

@@ -20,8 +20,8 @@ from archport.contract import (
     Trunk,
     head_width,
 )
-from archport_bidirectional.families.common import has_pipeline, named, prompted
-from archport_bidirectional.families.scoring import classification, pylate, pylate_inputs
+from archport_bidirectional.configs import has_pipeline, named, prompted
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs
 
 ARCHS = ("modernbert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -101,7 +101,7 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.models.modernbert import ModernBert
+    from archport_bidirectional.modernbert.model import ModernBert
 
     return ModernBert(spec, config)
 
@@ -162,6 +162,6 @@ def examples() -> Sequence[Example]:
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.models.modernbert import published
+    from archport_bidirectional.modernbert.model import published
 
     return published(weights)

@@ -16,9 +16,9 @@ from archport.contract import (
     TextInputs,
     Trunk,
 )
-from archport_bidirectional.families.bert import EXAMPLE, learned_positions
-from archport_bidirectional.families.common import has_pipeline, named, prompted
-from archport_bidirectional.families.scoring import classification, pylate, pylate_inputs, stored_scores, told_apart
+from archport_bidirectional.bert import EXAMPLE, learned_positions
+from archport_bidirectional.configs import has_pipeline, named, prompted
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, told_apart
 
 _TASKS: Mapping[str, tuple[Task, ...]] = {
     "Model": ("embed", "rerank"),
@@ -70,7 +70,7 @@ def padding_index(config: Mapping[str, Any]) -> int:
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.models.bert import Bert
+    from archport_bidirectional.bert.model import Bert
 
     return Bert(spec, config, padding=padding_index(config))
 
@@ -112,6 +112,6 @@ def examples() -> Sequence[Example]:
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.models.bert import published
+    from archport_bidirectional.bert.model import published
 
     return published(weights, "roberta.")

@@ -18,8 +18,8 @@ from archport.contract import (
     Trunk,
     head_width,
 )
-from archport_bidirectional.families.common import named
-from archport_bidirectional.families.scoring import (
+from archport_bidirectional.configs import named
+from archport_bidirectional.scoring import (
     classification,
     pylate,
     pylate_inputs,
@@ -88,7 +88,7 @@ def learned_positions(arch: str, config: Mapping[str, Any], positions: int, task
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.models.bert import Bert
+    from archport_bidirectional.bert.model import Bert
 
     return Bert(spec, config)
 
@@ -139,6 +139,6 @@ def examples() -> Sequence[Example]:
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     """The trunk's tensors as published BERT checkpoints name them."""
-    from archport_bidirectional.models.bert import published
+    from archport_bidirectional.bert.model import published
 
     return published(weights, "bert.")

@@ -20,7 +20,7 @@ from archport.contract import (
     TextInputs,
     TokenHead,
 )
-from archport_bidirectional.families.common import labels
+from archport_bidirectional.configs import labels
 
 # What Stanford's code takes where its file is missing.
 _QUERY_TOKENS = 32

@@ -24,8 +24,8 @@ from archport.contract import (
     Trunk,
     head_width,
 )
-from archport_bidirectional.families.common import has_pipeline, named, prompted
-from archport_bidirectional.families.scoring import classification
+from archport_bidirectional.configs import has_pipeline, named, prompted
+from archport_bidirectional.scoring import classification
 
 KEYS = ConfigKeys(
     "decoder blocks without a causal mask",
@@ -111,7 +111,7 @@ def decoder_spec(arch: str, config: Mapping[str, Any], tasks: tuple[Task, ...] =
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.models.decoders import DecoderEncoder
+    from archport_bidirectional.decoders.model import DecoderEncoder
 
     return DecoderEncoder(spec, config)
 

@@ -1,1 +1,0 @@
-"""One module per family: which configs it claims and what it says of them. None of them imports mlx."""

@@ -1,1 +1,0 @@
-"""One module per family: the trunk, and the heads whose weights lie beside it."""

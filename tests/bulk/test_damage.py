@@ -7,6 +7,7 @@ import archport  # noqa: F401
 # isort: split
 import gzip
 import sqlite3
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,18 @@ def test_ids_that_come_twice_are_found_however_far_apart():
     assert found == [None] * 8 + ["another", None]
     assert all("that of an earlier row" in fault for fault in faults.values())
     assert set(faults) == {*range(8), 9}
+
+
+def test_ids_take_the_memory_of_their_hashes_and_of_no_copy():
+    ids, draw = Ids(numbered=False), np.random.default_rng(0)
+    tracemalloc.start()
+    try:
+        for _ in range(64):
+            ids._settle(draw.integers(0, 2**63, 32_768, dtype="<u8"), np.zeros(32_768, "<u4"))
+        highest = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert highest < 64 * 32_768 * 12 * 1.4
 
 
 def test_settings_that_contradict_each_other_are_refused(job, rows):

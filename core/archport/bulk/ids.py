@@ -12,6 +12,10 @@ from archport.bulk.rows import Row
 from archport.contract.errors import shown
 from archport.reading.columns import Unreadable
 
+# Ids of a run that is not joined with others any more. Joining takes a copy, which the process keeps: of a million ids
+# four times what they take themselves.
+LONGEST_RUN = 1 << 18
+
 
 class Ids:
     """Takes the ids of all rows in order and says what is wrong with each.
@@ -26,7 +30,7 @@ class Ids:
     def __init__(self, *, numbered: bool) -> None:
         self._numbered = numbered
         self.type: type[int] | type[str] | None = int if numbered else None
-        # Sorted runs of (64 bits, 32 bits), each at most half as long as the one before it.
+        # Sorted runs of (64 bits, 32 bits): full ones, then each at most half as long as the one before it.
         self._runs: list[tuple[np.ndarray, np.ndarray]] = []
 
     def take(self, rows: Sequence[Row], first: int) -> tuple[list[int | str | None], dict[int, str]]:
@@ -95,7 +99,7 @@ class Ids:
 
     def _settle(self, highs: np.ndarray, lows: np.ndarray) -> None:
         """Put new keys into sorted runs."""
-        while self._runs and len(self._runs[-1][0]) <= 2 * len(highs):
+        while self._runs and len(self._runs[-1][0]) <= min(2 * len(highs), LONGEST_RUN - len(highs)):
             more, others = self._runs.pop()
             highs, lows = np.concatenate([more, highs]), np.concatenate([others, lows])
         if len(highs):

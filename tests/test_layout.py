@@ -26,6 +26,7 @@ LEVELS = {
     "attention": 3,
     "layers": 3,
     "reading": 3,
+    "pages": 3,
     "faults": 3,
     "running": 4,
     "answering": 5,

@@ -17,8 +17,10 @@ from archport.contract import (
     MaskPolicy,
     RecurrentLayer,
 )
-from archport.device.profiles import PROFILES, profile
+from archport.device.profiles import profile
 from archport.testing.plans import plan_of
+
+SAMPLED = ("m1-16gb", "m2-ultra-128gb", "m3-ultra-256gb", "m4-pro-24gb", "m5-max-128gb", "h200", "cpu")
 
 M2 = profile("m2-ultra-128gb")
 
@@ -75,7 +77,7 @@ def test_1000_tokens_behind_99000_cached_grow_the_cache_by_1000_and_see_100000(
 CASES = [(2048, 16_384), (2048, 65_536), (2048, 131_072), (1, 131_072)]
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", SAMPLED)
 @pytest.mark.parametrize("head_dim", [192, 256])
 @pytest.mark.parametrize(("q_len", "kv_len"), CASES)
 def test_wide_heads_never_materialise_their_scores_nor_outlast_the_watchdog(
@@ -97,7 +99,7 @@ def test_wide_heads_never_materialise_their_scores_nor_outlast_the_watchdog(
     assert bound is None or path.price.dispatch_seconds <= bound
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", SAMPLED)
 def test_a_long_prompt_of_wide_heads_is_planned_within_every_limit_of_every_machine(name: str, real_choose: Chooser):
     layer = AttentionLayer("causal", 24, 4, 256)
     spec = ArchSpec(
@@ -133,7 +135,7 @@ def test_four_bit_hybrids_run_to_the_end_of_their_context_beside_their_weights(
     assert plan.work.seconds <= 0.5
 
 
-@pytest.mark.parametrize("name", [name for name in PROFILES if profile(name).kind == "metal"])
+@pytest.mark.parametrize("name", [name for name in SAMPLED if profile(name).kind == "metal"])
 def test_131072_tokens_of_four_hybrid_layers_keep_every_metal_watchdog(
     name: str, models: dict[str, ArchSpec], real_choose: Chooser
 ):

@@ -19,9 +19,11 @@ from archport.contract import (
     MemoryBudgetExceeded,
     WorkBoundExceeded,
 )
-from archport.device.profiles import PROFILES, profile
+from archport.device.profiles import profile
 from archport.planning import estimate_weights
 from archport.testing.plans import plan_of
+
+SAMPLED = ("m1-16gb", "m2-ultra-128gb", "m3-ultra-256gb", "m4-pro-24gb", "m5-max-128gb", "h200", "cpu")
 
 M2, H200, CPU, M4 = (profile(name) for name in ("m2-ultra-128gb", "h200", "cpu", "m4-pro-24gb"))
 GIB = 2**30
@@ -39,7 +41,7 @@ def requests(seed: int, count: int) -> list[tuple[list[int], int, int]]:
     return made
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", SAMPLED)
 def test_every_row_runs_once_and_in_full(name: str, qwen3_06b: ArchSpec, bert: ArchSpec, choose):
     for spec in (qwen3_06b, bert):
         for lengths, cached, new in requests(1, 30):
@@ -53,7 +55,7 @@ def test_every_row_runs_once_and_in_full(name: str, qwen3_06b: ArchSpec, bert: A
                 assert len(batch.rows) == batch.shape.B
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", SAMPLED)
 def test_no_plan_exceeds_its_budget_buffer_or_work_bound(name: str, qwen3_06b: ArchSpec, bert: ArchSpec, choose):
     device = profile(name)
     for spec in (qwen3_06b, bert):

@@ -21,6 +21,7 @@ from archport.bulk.parts import Part, cut
 from archport.bulk.stores import Store, begun, load_ranges, remove_leftovers, save_ranges, store_of, writing
 from archport.contract import InputError
 from archport.contract.errors import shown
+from archport.device.heap import give_back_freed_memory
 from archport.device.progress import nothing_shown
 
 if TYPE_CHECKING:
@@ -247,6 +248,8 @@ def _run_all(
                 ranges=ranges, skipped=watch.skipped,
             )  # fmt: skip
             writes.start(part, made)
+            # Parts leave holes of many sizes: a million rows took a tenth more at the end than after a few parts.
+            give_back_freed_memory()
     for record in writes.done:
         summary = summary.with_part(record, before=False)
     if not summary.stopped:

@@ -16,7 +16,7 @@ from archport.contract import InputError
 if TYPE_CHECKING:
     from archport.contract import AdmissionRefused, ArchSpec, DeviceFacts
     from archport.contract.hooks import Hooks
-    from archport.planning import Plan
+    from archport.planning import Plan, Planner
 
 
 # Every row of a plan is planned for itself.
@@ -38,18 +38,29 @@ class Described:
 
 
 def plan(
-    tokens: Annotated[int, typer.Option(help="Tokens per row, cached ones not counted.")],
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens per row, cached ones not counted; without it, a table of what fits.")
+    ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Folder, config.json, hub id or alias.")] = DEFAULT_MODEL,
     batch: Annotated[int, typer.Option(help="Rows.")] = 1,
     cached: Annotated[int, typer.Option(help="Tokens already cached per row.")] = 0,
     new: Annotated[int, typer.Option(help="Tokens to generate per row; 0 plans an embedding.")] = 0,
-    device: Annotated[str | None, typer.Option(help="A profile such as m2-ultra-128gb; default: this machine.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="A profile such as m2-ultra-128gb; default: this machine. With --html several, or 'all'."),
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="Bytes the plan may use, such as 16GB.")] = None,
     mask: Annotated[str | None, typer.Option(help="'dense' prices one (B,1,S,S) mask in float32.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Every number and every reason.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page that shows what fits, for every device and packing.")
+    ] = None,
 ) -> None:
     """Show why each batch has its rows, chunk, evaluations and paths, and the bytes per component.
+
+    Without --tokens it draws a table of contexts by batches: what fits, its peak and its time. With --html it writes
+    the same as a page, for several devices and for the weights packed to 8, 6 and 4 bits.
 
     Exit code 4 when the request would not fit memory, 1 when it is refused otherwise; the message, or the JSON object,
     says what binds and what would fit.
@@ -61,7 +72,18 @@ def plan(
         raise InputError(f"--mask {mask}: expected 'dense', or no --mask to let the planner choose")
     if not 1 <= batch <= MOST_ROWS:
         raise InputError(f"--batch {batch}: expected 1 to {MOST_ROWS:,} rows")
-    where = _device(device)
+    if html is not None or tokens is None:
+        if cached or mask or verbose or (html is not None and as_json):
+            raise InputError("--cached, --mask and --verbose are for one plan: name its --tokens, and leave out --html")
+        from archport.cli.plan_frontier import draw, write_page
+
+        limit = None if budget is None else parse_bytes(budget, what="budget")
+        if html is not None:
+            write_page(html, model, devices_of(device), new_tokens=new, budget=limit)
+        else:
+            draw(model, device_of(device), new_tokens=new, budget=limit, as_json=as_json)
+        return
+    where = device_of(device)
     about = described(model, where)
     try:
         planned = make(
@@ -92,11 +114,22 @@ def make(
     dense: bool,
 ) -> Plan:
     """The plan of a request; raises AdmissionRefused when there is none."""
+    from archport.planning import Request
+
+    # As `embed` runs such rows.
+    pack = "embed" in about.spec.tasks
+    return planner_of(about, device, budget=budget)(
+        Request(lengths=lengths, cached=[cached] * len(lengths), new_tokens=new_tokens, dense=dense, pack=pack)
+    )
+
+
+def planner_of(about: Described, device: DeviceFacts, *, budget: int | None) -> Planner:
+    """What plans requests of a model on a device."""
     from archport.attention import Chooser, ProbedRoutes, TableRoutes, builtin_backends
-    from archport.planning import Planner, Request
+    from archport.planning import Planner
 
     routes = TableRoutes() if device.simulated else ProbedRoutes()
-    planner = Planner.of(
+    return Planner.of(
         about.spec,
         device,
         Chooser(builtin_backends(routes, about.hooks.sdpa_backends())),
@@ -104,11 +137,6 @@ def make(
         weight_bytes=about.weight_bytes,
         pins=about.hooks,
         plugin=about.label,
-    )
-    # As `embed` runs such rows.
-    pack = "embed" in about.spec.tasks
-    return planner(
-        Request(lengths=lengths, cached=[cached] * len(lengths), new_tokens=new_tokens, dense=dense, pack=pack)
     )
 
 
@@ -155,7 +183,7 @@ def _from_config(path: Path) -> Described:
     return Described(spec, Hooks([Speaker(plugin.label, plugin.module)]), plugin.label, None)
 
 
-def _device(name: str | None) -> DeviceFacts:
+def device_of(name: str | None) -> DeviceFacts:
     if name is not None:
         from archport.device.profiles import profile
 
@@ -164,6 +192,17 @@ def _device(name: str | None) -> DeviceFacts:
     from archport.device.facts import this_device
 
     return this_device()
+
+
+def devices_of(names: str | None) -> list[DeviceFacts]:
+    """Machines by their names, with commas between them; "all" is this one and every profile."""
+    if names is None:
+        return [device_of(None)]
+    if names.strip().lower() != "all":
+        return [device_of(name) for name in names.split(",")]
+    from archport.device.profiles import PROFILES
+
+    return [device_of(None), *PROFILES.values()]
 
 
 def refusal_dict(refusal: AdmissionRefused) -> dict[str, object]:

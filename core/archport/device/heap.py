@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from contextlib import suppress
 
 # Of malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -33,3 +34,11 @@ def keep_freed_memory() -> bool:
         return False
     # Both: setting one ends glibc's own adjustment of the other.
     return bool(mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, KEPT))
+
+
+def give_back_freed_memory() -> None:
+    """Return what was freed and is kept to the system: for work of many pieces, whose heap else grows for a while."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

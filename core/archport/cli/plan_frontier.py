@@ -1,0 +1,164 @@
+"""`archport plan` without a number of tokens: what fits, as a table in a terminal or as a page."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from archport.cli.plan import Described, described, planner_of
+from archport.contract import InputError
+
+if TYPE_CHECKING:
+    from archport.contract import DeviceFacts
+    from archport.planning import Planner
+    from archport.planning.frontier import Point
+
+MOST_PAGE_BYTES = 3_000_000
+PUBLISHED = "as published"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One form of a model's weights on one device.
+
+    Args:
+        name: "as published", or how its matrices are packed.
+        estimated: whether the bytes of its weights follow from the config alone.
+    """
+
+    name: str
+    planner: Planner
+    estimated: bool
+
+
+def variants(about: Described, device: DeviceFacts, *, budget: int | None) -> list[Variant]:
+    """The published weights, then estimates of the same model unpacked and packed, the heaviest first."""
+    from archport.planning.frontier import variants_of
+
+    found = [Variant(PUBLISHED, planner_of(about, device, budget=budget), about.weight_bytes is None)]
+    for name, spec in variants_of(about.spec).items():
+        if spec.quantization != about.spec.quantization:
+            other = replace(about, spec=spec, weight_bytes=None)
+            found.append(Variant(name, planner_of(other, device, budget=budget), estimated=True))
+    return found
+
+
+def draw(model: str, device: DeviceFacts, *, new_tokens: int, budget: int | None, as_json: bool) -> None:
+    """Print the table of one device, the longest context and the heaviest packing that fit."""
+    from archport.planning.frontier import contexts_of, frontier, longest_context
+
+    about = described(model, device)
+    contexts, pack = contexts_of(about.spec.max_positions), "embed" in about.spec.tasks
+    forms = variants(about, device, budget=budget)
+    points = frontier(forms[0].planner, contexts, new_tokens=new_tokens, pack=pack)
+    longest = {
+        form.name: longest_context(form.planner, contexts[-1], new_tokens=new_tokens, pack=pack) for form in forms
+    }
+    if as_json:
+        typer.echo(json.dumps(_as_json(about, forms[0], points, longest), indent=2))
+        return
+    typer.echo("\n".join(_lines(about, forms, points, longest)))
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that leaves at most three digits before the point."""
+    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
+        if seconds >= 2 * size or (unit in ("s", "ms") and seconds >= size):
+            return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size else f"{seconds / size:.1f} {unit}"
+    return f"{seconds * 1e6:.0f} us"
+
+
+def _lines(about: Described, forms: Sequence[Variant], points: Sequence[Point], longest: dict[str, int]) -> list[str]:
+    from archport.contract.sizes import format_bytes
+    from archport.planning.frontier import BATCHES
+
+    planner = forms[0].planner
+    device, limit = planner.device, about.spec.max_positions
+    where = f"{device.name} ({'profile, budget estimated' if device.simulated else 'this machine'})"
+    cells = [
+        f"{format_bytes(point.plan.peak)} {duration(point.plan.seconds)}" if point.plan is not None else "-"
+        for point in points
+    ]
+    width = max(len(cell) for cell in [*cells, "128 rows"]) + 2
+    weights = f"{format_bytes(planner.weights.total)}{' (estimated)' if forms[0].estimated else ''}"
+    lines = [
+        f"{about.spec.arch} on {where}: weights {weights}, budget {format_bytes(planner.budget)}",
+        "peak and estimated time of rows of so many tokens, - where they do not fit",
+        "",
+        f"{'tokens':>9}" + "".join(f"{f'{batch} rows' if batch > 1 else '1 row':>{width}}" for batch in BATCHES),
+    ]
+    for at in range(0, len(points), len(BATCHES)):
+        row = "".join(f"{cell:>{width}}" for cell in cells[at : at + len(BATCHES)])
+        lines.append(f"{points[at].context:>9,}{row}")
+    lines.append("")
+    told = [f"{name} {f'{tokens:,}' if tokens else 'none'}" for name, tokens in longest.items()]
+    lines.append(f"longest context of one row: {', '.join(told)} (the model's limit is {limit:,})")
+    whole = [name for name, tokens in longest.items() if tokens == limit]
+    lines.append(f"heaviest weights that fit the whole context: {whole[0] if whole else 'none'}")
+    return lines
+
+
+def _as_json(about: Described, form: Variant, points: Sequence[Point], longest: dict[str, int]) -> dict[str, Any]:
+    whole = [name for name, tokens in longest.items() if tokens == about.spec.max_positions]
+    return {
+        "arch": about.spec.arch,
+        "device": form.planner.device.name,
+        "budget": form.planner.budget,
+        "longest_context": longest,
+        "heaviest_that_fits": whole[0] if whole else None,
+        "points": [
+            {
+                "tokens": point.context,
+                "rows": point.batch,
+                "peak": point.plan.peak if point.plan is not None else None,
+                "seconds": float(f"{point.plan.seconds:.4g}") if point.plan is not None else None,
+            }
+            for point in points
+        ],
+    }
+
+
+def write_page(path: Path, model: str, devices: Sequence[DeviceFacts], *, new_tokens: int, budget: int | None) -> None:
+    """Write the explorer of a model on some devices, one file of HTML.
+
+    Raises:
+        InputError: a page of more than 3 MB, or a file that can't be written.
+    """
+    from archport.pages.explorer import Form, explorer_data, explorer_page
+    from archport.planning.frontier import contexts_of
+
+    forms: list[Form] = []
+    about = described(model, devices[0])
+    for device in devices:
+        about = described(model, device)
+        forms += [
+            Form(device, form.name, form.planner, form.planner.budget, form.estimated)
+            for form in variants(about, device, budget=budget)
+        ]
+    contexts = contexts_of(about.spec.max_positions)
+
+    def told(what: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\033[Karchport: planning for {what}", end="", file=sys.stderr, flush=True)
+
+    pack = "embed" in about.spec.tasks
+    data = explorer_data(model, forms, contexts, new_tokens=new_tokens, pack=pack, progress=told)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    page = explorer_page(data)
+    if len(page.encode()) > MOST_PAGE_BYTES:
+        raise InputError(
+            f"the page of {len(devices)} devices takes {len(page.encode()) / 1e6:.1f} MB; at most "
+            f"{MOST_PAGE_BYTES / 1e6:.0f} MB: name fewer with --device"
+        )
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--html {str(path)!r} can't be written: {error.strerror}") from error
+    typer.echo(f"{path}: {len(devices)} device{'s' * (len(devices) > 1)}, {len(forms) * len(contexts) * 8:,} plans")

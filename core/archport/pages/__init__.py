@@ -1,0 +1,1 @@
+"""Pages to look at, each one file without a network: what fits where. Plans and prices nothing itself."""

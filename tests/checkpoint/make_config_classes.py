@@ -20,6 +20,7 @@ from transformers.configuration_utils import PreTrainedConfig
 TYPES = (
     *("bert", "roberta", "xlm-roberta", "modernbert", "gemma3_text", "llama", "qwen2", "qwen3", "qwen3_moe"),
     *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_vision", "qwen3_5_moe", "qwen3_5_moe_text"),
+    *("camembert", "mpnet", "distilbert", "electra", "albert"),
     *("qwen3_5_moe_vision", "qwen3_vl", "qwen3_vl_text", "qwen3_vl_vision", "qwen3_vl_moe", "qwen3_vl_moe_text"),
     *("qwen3_vl_moe_vision", "siglip", "siglip_text_model", "siglip_vision_model"),
 )

@@ -29,7 +29,7 @@ TEXTS = [
     "naps sleeps Cat\n  [MASK] <mask>  café 日本 It's 123",
     "Hello, WORLD! </s><s> naïve <|im_end|>x",
 ]
-COUNT = 150
+COUNT = 200
 END, IM_END = "<|endoftext|>", "<|im_end|>"
 Files = dict[str, Any]
 
@@ -95,6 +95,29 @@ def xlm_roberta() -> tuple[Tokenizer, Files]:
     return tokenizer, {"tokenizer_class": "XLMRobertaTokenizer", **ROBERTA_NAMES}
 
 
+def mpnet() -> tuple[Tokenizer, Files]:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    special = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
+    trained(tokenizer, trainers.WordPieceTrainer(vocab_size=150, special_tokens=special))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return tokenizer, {"tokenizer_class": "MPNetTokenizer", **ROBERTA_NAMES, "unk_token": "[UNK]"}
+
+
+def albert() -> tuple[Tokenizer, Files]:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Metaspace()
+    special = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+    trained(tokenizer, trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="<unk>"))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+    return tokenizer, {"tokenizer_class": "AlbertTokenizer", **names}
+
+
+def camembert() -> tuple[Tokenizer, Files]:
+    tokenizer, config = xlm_roberta()
+    return tokenizer, {**config, "tokenizer_class": "CamembertTokenizer"}
+
+
 def gemma() -> tuple[Tokenizer, Files]:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -111,6 +134,9 @@ FAMILIES: dict[str, tuple[str, Callable[[], tuple[Tokenizer, Files]]]] = {
     "bert": ("bert", bert),
     "roberta": ("roberta", roberta),
     "xlm-roberta": ("xlm-roberta", xlm_roberta),
+    "mpnet": ("mpnet", mpnet),
+    "camembert": ("camembert", camembert),
+    "albert": ("albert", albert),
     "gemma": ("gemma3_text", gemma),
     "qwen3": ("qwen3", ends_with_endoftext("Qwen2Tokenizer")),
     "qwen35": ("qwen3_5_text", ends_with_endoftext("Qwen2Tokenizer")),

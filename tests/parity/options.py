@@ -173,10 +173,22 @@ BERT = {
     **MAKE,
     **pipeline("layer_norm_eps"),
 }
+MPNET = {key: values for key, values in BERT.items() if "type_vocab_size" not in key}
+MPNET |= {"pad_token_id": [1, 0, 5], "relative_attention_num_buckets": [32, 40]}
+NARROW_WORDS = {"embedding_size": [16, 32, 40]}
+ALBERT_LAYERS = {"num_hidden_layers": [3, 1, 4], "num_hidden_groups": [1, 2, 3], "inner_group_num": [1, 2]}
 
 
 def without(options: Mapping[str, list[Any]], *names: str) -> dict[str, list[Any]]:
     return {key: values for key, values in options.items() if key not in names}
+
+
+def distilled(options: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """BERT's options under DistilBERT's names."""
+    names = {"hidden_act": "activation", "num_attention_heads": "n_heads", "intermediate_size": "hidden_dim",
+             "num_hidden_layers": "n_layers", "raw.hidden_act": "raw.activation"}  # fmt: skip
+    left_out = ("layer_norm_eps", "type_vocab_size", "raw.layer_norm_eps", "raw.type_vocab_size")
+    return {names.get(key, key): values for key, values in options.items() if key not in left_out}
 
 
 def of_text(options: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

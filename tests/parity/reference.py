@@ -46,6 +46,9 @@ HEADS = {
     "lm_head.decoder.weight": "word_embeddings.weight",
     "cls.predictions.decoder.weight": "word_embeddings.weight",
     "decoder.weight": "tok_embeddings.weight",
+    "vocab_projector.weight": "word_embeddings.weight",
+    "generator_lm_head.weight": "word_embeddings.weight",
+    "predictions.decoder.weight": "word_embeddings.weight",
 }
 
 

@@ -49,6 +49,15 @@ CASES: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("bert", "BertForMaskedLM", {**UNTIED, "hidden_act": "gelu_python", "raw.layer_norm_eps": DROP}),
     ("roberta", "RobertaForMaskedLM", UNTIED),
     ("xlm-roberta", "XLMRobertaForMaskedLM", OWN_HEAD | {"hidden_act": "quick_gelu"}),
+    ("camembert", "CamembertForMaskedLM", OWN_HEAD),
+    ("mpnet", "MPNetForMaskedLM", {**UNTIED, "raw.architectures": DROP, "raw.layer_norm_eps": DROP}),
+    ("mpnet", "MPNetModel", {"relative_attention_num_buckets": 40, "pad_token_id": 5}),
+    ("distilbert", "DistilBertForMaskedLM", {**UNTIED, "raw.architectures": DROP, "raw.activation": DROP}),
+    ("electra", "ElectraForMaskedLM", {"raw.architectures": DROP}),
+    ("electra", "ElectraForSequenceClassification", {"embedding_size": 32, "hidden_act": "mish"}),
+    ("albert", "AlbertForMaskedLM", {**UNTIED, "raw.architectures": DROP, "hidden_act": "gelu_new"}),
+    ("albert", "AlbertForSequenceClassification", {"num_hidden_layers": 4, "num_hidden_groups": 3}),
+    ("albert", "AlbertModel", {"inner_group_num": 2, "num_hidden_groups": 2}),
     ("modernbert", "ModernBertForMaskedLM", {**UNTIED, "rope_parameters": LAYERED[1]}),
     ("modernbert", "ModernBertForSequenceClassification", {"rope_parameters": LAYERED[2], "raw.architectures": DROP}),
     ("embeddinggemma", "Gemma3TextModel", {"rope_parameters": LAYERED[1], "raw.rope_scaling": SCALED}),
@@ -89,7 +98,7 @@ PIPELINES: Sequence[tuple[str, str, dict[str, Any]]] = (
       "make.special": "before", "make.tokenizer": {"truncation_side": "left", "model_max_length": 9}}),
 )  # fmt: skip
 # Past the 40 positions that one of them states; pairs long enough to run what they share once.
-LONGEST = {1: 70, 28: 60}
+LONGEST = {1: 70, len(CASES) + 8: 60}
 
 
 def sampled() -> list[Draw]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from .options import (
     ACTS,
+    ALBERT_LAYERS,
     BERT,
     BIDIRECTIONAL,
     DECODER,
@@ -20,6 +21,8 @@ from .options import (
     LABELS,
     LAYERED,
     MAKE,
+    MPNET,
+    NARROW_WORDS,
     NORMED,
     PICTURES,
     PIPELINE,
@@ -36,6 +39,7 @@ from .options import (
     UNSAID,
     VOCABULARY,
     WINDOWS,
+    distilled,
     encoder_tasks,
     of_text,
     pipeline,
@@ -157,6 +161,19 @@ FAMILIES: dict[str, Family] = {
     "bert": Family("bert", encoder_tasks("Bert"), SIZES, BERT),
     "roberta": Family("roberta", encoder_tasks("Roberta"), SIZES, {**BERT, "pad_token_id": [1, 0, 5]}),
     "xlm-roberta": Family("xlm-roberta", encoder_tasks("XLMRoberta"), SIZES, {**BERT, "pad_token_id": [1, 0, 5]}),
+    "camembert": Family("camembert", encoder_tasks("Camembert"), SIZES, {**BERT, "pad_token_id": [1, 0, 5]}),
+    "mpnet": Family("mpnet", encoder_tasks("MPNet"), SIZES, MPNET),
+    "distilbert": Family(
+        "distilbert",
+        encoder_tasks("DistilBert"),
+        {
+            **without(SIZES, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+            "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4,
+        },
+        distilled(BERT),
+    ),
+    "electra": Family("electra", encoder_tasks("Electra"), SIZES, {**BERT, **NARROW_WORDS}),
+    "albert": Family("albert", encoder_tasks("Albert"), SIZES, {**BERT, **NARROW_WORDS, **ALBERT_LAYERS}),
     "modernbert": Family(
         "modernbert",
         encoder_tasks("ModernBert"),

@@ -23,7 +23,10 @@ Source = Literal["folder", "package", "cache", "hub"]
 
 # A trunk saved on its own has no prefix; these are of heads, or of a trunk inside a model with one. A conversion by
 # mlx-lm or mlx-vlm puts both into a `language_model`.
-_HEADED = ("model.", "lm_head.", "cls.", "decoder.", "language_model.model.", "language_model.lm_head.")
+_HEADED = (
+    *("model.", "lm_head.", "cls.", "decoder.", "language_model.model.", "language_model.lm_head."),
+    *("generator_lm_head.", "predictions.", "vocab_projector.", "vocab_transform."),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

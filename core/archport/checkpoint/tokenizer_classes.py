@@ -51,6 +51,9 @@ _BY_MODEL: Mapping[str, tuple[str, ...]] = {
         *("bart", "bridgetower", "clap", "data2vec-text", "ibert", "lilt", "longformer", "mra", "roberta"),
         "roberta-prelayernorm",
     ),
+    "MPNetTokenizer": ("mpnet",),
+    "CamembertTokenizer": ("camembert",),
+    "AlbertTokenizer": ("albert",),
     "XLMRobertaTokenizer": ("gte", "jina_embeddings_v3", "metaclip_2", "trocr", "xlm-roberta", "xmod"),
     "GemmaTokenizer": (
         *("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "recurrent_gemma", "shieldgemma2"),
@@ -203,6 +206,15 @@ def _close_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Nam
     )
 
 
+def _close_mpnet(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
+    from tokenizers import processors
+
+    cls, sep = _required(named, "cls_token"), _required(named, "sep_token")
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (sep, _id(tokenizer, sep)), (cls, _id(tokenizer, cls)), True, False
+    )
+
+
 def _xlm_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
     from tokenizers import decoders, normalizers, pre_tokenizers
 
@@ -226,6 +238,19 @@ def _close_xlm_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named:
         pair=[bos, "$A", eos, eos, "$B", eos],
         special_tokens=[(bos, _id(tokenizer, bos)), (eos, _id(tokenizer, eos))],
     )
+
+
+def _albert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
+    from tokenizers import normalizers
+
+    mapped = [each for each in normalisers if isinstance(each, normalizers.Precompiled)]
+    _xlm_roberta(tokenizer, settings, named, normalisers)
+    steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    if not settings.get("keep_accents", False):
+        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    if settings.get("do_lower_case", True):
+        steps.append(normalizers.Lowercase())
+    tokenizer.normalizer = normalizers.Sequence([*steps, *mapped[:1]])
 
 
 def _gemma(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
@@ -316,6 +341,13 @@ _ROBERTA_TOKENS: Named = {
     "cls_token": "<s>",
     "mask_token": "<mask>",
 }
+_ALBERT_TOKENS: Named = {
+    **_BERT_TOKENS,
+    "bos_token": "[CLS]",
+    "eos_token": "[SEP]",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+}
 _END = "<|endoftext|>"
 _QWEN_TOKENS: Named = {"bos_token": None, "eos_token": _END, "unk_token": _END, "pad_token": _END}
 _BERT = Recipe("WordPiece", _BERT_TOKENS, _bert, _close_bert)
@@ -323,6 +355,9 @@ _BERT = Recipe("WordPiece", _BERT_TOKENS, _bert, _close_bert)
 RECIPES: Mapping[str, Recipe] = {
     "BertTokenizer": _BERT,
     "DistilBertTokenizer": _BERT,
+    "MPNetTokenizer": Recipe("WordPiece", {**_ROBERTA_TOKENS, "unk_token": "[UNK]"}, _bert, _close_mpnet),
+    "CamembertTokenizer": Recipe("Unigram", _ROBERTA_TOKENS, _xlm_roberta, _close_xlm_roberta),
+    "AlbertTokenizer": Recipe("Unigram", _ALBERT_TOKENS, _albert, _close_bert),
     "RobertaTokenizer": Recipe("BPE", _ROBERTA_TOKENS, _byte_level, _close_roberta),
     "XLMRobertaTokenizer": Recipe("Unigram", _ROBERTA_TOKENS, _xlm_roberta, _close_xlm_roberta),
     "GemmaTokenizer": Recipe(

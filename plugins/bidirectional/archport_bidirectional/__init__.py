@@ -1,4 +1,4 @@
-"""Bidirectional encoders: BERT, RoBERTa, ModernBERT, EmbeddingGemma, and Llama and Qwen3 blocks without a causal mask.
+"""Bidirectional encoders: BERT and its relatives, ModernBERT, EmbeddingGemma, and decoder blocks without a causal mask.
 
 Every layer is declared bidirectional, so no plan can give it a causal mask or a KV cache. A family is a folder: its
 page has `ARCHS`, `MODELS`, `claim`, `build`, `head`, `inputs` and `examples`, and imports no mlx; its `model.py` holds
@@ -17,10 +17,14 @@ from archport.contract import ArchSpec, CheckpointView, Example, Head, TextInput
 # One folder each, and one line each: a family is added by writing its folder and naming it here, in alphabetical order.
 # No config is claimed by two of them, so the order means nothing.
 _FOLDERS = (
+    "albert",
     "bert",
     "decoders",
+    "distilbert",
+    "electra",
     "gemma",
     "modernbert",
+    "mpnet",
     "nemotron",
     "roberta",
     "siglip",

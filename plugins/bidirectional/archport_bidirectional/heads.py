@@ -13,22 +13,26 @@ Act = Callable[[mx.array], mx.array]
 
 
 class Dense(nn.Module):
-    """One linear layer with an activation; parameters `dense`."""
+    """One linear layer with an activation; parameters `dense`.
 
-    def __init__(self, width: int, act: Act, *, bias: bool = True) -> None:
+    Args:
+        out: width of its output, where it is not that of its input.
+    """
+
+    def __init__(self, width: int, act: Act, *, bias: bool = True, out: int | None = None) -> None:
         super().__init__()
         self._act = act
-        self.dense = nn.Linear(width, width, bias=bias)
+        self.dense = nn.Linear(width, out or width, bias=bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self._act(self.dense(x))
 
 
 class DenseOut(Dense):
-    """RoBERTa's classifier: dense, tanh, `out_proj` to the labels."""
+    """RoBERTa's classifier, and with another activation ELECTRA's: dense, tanh, `out_proj` to the labels."""
 
-    def __init__(self, width: int, labels: int) -> None:
-        super().__init__(width, mx.tanh)
+    def __init__(self, width: int, labels: int, act: Act = mx.tanh) -> None:
+        super().__init__(width, act)
         self.out_proj = nn.Linear(width, labels)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -50,11 +54,14 @@ class MaskedHead(Dense):
     """BERT's and RoBERTa's masked-LM head: dense, activation, `layer_norm`, the word embeddings, `bias`.
 
     `decoder` stands in for the word embeddings where a checkpoint has a matrix of its own.
+
+    Args:
+        out: width of the word embeddings, where it is not that of the blocks.
     """
 
-    def __init__(self, width: int, vocabulary: int, act: Act, eps: float) -> None:
-        super().__init__(width, act)
-        self.layer_norm = nn.LayerNorm(width, eps=eps)
+    def __init__(self, width: int, vocabulary: int, act: Act, eps: float, *, out: int | None = None) -> None:
+        super().__init__(width, act, out=out)
+        self.layer_norm = nn.LayerNorm(out or width, eps=eps)
         self.bias = mx.zeros((vocabulary,))
 
     def logits(self, hidden: mx.array, words: nn.Embedding) -> mx.array:

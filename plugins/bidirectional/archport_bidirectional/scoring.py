@@ -58,10 +58,16 @@ def told_apart(checkpoint: CheckpointView) -> bool:
     return checkpoint.config.get("type_vocab_size", 2) > 1 and checkpoint.tells_pairs_apart()
 
 
-def stored_scores(checkpoint: CheckpointView) -> ClassificationHead | None:
-    """The head of a pipeline that scores pairs through a Dense module; None of any other checkpoint."""
+def stored_scores(checkpoint: CheckpointView, *, typed: bool = True) -> ClassificationHead | None:
+    """The head of a pipeline that scores pairs through a Dense module; None of any other checkpoint.
+
+    Args:
+        typed: whether the family has token types.
+    """
     stored = checkpoint.stored_head()
-    return replace(stored, token_types=told_apart(checkpoint)) if isinstance(stored, ClassificationHead) else None
+    if not isinstance(stored, ClassificationHead):
+        return None
+    return replace(stored, token_types=typed and told_apart(checkpoint))
 
 
 def stanford_colbert(checkpoint: CheckpointView, width: int) -> TokenHead:

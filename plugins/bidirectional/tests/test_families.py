@@ -161,11 +161,11 @@ def test_the_windows_are_those_of_the_published_models(models):
 def test_packed_positions_of_roberta_restart_and_skip_padding_per_document():
     import mlx.core as mx
 
-    from archport_bidirectional.bert.model import _behind_padding
+    from archport_bidirectional.encoder import after_padding
 
     ids = mx.array([[5, 1, 6, 7, 5, 6, 1, 1, 8]])
     positions = mx.array([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
-    assert _behind_padding(ids, positions, 1).tolist() == [[2, 1, 3, 4, 2, 3, 1, 1, 4]]
+    assert after_padding(ids, positions, 1).tolist() == [[2, 1, 3, 4, 2, 3, 1, 1, 4]]
 
 
 @pytest.mark.parametrize("role", ["plain", "query", "document"])

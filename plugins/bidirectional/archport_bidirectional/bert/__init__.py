@@ -67,15 +67,31 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     return learned_positions("bert", config, config["max_position_embeddings"], ARCHITECTURES[name])
 
 
-def learned_positions(arch: str, config: Mapping[str, Any], positions: int, tasks: tuple[Task, ...]) -> ArchSpec:
-    """The spec of a post-norm encoder whose position table serves `positions` tokens."""
-    replace(KEYS, arch=arch).check(config)
+def learned_positions(
+    arch: str,
+    config: Mapping[str, Any],
+    positions: int,
+    tasks: tuple[Task, ...],
+    *,
+    keys: ConfigKeys = KEYS,
+    bias: bool = False,
+    repeats: int = 1,
+) -> ArchSpec:
+    """The spec of a post-norm encoder whose position table serves `positions` tokens.
+
+    Args:
+        keys: those of the config; BERT's when left out.
+        bias: whether distances add to the scores.
+        repeats: how often a layer of the config attends.
+    """
+    replace(keys, arch=arch).check(config)
     heads = config["num_attention_heads"]
+    width = head_width(arch, config["hidden_size"], heads)
     return ArchSpec(
         arch=arch,
         tasks=tasks,
-        layers=(AttentionLayer("bidirectional", heads, heads, head_width(arch, config["hidden_size"], heads)),)
-        * config["num_hidden_layers"],
+        layers=(AttentionLayer("bidirectional", heads, heads, width, bias=bias),)
+        * (config["num_hidden_layers"] * repeats),
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
@@ -88,9 +104,9 @@ def learned_positions(arch: str, config: Mapping[str, Any], positions: int, task
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.bert.model import Bert
+    from archport_bidirectional.bert.model import bert
 
-    return Bert(spec, config)
+    return bert(spec, config)
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
@@ -139,6 +155,6 @@ def examples() -> Sequence[Example]:
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     """The trunk's tensors as published BERT checkpoints name them."""
-    from archport_bidirectional.bert.model import published
+    from archport_bidirectional.bert.model import NAMES
 
-    return published(weights, "bert.")
+    return NAMES.published(weights)

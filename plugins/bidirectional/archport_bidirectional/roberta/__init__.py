@@ -1,4 +1,4 @@
-"""RoBERTa and XLM-RoBERTa: BERT blocks whose learned positions start behind the padding index."""
+"""RoBERTa, XLM-RoBERTa and CamemBERT: BERT blocks whose learned positions start after the padding index."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TASKS: Mapping[str, tuple[Task, ...]] = {
     "ForMaskedLM": ("embed", "fill_mask"),
     "ForSequenceClassification": ("classify", "rerank"),
 }
-ARCHS = ("xlm_roberta", "roberta")
+ARCHS = ("xlm_roberta", "roberta", "camembert")
 ARCHITECTURES: Mapping[str, tuple[str, tuple[Task, ...]]] = {
     f"{prefix}{suffix}": (arch, tasks)
-    for prefix, arch in {"XLMRoberta": "xlm_roberta", "Roberta": "roberta"}.items()
+    for prefix, arch in {"XLMRoberta": "xlm_roberta", "Roberta": "roberta", "Camembert": "camembert"}.items()
     for suffix, tasks in _TASKS.items()
 }
 MODELS = {
@@ -43,6 +43,8 @@ MODELS = {
         "BAAI/bge-reranker-base",
         "BAAI/bge-reranker-large",
         "BAAI/bge-reranker-v2-m3",
+        "almanach/camembert-base",
+        "dangvantuan/sentence-camembert-base",
     )
 }
 
@@ -70,9 +72,9 @@ def padding_index(config: Mapping[str, Any]) -> int:
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.bert.model import Bert
+    from archport_bidirectional.bert.model import bert
 
-    return Bert(spec, config, padding=padding_index(config))
+    return bert(spec, config, padding=padding_index(config))
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
@@ -112,6 +114,6 @@ def examples() -> Sequence[Example]:
 
 
 def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.bert.model import published
+    from archport_bidirectional.bert.model import ROBERTA
 
-    return published(weights, "roberta.")
+    return ROBERTA.published(weights)

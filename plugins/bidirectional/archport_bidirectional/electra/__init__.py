@@ -1,0 +1,80 @@
+"""ELECTRA: BERT blocks after embeddings of a width of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from archport.contract import ArchSpec, CheckpointView, Example, Head, Task, TextInputs, Trunk
+from archport_bidirectional.bert import EXAMPLE as BERT
+from archport_bidirectional.bert import KEYS as BERT_KEYS
+from archport_bidirectional.bert import learned_positions
+from archport_bidirectional.configs import named
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, told_apart
+
+ARCHS = ("electra",)
+ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
+    "ElectraModel": ("embed", "rerank"),
+    # The published discriminators.
+    "ElectraForPreTraining": ("embed", "rerank"),
+    "ElectraForMaskedLM": ("embed", "fill_mask"),
+    "ElectraForSequenceClassification": ("classify", "rerank"),
+}
+KEYS = replace(
+    BERT_KEYS,
+    obeyed=(*BERT_KEYS.obeyed, "embedding_size"),
+    # Of heads for multiple choice; the classifier reads none of them.
+    inert=("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout", "generator_size"),
+)
+MODELS = {
+    name: name
+    for name in (
+        "google/electra-small-discriminator",
+        "google/electra-base-discriminator",
+        "cross-encoder/ms-marco-electra-base",
+    )
+}
+
+
+def claim(config: Mapping[str, Any]) -> ArchSpec | None:
+    name = named(config, ARCHITECTURES)
+    if name is None:
+        return None
+    return learned_positions("electra", config, config["max_position_embeddings"], ARCHITECTURES[name], keys=KEYS)
+
+
+def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
+    from archport_bidirectional.electra.model import electra
+
+    return electra(spec, config)
+
+
+def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "classify" in spec.tasks:
+        return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
+    late = pylate(checkpoint)
+    return late if late is not None else stored_scores(checkpoint)
+
+
+def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    return pylate_inputs(spec, checkpoint)
+
+
+def examples() -> Sequence[Example]:
+    config = {**BERT, "architectures": ["ElectraModel"], "model_type": "electra", "embedding_size": 32}
+    base = {**config, "architectures": ["ElectraForPreTraining"], "embedding_size": 64}
+    masked = {**config, "architectures": ["ElectraForMaskedLM"]}
+    reranker = {**config, "architectures": ["ElectraForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    return [
+        Example("electra, embeddings half as wide", config, seed=37, publish=_published),
+        Example("electra, discriminator with embeddings as wide as its blocks", base, seed=38, publish=_published),
+        Example("electra, masked language model", masked, seed=39, publish=_published),
+        Example("electra, cross-encoder", reranker, seed=40, publish=_published),
+    ]
+
+
+def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    from archport_bidirectional.electra.model import NAMES
+
+    return NAMES.published(weights)

@@ -1,0 +1,92 @@
+"""MPNet: a post-norm encoder whose layers share one table of what distances add to their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, SpecError, Task, TextInputs, Trunk
+from archport_bidirectional.bert import EXAMPLE as BERT
+from archport_bidirectional.bert import learned_positions
+from archport_bidirectional.configs import named
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores
+
+ARCHS = ("mpnet",)
+ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
+    "MPNetModel": ("embed", "rerank"),
+    "MPNetForMaskedLM": ("embed", "fill_mask"),
+    "MPNetForSequenceClassification": ("classify", "rerank"),
+}
+KEYS = ConfigKeys(
+    "mpnet",
+    obeyed=(
+        *("hidden_act", "hidden_size", "intermediate_size", "layer_norm_eps", "max_position_embeddings"),
+        *("num_attention_heads", "num_hidden_layers", "relative_attention_num_buckets", "vocab_size"),
+    ),
+)
+MODELS = {
+    "all-mpnet-base-v2": "sentence-transformers/all-mpnet-base-v2",
+    "sentence-transformers/all-mpnet-base-v2": "sentence-transformers/all-mpnet-base-v2",
+    "sentence-transformers/multi-qa-mpnet-base-dot-v1": "sentence-transformers/multi-qa-mpnet-base-dot-v1",
+    "sentence-transformers/paraphrase-mpnet-base-v2": "sentence-transformers/paraphrase-mpnet-base-v2",
+}
+# transformers numbers positions by this index and distances by this many buckets, whatever a config says.
+PADDING, BUCKETS = 1, 32
+
+
+def claim(config: Mapping[str, Any]) -> ArchSpec | None:
+    name = named(config, ARCHITECTURES)
+    if name is None:
+        return None
+    rows, buckets = config["max_position_embeddings"], config.get("relative_attention_num_buckets", BUCKETS)
+    if buckets < BUCKETS:
+        raise SpecError(
+            f"mpnet: relative_attention_num_buckets={buckets}; expected {BUCKETS} or more, which transformers reads"
+        )
+    if rows <= PADDING + 1:
+        raise SpecError(
+            f"mpnet: max_position_embeddings={rows} leaves no position after the padding index {PADDING}; "
+            "expected a larger table"
+        )
+    return learned_positions("mpnet", config, rows - PADDING - 1, ARCHITECTURES[name], keys=KEYS, bias=True)
+
+
+def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
+    from archport_bidirectional.mpnet.model import mpnet
+
+    return mpnet(spec, config)
+
+
+def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "classify" in spec.tasks:
+        return classification(checkpoint, "cls")
+    late = pylate(checkpoint)
+    return late if late is not None else stored_scores(checkpoint, typed=False)
+
+
+def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    return pylate_inputs(spec, checkpoint)
+
+
+def examples() -> Sequence[Example]:
+    config = {
+        **{key: value for key, value in BERT.items() if key != "type_vocab_size"},
+        "architectures": ["MPNetModel"],
+        "model_type": "mpnet",
+        "pad_token_id": PADDING,
+        "relative_attention_num_buckets": BUCKETS,
+        "max_position_embeddings": 322,
+    }
+    masked = {**config, "architectures": ["MPNetForMaskedLM"]}
+    classifier = {**config, "architectures": ["MPNetForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
+    return [
+        Example("mpnet, distances in shared buckets", config, seed=31, publish=_published),
+        Example("mpnet, masked language model", masked, seed=32, publish=_published),
+        Example("mpnet, classifier of two labels", classifier, seed=33, publish=_published),
+    ]
+
+
+def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    from archport_bidirectional.mpnet.model import NAMES
+
+    return NAMES.published(weights)

@@ -74,7 +74,7 @@ test-bulk: .venv-bulk/.stamp
 	@touch $@
 
 # Real weights out of packages, kept outside the clone; by hand and before a release.
-test-real: $(VENV)/.stamp
+test-real: .venv-goldens/.stamp $(VENV)/.stamp
 	$(PY) -m pytest -q -m real --durations=5
 
 # ARGS: what tests/device/suite.py takes, such as --slices 4 --slice 2.

@@ -207,7 +207,7 @@ def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -
             if name != GENERIC:
                 _check_settings(folder, name, values, stored)
             return _completed(stored, None, values, added)
-        tokenizer = _bare(folder, name, recipe, stored)
+        tokenizer = _bare(folder, name, recipe, stored, added.text("unk_token"))
         if stored is not None:
             tokenizer.post_processor = stored.post_processor
             if stored.truncation is not None:
@@ -318,8 +318,8 @@ def _from_json(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _bare(folder: Path, name: str, recipe: Recipe, stored: Tokenizer | None) -> Tokenizer:
-    """A tokenizer with nothing but the vocabulary of the files."""
+def _bare(folder: Path, name: str, recipe: Recipe, stored: Tokenizer | None, unknown: str | None) -> Tokenizer:
+    """A tokenizer with nothing but the vocabulary of the files; `unknown` is the text of its unknown token."""
     from tokenizers import Tokenizer, models
 
     if stored is None:
@@ -333,9 +333,12 @@ def _bare(folder: Path, name: str, recipe: Recipe, stored: Tokenizer | None) -> 
         )
     if recipe.model == "Unigram":
         entry = _json(folder / "tokenizer.json")["model"]
-        if entry.get("unk_id") != 3 or entry.get("byte_fallback"):
-            # The class knows the unknown token by its place.
-            model = models.Unigram([(piece, float(score)) for piece, score in entry["vocab"]], 3, False)
+        # Most classes know the unknown token by its place.
+        place = recipe.unknown
+        if place is None:
+            place = next((at for at, (piece, _) in enumerate(entry["vocab"]) if piece == unknown), 0)
+        if entry.get("unk_id") != place or entry.get("byte_fallback"):
+            model = models.Unigram([(piece, float(score)) for piece, score in entry["vocab"]], place, False)
     return Tokenizer(model)
 
 

@@ -149,6 +149,7 @@ class Recipe:
         build: (tokenizer with nothing but its vocabulary, settings, special tokens, tokenizer.json's normalisers).
         close: sets the post-processor behind the special tokens' joining; None keeps that of tokenizer.json.
         marks: whether its special tokens lose the flags that files gave them.
+        unknown: id of a Unigram vocabulary's unknown token, whatever the file says; None looks its text up.
     """
 
     model: str
@@ -156,6 +157,7 @@ class Recipe:
     build: Callable[[Tokenizer, Mapping[str, Any], Named, list[Any]], None]
     close: Callable[[Tokenizer, Mapping[str, Any], Named], None] | None = None
     marks: bool = False
+    unknown: int | None = None
 
 
 def _bert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
@@ -357,9 +359,9 @@ RECIPES: Mapping[str, Recipe] = {
     "DistilBertTokenizer": _BERT,
     "MPNetTokenizer": Recipe("WordPiece", {**_ROBERTA_TOKENS, "unk_token": "[UNK]"}, _bert, _close_mpnet),
     "CamembertTokenizer": Recipe("Unigram", _ROBERTA_TOKENS, _xlm_roberta, _close_xlm_roberta),
-    "AlbertTokenizer": Recipe("Unigram", _ALBERT_TOKENS, _albert, _close_bert),
+    "AlbertTokenizer": Recipe("Unigram", _ALBERT_TOKENS, _albert, _close_bert, unknown=1),
     "RobertaTokenizer": Recipe("BPE", _ROBERTA_TOKENS, _byte_level, _close_roberta),
-    "XLMRobertaTokenizer": Recipe("Unigram", _ROBERTA_TOKENS, _xlm_roberta, _close_xlm_roberta),
+    "XLMRobertaTokenizer": Recipe("Unigram", _ROBERTA_TOKENS, _xlm_roberta, _close_xlm_roberta, unknown=3),
     "GemmaTokenizer": Recipe(
         "BPE",
         {

@@ -1,0 +1,1 @@
+"""Checkpoints with real weights, against the references that answer them. Run by `make test-real`."""

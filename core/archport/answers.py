@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from archport.answering.labels import Classified
     from archport.answering.masked_words import Filled
     from archport.answering.rerank import Ranked
+    from archport.answering.tags import Span
     from archport.runtime import Runtime
 
 
@@ -134,6 +135,22 @@ class EncoderAnswers:
         """
         inputs = [texts] if isinstance(texts, str) else iterated(texts)
         return self._runtime.filler()(inputs, top_k=top_k, max_tokens=max_tokens, overflow=overflow)
+
+    @checked
+    @device_call
+    def tag(
+        self, texts: str | Iterable[str], *, max_tokens: int | None = None, overflow: Overflow = "error"
+    ) -> list[list[Span]]:
+        """Per text its labelled spans, as transformers' pipeline joins them (`aggregation_strategy="simple"`).
+
+        Returns:
+            Lists of `Span(label, score, text, start, end)`, places in characters; one list for a single text, too.
+
+        Raises:
+            InputError, ContextLengthExceeded, NonFiniteOutput: naming the text's index.
+        """
+        inputs = [texts] if isinstance(texts, str) else iterated(texts)
+        return self._runtime.tagger()(inputs, max_tokens=max_tokens, overflow=overflow)
 
     @checked
     def maxsim(self, query: str | np.ndarray, documents: str | Sequence[str | np.ndarray]) -> np.ndarray:

@@ -44,6 +44,7 @@ from archport.contract import (
     PluginError,
     SpanRule,
     SpecError,
+    TaggingHead,
     TextInputs,
     TokenHead,
     Trunk,
@@ -180,9 +181,11 @@ def narrowed(about: Description, head: Head) -> Description:
     elif isinstance(head, ClassificationHead):
         others = ("embed", "generate", "fill_mask", *(("rerank",) if len(head.labels) > 2 else ()))
     elif isinstance(head, TokenHead):
-        others = ("generate", "classify", "fill_mask")
+        others = ("generate", "classify", "fill_mask", "tag")
+    elif isinstance(head, TaggingHead):
+        others = tuple(task for task in about.spec.tasks if task != "tag")
     else:
-        others = ("rerank",) if not head.stated else ("rerank", "generate", "fill_mask", "classify")
+        others = ("rerank",) if not head.stated else ("rerank", "generate", "fill_mask", "classify", "tag")
     left = [task for task in about.spec.tasks if task not in others]
     # A head that serves none of the declared tasks is the plugin's own contradiction; it surfaces where it is used.
     return replace(about, spec=replace(about.spec, tasks=tuple(left) or about.spec.tasks))

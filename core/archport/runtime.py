@@ -12,11 +12,21 @@ import mlx.core as mx
 from archport.answering.labels import LabelScorer
 from archport.answering.masked_words import MaskFiller
 from archport.answering.rerank import Scorer
+from archport.answering.tags import Tagger
 from archport.answering.token_vectors import TokenEmbedder
 from archport.answering.vectors import Embedder
 from archport.answering.visual_rerank import VisualScorer
 from archport.answering.yes_no import YesNoScorer
-from archport.contract import ClassificationHead, EmbeddingHead, Head, InputError, PairReader, TokenHead, YesNoHead
+from archport.contract import (
+    ClassificationHead,
+    EmbeddingHead,
+    Head,
+    InputError,
+    PairReader,
+    TaggingHead,
+    TokenHead,
+    YesNoHead,
+)
 from archport.generating.generate import Generator
 from archport.memory.prefix_cache import PrefixCache
 from archport.reading.chat import ChatTemplate
@@ -66,6 +76,7 @@ class Runtime:
             uses = {
                 YesNoHead: "Model.rerank",
                 ClassificationHead: "Model.classify",
+                TaggingHead: "Model.tag",
                 TokenHead: "embed(output='tokens')",
             }
             raise InputError(
@@ -141,6 +152,12 @@ class Runtime:
             raise InputError(f"{self._its_head}, which makes no vectors; load an embedding or late-interaction model")
         dense = self.dense if isinstance(self.head, TokenHead) else ()
         return TokenEmbedder(self.tokeniser, self.encoder, head, dense)
+
+    def tagger(self) -> Tagger:
+        """Texts to labelled spans; raises InputError when the head labels no tokens."""
+        if not isinstance(self.head, TaggingHead):
+            raise InputError(f"{self._its_head}, which labels no tokens; load a checkpoint for token classification")
+        return Tagger(self.tokeniser, self.encoder, self.head)
 
     def filler(self) -> MaskFiller:
         """Texts with masked words to candidates; raises InputError for a model without such a head."""

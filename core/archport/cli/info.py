@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from archport.cli.embed import DEFAULT_MODEL
-from archport.contract import AttentionLayer, ClassificationHead, EmbeddingHead, Head, LayerSpec, TokenHead, YesNoHead
+from archport.contract import (
+    AttentionLayer,
+    ClassificationHead,
+    EmbeddingHead,
+    Head,
+    LayerSpec,
+    TaggingHead,
+    TokenHead,
+    YesNoHead,
+)
 
 
 def info(
@@ -70,6 +79,8 @@ def _pipeline(head: Head) -> str:
         named = ", ".join(head.labels[:8]) + (", ..." if len(head.labels) > 8 else "")
         before = f"pool {head.pooling}" if head.vector is None else _pipeline(head.vector)
         return f"{before}, scores of {len(head.labels)} labels ({named}), {head.activation}"
+    if isinstance(head, TaggingHead):
+        return f"scores of {len(head.labels)} labels per token ({', '.join(head.labels[:8])})"
     if isinstance(head, TokenHead):
         each = [f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}" for dense in head.dense]
         return ", ".join(["one vector per token", *each, *(["unit length"] if head.normalize else [])])

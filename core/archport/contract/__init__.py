@@ -46,6 +46,7 @@ from archport.contract.heads import (
     Head,
     MaskedLM,
     ScoreActivation,
+    TaggingHead,
     TokenHead,
     TypedTrunk,
 )
@@ -168,6 +169,7 @@ __all__ = [
     "Span",
     "SpanRule",
     "SpecError",
+    "TaggingHead",
     "Task",
     "TextInputs",
     "TokenHead",

@@ -20,10 +20,10 @@ ScoreActivation = Literal["softmax", "sigmoid", "identity"]
 
 
 class Classifier(Trunk, Protocol):
-    """A trunk with a classifier: what `archport_build` returns when the head is a `ClassificationHead`."""
+    """A trunk with a classifier: what `archport_build` returns for a `ClassificationHead` or a `TaggingHead`."""
 
     def scores(self, pooled: mx.array) -> mx.array:
-        """Raw scores (B, labels) of pooled rows (B, D)."""
+        """Raw scores (..., labels) of pooled rows (B, D), or of every token's (B, L, D)."""
         ...
 
 
@@ -122,4 +122,21 @@ class TokenHead:
     source: str = "default"
 
 
-Head = EmbeddingHead | YesNoHead | ClassificationHead | TokenHead
+@dataclass(frozen=True, slots=True)
+class TaggingHead:
+    """A score per label from every token's hidden row: names, places, parts of speech.
+
+    Args:
+        labels: their names, in the order of the scores; `B-` begins a span, `I-` goes on, and `O` is none.
+        source: where this was read from, for `archport info`.
+    """
+
+    labels: tuple[str, ...]
+    source: str = "default"
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise SpecError("tagging head: labels is empty; expected at least one label")
+
+
+Head = EmbeddingHead | YesNoHead | ClassificationHead | TokenHead | TaggingHead

@@ -98,7 +98,7 @@ class Hooks:
         if {"generate", "rerank"} & set(spec.tasks) and spec.semantics == "causal":
             parts += ["logits", "head_rows"]
         parts += ["logits"] if "fill_mask" in spec.tasks else []
-        parts += ["scores"] if "classify" in spec.tasks else []
+        parts += ["scores"] if {"classify", "tag"} & set(spec.tasks) else []
         missing = [part for part in parts if not hasattr(module, part)]
         if missing:
             raise _wrong(

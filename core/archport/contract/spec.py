@@ -19,7 +19,7 @@ from archport.contract.errors import SpecError
 from archport.contract.footprint import Footprint
 
 Semantics = Literal["causal", "bidirectional"]
-Task = Literal["embed", "rerank", "classify", "generate", "fill_mask"]
+Task = Literal["embed", "rerank", "classify", "generate", "fill_mask", "tag"]
 DType = Literal["float32", "float16", "bfloat16"]
 QuantMode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 KVKind = Literal["own", "shared", "latent", "none"]

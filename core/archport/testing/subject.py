@@ -30,6 +30,7 @@ from archport.contract import (
     LayerContext,
     Span,
     SpecError,
+    TaggingHead,
     Trunk,
 )
 from archport.contract.hooks import Hooks, Speaker
@@ -217,6 +218,11 @@ class Tiny:
         if isinstance(model.head, ClassificationHead):
             found = model.classify(cast("str | Sequence[str]", texts), raw_scores=True, **options)
             return np.array([list(each.scores.values()) for each in found])
+        if isinstance(model.head, TaggingHead):
+            tagger = model._runtime.tagger()
+            given = [texts] if isinstance(texts, str) else list(cast("Sequence[str]", texts))
+            # A row per text: what its tokens score on average.
+            return np.stack([scores.mean(axis=0) for scores in tagger.scores(tagger.read(given, **options)[0])])
         return model.embed(texts, **options)
 
     @property

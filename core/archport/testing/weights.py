@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from archport.contract import AttentionLayer, ClassificationHead, InputError
+from archport.contract import AttentionLayer, ClassificationHead, InputError, TaggingHead
 from archport.testing.measure import Attended, Tap, as_array, taps
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def moved_by(t: Tiny) -> dict[str, frozenset[str]]:
     row = t.tokens(t.length(TOKENS if t.spec.experts is None else TOKENS_OF_EXPERTS))
     first = t.hidden(row, trunk=trunk)
     hidden = mx.array(first[None])
-    scores = isinstance(t.model.head, ClassificationHead) and t.model.head.vector is None
+    head = t.model.head
+    scores = isinstance(head, TaggingHead) or (isinstance(head, ClassificationHead) and head.vector is None)
     masked = "fill_mask" in t.spec.tasks
 
     def seen() -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from archport.contract import ArchSpec, DistanceBias, LayerContext
 from archport.layers import MLP, Attention, Embedding, PostNormBlock, activation
+from archport_bidirectional.configs import label_count
 from archport_bidirectional.heads import MaskedHead
 
 # TensorFlow conversions kept its names for the norms' parameters.
@@ -135,7 +136,7 @@ class PostNormEncoder(nn.Module):
         return self.encoder(x, ctx)
 
     def scores(self, pooled: mx.array) -> mx.array:
-        """Scores (B, labels) of first tokens (B, D)."""
+        """Scores (B, labels) of first tokens (B, D), or (B, L, labels) of every token."""
         return self.classifier(self.pooler(pooled) if "pooler" in self else pooled)
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -216,6 +217,11 @@ def block(index: int, spec: ArchSpec, act: str, eps: float, bias: DistanceBias |
         D,
         eps,
     )
+
+
+def token_classifier(spec: ArchSpec, config: Mapping[str, Any]) -> nn.Linear | None:
+    """The classifier of every token, of a checkpoint that is for that; all families have the same."""
+    return nn.Linear(spec.hidden_size, label_count(config)) if "tag" in spec.tasks else None
 
 
 def epsilon(config: Mapping[str, Any]) -> float:

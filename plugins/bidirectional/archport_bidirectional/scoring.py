@@ -17,6 +17,7 @@ from archport.contract import (
     PoolingMode,
     ScoreActivation,
     SpecError,
+    TaggingHead,
     TextInputs,
     TokenHead,
 )
@@ -51,6 +52,11 @@ def classification(
         token_types=token_types,
         source="architectures and id2label of the config",
     )
+
+
+def tagging(checkpoint: CheckpointView) -> TaggingHead:
+    """The head of a checkpoint for token classification."""
+    return TaggingHead(labels(checkpoint.config), source="architectures and id2label of the config")
 
 
 def told_apart(checkpoint: CheckpointView) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 from archport.contract import ArchSpec, CheckpointView, Example, Head, Task, TextInputs, Trunk
 from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import KEYS as BERT_KEYS
-from archport_bidirectional.bert import learned_positions
+from archport_bidirectional.bert import TAGS, learned_positions
 from archport_bidirectional.configs import named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, told_apart
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging, told_apart
 
 ARCHS = ("albert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -19,6 +19,7 @@ ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "AlbertForMaskedLM": ("embed", "fill_mask"),
     "AlbertForPreTraining": ("embed", "fill_mask"),
     "AlbertForSequenceClassification": ("classify", "rerank"),
+    "AlbertForTokenClassification": ("tag",),
 }
 KEYS = replace(
     BERT_KEYS,
@@ -51,6 +52,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
     if "classify" in spec.tasks:
         return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
     late = pylate(checkpoint)
@@ -75,11 +78,13 @@ def examples() -> Sequence[Example]:
     groups = {**config, "num_hidden_layers": 4, "num_hidden_groups": 2}
     masked = {**config, "architectures": ["AlbertForMaskedLM"]}
     classifier = {**config, "architectures": ["AlbertForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
+    tagger = {**config, "architectures": ["AlbertForTokenClassification"], "id2label": TAGS}
     return [
         Example("albert, one block for all layers", config, seed=41, publish=_published),
         Example("albert, two groups of layers", groups, seed=42, publish=_published),
         Example("albert, masked language model", masked, seed=43, publish=_published),
         Example("albert, classifier of two labels", classifier, seed=44, publish=_published),
+        Example("albert, labels of tokens", tagger, seed=46, publish=_published),
     ]
 
 

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import activation
 from archport_bidirectional.configs import label_count
-from archport_bidirectional.encoder import Embeddings, Names, PostNormEncoder, block, epsilon
+from archport_bidirectional.encoder import Embeddings, Names, PostNormEncoder, block, epsilon, token_classifier
 from archport_bidirectional.heads import Dense, MaskedHead
 
 NAMES = Names(
@@ -102,5 +102,5 @@ def albert(spec: ArchSpec, config: Mapping[str, Any]) -> PostNormEncoder:
         SharedEncoder(spec, config, E, eps),
         lm_head=MaskedHead(D, spec.vocab_size, act, eps, out=E) if masked else None,
         pooler=Dense(D, mx.tanh) if labelled else None,
-        classifier=nn.Linear(D, label_count(config)) if labelled else None,
+        classifier=nn.Linear(D, label_count(config)) if labelled else token_classifier(spec, config),
     )

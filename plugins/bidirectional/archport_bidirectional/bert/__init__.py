@@ -25,6 +25,7 @@ from archport_bidirectional.scoring import (
     pylate_inputs,
     stanford_colbert,
     stored_scores,
+    tagging,
     told_apart,
 )
 
@@ -34,6 +35,7 @@ ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "BertForMaskedLM": ("embed", "fill_mask"),
     "BertForPreTraining": ("embed", "fill_mask"),
     "BertForSequenceClassification": ("classify", "rerank"),
+    "BertForTokenClassification": ("tag",),
     "HF_ColBERT": ("embed", "rerank"),
 }
 KEYS = ConfigKeys(
@@ -110,6 +112,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
     if "classify" in spec.tasks:
         return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
     if named(checkpoint.config, ("HF_ColBERT",)):
@@ -126,6 +130,8 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
     return pylate_inputs(spec, checkpoint)
 
 
+# Labels of tokens, in examples.
+TAGS = {"0": "O", "1": "B-PER", "2": "I-PER"}
 EXAMPLE = {
     "architectures": ["BertModel"],
     "model_type": "bert",
@@ -146,10 +152,12 @@ EXAMPLE = {
 def examples() -> Sequence[Example]:
     masked = {**EXAMPLE, "architectures": ["BertForMaskedLM"]}
     classifier = {**EXAMPLE, "architectures": ["BertForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
+    tagger = {**EXAMPLE, "architectures": ["BertForTokenClassification"], "id2label": TAGS}
     return [
         Example("bert, learned positions", EXAMPLE, publish=_published),
         Example("bert, masked language model", masked, seed=11, publish=_published),
         Example("bert, classifier of two labels", classifier, seed=12, publish=_published),
+        Example("bert, labels of tokens", tagger, seed=44, publish=_published),
     ]
 
 

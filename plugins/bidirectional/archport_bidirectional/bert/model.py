@@ -12,7 +12,15 @@ import mlx.nn as nn
 from archport.contract import ArchSpec
 from archport.layers import activation
 from archport_bidirectional.configs import label_count
-from archport_bidirectional.encoder import BERT_BLOCK, Embeddings, Encoder, Names, PostNormEncoder, epsilon
+from archport_bidirectional.encoder import (
+    BERT_BLOCK,
+    Embeddings,
+    Encoder,
+    Names,
+    PostNormEncoder,
+    epsilon,
+    token_classifier,
+)
 from archport_bidirectional.heads import Dense, DenseOut, MaskedHead
 
 NAMES = Names(
@@ -33,7 +41,7 @@ ROBERTA = replace(NAMES, prefix="roberta.", heads=())
 def bert(spec: ArchSpec, config: Mapping[str, Any], padding: int | None = None) -> PostNormEncoder:
     """The module of a checkpoint.
 
-    For the task `fill_mask` it has an `lm_head`; for `classify` a `classifier`, after a `pooler` in BERT.
+    For the task `fill_mask` it has an `lm_head`; for `classify` and `tag` a `classifier`, after a `pooler` in BERT.
 
     Args:
         padding: RoBERTa's padding index; None for BERT.
@@ -42,6 +50,9 @@ def bert(spec: ArchSpec, config: Mapping[str, Any], padding: int | None = None) 
     unused = 0 if padding is None else padding + 1
     masked = MaskedHead(D, spec.vocab_size, activation("gelu" if padding is not None else act), eps)
     labels = label_count(config) if "classify" in spec.tasks else 0
+    classifier = token_classifier(spec, config)
+    if labels:
+        classifier = nn.Linear(D, labels) if padding is None else DenseOut(D, labels)
     return PostNormEncoder(
         spec,
         NAMES if padding is None else ROBERTA,
@@ -50,5 +61,5 @@ def bert(spec: ArchSpec, config: Mapping[str, Any], padding: int | None = None) 
         padding=padding,
         lm_head=masked if "fill_mask" in spec.tasks else None,
         pooler=Dense(D, mx.tanh) if labels and padding is None else None,
-        classifier=None if not labels else nn.Linear(D, labels) if padding is None else DenseOut(D, labels),
+        classifier=classifier,
     )

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, Task, TextInputs, Trunk
-from archport_bidirectional.bert import learned_positions
+from archport_bidirectional.bert import TAGS, learned_positions
 from archport_bidirectional.configs import named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging
 
 ARCHS = ("distilbert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "DistilBertModel": ("embed", "rerank"),
     "DistilBertForMaskedLM": ("embed", "fill_mask"),
     "DistilBertForSequenceClassification": ("classify", "rerank"),
+    "DistilBertForTokenClassification": ("tag",),
 }
 KEYS = ConfigKeys(
     "distilbert",
@@ -51,6 +52,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
     if "classify" in spec.tasks:
         return classification(checkpoint, "cls")
     late = pylate(checkpoint)
@@ -78,10 +81,12 @@ def examples() -> Sequence[Example]:
     masked = {**config, "architectures": ["DistilBertForMaskedLM"]}
     classifier = {**config, "architectures": ["DistilBertForSequenceClassification"]}
     classifier["id2label"] = {"0": "NEGATIVE", "1": "POSITIVE"}
+    tagger = {**config, "architectures": ["DistilBertForTokenClassification"], "id2label": TAGS}
     return [
         Example("distilbert", config, seed=34, publish=_published),
         Example("distilbert, masked language model", masked, seed=35, publish=_published),
         Example("distilbert, classifier of two labels", classifier, seed=36, publish=_published),
+        Example("distilbert, labels of tokens", tagger, seed=410, publish=_published),
     ]
 
 

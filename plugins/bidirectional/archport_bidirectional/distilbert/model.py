@@ -10,7 +10,7 @@ import mlx.nn as nn
 from archport.contract import ArchSpec
 from archport.layers import activation
 from archport_bidirectional.configs import label_count
-from archport_bidirectional.encoder import Embeddings, Encoder, Names, PostNormEncoder
+from archport_bidirectional.encoder import Embeddings, Encoder, Names, PostNormEncoder, token_classifier
 from archport_bidirectional.heads import Dense, MaskedHead
 
 NAMES = Names(
@@ -48,5 +48,5 @@ def distilbert(spec: ArchSpec, config: Mapping[str, Any]) -> PostNormEncoder:
         Encoder(spec, act, EPSILON),
         lm_head=MaskedHead(D, spec.vocab_size, activation(act), EPSILON) if masked else None,
         pooler=Dense(D, nn.relu) if labelled else None,
-        classifier=nn.Linear(D, label_count(config)) if labelled else None,
+        classifier=nn.Linear(D, label_count(config)) if labelled else token_classifier(spec, config),
     )

@@ -9,9 +9,9 @@ from typing import Any
 from archport.contract import ArchSpec, CheckpointView, Example, Head, Task, TextInputs, Trunk
 from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import KEYS as BERT_KEYS
-from archport_bidirectional.bert import learned_positions
+from archport_bidirectional.bert import TAGS, learned_positions
 from archport_bidirectional.configs import named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, told_apart
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging, told_apart
 
 ARCHS = ("electra",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -20,6 +20,7 @@ ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "ElectraForPreTraining": ("embed", "rerank"),
     "ElectraForMaskedLM": ("embed", "fill_mask"),
     "ElectraForSequenceClassification": ("classify", "rerank"),
+    "ElectraForTokenClassification": ("tag",),
 }
 KEYS = replace(
     BERT_KEYS,
@@ -51,6 +52,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
     if "classify" in spec.tasks:
         return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
     late = pylate(checkpoint)
@@ -66,11 +69,13 @@ def examples() -> Sequence[Example]:
     base = {**config, "architectures": ["ElectraForPreTraining"], "embedding_size": 64}
     masked = {**config, "architectures": ["ElectraForMaskedLM"]}
     reranker = {**config, "architectures": ["ElectraForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    tagger = {**config, "architectures": ["ElectraForTokenClassification"], "id2label": TAGS}
     return [
         Example("electra, embeddings half as wide", config, seed=37, publish=_published),
         Example("electra, discriminator with embeddings as wide as its blocks", base, seed=38, publish=_published),
         Example("electra, masked language model", masked, seed=39, publish=_published),
         Example("electra, cross-encoder", reranker, seed=40, publish=_published),
+        Example("electra, labels of tokens", tagger, seed=47, publish=_published),
     ]
 
 

@@ -10,7 +10,15 @@ import mlx.nn as nn
 from archport.contract import ArchSpec
 from archport.layers import activation, gelu
 from archport_bidirectional.configs import label_count
-from archport_bidirectional.encoder import BERT_BLOCK, Embeddings, Encoder, Names, PostNormEncoder, epsilon
+from archport_bidirectional.encoder import (
+    BERT_BLOCK,
+    Embeddings,
+    Encoder,
+    Names,
+    PostNormEncoder,
+    epsilon,
+    token_classifier,
+)
 from archport_bidirectional.heads import DenseOut, MaskedHead
 
 NAMES = Names(
@@ -37,5 +45,7 @@ def electra(spec: ArchSpec, config: Mapping[str, Any]) -> PostNormEncoder:
         Encoder(spec, config.get("hidden_act", "gelu"), eps),
         projection=nn.Linear(E, D) if E != D else None,
         lm_head=masked,
-        classifier=DenseOut(D, label_count(config), gelu) if "classify" in spec.tasks else None,
+        classifier=DenseOut(D, label_count(config), gelu)
+        if "classify" in spec.tasks
+        else token_classifier(spec, config),
     )

@@ -21,13 +21,14 @@ from archport.contract import (
     head_width,
 )
 from archport_bidirectional.configs import has_pipeline, named, prompted
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, tagging
 
 ARCHS = ("modernbert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "ModernBertModel": ("embed", "rerank"),
     "ModernBertForMaskedLM": ("embed", "fill_mask"),
     "ModernBertForSequenceClassification": ("classify", "rerank"),
+    "ModernBertForTokenClassification": ("tag",),
 }
 MODELS = {
     name: name
@@ -107,6 +108,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
     if "classify" in spec.tasks:
         stated = checkpoint.config.get("classifier_pooling", "cls")
         if stated not in ("cls", "mean"):

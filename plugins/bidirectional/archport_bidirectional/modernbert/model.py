@@ -33,13 +33,13 @@ class ModernBert(nn.Module):
         self.embeddings = Embeddings(spec, eps, bias)
         self.layers = [Block(index, spec, config, eps, bias) for index in range(len(spec.layers))]
         self.final_norm = nn.LayerNorm(spec.hidden_size, eps=eps, bias=bias)
-        if {"classify", "fill_mask"} & set(spec.tasks):
+        if {"classify", "fill_mask", "tag"} & set(spec.tasks):
             act, own = (
                 activation(config.get("classifier_activation", "gelu")),
                 bool(config.get("classifier_bias", False)),
             )
             self.head = DenseNorm(spec.hidden_size, act, eps, bias=own, norm_bias=bias)
-        if "classify" in spec.tasks:
+        if {"classify", "tag"} & set(spec.tasks):
             self.classifier = nn.Linear(spec.hidden_size, label_count(config))
         self._tied, self._decoder_bias = spec.tied_head, bool(config.get("decoder_bias", True))
         self._fills = "fill_mask" in spec.tasks
@@ -53,7 +53,7 @@ class ModernBert(nn.Module):
         return self.final_norm(x)
 
     def scores(self, pooled: mx.array) -> mx.array:
-        """Scores (B, labels) of pooled rows (B, D)."""
+        """Scores (..., labels) of rows (..., D)."""
         return self.classifier(self.head(pooled))
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -7,15 +7,16 @@ from typing import Any
 
 from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, SpecError, Task, TextInputs, Trunk
 from archport_bidirectional.bert import EXAMPLE as BERT
-from archport_bidirectional.bert import learned_positions
+from archport_bidirectional.bert import TAGS, learned_positions
 from archport_bidirectional.configs import named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging
 
 ARCHS = ("mpnet",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "MPNetModel": ("embed", "rerank"),
     "MPNetForMaskedLM": ("embed", "fill_mask"),
     "MPNetForSequenceClassification": ("classify", "rerank"),
+    "MPNetForTokenClassification": ("tag",),
 }
 KEYS = ConfigKeys(
     "mpnet",
@@ -58,6 +59,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
     if "classify" in spec.tasks:
         return classification(checkpoint, "cls")
     late = pylate(checkpoint)
@@ -79,10 +82,12 @@ def examples() -> Sequence[Example]:
     }
     masked = {**config, "architectures": ["MPNetForMaskedLM"]}
     classifier = {**config, "architectures": ["MPNetForSequenceClassification"], "id2label": {"0": "no", "1": "yes"}}
+    tagger = {**config, "architectures": ["MPNetForTokenClassification"], "id2label": TAGS}
     return [
         Example("mpnet, distances in shared buckets", config, seed=31, publish=_published),
         Example("mpnet, masked language model", masked, seed=32, publish=_published),
         Example("mpnet, classifier of two labels", classifier, seed=33, publish=_published),
+        Example("mpnet, labels of tokens", tagger, seed=45, publish=_published),
     ]
 
 

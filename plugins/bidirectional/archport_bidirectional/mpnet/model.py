@@ -10,7 +10,7 @@ import mlx.core as mx
 from archport.contract import ArchSpec
 from archport.layers import RelativeBuckets, activation
 from archport_bidirectional.configs import label_count
-from archport_bidirectional.encoder import Embeddings, Encoder, Names, PostNormEncoder, epsilon
+from archport_bidirectional.encoder import Embeddings, Encoder, Names, PostNormEncoder, epsilon, token_classifier
 from archport_bidirectional.heads import DenseOut, MaskedHead
 from archport_bidirectional.mpnet import BUCKETS, PADDING
 
@@ -56,5 +56,5 @@ def mpnet(spec: ArchSpec, config: Mapping[str, Any]) -> MPNet:
         BiasedEncoder(spec, config.get("hidden_act", "gelu"), eps),
         padding=PADDING,
         lm_head=MaskedHead(D, spec.vocab_size, activation("gelu"), eps) if "fill_mask" in spec.tasks else None,
-        classifier=DenseOut(D, label_count(config)) if "classify" in spec.tasks else None,
+        classifier=DenseOut(D, label_count(config)) if "classify" in spec.tasks else token_classifier(spec, config),
     )

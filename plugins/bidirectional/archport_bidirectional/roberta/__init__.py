@@ -18,12 +18,13 @@ from archport.contract import (
 )
 from archport_bidirectional.bert import EXAMPLE, learned_positions
 from archport_bidirectional.configs import has_pipeline, named, prompted
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, told_apart
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging, told_apart
 
 _TASKS: Mapping[str, tuple[Task, ...]] = {
     "Model": ("embed", "rerank"),
     "ForMaskedLM": ("embed", "fill_mask"),
     "ForSequenceClassification": ("classify", "rerank"),
+    "ForTokenClassification": ("tag",),
 }
 ARCHS = ("xlm_roberta", "roberta", "camembert")
 ARCHITECTURES: Mapping[str, tuple[str, tuple[Task, ...]]] = {
@@ -78,6 +79,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
     if "classify" in spec.tasks:
         return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
     if has_pipeline(checkpoint):

@@ -52,12 +52,14 @@ def main(names: list[str]) -> None:
             import golden_heads
             import golden_nemotron
             import golden_siglip
+            import golden_tags
 
             golden_encoders.record()
             golden_bidirectional_decoders.record()
             golden_heads.record()
             golden_nemotron.record()
             golden_siglip.record()
+            golden_tags.record()
         elif name == "published":
             from golden_published import record
 

@@ -153,7 +153,7 @@ def spans(text: str, scores: np.ndarray, places: Places, labels: Sequence[str]) 
     chances /= chances.sum(axis=1, keepdims=True)
     group: list[int] = []
     name = ""
-    best = chances.argmax(axis=1)
+    best: list[int] = chances.argmax(axis=1).tolist()
     for at in (at for at, special in enumerate(places.special) if not special):
         begins, label = _parted(labels[best[at]])
         if group and (label != name or begins):

@@ -61,7 +61,7 @@ def _answer(draw: Draw, folder: Path, expected: dict[str, np.ndarray], found: An
         _vectors(folder / "vectors", ids, found)
     if "raw_scores" in expected:
         _scores(folder / "scores", ids, found)
-    if not any(name.startswith(("hidden_", "logits_", "labels_", "text_")) for name in expected):
+    if not any(name.startswith(("hidden_", "logits_", "labels_", "tags_", "text_")) for name in expected):
         return
     model = engine.load(folder / "checkpoint", dtype="float32")
     if "hidden" in tasks:
@@ -74,6 +74,9 @@ def _answer(draw: Draw, folder: Path, expected: dict[str, np.ndarray], found: An
         scores = model.classify([_text(row) for row in ids], raw_scores=True)
         for index, each in enumerate(scores):
             found.arrays["batch", f"labels_{index}"] = np.array(list(each.scores.values()), np.float32)
+    if "tags" in tasks:
+        for index, scores in enumerate(model._runtime.tagger().scores(ids)):
+            found.arrays["batch", f"tags_{index}"] = scores
     if "tokens" in tasks:
         _tokens(model, ids[1].tolist(), len(expected["tokens"]), found)
     save = draw.options.get("make.save")

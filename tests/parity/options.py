@@ -207,6 +207,7 @@ def encoder_tasks(name: str) -> dict[str, tuple[str, ...]]:
         f"{name}Model": (*EMBEDS, "scores"),
         f"{name}ForMaskedLM": ("hidden", "logits", "vectors"),
         labels: ("labels", "scores"),
+        f"{name}ForTokenClassification": ("tags",),
     }
 
 

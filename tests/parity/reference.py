@@ -119,6 +119,8 @@ def answers(draw: Draw, model: Any, ids: list[np.ndarray]) -> dict[str, np.ndarr
         given = torch.tensor(row[None].astype(np.int64))
         if "pictures" in tasks:
             found[f"text_{index}"] = model.get_text_features(given).pooler_output[0].numpy()
+        elif "tags" in tasks:
+            found[f"tags_{index}"] = model(input_ids=given).logits[0].numpy()
         elif "labels" in tasks:
             found[f"labels_{index}"] = model(input_ids=given).logits[0].numpy()
         else:
@@ -191,6 +193,10 @@ def record(draw: Draw, folder: Path) -> None:
     model = make(draw, folder / "checkpoint")
     about = FAMILIES[draw.family]
     tasks = about.tasks[draw.architecture]
+    if "tags" in tasks and draw.options.get("raw.architectures") == DROP:
+        raise ValueError(
+            "no file says whether its classifier is one of tokens; the reference leaves that to its caller"
+        )
     config = model.config.get_text_config()
     longest = min(draw.longest, positions(config) - TOKENS - 6)
     lengths = [config.max_position_embeddings] * 3 if "pictures" in tasks else None

@@ -53,7 +53,8 @@ class Family:
 
     Args:
         model_type: of the config class.
-        tasks: architecture class -> what it is asked for: `hidden`, `logits`, `tokens`, `labels`, `vectors` and
+        tasks: architecture class -> what it is asked for: `hidden`, `logits`, `tokens`, `labels`, `tags` of
+            every token, `vectors` and
             `scores` of a pipeline, `seen` and `pictures` of a tower.
         base: keys of the config class.
         options: name -> values, the default first.

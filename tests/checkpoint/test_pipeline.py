@@ -13,7 +13,8 @@ from safetensors.numpy import save as serialise
 
 from archport.checkpoint import Checkpoint, load_dense, read_head, read_inputs
 from archport.contract.errors import CheckpointError
-from archport.contract.model import Dense, EmbeddingHead, TextInputs
+from archport.contract.heads import Dense, EmbeddingHead
+from archport.contract.inputs import TextInputs
 
 OLD = "sentence_transformers.models."
 NEW = "sentence_transformers.sentence_transformer.modules.pooling."

@@ -10,7 +10,7 @@ import pytest
 
 from archport.checkpoint import Checkpoint, read_head, read_inputs, resolve
 from archport.contract.errors import CheckpointError
-from archport.contract.model import EmbeddingHead, YesNoHead
+from archport.contract.heads import EmbeddingHead, YesNoHead
 
 
 def pipeline(*kinds: str, **configs: Any) -> dict[str, Any]:

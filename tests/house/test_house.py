@@ -27,6 +27,7 @@ def house() -> ModuleType:
 
 def test_no_modules_of_the_core_import_each_other(house: ModuleType):
     assert house.circles(house.CORE) == []
+    assert house.circles(house.CORE, types=True) == []
 
 
 def test_a_circle_is_seen(house: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,7 +20,7 @@ from typing import Any
 from archport.attention import Chooser, builtin_backends
 from archport.contract import AdmissionRefused, ArchSpec, AttentionPath
 from archport.device.profiles import profile
-from archport.planning import Plan, Request
+from archport.planning import Plan, Request, report
 from archport.testing.plans import plan_of
 
 HERE = Path(__file__).parent
@@ -79,6 +79,12 @@ class Unasked:
 
     def against(self, path: AttentionPath) -> tuple[tuple[str, str], ...]:
         return ()
+
+    def explain(self, plan: Plan, *, verbose: bool) -> str:
+        return report.explain(plan)
+
+    def to_dict(self, plan: Plan) -> dict[str, Any]:
+        return report.as_dict(plan)
 
 
 def plans(models: Mapping[str, ArchSpec]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from archport.contract import ContextLengthExceeded, InputError, TextInputs
-from archport.contract.model import PairText
+from archport.contract.inputs import PairText
 from archport.reading.joined import JoinedTokeniser
 from archport.reading.long_texts import LongTexts
 from archport.reading.pairs import PairTokeniser

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from archport.contract import EmbeddingHead
-from archport.contract.model import PoolingMode
+from archport.contract.heads import PoolingMode
 from archport.contract.plugins import discover
 from archport.engine import Model
 from archport.generating.decode import decode_paths

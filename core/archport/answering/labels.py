@@ -19,9 +19,9 @@ from archport.planning import BatchPlan, Plan
 from archport.reading.joined import Item, JoinedTokeniser
 from archport.reading.pairs import PairTokeniser
 from archport.reading.texts import Overflow, check_text, check_vocabulary
-from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
 from archport.running.pool import VectorHead
+from archport.running.stretches import Stretches
 from archport.running.verify import verified
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from archport.contract import InputError
 from archport.contract.arguments import as_array
-from archport.contract.model import Similarity
+from archport.contract.heads import Similarity
 
 
 def similarity(a: np.ndarray, b: np.ndarray, kind: Similarity) -> np.ndarray:

@@ -19,11 +19,11 @@ from archport.device.progress import Counter, counted, nothing_shown
 from archport.planning import Readout
 from archport.reading.texts import Overflow, TextTokeniser, check_vocabulary, iterable
 from archport.running.calls import device_call
-from archport.running.context import Stretches
 from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder
 from archport.running.pool import project, unit_length
 from archport.running.steps import batch_caches, run_steps
+from archport.running.stretches import Stretches
 from archport.running.verify import verified
 from archport.running.vision import sight_of
 

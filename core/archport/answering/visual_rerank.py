@@ -17,10 +17,10 @@ from archport.answering.yes_no import answer_row, scored
 from archport.contract import CausalLM, Measured, PairReader, YesNoHead
 from archport.planning import BatchPlan, Plan
 from archport.reading.texts import TextTokeniser, check_vocabulary, token_limit
-from archport.running.context import Stretches
 from archport.running.decoding import with_host_bytes
 from archport.running.encode import Encoder, run_ahead
 from archport.running.steps import batch_caches
+from archport.running.stretches import Stretches
 from archport.running.verify import verified
 from archport.running.vision import Sight, sight_of
 

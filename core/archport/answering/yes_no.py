@@ -18,16 +18,16 @@ import numpy as np
 from archport.answering.collecting import rows_named
 from archport.answering.rerank import RerankRequest, ScoreKind
 from archport.contract import AdmissionRefused, CausalLM, YesNoHead
-from archport.contract.model import Activation
+from archport.contract.heads import Activation
 from archport.device import evaluation
 from archport.memory import Snapshot, put, row_bytes, take
 from archport.planning import BatchPlan, Plan, Request
 from archport.reading.pairs import Pairs, common_prefix
 from archport.reading.texts import check_vocabulary
-from archport.running.context import Stretches
 from archport.running.encode import Encoder, run_ahead
 from archport.running.pool import activated
 from archport.running.steps import batch_caches, run_steps
+from archport.running.stretches import Stretches
 from archport.running.verify import Kept, verified
 
 

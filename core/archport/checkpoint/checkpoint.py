@@ -16,8 +16,8 @@ from archport.checkpoint.files import body_folder, module_kind, pipeline_modules
 from archport.checkpoint.headers import Fetched, TensorInfo, read_tensors
 from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
-from archport.contract.heads import Head
-from archport.contract.model import Activation, TextInputs
+from archport.contract.heads import Activation, Head
+from archport.contract.inputs import TextInputs
 
 Source = Literal["folder", "package", "cache", "hub"]
 

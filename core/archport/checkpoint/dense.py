@@ -17,7 +17,7 @@ from archport.checkpoint.headers import read_header
 from archport.checkpoint.quantization import packing
 from archport.checkpoint.weights import WeightDType, load_arrays
 from archport.contract.errors import CheckpointError
-from archport.contract.model import Dense
+from archport.contract.heads import Dense
 
 if TYPE_CHECKING:
     import mlx.core as mx

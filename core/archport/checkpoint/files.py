@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from archport.checkpoint.disk import inside, read_json
 from archport.contract.errors import CheckpointError
@@ -21,6 +21,29 @@ _FOREIGN_FOLDERS = {"onnx", "openvino", "original", "coreml", "flax", "tf", "ggu
 _FOREIGN_INDEX = re.compile(r"(pytorch_model|tf_model|flax_model|consolidated).*\.json$")
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<total>\d{5})\.safetensors$")
 _NOT_A_MODEL = re.compile(r"^(adapter_|optimizer|scheduler|rng_state|training_args)")
+
+
+class Opened(Protocol):
+    """What readers of a checkpoint's small files are given: a `Checkpoint`, of which they know no more than this."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def body(self) -> str: ...
+
+    @property
+    def body_path(self) -> Path: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def memo(self) -> dict[str, Any]: ...
+
+    def json(self, path: str) -> dict[str, Any] | None: ...
+
+    def token_id(self, token: str) -> int | None: ...
 
 
 def pipeline_modules(folder: Path) -> list[dict[str, Any]] | None:

@@ -12,7 +12,7 @@ from archport.checkpoint.files import body_folder
 from archport.checkpoint.pipeline import pipeline_settings
 from archport.checkpoint.transformer import TransformerSettings, token_count, transformer_settings
 from archport.contract.errors import CheckpointError
-from archport.contract.model import CheckpointView, TextInputs
+from archport.contract.inputs import CheckpointView, TextInputs
 
 
 def read_inputs(checkpoint: CheckpointView) -> TextInputs:

@@ -14,16 +14,17 @@ from typing import Any, get_args
 from archport.checkpoint.files import module_kind, pipeline_modules
 from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
-from archport.contract.heads import ClassificationHead, Head
-from archport.contract.model import (
+from archport.contract.heads import (
     Activation,
-    CheckpointView,
+    ClassificationHead,
     Dense,
     EmbeddingHead,
+    Head,
     PoolingMode,
     Similarity,
     YesNoHead,
 )
+from archport.contract.inputs import CheckpointView
 
 log = logging.getLogger("archport")
 

@@ -23,8 +23,8 @@ from archport.checkpoint.added_tokens import (
     put_nothing_around,
     read_added_tokens,
 )
-from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.disk import LARGEST_TOKENIZER, MOST_ENTRIES, check_entries, inside, read_object, read_text
+from archport.checkpoint.files import Opened
 from archport.checkpoint.growth import LONGEST_WORD, check_growth
 from archport.checkpoint.tokenizer_classes import GENERIC, RECIPES, TYPED, Recipe, class_name, is_generic
 from archport.checkpoint.transformer import TransformerSettings, transformer_settings
@@ -37,7 +37,7 @@ _LONG_NUMBER = re.compile("[0-9]{10}")
 _SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "tokenizer.tiktoken")
 
 
-def load_tokenizer(checkpoint: Checkpoint, *, lowercase: bool = False) -> Tokenizer:
+def load_tokenizer(checkpoint: Opened, *, lowercase: bool = False) -> Tokenizer:
     """The tokenizer, without truncation and padding; the same object at every call for one checkpoint.
 
     Files may store both (a limit of 128 and padding to it, in a well-known one), which would cut texts silently.
@@ -57,7 +57,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, lowercase: bool = False) -> Tokeni
     return checkpoint.memo["lowercase tokenizer"]
 
 
-def _found(checkpoint: Checkpoint) -> Tokenizer:
+def _found(checkpoint: Opened) -> Tokenizer:
     folder = checkpoint.body_path
     # Old pipelines keep the tokenizer next to the transformer, some next to the pipeline.
     places = [folder] if folder == checkpoint.folder else [folder, checkpoint.folder]
@@ -77,7 +77,7 @@ def _found(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def special_tokens(checkpoint: Checkpoint) -> tuple[Mapping[str, str], frozenset[str]]:
+def special_tokens(checkpoint: Opened) -> tuple[Mapping[str, str], frozenset[str]]:
     """(`eos_token` and the like -> its text, which of the names a file states; the rest are the class's defaults).
 
     Raises:
@@ -87,7 +87,7 @@ def special_tokens(checkpoint: Checkpoint) -> tuple[Mapping[str, str], frozenset
     return checkpoint.memo["special tokens"]
 
 
-def truncation_side(checkpoint: Checkpoint) -> Literal["right", "left"]:
+def truncation_side(checkpoint: Opened) -> Literal["right", "left"]:
     """The end at which a text that is too long is cut, where a caller asks for that.
 
     Raises:
@@ -103,7 +103,7 @@ def truncation_side(checkpoint: Checkpoint) -> Literal["right", "left"]:
     return side
 
 
-def special_ids(checkpoint: Checkpoint) -> frozenset[int]:
+def special_ids(checkpoint: Opened) -> frozenset[int]:
     """The vocabulary ids of the tokens that the files call special by name or in a list.
 
     A token that tokenizer.json alone marks as special is none of them.
@@ -113,7 +113,7 @@ def special_ids(checkpoint: Checkpoint) -> frozenset[int]:
     return frozenset(found for found in ids if found is not None)
 
 
-def tells_pairs_apart(checkpoint: Checkpoint) -> bool:
+def tells_pairs_apart(checkpoint: Opened) -> bool:
     """Whether the tokenizer gives each token of a pair the number of its text (token_type_ids).
 
     `model_input_names` says so, else the class of tokenizer.
@@ -153,7 +153,7 @@ def _lowercased(tokenizer: Tokenizer) -> Tokenizer:
     return lowered
 
 
-def _read(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -> Tokenizer | None:
+def _read(folder: Path, checkpoint: Opened, settings: TransformerSettings) -> Tokenizer | None:
     stated = read_object(inside(folder, "tokenizer_config.json", "a tokenizer")) or {}
     fast = inside(folder, "tokenizer.json", "a tokenizer")
     vocabulary = (folder / "vocab.txt").is_file()
@@ -415,7 +415,7 @@ def _check_settings(folder: Path, name: str, values: Mapping[str, Any], tokenize
             )
 
 
-def _converted(folder: Path, checkpoint: Checkpoint, settings: TransformerSettings) -> Tokenizer:
+def _converted(folder: Path, checkpoint: Opened, settings: TransformerSettings) -> Tokenizer:
     """Slow files only: transformers knows how to convert them, and is imported for nothing else."""
     try:
         from transformers import AutoTokenizer
@@ -437,7 +437,7 @@ def _converted(folder: Path, checkpoint: Checkpoint, settings: TransformerSettin
         ) from error
 
 
-def mask_token(checkpoint: Checkpoint) -> int | None:
+def mask_token(checkpoint: Opened) -> int | None:
     """The vocabulary id of the token that stands for a masked word, None when the files name none."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         folder = f"{checkpoint.body}/" if checkpoint.body else ""

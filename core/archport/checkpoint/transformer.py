@@ -16,7 +16,7 @@ from typing import Any
 from archport.checkpoint.disk import inside, read_object
 from archport.checkpoint.files import body_folder, pipeline_modules
 from archport.contract.errors import CheckpointError
-from archport.contract.model import Messages
+from archport.contract.inputs import Messages
 
 log = logging.getLogger("archport")
 

@@ -42,15 +42,20 @@ from archport.contract.footprint import Footprint
 from archport.contract.heads import (
     ClassificationHead,
     Classifier,
+    Dense,
+    EmbeddingHead,
     Expansion,
     Head,
     MaskedLM,
+    PoolingMode,
     ScoreActivation,
     TaggingHead,
     TokenHead,
     TypedTrunk,
+    YesNoHead,
 )
 from archport.contract.hookspecs import hookimpl
+from archport.contract.inputs import CheckpointView, Example, Messages, PairText, SpanRule, TextInputs
 from archport.contract.keys import ROPE_KEYS, ConfigKeys, head_width
 from archport.contract.masks import mask_policies
 from archport.contract.media import (
@@ -63,24 +68,9 @@ from archport.contract.media import (
     Reader,
     TowerContext,
     VisionTrunk,
-    VisualRows,
 )
 from archport.contract.memory import KV_STEP, BatchShape, KVAllocation, Limits, kv_capacity
-from archport.contract.model import (
-    CausalLM,
-    CheckpointView,
-    Dense,
-    EmbeddingHead,
-    Example,
-    LayerContext,
-    Messages,
-    PairText,
-    PoolingMode,
-    SpanRule,
-    TextInputs,
-    Trunk,
-    YesNoHead,
-)
+from archport.contract.model import CausalLM, LayerContext, Trunk, VisualRows
 from archport.contract.recurrence import RecurrentForm, RecurrentPath, RecurrentStep, Segments
 from archport.contract.spec import (
     ArchSpec,

@@ -1,6 +1,6 @@
-"""Heads beside those that make one vector: labels, masked words, a vector per token. Pure data and protocols.
+"""Every head: one vector, yes or no, labels, masked words, a vector per token. Pure data and protocols.
 
-Knows nothing of how rows are run.
+How rows are run is the engine's.
 """
 
 from __future__ import annotations
@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from archport.contract.errors import SpecError
-from archport.contract.model import Activation, Dense, EmbeddingHead, PoolingMode, Trunk, YesNoHead
+from archport.contract.model import Trunk
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
     from archport.contract.model import LayerContext
 
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum"]
+# As torch names its modules, in small letters, each with the arguments it has by default.
+Activation = Literal[
+    "identity", "tanh", "relu", "gelu", "sigmoid", "silu", "relu6", "leakyrelu", "elu", "selu", "celu", "mish",
+    "softplus", "softsign", "hardtanh", "hardsigmoid", "hardswish", "logsigmoid", "tanhshrink", "softshrink",
+    "hardshrink", "softmax", "logsoftmax",
+]  # fmt: skip
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 ScoreActivation = Literal["softmax", "sigmoid", "identity"]
 
 
@@ -41,6 +49,85 @@ class TypedTrunk(Trunk, Protocol):
     def __call__(self, input_ids: mx.array, ctx: LayerContext, token_types: mx.array | None = None) -> mx.array:
         """Hidden states (B, L, D); token_types is (B, L) of 0 and 1, None for a single text."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """One Dense module of a sentence-transformers pipeline: `activation(x @ W.T + b)`, plus x when `residual`.
+
+    Where `residual` stands between sizes that differ, a second matrix projects x.
+
+    Args:
+        folder: where its weights are, relative to the checkpoint ("2_Dense"), or the name in front of them among the
+            main weights ("linear", "dense.0").
+        unit_input: whether x is scaled to unit length first.
+    """
+
+    folder: str
+    in_features: int
+    out_features: int
+    bias: bool = True
+    activation: Activation = "tanh"
+    residual: bool = False
+    unit_input: bool = False
+
+    @property
+    def projects_residual(self) -> bool:
+        """Whether the residual goes through a matrix of its own."""
+        return self.residual and self.in_features != self.out_features
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingHead:
+    """How hidden rows become one vector: pool, concatenate the modes, Dense layers, then unit length.
+
+    Args:
+        pooling: modes in the order in which their results are concatenated.
+        include_prompt: whether prompt tokens take part in pooling.
+        dense: Dense layers in order.
+        normalize: whether vectors are scaled to unit length.
+        similarity: how vectors of this model are compared.
+        dimensions: default number of leading dimensions kept, None for all.
+        source: where this was read from, for `archport info`.
+        stated: whether the checkpoint or its model card says so; False for the default of a checkpoint that says
+            nothing, which may as well generate.
+    """
+
+    pooling: tuple[PoolingMode, ...]
+    include_prompt: bool = True
+    dense: tuple[Dense, ...] = ()
+    normalize: bool = False
+    similarity: Similarity = "cosine"
+    dimensions: int | None = None
+    source: str = "default"
+    stated: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = [mode for mode in self.pooling if mode not in get_args(PoolingMode)]
+        if unknown or not self.pooling:
+            raise SpecError(
+                f"embedding head: pooling={self.pooling!r}; expected one or more of {', '.join(get_args(PoolingMode))}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class YesNoHead:
+    """A reranker that answers yes or no: its score is the logit of yes less that of no at the last position.
+
+    Args:
+        yes, no: vocabulary ids of the two answers; without a `no` the logit of yes alone is the score.
+        source: where this was read from, for `archport info`.
+        activation: what a score goes through, unless raw ones are asked for.
+    """
+
+    yes: int
+    no: int | None
+    source: str = "default"
+    activation: Activation = "sigmoid"
+
+    def __post_init__(self) -> None:
+        if self.yes < 0 or (self.no is not None and self.no < 0) or self.yes == self.no:
+            raise SpecError(f"yes/no head: yes={self.yes}, no={self.no}; expected two different vocabulary ids")
 
 
 @dataclass(frozen=True, slots=True)

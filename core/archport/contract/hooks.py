@@ -19,8 +19,9 @@ from archport.contract.attention import AttentionCall, Backend, MaskPolicy
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import ArchportError, PluginError
 from archport.contract.heads import Head
+from archport.contract.inputs import CheckpointView, Example, TextInputs
 from archport.contract.memory import BatchShape, KVAllocation, Limits
-from archport.contract.model import CheckpointView, Example, TextInputs, Trunk
+from archport.contract.model import Trunk
 from archport.contract.spec import ArchSpec, AttentionLayer, LayerSpec
 
 T = TypeVar("T")

@@ -20,8 +20,9 @@ import pluggy
 from archport.contract.attention import AttentionCall, Backend, MaskPolicy
 from archport.contract.device import DeviceFacts
 from archport.contract.heads import Head
+from archport.contract.inputs import CheckpointView, Example, TextInputs
 from archport.contract.memory import BatchShape, KVAllocation, Limits
-from archport.contract.model import CheckpointView, Example, TextInputs, Trunk
+from archport.contract.model import Trunk
 from archport.contract.spec import ArchSpec, LayerSpec
 
 hookspec = pluggy.HookspecMarker("archport")

@@ -161,18 +161,6 @@ class ChatReader(Reader, Protocol):
         ...
 
 
-class VisualRows(Protocol):
-    """The pictures of one step, as a trunk sees them."""
-
-    def replace(self, x: mx.array) -> mx.array:
-        """Token embeddings (B, L, D) with those of pictures in their places."""
-        ...
-
-    def add(self, x: mx.array, tap: int) -> mx.array:
-        """Hidden states (B, L, D) with the tower's tap number `tap` (0, 1, ...) added where pictures stand."""
-        ...
-
-
 class TowerContext(Protocol):
     """All that a vision tower's block may know of the request: pictures never see each other."""
 

@@ -1,37 +1,31 @@
-"""What passes between a plugin's module and the engine: the layer context, heads, inputs and the checkpoint's view.
+"""What passes between a plugin's module and the engine: the layer context and the trunk.
 
-Protocols and pure data. Knows nothing of how attention runs, how tokens are batched or where files come from.
+Protocols alone. How attention runs and how tokens are batched is the engine's.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from archport.contract.errors import SpecError
 from archport.contract.recurrence import RecurrentStep, Segments
 
 if TYPE_CHECKING:
     import mlx.core as mx
-    import numpy as np
 
     from archport.contract.attention import DistanceBias
-    from archport.contract.heads import Head
-    from archport.contract.media import Reader, VisualRows
 
-PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum"]
-# As torch names its modules, in small letters, each with the arguments it has by default.
-Activation = Literal[
-    "identity", "tanh", "relu", "gelu", "sigmoid", "silu", "relu6", "leakyrelu", "elu", "selu", "celu", "mish",
-    "softplus", "softsign", "hardtanh", "hardsigmoid", "hardswish", "logsigmoid", "tanhshrink", "softshrink",
-    "hardshrink", "softmax", "logsoftmax",
-]  # fmt: skip
-# From a row's token ids (L,) int32 to the stretches (start, stop) of them that see each other.
-SpanRule = Callable[["np.ndarray"], Sequence[tuple[int, int]]]
-Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+
+class VisualRows(Protocol):
+    """The pictures of one step, as a trunk sees them."""
+
+    def replace(self, x: mx.array) -> mx.array:
+        """Token embeddings (B, L, D) with those of pictures in their places."""
+        ...
+
+    def add(self, x: mx.array, tap: int) -> mx.array:
+        """Hidden states (B, L, D) with the tower's tap number `tap` (0, 1, ...) added where pictures stand."""
+        ...
 
 
 class LayerContext(Protocol):
@@ -136,249 +130,3 @@ class CausalLM(Trunk, Protocol):
     def head_rows(self, ids: Sequence[int]) -> mx.array:
         """Rows (n, D) of the output head for these vocabulary ids; of a packed head only they are unpacked."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """One Dense module of a sentence-transformers pipeline: `activation(x @ W.T + b)`, plus x when `residual`.
-
-    Where `residual` stands between sizes that differ, a second matrix projects x.
-
-    Args:
-        folder: where its weights are, relative to the checkpoint ("2_Dense"), or the name in front of them among the
-            main weights ("linear", "dense.0").
-        unit_input: whether x is scaled to unit length first.
-    """
-
-    folder: str
-    in_features: int
-    out_features: int
-    bias: bool = True
-    activation: Activation = "tanh"
-    residual: bool = False
-    unit_input: bool = False
-
-    @property
-    def projects_residual(self) -> bool:
-        """Whether the residual goes through a matrix of its own."""
-        return self.residual and self.in_features != self.out_features
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingHead:
-    """How hidden rows become one vector: pool, concatenate the modes, Dense layers, then unit length.
-
-    Args:
-        pooling: modes in the order in which their results are concatenated.
-        include_prompt: whether prompt tokens take part in pooling.
-        dense: Dense layers in order.
-        normalize: whether vectors are scaled to unit length.
-        similarity: how vectors of this model are compared.
-        dimensions: default number of leading dimensions kept, None for all.
-        source: where this was read from, for `archport info`.
-        stated: whether the checkpoint or its model card says so; False for the default of a checkpoint that says
-            nothing, which may as well generate.
-    """
-
-    pooling: tuple[PoolingMode, ...]
-    include_prompt: bool = True
-    dense: tuple[Dense, ...] = ()
-    normalize: bool = False
-    similarity: Similarity = "cosine"
-    dimensions: int | None = None
-    source: str = "default"
-    stated: bool = True
-
-    def __post_init__(self) -> None:
-        unknown = [mode for mode in self.pooling if mode not in get_args(PoolingMode)]
-        if unknown or not self.pooling:
-            raise SpecError(
-                f"embedding head: pooling={self.pooling!r}; expected one or more of {', '.join(get_args(PoolingMode))}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class YesNoHead:
-    """A reranker that answers yes or no: its score is the logit of yes less that of no at the last position.
-
-    Args:
-        yes, no: vocabulary ids of the two answers; without a `no` the logit of yes alone is the score.
-        source: where this was read from, for `archport info`.
-        activation: what a score goes through, unless raw ones are asked for.
-    """
-
-    yes: int
-    no: int | None
-    source: str = "default"
-    activation: Activation = "sigmoid"
-
-    def __post_init__(self) -> None:
-        if self.yes < 0 or (self.no is not None and self.no < 0) or self.yes == self.no:
-            raise SpecError(f"yes/no head: yes={self.yes}, no={self.no}; expected two different vocabulary ids")
-
-
-@dataclass(frozen=True, slots=True)
-class PairText:
-    """The text around a query and a document. The three parts are tokenised apart, without special tokens.
-
-    Args:
-        prefix, suffix: never cut.
-        body: with `{instruction}`, `{query}` and `{document}`, which are filled in as they are.
-        instruction: the default one.
-        max_tokens: tokens of all three by default, at most the model's positions.
-    """
-
-    prefix: str
-    body: str
-    suffix: str
-    instruction: str = ""
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for field_name in ("{query}", "{document}"):
-            if self.body.count(field_name) != 1:
-                raise SpecError(f"pair text: body={self.body!r} must hold {field_name} once")
-
-    def fill(self, instruction: str, query: str, document: str) -> str:
-        """The body for one document; braces inside the values mean nothing."""
-        values = {"{instruction}": instruction, "{query}": query, "{document}": document}
-        return re.sub("|".join(map(re.escape, values)), lambda found: values[found.group()], self.body)
-
-
-@dataclass(frozen=True, slots=True)
-class Messages:
-    """How a text becomes chat messages, which the checkpoint's template then renders.
-
-    A text is what the user says; of a pair, roles `query` and `document` say one each; a prompt is the system's.
-
-    Args:
-        form: whether a message's content is the text itself, or a list with one part of type text.
-        options: whatever else the template is given.
-        restore_suffix: whether a row that was cut gets back what the template puts after every content.
-    """
-
-    form: Literal["flat", "structured"]
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    restore_suffix: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class TextInputs:
-    """How text becomes token ids.
-
-    Args:
-        max_tokens: tokens per text that the model takes by default, special tokens included; None: its positions.
-        query_tokens, document_tokens: the same of a text in that role; None: as any text.
-        prompts: name -> text put in front of an input.
-        query_prompt, document_prompt: names in `prompts` that `encode_query` and `encode_document`
-            use; None: no prompt.
-        default_prompt: name used by a plain `embed`, None for no prompt.
-        final_token: the id every sequence must end with; appended where the tokenizer does not; None: no rule.
-        lowercase: lower-case the text before tokenising (an old sentence-transformers setting).
-        reader: reads every input itself, pictures included; None for text only.
-        pair: the text around query and document, for rerankers that read both as one prompt.
-        messages: how texts become messages for the checkpoint's chat template; None where they stay texts.
-        source: where this was read from, for `archport info`.
-        images_only: whether the model reads no text at all, so that its checkpoint needs no tokenizer.
-        spans: which tokens of a row see each other whichever comes first, by their ids (L,): pairs (start, stop), in
-            order and apart from each other; for specs with layers that declare `spans`. It is asked about every row
-            that is embedded, scored or read as a prompt, and never about what is generated.
-    """
-
-    max_tokens: int | None = None
-    prompts: Mapping[str, str] = field(default_factory=dict[str, str])
-    query_prompt: str | None = None
-    document_prompt: str | None = None
-    default_prompt: str | None = None
-    final_token: int | None = None
-    lowercase: bool = False
-    reader: Reader | None = None
-    pair: PairText | None = None
-    images_only: bool = False
-    query_tokens: int | None = None
-    document_tokens: int | None = None
-    spans: SpanRule | None = None
-    messages: Messages | None = None
-    source: str = "default"
-
-
-class CheckpointView(Protocol):
-    """What the head and inputs hooks may read of a checkpoint: its name, its normalised config and its small files."""
-
-    @property
-    def name(self) -> str:
-        """The hub id or folder it was loaded as."""
-        ...
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """`config.json`, normalised across dialects."""
-        ...
-
-    @property
-    def folder(self) -> Path:
-        """Where its files are."""
-        ...
-
-    def json(self, path: str) -> dict[str, Any] | None:
-        """A JSON file of the checkpoint, None when absent. Raises CheckpointError when it is not a JSON object."""
-        ...
-
-    @property
-    def label(self) -> str:
-        """The last part of its hub id or folder, in small letters: all of a name that may decide anything, and only
-        where no file speaks."""
-        ...
-
-    @property
-    def modules(self) -> tuple[str, ...] | None:
-        """The kinds of its pipeline's modules in order ("Transformer", "Pooling", ...); None without a pipeline."""
-        ...
-
-    def stored_head(self) -> Head:
-        """What the checkpoint's pipeline files say of the head, or the documented default without them."""
-        ...
-
-    def score_activation(self, labels: int) -> Activation:
-        """What the raw scores of pairs go through, by the checkpoint's files; sigmoid or identity where none speaks.
-
-        Args:
-            labels: scores per pair.
-        """
-        ...
-
-    def stored_inputs(self) -> TextInputs:
-        """What the checkpoint's pipeline files say of prompts and limits."""
-        ...
-
-    def tensor_shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a stored tensor as the file has it (packed ones are narrower), None when absent."""
-        ...
-
-    def tells_pairs_apart(self) -> bool:
-        """Whether the tokenizer numbers the texts of a pair (token_type_ids), by its files or its class."""
-        ...
-
-    def token_id(self, token: str) -> int | None:
-        """The vocabulary id of a token, None when the tokenizer does not hold it."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A tiny config of this architecture for the conformance kit, and how to fill its random weights.
-
-    Args:
-        name: what is special about it ("gqa 4:1", "no pooler").
-        config: a `config.json` as the published checkpoints have it, two to four layers.
-        seed: of the random weights.
-        scale: standard deviation of the random matrices; vectors (norms, biases) are perturbed around their default.
-        publish: the module's tensors (name -> mx.array) as published checkpoints name and shape them, the inverse of
-            `sanitize`; None where the two are the same.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    seed: int = 0
-    scale: float = 0.05
-    publish: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None

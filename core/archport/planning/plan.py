@@ -171,6 +171,14 @@ class Origin(Protocol):
         """What speaks against the backends that a path does not take: names and reasons."""
         ...
 
+    def explain(self, plan: Plan, *, verbose: bool) -> str:
+        """Why every batch of a plan is as it is, in plain text."""
+        ...
+
+    def to_dict(self, plan: Plan) -> dict[str, Any]:
+        """A plan as JSON-ready values."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -318,12 +326,8 @@ class Plan:
         Args:
             verbose: of the largest batch every number, and every reason against every backend.
         """
-        from archport.planning.report import explain, explain_in_full
-
-        return explain_in_full(self) if verbose else explain(self)
+        return self.planner.explain(self, verbose=verbose)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-ready values."""
-        from archport.planning.report import as_dict
-
-        return as_dict(self)
+        return self.planner.to_dict(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from archport.contract import (
     AdmissionRefused,
@@ -20,6 +21,7 @@ from archport.contract import (
     InputError,
     PathChooser,
 )
+from archport.planning import report
 from archport.planning.batch import Batch, Quote, Request, Schedule, whole
 from archport.planning.batches import batch_of, divided, groups_of, packed_alone, packed_tightly
 from archport.planning.costs import kinds_of, rate, weights_on
@@ -142,6 +144,14 @@ class Planner(ModelFacts):
     def against(self, path: AttentionPath) -> tuple[tuple[str, str], ...]:
         """What speaks against the backends that a path does not take."""
         return reasons(self, path)
+
+    def explain(self, plan: Plan, *, verbose: bool) -> str:
+        """Why every batch of a plan is as it is, in plain text."""
+        return report.explain_in_full(plan) if verbose else report.explain(plan)
+
+    def to_dict(self, plan: Plan) -> dict[str, Any]:
+        """A plan as JSON-ready values."""
+        return report.as_dict(plan)
 
 
 def _check_pictures(spec: ArchSpec, request: Request) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -21,7 +21,6 @@ from archport.contract import (
     Segments,
     VisualRows,
 )
-from archport.device.evaluation import Pipeline, finish
 from archport.device.tracing import traced
 from archport.layers.norm_rotate import NormRotate
 from archport.memory import Caches, KVCache, RecurrentState
@@ -29,37 +28,8 @@ from archport.planning import BatchPlan, Plan, StepPlan
 from archport.running.keys import StepKeys
 from archport.running.packed import packed_positions
 from archport.running.recurrent import StateStep, padding, recurrent_path
-
-if TYPE_CHECKING:
-    from archport.running.vision import BatchVisual
-
-
-class Stretches:
-    """Stretches of layers that are being evaluated, over all batches of a request, within what its plan may hold."""
-
-    def __init__(self) -> None:
-        self._pipeline = Pipeline(depth=4)
-
-    def start(self, plan: Plan, batch: BatchPlan, *arrays: mx.array, paused: bool = True) -> None:
-        """Evaluate `arrays`; with stretches in flight, start that as soon as the plan's peak has room for it.
-
-        Args:
-            paused: whether the stretch is one of those that the plan counted on.
-        """
-        if batch.schedule.in_flight > 1:
-            room = plan.moving - batch.quote.stretch[0 if paused else 1]
-            self._pipeline.start(*arrays, room=room)
-        elif not traced(*arrays):
-            finish(*arrays)
-
-    def finish(self, *arrays: mx.array) -> None:
-        """Evaluate `arrays` and have back what that took, before anything else is started."""
-        if not traced(*arrays):
-            finish(*arrays)
-
-    def drain(self) -> None:
-        """Wait for all stretches, so that what comes next finds none of their temporaries."""
-        self._pipeline.drain()
+from archport.running.stretches import Stretches
+from archport.running.vision import BatchVisual
 
 
 class StepContext:

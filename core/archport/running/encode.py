@@ -17,11 +17,11 @@ from archport.device import evaluation
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan, Planner, Request
 from archport.reading.ids import beyond, id_rows, named
-from archport.running.context import Stretches
 from archport.running.packed import PackedPooling
 from archport.running.pool import Pooling, VectorHead
 from archport.running.spans import spans_of
 from archport.running.steps import batch_caches, run_steps
+from archport.running.stretches import Stretches
 from archport.running.verify import verified, verifying
 from archport.running.vision import BatchVisual
 

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from archport.contract import Dense, EmbeddingHead, PoolingMode
-from archport.contract.model import Activation
+from archport.contract.heads import Activation
 from archport.device import evaluation
 
 # torch's modules of these names with their default arguments.

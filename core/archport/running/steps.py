@@ -20,8 +20,9 @@ from archport.contract import (
 )
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan, StepPlan
-from archport.running.context import StepContext, Stretches
+from archport.running.context import StepContext
 from archport.running.recurrent import StateStep
+from archport.running.stretches import Stretches
 from archport.running.vision import BatchVisual
 
 

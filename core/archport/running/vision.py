@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -21,9 +21,7 @@ from archport.device.tracing import traced
 from archport.planning import BatchPlan, Plan, VisionStep
 from archport.running.decoding import pictures_of
 from archport.running.pixels import Pixels
-
-if TYPE_CHECKING:
-    from archport.running.context import Stretches
+from archport.running.stretches import Stretches
 
 
 class StepVisual:

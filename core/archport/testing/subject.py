@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from archport.memory import Caches
     from archport.planning import Plan, Planner
     from archport.testing.recorded import Recorded
-    from archport.testing.weights import Shown
 
 
 class Subject:
@@ -81,8 +80,6 @@ class Subject:
     def tinies(self) -> tuple[Tiny, ...]:
         """One per example; for a guest, examples of the plugins it visits."""
         if self.is_guest:
-            from archport.testing.guests import guest_tinies
-
             return guest_tinies(self, self.others)
         return tuple(Tiny(self, example) for example in self.examples)
 
@@ -94,6 +91,8 @@ class Tiny:
         self.subject, self.example = subject, example
         # Plans of single rows, by their length and spans.
         self._alone: dict[tuple[int, tuple[Span, ...]], Plan] = {}
+        # What checks found out once, by its name.
+        self.memo: dict[str, Any] = {}
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -122,20 +121,6 @@ class Tiny:
         from archport.testing.writing import random_weights
 
         return random_weights(self.build(), self.example)
-
-    @cached_property
-    def moved(self) -> dict[str, frozenset[str]]:
-        """What each tensor moves when it alone is changed; see `moved_by`."""
-        from archport.testing.weights import moved_by
-
-        return moved_by(self)
-
-    @cached_property
-    def shown(self) -> Shown | None:
-        """What the first dense layer's matrices show; see `shown_by`."""
-        from archport.testing.weights import shown_by
-
-        return shown_by(self)
 
     @cached_property
     def published(self) -> dict[str, mx.array]:
@@ -378,3 +363,42 @@ class Golden:
         if self.recorded is None or self.recorded.vectors is None:
             return None
         return list(self.recorded.texts), self.recorded.vectors
+
+
+class GuestTiny(Tiny):
+    """An example of a host, loaded with the guest in front of it."""
+
+    def __init__(self, subject: Subject, host: Plugin, example: Example) -> None:
+        super().__init__(subject, example)
+        self.host = host
+
+    @cached_property
+    def spec(self) -> ArchSpec:
+        spec = self.host.hooks().claim(self.config)
+        assert spec is not None, "hosts are chosen by what they claim"
+        return spec
+
+    @cached_property
+    def hooks(self) -> Hooks:
+        assert self.host.module is not None, "hosts are sound plugins"
+        guest = Speaker(f"override {self.subject.module.__name__}", self.subject.module)
+        return Hooks([Speaker("core defaults", defaults), Speaker(self.host.label, self.host.module), guest])
+
+    def load(self, folder: Path, **options: Any) -> engine.Model:
+        """A checkpoint through `engine.load`, claimed by the host, with the guest among the overrides."""
+        options = {"dtype": "float32", **options}
+        return engine.load(folder, plugins=(self.host,), overrides=[self.subject.module], **options)
+
+
+def guest_tinies(subject: Subject, hosts: Sequence[Plugin]) -> tuple[Tiny, ...]:
+    """One causal and one bidirectional example of the hosts; fewer where they have no such thing."""
+    found: dict[str, Tiny] = {}
+    for host in sorted(hosts, key=lambda host: host.distribution != "archport"):
+        for example in host.hooks().examples():
+            tiny = GuestTiny(subject, host, Example(f"{host.name}: {example.name}", *_rest(example)))
+            found.setdefault(tiny.spec.semantics, tiny)
+    return tuple(found[kind] for kind in ("causal", "bidirectional") if kind in found)
+
+
+def _rest(example: Example) -> tuple[Any, ...]:
+    return example.config, example.seed, example.scale, example.publish

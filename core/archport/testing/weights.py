@@ -30,11 +30,17 @@ def vocabulary_biases(t: Tiny) -> list[str]:
 
 
 def moved_by(t: Tiny) -> dict[str, frozenset[str]]:
-    """What each floating tensor moves when it alone is changed, to the last bit.
+    """What each floating tensor moves when it alone is changed, to the last bit; worked out once.
 
     Of "hidden states", "logits" and "scores" (both of given hidden states), and "pictures". A tensor that moves
     nothing is not read at all: even one that cancels out, such as a bias of all keys, changes how sums are rounded.
     """
+    if "moved" not in t.memo:
+        t.memo["moved"] = _moved(t)
+    return t.memo["moved"]
+
+
+def _moved(t: Tiny) -> dict[str, frozenset[str]]:
     import mlx.core as mx
 
     trunk = cast(Any, t.bare())
@@ -126,8 +132,14 @@ def shown_by(t: Tiny) -> Shown | None:
     """What the first attention layer with a dense MLP shows, or the first at all; None where none can be told apart.
 
     A matrix that moves a layer's own q, k or v is attention's; of the others one leads back from the heads, and those
-    between D and one other width are the MLP's.
+    between D and one other width are the MLP's. Worked out once.
     """
+    if "shown" not in t.memo:
+        t.memo["shown"] = _shown(t)
+    return t.memo["shown"]
+
+
+def _shown(t: Tiny) -> Shown | None:
     sparse = set(t.spec.experts.layers) if t.spec.experts else set[int]()
     attention = [index for index, layer in enumerate(t.spec.layers) if isinstance(layer, AttentionLayer)]
     if not attention:
@@ -163,7 +175,7 @@ def misdeclared(t: Tiny) -> list[str]:
 
     A `qk_norm` that is declared and not shown is let pass: other things copy q and k too.
     """
-    shown, spec = t.shown, t.spec
+    shown, spec = shown_by(t), t.spec
     if shown is None:
         return []
     found: list[str] = []

@@ -47,8 +47,8 @@ def model():
 
 
 def hidden_of(model, item):
-    from archport.running.context import Stretches
     from archport.running.steps import batch_caches, run_steps
+    from archport.running.stretches import Stretches
     from archport.running.vision import sight_of
 
     encoder, tokeniser, stretches = model._runtime.encoder, model._runtime.tokeniser, Stretches()

@@ -102,8 +102,8 @@ def run() -> Callable[..., tuple[np.ndarray, Any]]:
 def hidden_of(model: engine.Model, item: object, **planned: Any) -> tuple[np.ndarray, Any]:
     """Hidden states (L, D) of one input, measured or not, as planned, and what the tower saw of it."""
     from archport.reading.texts import Tokens
-    from archport.running.context import Stretches
     from archport.running.steps import batch_caches, run_steps
+    from archport.running.stretches import Stretches
     from archport.running.vision import sight_of
 
     encoder, tokeniser, stretches = model._runtime.encoder, model._runtime.tokeniser, Stretches()

@@ -17,6 +17,7 @@ from archport.contract.hooks import Hooks
 from archport.contract.plugins import find_fault
 from archport.testing.check import check, fail, skip, warn
 from archport.testing.subject import Subject, Tiny
+from archport.testing.weights import shown_by
 
 REQUIRED = ("archport_claim", "archport_build", "archport_examples")
 HEAVY = ("mlx", "mlx_lm", "torch", "transformers", "huggingface_hub", "safetensors", "requests", "httpx")
@@ -180,7 +181,7 @@ def _compare_widths(tiny: Tiny, config: Mapping[str, Any]) -> int:
     name, spec, heads = tiny.example.name, tiny.spec, config.get("num_attention_heads")
     try:
         # Runs a row, which the engine refuses where heads are not as declared.
-        shown, runs = tiny.shown, True
+        shown, runs = shown_by(tiny), True
     # Whatever a module raises is told by the check of building it.
     except Exception:
         shown, runs = None, False

@@ -11,7 +11,7 @@ from archport.testing.check import check, fail, skip
 from archport.testing.checks.caches import decoder, needs_steps
 from archport.testing.measure import as_array, gap
 from archport.testing.subject import Tiny
-from archport.testing.weights import vocabulary_biases
+from archport.testing.weights import moved_by, vocabulary_biases
 
 # Rows that are decoded together, and tokens that each has cached: more than a cache holds at first.
 DECODED = (1, 4, 9)
@@ -79,7 +79,7 @@ def tied_head_is_as_declared(t: Tiny) -> str:
     Derive `tied_head` from the config (`tie_word_embeddings`), and read logits from the matrix that it means.
     """
     _head(t)
-    moved = {name: what for name, what in t.moved.items() if t.weights[name].ndim > 1}
+    moved = {name: what for name, what in moved_by(t).items() if t.weights[name].ndim > 1}
     heads = [name for name, what in moved.items() if "logits" in what]
     if not heads:
         fail(f"changing any of {len(moved)} matrices leaves the logits of given hidden states as they are")
@@ -97,10 +97,11 @@ def every_weight_is_used(t: Tiny) -> str:
 
     Apply what you load; drop in `sanitize` what takes no part.
     """
-    unused = [name for name, what in t.moved.items() if not what]
+    moved = moved_by(t)
+    unused = [name for name, what in moved.items() if not what]
     if unused:
-        fail(f"{len(unused)} of {len(t.moved)} tensors change nothing: {', '.join(unused)}")
-    return f"{len(t.moved)} tensors"
+        fail(f"{len(unused)} of {len(moved)} tensors change nothing: {', '.join(unused)}")
+    return f"{len(moved)} tensors"
 
 
 @check("tiny")

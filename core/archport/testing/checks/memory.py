@@ -10,7 +10,7 @@ from archport.testing.halves import Halves, in_words, too_small
 from archport.testing.halves import measured as measured_halves
 from archport.testing.measure import RUNS, host_ahead, peaks, run_plan
 from archport.testing.subject import Tiny
-from archport.testing.weights import misdeclared, own_blocks
+from archport.testing.weights import misdeclared, own_blocks, shown_by
 
 # Below this a measurement is mostly page rounding.
 WORTH_MEASURING = 32 << 20
@@ -82,7 +82,7 @@ def peak_is_predicted(t: Tiny) -> str:
     # A plan that is far above runs few rows, whose peak is small.
     if predicted > factor * max(measured, WORTH_MEASURING):
         parts = ", ".join(f"{name} {size:,}" for name, size in plan.bytes.items() if size)
-        shown = t.shown
+        shown = shown_by(t)
         norms = shown is not None and t.spec.qk_norm and not shown.normalised
         over = "; qk_norm=True is declared, but q is not normalised" if norms else ""
         fail(

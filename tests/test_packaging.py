@@ -102,8 +102,8 @@ def test_the_wheel_holds_every_module_of_every_package_and_the_typing_marker(bui
         f"{package.name}/{path.relative_to(ROOT / package).as_posix()}"
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        # Modules, and the schema of a report.
-        if path.suffix in (".py", ".json")
+        # Modules, the schema of a report, and what `archport new` fills in.
+        if path.suffix in (".py", ".json", ".template")
     }
     with wheel_of(built) as wheel:
         assert (expected | {"archport/py.typed"}) - set(wheel.namelist()) == set()

@@ -27,7 +27,7 @@ from archport.kernels import activation as activating
 from archport.kernels import sum_norm
 from archport.kernels import varlen as varlen_kernel
 from archport.layers import Embedding
-from archport.layers import residual as onto
+from archport.layers import merging as onto
 from archport.layers.activations import gated
 
 CALLS, TURNS = 20, 4

@@ -15,8 +15,7 @@ from archport.answering.rerank import Scorer
 from archport.answering.tags import Tagger
 from archport.answering.token_vectors import TokenEmbedder
 from archport.answering.vectors import Embedder
-from archport.answering.visual_rerank import VisualScorer
-from archport.answering.yes_no import YesNoScorer
+from archport.answering.yes_no import VisualScorer, YesNoScorer
 from archport.contract import (
     ClassificationHead,
     EmbeddingHead,
@@ -30,9 +29,8 @@ from archport.contract import (
 from archport.generating.generate import Generator
 from archport.memory.prefix_cache import PrefixCache
 from archport.reading.chat import ChatTemplate
-from archport.reading.joined import JoinedTokeniser
 from archport.reading.messages import Conversation, MessagePairs
-from archport.reading.pairs import JoinedPairs, Pairs, PairTokeniser
+from archport.reading.pairs import JoinedPairs, JoinedTokeniser, Pairs, PairTokeniser
 from archport.reading.prompts import PromptReader
 from archport.reading.texts import TextTokeniser
 from archport.running.encode import Encoder

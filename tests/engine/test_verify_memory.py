@@ -19,7 +19,7 @@ from tolerances import PLANNED_BESIDE
 from archport import engine
 from archport.contract import InputError
 from archport.contract.plugins import discover
-from archport.running.verify import MemoryReading
+from archport.running.encode import MemoryReading
 from archport.testing.measure import host_ahead
 from archport.testing.subject import Subject, Tiny
 

@@ -18,8 +18,7 @@ from archport.kernels import rotate as turning
 from archport.layers import norm_rotate
 from archport.layers.norm_rotate import NormRotate
 from archport.layers.norms import ZeroCentredRMSNorm
-from archport.layers.rotary import Rotary
-from archport.layers.sections import SectionedRotary
+from archport.layers.rotary import Rotary, SectionedRotary
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 NAMES = ["x", "q_weight", "k_weight", "cosines", "sines", "eps", "q", "k"]

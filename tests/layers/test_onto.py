@@ -11,7 +11,7 @@ import pytest
 from tolerances import CPU
 
 from archport.layers import GatedMLP, activation, added
-from archport.layers import residual as onto
+from archport.layers import merging as onto
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from archport.kernels import activation as activating
 from archport.kernels import sum_norm
 from archport.layers import MLP, Embedding, GatedMLP, PostNormBlock, activation, embedding
 from archport.layers.activations import ACTIVATIONS, gated
-from archport.running import packed
+from archport.running import pool
 from archport.running.pool import Pooling
 
 
@@ -113,7 +113,7 @@ def test_packed_rows_are_pooled_by_the_kernel_as_padded_ones(tmp_path, mode, ski
     arrays["pooled"] = np.full((3, D), np.nan, np.float32)
     constants = {"Largest": int(mode == "max"), "Weighted": int(mode == "weighted_mean")}
     names = ["x", "starts", "bounds", "pooled"]
-    run = on_host().build(tmp_path, packed.SOURCE, "", names, constants, 32, shape_of="x", whole=("starts", "bounds"))
+    run = on_host().build(tmp_path, pool.SOURCE, "", names, constants, 32, shape_of="x", whole=("starts", "bounds"))
     run(arrays, (1, *x.shape), (2, 3))
     pooling = Pooling(lengths, (mode,), skip)
     pooling.take({mode: mx.array(arrays["pooled"])})

@@ -7,7 +7,7 @@ import pytest
 import archport  # noqa: F401  (before mlx)
 from archport.contract import SpecError
 from archport.layers import Rotary
-from archport.layers.sections import SectionedRotary, dealt
+from archport.layers.rotary import SectionedRotary, dealt
 
 
 def test_text_is_rotated_exactly_as_by_a_plain_rotary():

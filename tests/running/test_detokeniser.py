@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models
 from tokenizers import decoders as d
 
 from archport.generating.detokeniser import Detokeniser
-from archport.generating.text import RowText
+from archport.generating.pieces import RowText
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

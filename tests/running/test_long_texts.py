@@ -12,9 +12,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from archport.contract import ContextLengthExceeded, InputError, TextInputs
 from archport.contract.inputs import PairText
-from archport.reading.joined import JoinedTokeniser
 from archport.reading.long_texts import LongTexts
-from archport.reading.pairs import PairTokeniser
+from archport.reading.pairs import JoinedTokeniser, PairTokeniser
 from archport.reading.texts import TextTokeniser, Tokens
 
 GPT = (

@@ -21,8 +21,7 @@ from archport.device.profiles import profile
 from archport.kernels import varlen as varlen_kernel
 from archport.kernels.rotate import turn
 from archport.layers import Rotary
-from archport.running.packed import PackedPooling, packed_positions
-from archport.running.pool import Pooling
+from archport.running.pool import PackedPooling, Pooling, packed_positions
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 MODELS = ["bert-plain", "xlm-roberta", "modernbert", "qwen3-bidirectional", "qwen3-embed", "llama-bidirec"]

@@ -10,8 +10,7 @@ import pytest
 from archport.contract import AttentionLayer, Measured, Picture, VisionTower
 from archport.planning import VisionStep
 from archport.running import pixels
-from archport.running.decoding import DECODING, with_host_bytes
-from archport.running.pixels import Pixels
+from archport.running.pixels import DECODING, Pixels, with_host_bytes
 
 MB = 1 << 20
 

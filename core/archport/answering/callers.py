@@ -18,7 +18,7 @@ from archport.answering.token_vectors import Role, TokenEmbedder
 from archport.answering.vectors import Embedder, EmbedRequest
 from archport.answering.yes_no import YesNoScorer
 from archport.contract import Measured
-from archport.reading.joined import Item
+from archport.reading.pairs import Item
 from archport.reading.texts import Overflow, Tokens
 from archport.running.calls import device_call
 

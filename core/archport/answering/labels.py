@@ -16,13 +16,11 @@ from archport.contract import EmbeddingHead, InputError, LayerContext, NonFinite
 from archport.contract.heads import ClassificationHead, Classifier, ScoreActivation, TypedTrunk
 from archport.device.progress import Counter, nothing_shown
 from archport.planning import BatchPlan, Plan
-from archport.reading.joined import Item, JoinedTokeniser
-from archport.reading.pairs import PairTokeniser
+from archport.reading.pairs import Item, JoinedTokeniser, PairTokeniser
 from archport.reading.texts import Overflow, check_text, check_vocabulary
-from archport.running.encode import Encoder, run_ahead
+from archport.running.encode import Encoder, run_scored
 from archport.running.pool import VectorHead
 from archport.running.stretches import Stretches
-from archport.running.verify import verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +180,7 @@ class LabelScorer:
         with rows_named(what):
             plan = self.encoder.planned(rows)
         stretches = Stretches()
-        with verified(plan) as watch:
-            batches = watch.batches(plan.batches)
-            run_ahead(
-                batches,
-                lambda batch: self._start(plan, batch, rows, types, stretches),
-                lambda batch, scores: take(batch.rows, np.array(scores)),
-            )
+        run_scored(plan, lambda batch: self._start(plan, batch, rows, types, stretches), take)
 
     def _start(
         self,

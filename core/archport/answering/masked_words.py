@@ -14,9 +14,8 @@ from archport.contract import InputError, NonFiniteOutput
 from archport.contract.heads import MaskedLM
 from archport.planning import BatchPlan, Plan, Readout, Request
 from archport.reading.texts import Overflow, TextTokeniser, check_vocabulary
-from archport.running.encode import Encoder
+from archport.running.encode import Encoder, verified
 from archport.running.steps import run_steps
-from archport.running.verify import verified
 
 # Of one row of the vocabulary: logits, in two types where they are not float32, their chances, those turned round and
 # the order of them.

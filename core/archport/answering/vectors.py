@@ -17,11 +17,10 @@ from archport.device.progress import Counter, nothing_shown
 from archport.planning import BatchPlan, Plan
 from archport.reading.ahead import TokensAhead
 from archport.reading.texts import Overflow, TextTokeniser, Tokens, check_vocabulary
-from archport.running.decoding import with_host_bytes
-from archport.running.encode import Encoder, run_ahead
+from archport.running.encode import Encoder, run_ahead, verified
+from archport.running.pixels import with_host_bytes
 from archport.running.pool import VectorHead
 from archport.running.stretches import Stretches
-from archport.running.verify import verified
 from archport.running.vision import Sight, sight_of
 
 # Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold. A GPU starts on a

@@ -1,15 +1,17 @@
 """Scores of a reranker that answers yes or no: its pairs through the trunk, and two rows of the output head.
 
-What all pairs of a call begin with (system text, instruction, query) is run once where the plan says that this is
-faster, and every batch starts from its keys and values.
+What all pairs of text in a call begin with (system text, instruction, query) is run once where the plan says that this
+is faster, and every batch starts from its keys and values. Pairs that may hold pictures are rendered by the plugin's
+reader.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import cast
 
 import mlx.core as mx
@@ -17,18 +19,19 @@ import numpy as np
 
 from archport.answering.collecting import rows_named
 from archport.answering.rerank import RerankRequest, ScoreKind
-from archport.contract import AdmissionRefused, CausalLM, YesNoHead
+from archport.contract import AdmissionRefused, CausalLM, Measured, PairReader, YesNoHead
 from archport.contract.heads import Activation
 from archport.device import evaluation
 from archport.memory import Snapshot, put, row_bytes, take
 from archport.planning import BatchPlan, Plan, Request
 from archport.reading.pairs import Pairs, common_prefix
-from archport.reading.texts import check_vocabulary
-from archport.running.encode import Encoder, run_ahead
+from archport.reading.texts import TextTokeniser, check_vocabulary, token_limit
+from archport.running.encode import Encoder, Kept, run_scored, verified
+from archport.running.pixels import with_host_bytes
 from archport.running.pool import activated
 from archport.running.steps import batch_caches, run_steps
 from archport.running.stretches import Stretches
-from archport.running.verify import Kept, verified
+from archport.running.vision import Sight, sight_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +61,10 @@ class YesNoScorer:
         difference = np.zeros(len(rows), np.float32)
         stretches = Stretches()
 
-        def finish(batch: BatchPlan, answers: mx.array) -> None:
-            difference[list(batch.rows)] = np.array(answers)
-            request.scored(len(batch.rows))
-
-        with verified(plan, held=Kept(snapshot.bytes) if snapshot else None) as watch:
-            batches = watch.batches(plan.batches)
-            # No closure, whose cells would outlive the frames of an error that somebody keeps.
-            start = partial(self._start, plan, rows=rows, snapshot=snapshot, stretches=stretches)
-            run_ahead(batches, start, finish)
+        # No closure, whose cells would outlive the frames of an error that somebody keeps.
+        start = partial(self._start, plan, rows=rows, snapshot=snapshot, stretches=stretches)
+        held = Kept(snapshot.bytes) if snapshot else None
+        run_scored(plan, start, partial(_put, difference, request), held=held)
         return difference
 
     def read_pairs(self, query: str, documents: Sequence[str], request: RerankRequest) -> tuple[np.ndarray, ...]:
@@ -88,12 +86,7 @@ class YesNoScorer:
         with rows_named("document"):
             plan = self.encoder.planned(rows)
         stretches = Stretches()
-        with verified(plan) as watch:
-            run_ahead(
-                watch.batches(plan.batches),
-                lambda batch: self._start(plan, batch, rows, None, stretches),
-                lambda batch, answers: take(batch.rows, np.array(answers)),
-            )
+        run_scored(plan, lambda batch: self._start(plan, batch, rows, None, stretches), take)
 
     def shown(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities that the answer is yes, or what else the head's activation makes."""
@@ -165,6 +158,12 @@ class YesNoScorer:
         return hidden @ answer_row(cast(CausalLM, self.encoder.trunk), self.head)
 
 
+def _put(difference: np.ndarray, request: RerankRequest, rows: Sequence[int], scores: np.ndarray) -> None:
+    """Keep the scores of some rows, and tell how many more there are."""
+    difference[list(rows)] = scores
+    request.scored(len(rows))
+
+
 def sharing_pays(first: Plan, rest: Plan, whole: Plan) -> bool:
     """Whether running what all pairs begin with first, then the rest of them, takes less time than all of them whole.
 
@@ -194,3 +193,73 @@ def probabilities(difference: np.ndarray) -> np.ndarray:
     """Sigmoid of logit differences; both tails are exact, because exp never overflows for a negative argument."""
     tail = np.exp(-np.abs(difference))
     return np.where(difference >= 0, 1, tail) / (1 + tail)
+
+
+@dataclass(frozen=True, slots=True)
+class VisualScorer:
+    """The scorer of a `YesNoHead` behind a reader of pairs."""
+
+    tokeniser: TextTokeniser
+    reader: PairReader
+    encoder: Encoder
+    head: YesNoHead
+
+    @property
+    def kind(self) -> ScoreKind:
+        return "probability" if self.head.activation == "sigmoid" else "logit"
+
+    def scores(self, query: object, documents: Sequence[object], request: RerankRequest) -> np.ndarray:
+        """The logit of yes less that of no (N,) float32.
+
+        Raises:
+            InputError, ContextLengthExceeded: for a pair that can't be scored.
+            AdmissionRefused: when the pairs do not fit.
+        """
+        most = self.tokeniser.max_tokens
+        limit = token_limit(request.max_tokens, most, most)
+        measured = tuple(
+            self.reader.measure_pair(
+                query,
+                document,
+                self.tokeniser.encode,
+                self.tokeniser.asked(f"document {index}", request.instruction, limit, request.overflow),
+            )
+            for index, document in enumerate(documents)
+        )
+        if not measured:
+            return np.zeros(0, np.float32)
+        check_vocabulary([each.ids for each in measured], self.encoder.spec.vocab_size, "document")
+        images = [[picture.patches for picture in each.pictures] for each in measured]
+        with rows_named("document"):
+            plan = self.encoder.planned([each.ids for each in measured], images=images)
+        plan = with_host_bytes(plan, measured, self.encoder.spec.vision)
+        difference, stretches = np.zeros(len(measured), np.float32), Stretches()
+
+        with sight_of(self.encoder.trunk, self.reader, stretches) as sight:
+            assert sight is not None
+            start = partial(self._start, plan, measured=measured, sight=sight, stretches=stretches)
+            with closing(_decoding(plan, measured, sight)) as batches:
+                run_scored(plan, start, partial(_put, difference, request), batches=batches)
+        return difference
+
+    def shown(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities that the answer is yes, or what else the head's activation makes."""
+        return scored(scores, self.head.activation)
+
+    def _start(
+        self, plan: Plan, batch: BatchPlan, measured: Sequence[Measured], sight: Sight, stretches: Stretches
+    ) -> mx.array:
+        """Logit of yes, less that of no where there is one, (B,) of a batch, unevaluated."""
+        visual = sight.look(plan, batch, measured)
+        caches = batch_caches(self.encoder.spec, plan, batch)
+        ids = [measured[row].ids for row in batch.rows]
+        hidden = self.encoder.last_hidden(plan, batch, ids, caches, stretches, visual)
+        return hidden @ answer_row(cast(CausalLM, self.encoder.trunk), self.head)
+
+
+def _decoding(plan: Plan, measured: Sequence[Measured], sight: Sight) -> Generator[BatchPlan]:
+    """A plan's batches, each with its own and the next one's pictures being decoded."""
+    for batch, following in pairwise([*plan.batches, None]):
+        assert batch is not None
+        sight.ahead([batch, following] if following else [batch], measured)
+        yield batch

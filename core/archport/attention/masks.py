@@ -10,8 +10,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from archport.attention.spans import numbered
-from archport.attention.visibility import Visibility
+from archport.attention.visibility import Visibility, numbered
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -15,8 +15,7 @@ from archport.attention.blocks import lane_blocks
 from archport.attention.mlx_call import attend_block
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Price
-from archport.device.evaluation import Chain, Pipeline, finish
-from archport.device.tracing import traced
+from archport.device.evaluation import Chain, Pipeline, finish, traced
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -1,12 +1,14 @@
-"""Which keys which queries see, in numbers: normalised reach, key ranges of a tile, and the form MLX can be told it in.
+"""Which keys which queries see, in numbers: normalised reach, key ranges of a tile, spans, and MLX's own form of it.
 
-Pure Python. Knows nothing of arrays; `masks` turns the same numbers into an array where no named form exists.
+Imports no mlx; `masks` turns the same numbers into an array where no named form exists.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
+
+import numpy as np
 
 from archport.contract.attention import AttentionCall, Span
 
@@ -159,3 +161,26 @@ def visibility(call: AttentionCall) -> Visibility:
 
 def _shared(values: tuple[T, ...]) -> tuple[T, ...]:
     return values[:1] if len(set(values)) == 1 else values
+
+
+# Of queries and of keys outside of all spans; they differ, so that none of them equal each other.
+NO_QUERY, NO_KEY = -1, -2
+
+
+def numbered(seen: Visibility, a: int, b: int, lo: int, hi: int) -> tuple[np.ndarray, np.ndarray]:
+    """(R, b - a) and (R, hi - lo) int32: the number of each query's and key's span in its row.
+
+    R is 1 where all rows lie alike, else their number. A query and a key of one row are in one span where both have
+    the same number.
+    """
+    rows = max(len(seen.offsets), len(seen.spans))
+    queries = np.full((rows, b - a), NO_QUERY, np.int32)
+    keys = np.full((rows, hi - lo), NO_KEY, np.int32)
+    for row in range(rows):
+        first = seen.offsets[row if len(seen.offsets) > 1 else 0] + a
+        for number, (start, stop) in enumerate(seen.spans[row if len(seen.spans) > 1 else 0]):
+            if stop <= first or start >= first + b - a:
+                continue
+            queries[row, max(0, start - first) : max(0, stop - first)] = number
+            keys[row, max(0, start - lo) : max(0, stop - lo)] = number
+    return queries, keys

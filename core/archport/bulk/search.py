@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from archport.answering.maxsim import maxsim
 from archport.answering.precision import restored
+from archport.answering.token_vectors import maxsim
 from archport.bulk.answers import Sparse
 from archport.bulk.manifest import RANGES, TOTAL, Manifest, load_json
 from archport.bulk.stores import load_ranges, opened

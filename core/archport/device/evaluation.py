@@ -1,7 +1,7 @@
-"""Evaluating work piece by piece so that few pieces hold their temporaries at once. Knows nothing of what they compute.
+"""Evaluating work piece by piece so that few pieces hold their temporaries at once, and whether MLX is tracing instead.
 
 A GPU gives the buffers of finished work back from another thread, a little after the work is known to be done, so that
-waiting for a piece is not enough: the next one may be allocated beside it.
+waiting for a piece is not enough: the next one may be allocated beside it. What pieces compute is not known here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+
+def traced(*arrays: mx.array | None) -> bool:
+    """Whether any of the arrays belongs to a function that MLX is transforming (compile, grad, vmap, export).
+
+    `mx.async_eval` refuses arrays of a transformation, grad included, before it runs anything; `mx.eval` would run
+    under grad. Asked on a new one-element slice, because an array that already has its value is never refused.
+    Outside a transformation this starts computing the arrays.
+    """
+    import mlx.core as mx
+
+    held = [array for array in arrays if array is not None and array.size]
+    try:
+        mx.async_eval([array[(slice(0, 1),) * array.ndim] if array.ndim else array + 0 for array in held])
+    except ValueError:
+        return True
+    return False
+
 
 # How long buffers may take to come back before the device is asked to finish everything: 18 us is usual, 230 the most
 # that was seen on an H200.

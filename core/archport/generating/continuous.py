@@ -29,7 +29,7 @@ from archport.memory import joined
 from archport.memory.prefix_cache import PrefixDraft
 from archport.planning import Plan, Request
 from archport.running.calls import device_call
-from archport.running.verify import verified
+from archport.running.encode import verified
 
 
 class ContinuousBatch:

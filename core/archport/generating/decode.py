@@ -31,9 +31,7 @@ from archport.contract import (
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.memory.prefix_cache import PrefixDraft, remember
 from archport.planning import BatchPlan, Plan, Planner
-from archport.running.context import check_softcap
-from archport.running.keys import StepKeys
-from archport.running.recurrent import StateStep, recurrent_path
+from archport.running.context import StateStep, StepKeys, check_softcap, recurrent_path
 
 # Steps of the same rows before they are compiled, which takes as long as a few of them.
 PATIENCE = 8

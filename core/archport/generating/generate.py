@@ -28,15 +28,15 @@ from archport.generating.pieces import (
     Generation,
     Piece,
     RowOptions,
+    RowText,
     TokenLogprob,
     Usage,
 )
 from archport.generating.prefill import Prefilled, prefill
 from archport.generating.sampling import Sampler, drawing_bytes
-from archport.generating.text import RowText
 from archport.memory.prefix_cache import PrefixCache, PrefixDraft, remember
 from archport.planning import Readout
-from archport.reading.visual_prompts import of_prompts
+from archport.reading.prompts import of_prompts
 from archport.running.encode import Encoder
 
 log = logging.getLogger("archport")

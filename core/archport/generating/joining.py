@@ -16,13 +16,12 @@ from archport.generating.talks import Talk
 from archport.memory import Caches, Snapshot, put
 from archport.memory.prefix_cache import PrefixDraft, remember
 from archport.planning import Plan, Request
-from archport.reading.visual_prompts import VisualPrompts, of_prompts
-from archport.running.decoding import with_host_bytes
+from archport.reading.prompts import VisualPrompts, of_prompts
+from archport.running.encode import verified
+from archport.running.pixels import with_host_bytes
 from archport.running.pool import Pooling
-from archport.running.spans import spans_of
-from archport.running.steps import batch_caches, run_steps
+from archport.running.steps import batch_caches, run_steps, spans_of
 from archport.running.stretches import Stretches
-from archport.running.verify import verified
 from archport.running.vision import sight_of
 
 

@@ -15,13 +15,11 @@ from archport.contract import AdmissionRefused, Span
 from archport.memory import Caches, KVCache, Snapshot, put, put_rows, take
 from archport.memory.prefix_cache import PrefixCache, PrefixDraft, matching, remember
 from archport.planning import Plan, Readout, Request
-from archport.reading.visual_prompts import VisualPrompts
-from archport.running.decoding import with_host_bytes
-from archport.running.encode import Encoder
-from archport.running.spans import RowSpans, spans_of
-from archport.running.steps import batch_caches
+from archport.reading.prompts import VisualPrompts
+from archport.running.encode import Encoder, Watch, verified
+from archport.running.pixels import with_host_bytes
+from archport.running.steps import RowSpans, batch_caches, spans_of
 from archport.running.stretches import Stretches
-from archport.running.verify import Watch, verified
 from archport.running.vision import sight_of
 
 

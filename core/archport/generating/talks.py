@@ -11,9 +11,8 @@ import numpy as np
 
 from archport.contract import CausalLM, Measured, NonFiniteOutput
 from archport.generating.generate import Generator
-from archport.generating.pieces import FinishReason, Piece, RowOptions, TokenLogprob, Usage
+from archport.generating.pieces import FinishReason, Piece, RowOptions, RowText, TokenLogprob, Usage
 from archport.generating.sampling import Sampler
-from archport.generating.text import RowText
 
 
 class Constraint(Protocol):

@@ -2,19 +2,15 @@
 
 from archport.layers.activations import activation, gelu
 from archport.layers.attention import Attention
-from archport.layers.blocks import PreNormBlock
+from archport.layers.blocks import PostNormBlock, PreNormBlock
 from archport.layers.distance import RelativeBuckets, Slopes, alibi_slopes
-from archport.layers.embedding import Embedding
-from archport.layers.encoder import PostNormBlock
+from archport.layers.embedding import Embedding, head_rows, settle_head
 from archport.layers.experts import SparseMLP, stack_experts
 from archport.layers.gated_delta_net import GatedDeltaNet
-from archport.layers.heads import head_rows, settle_head
-from archport.layers.merging import merge_projections
+from archport.layers.merging import added, merge_projections
 from archport.layers.mlp import MLP, GatedMLP
 from archport.layers.norms import ZeroCentredRMSNorm
-from archport.layers.residual import added
-from archport.layers.rotary import Rotary
-from archport.layers.sections import SectionedRotary
+from archport.layers.rotary import Rotary, SectionedRotary
 from archport.layers.short_conv import ShortConv
 from archport.layers.vision import PatchMergingTower, TowerShape
 

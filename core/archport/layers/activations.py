@@ -17,7 +17,7 @@ import numpy as np
 
 from archport.contract import SpecError
 from archport.device import vectormath, workers
-from archport.device.tracing import traced
+from archport.device.evaluation import traced
 from archport.kernels import activation as activating
 
 Activation = Callable[[mx.array], mx.array]

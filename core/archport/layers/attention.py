@@ -11,10 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import AttentionLayer, DistanceBias, LayerContext
-from archport.layers.merging import MergedLinear
+from archport.layers.merging import MergedLinear, linear_onto
 from archport.layers.norm_rotate import NormRotate
 from archport.layers.norms import ZeroCentredRMSNorm
-from archport.layers.residual import linear_onto
 from archport.layers.rotary import Rotary
 
 # (q, k, rope) -> both of them rotated, as a context's `rotate`.

@@ -13,8 +13,8 @@ import mlx.nn as nn
 import numpy as np
 
 from archport.contract import Experts
+from archport.device.evaluation import traced
 from archport.device.mlx_lm import reused
-from archport.device.tracing import traced
 from archport.layers.activations import activation, gated
 from archport.layers.mlp import GatedMLP
 

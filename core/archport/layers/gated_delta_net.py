@@ -12,10 +12,9 @@ import mlx.nn as nn
 
 from archport.contract import DeltaHeads, LayerContext, Segments
 from archport.layers.activations import Activation, host_is_faster, silu
-from archport.layers.fusing import fused
+from archport.layers.compiled import fused
 from archport.layers.gated_delta import run_rule
-from archport.layers.merging import MergedLinear
-from archport.layers.residual import linear_onto
+from archport.layers.merging import MergedLinear, linear_onto
 from archport.layers.short_conv import ShortConv
 
 # Added to the sum of squares of a key or query before its root is taken.

@@ -6,8 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.layers.activations import Activation, gated, gated_halves
-from archport.layers.merging import MergedLinear
-from archport.layers.residual import linear_onto
+from archport.layers.merging import MergedLinear, linear_onto
 
 
 class MLP(nn.Module):

@@ -13,8 +13,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.layers.rotary import Rotary
-from archport.layers.sections import SectionedRotary
+from archport.layers.rotary import Rotary, SectionedRotary
 
 WARPS = 8
 # Elements of the product below which the host binds, and a kernel of one's own takes it longer than MLX's operations.

@@ -13,7 +13,7 @@ import numpy as np
 from archport.contract import Segments
 from archport.device import workers
 from archport.layers.activations import Activation, host_is_faster, silu
-from archport.layers.fusing import fused
+from archport.layers.compiled import fused
 
 # Numbers worked on at a time: they stay in a core's second-level cache.
 _BLOCK = 1 << 16

@@ -1,6 +1,5 @@
-"""A query and its documents to token ids: published bytes around them, and only what is between them is ever cut.
-
-Knows nothing of scores or batches.
+"""Pairs to token ids: a query and a document inside published bytes, of which only what is between them is ever cut, or
+two texts through the tokenizer's own template, with the type of each token. Scores and batches are not known here.
 """
 
 from __future__ import annotations
@@ -10,12 +9,114 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from archport.contract import ContextLengthExceeded, InputError, PairText
-from archport.reading.joined import JoinedTokeniser
 from archport.reading.long_texts import LongTexts
-from archport.reading.texts import Overflow, check_text, encoded, token_limit
+from archport.reading.texts import Cutters, Overflow, Side, check_text, encoded, token_limit
+
+# One text, or the two texts of a pair.
+Item = str | tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedTokeniser:
+    """Turns texts and pairs into ids as the tokenizer's template joins them.
+
+    Args:
+        tokenizer: without padding and truncation.
+        max_tokens: tokens that an item may have at most, special tokens included.
+        side: the end at which a longer text is cut.
+    """
+
+    tokenizer: Tokenizer
+    max_tokens: int
+    side: Side = "right"
+    _long: LongTexts = field(init=False, repr=False, compare=False)
+    _cutter: Cutters = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_long", LongTexts(self.tokenizer))
+        object.__setattr__(self, "_cutter", Cutters(self.tokenizer, self.side))
+
+    def __call__(
+        self, items: Sequence[Item], *, what: str = "text", max_tokens: int | None = None, overflow: Overflow = "error"
+    ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        """(ids, types) of every item, int32 arrays.
+
+        Args:
+            what: how errors call an item.
+            overflow: `error`, or `truncate`, which cuts the longer text of a pair first, as the reference library does.
+
+        Raises:
+            InputError: for something that is neither a text nor a pair of texts.
+            ContextLengthExceeded: for an item over the limit, unless truncation was asked for.
+        """
+        limit = token_limit(max_tokens, self.max_tokens, self.max_tokens)
+        ready = [self._prepared(item, f"{what} {index}") for index, item in enumerate(items)]
+        begun = [self._begun(item, limit + 1, exact=overflow == "truncate") for item in ready]
+        rows: list[np.ndarray] = []
+        types: list[np.ndarray] = []
+        for index, encoding in enumerate(encoded(self.tokenizer, [item for item, _ in begun])):
+            if len(encoding.ids) > limit:
+                if overflow == "error":
+                    part, cut = begun[index]
+                    tokens, count = self._long.count(
+                        len(encoding.ids), cut, _characters(part), _characters(ready[index])
+                    )
+                    raise ContextLengthExceeded(
+                        f"{what} {index} has {count} tokens; the limit is {limit}. Pass overflow='truncate' to cut it",
+                        requested=tokens,
+                        ceiling=limit,
+                        max_tokens_that_fit=limit,
+                        binding=f"max_tokens {limit}",
+                    )
+                encoding = self._cut(begun[index][0], limit)
+            if not encoding.ids:
+                raise InputError(f"{what} {index} ({items[index]!r:.60}) has no tokens; this model needs at least one")
+            rows.append(np.asarray(encoding.ids, dtype=np.int32))
+            types.append(np.asarray(encoding.type_ids, dtype=np.int32))
+        return tuple(rows), tuple(types)
+
+    def _prepared(self, item: object, name: str) -> Item:
+        parts = item if isinstance(item, tuple | list) else (item,)
+        if len(parts) not in (1, 2):
+            raise InputError(f"{name} has {len(parts)} parts; expected a text or a pair of texts")
+        for part in parts:
+            check_text(part, name)
+        texts = [str(part) for part in parts]
+        return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+    def _begun(self, item: Item, tokens: int, *, exact: bool) -> tuple[Item, int]:
+        """(a text or pair that is refused or cut alike, how many of its texts are beginnings only)."""
+        if exact and self.side == "left":
+            return item, 0
+        if isinstance(item, str):
+            text, more = self._long.beginning(item, tokens, exact=exact)
+            return text, int(more)
+        while True:
+            (first, more), (second, rest) = self._long.beginnings(item, tokens, exact=exact)
+            if not (exact and more and rest):
+                break
+            # Both may be cut, and the longer one keeps the odd token: go on to where one of them ends.
+            tokens *= 4
+        if exact and more + rest == 1:
+            known = len(self.tokenizer.encode(second if more else first, add_special_tokens=False).ids)
+            if known >= tokens:
+                cut = self._long.beginning(item[0] if more else item[1], known + 1, exact=True)
+                (first, more), (second, rest) = (cut, (second, rest)) if more else ((first, more), cut)
+        return (first, second), more + rest
+
+    def _cut(self, item: Item, limit: int) -> Encoding:
+        special = self.tokenizer.num_special_tokens_to_add(True)
+        if limit <= special:
+            raise InputError(f"max_tokens={limit} leaves no room beside this model's {special} special tokens")
+        cutter = self._cutter(limit)
+        return cutter.encode(*item) if isinstance(item, tuple) else cutter.encode(item)
+
+
+def _characters(item: Item) -> int:
+    return len(item) if isinstance(item, str) else sum(map(len, item))
 
 
 class Pairs(Protocol):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from archport.device.evaluation import Pipeline, finish
-from archport.device.tracing import traced
+from archport.device.evaluation import Pipeline, finish, traced
 from archport.planning import BatchPlan, Plan
 
 

@@ -16,11 +16,9 @@ import numpy as np
 
 from archport.attention import prepare
 from archport.contract import ArchportError, Measured, Picture, Reader, Trunk, VisionTrunk
-from archport.device.evaluation import Pipeline, finish
-from archport.device.tracing import traced
+from archport.device.evaluation import Pipeline, finish, traced
 from archport.planning import BatchPlan, Plan, VisionStep
-from archport.running.decoding import pictures_of
-from archport.running.pixels import Pixels
+from archport.running.pixels import Pixels, pictures_of
 from archport.running.stretches import Stretches
 
 

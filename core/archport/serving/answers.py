@@ -15,10 +15,9 @@ import numpy as np
 
 from archport.answering.callers import AnswerWork, LabelWork, Row, TokenWork, VectorWork
 from archport.answering.labels import Classified, LabelScorer
-from archport.answering.maxsim import maxsim
 from archport.answering.rerank import RerankRequest
 from archport.answering.similarity import similarity
-from archport.answering.token_vectors import TokenEmbedder
+from archport.answering.token_vectors import TokenEmbedder, maxsim
 from archport.answering.vectors import Embedder, EmbedRequest
 from archport.answering.yes_no import YesNoScorer
 from archport.contract import ClassificationHead, EmbeddingHead, InputError, TokenHead

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from archport.planning import BatchPlan, Plan, Planner
+    from archport.running.context import StateStep
     from archport.running.encode import Encoder
     from archport.running.pool import VectorHead
-    from archport.running.recurrent import StateStep
 
 
 def gap(got: object, want: object) -> float:
@@ -202,7 +202,7 @@ class PackedContext:
     def __init__(self, layers: Sequence[LayerSpec], lengths: Sequence[int], planner: Planner) -> None:
         import mlx.core as mx
 
-        from archport.running.keys import StepKeys
+        from archport.running.context import StepKeys
 
         self._keys = StepKeys(layers)
         self._layers, self._lengths, self._planner = layers, tuple(lengths), planner
@@ -261,7 +261,7 @@ class PackedContext:
         return Segments(age=self._positions)
 
     def state(self, layer: int, *_: object) -> StateStep:
-        from archport.running.recurrent import StateStep
+        from archport.running.context import StateStep
 
         spec = self._layers[layer]
         assert isinstance(spec, RecurrentLayer), f"layer {layer} is declared an attention layer but asked for state"

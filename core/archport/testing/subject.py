@@ -35,7 +35,7 @@ from archport.contract import (
 )
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin
-from archport.running.spans import spans_of
+from archport.running.steps import spans_of
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -15,7 +15,7 @@ from archport.checkpoint import normalise_config
 from archport.contract import Example
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import claim, discover
-from archport.running.verify import VARIABLE
+from archport.running.encode import VARIABLE
 from archport.testing.writing import random_weights, write_checkpoint
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"

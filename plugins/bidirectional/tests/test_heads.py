@@ -247,7 +247,7 @@ def test_pylate_without_words_of_its_own_skips_punctuation_and_fills_queries(tmp
 
 
 def test_a_negative_maxsim_stays_negative_beside_longer_documents():
-    from archport.answering.maxsim import maxsim
+    from archport.answering.token_vectors import maxsim
 
     query = np.array([[1.0, 0.0]], np.float32)
     away = np.array([[-1.0, 0.0]], np.float32)

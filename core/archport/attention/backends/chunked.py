@@ -16,8 +16,7 @@ from archport.attention.tiles import SMALLEST, tile_form
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
-from archport.device.evaluation import Chain, finish
-from archport.device.tracing import traced
+from archport.device.evaluation import Chain, finish, traced
 
 if TYPE_CHECKING:
     import mlx.core as mx

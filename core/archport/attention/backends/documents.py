@@ -14,8 +14,7 @@ from archport.attention import prices
 from archport.attention.choose import Chooser
 from archport.contract.attention import AttentionCall, AttentionPath, Backend, DistanceBias, Feature, MaskKind, Price
 from archport.contract.device import DeviceFacts
-from archport.device.evaluation import finish
-from archport.device.tracing import traced
+from archport.device.evaluation import finish, traced
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -17,12 +17,11 @@ import numpy as np
 from archport.attention import prices, run_tiles, tiles
 from archport.attention.bias import Line, line_of
 from archport.attention.blocks import lane_blocks, lane_shape, line_bytes
-from archport.attention.spans import numbered
-from archport.attention.visibility import Visibility, visibility
+from archport.attention.visibility import Visibility, numbered, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
 from archport.device import vectormath, workers
-from archport.device.tracing import traced
+from archport.device.evaluation import traced
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -16,8 +16,8 @@ import mlx.core as mx
 
 from archport.contract import EmbeddingHead
 from archport.contract.plugins import discover
+from archport.running.encode import VARIABLE, MemoryReading
 from archport.running.pool import VectorHead
-from archport.running.verify import VARIABLE, MemoryReading
 from archport.testing.check import BAD, CHECKS, Check
 from archport.testing.finding import find, subject_of
 from archport.testing.measure import peaks, run_plan

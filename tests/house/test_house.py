@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,15 @@ def test_a_circle_is_seen(house: ModuleType, tmp_path: Path, monkeypatch: pytest
     (folder / "b.py").write_text("import room.a")
     (folder / "c.py").write_text("def f():\n    import room.a")
     assert house.circles(folder) == [["room.a", "room.b"]]
+
+
+def test_the_readers_path_names_seven_files_that_are_there():
+    root = Path(__file__).parents[2]
+    page = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = page.partition("## Seven files that explain the whole")[2].partition("\n## ")[0]
+    files = re.findall(r"^\d\. `([^`]+)`", section, re.M)
+    assert len(files) == 7
+    assert [name for name in files if not (root / name).is_file()] == []
 
 
 def test_no_new_identifier_holds_a_word_that_the_glossary_replaces():

@@ -2,8 +2,9 @@
 
 from archport.contract import ArchSpec, AttentionLayer, Example, hookimpl
 
+# Under a name of its own: archport's bidirectional plugin claims the published one.
 MPNET = {
-    "architectures": ["MPNetModel"],
+    "architectures": ["OutsideMPNetModel"],
     "model_type": "mpnet",
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -30,21 +31,21 @@ def archport_claim(config):
     names = config.get("architectures") or []
     # Where neither the file nor core says anything, an encoder is what these architectures are.
     causal = config["causal"] and config.get("causal_stated", True)
-    if causal or not {"MPNetModel", "AlibiBertModel"} & set(names):
+    if causal or not {"OutsideMPNetModel", "AlibiBertModel"} & set(names):
         return None
     heads = config["num_attention_heads"]
     layer = AttentionLayer(
         "bidirectional", n_heads=heads, n_kv_heads=heads, head_dim=config["hidden_size"] // heads, bias=True
     )
     return ArchSpec(
-        arch="mpnet" if "MPNetModel" in names else "alibi-bert",
+        arch="mpnet" if "OutsideMPNetModel" in names else "alibi-bert",
         tasks=("embed",),
         layers=(layer,) * config["num_hidden_layers"],
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         # MPNet counts positions from 2 on, after its padding index.
-        max_positions=config["max_position_embeddings"] - (2 if "MPNetModel" in names else 0),
+        max_positions=config["max_position_embeddings"] - (2 if "OutsideMPNetModel" in names else 0),
         dtype=config.get("dtype", "float32"),
         gated_mlp=False,
         qk_norm=False,

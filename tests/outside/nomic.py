@@ -3,7 +3,7 @@
 from archport.contract import ArchSpec, AttentionLayer, Example, hookimpl
 
 NOMIC = {
-    "architectures": ["NomicBertModel"],
+    "architectures": ["OutsideNomicBertModel"],
     "model_type": "nomic_bert",
     "hidden_size": 64,
     "num_hidden_layers": 3,
@@ -19,7 +19,7 @@ NOMIC = {
 }
 # The same model as its repository says it, in GPT-2's words.
 HUB = {
-    "architectures": ["NomicBertModel"],
+    "architectures": ["OutsideNomicBertModel"],
     "model_type": "nomic_bert",
     "n_embd": 64,
     "n_layer": 3,
@@ -70,7 +70,7 @@ def read(config):
 
 @hookimpl
 def archport_claim(config):
-    if "NomicBertModel" not in (config.get("architectures") or []) or config["causal"]:
+    if "OutsideNomicBertModel" not in (config.get("architectures") or []) or config["causal"]:
         return None
     whole = config.get("rotary_emb_fraction", 1.0) == 1.0
     config = read(config)

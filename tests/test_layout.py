@@ -37,6 +37,7 @@ LEVELS = {
     "engine": 8,
     "testing": 9,
     "bulk": 9,
+    "conversion": 9,
     "serving": 9,
     "cli": 10,
 }

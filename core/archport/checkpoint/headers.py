@@ -54,6 +54,7 @@ class TensorInfo:
         shape: its dimensions.
         nbytes: bytes it takes in the file.
         file: the file that holds it, relative to the checkpoint.
+        offset: byte of the file where it begins.
     """
 
     name: str
@@ -61,6 +62,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     nbytes: int
     file: str
+    offset: int = 0
 
     @property
     def size(self) -> int:
@@ -79,8 +81,14 @@ def _no_duplicates(where: str) -> Any:
     return hook
 
 
-def _entry(where: str, file: str, name: str, entry: Any, data_bytes: int) -> tuple[TensorInfo, int, int]:
-    """One header entry as (tensor, begin, end), each value checked against the others and the file's size."""
+def _entry(where: str, file: str, name: str, entry: Any, start: int, total: int) -> tuple[TensorInfo, int, int]:
+    """One header entry as (tensor, begin, end), each value checked against the others and the file's size.
+
+    Args:
+        start: byte of the file where its data begins.
+        total: bytes of the whole file.
+    """
+    data_bytes = total - start
     shape = entry.get("shape") if isinstance(entry, dict) else None
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     sizes_valid = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
@@ -107,7 +115,7 @@ def _entry(where: str, file: str, name: str, entry: Any, data_bytes: int) -> tup
             f"{where}: {name!r} is {dtype} {tuple(shape)}, which takes {expected:,} bytes, but its range is "
             f"{begin:,}..{end:,}. The file is damaged; fetch it again."
         )
-    return TensorInfo(name, dtype, tuple(shape), expected, file), begin, end
+    return TensorInfo(name, dtype, tuple(shape), expected, file, start + begin), begin, end
 
 
 def read_header(path: Path, file: str) -> dict[str, TensorInfo]:
@@ -173,8 +181,10 @@ def parse_header(where: str, file: str, text: bytes, total: int) -> dict[str, Te
     header = parse_json(f"{where}: its header", decoded, _no_duplicates(where), "JSON")
     if not isinstance(header, dict):
         raise CheckpointError(f"{where}: its header is a JSON {type(header).__name__}; expected an object.")
-    data_bytes = total - LENGTH_BYTES - len(text)
-    entries = [_entry(where, file, name, entry, data_bytes) for name, entry in header.items() if name != "__metadata__"]
+    start = LENGTH_BYTES + len(text)
+    data_bytes = total - start
+    named = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    entries = [_entry(where, file, name, entry, start, total) for name, entry in named.items()]
     position = 0
     for info, begin, end in sorted(entries, key=lambda item: item[1:]):
         if begin != position:

@@ -13,6 +13,7 @@ from archport.cli.batch import batch
 from archport.cli.bench_serve import bench_serve
 from archport.cli.chat import chat
 from archport.cli.check import check
+from archport.cli.convert import convert
 from archport.cli.doctor import doctor
 from archport.cli.embed import embed
 from archport.cli.generate import generate
@@ -47,6 +48,7 @@ for command in (
     plugins,
     check,
     record,
+    convert,
     doctor,
     new,
 ):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
+from archport.cli import models as models_page
 from archport.cli.batch import batch
 from archport.cli.bench_serve import bench_serve
 from archport.cli.chat import chat
@@ -53,6 +54,10 @@ for command in (
     new,
 ):
     app.command()(spoken(command))
+models_page.app.callback()(spoken(models_page.models))
+for command in (models_page.pull, models_page.rm):
+    models_page.app.command()(spoken(command))
+app.add_typer(models_page.app, name="models")
 
 
 @contextmanager

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Of the source, held at once; its float32 copy and what is made of it are as large again, each.
 CHUNK = 8 << 20
+# MLX quantises to 4-bit floats by a table, with temporaries of 40 times the source.
+FLOAT_CHUNK = 1 << 20
 # Bytes of output after which progress is noted on disk.
 _NOTED = 64 << 20
 _NAMES = {
@@ -131,7 +133,8 @@ def _quantised(dense: mx.array, target: Target, columns: int) -> Sequence[mx.arr
 
 def _chunks(source: Path, target: Target, unit: int) -> Iterator[bytes]:
     """A tensor's bytes, whole units at a time."""
-    most = max(CHUNK // unit, 1) * unit
+    floats = target.packed is not None and target.packed.mode != "affine"
+    most = max((FLOAT_CHUNK if floats else CHUNK) // unit, 1) * unit
     for stretch in target.stretches:
         path = inside(source, stretch.file, "the index")
         with path.open("rb", buffering=0) as file:

@@ -68,6 +68,18 @@ def tools_are_taken():
     assert made.choices[0].finish_reason in ("length", "stop", "tool_calls")
 
 
+def a_demanded_call_is_made():
+    count = {"type": "object", "properties": {"count": {"type": "integer", "maximum": 9}}, "required": ["count"]}
+    tools = [{"type": "function", "function": {"name": name, "parameters": count}} for name in ("look", "paint")]
+    for choice in ("required", {"type": "function", "function": {"name": "paint"}}):
+        made = client.chat.completions.create(
+            model=CHAT, messages=MESSAGES, max_tokens=300, tools=tools, tool_choice=choice, parallel_tool_calls=False
+        )
+        (call,) = made.choices[0].message.tool_calls
+        assert call.function.name in (("look", "paint") if choice == "required" else ("paint",))
+        assert isinstance(json.loads(call.function.arguments)["count"], int)
+
+
 def models_are_listed():
     assert {EMBED, CHAT} <= {each.id for each in client.models.list()}
     assert client.models.retrieve(EMBED).id == EMBED
@@ -90,5 +102,5 @@ if __name__ == "__main__":
     run(
         vectors_come_as_base64_and_in_order, a_chat_is_answered, a_stream_says_the_same,
         the_async_client_asks_many_at_once, structured_output_has_its_schema, completions_and_responses_are_answered,
-        tools_are_taken, models_are_listed, errors_are_the_client_s_own,
+        tools_are_taken, a_demanded_call_is_made, models_are_listed, errors_are_the_client_s_own,
     )  # fmt: skip

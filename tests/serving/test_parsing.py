@@ -181,6 +181,27 @@ def test_thinking_is_split_off_wherever_the_text_is_cut(text, opened, thought, c
         assert told(read(Thinking(Hermes(), opened=opened), [text[:at], text[at:]])) == (content, thought, [])
 
 
+@pytest.mark.parametrize(
+    ("form", "written", "value"),
+    [
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "null", None),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "5", "5"),
+        ({"type": ["string", "null"]}, "true", "true"),
+        ({"type": ["string", "integer"]}, "5", 5),
+        ({"type": "number"}, "NaN", "NaN"),
+        ({"type": "number"}, "5", 5),
+        ({"$ref": "#/$defs/Place"}, "12", "12"),
+        ({"enum": ["1", "two"]}, "1", "1"),
+        ({}, "5", 5),
+        ({}, '"5"', '"5"'),
+    ],
+)
+def test_a_tagged_value_is_of_a_type_that_its_parameter_has(form, written, value):
+    schema = {"type": "object", "properties": {"key": form}, "$defs": {"Place": {"type": "string"}}}
+    text = f"<tool_call>\n<function=f>\n<parameter=key>\n{written}\n</parameter>\n</function>\n</tool_call>"
+    assert told(read(Coder([{"function": {"name": "f", "parameters": schema}}]), [text]))[2] == [("f", {"key": value})]
+
+
 def test_the_template_says_how_a_model_writes():
     assert style_of("... <tool_call>{{ tool_call | tojson }}</tool_call> <think>").format == "hermes"
     assert style_of("<tool_call><function=").format == "coder"

@@ -18,7 +18,7 @@ from archport.serving.models import Served
 # A grammar beyond it takes seconds to compile.
 LONGEST = 256 << 10
 # Space between JSON's signs: one, or a new line and its indentation. Without a bound a small model writes nothing else.
-_LAYOUT = {"whitespace_pattern": r"(\n[ ]{0,24}|[ ])?"}
+LAYOUT = {"whitespace_pattern": r"(\n[ ]{0,24}|[ ])?"}
 
 
 class Grammars:
@@ -26,46 +26,50 @@ class Grammars:
 
     Args:
         served: whose tokenizer and final tokens they are for.
+        param: the field of the request that asks for them.
     """
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, param: str = "response_format") -> None:
         try:
             import llguidance
         except ImportError as error:
             raise unsupported(
                 "Structured output needs llguidance, which is not installed: pip install 'archport[server]'.",
-                "response_format",
+                param,
             ) from error
         self._guidance, self._width = llguidance, served.model.spec.vocab_size
         tokenizer, self._ends = served.runtime.tokeniser.tokenizer, sorted(served.runtime.stops)
         if not self._ends:
-            raise unsupported("This model names no final token, so no text of a given form can end.", "response_format")
+            raise unsupported("This model names no final token, so no text of a given form can end.", param)
         vocabulary = max(self._width, tokenizer.get_vocab_size())
         self._tokenizer = llguidance.LLTokenizer(tokenizer.to_str(), n_vocab=vocabulary, eos_token=self._ends)
 
-    def constraint(self, grammar: str, opened: int | None = None) -> Callable[[], Following]:
+    def constraint(
+        self, grammar: str, opened: int | None = None, param: str = "response_format"
+    ) -> Callable[[], Following]:
         """Makes what follows one text.
 
         Args:
             grammar: of llguidance.
             opened: the token that ends the thinking that a prompt has begun; the grammar counts after it.
+            param: the field of the request that asks for the grammar.
 
         Raises:
             Refused: the grammar can't be compiled.
         """
+        code = "invalid_response_format" if param == "response_format" else "invalid_value"
         if len(grammar) > LONGEST:
-            raise refused(f"The form has {len(grammar):,} characters; at most {LONGEST:,} are compiled.",
-                          "invalid_response_format", "response_format")  # fmt: skip
+            raise refused(f"The form has {len(grammar):,} characters; at most {LONGEST:,} are compiled.", code, param)
         made = self._guidance.LLMatcher(self._tokenizer, grammar)
         if made.is_error():
             why = str(made.get_error()).splitlines()[0][:300]
-            raise refused(f"response_format can't be compiled: {why}.", "invalid_response_format", "response_format")
-        return lambda: Following(made.deep_copy(), self._width, self._ends, opened)
+            raise refused(f"{param} can't be compiled: {why}.", code, param)
+        return lambda: Following(made.deep_copy(), self._width, self._ends, opened, param)
 
     def of_schema(self, schema: Any) -> str:
         """The grammar of a JSON schema."""
         try:
-            return self._guidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_LAYOUT)
+            return self._guidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=LAYOUT)
         except Exception as error:
             raise refused(f"The schema can't be read: {str(error)[:300]}.", "invalid_response_format",
                           "response_format") from None  # fmt: skip
@@ -82,11 +86,11 @@ class Following:
         matcher: of llguidance.
         width: entries of the model's logits.
         ends: final tokens.
-        opened: see `Grammars.constraint`.
+        opened, param: see `Grammars.constraint`.
     """
 
-    def __init__(self, matcher: Any, width: int, ends: list[int], opened: int | None) -> None:
-        self._matcher, self._width, self._ends, self._opened = matcher, width, ends, opened
+    def __init__(self, matcher: Any, width: int, ends: list[int], opened: int | None, param: str) -> None:
+        self._matcher, self._width, self._ends, self._opened, self._param = matcher, width, ends, opened, param
 
     def allowed(self) -> np.ndarray:
         """See `Constraint`."""
@@ -115,9 +119,8 @@ class Following:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InputError(
-                f"response_format can't be followed: {str(self._matcher.get_error()).splitlines()[0][:300]}"
-            )
+            why = str(self._matcher.get_error()).splitlines()[0][:300]
+            raise InputError(f"{self._param} can't be followed: {why}")
 
 
 def grammar_of(form: object, grammars: Callable[[], Grammars]) -> str | None:

@@ -12,15 +12,15 @@ from typing import Any
 
 from archport.generating.pieces import TokenLogprob, Usage
 from archport.generating.talks import Constraint
+from archport.serving.calling import Demand, call_grammar
 from archport.serving.chats import Generations, Prompted
 from archport.serving.errors import refused, unsupported
 from archport.serving.models import Served
 from archport.serving.parsing.choice import Style, style_of
 from archport.serving.parsing.events import Call, Event, Plain
+from archport.serving.parsing.thinking import CLOSE
 from archport.serving.requests import Timing
 from archport.serving.structured import Grammars, grammar_of
-
-_CLOSE = "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Wish:
         tools: descriptions of functions; none when the model may call none.
         template: more that the chat template reads.
         form: OpenAI's `response_format`.
+        demand: calls that the answer has to be, in place of a form.
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
@@ -65,6 +66,7 @@ class Wish:
     template: Mapping[str, Any] | None = None
     continued: bool = False
     form: Mapping[str, Any] | None = None
+    demand: Demand | None = None
 
 
 class Talks:
@@ -87,10 +89,10 @@ class Talks:
             self._styles[served.id] = style_of("\n".join(templates.values()))
         return self._styles[served.id]
 
-    def grammars(self, served: Served) -> Grammars:
+    def grammars(self, served: Served, param: str) -> Grammars:
         """A model's grammars, whose tokenizer takes a while to read."""
         if served.id not in self._grammars:
-            self._grammars[served.id] = Grammars(served)
+            self._grammars[served.id] = Grammars(served, param)
         return self._grammars[served.id]
 
     def forget(self, served: Served) -> None:
@@ -111,21 +113,27 @@ class Talks:
             served, wish.messages, timing, tools=wish.tools or None, template=wish.template, continued=wish.continued
         )
 
-    def _constraint(self, served: Served, form: object, *, opened: bool) -> Callable[[], Constraint] | None:
-        """What a text of a form follows; None for any text. Reading and compiling a large form takes seconds."""
-        grammar = grammar_of(form, lambda: self.grammars(served))
+    def _constraint(self, served: Served, wish: Wish, *, opened: bool) -> Callable[[], Constraint] | None:
+        """What a wish's text follows; None for any text. Reading and compiling a large form takes seconds."""
+        special = served.runtime.tokeniser.tokenizer.token_to_id
+        if wish.demand is not None:
+            # A call has no content that could have a form.
+            param = "tool_choice"
+            grammar = call_grammar(self.style(served), wish.demand, special, opened=opened)
+        else:
+            param = "response_format"
+            grammar = grammar_of(wish.form, lambda: self.grammars(served, param))
         if grammar is None:
             return None
-        end = served.runtime.tokeniser.tokenizer.token_to_id(_CLOSE) if opened else None
-        return self.grammars(served).constraint(grammar, end)
+        return self.grammars(served, param).constraint(grammar, special(CLOSE) if opened else None, param)
 
     async def answers(self, served: Served, wish: Wish, prompted: Prompted, timing: Timing) -> AsyncIterator[Talked]:
         """Every answer's steps, as they come. Closing the iterator ends the generation."""
         style, chat = self.style(served), wish.messages is not None
         opened = chat and _opens_thinking(served, prompted)
         constraint = None
-        if wish.form is not None:
-            constraint = await self._generations.host(lambda: self._constraint(served, wish.form, opened=opened))
+        if wish.form is not None or wish.demand is not None:
+            constraint = await self._generations.host(lambda: self._constraint(served, wish, opened=opened))
         parsers = [style.parser(wish.tools, opened=opened) if chat else Plain() for _ in range(wish.answers)]
         called = [False] * wish.answers
         pieces = self._generations.pieces(

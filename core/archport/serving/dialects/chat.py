@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from pydantic import Field, StrictInt, StrictStr
 from starlette.responses import Response
 
 from archport.generating.pieces import TokenLogprob, Usage
+from archport.serving.calling import demand_of
 from archport.serving.dialects.openai import shape
 from archport.serving.dialects.pictures import messages_of
 from archport.serving.dialects.sampling import SamplingBody, check_answers, options_of
-from archport.serving.errors import refused, unsupported
+from archport.serving.errors import refused
 from archport.serving.http import Context, Objects, event, json_response, streamed
 from archport.serving.parsing.events import Arguments, Call, Content, Event, Reasoning
 from archport.serving.talking import Talked, Wish
@@ -34,6 +35,7 @@ class ChatBody(SamplingBody):
     top_logprobs: StrictInt | None = None
     tools: Objects | None = None
     tool_choice: StrictStr | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool = False
@@ -78,7 +80,7 @@ def _wish(context: Context, body: ChatBody) -> Wish:
     if body.top_logprobs is not None and not body.logprobs:
         raise refused("top_logprobs needs logprobs to be true.", "invalid_value", "top_logprobs")
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    _check_tool_choice(body.tool_choice)
+    demand = demand_of(body.tool_choice, body.tools, parallel=body.parallel_tool_calls is not False)
     template = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         template.setdefault("reasoning_effort", body.reasoning_effort)
@@ -94,19 +96,8 @@ def _wish(context: Context, body: ChatBody) -> Wish:
         template=template,
         continued=body.continue_final_message,
         form=body.response_format,
+        demand=demand,
     )
-
-
-def _check_tool_choice(choice: str | Mapping[str, Any] | None) -> None:
-    """Refuse what asks for a call: the model decides whether it calls a tool, and nothing here makes it."""
-    if choice == "required" or isinstance(choice, Mapping):
-        asked = "required" if isinstance(choice, str) else "a function"
-        raise unsupported(
-            f"tool_choice is {asked}, and this server makes no model call a tool; expected none or auto. To offer one "
-            "function only, send it alone in tools.", "tool_choice",
-        )  # fmt: skip
-    if choice not in (None, "none", "auto"):
-        raise refused(f"tool_choice is {str(choice)[:50]!r}; expected none or auto.", "invalid_value", "tool_choice")
 
 
 class Answer:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from archport.serving.parsing.coder import Coder
 from archport.serving.parsing.events import Parser, Plain
 from archport.serving.parsing.harmony import MARKERS, Harmony
+from archport.serving.parsing.hermes import CLOSE as BLOCK_END
+from archport.serving.parsing.hermes import OPEN as BLOCK
 from archport.serving.parsing.hermes import Hermes
 from archport.serving.parsing.llama import TAG, Llama
 from archport.serving.parsing.thinking import OPEN, Thinking
@@ -31,7 +33,8 @@ class Style:
     @property
     def markers(self) -> tuple[str, ...]:
         """Special tokens that its parser has to see."""
-        return {"harmony": MARKERS, "llama": (TAG,)}.get(self.format, ())
+        blocks = (BLOCK, BLOCK_END)
+        return {"harmony": MARKERS, "llama": (TAG,), "hermes": blocks, "coder": blocks}.get(self.format, ())
 
     def parser(self, tools: Sequence[Mapping[str, Any]] | None, *, opened: bool = False) -> Parser:
         """What reads one answer.

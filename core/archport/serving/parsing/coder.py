@@ -118,25 +118,76 @@ class Coder:
 
     def _json(self, key: str, value: str) -> str:
         value = value.removeprefix("\n").removesuffix("\n")
-        kind = self._types.get(self._name, {}).get(key)
-        if kind != "string":
-            try:
-                parsed = json.loads(value)
-            except (ValueError, RecursionError):
-                parsed = value
-            if kind is not None or not isinstance(parsed, str):
-                return json.dumps(parsed, ensure_ascii=False)
-        return json.dumps(value, ensure_ascii=False)
+        types = self._types.get(self._name, {}).get(key, frozenset())
+        try:
+            # What JSON has no number for is text.
+            parsed = json.loads(value, parse_constant=_refuse)
+        except (ValueError, RecursionError):
+            parsed = value
+        # A text stands between its tags as it is, even if it looks like JSON of a type that its parameter has not.
+        texts = "string" in types and not types & _types_of_json(parsed)
+        plain = texts or (isinstance(parsed, str) and (not types or "string" in types))
+        return json.dumps(value if plain else parsed, ensure_ascii=False)
 
 
-def _types_of(tool: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(name, type of each parameter) of a described tool."""
-    function = tool.get("function") if isinstance(tool.get("function"), Mapping) else tool
-    assert isinstance(function, Mapping)
+def function_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What describes a tool's function, in OpenAI's wrapping or without it."""
+    function = tool.get("function")
+    return function if isinstance(function, Mapping) else tool
+
+
+def resolved(form: Any, schema: Mapping[str, Any]) -> Any:
+    """A parameter's schema, or what it refers to among the schema's definitions."""
+    where = form.get("$ref") if isinstance(form, Mapping) else None
+    if isinstance(where, str):
+        _, _, place = where.partition("#/")
+        kind, _, name = place.partition("/")
+        definitions = schema.get(kind)
+        return definitions.get(name, form) if isinstance(definitions, Mapping) else form
+    return form
+
+
+def types_of_value(form: Any, schema: Mapping[str, Any]) -> frozenset[str]:
+    """JSON's types that a parameter's schema lets in; none where it does not say."""
+    form = resolved(form, schema)
+    if not isinstance(form, Mapping):
+        return frozenset()
+    kind = form.get("type")
+    if isinstance(kind, str):
+        return frozenset((kind,))
+    if isinstance(kind, list | tuple):
+        return frozenset(str(one) for one in kind)
+    if "const" in form:
+        return _types_of_json(form["const"], narrow=True)
+    if isinstance(form.get("enum"), list):
+        return frozenset[str]().union(*(_types_of_json(one, narrow=True) for one in form["enum"]))
+    branches = form.get("anyOf", form.get("oneOf"))
+    if isinstance(branches, list):
+        # References inside of references may be circles.
+        kinds = [types_of_value(resolved(one, schema), {}) for one in branches]
+        return frozenset[str]().union(*kinds) if all(kinds) else frozenset()
+    return frozenset()
+
+
+def _types_of_json(value: Any, *, narrow: bool = False) -> frozenset[str]:
+    """JSON's types that a value has; of a whole number the narrower alone where that is asked for."""
+    if isinstance(value, bool):
+        return frozenset(("boolean",))
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return frozenset(("integer",) if narrow else ("integer", "number"))
+    kinds = {float: "number", str: "string", list: "array", dict: "object", type(None): "null"}
+    return frozenset((kinds[type(value)],))
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _types_of(tool: Mapping[str, Any]) -> tuple[str, dict[str, frozenset[str]]]:
+    """(name, types of each parameter) of a described tool."""
+    function = function_of(tool)
     schema = function.get("parameters")
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
-    found: dict[str, Any] = {}
-    if isinstance(properties, Mapping):
-        for key, each in properties.items():
-            found[str(key)] = each.get("type") if isinstance(each, Mapping) else None
-    return str(function.get("name")), found
+    if not isinstance(schema, Mapping) or not isinstance(properties, Mapping):
+        return str(function.get("name")), {}
+    return str(function.get("name")), {str(key): types_of_value(form, schema) for key, form in properties.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from archport.contract import InputError
@@ -51,6 +53,47 @@ def test_with_keys_everything_but_health_asks_for_one(make, path):
         assert serving.ask(path, headers=headers).status_code != 401
     assert serving.ask("/health/live").status_code == 200
     assert serving.ask("/health/ready").status_code == 200
+
+
+def test_a_key_has_as_many_requests_under_way_as_it_may_and_leaves_the_others_theirs(make):
+    serving = make("bert-plain", keys=keys_of(["first", "second"]), key_requests=2, start=False)
+
+    async def run():
+        async with serving.client() as client:
+
+            def ask(key):
+                return client.post("/v1/embeddings", json={"input": "a"}, headers={"authorization": f"Bearer {key}"})
+
+            under_way = [asyncio.ensure_future(ask("first")) for _ in range(2)]
+            while serving.state.scheduler.jobs < 2:
+                await asyncio.sleep(0.001)
+            over = await ask("first")
+            other = asyncio.ensure_future(ask("second"))
+            watched = await client.get("/metrics", headers={"authorization": "Bearer first"})
+            serving.state.device.start()
+            answered = await asyncio.gather(*under_way, other)
+            return over, watched, [*answered, await ask("first")]
+
+    over, watched, answered = asyncio.run(run())
+    assert (over.status_code, over.json()["error"]["code"]) == (429, "overloaded")
+    assert over.headers["retry-after"]
+    assert watched.status_code == 200
+    assert [each.status_code for each in answered] == [200] * 4
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"input": "a", "model": "none"}', b'{"input": ""}'])
+def test_a_request_that_is_refused_is_under_way_no_more(make, body):
+    serving = make("bert-plain", keys=keys_of(["key"]), key_requests=1)
+    headers = {"authorization": "Bearer key"}
+    for _ in range(3):
+        assert serving.ask("/v1/embeddings", content=body, headers=headers).status_code in (400, 404)
+    assert serving.ask("/v1/embeddings", {"input": "a"}, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(("keys", "most"), [([], 3), (["key"], 0), (["key"], -1)])
+def test_a_limit_of_keys_needs_keys_and_lets_one_request_in(keys, most):
+    with pytest.raises(InputError, match="key_requests"):
+        Settings(keys=keys_of(keys), key_requests=most)
 
 
 def test_the_path_that_needs_no_key_is_the_one_that_is_answered(make, monkeypatch):

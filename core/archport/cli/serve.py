@@ -90,6 +90,10 @@ def serve(
     queue_requests: Annotated[
         int, typer.Option(envvar="ARCHPORT_SERVE_QUEUE_REQUESTS", min=1, help="Requests that may wait.")
     ] = 2048,
+    key_requests: Annotated[
+        int | None,
+        typer.Option(envvar="ARCHPORT_SERVE_KEY_REQUESTS", min=1, help="Requests of one key under way; then 429."),
+    ] = None,
     max_inputs: Annotated[
         int, typer.Option(envvar="ARCHPORT_SERVE_MAX_INPUTS", min=1, help="Inputs of one request.")
     ] = 2048,
@@ -130,6 +134,7 @@ def serve(
         host=host,
         port=port,
         keys=keys_of(_keys(api_key_file)),
+        key_requests=key_requests,
         insecure=insecure,
         hosts=tuple(allowed_host or ()),
         origins=tuple(cors_origin or ()),

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -38,7 +39,7 @@ from archport.serving.http import (
 from archport.serving.metrics import Metrics
 from archport.serving.models import Registry
 from archport.serving.scheduler import Scheduler
-from archport.serving.security import check_host, check_key, check_origin
+from archport.serving.security import KeyRequests, check_host, check_key, check_origin
 from archport.serving.settings import Settings
 from archport.serving.talking import Talks
 
@@ -60,6 +61,7 @@ class State:
         draining: whether new requests are refused.
         active: requests under way.
         reading: bodies that are arriving.
+        key_requests: requests under way of each key.
     """
 
     def __init__(self, settings: Settings, registry: Registry, threads: int = 2) -> None:
@@ -90,6 +92,7 @@ class State:
         self.shelf: Any = None
         self.active = 0
         self.reading: set[asyncio.Timeout] = set()
+        self.key_requests = KeyRequests(settings.key_requests)
         self.metrics = Metrics(
             {
                 "archport_queue_tokens": ("Tokens that wait or run.", lambda: self.scheduler.waiting_tokens),
@@ -168,6 +171,7 @@ class App:
             await send(message)
 
         self.state.active += 1
+        own = ExitStack()
         try:
             try:
                 check_host(request.headers, self.state.settings)
@@ -179,7 +183,10 @@ class App:
                     if endpoint is not None:
                         path, shape = endpoint.path, endpoint.shape
                     # Not of `request.url`, which older versions of Starlette make of the Host header too.
-                    check_key(request.headers, scope["path"], self.state.settings)
+                    key = check_key(request.headers, scope["path"], self.state.settings)
+                    if endpoint is not None and endpoint.tag != "operations":
+                        # Until all of the answer is sent, and before any of the body is read.
+                        own.enter_context(self.state.key_requests.counted(key))
                     response = await self._answer(context, endpoint, scope["path"])
             except ClientDisconnect:
                 status = GONE
@@ -191,6 +198,7 @@ class App:
             except (ClientDisconnect, OSError):
                 status = GONE
         finally:
+            own.close()
             self.state.active -= 1
             if context.done is not None:
                 context.done()

@@ -66,15 +66,15 @@ def unsupported(message: str, param: str | None = None) -> Refused:
     return refused(message, "unsupported_operation", param)
 
 
-def overloaded(seconds: float) -> Refused:
-    """The queue is full.
+def overloaded(seconds: float, why: str = "The server has as much waiting as it may have") -> Refused:
+    """The queue is full, or a key has all the requests that it may have.
 
     Args:
-        seconds: until it probably has room.
+        seconds: until there is probably room.
     """
     wait = max(1, math.ceil(seconds))
     headers = {"retry-after": str(wait), "retry-after-ms": str(max(100, round(seconds * 1000)))}
-    message = f"The server has as much waiting as it may have; try again in about {wait} s."
+    message = f"{why}; try again in about {wait} s."
     return Refused(Fault(429, message, "rate_limit_error", "overloaded", headers=headers))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from archport.serving.errors import Fault, Refused
+from archport.serving.errors import Fault, Refused, overloaded
 from archport.serving.settings import Settings
 
 # Anybody may ask whether the server lives.
@@ -68,10 +69,43 @@ def check_origin(headers: Headers, settings: Settings) -> str | None:
     )
 
 
-def check_key(headers: Headers, path: str, settings: Settings) -> None:
-    """Refuse who shows no key, or another one, where keys are asked for."""
+class KeyRequests:
+    """How many requests of each key are under way.
+
+    Args:
+        most: of one key; None for any number.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._active: dict[bytes, int] = {}
+
+    @contextmanager
+    def counted(self, key: bytes | None) -> Generator[None]:
+        """One more request of a key inside this block.
+
+        Raises:
+            Refused: 429, the key has all that it may have.
+        """
+        if key is None or self._most is None:
+            yield
+            return
+        active = self._active.get(key, 0)
+        if active >= self._most:
+            raise overloaded(1, f"This API key has {active} requests under way, and may have {self._most}")
+        self._active[key] = active + 1
+        try:
+            yield
+        finally:
+            self._active[key] -= 1
+            if not self._active[key]:
+                del self._active[key]
+
+
+def check_key(headers: Headers, path: str, settings: Settings) -> bytes | None:
+    """The digest of the key that is shown, None where none is asked for. Refuses who shows none, or another one."""
     if not settings.keys or path in OPEN:
-        return
+        return None
     authorization = headers.get("authorization", "")
     scheme, _, token = authorization.partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key") or headers.get("api-key") or ""
@@ -84,6 +118,7 @@ def check_key(headers: Headers, path: str, settings: Settings) -> None:
         right |= hmac.compare_digest(found, key)
     if not right:
         raise _no_key("The API key is not one of this server's.")
+    return found
 
 
 def _no_key(message: str) -> Refused:

@@ -54,6 +54,7 @@ class Settings:
 
     Args:
         keys: sha256 digests of the API keys; empty when none are asked for.
+        key_requests: of one key that may be under way at once; None: as many as there are.
         insecure: whether a bind beyond the loopback interface may go without keys.
         hosts: names that a Host header may have, beside the loopback ones and the bind's own; `*` for any.
         origins: whose pages may call, as CORS has it.
@@ -71,6 +72,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080
     keys: frozenset[bytes] = frozenset()
+    key_requests: int | None = None
     insecure: bool = False
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -93,6 +95,11 @@ class Settings:
             raise InputError(
                 f"host={self.host!r} can be reached from other machines, and no API key is set; give keys with "
                 "--api-key-file or ARCHPORT_API_KEYS, or pass --insecure to serve anybody"
+            )
+        if self.key_requests is not None and (self.key_requests < 1 or not self.keys):
+            raise InputError(
+                f"key_requests={self.key_requests} with {len(self.keys)} API keys; expected 1 or more, and keys, whose "
+                "requests it counts"
             )
         if self.token_ids not in ("reject", "accept"):
             raise InputError(f"token_ids={self.token_ids!r}; expected 'reject' or 'accept'")

@@ -85,6 +85,20 @@ def test_a_fault_of_the_engine_fails_the_row_that_has_it(device):
     assert isinstance(bad[0].error, RuntimeError)
 
 
+def test_rows_that_only_together_exceed_the_memory_are_all_answered(device):
+    class Crowded(Work):
+        def run(self, rows, take):
+            if len(rows) > 1:
+                raise MemoryError("[malloc] Unable to allocate")
+            super().run(rows, take)
+
+    work = Crowded()
+    jobs = [ask(device, work, 1.0, 2.0), ask(device, work, 3.0)]
+    device.start()
+    assert all(done.wait(5) for _, done in jobs)
+    assert [each.item() for job, _ in jobs for each in job.results] == [2.0, 4.0, 6.0]
+
+
 def test_nan_is_an_error_and_never_a_result(device):
     job, done = ask(device, Work(), float("nan"))
     device.start()

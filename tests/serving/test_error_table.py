@@ -205,6 +205,18 @@ def test_a_body_without_a_length_is_cut_off_where_it_is_too_long(make):
     error(serving.ask("/v1/embeddings", content=body()), 413, "request_too_large")
 
 
+def test_a_body_that_stops_half_way_is_408(make):
+    serving = make("bert-plain", limits={"header_seconds": 0.05})
+
+    async def half():
+        yield b'{"input": '
+        await asyncio.sleep(30)
+
+    begin = time.monotonic()
+    error(serving.ask("/v1/embeddings", content=half()), 408, "request_timeout")
+    assert time.monotonic() - begin < 5
+
+
 @pytest.mark.parametrize(
     "image",
     [

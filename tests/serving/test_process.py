@@ -108,6 +108,41 @@ def test_at_the_signal_requests_under_way_are_answered_and_new_ones_refused(serv
 
 
 @pytest.mark.truth
+def test_an_overloaded_server_says_so_within_50_ms():
+    crowded = Process("--queue-requests", "4", "--quiet")
+    try:
+        ended = threading.Event()
+
+        def ask() -> None:
+            while not ended.is_set():
+                crowded.embed(*["some words " * 100] * 400)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        took: list[float] = []
+        with httpx.Client(timeout=30) as client:
+            until = time.monotonic() + 60
+            while len(took) < 300 and time.monotonic() < until:
+                begin = time.perf_counter()
+                response = client.post(f"{crowded.url}/v1/embeddings", json={"input": "a"})
+                if response.status_code == 429:
+                    took.append(time.perf_counter() - begin)
+                    assert response.headers["retry-after"]
+                else:
+                    # There is room between one request's end and the next one's beginning.
+                    assert response.status_code == 200
+        ended.set()
+        for thread in threads:
+            thread.join()
+        assert len(took) == 300
+        assert sorted(took)[296] <= 0.05
+        assert crowded.embed("a").status_code == 200
+    finally:
+        assert crowded.end()[0] == 0
+
+
+@pytest.mark.truth
 def test_after_kill_it_starts_again_at_the_same_port(served):
     first = served.embed("a").json()["data"][0]["embedding"]
     served.process.kill()

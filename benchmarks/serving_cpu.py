@@ -3,6 +3,8 @@
 Everything is measured in one run, each pair of figures one after the other several times, because only their ratios
 mean anything on a machine that does other things too. `python benchmarks/serving_cpu.py` prints one JSON object; with
 `--infinity PYTHON` the same callers ask infinity-emb, which that interpreter has installed (`--no-bettertransformer`).
+`--all` is the whole issue in one command: it makes infinity-emb's environment in build/infinity where pip can, says why
+where it can't, and sends 20,000 mixed requests.
 """
 
 from __future__ import annotations
@@ -58,6 +60,23 @@ def process(command: list[str], port: int, path: str):
         running.kill()
 
 
+def infinity_environment() -> tuple[str | None, str]:
+    """(an interpreter with infinity-emb, None where there is none; its version, or why there is none)."""
+    python = ROOT / "build" / "infinity" / "bin" / "python"
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    ask = [str(python), "-c", "import infinity_emb, importlib.metadata as m; print(m.version('infinity-emb'))"]
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
+    done = subprocess.run(ask, env=env, capture_output=True, text=True)
+    if done.returncode:
+        install = [str(python), "-m", "pip", "install", "-q", "infinity-emb[torch,server]", "torch==2.13.0"]
+        subprocess.run(install, env=env, capture_output=True)
+        done = subprocess.run(ask, env=env, capture_output=True, text=True)
+    if done.returncode:
+        return None, "\n".join(done.stderr.splitlines()[-3:])
+    return str(python), done.stdout.strip()
+
+
 def resident(pid: int) -> int:
     """Bytes of memory that a process holds."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -86,12 +105,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of arrivals and floods")
     parser.add_argument("--mixed", type=int, default=0, help="requests of the memory test")
     parser.add_argument("--infinity", help="an interpreter with infinity-emb")
+    parser.add_argument("--all", action="store_true", help="infinity-emb, and 20,000 mixed requests")
     asked = parser.parse_args()
     chance = random.Random(0)
     texts = [a_text(chance) for _ in range(asked.texts)]
     model = engine.load(MODEL)
     model.embed(texts[:64])
     found: dict[str, object] = {"texts": asked.texts, "load": os.getloadavg()}
+    if asked.all:
+        asked.mixed = asked.mixed or 20_000
+        if not asked.infinity:
+            asked.infinity, found["infinity"] = infinity_environment()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         port, archport_command = free_port(), [sys.executable, "-c", "from archport.cli import main; main()"]
         command = [*archport_command, "serve", "--quiet", "--port", str(port)]
@@ -100,7 +124,9 @@ def main() -> None:
         target, peers = driver.Target("127.0.0.1", port), {}
         if asked.infinity:
             other = free_port()
-            started = [asked.infinity, "-m", "infinity_emb", "v2", "--model-id", str(model.name), "--port", str(other)]
+            # The package has a command and can't be run as a module.
+            started = [str(Path(asked.infinity).parent / "infinity_emb"), "v2", "--model-id", str(model.name)]
+            started += ["--port", str(other)]
             started += ["--no-bettertransformer", "--engine", "torch", "--device", "cpu", "--url-prefix", "/v1"]
             stack.enter_context(process(started, other, "/v1/models"))
             peers["infinity"] = driver.Target("127.0.0.1", other)

@@ -201,6 +201,22 @@ def of_text(options: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     return found
 
 
+ROTARY_BERT = {
+    **without(BERT, "raw.position_embedding_type"),
+    "rope_parameters": [UNSAID, *ROPES],
+    "raw.rope_parameters": [UNSAID, DROP, None],
+    "raw.rope_scaling": [UNSAID, *SCALINGS],
+    "raw.rope_theta": [UNSAID, 300.0],
+}
+EUROBERT = {
+    **without(DECODER, "make.save", "tie_word_embeddings", "raw.partial_rotary_factor"),
+    "mlp_bias": [False, True],
+    "tie_word_embeddings": [False, True],
+    "classifier_pooling": ["late", "bos", "mean"],
+    **LABELS,
+}
+
+
 def encoder_tasks(name: str) -> dict[str, tuple[str, ...]]:
     labels = f"{name}ForSequenceClassification"
     return {

@@ -22,10 +22,13 @@ _FOLDERS = (
     "decoders",
     "distilbert",
     "electra",
+    "eurobert",
     "gemma",
+    "gte",
     "modernbert",
     "mpnet",
     "nemotron",
+    "nomic",
     "roberta",
     "siglip",
 )

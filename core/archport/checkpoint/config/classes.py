@@ -114,6 +114,10 @@ _DEEPSTACK = ConfigClass({**_TOWER, "deepstack_visual_indexes": [8, 16, 24]}, na
 _PLAIN_TOWER = ConfigClass(_TOWER, names=_TOWER_NAMES)
 _HYBRID_ROPE = RopeDefaults(partial=0.25)
 _LOCAL_EXPERTS = {"num_local_experts": "num_experts"}
+# What NomicBert's repository says in GPT-2's words.
+_GPT2 = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+_GPT2 |= {"n_inner": "intermediate_size", "n_positions": "max_position_embeddings"}
+_GPT2 |= {"layer_norm_epsilon": "layer_norm_eps", "rotary_emb_base": "rope_theta"}
 
 _LLAMA = ConfigClass(
     {**_sizes(32000, 4096, 11008, 32, 32, 2048), **_DECODER, "mlp_bias": False, "tie_word_embeddings": False},
@@ -216,6 +220,49 @@ CLASSES: Mapping[str, ConfigClass] = {
         trunk="ModernBertModel",
         head="ModernBertForMaskedLM",
         labels="ModernBertForSequenceClassification",
+    ),
+    "nomic_bert": ConfigClass(
+        {
+            **_sizes(30528, 768, 3072, 12, 12, 2048),
+            **{key: _BERT[key] for key in ("layer_norm_eps", "type_vocab_size")},
+            "hidden_act": "silu",
+            "pad_token_id": 0,
+        },
+        names=_GPT2,
+        rope=RopeDefaults(1_000.0),
+        trunk="NomicBertModel",
+        head="NomicBertForMaskedLM",
+        labels="NomicBertForSequenceClassification",
+    ),
+    "gte": ConfigClass(
+        {**_sizes(250048, 768, 3072, 12, 12, 8192), **_BERT, "type_vocab_size": 1, "pad_token_id": 1},
+        rope=RopeDefaults(160_000.0),
+        trunk="GteModel",
+        head="GteForMaskedLM",
+        labels="GteForSequenceClassification",
+    ),
+    # GTE as its own code says it.
+    "new": ConfigClass(
+        {**_sizes(30528, 768, 3072, 12, 12, 2048), **_BERT, "type_vocab_size": 1, "pad_token_id": 0},
+        rope=RopeDefaults(),
+        trunk="NewModel",
+        head="NewForMaskedLM",
+        labels="NewForSequenceClassification",
+    ),
+    "eurobert": ConfigClass(
+        {
+            **_sizes(128256, 768, 3072, 12, 12, 8192),
+            **_DECODER,
+            "rms_norm_eps": 1e-5,
+            "mlp_bias": False,
+            "classifier_pooling": "late",
+            "tie_word_embeddings": False,
+        },
+        rope=RopeDefaults(),
+        grouped=True,
+        trunk="EuroBertModel",
+        head="EuroBertForMaskedLM",
+        labels="EuroBertForSequenceClassification",
     ),
     "gemma3_text": ConfigClass(
         {

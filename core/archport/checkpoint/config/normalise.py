@@ -162,7 +162,7 @@ def _is_causal(config: Mapping[str, Any]) -> tuple[bool, bool]:
         ):
             return False, True
     if str(config.get("model_type", "")) in _ENCODERS:
-        return config.get("is_decoder") is True, True
+        return config.get("is_decoder") is True or config.get("causal") is True, True
     said = any(
         level.get("is_causal") is True
         or level.get("is_decoder") is True

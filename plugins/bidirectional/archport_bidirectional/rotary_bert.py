@@ -1,0 +1,164 @@
+"""BERT's blocks with rotated heads in place of learned positions: the trunk that NomicBert and GTE share.
+
+The families say how their files name its tensors and what stands in each MLP's place. Reads no config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from archport.contract import ArchSpec, LayerContext
+from archport.layers import Attention, Embedding, PostNormBlock, Rotary
+from archport_bidirectional.heads import Act, Dense, MaskedHead
+
+_HEADS = ("pooler", "classifier", "lm_head")
+# Buffers that some versions stored.
+_UNUSED = (".inv_freq", "embeddings.position_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """How one layout of files names the tensors of `RotaryBert`.
+
+    Args:
+        prefixes: of a trunk with a head beside it.
+        renames: (published, own), pieces of names.
+        fused: piece of a matrix's name -> the pieces whose rows it holds, one below the other.
+    """
+
+    prefixes: tuple[str, ...]
+    renames: Sequence[tuple[str, str]]
+    fused: Mapping[str, tuple[str, ...]]
+
+    def own(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The tensors under the module's names; what this layout does not name stays as it is."""
+        found: dict[str, mx.array] = {}
+        for name, value in weights.items():
+            for prefix in self.prefixes:
+                name = name.removeprefix(prefix)
+            for published, own in self.renames:
+                name = name.replace(published, own)
+            whole = next((piece for piece in self.fused if piece in name), None)
+            pieces = self.fused[whole] if whole is not None else ()
+            for piece, rows in zip(pieces, mx.split(value, len(pieces), axis=0) if pieces else (), strict=True):
+                found[name.replace(str(whole), piece)] = rows
+            if whole is None:
+                found[name] = value
+        return found
+
+    def published(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The inverse of `own`, without a prefix."""
+        found: dict[str, mx.array] = {}
+        for name, value in weights.items():
+            whole = next((key for key, pieces in self.fused.items() if any(piece in name for piece in pieces)), None)
+            if whole is not None:
+                first, *_ = pieces = self.fused[whole]
+                if first not in name:
+                    continue
+                value = mx.concatenate([weights[name.replace(first, piece)] for piece in pieces], axis=0)
+                name = name.replace(first, whole)
+            for published, own in self.renames:
+                name = name.replace(own, published)
+            found[name] = value
+        return found
+
+
+class RotaryBert(nn.Module):
+    """Parameters `embeddings` and `layers.N`, the shared encoder block.
+
+    For the task `fill_mask` also `lm_head`; for `classify` a `pooler` and a `classifier`.
+
+    Args:
+        spec: of the checkpoint.
+        layouts: how its files may name tensors, each applied in turn.
+        rotary: of all layers.
+        mlp: the MLP of the layer with that number.
+        eps: of every norm.
+        token_types: kinds of tokens; 0 where they are not told apart.
+        bias: whether attention's matrices have biases.
+        labels: of a classifier.
+        act: of the masked-LM head.
+    """
+
+    def __init__(
+        self,
+        spec: ArchSpec,
+        layouts: Sequence[Names],
+        *,
+        rotary: Rotary,
+        mlp: Callable[[int], nn.Module],
+        eps: float,
+        token_types: int,
+        bias: bool,
+        labels: int,
+        act: Act,
+    ) -> None:
+        super().__init__()
+        D = spec.hidden_size
+        self._layouts, self._tied = tuple(layouts), spec.tied_head
+        self.embeddings = Embeddings(spec, token_types, eps)
+        self.layers = [
+            PostNormBlock(
+                Attention(index, layer, D, bias=bias, output_bias=bias, rotary=rotary),
+                mlp(index),
+                D,
+                eps,
+            )
+            for index, layer in enumerate(spec.attention_layers)
+        ]
+        if "fill_mask" in spec.tasks:
+            self.lm_head = MaskedHead(D, spec.vocab_size, act, eps)
+        if "classify" in spec.tasks:
+            self.pooler = Dense(D, mx.tanh)
+            self.classifier = nn.Linear(D, labels)
+
+    def __call__(self, input_ids: mx.array, ctx: LayerContext, token_types: mx.array | None = None) -> mx.array:
+        x = self.embeddings(input_ids, token_types)
+        for block in self.layers:
+            x = block(x, ctx)
+        return x
+
+    def scores(self, pooled: mx.array) -> mx.array:
+        """Scores (B, labels) of first tokens (B, D)."""
+        return self.classifier(self.pooler(pooled))
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Logits (n, V) of the words at hidden rows (n, D)."""
+        return self.lm_head.logits(hidden, self.embeddings.word_embeddings)
+
+    def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        for layout in self._layouts:
+            weights = layout.own(weights)
+        # A head of another task is no part of what this module was asked for.
+        unused = {head for head in _HEADS if head not in self}
+        kept = {
+            name: value
+            for name, value in weights.items()
+            if name.partition(".")[0] not in unused and not name.endswith(_UNUSED)
+        }
+        if "lm_head" not in self:
+            return kept
+        return self.lm_head.settle(kept, "lm_head", "embeddings.word_embeddings", tied=self._tied)
+
+
+class Embeddings(nn.Module):
+    """Word embeddings, and those of kinds of tokens where there are some, normalised."""
+
+    def __init__(self, spec: ArchSpec, token_types: int, eps: float) -> None:
+        super().__init__()
+        self.word_embeddings = Embedding(spec.vocab_size, spec.hidden_size)
+        if token_types:
+            self.token_type_embeddings = Embedding(token_types, spec.hidden_size)
+        self.LayerNorm = nn.LayerNorm(spec.hidden_size, eps=eps)
+
+    def __call__(self, input_ids: mx.array, token_types: mx.array | None) -> mx.array:
+        x = self.word_embeddings(input_ids)
+        if "token_type_embeddings" in self:
+            # Without types every token is of kind 0.
+            kinds = mx.zeros((1, 1), dtype=mx.int32) if token_types is None else token_types
+            x = x + self.token_type_embeddings(kinds)
+        return self.LayerNorm(x)

@@ -70,7 +70,7 @@ class Names:
 class RotaryBert(nn.Module):
     """Parameters `embeddings` and `layers.N`, the shared encoder block.
 
-    For the task `fill_mask` also `lm_head`; for `classify` a `pooler` and a `classifier`.
+    For the task `fill_mask` also `lm_head`; for `classify` a `pooler` and a `classifier`, for `tag` a `classifier`.
 
     Args:
         spec: of the checkpoint.
@@ -114,6 +114,7 @@ class RotaryBert(nn.Module):
             self.lm_head = MaskedHead(D, spec.vocab_size, act, eps)
         if "classify" in spec.tasks:
             self.pooler = Dense(D, mx.tanh)
+        if {"classify", "tag"} & set(spec.tasks):
             self.classifier = nn.Linear(D, labels)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext, token_types: mx.array | None = None) -> mx.array:
@@ -123,8 +124,8 @@ class RotaryBert(nn.Module):
         return x
 
     def scores(self, pooled: mx.array) -> mx.array:
-        """Scores (B, labels) of first tokens (B, D)."""
-        return self.classifier(self.pooler(pooled))
+        """Scores (B, labels) of first tokens (B, D), or (B, L, labels) of every token."""
+        return self.classifier(self.pooler(pooled) if "pooler" in self else pooled)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Logits (n, V) of the words at hidden rows (n, D)."""

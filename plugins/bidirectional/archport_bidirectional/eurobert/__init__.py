@@ -19,13 +19,14 @@ from archport.contract import (
     Trunk,
 )
 from archport_bidirectional.configs import named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging
 
 ARCHS = ("eurobert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "EuroBertModel": ("embed", "rerank"),
     "EuroBertForMaskedLM": ("embed", "fill_mask"),
     "EuroBertForSequenceClassification": ("classify", "rerank"),
+    "EuroBertForTokenClassification": ("tag",),
 }
 MODELS = {f"EuroBERT/EuroBERT-{size}": f"EuroBERT/EuroBERT-{size}" for size in ("210m", "610m", "2.1B")}
 KEYS = ConfigKeys(
@@ -77,6 +78,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
     if "classify" in spec.tasks:
         # Late: the mean of what every token is scored, which is the score of the mean.
         return classification(checkpoint, "cls" if pooling(checkpoint.config) == "bos" else "mean")
@@ -109,7 +112,9 @@ EXAMPLE = {
 def examples() -> Sequence[Example]:
     masked = {**EXAMPLE, "architectures": ["EuroBertForMaskedLM"], "tie_word_embeddings": False}
     late = {**EXAMPLE, "architectures": ["EuroBertForSequenceClassification"], "num_labels": 3, "clf_pooling": "late"}
+    tagger = {**EXAMPLE, "architectures": ["EuroBertForTokenClassification"], "num_labels": 3}
     return [
         Example("eurobert, masked language model", masked, seed=37),
         Example("eurobert, classifier that pools late", late, seed=38),
+        Example("eurobert, labels of tokens", tagger, seed=63),
     ]

@@ -19,7 +19,8 @@ _HEADS = ("lm_head", "dense", "classifier")
 
 
 class EuroBert(nn.Module):
-    """Parameters `model`; for the task `fill_mask` maybe `lm_head`; for `classify` `dense` and `classifier`.
+    """Parameters `model`; for the task `fill_mask` maybe `lm_head`; for `classify` `dense` and `classifier`,
+    for `tag` a `classifier`.
 
     A classifier that pools late passes every token through `dense` before the pooling: its hidden rows are what `dense`
     makes of them.
@@ -38,6 +39,7 @@ class EuroBert(nn.Module):
             self.lm_head = Bias(spec.vocab_size)
         if "classify" in spec.tasks:
             self.dense = nn.Linear(D, D)
+        if {"classify", "tag"} & set(spec.tasks):
             self.classifier = nn.Linear(D, label_count(config))
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
@@ -45,8 +47,8 @@ class EuroBert(nn.Module):
         return gelu(self.dense(x)) if self._late else x
 
     def scores(self, pooled: mx.array) -> mx.array:
-        """Scores (B, labels) of pooled rows (B, D)."""
-        return self.classifier(pooled if self._late else gelu(self.dense(pooled)))
+        """Scores (..., labels) of rows (..., D)."""
+        return self.classifier(pooled if self._late or "dense" not in self else gelu(self.dense(pooled)))
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Logits (n, V) of the words at hidden rows (n, D)."""

@@ -24,13 +24,14 @@ from archport.contract import (
     head_width,
 )
 from archport_bidirectional.configs import has_pipeline, named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, told_apart
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging, told_apart
 
 ARCHS = ("gte",)
 _TASKS: Mapping[str, tuple[Task, ...]] = {
     "Model": ("embed", "rerank"),
     "ForMaskedLM": ("embed", "fill_mask"),
     "ForSequenceClassification": ("classify", "rerank"),
+    "ForTokenClassification": ("tag",),
 }
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     f"{prefix}{suffix}": tasks for prefix in ("Gte", "New") for suffix, tasks in _TASKS.items()
@@ -100,6 +101,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
     if "classify" in spec.tasks:
         return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
     if has_pipeline(checkpoint):
@@ -137,10 +140,12 @@ def examples() -> Sequence[Example]:
     hub = {**EXAMPLE, **stretched, "model_type": "new", "architectures": ["NewModel"], "type_vocab_size": 0}
     masked = {**EXAMPLE, "architectures": ["GteForMaskedLM"]}
     reranker = {**hub, "architectures": ["NewForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    tagger = {**EXAMPLE, "architectures": ["GteForTokenClassification"], "num_labels": 3}
     return [
         Example("gte, as its repository says it, stretched rope", hub, seed=34, publish=_hub),
         Example("gte, masked language model", masked, seed=35, publish=_saved),
         Example("gte, cross-encoder of its repository", {**reranker, "type_vocab_size": 1}, seed=36, publish=_hub),
+        Example("gte, labels of tokens", tagger, seed=62, publish=_saved),
     ]
 
 

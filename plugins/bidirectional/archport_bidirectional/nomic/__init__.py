@@ -20,13 +20,14 @@ from archport.contract import (
     head_width,
 )
 from archport_bidirectional.configs import named, prompted
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, told_apart
+from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging, told_apart
 
 ARCHS = ("nomic_bert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "NomicBertModel": ("embed", "rerank"),
     "NomicBertForMaskedLM": ("embed", "fill_mask"),
     "NomicBertForSequenceClassification": ("classify", "rerank"),
+    "NomicBertForTokenClassification": ("tag",),
 }
 MODELS = {name: name for name in ("nomic-ai/nomic-embed-text-v1", "nomic-ai/nomic-embed-text-v1.5")}
 # What the repository's own code calls the activation of a gated MLP.
@@ -111,6 +112,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
     if "classify" in spec.tasks:
         return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
     late = pylate(checkpoint)
@@ -168,10 +171,12 @@ HUB_EXAMPLE = {
 def examples() -> Sequence[Example]:
     masked = {**EXAMPLE, "architectures": ["NomicBertForMaskedLM"]}
     classifier = {**EXAMPLE, "architectures": ["NomicBertForSequenceClassification"], "num_labels": 3}
+    tagger = {**EXAMPLE, "architectures": ["NomicBertForTokenClassification"], "num_labels": 3}
     return [
         Example("nomic bert, as its repository says it", HUB_EXAMPLE, seed=31, publish=_hub),
         Example("nomic bert, masked language model", masked, seed=32, publish=_saved),
         Example("nomic bert, classifier of three labels", classifier, seed=33, publish=_saved),
+        Example("nomicbert, labels of tokens", tagger, seed=61, publish=_saved),
     ]
 
 

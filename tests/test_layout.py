@@ -34,12 +34,15 @@ LEVELS = {
     "runtime": 6,
     "answers": 7,
     "loading": 7,
-    "engine": 8,
-    "testing": 9,
-    "bulk": 9,
-    "conversion": 9,
-    "serving": 9,
-    "cli": 10,
+    "habits": 8,
+    "engine": 9,
+    "testing": 10,
+    "bulk": 10,
+    "conversion": 10,
+    "serving": 10,
+    "integrations": 10,
+    "compat": 10,
+    "cli": 11,
 }
 # A plan is made from facts it is handed, also for machines that are not this one.
 NARROWER = {"planning": {"contract"}}

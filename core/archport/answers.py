@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from archport.answering.collecting import Collected, Errors, apart
+from archport.contract import InputError, TokenHead
 from archport.contract.arguments import checked
 from archport.reading.texts import Overflow, iterable
 from archport.running.calls import device_call
@@ -157,9 +158,17 @@ class EncoderAnswers:
         """Late interaction (N,) float32 of a query with documents, as texts or as their vectors per token (n, D).
 
         For each token of the query the best dot product with a token of the document, summed. Padding never counts.
+
+        Raises:
+            InputError: the model's files declare no late interaction, so that its vectors per token mean nothing here.
         """
         from archport.answering.token_vectors import late_interaction
 
+        if not isinstance(self._runtime.head, TokenHead):
+            raise InputError(
+                f"maxsim with {self._runtime.name}, whose files declare no late interaction; load a late-interaction "
+                "model (ColBERT), or compare one vector per text with embed and similarity"
+            )
         return late_interaction(self._runtime.tokens(), query, documents)
 
 

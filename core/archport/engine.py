@@ -10,11 +10,11 @@ from __future__ import annotations
 import archport.device.backend  # noqa: F401  # isort: skip
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args, overload
 
 import numpy as np
 
@@ -28,14 +28,15 @@ from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead, Input
 from archport.contract.arguments import checked
 from archport.contract.plugins import Plugin
 from archport.contract.sizes import parse_bytes
+from archport.contract.spellings import refuse_foreign
 from archport.device import tf32, workers
 from archport.device.blas import warn_if_late
 from archport.device.facts import this_device
 from archport.device.failures import failure_of
 from archport.device.heap import keep_freed_memory
-from archport.device.memory import ProcessMemory, process_memory
 from archport.device.process import use_device
 from archport.faults import explained, unexpected
+from archport.habits import EmbedOptions, Habits, ModelMemory, Output, Recipe
 from archport.loading import Description, describe
 from archport.planning import Plan, Request
 from archport.reading.texts import Overflow, iterable
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
     from archport.runtime import Runtime
 
 __all__ = ["Model", "ModelMemory", "describe", "load"]
-
-Output = Literal["vectors", "tokens"]
 
 
 @checked
@@ -66,6 +65,7 @@ def load(
     overrides: Sequence[ModuleType] = (),
     plugin: str | None = None,
     plugins: Sequence[Plugin] | None = None,
+    share_weights: bool = True,
 ) -> Model:
     """Load a model that is ready to run.
 
@@ -82,6 +82,7 @@ def load(
         overrides: modules whose hooks answer before the plugin's.
         plugin: the name of the plugin to ask, where several claim the checkpoint; ARCHPORT_PREFER says it for all.
         plugins: who may claim the checkpoint; the installed ones when left out.
+        share_weights: use the buffers of a model of this process whose files, plugin and dtype are the same.
 
     Raises:
         ModelNotFound: the name leads nowhere; near matches are listed.
@@ -94,7 +95,7 @@ def load(
     warn_if_late()
     about = describe(name, revision=revision, overrides=overrides, plugin=plugin, plugins=plugins, weights=True)
     try:
-        return _loaded(about, dtype, max_context, memory_budget, limits, prefix_cache)
+        model = _loaded(about, dtype, max_context, memory_budget, limits, prefix_cache, share_weights)
     except Exception as error:
         if not unexpected(error) or failure_of(error):
             raise
@@ -103,6 +104,15 @@ def load(
         if better is error:
             raise
         raise better from error
+    options = {"dtype": dtype, "max_context": max_context, "memory_budget": memory_budget, "limits": limits,
+               "prefix_cache": prefix_cache, "plugin": plugin, "share_weights": share_weights}  # fmt: skip
+    model.recipe = Recipe.of(about, overrides, plugins, options)
+    return model
+
+
+def reloaded(recipe: Recipe) -> Model:
+    """The model that a pickled one was, loaded in this process by its name and options; raises as `load` does."""
+    return load(**recipe.arguments())
 
 
 def _loaded(
@@ -112,6 +122,7 @@ def _loaded(
     memory_budget: int | str | None,
     limits: AttentionLimits | None,
     prefix_cache: int | str | None,
+    share_weights: bool,
 ) -> Model:
     """What is loaded of a description: the stages behind the claim."""
     device = this_device()
@@ -126,7 +137,7 @@ def _loaded(
     choice = loading.admit_weights(about, dtype, device, budget)
     use_device()
     tf32.choose_precision()
-    trunk = loading.load_trunk(about, choice)
+    trunk = loading.load_trunk(about, choice, share=share_weights)
     planner = loading.make_planner(about, trunk, device, budget, ceiling, limits_from_environment(limits))
     if planner.dtype == "float32":
         tf32.warn_if_rounded()
@@ -134,22 +145,7 @@ def _loaded(
     return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelMemory:
-    """Bytes that a model and its process hold.
-
-    Args:
-        weights: of this model.
-        prefix_cache: what its calls of `generate` left for later ones.
-        process: live arrays, pool of freed buffers, host and device, of all models of the process together.
-    """
-
-    weights: int
-    prefix_cache: int
-    process: ProcessMemory
-
-
-class Model(EncoderAnswers):
+class Model(EncoderAnswers, Habits):
     """A loaded model. Made by `load`.
 
     Attributes:
@@ -173,25 +169,17 @@ class Model(EncoderAnswers):
         self.max_tokens = runtime.tokeniser.max_tokens
         self._runtime = runtime
 
-    def __repr__(self) -> str:
-        return f"<archport model {self.name!r}: {self.spec.arch}, {self.max_tokens} tokens, on {self.device.name}>"
-
-    @property
-    def dimensions(self) -> int:
-        """Width of this model's vectors; raises InputError when it makes none."""
-        head = self._runtime.embedder().head.head
-        full = head.dense[-1].out_features if head.dense else self.spec.hidden_size * len(head.pooling)
-        return min(full, head.dimensions or full)
-
-    def memory(self) -> ModelMemory:
-        """What this model holds, and what the process it is in holds, in bytes, now."""
-        planner = self._runtime.encoder.plan
-        return ModelMemory(planner.weights.total, self._runtime.prefixes.bytes, process_memory())
+    def __reduce__(self) -> tuple[Callable[[Recipe], Model], tuple[Recipe]]:
+        return reloaded, (self.recipe,)
 
     @overload
-    def embed(self, texts: Any, *, errors: Literal["raise"] = "raise", **options: Any) -> np.ndarray: ...
+    def embed(
+        self, texts: Any, *, errors: Literal["raise"] = "raise", **options: Unpack[EmbedOptions]
+    ) -> np.ndarray: ...
     @overload
-    def embed(self, texts: Any, *, errors: Literal["collect"], **options: Any) -> Collected[np.ndarray]: ...
+    def embed(
+        self, texts: Any, *, errors: Literal["collect"], **options: Unpack[EmbedOptions]
+    ) -> Collected[np.ndarray]: ...
     @checked
     @device_call
     def embed(
@@ -288,24 +276,24 @@ class Model(EncoderAnswers):
         return streamed(self.embed, texts, window, options, progress=progress)
 
     @checked
-    def encode_query(self, texts: str | Iterable[str], **options: object) -> np.ndarray:
+    def encode_query(self, texts: str | Iterable[Any], **options: Unpack[EmbedOptions]) -> np.ndarray:
         """`embed` with the model's prompt for queries, unless another prompt is given; without one, with none.
 
         A limit of tokens that the model has for queries takes the place of the one for all texts.
         """
         role = self._role(self.inputs.query_prompt, self.inputs.query_tokens, options)
-        return self.embed(texts, **role)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return self.embed(texts, **role)
 
     @checked
-    def encode_document(self, texts: str | Iterable[str], **options: object) -> np.ndarray:
+    def encode_document(self, texts: str | Iterable[Any], **options: Unpack[EmbedOptions]) -> np.ndarray:
         """`embed` with the model's prompt for documents, unless another prompt is given; without one, with none.
 
         A limit of tokens that the model has for documents takes the place of the one for all texts.
         """
         role = self._role(self.inputs.document_prompt, self.inputs.document_tokens, options)
-        return self.embed(texts, **role)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return self.embed(texts, **role)
 
-    def _role(self, prompt_name: str | None, tokens: int | None, options: dict[str, object]) -> dict[str, object]:
+    def _role(self, prompt_name: str | None, tokens: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
         role = dict(options)
         if options.get("prompt") is None and options.get("prompt_name") is None:
             # A role without a prompt has none; the default one is for texts without a role.
@@ -385,6 +373,7 @@ class Model(EncoderAnswers):
         """
         from archport.generating.options import generate_request
 
+        refuse_foreign(template)
         options = {
             "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
             "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
@@ -421,12 +410,6 @@ class Model(EncoderAnswers):
         start = [cached] * len(lengths) if isinstance(cached, int) else cached
         pack = isinstance(self._runtime.head, EmbeddingHead)
         return self._runtime.encoder.plan(Request(lengths=lengths, cached=start, new_tokens=new_tokens, pack=pack))
-
-    @property
-    def last_plan(self) -> Plan | None:
-        """The plan that was made last, of a call or by `plan`; None before the first. `explain()` says why it is so."""
-        latest = self._runtime.encoder.plan.latest
-        return latest[-1] if latest else None
 
     @checked
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:

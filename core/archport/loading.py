@@ -29,6 +29,7 @@ from archport.checkpoint import (
 )
 from archport.checkpoint import defaults as checkpoint_defaults
 from archport.checkpoint.dtype import DTypeChoice, LoadDType, choose_dtype
+from archport.checkpoint.sharing import shared, stamp
 from archport.contract import (
     ArchSpec,
     AttentionLimits,
@@ -73,6 +74,7 @@ class Description:
     plugin: Plugin
     spec: ArchSpec
     hooks: Hooks
+    overridden: bool = False
 
 
 @checked
@@ -112,7 +114,7 @@ def describe(
             raise
         raise better from error
     if about.checkpoint.name != str(name) and about.checkpoint.source != "folder":
-        log.warning("%r is loaded as %r", str(name), about.checkpoint.name)
+        log.info("%r is loaded as %r", str(name), about.checkpoint.name)
     return about
 
 
@@ -140,7 +142,7 @@ def _described(
         raise ClaimError(f"{where}: {error}") from error.__cause__
     # How tensors are packed is written the same way for every architecture, so plugins need not read it.
     spec = replace(spec, quantization=spec.quantization or read_quantization(checkpoint.config))
-    return Description(checkpoint, plugin, spec, Hooks(_speakers(plugin, overrides)))
+    return Description(checkpoint, plugin, spec, Hooks(_speakers(plugin, overrides)), bool(overrides))
 
 
 def read_again(name: str | Path, revision: str | None, plugins: Sequence[Plugin]) -> None:
@@ -238,19 +240,37 @@ def admit_weights(about: Description, dtype: str | None, device: DeviceFacts, bu
     return choice
 
 
-def load_trunk(about: Description, choice: DTypeChoice) -> Trunk:
-    """The plugin's module, filled from the checkpoint."""
+def load_trunk(about: Description, choice: DTypeChoice, *, share: bool = False) -> Trunk:
+    """The plugin's module, filled from the checkpoint.
+
+    Args:
+        share: use the buffers of a trunk of this process that was read from the same files in the same way.
+    """
     from archport.layers import merge_projections
 
-    trunk = about.hooks.build(about.spec, about.checkpoint.config)
-    load_weights(
-        about.checkpoint,
-        cast("nn.Module", trunk),
-        quantization=about.spec.quantization,
-        dtype=choice.dtype,
-        dequantize=choice.dequantize,
-    )
-    merge_projections(trunk)
+    def read() -> Trunk:
+        trunk = about.hooks.build(about.spec, about.checkpoint.config)
+        load_weights(
+            about.checkpoint,
+            cast("nn.Module", trunk),
+            quantization=about.spec.quantization,
+            dtype=choice.dtype,
+            dequantize=choice.dequantize,
+        )
+        merge_projections(trunk)
+        return trunk
+
+    # Another module's hooks may build another trunk from the same files.
+    if not share or about.overridden:
+        return read()
+    body = about.checkpoint.body_path
+    files = stamp([*body.glob("*.safetensors"), *body.glob("*.json")])
+    trunk, there = shared((about.plugin.module, repr(about.spec), choice.dtype, choice.dequantize, files), read)
+    if there:
+        log.info(
+            "%s: the weights are shared with a model that is loaded already; share_weights=False reads them anew",
+            about.checkpoint.name,
+        )
     return trunk
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import archport
 from archport import engine
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -31,13 +32,13 @@ def close(got, want):
 
 
 def test_texts_become_one_json_array_on_stdout_and_nothing_else(vectors):
-    done = run("embed", "one", "two words", "-m", BERT)
+    done = run("embed", "one", "two words", "-m", BERT, "--format", "json")
     assert done.returncode == 0
     assert close(json.loads(done.stdout), vectors)
 
 
 def test_lines_of_standard_input_become_json_lines(vectors):
-    done = run("embed", "-m", BERT, "--input", "-", "--format", "jsonl", stdin=b"one\ntwo words\n")
+    done = run("embed", "-m", BERT, "--input", "-", stdin=b"one\ntwo words\n")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["index"] for row in rows] == [0, 1]
     assert close([row["embedding"] for row in rows], vectors)
@@ -53,7 +54,7 @@ def test_a_jsonl_file_becomes_an_npy_array(vectors, tmp_path):
 
 
 def test_the_options_reach_the_model():
-    done = run("embed", "x", "-m", QWEN, "--prompt-name", "query", "--dimensions", "16")
+    done = run("embed", "x", "-m", QWEN, "--prompt-name", "query", "--dimensions", "16", "--format", "json")
     want = engine.load(QWEN).embed("x", prompt_name="query", dimensions=16)
     assert close(json.loads(done.stdout), want)
 
@@ -62,7 +63,7 @@ def test_the_options_reach_the_model():
 def test_the_default_model_runs_with_no_network():
     done = run("embed", "a sentence", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
-    assert np.linalg.norm(json.loads(done.stdout)[0]) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(json.loads(done.stdout)["embedding"]) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +118,38 @@ def test_info_shows_what_a_model_is_without_reading_weights():
     assert "causal attention" in text
 
 
+def test_the_version_is_the_packages():
+    assert run("--version").stdout.decode() == f"archport {archport.__version__}\n"
+
+
+def test_completion_can_be_shown():
+    assert b"_ARCHPORT_COMPLETE" in run("--show-completion", "bash").stdout
+
+
+def test_json_lines_are_written_while_later_texts_are_read(vectors):
+    command = [sys.executable, "-c", "from archport.cli import main; main()", "embed", "-m", BERT, "-i", "-"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(b"one\n" * 3000)
+    process.stdin.flush()
+    # Standard input is still open.
+    first = json.loads(process.stdout.readline())
+    rest, _ = process.communicate()
+    assert first["index"] == 0
+    assert close(first["embedding"], vectors[0])
+    assert len(rest.splitlines()) == 2999
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plan_is_for_the_dtype_that_was_asked_for(dtype):
+    done = run("plan", "-m", BERT, "--tokens", "30", "--dtype", dtype)
+    assert dtype in done.stdout.decode().splitlines()[0]
+
+
 def test_plugins_lists_each_with_what_it_serves():
     rows = {row["name"]: row for row in json.loads(run("plugins", "--json").stdout)}
     assert rows["qwen3"]["semantics"] == ["causal"]
-    assert rows["qwen3"]["head_dim"] == [32, 64, 256]
+    # Its examples are tiny; published models have 64 and 128.
+    assert {64, 128, 256} <= set(rows["qwen3"]["head_dim"])
     assert "bert" in rows["bidirectional"]["architectures"]
     assert all(row["status"] == "ok" for row in rows.values() if row["distribution"] == "archport")
     assert b"qwen3" in run("plugins").stdout

@@ -43,6 +43,7 @@ CALLS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "similarity": (("bert-plain",), {"a": [[1.0, 0.0]], "b": [[0.5, 1.0]]}),
     "forward": (("bert-plain",), {"input_ids": [[1, 2]], "attention_mask": [[1, 1]]}),
     "memory": (("bert-plain",), {}),
+    "count_tokens": (("bert-plain", "qwen3-embed"), {"texts": TEXTS}),
 }
 # (call, argument) -> what an odd value is put into, beside being given as the whole argument.
 INSIDE = {
@@ -64,6 +65,7 @@ INSIDE = {
     ("classify", "texts"): [lambda odd: ["one", odd], lambda odd: [("one", odd)], lambda odd: [(odd, odd, odd)]],
     ("fill_mask", "texts"): [lambda odd: ["a <mask>", odd]],
     ("maxsim", "documents"): [lambda odd: ["one", odd]],
+    ("count_tokens", "texts"): [lambda odd: ["one", odd]],
     ("generate", "prompt"): [
         lambda odd: ["one", odd],
         lambda odd: [1, odd],
@@ -115,8 +117,12 @@ TAKES = {
 
 
 def public() -> list[str]:
-    """Names of all public calls."""
-    methods = [name for name, _ in inspect.getmembers(engine.Model, inspect.isfunction) if not name.startswith("_")]
+    """Names of all public calls but `close`, which takes nothing, and async twins, which hand on what they get."""
+    methods = [
+        name
+        for name, method in inspect.getmembers(engine.Model, inspect.isfunction)
+        if not name.startswith("_") and name != "close" and not inspect.iscoroutinefunction(method)
+    ]
     functions = [name for name in engine.__all__ if inspect.isfunction(getattr(engine, name))]
     return sorted([*methods, *functions])
 

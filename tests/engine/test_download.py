@@ -21,6 +21,7 @@ def test_the_size_less_name_downloads_its_model_and_embeds(hub, tmp_path, caplog
     (folder / "modeling_evil.py").write_text("raise SystemExit('remote code was run')")
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     hub.add("Qwen/Qwen3-Embedding-0.6B", folder)
+    caplog.set_level("INFO", "archport")
     model = engine.load("Qwen/Qwen3-Embedding")
     vectors = model.embed(["a text", "another"])
     assert model.name == "Qwen/Qwen3-Embedding-0.6B"

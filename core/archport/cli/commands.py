@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 
@@ -30,9 +31,7 @@ from archport.cli.words import spoken
 
 app = typer.Typer(
     name="archport",
-    help="Embed, rerank and generate on MLX, with memory-safe attention picked per architecture and device.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 for command in (
@@ -58,6 +57,23 @@ models_page.app.callback()(spoken(models_page.models))
 for command in (models_page.pull, models_page.rm):
     models_page.app.command()(spoken(command))
 app.add_typer(models_page.app, name="models")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from archport import __version__
+
+        typer.echo(f"archport {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Embed, rerank and generate on MLX, with memory-safe attention picked per architecture and device."""
 
 
 @contextmanager

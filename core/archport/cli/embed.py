@@ -12,8 +12,11 @@ import typer
 
 from archport.cli.options import MaxContext, called, end_with, read_lines
 from archport.cli.words import rows_called, skipped
+from archport.contract import ArchportError
 from archport.reading.columns import Unreadable, json_value
 
+# Texts whose vectors are printed together.
+WINDOW = 1024
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -65,9 +68,9 @@ def embed(
             help="An image, for models that see; may be repeated. One vector each, or one for all beside one text.",
         ),
     ] = None,
-    format: Annotated[Format, typer.Option(help="json: one array; jsonl: one object per text; npy: float array.")] = (
-        Format.json
-    ),
+    format: Annotated[
+        Format, typer.Option(help="jsonl: one object per text, as they are done; json: one array; npy: float array.")
+    ] = Format.jsonl,
     prompt: Annotated[str | None, typer.Option(help="Text put in front of every input.")] = None,
     prompt_name: Annotated[str | None, typer.Option(help="A prompt stored with the model, such as 'query'.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Keep this many leading dimensions.")] = None,
@@ -96,6 +99,7 @@ def embed(
     source: Iterable[Any] = seen(texts, image) if image else file if file else texts or ()
 
     from archport import engine
+    from archport.answering.collecting import Collected
 
     loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
     options: dict[str, Any] = {
@@ -112,6 +116,17 @@ def embed(
         return file.called(index) if file else _argument(texts, image, index)
 
     with rows_called(name):
+        if format is Format.jsonl and precision not in (Precision.int8, Precision.uint8):
+            options["errors"] = "raise" if on_error is OnError.fail else "collect"
+            refused: dict[int, ArchportError] = {}
+            for first, made in loaded.stream(source, window=WINDOW, **options):
+                if isinstance(made, Collected):
+                    _write(made.results, made.rows, format)
+                    refused |= made.errors
+                else:
+                    _write(made, range(first, first + len(made)), format)
+            end_with(skipped(embed, refused, name))
+            return
         if on_error is OnError.fail:
             vectors = loaded.embed(source, **options)
             _write(vectors, range(len(vectors)), format)

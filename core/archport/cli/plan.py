@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -14,7 +14,7 @@ from archport.cli.words import message_and_code
 from archport.contract import InputError
 
 if TYPE_CHECKING:
-    from archport.contract import AdmissionRefused, ArchSpec, DeviceFacts
+    from archport.contract import AdmissionRefused, ArchSpec, DeviceFacts, DType
     from archport.contract.hooks import Hooks
     from archport.planning import Plan, Planner
 
@@ -29,12 +29,14 @@ class Described:
 
     Args:
         weight_bytes: bytes of the weights on the planned device; None to estimate them from the spec.
+        dtype: element type of the computation; None: the device's usual one.
     """
 
     spec: ArchSpec
     hooks: Hooks
     label: str
     weight_bytes: int | None
+    dtype: DType | None = None
 
 
 def plan(
@@ -50,6 +52,9 @@ def plan(
         typer.Option(help="A profile such as m2-ultra-128gb; default: this machine. With --html several, or 'all'."),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Bytes the plan may use, such as 16GB.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16 or checkpoint, as when loading.")
+    ] = None,
     mask: Annotated[str | None, typer.Option(help="'dense' prices one (B,1,S,S) mask in float32.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Every number and every reason.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -73,8 +78,8 @@ def plan(
     if not 1 <= batch <= MOST_ROWS:
         raise InputError(f"--batch {batch}: expected 1 to {MOST_ROWS:,} rows")
     if html is not None or tokens is None:
-        if cached or mask or verbose or (html is not None and as_json):
-            raise InputError("--cached, --mask and --verbose are for one plan: name its --tokens, and leave out --html")
+        if cached or mask or verbose or dtype or (html is not None and as_json):
+            raise InputError("--cached, --mask, --dtype and --verbose are for one plan: name --tokens, and no --html")
         from archport.cli.plan_frontier import draw, write_page
 
         limit = None if budget is None else parse_bytes(budget, what="budget")
@@ -84,7 +89,7 @@ def plan(
             draw(model, device_of(device), new_tokens=new, budget=limit, as_json=as_json)
         return
     where = device_of(device)
-    about = described(model, where)
+    about = described(model, where, dtype)
     try:
         planned = make(
             about,
@@ -134,13 +139,14 @@ def planner_of(about: Described, device: DeviceFacts, *, budget: int | None) -> 
         device,
         Chooser(builtin_backends(routes, about.hooks.sdpa_backends())),
         budget=budget,
+        dtype=about.dtype,
         weight_bytes=about.weight_bytes,
         pins=about.hooks,
         plugin=about.label,
     )
 
 
-def described(model: str, device: DeviceFacts) -> Described:
+def described(model: str, device: DeviceFacts, dtype: str | None = None) -> Described:
     """A model's spec and hooks, from its config alone where there are no weights.
 
     Raises:
@@ -149,7 +155,7 @@ def described(model: str, device: DeviceFacts) -> Described:
     path = Path(model).expanduser()
     config = path / "config.json" if path.is_dir() else path
     if config.suffix == ".json" and config.is_file() and not any(config.parent.glob("*.safetensors")):
-        return _from_config(config)
+        return _from_config(config, device, dtype)
     from archport.checkpoint import weight_bytes
     from archport.checkpoint.dtype import LoadDType, choose_dtype
     from archport.loading import describe
@@ -159,16 +165,23 @@ def described(model: str, device: DeviceFacts) -> Described:
     def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
         return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
 
-    choice = choose_dtype(None, about.spec, device.kind, budget=device.default_budget, bytes_of=bytes_of)
-    return Described(about.spec, about.hooks, about.plugin.label, bytes_of(choice.dtype, choice.dequantize))
+    choice = choose_dtype(dtype, about.spec, device.kind, budget=device.default_budget, bytes_of=bytes_of)
+    weights = bytes_of(choice.dtype, choice.dequantize)
+    return Described(about.spec, about.hooks, about.plugin.label, weights, _computed(dtype, about.spec))
 
 
-def _from_config(path: Path) -> Described:
+def _computed(dtype: str | None, spec: ArchSpec) -> DType | None:
+    """The element type that a checked choice computes in; None where the device's usual one is meant."""
+    return spec.dtype if dtype == "checkpoint" else cast("DType | None", dtype)
+
+
+def _from_config(path: Path, device: DeviceFacts, dtype: str | None) -> Described:
     """A model of which there is only a config: its weights are estimated."""
     from dataclasses import replace
 
     from archport.checkpoint import normalise_config, read_quantization
     from archport.checkpoint.disk import read_object
+    from archport.checkpoint.dtype import choose_dtype
     from archport.contract import CheckpointError
     from archport.contract.hooks import Hooks, Speaker
     from archport.contract.plugins import claim, discover
@@ -180,7 +193,9 @@ def _from_config(path: Path) -> Described:
     plugin, spec = claim(config, discover())
     assert plugin.module is not None, "a plugin that claims has been imported"
     spec = replace(spec, quantization=spec.quantization or read_quantization(config))
-    return Described(spec, Hooks([Speaker(plugin.label, plugin.module)]), plugin.label, None)
+    # An unknown name, or one in which the family overflows, is refused as it is when loading.
+    choose_dtype(dtype, spec, device.kind, budget=device.default_budget, bytes_of=lambda *_: 0)
+    return Described(spec, Hooks([Speaker(plugin.label, plugin.module)]), plugin.label, None, _computed(dtype, spec))
 
 
 def device_of(name: str | None) -> DeviceFacts:

@@ -19,6 +19,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast
 import numpy as np
 
 from archport.contract.errors import InputError, shown
+from archport.contract.spellings import refuse_foreign
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,6 +57,7 @@ def checked(method: Callable[P, R]) -> Callable[P, R]:
         try:
             bound = signature.bind(*args, **options)
         except TypeError:
+            refuse_foreign(name for name in options if name not in signature.parameters)
             # Python's own words for an argument too many or too few.
             return method(*args, **options)
         for name, rule in rules().items():

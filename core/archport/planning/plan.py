@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any, Protocol
 
 from archport.contract import ArchportError, AttentionPath, BatchShape, DeviceFacts, DType
@@ -227,6 +228,16 @@ class Plan:
             raise ArchportError(f"a plan whose batches hold rows {rows}; expected each row of the request once")
         moving = (batch.peak - batch.bytes["weights"] - batch.bytes.get("resident", 0) for batch in self.batches)
         object.__setattr__(self, "moving", max(moving, default=0))
+
+    def __repr__(self) -> str:
+        rows = sum(len(batch.rows) for batch in self.batches)
+        return f"<plan of {rows:,} rows in {len(self.batches):,} batches for {self.arch} on {self.device.name}>"
+
+    def __str__(self) -> str:
+        return self.explain()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.explain())}</pre>"
 
     @property
     def minimum(self) -> int:

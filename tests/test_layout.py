@@ -41,7 +41,6 @@ LEVELS = {
     "conversion": 10,
     "serving": 10,
     "integrations": 10,
-    "compat": 10,
     "cli": 11,
 }
 # A plan is made from facts it is handed, also for machines that are not this one.

@@ -123,7 +123,7 @@ def test_the_version_is_the_packages():
 
 
 def test_completion_can_be_shown():
-    assert b"_ARCHPORT_COMPLETE" in run("--show-completion", "bash").stdout
+    assert b"COMPLETE=complete_bash" in run("--show-completion", "bash").stdout
 
 
 def test_json_lines_are_written_while_later_texts_are_read(vectors):

@@ -17,9 +17,8 @@ from archport.contract import InputError, NonFiniteOutput
 from archport.contract.heads import Classifier, TaggingHead
 from archport.planning import Readout, Request
 from archport.reading.texts import Overflow, TextTokeniser, check_vocabulary
-from archport.running.encode import Encoder
+from archport.running.encode import Encoder, verified
 from archport.running.steps import run_steps
-from archport.running.verify import verified
 
 # Texts tokenised and sorted together.
 _WINDOW = 2048

@@ -141,6 +141,11 @@ def test_widths_that_no_group_divides_are_refused_by_name(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_matrix_that_mlx_can_not_read_back_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"\(3, 48\) \(its scales are no multiple of 4"):
+        convert(GOLDENS / "bert-classify", tmp_path / "out", settings_of(mode="nvfp4"))
+
+
 def test_a_quantised_checkpoint_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="quantised already"):
         convert(GOLDENS / "qwen3-4bit", tmp_path / "out", settings_of(bits=4))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from archport.cli.plan import Described, described, planner_of
+from archport.cli.described import Described, described, planner_of
 from archport.contract import InputError
 
 if TYPE_CHECKING:

@@ -1,0 +1,98 @@
+"""A model as plans need it, and what plans its requests: from its files or its config, without reading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from archport.contract import ArchSpec, DeviceFacts, DType
+    from archport.contract.hooks import Hooks
+    from archport.planning import Planner
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a plan needs to know of a model.
+
+    Args:
+        weight_bytes: bytes of the weights on the planned device; None to estimate them from the spec.
+        dtype: element type of the computation; None: the device's usual one.
+    """
+
+    spec: ArchSpec
+    hooks: Hooks
+    label: str
+    weight_bytes: int | None
+    dtype: DType | None = None
+
+
+def planner_of(about: Described, device: DeviceFacts, *, budget: int | None) -> Planner:
+    """What plans requests of a model on a device."""
+    from archport.attention import Chooser, ProbedRoutes, TableRoutes, builtin_backends
+    from archport.planning import Planner
+
+    routes = TableRoutes() if device.simulated else ProbedRoutes()
+    return Planner.of(
+        about.spec,
+        device,
+        Chooser(builtin_backends(routes, about.hooks.sdpa_backends())),
+        budget=budget,
+        dtype=about.dtype,
+        weight_bytes=about.weight_bytes,
+        pins=about.hooks,
+        plugin=about.label,
+    )
+
+
+def described(model: str, device: DeviceFacts, dtype: str | None = None) -> Described:
+    """A model's spec and hooks, from its config alone where there are no weights.
+
+    Raises:
+        ModelNotFound, CheckpointError, ClaimError: as loading it would.
+    """
+    path = Path(model).expanduser()
+    config = path / "config.json" if path.is_dir() else path
+    if config.suffix == ".json" and config.is_file() and not any(config.parent.glob("*.safetensors")):
+        return _from_config(config, device, dtype)
+    from archport.checkpoint import weight_bytes
+    from archport.checkpoint.dtype import LoadDType, choose_dtype
+    from archport.loading import describe
+
+    about = describe(model)
+
+    def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
+        return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
+
+    choice = choose_dtype(dtype, about.spec, device.kind, budget=device.default_budget, bytes_of=bytes_of)
+    weights = bytes_of(choice.dtype, choice.dequantize)
+    return Described(about.spec, about.hooks, about.plugin.label, weights, _computed(dtype, about.spec))
+
+
+def _computed(dtype: str | None, spec: ArchSpec) -> DType | None:
+    """The element type that a checked choice computes in; None where the device's usual one is meant."""
+    return spec.dtype if dtype == "checkpoint" else cast("DType | None", dtype)
+
+
+def _from_config(path: Path, device: DeviceFacts, dtype: str | None) -> Described:
+    """A model of which there is only a config: its weights are estimated."""
+    from dataclasses import replace
+
+    from archport.checkpoint import normalise_config, read_quantization
+    from archport.checkpoint.disk import read_object
+    from archport.checkpoint.dtype import choose_dtype
+    from archport.contract import CheckpointError
+    from archport.contract.hooks import Hooks, Speaker
+    from archport.contract.plugins import claim, discover
+
+    raw = read_object(path)
+    if raw is None:
+        raise CheckpointError(f"{path} is not a JSON object; expected a model's config.json")
+    config = normalise_config(raw)
+    plugin, spec = claim(config, discover())
+    assert plugin.module is not None, "a plugin that claims has been imported"
+    spec = replace(spec, quantization=spec.quantization or read_quantization(config))
+    # An unknown name, or one in which the family overflows, is refused as it is when loading.
+    choose_dtype(dtype, spec, device.kind, budget=device.default_budget, bytes_of=lambda *_: 0)
+    return Described(spec, Hooks([Speaker(plugin.label, plugin.module)]), plugin.label, None, _computed(dtype, spec))

@@ -46,6 +46,10 @@ SKIPPED = {
     ("command-line.md", "runs for three minutes"),
     ("bulk.md", "needs Ray"),
     ("bulk.md", "needs Dask and Spark"),
+    ("integrations.md", "needs chromadb"),
+    ("integrations.md", "needs langchain-core"),
+    ("integrations.md", "needs llama-index-core"),
+    ("what-fits.md", "plans for some seconds a device"),
     ("write-a-plugin.md", "needs torch and transformers"),
     ("parity.md", "needs torch and transformers"),
 }

@@ -346,7 +346,7 @@ def outside_plugin(claim: Callable[[Any], Any], build: Callable[[Any, Any], Any]
         return (build or bert.archport_build)(spec, config)
 
     def archport_examples() -> Any:
-        return bert.archport_examples()[:1]
+        return [each for each in bert.archport_examples() if each.name == "bert, learned positions"]
 
     for hook in (archport_claim, archport_build, archport_examples):
         setattr(module, hook.__name__, hookimpl(hook))

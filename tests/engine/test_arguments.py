@@ -37,6 +37,7 @@ CALLS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "rerank": (("qwen3-reranker", "xlm-roberta-rerank", "colbert"), {"query": "one", "documents": TEXTS}),
     "classify": (("bert-classify",), {"texts": TEXTS}),
     "fill_mask": (("roberta",), {"texts": "a <mask>"}),
+    "tag": (("tags/bert",), {"texts": TEXTS}),
     "maxsim": (("colbert",), {"query": "one", "documents": TEXTS}),
     "generate": (("qwen3-windowed", "qwen3-vl"), {"prompt": "one", "max_tokens": 2}),
     "plan": (("bert-plain",), {"lengths": [3, 4]}),
@@ -64,6 +65,7 @@ INSIDE = {
     ("rerank", "query"): [lambda odd: {"text": odd}],
     ("classify", "texts"): [lambda odd: ["one", odd], lambda odd: [("one", odd)], lambda odd: [(odd, odd, odd)]],
     ("fill_mask", "texts"): [lambda odd: ["a <mask>", odd]],
+    ("tag", "texts"): [lambda odd: ["one", odd]],
     ("maxsim", "documents"): [lambda odd: ["one", odd]],
     ("count_tokens", "texts"): [lambda odd: ["one", odd]],
     ("generate", "prompt"): [
@@ -155,7 +157,7 @@ def models():
 
     def of(name):
         if name not in kept:
-            kept[name] = engine.load(GOLDENS / name, max_context=200)
+            kept[name] = engine.load(GOLDENS / name, max_context=64 if name.startswith("tags") else 200)
         return kept[name]
 
     return of

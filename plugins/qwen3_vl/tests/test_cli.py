@@ -24,7 +24,7 @@ def picture(tmp_path: Path) -> Path:
 def vectors_of(*arguments: str) -> Any:
     found = CliRunner().invoke(app, ["embed", "--dtype", "float32", *arguments])
     assert found.exit_code == 0, found.output
-    return np.array(json.loads(found.stdout))
+    return np.array([json.loads(line)["embedding"] for line in found.stdout.splitlines()])
 
 
 def test_every_image_is_a_vector_and_a_text_goes_with_all_of_them(embedder: engine.Model, picture: Path):

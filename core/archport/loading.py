@@ -246,6 +246,8 @@ def load_trunk(about: Description, choice: DTypeChoice, *, share: bool = False) 
     Args:
         share: use the buffers of a trunk of this process that was read from the same files in the same way.
     """
+    import mlx.core as mx
+
     from archport.layers import merge_projections
 
     def read() -> Trunk:
@@ -258,6 +260,8 @@ def load_trunk(about: Description, choice: DTypeChoice, *, share: bool = False) 
             dequantize=choice.dequantize,
         )
         merge_projections(trunk)
+        # Layers draw first weights, which nobody reads; the chain of keys would stay behind, some 70 KB a load.
+        mx.eval(mx.random.state)
         return trunk
 
     # Another module's hooks may build another trunk from the same files.

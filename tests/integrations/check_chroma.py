@@ -37,7 +37,7 @@ def test_the_weights_are_read_once_however_often_a_collection_is_opened(tmp_path
         collection = client.get_collection("texts")
         collection.add(ids=["a"], documents=TEXTS[:1])
     assert caplog.text.count("the weights are shared") >= 3
-    assert len(sharing._kept) == 1
+    assert sharing.count() == 1
     assert first(TEXTS)[0].any()
 
 

@@ -10,14 +10,22 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class _Original:
+    """Modules around buffers that loads share. Every tree that uses them keeps this, and nothing else does."""
+
+    tree: Any
+
+
 _lock = threading.Lock()
-# key -> (modules that nobody else has, how many loads use their buffers)
-_kept: dict[Hashable, tuple[Any, int]] = {}
+_originals: weakref.WeakValueDictionary[Hashable, _Original] = weakref.WeakValueDictionary()
 
 
 def shared(key: Hashable, make: Callable[[], T]) -> tuple[T, bool]:
@@ -29,33 +37,23 @@ def shared(key: Hashable, make: Callable[[], T]) -> tuple[T, bool]:
         key: equal for loads whose weights are equal.
         make: reads the tree.
     """
-    tree = _taken(key)
-    if tree is not None:
-        _released_with(tree, key)
+    original = _originals.get(key)
+    if original is not None:
+        # MLX copies an array as a new handle of the same buffer.
+        tree = copy.deepcopy(original.tree)
+        _keep(tree, original)
         return tree, True
     tree = make()
     try:
-        pristine = copy.deepcopy(tree)
+        original = _Original(copy.deepcopy(tree))
     # A module may hold whatever its plugin likes: a lock, an open file.
     except Exception:
         return tree, False
     with _lock:
         # Another thread may have read the same files meanwhile; its buffers stay the ones that later loads get.
-        if key in _kept:
-            return tree, False
-        _kept[key] = (pristine, 1)
-    _released_with(tree, key)
+        if _originals.setdefault(key, original) is original:
+            _keep(tree, original)
     return tree, False
-
-
-def _taken(key: Hashable) -> Any:
-    """A tree around the buffers of a key, None where nobody uses any."""
-    with _lock:
-        pristine, users = _kept.get(key, (None, 0))
-        if users:
-            _kept[key] = (pristine, users + 1)
-    # MLX copies an array as a new handle of the same buffer.
-    return copy.deepcopy(pristine) if users else None
 
 
 def stamp(files: list[Path]) -> tuple[tuple[str, int, int, int], ...]:
@@ -64,19 +62,11 @@ def stamp(files: list[Path]) -> tuple[tuple[str, int, int, int], ...]:
     return tuple((name, fact.st_ino, fact.st_size, fact.st_mtime_ns) for name, fact in facts)
 
 
-def users(key: Hashable) -> int:
-    """How many trees use the buffers of a key now."""
-    return _kept.get(key, (None, 0))[1]
+def count() -> int:
+    """How many sets of weights trees of this process share, or could."""
+    return len(_originals)
 
 
-def _released_with(tree: Any, key: Hashable) -> None:
-    weakref.finalize(tree, _release, key).atexit = False
-
-
-def _release(key: Hashable) -> None:
-    # The garbage collector may come while this thread holds the lock, so no lock here: one assignment is enough.
-    pristine, users = _kept[key]
-    if users > 1:
-        _kept[key] = (pristine, users - 1)
-    else:
-        del _kept[key]
+def _keep(tree: Any, original: _Original) -> None:
+    """Keep the original for as long as a tree lives: a finalizer holds its arguments until then."""
+    weakref.finalize(tree, id, original).atexit = False

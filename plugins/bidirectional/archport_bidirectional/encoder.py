@@ -171,20 +171,23 @@ class Embeddings(nn.Module):
 
     Args:
         width: of the tables.
-        rows: of the position table.
+        rows: of the position table; 0 for families that turn heads instead.
         types: rows of the type table; 0 for families without one.
     """
 
     def __init__(self, vocabulary: int, width: int, rows: int, types: int, eps: float) -> None:
         super().__init__()
         self.word_embeddings = Embedding(vocabulary, width)
-        self.position_embeddings = Embedding(rows, width)
+        if rows:
+            self.position_embeddings = Embedding(rows, width)
         if types:
             self.token_type_embeddings = Embedding(types, width)
         self.LayerNorm = nn.LayerNorm(width, eps=eps)
 
-    def __call__(self, input_ids: mx.array, positions: mx.array, token_types: mx.array | None) -> mx.array:
-        x = self.word_embeddings(input_ids) + self.position_embeddings(positions)
+    def __call__(self, input_ids: mx.array, positions: mx.array | None, token_types: mx.array | None) -> mx.array:
+        x = self.word_embeddings(input_ids)
+        if positions is not None:
+            x = x + self.position_embeddings(positions)
         if "token_type_embeddings" in self:
             # Asked of the module: a packed table's weight holds integers.
             x = x + self.token_type_embeddings(mx.zeros((1, 1), dtype=mx.int32) if token_types is None else token_types)

@@ -12,7 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Attention, Embedding, PostNormBlock, Rotary
+from archport.layers import Attention, PostNormBlock, Rotary
+from archport_bidirectional.encoder import Embeddings
 from archport_bidirectional.heads import Act, Dense, MaskedHead
 
 _HEADS = ("pooler", "classifier", "lm_head")
@@ -100,7 +101,7 @@ class RotaryBert(nn.Module):
         super().__init__()
         D = spec.hidden_size
         self._layouts, self._tied = tuple(layouts), spec.tied_head
-        self.embeddings = Embeddings(spec, token_types, eps)
+        self.embeddings = Embeddings(spec.vocab_size, D, 0, token_types, eps)
         self.layers = [
             PostNormBlock(
                 Attention(index, layer, D, bias=bias, output_bias=bias, rotary=rotary),
@@ -118,7 +119,7 @@ class RotaryBert(nn.Module):
             self.classifier = nn.Linear(D, labels)
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext, token_types: mx.array | None = None) -> mx.array:
-        x = self.embeddings(input_ids, token_types)
+        x = self.embeddings(input_ids, None, token_types)
         for block in self.layers:
             x = block(x, ctx)
         return x
@@ -144,22 +145,3 @@ class RotaryBert(nn.Module):
         if "lm_head" not in self:
             return kept
         return self.lm_head.settle(kept, "lm_head", "embeddings.word_embeddings", tied=self._tied)
-
-
-class Embeddings(nn.Module):
-    """Word embeddings, and those of kinds of tokens where there are some, normalised."""
-
-    def __init__(self, spec: ArchSpec, token_types: int, eps: float) -> None:
-        super().__init__()
-        self.word_embeddings = Embedding(spec.vocab_size, spec.hidden_size)
-        if token_types:
-            self.token_type_embeddings = Embedding(token_types, spec.hidden_size)
-        self.LayerNorm = nn.LayerNorm(spec.hidden_size, eps=eps)
-
-    def __call__(self, input_ids: mx.array, token_types: mx.array | None) -> mx.array:
-        x = self.word_embeddings(input_ids)
-        if "token_type_embeddings" in self:
-            # Without types every token is of kind 0.
-            kinds = mx.zeros((1, 1), dtype=mx.int32) if token_types is None else token_types
-            x = x + self.token_type_embeddings(kinds)
-        return self.LayerNorm(x)

@@ -14,6 +14,7 @@ from archport.contract import (
     ClassificationHead,
     Dense,
     Expansion,
+    Head,
     PoolingMode,
     ScoreActivation,
     SpecError,
@@ -62,6 +63,23 @@ def tagging(checkpoint: CheckpointView) -> TaggingHead:
 def told_apart(checkpoint: CheckpointView) -> bool:
     """Whether the tokens of a pair have types: the tokenizer numbers its texts, and the model has two types or more."""
     return checkpoint.config.get("type_vocab_size", 2) > 1 and checkpoint.tells_pairs_apart()
+
+
+def encoder_head(
+    spec: ArchSpec, checkpoint: CheckpointView, *, pooling: PoolingMode = "cls", typed: bool = True
+) -> Head | None:
+    """The head of an encoder by its task and its files: labels of tokens or texts, late interaction, or stored scores.
+
+    Args:
+        pooling: what a classifier reads.
+        typed: whether the family has token types.
+    """
+    if "tag" in spec.tasks:
+        return tagging(checkpoint)
+    if "classify" in spec.tasks:
+        return classification(checkpoint, pooling, token_types=typed and told_apart(checkpoint))
+    late = pylate(checkpoint)
+    return late if late is not None else stored_scores(checkpoint, typed=typed)
 
 
 def stored_scores(checkpoint: CheckpointView, *, typed: bool = True) -> ClassificationHead | None:

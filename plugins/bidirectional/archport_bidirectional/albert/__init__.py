@@ -11,7 +11,7 @@ from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import KEYS as BERT_KEYS
 from archport_bidirectional.bert import TAGS, learned_positions
 from archport_bidirectional.configs import named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging, told_apart
+from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("albert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -52,12 +52,7 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    if "tag" in spec.tasks:
-        return tagging(checkpoint)
-    if "classify" in spec.tasks:
-        return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
-    late = pylate(checkpoint)
-    return late if late is not None else stored_scores(checkpoint)
+    return encoder_head(spec, checkpoint)
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:

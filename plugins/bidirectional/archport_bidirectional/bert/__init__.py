@@ -19,15 +19,7 @@ from archport.contract import (
     head_width,
 )
 from archport_bidirectional.configs import named
-from archport_bidirectional.scoring import (
-    classification,
-    pylate,
-    pylate_inputs,
-    stanford_colbert,
-    stored_scores,
-    tagging,
-    told_apart,
-)
+from archport_bidirectional.scoring import encoder_head, pylate_inputs, stanford_colbert
 
 ARCHS = ("bert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -112,14 +104,9 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    if "tag" in spec.tasks:
-        return tagging(checkpoint)
-    if "classify" in spec.tasks:
-        return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
-    if named(checkpoint.config, ("HF_ColBERT",)):
+    if "embed" in spec.tasks and named(checkpoint.config, ("HF_ColBERT",)):
         return stanford_colbert(checkpoint, spec.hidden_size)
-    late = pylate(checkpoint)
-    return late if late is not None else stored_scores(checkpoint)
+    return encoder_head(spec, checkpoint)
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:

@@ -8,7 +8,7 @@ from typing import Any
 from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, Task, TextInputs, Trunk
 from archport_bidirectional.bert import TAGS, learned_positions
 from archport_bidirectional.configs import named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging
+from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("distilbert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -52,12 +52,7 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    if "tag" in spec.tasks:
-        return tagging(checkpoint)
-    if "classify" in spec.tasks:
-        return classification(checkpoint, "cls")
-    late = pylate(checkpoint)
-    return late if late is not None else stored_scores(checkpoint, typed=False)
+    return encoder_head(spec, checkpoint, typed=False)
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:

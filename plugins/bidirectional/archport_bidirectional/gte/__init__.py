@@ -24,7 +24,7 @@ from archport.contract import (
     head_width,
 )
 from archport_bidirectional.configs import has_pipeline, named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging, told_apart
+from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("gte",)
 _TASKS: Mapping[str, tuple[Task, ...]] = {
@@ -101,13 +101,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    if "tag" in spec.tasks:
-        return tagging(checkpoint)
-    if "classify" in spec.tasks:
-        return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
-    if has_pipeline(checkpoint):
-        late = pylate(checkpoint)
-        return late if late is not None else stored_scores(checkpoint)
+    if has_pipeline(checkpoint) or "embed" not in spec.tasks:
+        return encoder_head(spec, checkpoint)
     if checkpoint.label.startswith(("gte-", "snowflake-arctic-embed")):
         return EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
     return None

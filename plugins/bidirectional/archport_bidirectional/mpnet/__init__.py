@@ -9,7 +9,7 @@ from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Hea
 from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import TAGS, learned_positions
 from archport_bidirectional.configs import named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging
+from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("mpnet",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -59,12 +59,7 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    if "tag" in spec.tasks:
-        return tagging(checkpoint)
-    if "classify" in spec.tasks:
-        return classification(checkpoint, "cls")
-    late = pylate(checkpoint)
-    return late if late is not None else stored_scores(checkpoint, typed=False)
+    return encoder_head(spec, checkpoint, typed=False)
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:

@@ -18,7 +18,7 @@ from archport.contract import (
 )
 from archport_bidirectional.bert import EXAMPLE, learned_positions
 from archport_bidirectional.configs import has_pipeline, named, prompted
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging, told_apart
+from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 _TASKS: Mapping[str, tuple[Task, ...]] = {
     "Model": ("embed", "rerank"),
@@ -79,13 +79,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    if "tag" in spec.tasks:
-        return tagging(checkpoint)
-    if "classify" in spec.tasks:
-        return classification(checkpoint, "cls", token_types=told_apart(checkpoint))
-    if has_pipeline(checkpoint):
-        late = pylate(checkpoint)
-        return late if late is not None else stored_scores(checkpoint)
+    if has_pipeline(checkpoint) or "embed" not in spec.tasks:
+        return encoder_head(spec, checkpoint)
     if checkpoint.label.startswith(("bge-m3", "snowflake-arctic-embed")):
         return EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
     return None

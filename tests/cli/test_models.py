@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from archport.cli.commands import app
+from archport.contract import InputError
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 ID = "someone/tiny-qwen3"
@@ -70,6 +71,12 @@ def test_what_is_not_there_can_not_be_removed_and_names_like_it_are_said(publish
     assert done.exit_code != 0
     assert ID in str(done.exception)
     assert cached(listed())
+
+
+def test_a_model_of_a_package_is_said_to_be_one():
+    removed = run("rm", "all-MiniLM-L6-v2")
+    assert isinstance(removed.exception, InputError)
+    assert "all-MiniLM-L6-v2 comes in an installed package" in str(removed.exception)
 
 
 def test_nothing_outside_the_cache_is_removed(published, tmp_path: Path):

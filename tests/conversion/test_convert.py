@@ -181,6 +181,15 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path):
     assert files(tmp_path) == {"notes.txt": b"mine"}
 
 
+def test_an_output_inside_its_source_is_refused(tmp_path: Path):
+    source = tmp_path / "source"
+    shutil.copytree(GOLDENS / "qwen3-tied", source)
+    for place, where in ((source, "the checkpoint itself"), (source / "deep" / "out", "inside the checkpoint")):
+        with pytest.raises(InputError, match=where):
+            convert(source, place, settings_of(bits=4, group_size=32))
+    assert not (source / "deep").exists()
+
+
 @pytest.mark.parametrize("stop", [1, 9, 20])
 @pytest.mark.parametrize("name", ["qwen3-tied", "qwen3-causal-sharded"])
 def test_a_conversion_goes_on_to_the_same_bytes(name: str, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

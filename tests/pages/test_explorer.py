@@ -129,7 +129,7 @@ def test_the_command_writes_a_page_of_several_devices_whose_name_can_not_break_o
     folder = tmp_path / "<script>alert(1)<"
     folder.mkdir()
     shutil.copy(BERT / "config.json", folder / "config.json")
-    done = invoke("-m", folder / "config.json", "--device", "h200,m1-16gb", "--html", tmp_path / "plans.html")
+    done = invoke("-m", folder / "config.json", "--device", "h200,M1-16gb, h200", "--html", tmp_path / "plans.html")
     assert done.exit_code == 0, done.output
     page = (tmp_path / "plans.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page
@@ -200,7 +200,8 @@ def test_a_terminal_shows_the_frontier_the_longest_context_and_the_heaviest_weig
 
 
 def test_what_belongs_to_one_plan_is_refused_without_one(invoke):
-    for arguments in (("--mask", "dense"), ("--cached", "5"), ("--verbose",), ("--json", "--html", "x.html")):
+    alone = [("--mask", "dense"), ("--cached", "5"), ("--verbose",), ("--batch", "2"), ("--dtype", "float32")]
+    for arguments in (*alone, ("--json", "--html", "x.html"), ("--tokens", "5", "--html", "x.html")):
         assert isinstance(invoke("-m", QWEN, "--device", "h200", *arguments).exception, InputError), arguments
     assert isinstance(invoke("-m", QWEN, "--device", "h200", "--html", "/no/such/x.html").exception, InputError)
 

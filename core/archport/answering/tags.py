@@ -95,9 +95,14 @@ class Tagger:
         """(ids, places) of every text; `first` is the index of the first one in the caller's sequence."""
         tokens = self.tokeniser(texts, max_tokens=max_tokens, overflow=overflow, first=first)
         places: list[Places] = []
+        read = list(texts)
+        if tokens.truncated and self.tokeniser.side == "right":
+            # What was cut is not encoded whole here either.
+            longest = max(map(len, tokens.ids))
+            read = [text for text, _ in self.tokeniser.long.beginnings(texts, longest + 1, exact=True)]
         # Only encodings of this kind know where their tokens stand.
         for index, (ids, encoding) in enumerate(
-            zip(tokens.ids, self.tokeniser.tokenizer.encode_batch(list(texts)), strict=True)
+            zip(tokens.ids, self.tokeniser.tokenizer.encode_batch(read), strict=True)
         ):
             flags = encoding.special_tokens_mask
             kept = _kept(flags, len(ids), self.tokeniser.side)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from archport.cli import options
+from archport.contract import InputError
 from archport.contract.plugins import Plugin, discover
 
 app = typer.Typer(invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False)
@@ -65,7 +66,10 @@ def rm(model: Annotated[list[str], typer.Argument(help="Hub ids or aliases of mo
 
     targets = known_models(discover())
     for name in model:
-        gone = remove_cached(_target(name, targets))
+        target = _target(name, targets)
+        if ":" in target:
+            raise InputError(f"{name} comes in an installed package ({target}), not in the hub's cache; pip removes it")
+        gone = remove_cached(target)
         typer.echo(f"{gone.name}  {format_bytes(gone.nbytes)} removed")
 
 

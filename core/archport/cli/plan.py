@@ -27,7 +27,7 @@ def plan(
         int | None, typer.Option(help="Tokens per row, cached ones not counted; without it, a table of what fits.")
     ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Folder, config.json, hub id or alias.")] = DEFAULT_MODEL,
-    batch: Annotated[int, typer.Option(help="Rows.")] = 1,
+    batch: Annotated[int | None, typer.Option(help="Rows; 1 where left out.", show_default=False)] = None,
     cached: Annotated[int, typer.Option(help="Tokens already cached per row.")] = 0,
     new: Annotated[int, typer.Option(help="Tokens to generate per row; 0 plans an embedding.")] = 0,
     device: Annotated[
@@ -58,11 +58,15 @@ def plan(
 
     if mask not in (None, "dense"):
         raise InputError(f"--mask {mask}: expected 'dense', or no --mask to let the planner choose")
-    if not 1 <= batch <= MOST_ROWS:
+    rows = 1 if batch is None else batch
+    if not 1 <= rows <= MOST_ROWS:
         raise InputError(f"--batch {batch}: expected 1 to {MOST_ROWS:,} rows")
     if html is not None or tokens is None:
-        if cached or mask or verbose or dtype or (html is not None and as_json):
-            raise InputError("--cached, --mask, --dtype and --verbose are for one plan: name --tokens, and no --html")
+        flags = {"--batch": batch, "--cached": cached, "--mask": mask, "--dtype": dtype, "--verbose": verbose}
+        flags |= {} if html is None else {"--tokens": tokens, "--json": as_json}
+        for flag, given in flags.items():
+            if given:
+                raise InputError(f"{flag} is for one plan: give its --tokens, and leave out --html")
         from archport.cli.plan_frontier import draw, write_page
 
         limit = None if budget is None else parse_bytes(budget, what="budget")
@@ -77,7 +81,7 @@ def plan(
         planned = make(
             about,
             where,
-            lengths=[tokens] * batch,
+            lengths=[tokens] * rows,
             cached=cached,
             new_tokens=new,
             budget=None if budget is None else parse_bytes(budget, what="budget"),
@@ -127,7 +131,7 @@ def devices_of(names: str | None) -> list[DeviceFacts]:
     if names is None:
         return [device_of(None)]
     if names.strip().lower() != "all":
-        return [device_of(name) for name in names.split(",")]
+        return [device_of(name) for name in dict.fromkeys(name.strip().lower() for name in names.split(","))]
     from archport.device.profiles import PROFILES
 
     return [device_of(None), *PROFILES.values()]

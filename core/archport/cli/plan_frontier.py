@@ -105,6 +105,8 @@ def _lines(about: Described, forms: Sequence[Variant], points: Sequence[Point], 
 
 
 def _as_json(about: Described, form: Variant, points: Sequence[Point], longest: dict[str, int]) -> dict[str, Any]:
+    from archport.planning.report import rounded
+
     whole = [name for name, tokens in longest.items() if tokens == about.spec.max_positions]
     return {
         "arch": about.spec.arch,
@@ -117,7 +119,7 @@ def _as_json(about: Described, form: Variant, points: Sequence[Point], longest: 
                 "tokens": point.context,
                 "rows": point.batch,
                 "peak": point.plan.peak if point.plan is not None else None,
-                "seconds": float(f"{point.plan.seconds:.4g}") if point.plan is not None else None,
+                "seconds": rounded(point.plan.seconds) if point.plan is not None else None,
             }
             for point in points
         ],
@@ -131,23 +133,22 @@ def write_page(path: Path, model: str, devices: Sequence[DeviceFacts], *, new_to
         InputError: a page of more than 3 MB, or a file that can't be written.
     """
     from archport.pages.explorer import Form, explorer_data, explorer_page
-    from archport.planning.frontier import contexts_of
+    from archport.planning.frontier import BATCHES, contexts_of
 
-    forms: list[Form] = []
-    about = described(model, devices[0])
-    for device in devices:
-        about = described(model, device)
-        forms += [
-            Form(device, form.name, form.planner, form.planner.budget, form.estimated)
-            for form in variants(about, device, budget=budget)
-        ]
-    contexts = contexts_of(about.spec.max_positions)
+    abouts = [described(model, device) for device in devices]
+    forms = [
+        Form(device, form.name, form.planner, form.planner.budget, form.estimated)
+        for device, about in zip(devices, abouts, strict=True)
+        for form in variants(about, device, budget=budget)
+    ]
+    spec = abouts[0].spec
+    contexts = contexts_of(spec.max_positions)
 
     def told(what: str) -> None:
         if sys.stderr.isatty():
             print(f"\r\033[Karchport: planning for {what}", end="", file=sys.stderr, flush=True)
 
-    pack = "embed" in about.spec.tasks
+    pack = "embed" in spec.tasks
     data = explorer_data(model, forms, contexts, new_tokens=new_tokens, pack=pack, progress=told)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
@@ -161,4 +162,6 @@ def write_page(path: Path, model: str, devices: Sequence[DeviceFacts], *, new_to
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--html {str(path)!r} can't be written: {error.strerror}") from error
-    typer.echo(f"{path}: {len(devices)} device{'s' * (len(devices) > 1)}, {len(forms) * len(contexts) * 8:,} plans")
+    typer.echo(
+        f"{path}: {len(devices)} device{'s' * (len(devices) > 1)}, {len(forms) * len(contexts) * len(BATCHES):,} points"
+    )

@@ -64,8 +64,10 @@ def begin(out: Path, checkpoint: Checkpoint, settings: Settings) -> dict[str, in
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; expected a new folder for the output")
-    if out.resolve() == checkpoint.folder.resolve():
-        raise InputError(f"{out} is the checkpoint itself; write into another folder")
+    source = checkpoint.folder.resolve()
+    if source in (out.resolve(), *out.resolve().parents):
+        where = "the checkpoint itself" if out.resolve() == source else f"inside the checkpoint {checkpoint.folder}"
+        raise InputError(f"{out} is {where}, whose files come along; write into another folder")
     record = {"source": checkpoint.name, "files": _fingerprint(checkpoint), "settings": settings.described()}
     out.mkdir(parents=True, exist_ok=True)
     here = sorted(os.listdir(out))

@@ -5,7 +5,6 @@ Loads one version after the other, so memory holds one model at a time.
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,13 +99,8 @@ Kind = Literal["cosine", "perplexity", "scores"]
 def _answers(
     name: str | Path, texts: Sequence[str], revision: str | None, memory_budget: int | str | None
 ) -> tuple[Kind, np.ndarray]:
-    model = load(name, revision=revision, memory_budget=memory_budget, prefix_cache=0)
-    try:
+    with load(name, revision=revision, memory_budget=memory_budget, prefix_cache=0) as model:
         return _answered(model, texts)
-    finally:
-        del model
-        gc.collect()
-        mx.clear_cache()
 
 
 def _answered(model: Model, texts: Sequence[str]) -> tuple[Kind, np.ndarray]:

@@ -14,21 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from logging import getLogger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from archport.checkpoint.files import shorten
 from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.weights import Sensitive
 from archport.contract import InputError
 from archport.contract.errors import CheckpointError
-from archport.contract.spec import Quantization
+from archport.contract.spec import DType, Quantization
 from archport.conversion.settings import Settings
 from archport.loading import Description
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
-FLOATING = {"float32": 4, "float16": 2, "bfloat16": 2}
+FLOATING: tuple[DType, ...] = get_args(DType)
 _EXPERT = re.compile(r"^(?P<layer>.+)\.experts\.(?P<index>\d+)\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight$")
 _FUSED = re.compile(r"^(?P<layer>.+)\.experts\.(?P<matrix>gate_up_proj|down_proj)$")
 

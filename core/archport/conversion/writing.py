@@ -18,6 +18,7 @@ import numpy as np
 from archport.checkpoint.disk import inside
 from archport.checkpoint.headers import LENGTH_BYTES
 from archport.contract.errors import CheckpointError
+from archport.contract.spec import itemsize
 from archport.conversion.targets import FLOATING, Target
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _write_target(source: Path, descriptor: int, target: Target, places: dict[st
     names = [name for name, _, _ in target.stored()]
     offsets = [places[name][0] for name in names]
     columns = target.shape[-1] if target.shape else 1
-    size = FLOATING.get(target.dtype, 1)
+    size = next((itemsize(dtype) for dtype in FLOATING if dtype == target.dtype), 1)
     # A whole row of a matrix that is quantised; elements of whatever is cast; bytes of what stays.
     unit = size * columns if target.packed else size
     for data in _chunks(source, target, unit):

@@ -18,7 +18,7 @@ from archport.contract import DeviceFacts
 from archport.contract.recurrence import RecurrentPath
 from archport.planning import Plan
 from archport.planning.frontier import BATCHES, Plans, Point, frontier, longest_context
-from archport.planning.report import as_dict, describe
+from archport.planning.report import describe, rounded
 
 # Components of a peak in the order in which they are stacked; others follow.
 _ORDER = ("weights", "kv", "activations", "attention", "logits", "outputs", "inputs", "margin")
@@ -140,12 +140,11 @@ def _cell(point: Point, texts: _Table, components: _Table) -> list[Any]:
         return [texts.index(text), refusal.required_bytes if point.planned else None]
     plan = point.plan
     sizes = {components.index(name): size for name, size in plan.bytes.items() if size}
-    shown = as_dict(plan)
     return [
         plan.peak,
         sizes,
-        shown["prefill_seconds"],
-        shown["decode_seconds"],
+        rounded(plan.prefill_seconds),
+        rounded(plan.decode_seconds),
         plan.chunk,
         [texts.index(text) for text in _paths(plan)],
     ]

@@ -91,16 +91,12 @@ def point(plans: Plans, context: int, batch: int, *, new_tokens: int = 0, pack: 
 
 def longest_context(plans: Plans, limit: int, *, new_tokens: int = 0, pack: bool = False) -> int:
     """The longest context of one row that fits, in tokens; 0 where none does."""
-    if point(plans, limit, 1, new_tokens=new_tokens, pack=pack).fits:
+    whole = point(plans, limit, 1, new_tokens=new_tokens, pack=pack)
+    if whole.refusal is None:
         return limit
-    fits, beyond = 0, limit
-    while beyond - fits > 1:
-        middle = (fits + beyond) // 2
-        if point(plans, middle, 1, new_tokens=new_tokens, pack=pack).fits:
-            fits = middle
-        else:
-            beyond = middle
-    return fits
+    # Of the prompt: the planner has looked for it.
+    fits = whole.refusal.max_tokens_that_fit
+    return fits + min(new_tokens, limit - 1) if fits else 0
 
 
 def variants_of(spec: ArchSpec) -> Mapping[str, ArchSpec]:

@@ -298,16 +298,17 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "largest_buffer": _buffer(plan.largest_buffer),
         "work": _work(plan.work),
         "evaluations": plan.evaluations,
-        "seconds": _round(plan.seconds),
-        "prefill_seconds": _round(plan.prefill_seconds),
-        "decode_seconds": _round(plan.decode_seconds),
+        "seconds": rounded(plan.seconds),
+        "prefill_seconds": rounded(plan.prefill_seconds),
+        "decode_seconds": rounded(plan.decode_seconds),
         "cost": plan.cost,
         "notes": list(plan.notes),
         "batches": [_batch_dict(plan, batch) for batch in plan.batches],
     }
 
 
-def _round(value: float) -> float:
+def rounded(value: float) -> float:
+    """A number to four digits, as JSON tells times and work."""
     return float(f"{value:.4g}")
 
 
@@ -316,7 +317,7 @@ def _buffer(buffer: Any) -> dict[str, Any]:
 
 
 def _work(work: Any) -> dict[str, Any]:
-    return {"name": work.name, "flops": _round(work.flops), "seconds": _round(work.seconds), "limit": work.limit}
+    return {"name": work.name, "flops": rounded(work.flops), "seconds": rounded(work.seconds), "limit": work.limit}
 
 
 def _batch_dict(plan: Plan, batch: BatchPlan) -> dict[str, Any]:
@@ -341,7 +342,7 @@ def _batch_dict(plan: Plan, batch: BatchPlan) -> dict[str, Any]:
         "bytes": dict(batch.bytes),
         "largest_buffer": _buffer(batch.quote.buffer),
         "work": _work(batch.quote.work),
-        "prefill_seconds": _round(batch.quote.seconds),
+        "prefill_seconds": rounded(batch.quote.seconds),
         "decoding": _decoding(batch),
         "kinds": [_kind_dict(plan, kind, index, batch) for index, kind in enumerate(batch.kinds)],
     }
@@ -353,9 +354,9 @@ def _decoding(batch: BatchPlan) -> dict[str, Any] | None:
         return None
     return {
         "steps": found.steps,
-        "seconds": _round(found.seconds),
-        "first": _round(found.first),
-        "last": _round(found.last),
+        "seconds": rounded(found.seconds),
+        "first": rounded(found.first),
+        "last": rounded(found.last),
     }
 
 
@@ -384,7 +385,7 @@ def _path_dict(plan: Plan, path: AttentionPath | RecurrentPath) -> dict[str, Any
             "form": path.form,
             "chunk": path.chunk,
             "transient": price.transient,
-            "seconds": _round(price.seconds),
+            "seconds": rounded(price.seconds),
             "against": dict(_against(plan, path)),
         }
     return {
@@ -396,6 +397,6 @@ def _path_dict(plan: Plan, path: AttentionPath | RecurrentPath) -> dict[str, Any
         "k_chunk": price.k_chunk,
         "evaluations": price.evaluations,
         "transient": price.transient,
-        "seconds": _round(price.seconds),
+        "seconds": rounded(price.seconds),
         "against": dict(_against(plan, path)),
     }

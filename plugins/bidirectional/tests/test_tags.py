@@ -1,6 +1,7 @@
 """Labelled spans against transformers' token-classification pipeline, recorded by tests/goldens/golden_tags.py."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,26 @@ def test_a_text_over_the_limit_is_refused_by_its_place_unless_it_may_be_cut(tagg
     with pytest.raises(ContextLengthExceeded, match="text 1 "):
         model.tag(["a", "cat " * 100])
     assert model.tag(["a", "cat " * 100], overflow="truncate")[1][-1].end <= 4 * 64
+
+
+def test_a_long_text_that_may_be_cut_is_not_encoded_whole(tagged, monkeypatch):
+    model, texts, _ = tagged
+    text = " ".join(texts) + " cat" * 500_000
+    # The same tokens of it as of a text that is encoded whole.
+    expected = model.tag(text[:20_000], overflow="truncate")
+    read: list[int] = []
+    real = type(model._runtime.tagger().tokeniser.long).beginnings
+
+    def beginnings(*arguments, **options):
+        found = real(*arguments, **options)
+        read.extend(len(beginning) for beginning, _ in found)
+        return found
+
+    monkeypatch.setattr(type(model._runtime.tagger().tokeniser.long), "beginnings", beginnings)
+    start = time.process_time()
+    assert model.tag(text, overflow="truncate") == expected
+    assert time.process_time() - start < 0.5
+    assert max(read) < 100_000
 
 
 def test_a_model_that_labels_no_tokens_says_what_to_load_and_a_tagger_makes_no_vectors(tagged):

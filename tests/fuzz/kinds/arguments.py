@@ -23,6 +23,8 @@ CALLS = [
     "generate",
     "classify",
     "fill_mask",
+    "tag",
+    "count_tokens",
     "maxsim",
     "plan",
     "similarity",

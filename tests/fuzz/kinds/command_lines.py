@@ -18,6 +18,7 @@ from fuzz.cases import Seen
 FILES = False
 CODES = {0, 1, 2, 3, 4, 130}
 COMMANDS = ["embed", "rerank", "generate", "plan", "info", "plugins", "doctor", "--help", "--version", "odd", "chat"]
+COMMANDS += ["batch", "similar", "convert", "models"]
 FLAGS = [
     "-m",
     "--model",
@@ -51,6 +52,14 @@ FLAGS = [
     "--help",
     "--dtype",
     "--logprobs",
+    "--html",
+    "--bits",
+    "--group-size",
+    "--mode",
+    "--keep",
+    "--no-measure",
+    "--resume",
+    "--on-error",
 ]
 VALUES = [
     "-",
@@ -97,7 +106,7 @@ def cases() -> st.SearchStrategy[Any]:
     word = st.one_of(
         st.sampled_from(FLAGS), st.sampled_from(VALUES), st.sampled_from(FLAGS).map(lambda flag: f"{flag}=7")
     )
-    sound = st.tuples(st.sampled_from(["embed", "generate", "plan", "info"]), st.sampled_from(BASES))
+    sound = st.tuples(st.sampled_from(["embed", "generate", "plan", "info", "convert"]), st.sampled_from(BASES))
     return st.tuples(
         st.one_of(st.tuples(st.sampled_from(COMMANDS), st.sampled_from([None, *BASES])), sound),
         st.lists(word, max_size=4),
@@ -110,9 +119,11 @@ def run(case: Any, bases: Path, place: Path, seen: Seen) -> None:
     (command, base), words, text, given = case
     arguments = [command]
     if base is not None:
-        arguments += [str(bases / base)] if command in ("plan", "info") else ["-m", str(bases / base)]
+        arguments += [str(bases / base)] if command == "info" else ["-m", str(bases / base)]
     if command in ("generate", "chat"):
         arguments += ["--max-tokens", "2"]
+    if command == "convert":
+        arguments += ["--out", str(place / "converted"), "--bits", "4", "--group-size", "32", "--no-measure"]
     if text and command in ("embed", "rerank", "generate"):
         arguments.append("hello")
     arguments += words

@@ -14,6 +14,7 @@ from archport.checkpoint import (
     ChatFiles,
     Checkpoint,
     check_counts,
+    check_widths,
     has_large_counts,
     load_dense,
     load_tokenizer,
@@ -331,6 +332,8 @@ def make_runtime(
     tokenizer = no_tokenizer() if inputs.images_only else load_tokenizer(about.checkpoint, lowercase=inputs.lowercase)
     own = head.vector if isinstance(head, ClassificationHead) else head
     stored = own.dense if isinstance(own, EmbeddingHead | TokenHead) else ()
+    pooled = len(own.pooling) if isinstance(own, EmbeddingHead) else 1
+    check_widths(about.checkpoint, about.spec.hidden_size * pooled, stored)
     limits = (max_tokens, planner.max_context)
     side: Side = "right" if inputs.images_only else truncation_side(about.checkpoint)
     if inputs.messages is not None and inputs.reader is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from archport import engine
@@ -292,6 +293,38 @@ def test_a_weight_map_that_leads_elsewhere_is_refused(damaged: Callable[..., Pat
     (folder / "model.safetensors").unlink()
     (folder / "other.safetensors").write_bytes(b"\0" * 16)
     assert "model.safetensors.index.json" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("modes", "widths", "named"),
+    [
+        (("mean_tokens", "cls_token"), [(64, 8)], r"2_Dense/config\.json: in_features=64, but .* 128 wide"),
+        (("mean_tokens",), [(64, 32), (48, 8)], r"3_Dense/config\.json: in_features=48, but rows of 2_Dense are 32"),
+        (("mean_tokens", "cls_token"), [(128, 32), (32, 8)], None),
+    ],
+)
+def test_dense_modules_that_do_not_follow_each_other_are_named(damaged, modes, widths, named):
+    folder = damaged()
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(widths)]
+    paths = ["", *(f"{index}_{kind}" for index, kind in enumerate(kinds) if index)]
+    for path, (into, out) in zip(paths[2:], widths, strict=True):
+        (folder / path).mkdir()
+        settings = {"in_features": into, "out_features": out, "activation_function": "torch.nn.modules.linear.Identity"}
+        (folder / path / "config.json").write_text(json.dumps(settings))
+        arrays = {"linear.weight": mx.ones((out, into)), "linear.bias": mx.ones((out,))}
+        mx.save_safetensors(str(folder / path / "model.safetensors"), arrays)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{mode}": True for mode in modes}))
+    entries = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
+    (folder / "modules.json").write_text(json.dumps(entries))
+    if named is None:
+        assert engine.load(folder).embed("hello").shape == (1, widths[-1][1])
+        return
+    with pytest.raises(CheckpointError, match=named):
+        engine.load(folder)
 
 
 def test_pickled_weights_are_never_opened(damaged: Callable[..., Path], tmp_path: Path):

@@ -8,7 +8,7 @@ from archport.checkpoint.chat import ChatFiles, read_chat
 from archport.checkpoint.checkpoint import Checkpoint, Source
 from archport.checkpoint.config import normalise_config
 from archport.checkpoint.counts import check_counts, has_large_counts
-from archport.checkpoint.dense import load_dense
+from archport.checkpoint.dense import check_widths, load_dense
 from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.inputs import read_inputs
 from archport.checkpoint.pipeline import read_head
@@ -32,6 +32,7 @@ __all__ = [
     "TensorInfo",
     "WeightDType",
     "check_counts",
+    "check_widths",
     "duplicate",
     "has_large_counts",
     "is_panic",

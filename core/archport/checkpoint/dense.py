@@ -6,7 +6,7 @@ name matrices of the main weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from archport.checkpoint.checkpoint import Checkpoint
@@ -24,6 +24,27 @@ if TYPE_CHECKING:
 
 # The matrix that projects a residual, beside `linear.weight`.
 RESIDUAL = "residual.weight"
+
+
+def check_widths(checkpoint: Checkpoint, width: int, layers: Sequence[Dense]) -> None:
+    """Refuse a chain of Dense modules of which one reads another width than what comes before it makes.
+
+    Args:
+        width: of what the first one reads.
+
+    Raises:
+        CheckpointError: naming the module's config.
+    """
+    before = "the pooled rows of the transformer"
+    for dense in layers:
+        if dense.in_features != width:
+            own = f"{dense.folder}/config.json"
+            where = own if (checkpoint.folder / own).is_file() else dense.folder
+            raise CheckpointError(
+                f"{checkpoint.folder}: {where}: in_features={dense.in_features}, but {before} are {width} wide. The "
+                "files belong to different pipelines, or the pooling modes were changed."
+            )
+        width, before = dense.out_features, f"rows of {dense.folder}"
 
 
 def load_dense(checkpoint: Checkpoint, dense: Dense, dtype: WeightDType) -> tuple[mx.array, mx.array | None]:

@@ -246,6 +246,13 @@ def test_no_file_but_a_regular_one_inside_the_folder_is_read(damaged: Callable[.
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "chat_template.json", "nobody_reads.json"])
+def test_a_link_to_nowhere_that_nothing_needs_is_passed_over(damaged: Callable[..., Path], file: str):
+    folder = damaged()
+    (folder / file).symlink_to("gone.json")
+    assert engine.load(folder).embed("hello").shape == (1, 64)
+
+
 def test_a_socket_is_no_file(damaged: Callable[..., Path], tmp_path: Path):
     folder = damaged()
     (folder / "config.json").unlink()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,10 +56,20 @@ def shared(key: Hashable, make: Callable[[], T]) -> tuple[T, bool]:
     return tree, False
 
 
-def stamp(files: list[Path]) -> tuple[tuple[str, int, int, int], ...]:
-    """(path, inode, bytes, time of change) of each file: another value as soon as one is written or replaced."""
-    facts = [(str(path), path.stat()) for path in sorted(files)]
-    return tuple((name, fact.st_ino, fact.st_size, fact.st_mtime_ns) for name, fact in facts)
+def stamp(files: Iterable[Path]) -> tuple[tuple[str, int, int, int], ...]:
+    """(path, inode, bytes, time of change) of each file: another value as soon as one is written or replaced.
+
+    A link that leads nowhere is told from a file by zeros: what reads it says what is wrong with it.
+    """
+    return tuple((str(path), *_facts(path)) for path in sorted(files))
+
+
+def _facts(path: Path) -> tuple[int, int, int]:
+    try:
+        facts = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def count() -> int:

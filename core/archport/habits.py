@@ -5,7 +5,6 @@ Runs no model itself; the calls that do are `Model`'s.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import copy
 import importlib
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from html import escape
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Unpack, cast
 
@@ -147,6 +145,8 @@ class Habits:
         return f"<archport model {self.name!r}: {self.spec.arch}, {self.max_tokens} tokens, on {self.device.name}>"
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         facts = {"model": self.name, "architecture": self.spec.arch, "tasks": ", ".join(self.spec.tasks),
                  "longest text": f"{self.max_tokens:,} tokens", "device": self.device.name}  # fmt: skip
         if not isinstance(self._runtime, Closed):
@@ -255,6 +255,9 @@ _executor: ThreadPoolExecutor | None = None
 
 async def aside(call: Callable[..., R], *args: Any, **options: Any) -> R:
     """Await a call that runs in the one thread kept for such calls: MLX compiles and caches per thread."""
+    # Takes longer to import than many a model to load.
+    import asyncio
+
     global _executor
     with _lock:
         if _executor is None:

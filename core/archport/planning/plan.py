@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, Protocol
 
 from archport.contract import ArchportError, AttentionPath, BatchShape, DeviceFacts, DType
@@ -237,6 +236,8 @@ class Plan:
         return self.explain()
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         return f"<pre>{escape(self.explain())}</pre>"
 
     @property

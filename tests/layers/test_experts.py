@@ -60,6 +60,19 @@ def test_experts_with_biases_and_a_product_of_their_own_are_what_float64_makes(t
     assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
+@pytest.mark.parametrize("combine", [clamped, None])
+def test_what_the_last_product_multiplies_has_the_strides_of_rows(combine):
+    """With a stride of one element for its axis of one row, CUDA's product of sorted rows answers garbage."""
+    spec = Experts(count=COUNT, per_token=CHOSEN, intermediate_size=W, layers=(0,), biases=True)
+    module = SparseMLP(D, spec, renormalise=True, bias=True, combine=combine)
+    given = mx.expand_dims(mx.ones((70, W)), -2) + 0.0
+    mx.eval(given)
+    assert memoryview(given).strides == (4 * W, 4, 4)
+    inner = module.switch_mlp.activation(given, given)
+    mx.eval(inner)
+    assert memoryview(inner).strides == (4 * W, 4 * W, 4)
+
+
 def test_biases_of_experts_are_stacked_with_their_matrices():
     apart = {
         f"mlp.experts.{expert}.{part}_proj.{leaf}": mx.full((3,), expert)

@@ -56,9 +56,9 @@ class SparseMLP(nn.Module):
         self.switch_mlp = reused("models.switch_layers.SwitchGLU")(
             hidden_size, experts.intermediate_size, experts.count, bias=bias
         )
-        if combine is not None or act not in ("silu", "swish"):
+        if bias or combine is not None or act not in ("silu", "swish"):
             together = combine or gated(plain)
-            self.switch_mlp.activation = lambda up, gate: together(gate, up)
+            self.switch_mlp.activation = lambda up, gate: _in_order(together(gate, up))
         if experts.shared_intermediate_size:
             self.shared_expert = GatedMLP(hidden_size, experts.shared_intermediate_size, plain)
             self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False)
@@ -106,6 +106,15 @@ class SparseMLP(nn.Module):
         if self._renormalise:
             weights = weights / weights.sum(axis=-1, keepdims=True)
         return chosen, weights
+
+
+def _in_order(x: mx.array) -> mx.array:
+    """The same array (..., 1, W), its axis of one row with the stride of a row.
+
+    A sum with biases that were given that axis may inherit a stride of one element for it, by which MLX's product of
+    sorted rows takes the array for a transposed one on CUDA, and answers garbage.
+    """
+    return x.reshape(-1).reshape(x.shape)
 
 
 def _of_expert(stacked: nn.Module, expert: int, x: mx.array) -> mx.array:

@@ -1,6 +1,6 @@
-"""Qwen3 on a GPU against mlx-lm and mlx-embeddings: prefill of many shapes, one long text, and decoding.
+"""Qwen3 on a GPU against mlx-lm and mlx-embeddings: one short text, prefill of many shapes, one long text, decoding.
 
-    python benchmarks/qwen3_gpu.py [--write] [--only prefill|long|decode] [--tiny]
+    python benchmarks/qwen3_gpu.py [--write] [--only one|prefill|long|decode] [--tiny]
 
 Random weights in the shape of Qwen3-Embedding-0.6B, bfloat16, the same for all. Every figure is the median of five runs
 after one that is not counted, and the contestants take turns, so that a machine that slows down slows all.
@@ -65,7 +65,10 @@ SMALL = {
 }
 TABLE = ((1, 16), (1, 512), (32, 128), (32, 512), (8, 2048), (1, 32768))
 LONG = 32768
+ONE, ONE_RUNS = (16, 128, 512), 40
 PROMPT, FEW, MANY = 128, 16, 272
+# Of the time of mlx-lm's trunk, plain and under one mx.compile, for a text from its string to its vector.
+ONE_BARS = (0.8, 1.0)
 # Bars: of mlx-lm's trunk at every shape, of mlx-embeddings on the long text, of mlx-lm's decoding.
 PREFILL_BAR, LONG_BAR, DECODE_BAR = 0.97, 2.9, 1.0
 
@@ -93,16 +96,16 @@ def say(lines: list[str], *more: str) -> None:
     print(*more, sep="\n", flush=True)
 
 
-def race(contestants: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each, taken in turns."""
+def race(contestants: dict[str, Callable[[], object]], runs: int = RUNS, warm: int = 1) -> dict[str, float]:
+    """Median seconds of each, taken in turns, after `warm` ones that are not counted."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in range(RUNS + 1):
+    for run in range(runs + warm):
         for name, work in contestants.items():
             mx.synchronize()
             started = time.perf_counter()
             work()
             mx.synchronize()
-            if run:
+            if run >= warm:
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(each) for name, each in times.items()}
 
@@ -118,6 +121,42 @@ def ours(model: engine.Model, ids: np.ndarray) -> Callable[[], object]:
             mx.eval(encoder.last_hidden(plan, batch, rows, batch_caches(encoder.spec, plan, batch)))
 
     return work
+
+
+def text_of(model: engine.Model, tokens: int) -> str:
+    """A text of so many tokens."""
+    for end in ("", "a", " a", "\n"):
+        text = end
+        while (count := model.count_tokens([text])[0]) < tokens:
+            text = " a" + text
+        if count == tokens:
+            return text
+    raise SystemExit(f"no text of {tokens} tokens was found")
+
+
+def one_text(model: engine.Model, theirs: Any, table: Any, lines: list[str], missed: list[str]) -> None:
+    """One short text at a time: the host's work, which the trunks of the others are spared before and behind theirs."""
+    say(lines, "", f"one text, ms, medians of {ONE_RUNS} in turns")
+    say(lines, f"{'tokens':<12}{'mlx-lm':>12}{'compiled':>12}{'archport':>12}{'ratios':>14}")
+    for L in table:
+        text = text_of(model, L)
+        fed = mx.array(np.random.default_rng(L).integers(0, model.spec.vocab_size, (1, L)).astype(np.int32))
+        compiled: Any = mx.compile(lambda ids: theirs.model(ids))
+        found = race(
+            {
+                "mlx-lm": lambda fed=fed: mx.eval(theirs.model(fed)),
+                "compiled": lambda fed=fed, compiled=compiled: mx.eval(compiled(fed)),
+                "archport": lambda text=text: model.embed([text]),
+            },
+            ONE_RUNS,
+            warm=5,
+        )
+        ratios = [found["archport"] / found[name] for name in ("mlx-lm", "compiled")]
+        ms = [1e3 * found[name] for name in ("mlx-lm", "compiled", "archport")]
+        say(lines, f"{L:<12}{ms[0]:>12.3f}{ms[1]:>12.3f}{ms[2]:>12.3f}{ratios[0]:>8.2f}{ratios[1]:>6.2f}")
+        for ratio, bar, name in zip(ratios, ONE_BARS, ("mlx-lm's trunk", "the same compiled"), strict=True):
+            if ratio > bar:
+                missed.append(f"one text of {L} tokens takes {ratio:.2f} of {name}, {bar} required")
 
 
 def prefill(model: engine.Model, theirs: Any, table: Any, lines: list[str], missed: list[str]) -> None:
@@ -205,7 +244,7 @@ def decode(model: engine.Model, theirs: Any, few: int, many: int, lines: list[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the output to benchmarks/results too")
-    parser.add_argument("--only", choices=("prefill", "long", "decode"))
+    parser.add_argument("--only", choices=("one", "prefill", "long", "decode"))
     parser.add_argument("--tiny", action="store_true", help="small shapes, for a look at the script")
     arguments = parser.parse_args()
     config = {**SHAPE, **(SMALL if arguments.tiny else {})}
@@ -221,6 +260,8 @@ def main() -> None:
             f"python {platform.python_version()}, {model.device.name}",
             f"{config['num_hidden_layers']} layers of {config['hidden_size']}, bfloat16, medians of {RUNS} in turns",
         )
+        if arguments.only in (None, "one"):
+            one_text(model, theirs, (16,) if arguments.tiny else ONE, lines, missed)
         if arguments.only in (None, "prefill"):
             prefill(model, theirs, ((1, 16), (2, 64)) if arguments.tiny else TABLE, lines, missed)
         if arguments.only in (None, "long"):

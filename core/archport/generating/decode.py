@@ -21,13 +21,13 @@ from archport.contract import (
     AttentionCall,
     AttentionLayer,
     AttentionPath,
-    DeviceKind,
     DistanceBias,
     MaskPolicy,
     RecurrentPath,
     Segments,
     Trunk,
 )
+from archport.layers.compiled import compiles
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.memory.prefix_cache import PrefixDraft, remember
 from archport.planning import BatchPlan, Plan, Planner
@@ -230,11 +230,6 @@ class DecodeContext:
             mask = mx.where(mask, mx.array(0, dtype), mx.array(lowest(dtype), dtype))
         call = replace(path.call, kv_len=width, mask_shape=tuple(mask.shape))
         return prepare(replace(path, call=call)), mask
-
-
-def compiles(kind: DeviceKind) -> bool:
-    """Whether compiled blocks gain something: where the host binds, and where that was measured."""
-    return kind == "cuda"
 
 
 def decode_paths(

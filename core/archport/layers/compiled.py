@@ -7,18 +7,23 @@ shape, one row was decoded at 0.98 of mlx-lm's speed, and is at 1.12 so. Attenti
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import LayerContext
+from archport.contract import DeviceKind, LayerContext
 from archport.layers.attention import Attention
 from archport.layers.experts import SparseMLP
 from archport.layers.merging import added
 from archport.layers.mlp import MLP, GatedMLP
+
+
+def compiles(kind: DeviceKind) -> bool:
+    """Whether compiled passes gain something: where the host binds, and where that was measured."""
+    return kind == "cuda"
 
 
 def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -35,6 +40,9 @@ def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
 
     return run
 
+
+# What holds a weight or module, its name or place there, and itself.
+Entry = tuple[Any, Any, Any]
 
 # Numbers of rows for which a block is traced before it starts over: MLX keeps every trace, and looks through them all.
 MOST_SHAPES = 16
@@ -90,7 +98,7 @@ class CompiledBlock:
         self._behind: Any = mx.compile(behind)
         self._parts = (norm, attention, mlp_norm, mlp)
         # A trace keeps the weights that it saw.
-        self._seen = [entry for part in self._parts for entry in _entries(part)]
+        self._seen = [entry for part in self._parts for entry in weights_and_modules(part)]
         self._rows: set[int] = set()
 
     def takes(self, parts: tuple[nn.Module, ...], rows: int) -> bool:
@@ -99,7 +107,7 @@ class CompiledBlock:
             return False
         if any(a is not b for a, b in zip(parts, self._parts, strict=True)):
             return False
-        return all(module.get(name) is value for module, name, value in self._seen)
+        return unchanged(self._seen)
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
         """The block's output (B, 1, D) for x (B, 1, D); the context is `decoding`."""
@@ -113,13 +121,28 @@ def compilable(attention: nn.Module, mlp: nn.Module) -> bool:
     return isinstance(attention, Attention) and type(attention).__call__ is Attention.__call__ and type(mlp) in KNOWN
 
 
-def _entries(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """All weights and modules in a module, as (what holds it, its name, itself)."""
+def weights_and_modules(module: nn.Module) -> Iterator[Entry]:
+    """All weights and modules in a module: what a trace of it holds."""
     for name, value in module.items():
-        if isinstance(value, mx.array | nn.Module):
-            yield module, name, value
+        yield from _in(module, name, value)
+
+
+def unchanged(entries: Iterable[Entry]) -> bool:
+    """Whether all of them are still where they were."""
+    try:
+        return all(holder[name] is value for holder, name, value in entries)
+    except LookupError:
+        return False
+
+
+def _in(holder: Any, name: Any, value: object) -> Iterator[Entry]:
+    if isinstance(value, list):
+        for index, each in enumerate(cast("list[object]", value)):
+            yield from _in(value, index, each)
+    elif isinstance(value, mx.array | nn.Module):
+        yield holder, name, value
         if isinstance(value, nn.Module):
-            yield from _entries(value)
+            yield from weights_and_modules(value)
 
 
 def _of(module: nn.Module, x: mx.array) -> mx.array:

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
@@ -25,6 +25,7 @@ from archport.device.pool import bounded, pool, wired
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan, Planner, Request
 from archport.reading.ids import beyond, id_rows, named
+from archport.running.compiled_pass import CompiledPasses
 from archport.running.device_failures import note
 from archport.running.pool import PackedPooling, Pooling, VectorHead
 from archport.running.steps import batch_caches, run_steps, spans_of
@@ -226,12 +227,14 @@ class Encoder:
         trunk: ids (B, L) to hidden states (B, L, D).
         spec: its architecture.
         rule: which tokens of a row see each other whichever comes first; None where none do.
+        passes: the trunk's short passes, compiled.
     """
 
     trunk: Trunk
     spec: ArchSpec
     plan: Planner
     rule: SpanRule | None = None
+    passes: CompiledPasses = field(default_factory=CompiledPasses, repr=False, compare=False)
 
     def planned(self, rows: Sequence[np.ndarray], **options: Any) -> Plan:
         """The plan of rows of ids, and of the spans in them; `options` are those of a `Request`."""
@@ -283,7 +286,7 @@ class Encoder:
         visual: BatchVisual | None = None,
     ) -> mx.array:
         stretches = stretches or Stretches()
-        with closing(run_steps(self.trunk, plan, batch, ids, caches, stretches, visual)) as steps:
+        with closing(run_steps(self.trunk, plan, batch, ids, caches, stretches, visual, self.passes)) as steps:
             for step, hidden in steps:
                 pooling.add(hidden, step.start)
                 if len(batch.steps) > 1:

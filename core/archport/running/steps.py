@@ -29,6 +29,7 @@ from archport.contract.attention import row_spans
 from archport.contract.errors import shown
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan, StepPlan
+from archport.running.compiled_pass import CompiledPasses
 from archport.running.context import StateStep, StepContext
 from archport.running.stretches import Stretches
 from archport.running.vision import BatchVisual
@@ -101,6 +102,7 @@ def run_steps(
     caches: Caches | None = None,
     stretches: Stretches | None = None,
     visual: BatchVisual | None = None,
+    passes: CompiledPasses | None = None,
 ) -> Generator[tuple[StepPlan, mx.array]]:
     """Run a batch as planned; yields each step with its hidden states (B, tokens, D), unevaluated.
 
@@ -112,6 +114,7 @@ def run_steps(
         caches: what the steps write to; `batch_caches` makes them.
         stretches: shared by the batches of a request, so that the plan's depth holds across them.
         visual: the batch's pictures, seen; None without any.
+        passes: the trunk's compiled ones, for batches that keep nothing.
 
     Raises:
         KvCeilingExceeded: before a step writes anything that a cache can't hold.
@@ -131,8 +134,13 @@ def run_steps(
         offsets = (batch.shape.S + step.start,) * batch.shape.B
         if caches is not None:
             caches.check([step.tokens] * batch.shape.B)
-        context = StepContext(plan, batch, step, offsets, caches, stretches, visual)
-        yield step, trunk(mx.array(padded[:, step.start : step.start + step.tokens]), context)
+        tokens = mx.array(padded[:, step.start : step.start + step.tokens])
+        hidden = None
+        if passes is not None and caches is None and visual is None:
+            hidden = passes.hidden(trunk, plan, batch, step, tokens)
+        if hidden is None:
+            hidden = trunk(tokens, StepContext(plan, batch, step, offsets, caches, stretches, visual))
+        yield step, hidden
 
 
 def batch_caches(spec: ArchSpec, plan: Plan, batch: BatchPlan) -> Caches | None:

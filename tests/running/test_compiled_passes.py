@@ -1,0 +1,142 @@
+"""Short passes compiled whole, as CUDA runs them from a shape's second time on: the same vectors, within the same plan."""
+
+from __future__ import annotations
+
+import archport  # noqa: F401
+
+# isort: split
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from archport import engine
+from archport.attention import Chooser, builtin_backends
+from archport.device.profiles import profile
+from archport.planning import Planner, Request
+from archport.running import compiled_pass
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+MODELS = ("qwen3-embed", "bert-plain", "modernbert", "embeddinggemma", "qwen35-text", "qwen3-moe")
+SHORT, OTHER = ["a text", "and another one"], ["one of a larger width that is planned on its own, with many more words in it"]
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Compile on whatever device, whatever the plan: a CPU evaluates after each layer."""
+    monkeypatch.setattr(compiled_pass, "compiles", lambda kind: True)
+    monkeypatch.setattr(compiled_pass, "compilable", lambda plan, batch, step: not batch.packed)
+
+
+def loaded(name: str) -> engine.Model:
+    return engine.load(GOLDENS / name, dtype="float32", prefix_cache=0, share_weights=False)
+
+
+def traces(model: engine.Model) -> int:
+    return len(model._runtime.encoder.passes._shapes.traces)
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("name", MODELS)
+def test_vectors_are_those_of_a_pass_run_layer_by_layer(name):
+    model = loaded(name)
+    first, seen = np.array(model.embed(SHORT[:1])), traces(model)
+    assert seen == 0
+    for _ in range(2):
+        again = np.array(model.embed(SHORT[:1]))
+        assert np.abs(again - first).max() <= 1e-5 * np.abs(first).max()
+    assert traces(model) == 1
+    # The trace is not of the text.
+    other = np.array(loaded(name).embed(SHORT[1:]))
+    for _ in range(3):
+        assert np.abs(np.array(model.embed(SHORT[1:])) - other).max() <= 1e-5 * np.abs(other).max()
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_replaced_weights_are_seen():
+    model = loaded("qwen3-embed")
+    for _ in range(3):
+        before = np.array(model.embed(SHORT[:1]))
+    trunk = model._runtime.encoder.trunk
+    norm = trunk.model.layers[0].input_layernorm
+    norm.weight = norm.weight * mx.linspace(0.5, 1.5, norm.weight.size)
+    after = np.array(model.embed(SHORT[:1]))
+    assert np.abs(after - before).max() > 1e-3
+    model._runtime.encoder.passes._refused = True
+    assert np.abs(np.array(model.embed(SHORT[:1])) - after).max() <= 1e-5
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_as_many_shapes_as_are_kept_and_no_more(monkeypatch):
+    monkeypatch.setattr(compiled_pass, "MOST", 2)
+    monkeypatch.setattr(compiled_pass, "REMEMBERED", 3)
+    model = loaded("qwen3-embed")
+    for words in (1, 40, 80, 120, 1, 40, 80, 120, 120):
+        model.embed([" word" * words])
+    assert traces(model) <= 2
+    assert len(model._runtime.encoder.passes._shapes.once) <= 3
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_threads_and_copies_have_traces_of_their_own():
+    model = loaded("qwen3-embed")
+    want = [np.array(model.embed(SHORT[:1])) for _ in range(3)][0]
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(3):
+            assert np.abs(np.array(pool.submit(model.embed, SHORT[:1]).result()) - want).max() <= 1e-5
+    passes = model._runtime.encoder.passes
+    for copied in (copy.deepcopy(passes), pickle.loads(pickle.dumps(passes))):
+        assert (len(passes._shapes.traces), len(copied._shapes.traces)) == (1, 0)
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_a_trunk_that_reads_values_while_it_runs_is_run_as_it_is(monkeypatch):
+    model = loaded("qwen3-embed")
+    want = np.array(model.embed(SHORT[:1]))
+    encoder, run = model._runtime.encoder, model._runtime.encoder.trunk
+
+    def reads(ids, ctx):
+        assert ids.max().item() >= 0
+        return run(ids, ctx)
+
+    object.__setattr__(encoder, "trunk", reads)
+    for _ in range(3):
+        assert np.abs(np.array(model.embed(SHORT[:1])) - want).max() <= 1e-5
+    assert encoder.passes._refused
+
+
+@pytest.mark.parametrize(
+    ("lengths", "whole"), [([16], True), ([128], True), ([512], True), ([2048], False), ([512] * 32, False)]
+)
+def test_on_an_h200_what_fits_the_plan_in_one_evaluation_is_compiled(lengths, whole):
+    spec = loaded_spec()
+    planner = Planner.of(spec, profile("h200"), Chooser(builtin_backends()), dtype="bfloat16")
+    plan = planner(Request(lengths=lengths))
+    batch = plan.batches[0]
+    assert compiled_pass.compilable(plan, batch, batch.steps[0]) is whole
+
+
+def loaded_spec():
+    from archport.checkpoint import normalise_config
+    from archport.contract.plugins import claim, discover
+
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": 151669,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": True,
+    }
+    return claim(normalise_config(config), discover())[1]

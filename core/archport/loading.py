@@ -320,15 +320,16 @@ def make_runtime(
     prefix_cache: int | str | None,
 ) -> Runtime:
     from archport.memory.prefix_cache import PrefixCache
-    from archport.reading.chat import ChatTemplate
-    from archport.reading.messages import Conversation, MessageTokeniser
     from archport.reading.texts import Side, TextTokeniser
     from archport.running.encode import Encoder
     from archport.runtime import Runtime
 
-    speaks = "generate" in about.spec.tasks or inputs.messages is not None
-    files = read_chat(about.checkpoint) if speaks else ChatFiles({}, {}, frozenset())
-    chat = ChatTemplate(files.templates, files.special, about.checkpoint.name, files.files)
+    files, chat = ChatFiles({}, {}, frozenset()), None
+    if "generate" in about.spec.tasks or inputs.messages is not None:
+        from archport.reading.chat import ChatTemplate
+
+        files = read_chat(about.checkpoint)
+        chat = ChatTemplate(files.templates, files.special, about.checkpoint.name, files.files)
     tokenizer = no_tokenizer() if inputs.images_only else load_tokenizer(about.checkpoint, lowercase=inputs.lowercase)
     own = head.vector if isinstance(head, ClassificationHead) else head
     stored = own.dense if isinstance(own, EmbeddingHead | TokenHead) else ()
@@ -337,6 +338,9 @@ def make_runtime(
     limits = (max_tokens, planner.max_context)
     side: Side = "right" if inputs.images_only else truncation_side(about.checkpoint)
     if inputs.messages is not None and inputs.reader is None:
+        from archport.reading.messages import Conversation, MessageTokeniser
+
+        assert chat is not None, "read above, because there are messages"
         texts = MessageTokeniser(Conversation(tokenizer, chat, inputs.messages, side), inputs, *limits)
     else:
         special = frozenset[int]() if inputs.images_only else special_ids(about.checkpoint)

@@ -1,21 +1,15 @@
 """A loaded model's parts, and what its head makes of them: vectors, scores or text.
 
-Says why where it makes none.
+Says why where it makes none. What answers is imported when it is first asked for: a load waits for none of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from archport.answering.labels import LabelScorer
-from archport.answering.masked_words import MaskFiller
-from archport.answering.rerank import Scorer
-from archport.answering.tags import Tagger
-from archport.answering.token_vectors import TokenEmbedder
-from archport.answering.vectors import Embedder
-from archport.answering.yes_no import VisualScorer, YesNoScorer
 from archport.contract import (
     ClassificationHead,
     EmbeddingHead,
@@ -26,15 +20,22 @@ from archport.contract import (
     TokenHead,
     YesNoHead,
 )
-from archport.generating.generate import Generator
 from archport.memory.prefix_cache import PrefixCache
-from archport.reading.chat import ChatTemplate
-from archport.reading.messages import Conversation, MessagePairs
-from archport.reading.pairs import JoinedPairs, JoinedTokeniser, Pairs, PairTokeniser
-from archport.reading.prompts import PromptReader
 from archport.reading.texts import TextTokeniser
 from archport.running.encode import Encoder
 from archport.running.pool import VectorHead
+
+if TYPE_CHECKING:
+    from archport.answering.labels import LabelScorer
+    from archport.answering.masked_words import MaskFiller
+    from archport.answering.rerank import Scorer
+    from archport.answering.tags import Tagger
+    from archport.answering.token_vectors import TokenEmbedder
+    from archport.answering.vectors import Embedder
+    from archport.generating.generate import Generator
+    from archport.reading.chat import ChatTemplate
+    from archport.reading.pairs import Pairs
+    from archport.reading.prompts import PromptReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Runtime:
         encoder: the trunk and its planner.
         head: what its rows become.
         dense: (weight, bias) of each Dense layer of an embedding or token head.
-        chat: the checkpoint's chat templates.
+        chat: the checkpoint's chat templates; None for a model that reads no messages.
         stops: ids after which nothing is generated.
         prefixes: what calls of `generate` leave behind for later ones.
         mask: vocabulary id of the mask token, of a masked language model.
@@ -62,7 +63,7 @@ class Runtime:
     stops: frozenset[int] = frozenset()
     prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(0))
     mask: int | None = None
-    _made: dict[str, Scorer] = field(default_factory=dict[str, Scorer], init=False, repr=False, compare=False)
+    _made: dict[str, Scorer] = field(default_factory=dict[str, "Scorer"], init=False, repr=False, compare=False)
 
     @property
     def _its_head(self) -> str:
@@ -70,6 +71,8 @@ class Runtime:
 
     def embedder(self) -> Embedder:
         """Texts to vectors; raises InputError when the head makes none."""
+        from archport.answering.vectors import Embedder
+
         if not isinstance(self.head, EmbeddingHead):
             uses = {
                 YesNoHead: "Model.rerank",
@@ -85,6 +88,8 @@ class Runtime:
 
     def generator(self) -> Generator:
         """Prompts to text; raises InputError when the model has no output head for that."""
+        from archport.generating.generate import Generator
+
         spec = self.encoder.spec
         if "generate" not in spec.tasks:
             why = f"{type(self.head).__name__} of {self.head.source}" if spec.tasks else "no output head"
@@ -97,8 +102,14 @@ class Runtime:
 
     def prompts(self) -> PromptReader:
         """Prompts, messages or ids to ids."""
-        chat = self.chat or ChatTemplate({}, {}, self.name)
-        return PromptReader(self.tokeniser, chat, self.encoder.spec.vocab_size)
+        from archport.reading.prompts import PromptReader
+
+        return PromptReader(self.tokeniser, self._templates(), self.encoder.spec.vocab_size)
+
+    def _templates(self) -> ChatTemplate:
+        from archport.reading.chat import ChatTemplate
+
+        return self.chat or ChatTemplate({}, {}, self.name)
 
     def scorer(self) -> Scorer:
         """Pairs to scores; raises InputError when the head makes none."""
@@ -107,6 +118,8 @@ class Runtime:
         return self._made["scorer"]
 
     def _scorer(self) -> Scorer:
+        from archport.answering.yes_no import VisualScorer, YesNoScorer
+
         reader = self.tokeniser.inputs.reader
         if isinstance(self.head, YesNoHead) and isinstance(reader, PairReader):
             return VisualScorer(self.tokeniser, reader, self.encoder, self.head)
@@ -122,19 +135,23 @@ class Runtime:
 
     def _pairs(self) -> Pairs:
         """Pairs to ids: by the published text around them, the checkpoint's chat template, or the tokenizer's own."""
+        from archport.reading.messages import Conversation, MessagePairs
+        from archport.reading.pairs import JoinedPairs, JoinedTokeniser, PairTokeniser
+
         texts = self.tokeniser
         if texts.inputs.pair is not None:
             return PairTokeniser(texts.tokenizer, texts.inputs.pair, self.encoder.plan.max_context)
         prompt = texts.prompt(None, None)
         if texts.inputs.messages is not None:
-            chat = self.chat or ChatTemplate({}, {}, self.name)
-            return MessagePairs(
-                Conversation(texts.tokenizer, chat, texts.inputs.messages, texts.side), texts.max_tokens, prompt
-            )
+            conversation = Conversation(texts.tokenizer, self._templates(), texts.inputs.messages, texts.side)
+            return MessagePairs(conversation, texts.max_tokens, prompt)
         return JoinedPairs(JoinedTokeniser(texts.tokenizer, texts.max_tokens, texts.side), prompt)
 
     def labels(self) -> LabelScorer:
         """Texts and pairs to scores of labels; raises InputError when the head has none."""
+        from archport.answering.labels import LabelScorer
+        from archport.reading.pairs import JoinedTokeniser, PairTokeniser
+
         if not isinstance(self.head, ClassificationHead):
             raise InputError(f"{self._its_head}, which knows no labels; load a checkpoint for sequence classification")
         texts, limit = self.tokeniser, self.tokeniser.max_tokens
@@ -145,6 +162,8 @@ class Runtime:
 
     def tokens(self) -> TokenEmbedder:
         """Texts to a vector per token: of a token head as it says, of an embedding head the hidden states."""
+        from archport.answering.token_vectors import TokenEmbedder
+
         head = TokenHead(normalize=False) if isinstance(self.head, EmbeddingHead) else self.head
         if not isinstance(head, TokenHead):
             raise InputError(f"{self._its_head}, which makes no vectors; load an embedding or late-interaction model")
@@ -153,12 +172,16 @@ class Runtime:
 
     def tagger(self) -> Tagger:
         """Texts to labelled spans; raises InputError when the head labels no tokens."""
+        from archport.answering.tags import Tagger
+
         if not isinstance(self.head, TaggingHead):
             raise InputError(f"{self._its_head}, which labels no tokens; load a checkpoint for token classification")
         return Tagger(self.tokeniser, self.encoder, self.head)
 
     def filler(self) -> MaskFiller:
         """Texts with masked words to candidates; raises InputError for a model without such a head."""
+        from archport.answering.masked_words import MaskFiller
+
         if "fill_mask" not in self.encoder.spec.tasks or self.mask is None:
             raise InputError(
                 f"{self.name} fills no masks: it is for {', '.join(self.encoder.spec.tasks)}, and its mask token is "

@@ -35,6 +35,16 @@ def test_a_stored_truncation_and_padding_are_switched_off(opened: Callable[..., 
     assert found.encode("a b a b a").ids == [1, 2, 1, 2, 1]
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("id", [1 << 31, (1 << 32) - 1])
+def test_an_id_that_no_model_has_is_refused(opened: Callable[..., Checkpoint], id: int, indent: int | None):
+    stored = json.loads(stored_tokenizer().to_str())
+    stored["model"]["vocab"]["b"] = id
+    text = json.dumps(stored, indent=indent)
+    with pytest.raises(CheckpointError, match=f"the token 'b' has the id {id}"):
+        load_tokenizer(opened(files={"tokenizer.json": text, "tokenizer_config.json": AS_IT_IS}))
+
+
 def test_tokenizer_json_wins_over_a_vocabulary(opened: Callable[..., Checkpoint]):
     files = {"tokenizer.json": stored_tokenizer().to_str(), "tokenizer_config.json": AS_IT_IS}
     assert load_tokenizer(opened(files=files)).token_to_id("a") == 1

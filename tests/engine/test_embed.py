@@ -286,6 +286,16 @@ def test_an_override_that_is_no_plugin_is_refused_with_the_reason():
         engine.load(GOLDENS / "qwen3-embed", overrides=[json])
 
 
+def test_a_load_imports_nothing_that_answers():
+    code = (
+        f"import sys; from archport import engine; engine.load({str(GOLDENS / 'bert-plain')!r}); "
+        "rooms = 'archport.answering.', 'archport.generating.'; ours = 'collecting', 'precision'; "
+        "print([m for m in sys.modules if m.startswith(rooms) and not m.endswith(ours)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_importing_archport_and_embedding_load_no_torch_transformers_or_mlx_lm():
     code = (
         "import sys; from archport import engine; "

@@ -33,7 +33,8 @@ from archport.contract.errors import ArchportError, CheckpointError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_LONG_NUMBER = re.compile("[0-9]{10}")
+# A value that only 32 bits without a sign hold. Begins with the colon, which is looked for fast.
+_LARGE_VALUE = re.compile(r":[ \t\n\r]*[2-4][0-9]{9}")
 _SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "tokenizer.tiktoken")
 
 
@@ -307,8 +308,7 @@ def _from_json(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_str(text)
     # Before anything is encoded: a stored width of a thousand million tokens ends the process.
     tokenizer.no_padding()
-    # Only a number of ten digits can be one, and few files have any.
-    if _LONG_NUMBER.search(text):
+    if _LARGE_VALUE.search(text):
         token, largest = max(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
         if largest >= 1 << 31:
             raise CheckpointError(f"{path}: the token {token!r:.60} has the id {largest}; no model has as many.")

@@ -170,8 +170,9 @@ _PLAIN: dict[Activation, Activation] = {gelu: nn.gelu, gelu_tanh: nn.gelu_approx
 
 def host_is_faster(x: mx.array) -> bool:
     """Whether elementwise functions of x are better computed by numpy, on the CPU that holds it."""
-    # Without MKL results are exact whatever shares a batch, so the function must not depend on the size.
-    return _is_on_host(x) and (x.size >= _WORTH or not vectormath.available())
+    # Without MKL results are exact whatever shares a batch, so the function must not depend on the size, which is
+    # asked first: whether a function is being transformed is known by starting what x waits for.
+    return (x.size >= _WORTH or not vectormath.available()) and _is_on_host(x)
 
 
 def _is_on_host(x: mx.array) -> bool:

@@ -89,7 +89,7 @@ def test_at_the_signal_requests_under_way_are_answered_and_new_ones_refused(serv
 
     def ask() -> None:
         try:
-            answers.append(served.embed(*["some words " * 100] * 400).status_code)
+            answers.append(served.embed(*["some words " * 100] * 200).status_code)
         except httpx.HTTPError as error:
             answers.append(type(error).__name__)
 
@@ -100,11 +100,19 @@ def test_at_the_signal_requests_under_way_are_answered_and_new_ones_refused(serv
     # All of them wait for the device, or are under way there.
     while "archport_queue_requests 4.0" not in httpx.get(f"{served.url}/metrics").text and time.monotonic() < until:
         time.sleep(0.005)
-    code, errors = served.end()
+    served.process.send_signal(signal.SIGTERM)
+    late: list[int] = []
+    with contextlib.suppress(httpx.HTTPError), httpx.Client(base_url=served.url, timeout=30) as client:
+        while served.process.poll() is None:
+            late.append(client.post("/v1/embeddings", json={"input": "late"}).status_code)
+            time.sleep(0.02)
+    errors = served.process.communicate(timeout=30)[1].decode()
     for thread in threads:
         thread.join()
-    assert code == 0, errors
+    assert served.process.returncode == 0, errors
     assert answers == [200] * 4
+    # One that came before the signal did is answered, too.
+    assert set(late[1:]) == {503}
 
 
 @pytest.mark.truth

@@ -1,4 +1,4 @@
-"""Generations of one model for many callers: prompts in, pieces out to each caller's own queue, as they come.
+"""Generations of one model for many callers: prompts in, pieces out to each caller, as they come.
 
 The batch runs on the device's thread; callers wait in the event loop. Knows nothing of any interface's JSON.
 """
@@ -24,6 +24,7 @@ from archport.serving.errors import Refused, overloaded, refused, timed_out
 from archport.serving.models import Served, sharing
 from archport.serving.requests import Requests, Timing, of_input
 from archport.serving.settings import Limits
+from archport.serving.unread import Unread
 
 # What a generation does unless it is told otherwise; see `Model.generate`.
 DEFAULTS: dict[str, Any] = {
@@ -112,11 +113,11 @@ class Chats:
 
 
 class _Listener:
-    """A caller's queue. `told` is called on the device's thread."""
+    """A caller's pieces. `told` is called on the device's thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, note: Callable[[_Listener, Piece | Exception], None]) -> None:
         self.loop, self._note = loop, note
-        self.queue: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        self.unread = Unread()
 
     def told(self, piece: Piece | Exception) -> None:
         self._note(self, piece)
@@ -124,7 +125,7 @@ class _Listener:
 
 def _hand_over(said: Sequence[tuple[_Listener, Piece | Exception]]) -> None:
     for listener, piece in said:
-        listener.queue.put_nowait(piece)
+        listener.unread.put(piece)
 
 
 class Generations:
@@ -251,7 +252,7 @@ class Generations:
             while left:
                 try:
                     async with asyncio.timeout(max(0.001, until - time.monotonic())):
-                        piece = await listener.queue.get()
+                        piece = await listener.unread.take()
                 except TimeoutError:
                     raise timed_out(self._limits.seconds) from None
                 if isinstance(piece, Exception):

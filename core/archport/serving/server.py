@@ -24,6 +24,7 @@ from archport.contract.sizes import parse_bytes
 from archport.device.facts import this_device
 from archport.device.workers import cores
 from archport.serving.app import App, State
+from archport.serving.connections import Connection, connection
 from archport.serving.dialects import openai
 from archport.serving.endpoints import ENDPOINTS
 from archport.serving.errors import unavailable
@@ -95,9 +96,11 @@ class Server:
         """
         listener = self._listen()
         self.port = listener.getsockname()[1]
+        limits = self.settings.limits
         config = uvicorn.Config(
-            self.app, log_config=None, access_log=False, lifespan="off", backlog=BACKLOG, timeout_keep_alive=75,
-            server_header=False, date_header=False, h11_max_incomplete_event_size=64 << 10,
+            self.app, http=connection(limits.header_seconds, limits.stalled_seconds), log_config=None,
+            access_log=False, lifespan="off", backlog=BACKLOG, timeout_keep_alive=75, server_header=False,
+            date_header=False, h11_max_incomplete_event_size=64 << 10,
         )  # fmt: skip
         self._server = _Uvicorn(config)
         self.state.loading = True
@@ -151,7 +154,7 @@ class Server:
             if not scope.expired():
                 scope.reschedule(0)
         until = time.monotonic() + self.settings.drain_seconds
-        while self.state.active and time.monotonic() < until:
+        while (self.state.active or self._unsent()) and time.monotonic() < until:
             await asyncio.sleep(0.02)
         self.state.device.refuse_all(unavailable("shutting_down", "The server ended before this was done."))
         for _ in range(50):
@@ -162,6 +165,11 @@ class Server:
         self._server.should_exit = True
         # Connections that are kept alive hold nothing up.
         self._server.force_exit = True
+
+    def _unsent(self) -> int:
+        """Bytes of answers that their clients have not read: what is kept of them ends with the process."""
+        assert self._server is not None
+        return sum(each.unsent for each in self._server.server_state.connections if isinstance(each, Connection))
 
     def _died(self, error: BaseException) -> None:
         if self.state.device.deaths > self.settings.most_deaths and self._server is not None:

@@ -28,7 +28,8 @@ class Limits:
         pictures: of a request.
         picture_bytes: of one, as it is sent.
         seconds: until a request is answered with 504.
-        header_seconds: until a request that began must be whole.
+        header_seconds: until a request's head, and then its body, must be whole.
+        stalled_seconds: that an answer waits for a client that does not read it.
     """
 
     body_bytes: int = 64 << 20
@@ -46,6 +47,7 @@ class Limits:
     picture_bytes: int = 32 << 20
     seconds: float = 600.0
     header_seconds: float = 60.0
+    stalled_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

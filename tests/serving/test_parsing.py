@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import random
 
+import orjson
 import pytest
 
+from archport.serving.dialects.chat import parsed_arguments
+from archport.serving.http import json_bytes
 from archport.serving.parsing.choice import style_of
 from archport.serving.parsing.coder import Coder
 from archport.serving.parsing.events import Arguments, Call, Content, Reasoning, merged
@@ -200,6 +203,71 @@ def test_a_tagged_value_is_of_a_type_that_its_parameter_has(form, written, value
     schema = {"type": "object", "properties": {"key": form}, "$defs": {"Place": {"type": "string"}}}
     text = f"<tool_call>\n<function=f>\n<parameter=key>\n{written}\n</parameter>\n</function>\n</tool_call>"
     assert told(read(Coder([{"function": {"name": "f", "parameters": schema}}]), [text]))[2] == [("f", {"key": value})]
+
+
+NUMBERS = ["NaN", "-Infinity", "1e999", "-1E+400", "1" + "0" * 400, "1" * 5000, ".5", "01", "+1", "-"]
+BLOCK = {
+    "hermes": '<tool_call>{{"name": "f", "arguments": {}}}</tool_call>',
+    "hermes, name last": '<tool_call>{{"arguments": {}, "name": "f"}}</tool_call>',
+    "hermes, as a string": '<tool_call>{{"name": "f", "arguments": {}}}</tool_call>',
+    "llama": '{{"name": "f", "parameters": {}}}',
+    "harmony": "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>",
+}
+
+
+@pytest.mark.parametrize("form", BLOCK)
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_that_json_does_not_have_are_texts_in_every_format(form, number):
+    arguments = f'{{"a": {number}, "b": [{number},-1.5e3], "c": "NaN, {number}", "d": true}}'
+    text = BLOCK[form].format(json.dumps(arguments) if "string" in form else arguments)
+    expected = {"a": number, "b": [number, -1500.0], "c": f"NaN, {number}", "d": True}
+    for pieces in ([text], list(text)):
+        assert strict(read(PARSERS[form.partition(",")[0]](), pieces)) == [("f", expected)]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_numbers_that_json_does_not_have_are_texts_between_tags(number):
+    text = f"<tool_call>\n<function=search>\n<parameter=count>\n{number}\n</parameter>\n</function>\n</tool_call>"
+    assert strict(read(Coder(TOOLS), list(text))) == [("search", {"count": number})]
+    inside = text.replace(number, f"[1, {number}]")
+    assert strict(read(Coder(TOOLS), list(inside))) == [("search", {"count": f"[1, {number}]"})]
+
+
+def strict(events):
+    """Calls of events, read as strictly as a client may."""
+
+    def refuse(word):
+        raise ValueError(word)
+
+    calls = [each.name for each in events if isinstance(each, Call)]
+    texts = [each.text for each in events if isinstance(each, Arguments)]
+    orjson.dumps(calls + texts)
+    return [(name, json.loads(text, parse_constant=refuse)) for name, text in zip(calls, texts, strict=True)]
+
+
+def test_half_of_a_surrogate_pair_is_written_as_an_escape():
+    half = chr(92) + "ud83d"
+    for form in BLOCK:
+        arguments = f'{{"a": "{half}"}}'
+        text = BLOCK[form].format(json.dumps(arguments) if "string" in form else arguments)
+        assert strict(read(PARSERS[form.partition(",")[0]](), [text])) == [("f", {"a": "\ud83d"})]
+    text = f'<tool_call><function=f{half}><parameter=a>["{half}"]</parameter></function></tool_call>'
+    assert strict(read(Coder(TOOLS), [text])) == [(f"f{half}", {"a": ["\ud83d"]})]
+    named = f'<tool_call>{{"name": "f{half}", "arguments": {{}}}}</tool_call>'
+    assert strict(read(Hermes(), [named])) == [("f?", {})]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": 123456789012345678901234567890}', '{"a": "' + chr(92) + 'ud83d"}', "no JSON", '{"a": NaN}']
+)
+def test_arguments_as_values_can_be_written(text):
+    assert orjson.loads(json_bytes(parsed_arguments(text))) == parsed_arguments(text)
+
+
+def test_text_to_a_tool_that_takes_no_json_stays_as_it_is():
+    text = "<|channel|>commentary to=python code<|message|>x = nan + 01\nprint({1: NaN})<|call|>"
+    (call, arguments) = read(Harmony(), list(text))
+    assert (call, arguments) == (Call("python"), Arguments("x = nan + 01\nprint({1: NaN})"))
 
 
 def test_the_template_says_how_a_model_writes():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
+import orjson
 from pydantic import Field, StrictInt, StrictStr
 from starlette.responses import Response
 
@@ -240,6 +240,7 @@ async def _chained(first: Talked, rest: AsyncIterator[Talked]) -> AsyncIterator[
 def parsed_arguments(text: str) -> Any:
     """A call's arguments as values, where an interface wants those; the text where they are none."""
     try:
-        return json.loads(text)
+        # What it reads, it can write: integers above 64 bits become floats, halves of surrogate pairs are no JSON.
+        return orjson.loads(text)
     except ValueError:
         return {"arguments": text}

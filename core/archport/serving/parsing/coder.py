@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from archport.serving.parsing.events import Arguments, Call, Content, Event, begun
+from archport.serving.parsing.values import dumps, loads
 
 _OPENINGS = ("<tool_call>", "<function=")
 _FUNCTION = re.compile(r"<function=([^>\n]*)>")
@@ -90,7 +90,7 @@ class Coder:
             value, self._held = self._held[match.end() : end[0]], self._held[end[1] :]
             key, opening = match[1].strip(), "{" if not self._count else ", "
             self._count += 1
-            return [Arguments(f"{opening}{json.dumps(key, ensure_ascii=False)}: {self._json(key, value)}")]
+            return [Arguments(f"{opening}{dumps(key)}: {self._json(key, value)}")]
         stripped = self._held.lstrip()
         for marker in _ENDS:
             if stripped.startswith(marker):
@@ -121,13 +121,13 @@ class Coder:
         types = self._types.get(self._name, {}).get(key, frozenset())
         try:
             # What JSON has no number for is text.
-            parsed = json.loads(value, parse_constant=_refuse)
-        except (ValueError, RecursionError):
+            parsed = loads(value)
+        except ValueError:
             parsed = value
         # A text stands between its tags as it is, even if it looks like JSON of a type that its parameter has not.
         texts = "string" in types and not types & _types_of_json(parsed)
         plain = texts or (isinstance(parsed, str) and (not types or "string" in types))
-        return json.dumps(value if plain else parsed, ensure_ascii=False)
+        return dumps(value if plain else parsed)
 
 
 def function_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -177,10 +177,6 @@ def _types_of_json(value: Any, *, narrow: bool = False) -> frozenset[str]:
         return frozenset(("integer",) if narrow else ("integer", "number"))
     kinds = {float: "number", str: "string", list: "array", dict: "object", type(None): "null"}
     return frozenset((kinds[type(value)],))
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(name)
 
 
 def _types_of(tool: Mapping[str, Any]) -> tuple[str, dict[str, frozenset[str]]]:

@@ -7,57 +7,29 @@ import re
 from typing import Any
 
 from archport.serving.parsing.events import Arguments, Call, Content, Event, begun
+from archport.serving.parsing.values import JsonValue, dumps, loads, sound
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[{\[])')
 
 
-class JsonValue:
-    """Follows one JSON object or array to its end."""
-
-    def __init__(self) -> None:
-        self._depth, self._string, self._escaped = 0, False, False
-        self.done = False
-
-    def take(self, text: str) -> int:
-        """How many characters of a text belong to the value."""
-        for at, character in enumerate(text):
-            if self._string:
-                if self._escaped:
-                    self._escaped = False
-                elif character == "\\":
-                    self._escaped = True
-                elif character == '"':
-                    self._string = False
-            elif character == '"':
-                self._string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    self.done = True
-                    return at + 1
-        return len(text)
-
-
 def called(text: str) -> tuple[str, str] | None:
     """(name, JSON of the arguments) of a call as JSON; None for what is none."""
     try:
-        value: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    given = next((value[key] for key in ("arguments", "parameters") if key in value), {})
-    if isinstance(given, str):
-        # Some models write the JSON of the arguments into a string.
-        try:
-            json.loads(given)
-        except ValueError:
+        value = _value_of(text)
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
             return None
-        return value["name"], given
-    return value["name"], json.dumps(given, ensure_ascii=False)
+        given = next((value[key] for key in ("arguments", "parameters") if key in value), {})
+        # Some models write the JSON of the arguments into a string.
+        return sound(value["name"]), dumps(_value_of(given) if isinstance(given, str) else given)
+    except ValueError:
+        return None
+
+
+def _value_of(text: str) -> Any:
+    """The value of JSON, numbers that it does not have as texts; raises ValueError for what is none."""
+    count, written = JsonValue().take(text)
+    return loads(written + text[count:])
 
 
 class Hermes:
@@ -79,7 +51,9 @@ class Hermes:
     def finish(self) -> list[Event]:
         """See `Parser`."""
         found = self._settled()
-        if self._inside and not self._streams:
+        if self._streams and (rest := self._value.finish()):
+            found.append(Arguments(rest))
+        elif self._inside and not self._streams:
             # Cut short before its name was known, unless only its end is missing.
             call = called(self._held.strip())
             found += self._whole(call) if call else [Content(self._space + OPEN + self._held)]
@@ -120,7 +94,7 @@ class Hermes:
                 name = head[1][1:-1]
             self._held, self._streams = self._held[head.end() :], True
             self._begin()
-            return [Call(name)]
+            return [Call(sound(name))]
         end = self._held.find(CLOSE)
         if end < 0:
             return []
@@ -136,8 +110,8 @@ class Hermes:
     def _arguments(self) -> list[Event]:
         found: list[Event] = []
         if not self._value.done:
-            count = self._value.take(self._held)
-            text, self._held = self._held[:count], self._held[count:]
+            count, text = self._value.take(self._held)
+            self._held = self._held[count:]
             found += [Arguments(text)] if text else []
         if self._value.done:
             end = self._held.find(CLOSE)

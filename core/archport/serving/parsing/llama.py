@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from archport.serving.parsing.events import Arguments, Call, Content, Event
-from archport.serving.parsing.hermes import JsonValue, called
+from archport.serving.parsing.hermes import called
+from archport.serving.parsing.values import JsonValue
 
 TAG = "<|python_tag|>"
 
@@ -58,7 +59,7 @@ class Llama:
                     continue
                 self._state = "content"
                 return [*found, *self._settled(last=last)]
-            self._seen += self._value.take(more)
+            self._seen += self._value.take(more)[0]
             if not self._value.done:
                 return found
             block, self._held = self._held[: self._seen], self._held[self._seen :]

@@ -126,7 +126,7 @@ def ours(model: engine.Model, ids: np.ndarray) -> Callable[[], object]:
 def text_of(model: engine.Model, tokens: int) -> str:
     """A text of so many tokens."""
     for end in ("", "a", " a", "\n"):
-        text = end
+        text = " a" + end
         while (count := model.count_tokens([text])[0]) < tokens:
             text = " a" + text
         if count == tokens:

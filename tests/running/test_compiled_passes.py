@@ -1,4 +1,4 @@
-"""Short passes compiled whole, as CUDA runs them from a shape's second time on: the same vectors, within the same plan."""
+"""Short passes compiled whole, as CUDA runs them from a shape's second time on: the same vectors, in the same plan."""
 
 from __future__ import annotations
 
@@ -16,13 +16,45 @@ import pytest
 
 from archport import engine
 from archport.attention import Chooser, builtin_backends
+from archport.checkpoint import normalise_config
+from archport.contract.plugins import claim, discover
 from archport.device.profiles import profile
 from archport.planning import Planner, Request
 from archport.running import compiled_pass
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 MODELS = ("qwen3-embed", "bert-plain", "modernbert", "embeddinggemma", "qwen35-text", "qwen3-moe")
-SHORT, OTHER = ["a text", "and another one"], ["one of a larger width that is planned on its own, with many more words in it"]
+SHORT = ["a text", "and another one"]
+CONFIGS = {
+    "qwen3-0.6b": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": 151669,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": True,
+    },
+    "bert-base": {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": 30522,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "hidden_act": "gelu",
+    },
+}
 
 
 @pytest.fixture
@@ -84,7 +116,7 @@ def test_as_many_shapes_as_are_kept_and_no_more(monkeypatch):
 @pytest.mark.usefixtures("everywhere")
 def test_threads_and_copies_have_traces_of_their_own():
     model = loaded("qwen3-embed")
-    want = [np.array(model.embed(SHORT[:1])) for _ in range(3)][0]
+    want, *_ = [np.array(model.embed(SHORT[:1])) for _ in range(3)]
     with ThreadPoolExecutor(1) as pool:
         for _ in range(3):
             assert np.abs(np.array(pool.submit(model.embed, SHORT[:1]).result()) - want).max() <= 1e-5
@@ -109,34 +141,24 @@ def test_a_trunk_that_reads_values_while_it_runs_is_run_as_it_is(monkeypatch):
     assert encoder.passes._refused
 
 
+@pytest.mark.parametrize("name", ["bert-base", "qwen3-0.6b"])
+def test_what_passes_are_kept_by_can_be_looked_up_on_every_device(name):
+    """Paths of a padded batch hold others, which hold backends."""
+    for device in ("h200", "m3-max-128gb", "cpu"):
+        planner = Planner.of(spec_of(name), profile(device), Chooser(builtin_backends()), dtype="bfloat16")
+        batch = planner(Request(lengths=[5, 90, 300])).batches[0]
+        assert hash(compiled_pass._key(batch, batch.steps[0]))
+
+
 @pytest.mark.parametrize(
     ("lengths", "whole"), [([16], True), ([128], True), ([512], True), ([2048], False), ([512] * 32, False)]
 )
 def test_on_an_h200_what_fits_the_plan_in_one_evaluation_is_compiled(lengths, whole):
-    spec = loaded_spec()
-    planner = Planner.of(spec, profile("h200"), Chooser(builtin_backends()), dtype="bfloat16")
+    planner = Planner.of(spec_of("qwen3-0.6b"), profile("h200"), Chooser(builtin_backends()), dtype="bfloat16")
     plan = planner(Request(lengths=lengths))
     batch = plan.batches[0]
     assert compiled_pass.compilable(plan, batch, batch.steps[0]) is whole
 
 
-def loaded_spec():
-    from archport.checkpoint import normalise_config
-    from archport.contract.plugins import claim, discover
-
-    config = {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": 151669,
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000,
-        "tie_word_embeddings": True,
-    }
-    return claim(normalise_config(config), discover())[1]
+def spec_of(name: str):
+    return claim(normalise_config(CONFIGS[name]), discover())[1]

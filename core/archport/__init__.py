@@ -28,7 +28,7 @@ from archport.device.blas import preload
 if TYPE_CHECKING:
     from archport.contract import ArchportError, hookimpl
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ArchportError", "__version__", "hookimpl"]
 
 preload()

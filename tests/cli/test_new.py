@@ -55,7 +55,7 @@ def test_the_project_file_announces_the_package_and_requires_this_archport(skele
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert folder.name == project["name"] == "archport-acme-small"
     assert project["entry-points"]["archport"] == {"acme_small": "archport_acme_small"}
-    assert project["dependencies"] == ["archport>=0.1,<0.2"]
+    assert project["dependencies"] == ["archport>=0.2,<0.3"]
 
 
 def test_the_project_names_its_licence_and_what_it_runs_on(skeleton):

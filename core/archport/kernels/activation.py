@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
+from archport.kernels.described import enough
+
 Kind = Literal["gelu", "gelu_tanh", "silu"]
 KINDS: tuple[Kind, ...] = ("gelu", "gelu_tanh", "silu")
 
@@ -70,7 +72,7 @@ def worthwhile(x: mx.array, *, halves: bool = False) -> bool:
     if mx.default_device().type == mx.DeviceType.cpu or x.dtype not in (mx.bfloat16, mx.float16) or x.ndim != 3:
         return False
     width = x.shape[-1] // 2 if halves else x.shape[-1]
-    return FEWEST <= x.size < 1 << 33 and width * x.itemsize % 16 == 0 and _cuda()
+    return enough(x.size, FEWEST) and x.size < 1 << 33 and width * x.itemsize % 16 == 0 and _cuda()
 
 
 def activate(x: mx.array, kind: Kind, *, halves: bool = False) -> mx.array:

@@ -12,6 +12,8 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from archport.kernels.described import enough
+
 WARPS = 4
 # Rows of one warp, which keeps weight and bias in registers for them.
 ROWS = 4
@@ -145,7 +147,7 @@ def worthwhile(norm: nn.Module, x: mx.array, update: mx.array) -> bool:
     if mx.default_device().type == mx.DeviceType.cpu or type(norm) is not nn.LayerNorm or "weight" not in norm:
         return False
     D = x.shape[-1]
-    if x.size < FEWEST or D > WIDEST or D * x.itemsize % 16 or x.ndim != 3 or x.shape != update.shape:
+    if not enough(x.size, FEWEST) or D > WIDEST or D * x.itemsize % 16 or x.ndim != 3 or x.shape != update.shape:
         return False
     parts = [update, norm["weight"], *([norm["bias"]] if "bias" in norm else [])]
     return x.dtype != mx.float32 and all(part.dtype == x.dtype for part in parts) and _cuda()

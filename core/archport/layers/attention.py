@@ -90,6 +90,11 @@ class Attention(nn.Module):
         q, k, v, gate = self.heads(x, ctx.rotate)
         return self.joined(self.attended(ctx, q, k, v), gate, onto)
 
+    @property
+    def turning(self) -> NormRotate | None:
+        """What normalises and rotates q and k at once, where the layer's kinds allow."""
+        return self._norm_rotate
+
     def attended(self, ctx: LayerContext, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """What the layer's heads find, (B, H, L, Dv)."""
         return ctx.attend(self._index, q, k, v, scale=self._scale, sinks=self.get("sinks"), bias=self._distance_bias)

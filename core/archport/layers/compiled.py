@@ -15,10 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import DeviceKind, LayerContext
+from archport.kernels.described import described_once
 from archport.layers.attention import Attention
 from archport.layers.experts import SparseMLP
 from archport.layers.merging import added
 from archport.layers.mlp import MLP, GatedMLP
+from archport.layers.norm_rotate import NormRotate
 
 
 def compiles(kind: DeviceKind) -> bool:
@@ -48,6 +50,22 @@ Entry = tuple[Any, Any, Any]
 MOST_SHAPES = 16
 # Blocks that evaluate nothing, and draw nothing by chance, when they are traced.
 KNOWN = (MLP, GatedMLP, SparseMLP)
+
+
+class _Angles(threading.local):
+    """The angles of the token that a thread is decoding, which its layers share."""
+
+    def __init__(self) -> None:
+        self._at: mx.array | None = None
+        self._known: dict[object, tuple[mx.array, mx.array]] = {}
+
+    def of(self, turning: NormRotate, at: mx.array) -> tuple[mx.array, mx.array]:
+        if self._at is not at:
+            self._at, self._known = at, {}
+        return turning.angles(at, 1, self._known)
+
+
+_angles = _Angles()
 
 
 class CompiledParts:
@@ -80,19 +98,25 @@ class CompiledBlock:
     def __init__(self, norm: nn.Module, attention: nn.Module, mlp_norm: nn.Module, mlp: nn.Module) -> None:
         assert isinstance(attention, Attention)
 
-        def before(x: mx.array, at: mx.array) -> list[mx.array]:
+        def before(x: mx.array, at: mx.array, *turns: mx.array) -> list[mx.array]:
             def rotate(
                 q: mx.array, k: mx.array, rope: Callable[[mx.array, int | mx.array], mx.array]
             ) -> tuple[mx.array, mx.array]:
+                if isinstance(rope, NormRotate):
+                    # Of one product both come at once.
+                    both: Any = rope.turned(q, cast("tuple[mx.array, mx.array]", turns))
+                    return both, both
                 return rope(q, at), rope(k, at)
 
-            return [part for part in attention.heads(_of(norm, x), rotate) if part is not None]
+            with described_once():
+                return [part for part in attention.heads(_of(norm, x), rotate) if part is not None]
 
         def behind(x: mx.array, out: mx.array, *gate: mx.array) -> mx.array:
-            x = attention.joined(out, *(gate or (None,)), onto=x)
-            return added(mlp, x, _of(mlp_norm, x))
+            with described_once():
+                x = attention.joined(out, *(gate or (None,)), onto=x)
+                return added(mlp, x, _of(mlp_norm, x))
 
-        self._attended = attention.attended
+        self._attended, self._turning = attention.attended, attention.turning
         # MLX's stubs say that any function comes back as one of anything.
         self._before: Any = mx.compile(before)
         self._behind: Any = mx.compile(behind)
@@ -112,7 +136,9 @@ class CompiledBlock:
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
         """The block's output (B, 1, D) for x (B, 1, D); the context is `decoding`."""
         self._rows.add(x.shape[0])
-        q, k, v, *gate = self._before(x, ctx.decoding)
+        at = ctx.decoding
+        turns = () if self._turning is None or at is None else _angles.of(self._turning, at)
+        q, k, v, *gate = self._before(x, at, *turns)
         return self._behind(x, self._attended(ctx, q, k, v), *gate)
 
 

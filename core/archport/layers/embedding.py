@@ -14,6 +14,8 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from archport.kernels.described import enough
+
 log = logging.getLogger("archport")
 
 # All that a matrix may be stored as.
@@ -103,7 +105,7 @@ def worthwhile(table: mx.array, ids: mx.array) -> bool:
     if mx.default_device().type == mx.DeviceType.cpu or ids.ndim != 2 or ids.dtype != mx.int32:
         return False
     D = table.shape[1]
-    return ids.size * D >= FEWEST and D * table.itemsize % 16 == 0 and _cuda()
+    return enough(ids.size * D, FEWEST) and D * table.itemsize % 16 == 0 and _cuda()
 
 
 class Embedding(nn.Embedding):

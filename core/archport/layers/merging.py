@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import Trunk
+from archport.kernels.described import enough
 
 # Elements of the sum below which the host binds, and folding takes it more operations than adding.
 FEWEST = 1 << 21
@@ -48,7 +49,7 @@ def folds(linear: nn.Module, onto: mx.array) -> bool:
     """Whether one product adds, too: on a GPU, for an unpacked matrix without a bias in the type of the sum."""
     if mx.default_device().type == mx.DeviceType.cpu or type(linear) is not nn.Linear or "bias" in linear:
         return False
-    return linear["weight"].dtype == onto.dtype and onto.size >= FEWEST
+    return linear["weight"].dtype == onto.dtype and enough(onto.size, FEWEST)
 
 
 class MergedLinear(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from archport.kernels.described import enough
 from archport.layers.rotary import Rotary, SectionedRotary
 
 WARPS = 8
@@ -133,26 +134,33 @@ class NormRotate:
     def worthwhile(self, product: mx.array) -> bool:
         """Whether the kernel runs here and gains something."""
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return on_gpu and product.size >= FEWEST and _cuda()
+        return on_gpu and enough(product.size, FEWEST) and _cuda()
 
     def __call__(self, product: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array]:
-        return self._run(product, self._rotary.tables(offset, product.shape[1], {}))
+        return self.turned(product, self.angles(offset, product.shape[1], {}))
+
+    def angles(
+        self, offset: int | mx.array, tokens: int, known: dict[object, tuple[mx.array, mx.array]]
+    ) -> tuple[mx.array, mx.array]:
+        """Cosines and sines of tokens from `offset` on: see Rotary.tables."""
+        return self._rotary.tables(offset, tokens, known)
 
     def along(
         self, offset: int | mx.array, tokens: int, known: dict[object, tuple[mx.array, mx.array]]
     ) -> Callable[[mx.array], tuple[mx.array, mx.array]]:
         """The same for tokens from `offset` on, with tables that the layers of a step share: see Rotary.tables."""
-        turns = self._rotary.tables(offset, tokens, known)
-        return lambda product: self._run(product, turns)
+        turns = self.angles(offset, tokens, known)
+        return lambda product: self.turned(product, turns)
 
     def at(
         self, positions: mx.array, known: dict[object, tuple[mx.array, mx.array]] | None = None
     ) -> Callable[[mx.array], tuple[mx.array, mx.array]]:
         """The same for tokens that stand at positions (axes, B, L); `known` as in SectionedRotary."""
         turns = cast(SectionedRotary, self._rotary).shared(positions, known)
-        return lambda product: self._run(product, turns)
+        return lambda product: self.turned(product, turns)
 
-    def _run(self, product: mx.array, turns: tuple[mx.array, mx.array]) -> tuple[mx.array, mx.array]:
+    def turned(self, product: mx.array, turns: tuple[mx.array, mx.array]) -> tuple[mx.array, mx.array]:
+        """(q, k) out of the product, by the cosines and sines in `turns`."""
         B, L, _ = product.shape
         jobs = B * L * (self._heads + self._kv_heads)
         # cuDNN takes heads in any order and answers in that of q: behind each other, the output projection reads them

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import AttentionPath, Trunk
+from archport.kernels.described import described_once
 from archport.layers.compiled import Entry, compiles, unchanged, weights_and_modules
 from archport.planning import BatchPlan, Plan, StepPlan
 from archport.running.context import StepContext
@@ -83,7 +84,8 @@ class CompiledPasses:
         rows = batch.shape.B
 
         def run(ids: mx.array) -> mx.array:
-            return trunk(ids, StepContext(plan, batch, step, (0,) * rows, None, Stretches()))
+            with described_once():
+                return trunk(ids, StepContext(plan, batch, step, (0,) * rows, None, Stretches()))
 
         compiled: Any = mx.compile(run)
         try:

@@ -59,7 +59,8 @@ def test_the_tokens_are_those_of_blocks_run_operation_by_operation(name, calls, 
 
 
 def test_rows_that_leave_start_over_uncompiled(calls):
-    model = engine.load(GOLDENS / "qwen3-tied", prefix_cache=0)
+    # In 16 bits compiled blocks round elsewhere, and random weights have near-ties.
+    model = engine.load(GOLDENS / "qwen3-tied", dtype="float32", prefix_cache=0)
     alone = [model.generate([prompt], max_tokens=40)[0].tokens for prompt in PROMPTS]
     calls.clear()
     # The first row ends with a token that it makes once it is compiled.

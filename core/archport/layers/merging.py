@@ -49,7 +49,8 @@ def folds(linear: nn.Module, onto: mx.array) -> bool:
     """Whether one product adds, too: on a GPU, for an unpacked matrix without a bias in the type of the sum."""
     if mx.default_device().type == mx.DeviceType.cpu or type(linear) is not nn.Linear or "bias" in linear:
         return False
-    return linear["weight"].dtype == onto.dtype and enough(onto.size, FEWEST)
+    # One row is multiplied by a kernel of MLX's own, which adds nothing.
+    return linear["weight"].dtype == onto.dtype and onto.size > onto.shape[-1] and enough(onto.size, FEWEST)
 
 
 class MergedLinear(nn.Module):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import httpx
@@ -27,6 +29,7 @@ def state():
     yield made
     made.device.stop()
     made.answers.close()
+    gc.unfreeze()
 
 
 def asked(state, work, budget=1 << 30):
@@ -75,6 +78,19 @@ def test_an_idle_model_is_let_go_and_comes_back(state):
         return (await client.post("/v1/embeddings", json={"input": "a", "model": "bert"})).status_code
 
     assert asked(state, work) == 200
+
+
+def test_the_collector_passes_over_models_until_they_are_let_go(state):
+    async def work(shelf, client):
+        await shelf.load("bert")
+        model = state.registry.find("bert").model
+        there, gone = any(each is model for each in gc.get_objects()), weakref.ref(model)
+        del model
+        await shelf.load("qwen")
+        await shelf._unload("bert")
+        return there, gone()
+
+    assert asked(state, work) == (False, None)
 
 
 def test_a_model_that_is_in_use_is_not_let_go(state):

@@ -146,6 +146,8 @@ class App:
         self._document: bytes | None = None
         self.endpoints = endpoints
         self._routes = [(Route(each.path, _unused, methods=[each.method]), each) for each in endpoints]
+        # Most requests name one of these as it is.
+        self._exact = {(each.method, each.path): each for each in endpoints}
 
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
         """See ASGI."""
@@ -241,6 +243,9 @@ class App:
         return response
 
     def _endpoint(self, scope: Any) -> Endpoint | None:
+        exact = self._exact.get((scope["method"], scope["path"]))
+        if exact is not None:
+            return exact
         for route, endpoint in self._routes:
             match, child = route.matches(scope)
             if match is Match.FULL:

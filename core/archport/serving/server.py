@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -100,7 +101,7 @@ class Server:
         config = uvicorn.Config(
             self.app, http=connection(limits.header_seconds, limits.stalled_seconds), log_config=None,
             access_log=False, lifespan="off", backlog=BACKLOG, timeout_keep_alive=75, server_header=False,
-            date_header=False, h11_max_incomplete_event_size=64 << 10,
+            date_header=False, proxy_headers=False, h11_max_incomplete_event_size=64 << 10,
         )  # fmt: skip
         self._server = _Uvicorn(config)
         self.state.loading = True
@@ -112,6 +113,8 @@ class Server:
             self.state.device.stop()
             self.state.answers.close()
             listener.close()
+            # What loading had the collector pass over.
+            gc.unfreeze()
         if self.failure is not None:
             raise self.failure
         return 1 if self.state.device.deaths > self.settings.most_deaths else 0

@@ -121,6 +121,7 @@ class Shelf:
             names = [name for name in (served.model.name, wanted.name) if name == public_id(name)]
             self._state.registry.add(served, names)
             await self._on_device(lambda: self._warm(served))
+            await self._on_device(_settle)
             self._used.setdefault(id, time.monotonic())
 
     async def unload_idle(self, seconds: float) -> None:
@@ -178,5 +179,15 @@ def _give_back() -> None:
     """Have the memory of what nobody holds any more back."""
     import mlx.core as mx
 
-    gc.collect()
+    _settle()
     mx.clear_cache()
+
+
+def _settle() -> None:
+    """Have the collector take what is garbage now and pass over all that stays, such as modules and models.
+
+    Looking through them holds every thread up for a tenth of a second, whenever requests have made enough new objects.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

@@ -33,7 +33,7 @@ help:
 	@echo "make test-packaging   build wheels, install them into fresh environments"
 	@echo "make test-clients     the official clients of OpenAI, Cohere, Ollama and others against a server: ONLY=openai,ollama"
 	@echo "make test-openapi     2,000 random requests by the OpenAPI document, made by schemathesis: REQUESTS=2000 SEED=0"
-	@echo "make test-integrations  archport in LangChain, LlamaIndex and Chroma, in their own environments: ONLY=chroma"
+	@echo "make test-integrations  archport in LangChain, Chroma, BERTopic and others, in their own environments: ONLY=chroma"
 	@echo "make lint             ruff: rules and format"
 	@echo "make types            pyright"
 	@echo "make docs             the site, into build/site: every warning is an error, every link is followed"

@@ -49,6 +49,7 @@ SKIPPED = {
     ("command-line.md", "runs for three minutes"),
     ("bulk.md", "needs Ray"),
     ("bulk.md", "needs Dask and Spark"),
+    ("integrations.md", "needs bertopic"),
     ("integrations.md", "needs chromadb"),
     ("integrations.md", "needs langchain-core"),
     ("integrations.md", "needs llama-index-core"),

@@ -39,6 +39,7 @@ LEVELS = {
     "testing": 10,
     "bulk": 10,
     "conversion": 10,
+    "compat": 10,
     "serving": 10,
     "integrations": 10,
     "cli": 11,

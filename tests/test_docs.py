@@ -50,6 +50,7 @@ SKIPPED = {
     ("serving.md", "starts a server"),
     ("command-line.md", "runs for three minutes"),
     ("bulk.md", "needs Ray"),
+    ("sparse.md", "downloads naver/splade-cocondenser-ensembledistil"),
     ("bulk.md", "needs Dask and Spark"),
     ("integrations.md", "needs bertopic"),
     ("integrations.md", "needs chromadb"),

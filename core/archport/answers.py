@@ -154,6 +154,25 @@ class EncoderAnswers:
         return self._runtime.tagger()(inputs, max_tokens=max_tokens, overflow=overflow)
 
     @checked
+    def decode(self, vectors: Any, top_k: int | None = None) -> list[list[tuple[str, float]]]:
+        """Sparse vectors in words: per row (token, weight), the largest weight first.
+
+        Args:
+            vectors: as `embed(output="sparse")` gives them, a sparse array of scipy, or floats (N, V).
+            top_k: words of a row; None for all that have a weight.
+
+        Raises:
+            InputError: the model makes no sparse vectors, or these are of another width than its vocabulary.
+        """
+        from archport.answering.sparse_vectors import taken_in, words
+
+        self._runtime.sparse_head()
+        given, size = taken_in(vectors, "vectors"), self._runtime.encoder.spec.vocab_size
+        if given.width != size:
+            raise InputError(f"vectors of width {given.width}; expected {size}, the entries of the vocabulary")
+        return words(given, self._runtime.tokeniser.tokenizer.id_to_token, top_k)
+
+    @checked
     def maxsim(self, query: str | np.ndarray, documents: str | Sequence[str | np.ndarray]) -> np.ndarray:
         """Late interaction (N,) float32 of a query with documents, as texts or as their vectors per token (n, D).
 

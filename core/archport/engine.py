@@ -194,6 +194,7 @@ class Model(EncoderAnswers, Habits):
         overflow: Overflow = "error",
         precision: Precision = "float32",
         output: Output = "vectors",
+        top_k: int | None = None,
         progress: bool | Callable[..., object] = False,
         errors: Errors = "raise",
     ) -> np.ndarray | Collected[np.ndarray]:
@@ -210,15 +211,18 @@ class Model(EncoderAnswers, Habits):
             overflow: `error` refuses a text over the limit, naming it; `truncate` cuts it, keeping the final special
                 tokens.
             precision: `float32`, or `int8`, `uint8` (calibrated over this call), `binary`, `ubinary` (packed signs).
-            output: `vectors`, or `tokens` for one per token that counts in late interaction.
+            output: `vectors`, `tokens` for one per token that counts in late interaction, or `sparse` for weights of
+                words (SPLADE).
+            top_k: largest weights that a sparse vector keeps; None: as the model's files say, or all above zero.
             progress: show a progress bar on standard error, or call `progress(texts, tokens=...)` with what is done.
             errors: `raise` for the first text that has no vector, or `collect`, which sets such texts aside: too long
                 or no texts, damaged pictures, what exceeds the budget alone, vectors that hold NaN.
 
         Returns:
             (N, D) float32, or as `precision` says. A single string gives (1, D). With `tokens` an object array (N,)
-            of arrays (tokens, D) float32. With `collect` a `Collected(results, rows, errors)`: such an array of the
-            texts that have vectors, their indices, and {index: error} of the others.
+            of arrays (tokens, D) float32; with `sparse` a scipy.sparse.csr_array (N, V) float32, or SparseVectors
+            without scipy. With `collect` a `Collected(results, rows, errors)`: such an array of the texts that have
+            vectors, their indices, and {index: error} of the others.
 
         Raises:
             InputError, AdmissionRefused, NonFiniteOutput: naming the text's index.
@@ -230,11 +234,17 @@ class Model(EncoderAnswers, Habits):
         check_precision(precision)
         if output not in get_args(Output):
             raise InputError(f"{output=}; expected one of {', '.join(get_args(Output))}")
-        if output == "tokens":
-            from archport.answering.token_vectors import embed_tokens
+        packed = None if precision == "float32" else precision
+        fixed = {"dimensions": dimensions, "normalize": normalize, "precision": packed}
+        if output != "sparse" and top_k is not None:
+            raise InputError(f"{top_k=} is for output='sparse'; leave it out")
+        if output != "vectors":
+            from archport.answering.token_vectors import embed_tokens, refuse_given
 
-            packed = None if precision == "float32" else precision
-            fixed = {"dimensions": dimensions, "normalize": normalize, "precision": packed}
+            if output == "sparse":
+                refuse_given(output, fixed)
+                limits = {"prompt": prompt, "prompt_name": prompt_name, "max_tokens": max_tokens, "overflow": overflow}
+                return self._runtime.sparse(top_k).answer(texts, **limits, progress=shown, errors=errors)
             tokens = self._runtime.tokens()
             asked = (tokens, texts, prompt, prompt_name, max_tokens, overflow, fixed)
             return embed_tokens(*asked, progress=shown, errors=errors)
@@ -409,13 +419,19 @@ class Model(EncoderAnswers, Habits):
         """
         start = [cached] * len(lengths) if isinstance(cached, int) else cached
         pack = isinstance(self._runtime.head, EmbeddingHead)
-        return self._runtime.encoder.plan(Request(lengths=lengths, cached=start, new_tokens=new_tokens, pack=pack))
+        request = Request(
+            lengths=lengths, cached=start, new_tokens=new_tokens, pack=pack, readout=self._runtime.readout
+        )
+        return self._runtime.encoder.plan(request)
 
     @checked
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Similarity of every row of a (N, D) with every row of b (M, D), (N, M), as this model's vectors compare."""
         from archport.answering.similarity import similarity
+        from archport.answering.sparse_vectors import is_sparse, sparse_similarity
 
+        if is_sparse(a) or is_sparse(b):
+            return sparse_similarity(a, b, self._runtime.sparse_head().similarity)
         return similarity(a, b, self._runtime.embedder().head.head.similarity)
 
     @checked

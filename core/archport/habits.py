@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from archport.answering.precision import Precision
 from archport.checkpoint import duplicate
-from archport.contract import ArchSpec, DeviceFacts, InputError
+from archport.contract import ArchSpec, DeviceFacts, InputError, SparseHead
 from archport.contract.arguments import checked
 from archport.contract.plugins import Plugin
 from archport.contract.sizes import format_bytes
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from archport.runtime import Runtime
 
 R = TypeVar("R")
-Output = Literal["vectors", "tokens"]
+Output = Literal["vectors", "tokens", "sparse"]
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -52,6 +52,7 @@ class EmbedOptions(TypedDict, total=False):
     overflow: Overflow
     precision: Precision
     output: Output
+    top_k: int | None
     progress: bool | Callable[..., object]
 
 
@@ -179,6 +180,8 @@ class Habits:
     @property
     def dimensions(self) -> int:
         """Width of this model's vectors; raises InputError when it makes none."""
+        if isinstance(self._runtime.head, SparseHead):
+            return self.spec.vocab_size
         head = self._runtime.embedder().head.head
         full = head.dense[-1].out_features if head.dense else self.spec.hidden_size * len(head.pooling)
         return min(full, head.dimensions or full)

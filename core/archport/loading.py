@@ -45,6 +45,7 @@ from archport.contract import (
     MemoryBudgetExceeded,
     PluginError,
     SpanRule,
+    SparseHead,
     SpecError,
     TaggingHead,
     TextInputs,
@@ -185,6 +186,9 @@ def narrowed(about: Description, head: Head) -> Description:
         others = ("embed", "generate", "fill_mask", *(("rerank",) if len(head.labels) > 2 else ()))
     elif isinstance(head, TokenHead):
         others = ("generate", "classify", "fill_mask", "tag")
+    elif isinstance(head, SparseHead):
+        # It reads the masked-LM head of its trunk.
+        others = ("rerank", "generate", "classify", "tag")
     elif isinstance(head, TaggingHead):
         others = tuple(task for task in about.spec.tasks if task != "tag")
     else:

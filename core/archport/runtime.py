@@ -1,4 +1,4 @@
-"""A loaded model's parts, and what its head makes of them: vectors, scores or text.
+"""A loaded model's parts, and what its head makes of them: vectors, sparse or not, scores or text.
 
 Says why where it makes none. What answers is imported when it is first asked for: a load waits for none of it.
 """
@@ -6,7 +6,7 @@ Says why where it makes none. What answers is imported when it is first asked fo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
@@ -15,7 +15,9 @@ from archport.contract import (
     EmbeddingHead,
     Head,
     InputError,
+    MaskedLM,
     PairReader,
+    SparseHead,
     TaggingHead,
     TokenHead,
     YesNoHead,
@@ -28,11 +30,13 @@ from archport.running.pool import VectorHead
 if TYPE_CHECKING:
     from archport.answering.labels import LabelScorer
     from archport.answering.masked_words import MaskFiller
+    from archport.answering.outputs import OutputEmbedder
     from archport.answering.rerank import Scorer
     from archport.answering.tags import Tagger
     from archport.answering.token_vectors import TokenEmbedder
     from archport.answering.vectors import Embedder
     from archport.generating.generate import Generator
+    from archport.planning import Readout
     from archport.reading.chat import ChatTemplate
     from archport.reading.pairs import Pairs
     from archport.reading.prompts import PromptReader
@@ -79,6 +83,7 @@ class Runtime:
                 ClassificationHead: "Model.classify",
                 TaggingHead: "Model.tag",
                 TokenHead: "embed(output='tokens')",
+                SparseHead: "embed(output='sparse')",
             }
             raise InputError(
                 f"{self._its_head}, which makes no vectors of texts; "
@@ -169,6 +174,37 @@ class Runtime:
             raise InputError(f"{self._its_head}, which makes no vectors; load an embedding or late-interaction model")
         dense = self.dense if isinstance(self.head, TokenHead) else ()
         return TokenEmbedder(self.tokeniser, self.encoder, head, dense)
+
+    def sparse_head(self) -> SparseHead:
+        """The head of sparse vectors: the files', or SPLADE's own for a masked language model without a pipeline.
+
+        Raises:
+            InputError: the model makes none.
+        """
+        if isinstance(self.head, SparseHead):
+            return self.head
+        masked = "fill_mask" in self.encoder.spec.tasks
+        if isinstance(self.head, EmbeddingHead) and not self.head.stated and masked:
+            # As sentence-transformers' SparseEncoder takes such a checkpoint.
+            return SparseHead(source="default of a masked language model without modules.json")
+        raise InputError(f"{self._its_head}, which makes no sparse vectors; load a SPLADE model")
+
+    def sparse(self, top_k: int | None = None) -> OutputEmbedder:
+        """Texts to sparse vectors of at most `top_k` weights; raises InputError when the head makes none."""
+        from archport.answering.outputs import OutputEmbedder, SparseReader
+
+        head = self.sparse_head()
+        if top_k is not None and top_k < 1:
+            raise InputError(f"{top_k=}; expected a number >= 1, or None for the model's own")
+        kept = head.top_k if top_k is None else top_k
+        wide, width = self.encoder.plan.dtype == "float32", self.encoder.spec.vocab_size
+        reader = SparseReader(cast(MaskedLM, self.encoder.trunk), head, width, wide, kept)
+        return OutputEmbedder(self.tokeniser, self.encoder, reader)
+
+    @property
+    def readout(self) -> Readout | None:
+        """What `embed` needs after the last layer, where that is more than a row of each text."""
+        return self.sparse().reader.readout() if isinstance(self.head, SparseHead) else None
 
     def tagger(self) -> Tagger:
         """Texts to labelled spans; raises InputError when the head labels no tokens."""

@@ -33,6 +33,11 @@ def colbert() -> engine.Model:
     return engine.load(GOLDENS / "colbert")
 
 
+@pytest.fixture(scope="session")
+def splade() -> engine.Model:
+    return engine.load(GOLDENS / "splade")
+
+
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     """Fifty good rows as JSON lines."""

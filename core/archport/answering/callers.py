@@ -1,7 +1,7 @@
 """Texts and pairs of many callers through one model: read on any thread, run together on the device's.
 
-Each kind of work is the two halves of a call of `Model`: `embed`, `classify`, `rerank`, late interaction. Knows nothing
-of who asks, in which order, or when.
+Each kind of work is the two halves of a call of `Model`: `embed` (sparse, too), `classify`, `rerank`, late interaction.
+Knows nothing of who asks, in which order, or when.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from archport.answering.labels import LabelScorer
+from archport.answering.outputs import OutputEmbedder
 from archport.answering.rerank import RerankRequest
 from archport.answering.token_vectors import Role, TokenEmbedder
 from archport.answering.vectors import Embedder, EmbedRequest
@@ -110,6 +111,25 @@ class TokenWork:
         measured = [row.measured for row in rows if row.measured is not None]
         for index, vectors in enumerate(self.embedder.run([row.ids for row in rows], measured, self.role)):
             take(index, vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class SparseWork:
+    """Texts to sparse vectors (n, 2) float64: ids of the vocabulary, and their weights."""
+
+    embedder: OutputEmbedder
+
+    def read(
+        self, texts: Sequence[Any], *, prompt: str = "", max_tokens: int | None = None, overflow: Overflow = "error"
+    ) -> list[Row]:
+        """Rows of texts; raises InputError and ContextLengthExceeded as `embed(output="sparse")` does."""
+        return _rows(self.embedder.read(texts, prompt, max_tokens, overflow), ())
+
+    @device_call
+    def run(self, rows: Sequence[Row], take: Take) -> None:
+        """See `Work`."""
+        for index, (ids, weights) in enumerate(self.embedder.run([row.ids for row in rows])):
+            take(index, np.column_stack([ids.astype(np.float64), weights.astype(np.float64)]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from archport.contract import AdmissionRefused, ArchportError, InputError, NonFiniteOutput
-from archport.device.progress import Counter, nothing_shown
+from archport.device.progress import Counter, counted, nothing_shown
 
 Errors = Literal["raise", "collect"]
 
@@ -70,6 +70,31 @@ def apart(
                 half = (begin + end) // 2
                 waiting += [(half, end), (begin, half)]
     return found, errors
+
+
+def rows_together(
+    run: Callable[[Sequence[Any], Counter], list[A]],
+    check: Callable[[], object],
+    texts: Sequence[Any],
+    together: Callable[[Sequence[A]], R],
+    *,
+    progress: bool | Counter,
+    errors: Errors,
+) -> R | Collected[R]:
+    """What a call answers whose rows have a result each: all together, or with `collect` those that have one.
+
+    Args:
+        run: answers rows, and tells of them.
+        check: raises for a call that is wrong without texts, too.
+    """
+    with counted("embedding", len(texts), shown=progress) as done:
+        if errors == "raise":
+            return together(run(texts, done))
+        run([], nothing_shown)
+        check()
+        # Some of fewer texts have been counted.
+        found, faults = apart(texts, lambda some: run(some, done if len(some) == len(texts) else nothing_shown), "text")
+    return Collected(together(list(found.values())), tuple(found), faults)
 
 
 def vectors_apart(

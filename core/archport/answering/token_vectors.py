@@ -10,12 +10,12 @@ from typing import Any, Literal, cast
 import mlx.core as mx
 import numpy as np
 
-from archport.answering.collecting import Collected, Errors, apart, rows_named
+from archport.answering.collecting import Collected, Errors, rows_named, rows_together
 from archport.answering.rerank import RerankRequest, ScoreKind
 from archport.contract import ArchportError, InputError, Measured, NonFiniteOutput
 from archport.contract.arguments import as_array
 from archport.contract.heads import TokenHead
-from archport.device.progress import Counter, counted, nothing_shown
+from archport.device.progress import Counter, nothing_shown
 from archport.planning import Readout
 from archport.reading.texts import Overflow, TextTokeniser, check_vocabulary, iterable
 from archport.running.calls import device_call
@@ -251,6 +251,13 @@ class TokenEmbedder:
         return Readout("the vectors of all tokens", "outputs", arrays=3, token=4 * widest)
 
 
+def refuse_given(output: str, fixed: Mapping[str, object]) -> None:
+    """Raise InputError for arguments that mean nothing for an output, and were given."""
+    given = [name for name, value in fixed.items() if value is not None]
+    if given:
+        raise InputError(f"{', '.join(given)} can't be chosen with output={output!r}; leave it out")
+
+
 def embed_tokens(
     embedder: TokenEmbedder,
     texts: object,
@@ -269,30 +276,23 @@ def embed_tokens(
         prompt, prompt_name: as there; the name of the model's prompt for queries makes them queries.
         fixed: arguments that mean nothing here; each must be None.
     """
-    given = [name for name, value in fixed.items() if value is not None]
-    if given:
-        raise InputError(f"{', '.join(given)} can't be chosen with output='tokens'; leave it out")
+    refuse_given("tokens", fixed)
     inputs = embedder.tokeniser.inputs
     role: Role = "query" if prompt_name is not None and prompt_name == inputs.query_prompt else "document"
     text = embedder.tokeniser.prompt(prompt, prompt_name)
-    each = cast("list[str]", [texts] if isinstance(texts, str | Mapping) else list(iterable(texts)))
-    with counted("embedding", len(each), shown=progress) as done:
+    items = cast("list[str]", [texts] if isinstance(texts, str | Mapping) else list(iterable(texts)))
 
-        def run(some: Sequence[str]) -> list[np.ndarray]:
-            # Some of fewer texts have been counted.
-            told = done if len(some) == len(each) else nothing_shown
-            return embedder(some, role, text, max_tokens=max_tokens, overflow=overflow, done=told)
+    def run(some: Sequence[str], done: Counter) -> list[np.ndarray]:
+        return embedder(some, role, text, max_tokens=max_tokens, overflow=overflow, done=done)
 
-        if errors == "raise":
-            return _objects(run(each))
-        # What is wrong with the call is wrong without texts, too.
-        run([])
+    def check() -> None:
         embedder.tokeniser([], prompt=text, max_tokens=max_tokens, overflow=overflow)
-        found, faults = apart(each, run, "text")
-    return Collected(_objects(list(found.values())), tuple(found), faults)
+
+    return rows_together(run, check, items, objects, progress=progress, errors=errors)
 
 
-def _objects(found: Sequence[np.ndarray]) -> np.ndarray:
+def objects(found: Sequence[np.ndarray]) -> np.ndarray:
+    """An object array (N,) of arrays of any shapes."""
     answer = np.empty(len(found), dtype=object)
     for index, vectors in enumerate(found):
         answer[index] = vectors

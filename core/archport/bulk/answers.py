@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from archport.answering.precision import Precision, Ranges, quantise
+from archport.answering.sparse_vectors import SparseVectors, is_sparse, taken_in
 from archport.bulk.parts import Part
 from archport.contract import ArchportError, InputError
 from archport.device.progress import Counter
@@ -22,37 +23,13 @@ _ROW = re.compile(r"\b(?:text|input) \d+\b")
 
 
 @dataclass(frozen=True, slots=True)
-class Sparse:
-    """Sparse vectors: weights of a few of many dimensions, a row after another (CSR).
-
-    Args:
-        ends: (n + 1,) int64, where each row begins and the last one ends.
-        indices, values: int32 dimensions and float32 weights.
-        width: dimensions there are.
-    """
-
-    ends: np.ndarray
-    indices: np.ndarray
-    values: np.ndarray
-    width: int
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(dimensions, weights) of a row."""
-        first, last = self.ends[index : index + 2]
-        return self.indices[first:last], self.values[first:last]
-
-
-@dataclass(frozen=True, slots=True)
 class Answered:
     """What became of a part.
 
     Args:
         number, first, count: of the part: its number, its first row and how many were read.
         ids: of the rows that are written, None where one has none.
-        vectors: of those that have one, in order: (n, D), an object array of (tokens, D), or Sparse.
+        vectors: of those that have one, in order: (n, D), an object array of (tokens, D), or SparseVectors.
         errors: index among the ids -> why it has no vector.
         failed: rows without a vector, written or not.
         tokens: run for it.
@@ -64,7 +41,7 @@ class Answered:
     first: int
     count: int
     ids: list[int | str | None]
-    vectors: np.ndarray | Sparse
+    vectors: np.ndarray | SparseVectors
     errors: dict[int, str]
     failed: int = 0
     tokens: int = 0
@@ -92,15 +69,19 @@ def fault(part: Part, index: int) -> InputError:
 
 def embedded(
     model: Model, items: Sequence[Any], options: dict[str, Any], told: Counter
-) -> tuple[dict[int, np.ndarray], dict[int, ArchportError]]:
-    """Vectors and errors by index; equal texts run once."""
+) -> tuple[dict[int, Any], dict[int, ArchportError]]:
+    """Vectors, of sparse ones (ids, weights), and errors by index; equal texts run once."""
     places: dict[Any, list[int]] = {}
     for index, item in enumerate(items):
         places.setdefault(item if isinstance(item, str) else (index,), []).append(index)
     once = [items[indices[0]] for indices in places.values()]
     all_places = list(places.values())
     made = model.embed(once, errors="collect", progress=told, **options)
-    found = {index: vector for row, vector in zip(made.rows, made.results, strict=True) for index in all_places[row]}
+    results: Any = made.results
+    if is_sparse(results):
+        given = taken_in(results, "vectors")
+        results = [given.row(at) for at in range(len(given))]
+    found = {index: vector for row, vector in zip(made.rows, results, strict=True) for index in all_places[row]}
     return found, {index: error for row, error in made.errors.items() for index in all_places[row]}
 
 
@@ -168,8 +149,10 @@ def _plain(error: ArchportError) -> str:
 
 
 def _together(
-    vectors: list[np.ndarray], options: dict[str, Any], width: int, precision: Precision, ranges: Ranges | None
-) -> np.ndarray:
+    vectors: list[Any], options: dict[str, Any], width: int, precision: Precision, ranges: Ranges | None
+) -> np.ndarray | SparseVectors:
+    if options.get("output") == "sparse":
+        return SparseVectors.of(vectors, width)
     ragged = options.get("output") == "tokens" or any(vector.ndim == 2 for vector in vectors)
     if ragged:
         objects = np.empty(len(vectors), dtype=object)

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from archport.bulk.answers import Answered, Sparse
+from archport.answering.sparse_vectors import SparseVectors
+from archport.bulk.answers import Answered
 from archport.bulk.formats import Stored, arrays
 from archport.bulk.manifest import Record, record_of
 from archport.contract import InputError
@@ -147,7 +148,7 @@ def _digest(rows: Any) -> tuple[int, str]:
 
 def _blobs(vectors: Any) -> Iterator[bytes]:
     for index in range(len(vectors)):
-        if isinstance(vectors, Sparse):
+        if isinstance(vectors, SparseVectors):
             indices, values = vectors.row(index)
             yield indices.astype("<i4").tobytes() + values.astype("<f4").tobytes()
         else:

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 
-from archport.bulk.answers import Answered, Sparse
+from archport.answering.sparse_vectors import SparseVectors
+from archport.bulk.answers import Answered
 from archport.bulk.extras import arrow, parquet
 from archport.bulk.ids import id_column
 
@@ -39,7 +40,7 @@ class Stored:
         for index, id in enumerate(self.ids):
             if index not in self.errors:
                 at = next(vectors)
-                yield id, self.vectors.row(at) if isinstance(self.vectors, Sparse) else self.vectors[at]
+                yield id, self.vectors.row(at) if isinstance(self.vectors, SparseVectors) else self.vectors[at]
 
 
 class Format(Protocol):
@@ -94,7 +95,7 @@ class ParquetFiles:
             width = json.loads(table.schema.metadata[b"archport"])["dimensions"]
             return Stored(
                 table.column("id").to_pylist(),
-                Sparse(ends, _numbers(column.flatten()), _numbers(values), width),
+                SparseVectors(_numbers(column.flatten()), _numbers(values), ends, width),
                 errors,
             )
         return Stored(table.column("id").to_pylist(), arrow_vectors(column), errors)
@@ -160,10 +161,10 @@ def arrow_vectors(column: Any) -> np.ndarray:
 
 
 def _vector_columns(pa: Any, vectors: Any, missing: np.ndarray, width: int | None) -> dict[str, Any]:
-    if not isinstance(vectors, Sparse):
+    if not isinstance(vectors, SparseVectors):
         return {"embedding": vector_column(pa, vectors, missing, width)}
     lengths = np.zeros(len(missing), np.int32)
-    lengths[~missing] = np.diff(vectors.ends)
+    lengths[~missing] = np.diff(vectors.indptr)
     offsets, mask = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)), pa.array(missing)
     return {
         "indices": pa.ListArray.from_arrays(offsets, pa.array(vectors.indices), mask=mask),
@@ -208,7 +209,7 @@ def json_lines(part: Answered) -> Iterator[bytes]:
         value: dict[str, Any] = {"id": id}
         if index in part.errors:
             value["error"] = part.errors[index]
-        elif isinstance(part.vectors, Sparse):
+        elif isinstance(part.vectors, SparseVectors):
             value["indices"], value["values"] = (each.tolist() for each in part.vectors.row(next(vectors)))
         else:
             value["embedding"] = part.vectors[next(vectors)].tolist()
@@ -218,10 +219,9 @@ def json_lines(part: Answered) -> Iterator[bytes]:
 def arrays(vectors: list[Any], provenance: Mapping[str, Any]) -> Any:
     """Rows as `Answered.vectors` has them: lists or arrays, pairs for sparse ones."""
     kind = np.dtype(_TYPES.get(str(provenance.get("precision")), "float32"))
-    if vectors and isinstance(vectors[0], tuple):
-        ends = np.cumsum([0, *(len(indices) for indices, _ in vectors)]).astype(np.int64)
-        indices, values = (np.concatenate([np.asarray(each[at]) for each in vectors]) for at in (0, 1))
-        return Sparse(ends, indices.astype(np.int32), values.astype(np.float32), provenance["dimensions"])
+    if provenance.get("output") == "sparse":
+        rows = [(np.asarray(indices), np.asarray(values)) for indices, values in vectors]
+        return SparseVectors.of(rows, provenance["dimensions"])
     if provenance.get("output") != "tokens":
         return np.array(vectors, kind) if vectors else np.zeros((0, 0), kind)
     found = np.empty(len(vectors), dtype=object)
@@ -249,7 +249,7 @@ class NumpyFiles:
                 file.write(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
         ids, kept, vectors = {f"{stem}.ids.jsonl": write_ids}, part.rows, part.vectors
-        if isinstance(vectors, Sparse):
+        if isinstance(vectors, SparseVectors):
             return {**ids, f"{stem}.npz": lambda file: _write_csr(file, vectors, kept, len(part.ids))}
         if vectors.dtype == object:
             lengths = np.zeros(len(part.ids), np.int64)
@@ -276,7 +276,7 @@ class NumpyFiles:
             with np.load(folder / f"{stem}.npz") as csr:
                 lengths = np.diff(csr["indptr"])[kept]
                 ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-                return Stored(ids, Sparse(ends, csr["indices"], csr["data"], int(csr["shape"][1])), errors)
+                return Stored(ids, SparseVectors(csr["indices"], csr["data"], ends, int(csr["shape"][1])), errors)
         array = np.load(folder / f"{stem}.npy", mmap_mode="r")
         if (folder / f"{stem}.ends.npy").exists():
             ends = np.load(folder / f"{stem}.ends.npy")
@@ -287,9 +287,9 @@ class NumpyFiles:
         return Stored(ids, array[kept] if errors else array, errors)
 
 
-def _write_csr(file: BinaryIO, vectors: Sparse, kept: list[int], count: int) -> None:
+def _write_csr(file: BinaryIO, vectors: SparseVectors, kept: list[int], count: int) -> None:
     lengths = np.zeros(count, np.int64)
-    lengths[kept] = np.diff(vectors.ends)
+    lengths[kept] = np.diff(vectors.indptr)
     np.savez(
         file,
         indices=vectors.indices,
@@ -308,7 +308,7 @@ class OpenAIFiles:
 
     def files(self, stem: str, part: Answered, id_type: type | None) -> Writes:
         def write(file: BinaryIO) -> None:
-            assert not isinstance(part.vectors, Sparse), "a batch is answered with vectors of floats"
+            assert not isinstance(part.vectors, SparseVectors), "a batch is answered with vectors of floats"
             vectors = iter(part.vectors)
             for index, (id, (request, tokens)) in enumerate(zip(part.ids, part.requests, strict=True)):
                 body = (

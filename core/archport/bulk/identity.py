@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import archport
-from archport.contract import EmbeddingHead
+from archport.contract import EmbeddingHead, SparseHead
 
 if TYPE_CHECKING:
     from archport.engine import Model
@@ -42,6 +42,8 @@ def provenance(model: Model, prompt: str, dimensions: int) -> dict[str, Any]:
     }
     if isinstance(head, EmbeddingHead):
         about |= {"pooling": "+".join(head.pooling), "normalized": head.normalize, "similarity": head.similarity}
+    if isinstance(head, SparseHead):
+        about |= {"pooling": head.pooling, "similarity": head.similarity}
     return about
 
 

@@ -41,7 +41,8 @@ class Job:
     Args:
         out: the folder for it.
         output_format: parquet, jsonl, npy, sqlite, or openai for answers of an OpenAI batch.
-        output, prompt, prompt_name, dimensions, normalize, max_tokens, overflow, precision: as `Model.embed` has them.
+        output, top_k, prompt, prompt_name, dimensions, normalize, max_tokens, overflow, precision: as `Model.embed` has
+            them.
         calibrate: for int8 and uint8, a file of texts to measure ranges by, in any format of inputs, or the ranges of
             another job; None takes the first 10,000 rows.
         part_rows: rows of a part, which is what may be lost when the machine stops; None: those of the job that is
@@ -54,7 +55,8 @@ class Job:
 
     out: Path
     output_format: OutputFormat = "parquet"
-    output: Literal["vectors", "tokens"] = "vectors"
+    output: Literal["vectors", "tokens", "sparse"] = "vectors"
+    top_k: int | None = None
     prompt: str | None = None
     prompt_name: str | None = None
     dimensions: int | None = None
@@ -81,15 +83,15 @@ class Job:
             raise InputError("resume=True and overwrite=True are both given; give one of them")
         if self.overwrite and not self.alone:
             raise InputError("overwrite=True would remove what other shards have made; remove the folder first")
-        if self.output == "tokens" and self.precision != "float32":
-            raise InputError(f"precision={self.precision!r} can't be chosen with output='tokens'; leave it out")
+        if self.output != "vectors" and self.precision != "float32":
+            raise InputError(f"precision={self.precision!r} can't be chosen with output={self.output!r}; leave it out")
         if self.calibrate is not None and self.precision not in ("int8", "uint8"):
             raise InputError(f"calibrate={self.calibrate!r} is for int8 and uint8; precision={self.precision!r}")
 
     @property
     def options(self) -> dict[str, Any]:
         """Of `Model.embed`."""
-        names = ("prompt", "prompt_name", "dimensions", "normalize", "max_tokens", "overflow", "output")
+        names = ("prompt", "prompt_name", "dimensions", "normalize", "max_tokens", "overflow", "output", "top_k")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -331,6 +333,8 @@ def _manifest(model: Model, inputs: Inputs, job: Job) -> tuple[Manifest, int]:
         **model_settings(model),
         **{name: getattr(job, name) for name in ("prompt", "prompt_name", "dimensions", "normalize", "max_tokens")},
         **{name: getattr(job, name) for name in ("overflow", "output", "precision", "calibrate")},
+        # Jobs that were begun before there was such an option go on.
+        **({} if job.top_k is None else {"top_k": job.top_k}),
         **{name: getattr(job, name) for name in ("output_format", "part_rows")},
         "text_field": inputs.fields.text,
         "image_field": inputs.fields.image,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from archport.answering.precision import restored
+from archport.answering.sparse_vectors import SparseVectors
 from archport.answering.token_vectors import maxsim
-from archport.bulk.answers import Sparse
 from archport.bulk.manifest import RANGES, TOTAL, Manifest, load_json
 from archport.bulk.stores import load_ranges, opened
 from archport.contract import InputError
@@ -66,9 +66,9 @@ def search(folder: Path | str, query: str, model: Model, top_k: int = 10) -> lis
         if not len(stored.vectors):
             continue
         vectors = stored.vectors
-        if isinstance(vectors, Sparse):
-            raise InputError(f"{folder} holds sparse vectors, which can't be searched here; expected dense ones")
-        if manifest.settings["output"] == "tokens" or vectors.dtype == object:
+        if isinstance(vectors, SparseVectors):
+            scores = model.similarity(asked, cast(Any, vectors))[0]
+        elif manifest.settings["output"] == "tokens" or vectors.dtype == object:
             scores = maxsim(asked, list(vectors))
         else:
             width = manifest.provenance["dimensions"]
@@ -82,10 +82,12 @@ def search(folder: Path | str, query: str, model: Model, top_k: int = 10) -> lis
 
 
 def _query(manifest: Manifest, query: str, model: Model) -> Any:
-    """The query's vector (1, D), or its tokens' (n, D)."""
+    """The query's vector (1, D) or (1, V) sparse, or its tokens' (n, D)."""
     settings = manifest.settings
     if settings["output"] == "tokens":
         return model._runtime.tokens().prompted([query], "query")[0]
+    if settings["output"] == "sparse":
+        return model.encode_query([query], output="sparse", top_k=settings.get("top_k"))
     made = model.encode_query([query], dimensions=settings["dimensions"], normalize=settings["normalize"])
     if made.shape[1] != manifest.provenance["dimensions"]:
         raise InputError(

@@ -16,6 +16,9 @@ from archport.contract.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".pickle")
 
+# Module kinds that are a transformer; sparse encoders were saved with the second one before sentence-transformers 5.4.
+TRANSFORMERS = ("Transformer", "MLMTransformer")
+
 _SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 _FOREIGN_FOLDERS = {"onnx", "openvino", "original", "coreml", "flax", "tf", "gguf", "runs", "logs", "assets", "figures"}
 _FOREIGN_INDEX = re.compile(r"(pytorch_model|tf_model|flax_model|consolidated).*\.json$")
@@ -72,7 +75,7 @@ def module_kind(entry: Mapping[str, Any]) -> str:
 def body_folder(folder: Path) -> str:
     """Where the transformer itself is, relative to the checkpoint: "" except in some old pipelines."""
     for entry in pipeline_modules(folder) or []:
-        if module_kind(entry) == "Transformer":
+        if module_kind(entry) in TRANSFORMERS:
             return str(entry["path"]).strip("/")
     return ""
 
@@ -140,7 +143,7 @@ def weights_needed(names: Collection[str], read: Callable[[str], Any], where: st
         read: gives the parsed JSON of one of them, None when absent.
     """
     entries = [entry for entry in read("modules.json") or [] if isinstance(entry, dict)]
-    body = next((str(entry["path"]).strip("/") for entry in entries if module_kind(entry) == "Transformer"), "")
+    body = next((str(entry["path"]).strip("/") for entry in entries if module_kind(entry) in TRANSFORMERS), "")
     prefix = f"{body}/" if body else ""
     here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     main = weight_files({name for name in here if "/" not in name}, read(f"{prefix}{INDEX}"), where)

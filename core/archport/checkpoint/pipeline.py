@@ -1,4 +1,4 @@
-"""What a sentence-transformers pipeline makes of rows: vectors, or scores of pairs.
+"""What a sentence-transformers pipeline makes of rows: vectors, dense or sparse, or scores of pairs.
 
 Reads small JSON files only. Knows module and key names of old and new saves, and runs modules in the order of their
 list. Anything unknown that would change vectors is an error, never ignored.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from archport.checkpoint.files import module_kind, pipeline_modules
+from archport.checkpoint.files import TRANSFORMERS, module_kind, pipeline_modules
 from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
 from archport.contract.heads import (
@@ -22,6 +22,8 @@ from archport.contract.heads import (
     Head,
     PoolingMode,
     Similarity,
+    SparseHead,
+    SparsePooling,
     YesNoHead,
 )
 from archport.contract.inputs import CheckpointView
@@ -45,10 +47,12 @@ _POOLING_NAMES: Mapping[str, PoolingMode] = {
     "weightedmean": "weighted_mean",
     "lasttoken": "last",
 }
+# How often log(1 + x) follows relu in an activation of SpladePooling.
+_LOGARITHMS = {"relu": 1, "log1p_relu": 2}
 
 
 def read_head(checkpoint: CheckpointView) -> Head:
-    """What this checkpoint's pipeline makes of its rows: a vector per text, or scores of pairs.
+    """What this checkpoint's pipeline makes of its rows: a vector per text, sparse or not, or scores of pairs.
 
     Without `modules.json`: the last token for an `...ForCausalLM` that is causal, else the mean; no normalisation.
 
@@ -70,6 +74,8 @@ def read_head(checkpoint: CheckpointView) -> Head:
         )
     if "LogitScore" in kinds:
         return _logit_score(checkpoint, entries, kinds)
+    if "SpladePooling" in kinds:
+        return _splade(checkpoint, entries, kinds, transformer.task)
     if transformer.task != "feature-extraction":
         raise CheckpointError(
             f"{transformer.source}: transformer_task={transformer.task!r} beside the modules {', '.join(kinds)}, which "
@@ -119,7 +125,7 @@ class _Steps:
     def take(self, entry: Mapping[str, Any], kind: str) -> None:
         folder = str(entry["path"]).strip("/")
         # Dropout does nothing outside training.
-        if kind in ("Transformer", "Dropout"):
+        if kind in (*TRANSFORMERS, "Dropout"):
             return
         if kind == "Pooling":
             config = _module_config(self.checkpoint, folder, kind)
@@ -135,7 +141,8 @@ class _Steps:
         else:
             raise CheckpointError(
                 f"{self.checkpoint.folder}: modules.json has a module of type {entry['type']!r}, which archport does "
-                "not know; expected Transformer, Pooling, Dense, Normalize or Dropout, or LogitScore after it. "
+                "not know; expected Transformer, Pooling, Dense, Normalize or Dropout, or LogitScore or SpladePooling "
+                "after it. "
                 "Leaving it out would give another model's vectors, so a plugin has to answer `archport_head` for this "
                 "checkpoint."
             )
@@ -176,6 +183,32 @@ class _Steps:
                 "not supported; pooling of pairs counts all tokens."
             )
         return self.scored
+
+
+def _splade(checkpoint: CheckpointView, entries: list[dict[str, Any]], kinds: list[str], task: str) -> SparseHead:
+    if len(kinds) != 2 or kinds[0] not in TRANSFORMERS or kinds[1] != "SpladePooling" or task != "fill-mask":
+        raise CheckpointError(
+            f"{checkpoint.folder}: modules.json has the modules {', '.join(kinds)}, the first for the task {task!r}; "
+            "expected Transformer for 'fill-mask', then SpladePooling."
+        )
+    folder = str(entries[1]["path"]).strip("/")
+    config = _module_config(checkpoint, folder, "SpladePooling")
+    pooling, activation = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
+    where = f"{checkpoint.folder}: {folder}/config.json"
+    if pooling not in get_args(SparsePooling) or activation not in _LOGARITHMS:
+        raise CheckpointError(
+            f"{where}: pooling_strategy={pooling!r}, activation_function={activation!r}; expected "
+            f"{' or '.join(get_args(SparsePooling))}, and {' or '.join(_LOGARITHMS)}."
+        )
+    stated = pipeline_settings(checkpoint)
+    top_k = stated.get("max_active_dims")
+    if top_k is not None and (type(top_k) is not int or top_k < 1):
+        raise CheckpointError(
+            f"{checkpoint.folder}: config_sentence_transformers.json: max_active_dims={top_k!r}; expected a number "
+            ">= 1 or null."
+        )
+    similarity = _similarity(checkpoint, stated, "dot")
+    return SparseHead(pooling, _LOGARITHMS[activation], top_k=top_k, similarity=similarity, source="modules.json")
 
 
 def _logit_score(checkpoint: CheckpointView, entries: list[dict[str, Any]], kinds: list[str]) -> YesNoHead:
@@ -293,8 +326,8 @@ def _check_names(checkpoint: CheckpointView, folder: str, config: Mapping[str, A
             )
 
 
-def _similarity(checkpoint: CheckpointView, settings: Mapping[str, Any]) -> Similarity:
-    stated = settings.get("similarity_fn_name") or "cosine"
+def _similarity(checkpoint: CheckpointView, settings: Mapping[str, Any], default: Similarity = "cosine") -> Similarity:
+    stated = settings.get("similarity_fn_name") or default
     for known in get_args(Similarity):
         if stated == known:
             return known

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from archport.checkpoint.disk import inside, read_object
-from archport.checkpoint.files import body_folder, pipeline_modules
+from archport.checkpoint.files import body_folder, module_kind, pipeline_modules
 from archport.contract.errors import CheckpointError
 from archport.contract.inputs import Messages
 
@@ -104,23 +104,27 @@ def transformer_settings(folder: Path) -> TransformerSettings:
     Raises:
         CheckpointError: a key that changes numbers in a way that archport does not follow, or a value that is none.
     """
-    if pipeline_modules(folder) is None:
+    entries = pipeline_modules(folder)
+    if entries is None:
         return TransformerSettings()
+    masked = any(module_kind(entry) == "MLMTransformer" for entry in entries)
+    task = "fill-mask" if masked else "feature-extraction"
     place = inside(folder, body_folder(folder), "modules.json")
     # As the reference: an empty file counts as none.
     for name in _FILES:
         stated = read_object(inside(place, name, "a pipeline"))
         if stated:
-            return _Reader(str(place / name), stated).settings()
-    return TransformerSettings()
+            return _Reader(str(place / name), stated, task).settings()
+    return TransformerSettings(task=task)
 
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads one file. `where` names it in messages."""
+    """Reads one file. `where` names it in messages; `task` is that of its module's class."""
 
     where: str
     stated: dict[str, Any]
+    task: str
 
     def settings(self) -> TransformerSettings:
         for old, new in _OLD_NAMES.items():
@@ -154,7 +158,7 @@ class _Reader:
                     )
         return TransformerSettings(
             source=self.where,
-            task=str(self.stated.get("transformer_task") or "feature-extraction"),
+            task=str(self.stated.get("transformer_task") or self.task),
             lowercase=self.stated.get("do_lower_case") is True,
             tokenizer=tokenizer,
             config=config,

@@ -15,7 +15,7 @@ import typer
 
 from archport.cli import INTERRUPTED, SOME_FAILED
 from archport.cli.batch_watch import BatchWatch
-from archport.cli.embed import DEFAULT_MODEL, Overflow, Precision
+from archport.cli.embed import DEFAULT_MODEL, Output, Outputs, Overflow, Precision, TopK
 from archport.cli.options import Dtype, MaxContext, MemoryBudget, Revision, note
 from archport.cli.words import in_flags
 
@@ -49,11 +49,6 @@ class OutputFormat(StrEnum):
     openai = "openai"
 
 
-class Output(StrEnum):
-    vectors = "vectors"
-    tokens = "tokens"
-
-
 def batch(
     inputs: Inputs,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder for the vectors.")],
@@ -67,7 +62,8 @@ def batch(
     output_format: Annotated[
         OutputFormat | None, typer.Option(help="Default: parquet; openai for such a batch.")
     ] = None,
-    output: Annotated[Output, typer.Option(help="One vector per row, or one per token.")] = Output.vectors,
+    output: Outputs = Output.vectors,
+    top_k: TopK = None,
     prompt: Annotated[str | None, typer.Option(help="Text put in front of every input.")] = None,
     prompt_name: Annotated[str | None, typer.Option(help="A prompt stored with the model, such as 'query'.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Keep this many leading dimensions.")] = None,
@@ -118,10 +114,10 @@ def batch(
     opened = Opened(inputs, fields, input_format=kinds, table=table, pattern=pattern)
     kind: Any = output_format.value if output_format else "openai" if opened.openai else "parquet"
     job = Job(
-        out=out, output_format=kind, output=output.value, prompt=prompt, prompt_name=prompt_name, dimensions=dimensions,
-        max_tokens=max_tokens, overflow=overflow.value, precision=precision.value, calibrate=calibrate,
-        part_rows=part_rows, on_error=on_error.value, resume=resume, overwrite=overwrite, shard=piece,
-        device=this_one(),
+        out=out, output_format=kind, output=output.value, top_k=top_k, prompt=prompt, prompt_name=prompt_name,
+        dimensions=dimensions, max_tokens=max_tokens, overflow=overflow.value, precision=precision.value,
+        calibrate=calibrate, part_rows=part_rows, on_error=on_error.value, resume=resume, overwrite=overwrite,
+        shard=piece, device=this_one(),
     )  # fmt: skip
     if kind == "parquet":
         from archport.bulk.extras import parquet

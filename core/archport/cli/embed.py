@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from archport.cli.options import MaxContext, called, end_with, read_lines
 from archport.cli.words import rows_called, skipped
 from archport.contract import ArchportError
 from archport.reading.columns import Unreadable, json_value
+
+if TYPE_CHECKING:
+    from archport.engine import Model
 
 # Texts whose vectors are printed together.
 WINDOW = 1024
@@ -24,6 +27,16 @@ class Format(StrEnum):
     json = "json"
     jsonl = "jsonl"
     npy = "npy"
+
+
+class Output(StrEnum):
+    vectors = "vectors"
+    tokens = "tokens"
+    sparse = "sparse"
+
+
+Outputs = Annotated[Output, typer.Option(help="One vector per text, one per token, or weights of words (SPLADE).")]
+TopK = Annotated[int | None, typer.Option(help="Largest weights that a sparse vector keeps.")]
 
 
 class Overflow(StrEnum):
@@ -71,6 +84,8 @@ def embed(
     format: Annotated[
         Format, typer.Option(help="jsonl: one object per text, as they are done; json: one array; npy: float array.")
     ] = Format.jsonl,
+    output: Outputs = Output.vectors,
+    top_k: TopK = None,
     prompt: Annotated[str | None, typer.Option(help="Text put in front of every input.")] = None,
     prompt_name: Annotated[str | None, typer.Option(help="A prompt stored with the model, such as 'query'.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Keep this many leading dimensions.")] = None,
@@ -83,7 +98,7 @@ def embed(
     memory_budget: Annotated[str | None, typer.Option(metavar="BYTES", help="For example 16GB.")] = None,
     max_context: MaxContext = None,
 ) -> None:
-    """Embed texts and print their vectors.
+    """Embed texts and print their vectors; sparse ones with the tokens that they weigh.
 
     Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 some inputs were skipped, 4 would not fit memory.
     """
@@ -95,6 +110,8 @@ def embed(
         raise typer.BadParameter("--image goes alone or beside one text; use the library for other combinations")
     if format is Format.npy and sys.stdout.isatty():
         raise typer.BadParameter("npy is binary: send it to a file or another program, for example > vectors.npy")
+    if format is Format.npy and output is not Output.vectors:
+        raise typer.BadParameter(f"--format npy holds one vector per text; --output {output} goes with jsonl or json")
     file = None if input is None else TextFile(input)
     source: Iterable[Any] = seen(texts, image) if image else file if file else texts or ()
 
@@ -109,6 +126,8 @@ def embed(
         "max_tokens": max_tokens,
         "overflow": overflow.value,
         "precision": precision.value,
+        "output": output.value,
+        "top_k": top_k,
         "progress": sys.stderr.isatty(),
     }
 
@@ -121,18 +140,19 @@ def embed(
             refused: dict[int, ArchportError] = {}
             for first, made in loaded.stream(source, window=WINDOW, **options):
                 if isinstance(made, Collected):
-                    _write(made.results, made.rows, format)
+                    _write(_plain(loaded, made.results), made.rows, format)
                     refused |= made.errors
                 else:
-                    _write(made, range(first, first + len(made)), format)
+                    rows = _plain(loaded, made)
+                    _write(rows, range(first, first + len(rows)), format)
             end_with(skipped(embed, refused, name))
             return
         if on_error is OnError.fail:
-            vectors = loaded.embed(source, **options)
+            vectors = _plain(loaded, loaded.embed(source, **options))
             _write(vectors, range(len(vectors)), format)
             return
         made = loaded.embed(source, errors="collect", **options)
-    _write(made.results, made.rows, format)
+    _write(_plain(loaded, made.results), made.rows, format)
     end_with(skipped(embed, made.errors, name))
 
 
@@ -181,15 +201,34 @@ def _json_text(line: str) -> str | Unreadable:
     return Unreadable(f"expected a string or an object with a 'text' string, found {line:.60}")
 
 
+def _plain(model: Model, vectors: Any) -> Any:
+    """Vectors as they are written: arrays, lists for one per token, and of sparse ones weights with their tokens."""
+    from archport.answering.sparse_vectors import is_sparse, taken_in
+
+    if not is_sparse(vectors):
+        return vectors if vectors.dtype != object else [vector.tolist() for vector in vectors]
+    given, name = taken_in(vectors, "vectors"), model.tokenizer.id_to_token
+    rows = [given.row(at) for at in range(len(given))]
+    return [
+        {"indices": ids.tolist(), "values": weights.tolist(), "tokens": [name(id) for id in ids.tolist()]}
+        for ids, weights in rows
+    ]
+
+
 def _write(vectors: Any, rows: Sequence[int], format: Format) -> None:
     if format is Format.npy:
         import numpy as np
 
         np.save(sys.stdout.buffer, vectors)
     elif format is Format.jsonl:
-        for index, row in zip(rows, vectors.tolist(), strict=True):
-            sys.stdout.write(json.dumps({"index": index, "embedding": row}) + "\n")
+        for index, row in zip(rows, _lists(vectors), strict=True):
+            shown = row if isinstance(row, dict) else {"embedding": row}
+            sys.stdout.write(json.dumps({"index": index, **shown}) + "\n")
     else:
-        json.dump(vectors.tolist(), sys.stdout)
+        json.dump(_lists(vectors), sys.stdout)
         sys.stdout.write("\n")
     sys.stdout.flush()
+
+
+def _lists(vectors: Any) -> list[Any]:
+    return vectors if isinstance(vectors, list) else vectors.tolist()

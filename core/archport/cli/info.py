@@ -15,6 +15,7 @@ from archport.contract import (
     EmbeddingHead,
     Head,
     LayerSpec,
+    SparseHead,
     TaggingHead,
     TokenHead,
     YesNoHead,
@@ -64,7 +65,7 @@ def gather(about: Any) -> dict[str, Any]:
         "parameter_bytes": f"{checkpoint.weight_bytes:,} ({format_bytes(checkpoint.weight_bytes)})",
         "stored_as": quantised or spec.dtype,
         "pipeline": f"{_pipeline(head)} (from {head.source})",
-        "similarity": head.similarity if isinstance(head, EmbeddingHead) else "none",
+        "similarity": head.similarity if isinstance(head, EmbeddingHead | SparseHead) else "none",
         "prompts": [f"{name}: {text!r}" for name, text in inputs.prompts.items()] or "none",
         "inputs_from": inputs.source,
     }
@@ -81,6 +82,9 @@ def _pipeline(head: Head) -> str:
         return f"{before}, scores of {len(head.labels)} labels ({named}), {head.activation}"
     if isinstance(head, TaggingHead):
         return f"scores of {len(head.labels)} labels per token ({', '.join(head.labels[:8])})"
+    if isinstance(head, SparseHead):
+        steps = ["relu", *["log(1 + x)"] * head.logarithms, f"pool {head.pooling}"]
+        return ", ".join(["logits of the vocabulary" if head.own is None else "a weight of each token", *steps])
     if isinstance(head, TokenHead):
         each = [f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}" for dense in head.dense]
         return ", ".join(["one vector per token", *each, *(["unit length"] if head.normalize else [])])

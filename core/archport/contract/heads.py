@@ -1,4 +1,4 @@
-"""Every head: one vector, yes or no, labels, masked words, a vector per token. Pure data and protocols.
+"""Every head: one vector, sparse words, yes or no, labels, masked words, a vector per token. Pure data and protocols.
 
 How rows are run is the engine's.
 """
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from archport.contract.model import LayerContext
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum"]
+SparsePooling = Literal["max", "sum"]
 # As torch names its modules, in small letters, each with the arguments it has by default.
 Activation = Literal[
     "identity", "tanh", "relu", "gelu", "sigmoid", "silu", "relu6", "leakyrelu", "elu", "selu", "celu", "mish",
@@ -91,6 +92,7 @@ class EmbeddingHead:
         source: where this was read from, for `archport info`.
         stated: whether the checkpoint or its model card says so; False for the default of a checkpoint that says
             nothing, which may as well generate.
+        sparse, tokens: what else the same hidden rows become, where a checkpoint has such heads too (bge-m3).
     """
 
     pooling: tuple[PoolingMode, ...]
@@ -101,6 +103,8 @@ class EmbeddingHead:
     dimensions: int | None = None
     source: str = "default"
     stated: bool = True
+    sparse: SparseHead | None = None
+    tokens: TokenHead | None = None
 
     def __post_init__(self) -> None:
         unknown = [mode for mode in self.pooling if mode not in get_args(PoolingMode)]
@@ -108,6 +112,39 @@ class EmbeddingHead:
             raise SpecError(
                 f"embedding head: pooling={self.pooling!r}; expected one or more of {', '.join(get_args(PoolingMode))}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class SparseHead:
+    """A weight for some words of the vocabulary: what the tokens of a text say of words, pooled over the tokens.
+
+    Args:
+        pooling: the largest or the sum of what tokens say of a word.
+        logarithms: how often log(1 + x) follows relu(x).
+        own: the layer that gives each token a weight, which is that of its own word (bge-m3); None where the trunk's
+            masked-LM head has a logit for every word (SPLADE).
+        skipped: ids that never have a weight.
+        top_k: largest weights that are kept by default; None keeps all above zero.
+        similarity: how vectors of this model are compared.
+        source: where this was read from, for `archport info`.
+    """
+
+    pooling: SparsePooling = "max"
+    logarithms: int = 1
+    own: Dense | None = None
+    skipped: tuple[int, ...] = ()
+    top_k: int | None = None
+    similarity: Similarity = "dot"
+    source: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.pooling not in get_args(SparsePooling) or self.logarithms < 0:
+            raise SpecError(
+                f"sparse head: pooling={self.pooling!r}, logarithms={self.logarithms}; expected one of "
+                f"{', '.join(get_args(SparsePooling))}, and a number >= 0"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise SpecError(f"sparse head: top_k={self.top_k}; expected a number >= 1 or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +231,7 @@ class TokenHead:
         query_marker, document_marker: ids put behind the first token of a query or document; None for none.
         expansion: what fills queries; None for nothing.
         skipped: ids whose vectors do not count in documents.
+        leading: first tokens of every text whose vectors do not count.
         query_tokens, document_tokens: tokens that they have at most by default, None for the model's limit.
         source: where this was read from, for `archport info`.
     """
@@ -206,6 +244,7 @@ class TokenHead:
     skipped: tuple[int, ...] = ()
     query_tokens: int | None = None
     document_tokens: int | None = None
+    leading: int = 0
     source: str = "default"
 
 
@@ -226,4 +265,4 @@ class TaggingHead:
             raise SpecError("tagging head: labels is empty; expected at least one label")
 
 
-Head = EmbeddingHead | YesNoHead | ClassificationHead | TokenHead | TaggingHead
+Head = EmbeddingHead | SparseHead | YesNoHead | ClassificationHead | TokenHead | TaggingHead

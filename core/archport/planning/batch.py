@@ -39,6 +39,8 @@ class Readout:
         arrays: how many exist at once.
         token: bytes of one array per token of the batch, padding included.
         fixed: bytes of one array whatever the batch holds.
+        most: tokens that are read at a time; None reads those of the batch together.
+        then: what is read of the same hidden states when these arrays are gone.
     """
 
     name: str
@@ -46,14 +48,19 @@ class Readout:
     arrays: int
     token: int = 0
     fixed: int = 0
+    most: int | None = None
+    then: Readout | None = None
 
     def each(self, tokens: int) -> int:
-        """Bytes of one array, for a step of so many tokens."""
-        return self.fixed + tokens * self.token
+        """Bytes of the largest array, for a step of so many tokens."""
+        return max(self._one(tokens), 0 if self.then is None else self.then.each(tokens))
 
     def total(self, tokens: int) -> int:
-        """Bytes of all of them."""
-        return self.arrays * self.each(tokens)
+        """Bytes of all that exist at once."""
+        return max(self.arrays * self._one(tokens), 0 if self.then is None else self.then.total(tokens))
+
+    def _one(self, tokens: int) -> int:
+        return self.fixed + self.token * (tokens if self.most is None else min(tokens, self.most))
 
 
 def whole(name: str, values: Sequence[int], least: int) -> tuple[int, ...]:

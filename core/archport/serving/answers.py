@@ -1,4 +1,4 @@
-"""What the interfaces ask for, in one vocabulary: embed, score, classify, vectors of tokens.
+"""What the interfaces ask for, in one vocabulary: embed, sparse or not, score, classify, vectors of tokens.
 
 Knows nothing of any interface's JSON, of queues or of threads.
 """
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from archport.answering.callers import AnswerWork, LabelWork, Row, TokenWork, VectorWork
+from archport.answering.callers import AnswerWork, LabelWork, Row, SparseWork, TokenWork, VectorWork
 from archport.answering.labels import Classified, LabelScorer
 from archport.answering.rerank import RerankRequest
 from archport.answering.similarity import similarity
@@ -150,6 +150,18 @@ class Answers(Requests):
         options = {"prompt": text, **_cut(served, cutting)}
         rows = await self.rows(served, items, lambda: work.read(items, **options), timing, param)
         job = await self.run(("tokens", served.id, work.role), work, rows, timing)
+        return job.results, [row.tokens for row in rows]
+
+    async def embed_sparse(
+        self, served: Served, items: Sequence[Any], timing: Timing, *, prompt: Prompt | None = None,
+        cutting: Cutting | None = None, param: str = "inputs",
+    ) -> tuple[list[np.ndarray], list[int]]:  # fmt: skip
+        """(ids of the vocabulary and their weights (n, 2) of every item, tokens of every item)."""
+        served.need("embed_sparse")
+        work = SparseWork(served.runtime.sparse())
+        options = {"prompt": _prompt_text(served, prompt or Prompt(), timing), **_cut(served, cutting or Cutting())}
+        rows = await self.rows(served, items, lambda: work.read(items, **options), timing, param)
+        job = await self.run(("sparse", served.id), work, rows, timing)
         return job.results, [row.tokens for row in rows]
 
     async def classify(

@@ -59,6 +59,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/classify", ranking.classify, ranking.ClassifyBody, openai.shape, "Labels of texts.", "vllm"),
     Endpoint("POST", "/embed", tei.embed, tei.EmbedBody, tei.shape, "Vectors of texts.", "tei"),
     Endpoint("POST", "/embed_all", tei.embed_all, tei.EmbedBody, tei.shape, "A vector of every token.", "tei"),
+    Endpoint("POST", "/embed_sparse", tei.embed_sparse, tei.SparseBody, tei.shape, "Weights of words of texts.", "tei"),
     Endpoint("POST", "/predict", tei.predict, tei.PredictBody, tei.shape, "Labels of texts and pairs.", "tei"),
     Endpoint("POST", "/tokenize", tei.tokenize, tei.TokenizeBody, tei.shape, "Tokens of texts.", "tei"),
     Endpoint("GET", "/info", tei.info, None, tei.shape, "The server and its model.", "tei"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from archport.contract import ClassificationHead, EmbeddingHead, PairReader, TokenHead, YesNoHead
+from archport.contract import ClassificationHead, EmbeddingHead, PairReader, SparseHead, TokenHead, YesNoHead
 from archport.engine import Model
 from archport.planning import Plan, Planner, Request
 from archport.runtime import Runtime
@@ -76,6 +76,8 @@ class Served:
         found: list[str] = []
         if isinstance(head, EmbeddingHead):
             found += ["embed", "rerank"] if head.stated or "generate" not in tasks else ["embed"]
+        if isinstance(head, SparseHead):
+            found.append("embed_sparse")
         if isinstance(head, TokenHead):
             found += ["embed_tokens", "rerank"]
         if isinstance(head, YesNoHead) or (isinstance(head, ClassificationHead) and len(head.labels) < 3):

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from tokenizers import Encoding
 
 from archport import __version__
-from archport.contract import ClassificationHead, EmbeddingHead
+from archport.contract import ClassificationHead, EmbeddingHead, SparseHead
 from archport.serving.answers import Cutting, Prompt
 from archport.serving.dialects.items import cutting_of, items_of, prompt_of
 from archport.serving.errors import Fault, refused
@@ -78,6 +78,27 @@ async def embed_all(context: Context, body: EmbedBody) -> Response:
 def _literal(served: Any, name: str | None) -> Prompt:
     """A prompt of vectors of tokens, which have none unless it is named."""
     return Prompt(text="") if name is None else Prompt(name=name)
+
+
+class SparseBody(Body):
+    """What `/embed_sparse` takes."""
+
+    inputs: Inputs = Field(description="a string or an array of strings")
+    truncate: bool | StrictStr | None = None
+    truncation_direction: StrictStr = "Right"
+    prompt_name: StrictStr | None = None
+
+
+async def embed_sparse(context: Context, body: SparseBody) -> Response:
+    """Of every text the words that have a weight, by ascending index."""
+    state = context.state
+    served = state.registry.find(None, "embed_sparse")
+    items = items_of(body.inputs, "inputs", state.settings.limits)
+    rows, _ = await state.answers.embed_sparse(
+        served, items, context.timing, prompt=prompt_of(prompt_name=body.prompt_name), cutting=_cutting(body)
+    )
+    answer = [[{"index": int(index), "value": float(value)} for index, value in row] for row in rows]
+    return json_response(context, answer)
 
 
 class PredictBody(Body):
@@ -171,6 +192,8 @@ async def info(context: Context, _: None) -> Response:
     kind: dict[str, Any] = {}
     if isinstance(head, EmbeddingHead):
         kind = {"embedding": {"pooling": "+".join(head.pooling)}}
+    elif isinstance(head, SparseHead):
+        kind = {"embedding": {"pooling": "splade"}}
     elif isinstance(head, ClassificationHead):
         labels = dict(enumerate(head.labels))
         name = "reranker" if len(labels) == 1 else "classifier"

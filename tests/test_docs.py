@@ -50,6 +50,8 @@ SKIPPED = {
     ("serving.md", "starts a server"),
     ("command-line.md", "runs for three minutes"),
     ("bulk.md", "needs Ray"),
+    ("sparse.md", "downloads BAAI/bge-m3"),
+    ("sparse.md", "needs torch"),
     ("sparse.md", "downloads naver/splade-cocondenser-ensembledistil"),
     ("bulk.md", "needs Dask and Spark"),
     ("integrations.md", "needs bertopic"),

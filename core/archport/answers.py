@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
 from archport.answering.collecting import Collected, Errors, apart
-from archport.contract import InputError, TokenHead
+from archport.answering.outputs import Output
+from archport.answering.precision import check_dimensions
+from archport.contract import EmbeddingHead, InputError, TokenHead
 from archport.contract.arguments import checked
 from archport.reading.texts import Overflow, iterable
 from archport.running.calls import device_call
@@ -25,6 +27,35 @@ class EncoderAnswers:
     """Methods of `Model` that need a head of their own; each says what to load where the head is another."""
 
     _runtime: Runtime
+
+    def _other_outputs(
+        self, texts: Any, output: Any, form: Mapping[str, Any], *, progress: Any, errors: Errors, **limits: Any
+    ) -> Any:
+        """What `embed` answers beside dense vectors alone.
+
+        Args:
+            form: dimensions, normalize, precision and top_k, as given.
+            limits: prompt, prompt_name, max_tokens and overflow.
+        """
+        from archport.answering.token_vectors import embed_tokens, refuse_given
+
+        names = _outputs(output)
+        if "sparse" not in names:
+            refuse_given(output, {"top_k": form["top_k"]})
+        fixed = {"precision": None if form["precision"] == "float32" else form["precision"]}
+        if "vectors" not in names:
+            fixed |= {"dimensions": form["dimensions"], "normalize": form["normalize"]}
+        refuse_given(output, fixed)
+        if output == "tokens":
+            return embed_tokens(self._runtime.tokens(), texts, **limits, progress=progress, errors=errors)
+        if output == "sparse":
+            embedder = self._runtime.sparse(form["top_k"])
+        else:
+            if "vectors" in names:
+                check_dimensions(form["dimensions"], self._runtime.width)
+            vector = {name: form[name] for name in ("dimensions", "normalize", "top_k")}
+            embedder = self._runtime.several(names, **vector)
+        return embedder.answer(texts, **limits, progress=progress, errors=errors)
 
     @overload
     def rerank(
@@ -183,12 +214,22 @@ class EncoderAnswers:
         """
         from archport.answering.token_vectors import late_interaction
 
-        if not isinstance(self._runtime.head, TokenHead):
+        head = self._runtime.head
+        if not isinstance(head, TokenHead) and not (isinstance(head, EmbeddingHead) and head.tokens is not None):
             raise InputError(
                 f"maxsim with {self._runtime.name}, whose files declare no late interaction; load a late-interaction "
                 "model (ColBERT), or compare one vector per text with embed and similarity"
             )
         return late_interaction(self._runtime.tokens(), query, documents)
+
+
+def _outputs(output: Any) -> tuple[str, ...]:
+    """The outputs that were asked for; raises InputError for none, a name twice, or one that there is not."""
+    names = (output,) if isinstance(output, str) else tuple(output)
+    known = get_args(Output)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(known):
+        raise InputError(f"{output=}; expected one of {', '.join(known)}, or several of them, each once")
+    return names
 
 
 def iterated(texts: object) -> list[Any]:

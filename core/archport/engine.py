@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from archport.answering.precision import Precision, check_dimensions, check_prec
 from archport.answers import EncoderAnswers
 from archport.attention import limits_from_environment
 from archport.checkpoint.dtype import DTypeChoice
-from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead, InputError
+from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead
 from archport.contract.arguments import checked
 from archport.contract.plugins import Plugin
 from archport.contract.sizes import parse_bytes
@@ -193,7 +193,7 @@ class Model(EncoderAnswers, Habits):
         max_tokens: int | None = None,
         overflow: Overflow = "error",
         precision: Precision = "float32",
-        output: Output = "vectors",
+        output: Output | Sequence[Output] = "vectors",
         top_k: int | None = None,
         progress: bool | Callable[..., object] = False,
         errors: Errors = "raise",
@@ -211,8 +211,8 @@ class Model(EncoderAnswers, Habits):
             overflow: `error` refuses a text over the limit, naming it; `truncate` cuts it, keeping the final special
                 tokens.
             precision: `float32`, or `int8`, `uint8` (calibrated over this call), `binary`, `ubinary` (packed signs).
-            output: `vectors`, `tokens` for one per token that counts in late interaction, or `sparse` for weights of
-                words (SPLADE).
+            output: `vectors`, `tokens` for one per token that counts in late interaction, `sparse` for weights of
+                words (SPLADE, bge-m3), or a sequence of them, which one pass gives.
             top_k: largest weights that a sparse vector keeps; None: as the model's files say, or all above zero.
             progress: show a progress bar on standard error, or call `progress(texts, tokens=...)` with what is done.
             errors: `raise` for the first text that has no vector, or `collect`, which sets such texts aside: too long
@@ -221,8 +221,8 @@ class Model(EncoderAnswers, Habits):
         Returns:
             (N, D) float32, or as `precision` says. A single string gives (1, D). With `tokens` an object array (N,)
             of arrays (tokens, D) float32; with `sparse` a scipy.sparse.csr_array (N, V) float32, or SparseVectors
-            without scipy. With `collect` a `Collected(results, rows, errors)`: such an array of the texts that have
-            vectors, their indices, and {index: error} of the others.
+            without scipy; of several outputs {output: such an array}. With `collect` a `Collected(results, rows,
+            errors)`: the same of the texts that have vectors, their indices, and {index: error} of the others.
 
         Raises:
             InputError, AdmissionRefused, NonFiniteOutput: naming the text's index.
@@ -232,22 +232,10 @@ class Model(EncoderAnswers, Habits):
 
         shown = cast("bool | Counter", progress)
         check_precision(precision)
-        if output not in get_args(Output):
-            raise InputError(f"{output=}; expected one of {', '.join(get_args(Output))}")
-        packed = None if precision == "float32" else precision
-        fixed = {"dimensions": dimensions, "normalize": normalize, "precision": packed}
-        if output != "sparse" and top_k is not None:
-            raise InputError(f"{top_k=} is for output='sparse'; leave it out")
-        if output != "vectors":
-            from archport.answering.token_vectors import embed_tokens, refuse_given
-
-            if output == "sparse":
-                refuse_given(output, fixed)
-                limits = {"prompt": prompt, "prompt_name": prompt_name, "max_tokens": max_tokens, "overflow": overflow}
-                return self._runtime.sparse(top_k).answer(texts, **limits, progress=shown, errors=errors)
-            tokens = self._runtime.tokens()
-            asked = (tokens, texts, prompt, prompt_name, max_tokens, overflow, fixed)
-            return embed_tokens(*asked, progress=shown, errors=errors)
+        if output != "vectors" or top_k is not None:
+            form = {"dimensions": dimensions, "normalize": normalize, "precision": precision, "top_k": top_k}
+            limits = {"prompt": prompt, "prompt_name": prompt_name, "max_tokens": max_tokens, "overflow": overflow}
+            return self._other_outputs(texts, output, form, **limits, progress=shown, errors=errors)
         embedder = self._runtime.embedder()
         check_dimensions(dimensions, self.dimensions)
         request = EmbedRequest(

@@ -14,14 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, cast
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from archport.answering.outputs import Output
 from archport.answering.precision import Precision
 from archport.checkpoint import duplicate
-from archport.contract import ArchSpec, DeviceFacts, InputError, SparseHead
+from archport.contract import ArchSpec, DeviceFacts, InputError
 from archport.contract.arguments import checked
 from archport.contract.plugins import Plugin
 from archport.contract.sizes import format_bytes
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from archport.runtime import Runtime
 
 R = TypeVar("R")
-Output = Literal["vectors", "tokens", "sparse"]
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -51,7 +51,7 @@ class EmbedOptions(TypedDict, total=False):
     max_tokens: int | None
     overflow: Overflow
     precision: Precision
-    output: Output
+    output: Output | Sequence[Output]
     top_k: int | None
     progress: bool | Callable[..., object]
 
@@ -180,11 +180,7 @@ class Habits:
     @property
     def dimensions(self) -> int:
         """Width of this model's vectors; raises InputError when it makes none."""
-        if isinstance(self._runtime.head, SparseHead):
-            return self.spec.vocab_size
-        head = self._runtime.embedder().head.head
-        full = head.dense[-1].out_features if head.dense else self.spec.hidden_size * len(head.pooling)
-        return min(full, head.dimensions or full)
+        return self._runtime.width
 
     @property
     def tokenizer(self) -> Tokenizer:

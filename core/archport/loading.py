@@ -25,6 +25,7 @@ from archport.checkpoint import (
     read_quantization,
     resolve,
     special_ids,
+    stored_apart,
     truncation_side,
     weight_bytes,
 )
@@ -38,6 +39,7 @@ from archport.contract import (
     ClaimError,
     ClassificationHead,
     ContextLengthExceeded,
+    Dense,
     DeviceFacts,
     EmbeddingHead,
     Head,
@@ -339,6 +341,14 @@ def make_runtime(
     stored = own.dense if isinstance(own, EmbeddingHead | TokenHead) else ()
     pooled = len(own.pooling) if isinstance(own, EmbeddingHead) else 1
     check_widths(about.checkpoint, about.spec.hidden_size * pooled, stored)
+    apart = _apart(head)
+    for layers in apart.values():
+        check_widths(about.checkpoint, about.spec.hidden_size, layers)
+    more = {
+        name: tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in layers)
+        for name, layers in apart.items()
+        if all(stored_apart(about.checkpoint, dense) for dense in layers)
+    }
     limits = (max_tokens, planner.max_context)
     side: Side = "right" if inputs.images_only else truncation_side(about.checkpoint)
     if inputs.messages is not None and inputs.reader is None:
@@ -359,7 +369,19 @@ def make_runtime(
         stops=files.stops,
         prefixes=PrefixCache(prefix_cache_bytes(prefix_cache, planner.budget)),
         mask=mask_token(about.checkpoint) if "fill_mask" in about.spec.tasks else None,
+        more=more,
     )
+
+
+def _apart(head: Head) -> dict[str, tuple[Dense, ...]]:
+    """The layers of each output that a head has beside its own."""
+    if not isinstance(head, EmbeddingHead):
+        return {}
+    layers = {
+        "sparse": () if head.sparse is None or head.sparse.own is None else (head.sparse.own,),
+        "tokens": () if head.tokens is None else head.tokens.dense,
+    }
+    return {name: some for name, some in layers.items() if some}
 
 
 def _span_rule(about: Description, inputs: TextInputs) -> SpanRule | None:

@@ -5,13 +5,15 @@ Says why where it makes none. What answers is imported when it is first asked fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 
 from archport.contract import (
     ClassificationHead,
+    Dense,
     EmbeddingHead,
     Head,
     InputError,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from archport.answering.labels import LabelScorer
     from archport.answering.masked_words import MaskFiller
     from archport.answering.outputs import OutputEmbedder
+    from archport.answering.readers import Reader
     from archport.answering.rerank import Scorer
     from archport.answering.tags import Tagger
     from archport.answering.token_vectors import TokenEmbedder
@@ -56,6 +59,8 @@ class Runtime:
         stops: ids after which nothing is generated.
         prefixes: what calls of `generate` leave behind for later ones.
         mask: vocabulary id of the mask token, of a masked language model.
+        more: (weight, bias) of each layer of what an embedding head has beside its vectors, "sparse" and "tokens"; an
+            output is missing whose layers are not stored as safetensors.
     """
 
     name: str
@@ -67,6 +72,7 @@ class Runtime:
     stops: frozenset[int] = frozenset()
     prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(0))
     mask: int | None = None
+    more: Mapping[str, tuple[tuple[mx.array, mx.array | None], ...]] = field(default_factory=dict[str, Any])
     _made: dict[str, Scorer] = field(default_factory=dict[str, "Scorer"], init=False, repr=False, compare=False)
 
     @property
@@ -165,15 +171,38 @@ class Runtime:
         templated = None if pair is None else PairTokeniser(texts.tokenizer, pair, self.encoder.plan.max_context)
         return LabelScorer(joined, self.encoder, self.head, templated, self.dense, texts.prompt(None, None))
 
-    def tokens(self) -> TokenEmbedder:
-        """Texts to a vector per token: of a token head as it says, of an embedding head the hidden states."""
+    def tokens(self, *, hidden: bool = False) -> TokenEmbedder:
+        """Texts to a vector per token: of a token head as it says, of an embedding head its second one's.
+
+        Args:
+            hidden: of an embedding head the hidden states, as where it has no second one.
+        """
         from archport.answering.token_vectors import TokenEmbedder
 
-        head = TokenHead(normalize=False) if isinstance(self.head, EmbeddingHead) else self.head
-        if not isinstance(head, TokenHead):
+        plain = hidden and isinstance(self.head, EmbeddingHead)
+        head, weights = (TokenHead(normalize=False), ()) if plain else self._late()
+        return TokenEmbedder(self.tokeniser, self.encoder, head, weights)
+
+    def _late(self) -> tuple[TokenHead, tuple[tuple[mx.array, mx.array | None], ...]]:
+        """The head of vectors of tokens, and its layers."""
+        if isinstance(self.head, TokenHead):
+            return self.head, self.dense
+        if not isinstance(self.head, EmbeddingHead):
             raise InputError(f"{self._its_head}, which makes no vectors; load an embedding or late-interaction model")
-        dense = self.dense if isinstance(self.head, TokenHead) else ()
-        return TokenEmbedder(self.tokeniser, self.encoder, head, dense)
+        if self.head.tokens is None:
+            return TokenHead(normalize=False), ()
+        return self.head.tokens, self._stored("tokens", self.head.tokens.dense)
+
+    def _stored(self, output: str, layers: tuple[Dense, ...]) -> tuple[tuple[mx.array, mx.array | None], ...]:
+        """The layers of an output beside the vectors; raises InputError where they are no safetensors."""
+        if layers and output not in self.more:
+            name = layers[0].folder
+            raise InputError(
+                f"{self.name} has no {name}.safetensors with weight and bias, which output={output!r} reads; archport "
+                f"never opens {name}.pt, because such files can run code. Convert it where you trust it: "
+                f"safetensors.torch.save_file(torch.load('{name}.pt', weights_only=True), '{name}.safetensors')"
+            )
+        return self.more.get(output, ())
 
     def sparse_head(self) -> SparseHead:
         """The head of sparse vectors: the files', or SPLADE's own for a masked language model without a pipeline.
@@ -183,23 +212,65 @@ class Runtime:
         """
         if isinstance(self.head, SparseHead):
             return self.head
+        if isinstance(self.head, EmbeddingHead) and self.head.sparse is not None:
+            return self.head.sparse
         masked = "fill_mask" in self.encoder.spec.tasks
         if isinstance(self.head, EmbeddingHead) and not self.head.stated and masked:
             # As sentence-transformers' SparseEncoder takes such a checkpoint.
             return SparseHead(source="default of a masked language model without modules.json")
-        raise InputError(f"{self._its_head}, which makes no sparse vectors; load a SPLADE model")
+        raise InputError(f"{self._its_head}, which makes no sparse vectors; load a SPLADE model or bge-m3")
 
     def sparse(self, top_k: int | None = None) -> OutputEmbedder:
         """Texts to sparse vectors of at most `top_k` weights; raises InputError when the head makes none."""
-        from archport.answering.outputs import OutputEmbedder, SparseReader
+        from archport.answering.outputs import OutputEmbedder
+
+        return OutputEmbedder(self.tokeniser, self.encoder, self._sparse_reader(top_k))
+
+    def _sparse_reader(self, top_k: int | None) -> Reader:
+        from archport.answering.readers import OwnWeightReader, SparseReader
 
         head = self.sparse_head()
         if top_k is not None and top_k < 1:
             raise InputError(f"{top_k=}; expected a number >= 1, or None for the model's own")
         kept = head.top_k if top_k is None else top_k
         wide, width = self.encoder.plan.dtype == "float32", self.encoder.spec.vocab_size
-        reader = SparseReader(cast(MaskedLM, self.encoder.trunk), head, width, wide, kept)
-        return OutputEmbedder(self.tokeniser, self.encoder, reader)
+        if head.own is not None:
+            (weights,) = self._stored("sparse", (head.own,))
+            return OwnWeightReader(head, weights, width, kept)
+        return SparseReader(cast(MaskedLM, self.encoder.trunk), head, width, wide, kept)
+
+    def several(
+        self, outputs: Sequence[str], *, top_k: int | None, dimensions: int | None, normalize: bool | None
+    ) -> OutputEmbedder:
+        """Texts to several outputs of one pass; raises InputError for one that the model does not make."""
+        from archport.answering.outputs import OutputEmbedder
+        from archport.answering.readers import SeveralReader, TokenReader, VectorReader
+
+        hidden, readers = self.encoder.spec.hidden_size, dict[str, "Reader"]()
+        for output in outputs:
+            if output == "sparse":
+                readers[output] = self._sparse_reader(top_k)
+            elif output == "tokens":
+                head, weights = self._late()
+                if head.query_marker is not None or head.document_marker is not None or head.expansion is not None:
+                    raise InputError(
+                        f"{self.name} adds tokens of its own to texts for output='tokens', which other outputs have "
+                        "not; ask for it alone"
+                    )
+                readers[output] = TokenReader(head, weights, hidden)
+            else:
+                vector = self.embedder().head
+                readers[output] = VectorReader(vector, hidden, self.width, dimensions, normalize)
+        return OutputEmbedder(self.tokeniser, self.encoder, SeveralReader(readers))
+
+    @property
+    def width(self) -> int:
+        """Of this model's vectors; raises InputError when it makes none."""
+        if isinstance(self.head, SparseHead):
+            return self.encoder.spec.vocab_size
+        head = self.embedder().head.head
+        full = head.dense[-1].out_features if head.dense else self.encoder.spec.hidden_size * len(head.pooling)
+        return min(full, head.dimensions or full)
 
     @property
     def readout(self) -> Readout | None:

@@ -123,7 +123,8 @@ class SparseWork:
         self, texts: Sequence[Any], *, prompt: str = "", max_tokens: int | None = None, overflow: Overflow = "error"
     ) -> list[Row]:
         """Rows of texts; raises InputError and ContextLengthExceeded as `embed(output="sparse")` does."""
-        return _rows(self.embedder.read(texts, prompt, max_tokens, overflow), ())
+        tokens = self.embedder.read(texts, prompt, max_tokens, overflow)
+        return _rows(tokens.ids, (), tokens.prompt_tokens, tokens.truncated)
 
     @device_call
     def run(self, rows: Sequence[Row], take: Take) -> None:

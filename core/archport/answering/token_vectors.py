@@ -203,7 +203,7 @@ class TokenEmbedder:
         if role == "document" and self.head.skipped:
             keep = [~np.isin(row, self.head.skipped) for row in rows]
             vectors = [found[mask] for found, mask in zip(vectors, keep, strict=True)]
-        return vectors
+        return [found[self.head.leading :] for found in vectors] if self.head.leading else vectors
 
     def _run(
         self,
@@ -221,7 +221,7 @@ class TokenEmbedder:
             [rows[index] for index in some],
             images=[[picture.patches for picture in each.pictures] for each in seen],
             visible=[real[index] for index in some],
-            readout=self._readout(),
+            readout=vectors_of_tokens(self.head, encoder.spec.hidden_size),
         )
         plan = with_host_bytes(plan, seen, encoder.spec.vision)
         with verified(plan) as watch, sight_of(encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
@@ -235,20 +235,24 @@ class TokenEmbedder:
                         # Finish the layers first: the plan does not budget their temporaries and the head's together.
                         stretches.finish(hidden)
                         stretches.drain()
-                        pieces.append(np.array(self._projected(hidden)))
+                        pieces.append(np.array(projection(hidden, self.head, self.dense)))
                 array = np.concatenate(pieces, axis=1) if len(pieces) > 1 else pieces[0]
                 for at, index in enumerate(chosen):
                     vectors[index] = array[at, : len(rows[index])].copy()
                 done(len(chosen), tokens=sum(len(row) for row in ids))
 
-    def _projected(self, hidden: mx.array) -> mx.array:
-        found = project(hidden.astype(mx.float32), self.head.dense, self.dense)
-        return unit_length(found) if self.head.normalize else found
 
-    def _readout(self) -> Readout:
-        # An array that is made, the one it is made of, and what lies between them.
-        widest = max([self.encoder.spec.hidden_size, *(dense.out_features for dense in self.head.dense)])
-        return Readout("the vectors of all tokens", "outputs", arrays=3, token=4 * widest)
+def projection(hidden: mx.array, head: TokenHead, weights: Sequence[tuple[mx.array, mx.array | None]]) -> mx.array:
+    """Vectors (B, L, D') float32 of all tokens of hidden states (B, L, D)."""
+    found = project(hidden.astype(mx.float32), head.dense, weights)
+    return unit_length(found) if head.normalize else found
+
+
+def vectors_of_tokens(head: TokenHead, width: int) -> Readout:
+    """What `projection` needs for hidden states of a width."""
+    # An array that is made, the one it is made of, and what lies between them.
+    widest = max([width, *(dense.out_features for dense in head.dense)])
+    return Readout("the vectors of all tokens", "outputs", arrays=3, token=4 * widest)
 
 
 def refuse_given(output: str, fixed: Mapping[str, object]) -> None:
@@ -261,12 +265,11 @@ def refuse_given(output: str, fixed: Mapping[str, object]) -> None:
 def embed_tokens(
     embedder: TokenEmbedder,
     texts: object,
+    *,
     prompt: str | None,
     prompt_name: str | None,
     max_tokens: int | None,
     overflow: Overflow,
-    fixed: Mapping[str, object],
-    *,
     progress: bool | Counter = False,
     errors: Errors = "raise",
 ) -> np.ndarray | Collected[np.ndarray]:
@@ -274,9 +277,7 @@ def embed_tokens(
 
     Args:
         prompt, prompt_name: as there; the name of the model's prompt for queries makes them queries.
-        fixed: arguments that mean nothing here; each must be None.
     """
-    refuse_given("tokens", fixed)
     inputs = embedder.tokeniser.inputs
     role: Role = "query" if prompt_name is not None and prompt_name == inputs.query_prompt else "document"
     text = embedder.tokeniser.prompt(prompt, prompt_name)

@@ -8,7 +8,7 @@ from archport.checkpoint.chat import ChatFiles, read_chat
 from archport.checkpoint.checkpoint import Checkpoint, Source
 from archport.checkpoint.config import normalise_config
 from archport.checkpoint.counts import check_counts, has_large_counts
-from archport.checkpoint.dense import check_widths, load_dense
+from archport.checkpoint.dense import check_widths, load_dense, stored_apart
 from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.inputs import read_inputs
 from archport.checkpoint.pipeline import read_head
@@ -49,6 +49,7 @@ __all__ = [
     "read_quantization",
     "resolve",
     "special_ids",
+    "stored_apart",
     "truncation_side",
     "weight_bytes",
 ]

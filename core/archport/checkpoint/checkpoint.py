@@ -13,7 +13,7 @@ from typing import Any, Literal
 from archport.checkpoint.config import CLASSES, normalise_config
 from archport.checkpoint.disk import files_in, inside, read_object
 from archport.checkpoint.files import body_folder, module_kind, pipeline_modules, shorten
-from archport.checkpoint.headers import Fetched, TensorInfo, read_tensors
+from archport.checkpoint.headers import Fetched, TensorInfo, read_header, read_tensors
 from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
 from archport.contract.heads import Activation, Head
@@ -108,8 +108,12 @@ class Checkpoint:
         return read_inputs(self)
 
     def tensor_shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a stored tensor of the transformer, None when absent."""
+        """Shape of a stored tensor of the transformer, or of a head in a file of its own, None when absent."""
         found = self.tensors.get(name)
+        if found is None:
+            head, _, own = name.rpartition(".")
+            path = inside(self.folder, f"{head}.safetensors", "a head") if head else None
+            found = read_header(path, path.name).get(own) if path is not None and path.is_file() else None
         return None if found is None else tuple(found.shape)
 
     def tells_pairs_apart(self) -> bool:

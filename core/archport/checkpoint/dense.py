@@ -47,6 +47,11 @@ def check_widths(checkpoint: Checkpoint, width: int, layers: Sequence[Dense]) ->
         width, before = dense.out_features, f"rows of {dense.folder}"
 
 
+def stored_apart(checkpoint: Checkpoint, dense: Dense) -> bool:
+    """Whether a layer that is no module of the pipeline is stored: NAME.safetensors, or among the main weights."""
+    return checkpoint.tensor_shape(f"{dense.folder}.weight") is not None
+
+
 def load_dense(checkpoint: Checkpoint, dense: Dense, dtype: WeightDType) -> tuple[mx.array, mx.array | None]:
     """The weight (out, in) and bias (out,) of one Dense module; the bias is None when it has none.
 
@@ -96,6 +101,9 @@ def _tensors(checkpoint: Checkpoint, dense: Dense) -> tuple[str, dict[str, mx.ar
         loaded = load_arrays(path)
         return str(path), {name.removeprefix("linear."): array for name, array in loaded.items()}
     folders = [entry["path"] for entry in pipeline_modules(checkpoint.folder) or [] if module_kind(entry) == "Dense"]
+    path = inside(checkpoint.folder, f"{dense.folder}.safetensors", "a head")
+    if path.is_file():
+        return str(path), load_arrays(path)
     prefix = f"dense.{folders.index(dense.folder)}." if dense.folder in folders else f"{dense.folder}."
     inner = {name: info for name, info in checkpoint.tensors.items() if name.startswith(prefix)}
     if inner:

@@ -19,6 +19,9 @@ UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".p
 # Module kinds that are a transformer; sparse encoders were saved with the second one before sentence-transformers 5.4.
 TRANSFORMERS = ("Transformer", "MLMTransformer")
 
+# Layers that some repositories keep in files of their own, NAME.pt as published and NAME.safetensors when converted.
+HEADS_APART = ("sparse_linear", "colbert_linear")
+
 _SMALL_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 _FOREIGN_FOLDERS = {"onnx", "openvino", "original", "coreml", "flax", "tf", "gguf", "runs", "logs", "assets", "figures"}
 _FOREIGN_INDEX = re.compile(r"(pytorch_model|tf_model|flax_model|consolidated).*\.json$")
@@ -104,7 +107,7 @@ def weight_files(names: Collection[str], index: Mapping[str, Any] | None, where:
     Raises:
         CheckpointError: the index is malformed, a shard is missing, or there are only adapter weights.
     """
-    stored = sorted(name for name in names if name.endswith(".safetensors"))
+    stored = sorted(name for name in names if _of_model(name))
     if index is not None:
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
@@ -154,13 +157,20 @@ def weights_needed(names: Collection[str], read: Callable[[str], Any], where: st
             refuse_without_safetensors(inner, where)
         # Some conversions keep these matrices in the main file, and no weights here.
         dense += [name for name in inner if name == f"{folder}/model.safetensors"]
-    return [f"{prefix}{name}" for name in main] + dense
+    # Heads that bge-m3 has beside its pipeline.
+    apart = [f"{name}.safetensors" for name in HEADS_APART if f"{name}.safetensors" in names]
+    return [f"{prefix}{name}" for name in main] + dense + apart
+
+
+def _of_model(name: str) -> bool:
+    """Whether a file may hold weights of the model itself."""
+    return name.endswith(".safetensors") and name.rsplit("/", 1)[-1].removesuffix(".safetensors") not in HEADS_APART
 
 
 def refuse_without_safetensors(names: Iterable[str], where: str) -> None:
     """Say what a checkpoint without any safetensors file holds instead, and how to convert it."""
     listed = list(names)
-    if any(name.endswith(".safetensors") for name in listed):
+    if any(_of_model(name) for name in listed):
         return
     pickles = sorted(name for name in listed if name.endswith(UNSAFE_WEIGHTS))
     gguf = sorted(name for name in listed if name.endswith(".gguf"))

@@ -92,7 +92,9 @@ def _pipeline(head: Head) -> str:
     for dense in head.dense:
         steps += ["unit length"] if dense.unit_input else []
         steps.append(f"dense {dense.in_features} -> {dense.out_features}, {dense.activation}")
-    return ", ".join(steps + (["unit length"] if head.normalize else []))
+    more = {"sparse": head.sparse, "tokens": head.tokens}
+    others = [f"output={name!r}: {_pipeline(each)}" for name, each in more.items() if each is not None]
+    return "; ".join([", ".join(steps + (["unit length"] if head.normalize else [])), *others])
 
 
 def _layer(layer: LayerSpec) -> str:

@@ -157,7 +157,10 @@ class CheckpointView(Protocol):
         ...
 
     def tensor_shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a stored tensor as the file has it (packed ones are narrower), None when absent."""
+        """Shape of a stored tensor as the file has it (packed ones are narrower), None when absent.
+
+        HEAD.weight may also be the tensor `weight` of HEAD.safetensors, beside the main weights.
+        """
         ...
 
     def tells_pairs_apart(self) -> bool:

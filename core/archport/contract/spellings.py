@@ -12,6 +12,7 @@ SPELLINGS = {
     "batch_size": "leave it out: archport plans its batches (engine.load's memory_budget= bounds them)",
     "show_progress_bar": "write progress=True",
     "output_value": "write output='vectors' or output='tokens'",
+    "max_active_dims": "write top_k=",
     "normalize_embeddings": "write normalize=True or False; left out, the model's own pipeline decides",
     "convert_to_numpy": "leave it out: vectors are numpy arrays",
     "convert_to_tensor": "leave it out: vectors are numpy arrays, which torch.from_numpy takes",
@@ -45,6 +46,10 @@ SPELLINGS = {
     "do_sample": "write temperature=: above 0 draws, 0 takes the likeliest",
     "stop_strings": "write stop=",
     "num_return_sequences": "write n=",
+    # FlagEmbedding
+    "return_dense": "write output='vectors', or a sequence of outputs",
+    "return_sparse": "write output='sparse', or a sequence of outputs",
+    "return_colbert_vecs": "write output='tokens', or a sequence of outputs",
     # spellings that come near
     "dimension": "write dimensions=",
     "dims": "write dimensions=",

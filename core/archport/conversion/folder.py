@@ -16,7 +16,7 @@ from typing import Any
 
 from archport.checkpoint import Checkpoint, normalise_config
 from archport.checkpoint.disk import inside, read_object
-from archport.checkpoint.files import INDEX, UNSAFE_WEIGHTS
+from archport.checkpoint.files import HEADS_APART, INDEX, UNSAFE_WEIGHTS
 from archport.contract import InputError
 from archport.contract.errors import CheckpointError
 from archport.conversion.settings import Settings
@@ -122,7 +122,7 @@ def copy_files(checkpoint: Checkpoint, out: Path) -> list[str]:
             place = relative.removesuffix(name)
             if name.startswith(".") or name.endswith(_OTHER_FORMATS) or relative == f"{body}config.json":
                 continue
-            if place == body and name.endswith(".safetensors"):
+            if place == body and name.endswith(".safetensors") and name.removesuffix(".safetensors") not in HEADS_APART:
                 continue
             target = out / relative
             target.parent.mkdir(parents=True, exist_ok=True)

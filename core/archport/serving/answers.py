@@ -145,7 +145,7 @@ class Answers(Requests):
         if not isinstance(served.runtime.head, EmbeddingHead | TokenHead):
             served.need("embed_tokens")
         prompt, cutting = prompt or Prompt(), cutting or Cutting()
-        work = TokenWork(served.runtime.tokens(), "query" if prompt.role == "query" else "document")
+        work = TokenWork(served.runtime.tokens(hidden=True), "query" if prompt.role == "query" else "document")
         text = _prompt_text(served, prompt, timing)
         options = {"prompt": text, **_cut(served, cutting)}
         rows = await self.rows(served, items, lambda: work.read(items, **options), timing, param)

@@ -76,7 +76,7 @@ class Served:
         found: list[str] = []
         if isinstance(head, EmbeddingHead):
             found += ["embed", "rerank"] if head.stated or "generate" not in tasks else ["embed"]
-        if isinstance(head, SparseHead):
+        if isinstance(head, SparseHead) or "sparse" in self.runtime.more:
             found.append("embed_sparse")
         if isinstance(head, TokenHead):
             found += ["embed_tokens", "rerank"]

@@ -13,10 +13,12 @@ from archport.contract import (
     CheckpointView,
     ClassificationHead,
     Dense,
+    EmbeddingHead,
     Expansion,
     Head,
     PoolingMode,
     ScoreActivation,
+    SparseHead,
     SpecError,
     TaggingHead,
     TextInputs,
@@ -92,6 +94,46 @@ def stored_scores(checkpoint: CheckpointView, *, typed: bool = True) -> Classifi
     if not isinstance(stored, ClassificationHead):
         return None
     return replace(stored, token_types=typed and told_apart(checkpoint))
+
+
+def three_heads(spec: ArchSpec, checkpoint: CheckpointView, dense: EmbeddingHead | None) -> EmbeddingHead | None:
+    """The head of a checkpoint that weighs its words and compares its tokens too (bge-m3); None of any other.
+
+    Its layers are files beside the pipeline, `.pt` as published. Source of the formulas: "M3-Embedding:
+    Multi-Linguality, Multi-Functionality, Multi-Granularity Text Embeddings Through Self-Knowledge Distillation"
+    (Chen et al. 2024), section 3.2; special tokens count as in its authors' code, FlagEmbedding.
+
+    Args:
+        dense: the head of its vectors; None for that of the pipeline.
+    """
+
+    def there(name: str) -> bool:
+        files = (checkpoint.folder / f"{name}{suffix}" for suffix in (".safetensors", ".pt"))
+        return any(file.is_file() for file in files) or checkpoint.tensor_shape(f"{name}.weight") is not None
+
+    # From the hub come no `.pt` files, by which it is known elsewhere.
+    known = checkpoint.label == "bge-m3"
+    sparse, tokens = (known or there(name) for name in ("sparse_linear", "colbert_linear"))
+    if not (sparse or tokens):
+        return None
+    stored = dense or checkpoint.stored_head()
+    if not isinstance(stored, EmbeddingHead):
+        return None
+    D = spec.hidden_size
+    width = (checkpoint.tensor_shape("colbert_linear.weight") or (D,))[0]
+    settings = checkpoint.json("tokenizer_config.json") or {}
+    special = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    names = [_text(settings.get(key)) or default for key, default in special.items()]
+    weights = SparseHead(
+        logarithms=0,
+        own=Dense("sparse_linear", D, 1, activation="identity"),
+        skipped=_ids(checkpoint, names),
+        source="sparse_linear",
+    )
+    compared = TokenHead(
+        (Dense("colbert_linear", D, width, activation="identity"),), leading=1, source="colbert_linear"
+    )
+    return replace(stored, sparse=weights if sparse else None, tokens=compared if tokens else None)
 
 
 def stanford_colbert(checkpoint: CheckpointView, width: int) -> TokenHead:

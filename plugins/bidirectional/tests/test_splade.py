@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from archport import engine
-from archport.answering import outputs
-from archport.answering.outputs import SparseReader
+from archport.answering import readers
+from archport.answering.readers import SparseReader
 from archport.answering.sparse_vectors import SparseVectors, is_sparse, sparse_similarity, taken_in
 from archport.contract import CheckpointError, InputError, NonFiniteOutput
 
@@ -120,7 +120,7 @@ def test_logits_are_read_in_pieces_of_any_size(monkeypatch, tmp_path: Path, pool
     monkeypatch.setattr(type(trunk), "logits", counted)
     for tokens in (1, 2, 7, 40):
         sizes.clear()
-        monkeypatch.setattr(outputs, "_PIECE", 4 * width * tokens)
+        monkeypatch.setattr(readers, "_PIECE", 4 * width * tokens)
         check(pooled.embed(TEXTS, output="sparse", overflow="truncate"), GOLDEN[pooling])
         assert max(sizes) <= tokens < sum(sizes)
 
@@ -208,7 +208,7 @@ def test_other_models_and_other_arguments_are_refused_in_words(model):
     other = engine.load(SPLADE.parent / "bert-plain")
     with pytest.raises(InputError, match="no sparse vectors"):
         other.embed(TEXTS, output="sparse")
-    with pytest.raises(InputError, match="is for output='sparse'"):
+    with pytest.raises(InputError, match="top_k can't be chosen"):
         other.embed(TEXTS, top_k=3)
 
 

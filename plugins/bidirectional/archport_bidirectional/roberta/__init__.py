@@ -18,7 +18,7 @@ from archport.contract import (
 )
 from archport_bidirectional.bert import EXAMPLE, learned_positions
 from archport_bidirectional.configs import has_pipeline, named, prompted
-from archport_bidirectional.scoring import encoder_head, pylate_inputs
+from archport_bidirectional.scoring import encoder_head, pylate_inputs, three_heads
 
 _TASKS: Mapping[str, tuple[Task, ...]] = {
     "Model": ("embed", "rerank"),
@@ -80,9 +80,10 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     if has_pipeline(checkpoint) or "embed" not in spec.tasks:
-        return encoder_head(spec, checkpoint)
+        return encoder_head(spec, checkpoint) or three_heads(spec, checkpoint, None)
     if checkpoint.label.startswith(("bge-m3", "snowflake-arctic-embed")):
-        return EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
+        dense = EmbeddingHead(("cls",), normalize=True, source="the model card, as modules.json is missing")
+        return three_heads(spec, checkpoint, dense) or dense
     return None
 
 

@@ -80,7 +80,7 @@ def test_an_impossible_attention_layer_is_refused_with_its_values(arguments, mes
         (dict(arch=""), "arch is empty"),
         (dict(tasks=()), "tasks=()"),
         (dict(tasks=("embed", "dance")), "dance"),
-        (dict(layers=()), "layers is empty"),
+        (dict(layers=(), tasks=("embed", "rerank")), "layers is empty"),
         (dict(layers=("causal",)), "layer 0 is a str"),
         (dict(vocab_size=0), "vocab_size=0"),
         (dict(dtype="int4"), "dtype='int4'"),

@@ -53,6 +53,7 @@ def main(names: list[str]) -> None:
             import golden_nemotron
             import golden_siglip
             import golden_splade
+            import golden_static
             import golden_tags
 
             golden_encoders.record()
@@ -61,6 +62,7 @@ def main(names: list[str]) -> None:
             golden_nemotron.record()
             golden_siglip.record()
             golden_splade.record()
+            golden_static.record()
             golden_tags.record()
         elif name == "published":
             from golden_published import record

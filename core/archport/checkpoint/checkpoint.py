@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from archport.checkpoint.config import CLASSES, normalise_config
 from archport.checkpoint.disk import files_in, inside, read_object
-from archport.checkpoint.files import body_folder, module_kind, pipeline_modules, shorten
+from archport.checkpoint.files import TABLES, body_folder, module_kind, pipeline_modules, shorten
 from archport.checkpoint.headers import Fetched, TensorInfo, read_header, read_tensors
 from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
@@ -150,7 +150,7 @@ def open_checkpoint(
     place = inside(folder, body, "modules.json")
     _check_whole(folder, place)
     path = inside(place, "config.json", "a checkpoint")
-    raw = read_object(path)
+    raw = _of_table(folder, body, fetched) if _is_table(folder) else read_object(path)
     if raw is None:
         present = files_in(folder)
         raise CheckpointError(
@@ -168,6 +168,30 @@ def open_checkpoint(
     if not config.get("architectures") and config.get("model_type") in CLASSES:
         config["architectures"] = _implied(str(config["model_type"]), read_tensors(folder, body, fetched))
     return Checkpoint(name, requested, source, folder, config, revision, body, fetched)
+
+
+def _is_table(folder: Path) -> bool:
+    return any(module_kind(entry) in TABLES for entry in pipeline_modules(folder) or ())
+
+
+def _of_table(folder: Path, body: str, fetched: Fetched | None) -> dict[str, Any]:
+    """The config of a table of vectors, which has none, or one without its sizes: those of the stored table."""
+    tensors = read_tensors(folder, body, fetched)
+    table = tensors.get("embedding.weight") or tensors.get("embeddings")
+    if table is None or len(table.shape) != 2:
+        raise CheckpointError(
+            f"{folder}: its weights hold {shorten(sorted(tensors))}; expected a matrix embedding.weight, or embeddings."
+        )
+    rows = tensors.get("mapping", table).shape[0]
+    stored = {"F16": "float16", "BF16": "bfloat16"}.get(table.dtype, "float32")
+    return {
+        "architectures": ["StaticEmbedding"],
+        "model_type": "static_embedding",
+        "is_causal": False,
+        "vocab_size": rows,
+        "hidden_size": table.shape[1],
+        "torch_dtype": stored,
+    }
 
 
 def _implied(model_type: str, names: Iterable[str]) -> list[str]:
@@ -199,6 +223,4 @@ def _check_whole(folder: Path, place: Path) -> None:
 
 
 # Modules that a pipeline may begin with in a Transformer's place.
-_NO_TRANSFORMER = frozenset(
-    {"Asym", "BoW", "CLIPModel", "Router", "SparseStaticEmbedding", "StaticEmbedding", "WordEmbeddings"}
-)
+_NO_TRANSFORMER = frozenset({"Asym", "BoW", "CLIPModel", "Router", "SparseStaticEmbedding", "WordEmbeddings"})

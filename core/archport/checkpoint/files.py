@@ -18,6 +18,9 @@ UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".p
 
 # Module kinds that are a transformer; sparse encoders were saved with the second one before sentence-transformers 5.4.
 TRANSFORMERS = ("Transformer", "MLMTransformer")
+# And those that stand in its place: a table of vectors, of sentence-transformers or in model2vec's own layout.
+TABLES = ("StaticEmbedding", "StaticModel")
+BODIES = (*TRANSFORMERS, *TABLES)
 
 # Layers that some repositories keep in files of their own, NAME.pt as published and NAME.safetensors when converted.
 HEADS_APART = ("sparse_linear", "colbert_linear")
@@ -60,7 +63,7 @@ def pipeline_modules(folder: Path) -> list[dict[str, Any]] | None:
     path = inside(folder, "modules.json", "a pipeline")
     value = read_json(path)
     if value is None:
-        return None
+        return _own_table(folder)
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise CheckpointError(f"{path}: expected a list of objects with `type` and `path`, one per pipeline module.")
     for entry in value:
@@ -68,6 +71,22 @@ def pipeline_modules(folder: Path) -> list[dict[str, Any]] | None:
             raise CheckpointError(f"{path}: module {entry!r} lacks a text `type` or `path`.")
         inside(folder, entry["path"], "modules.json")
     return value
+
+
+def _own_table(folder: Path) -> list[dict[str, Any]] | None:
+    """The pipeline of a folder that model2vec wrote without modules.json: config.json says whether it normalises."""
+    path = inside(folder, "config.json", "a pipeline")
+    config = read_json(path)
+    if not isinstance(config, dict) or config.get("model_type") != "model2vec":
+        return None
+    entries = [{"type": "model2vec.StaticModel", "path": ""}]
+    return [*entries, {"type": "Normalize", "path": "1_Normalize"}] if config.get("normalize") else entries
+
+
+def module_folder(entry: Mapping[str, Any]) -> str:
+    """Where a pipeline module's files are, relative to the checkpoint, "" for its root."""
+    path = str(entry["path"]).strip("/")
+    return "" if path == "." else path
 
 
 def module_kind(entry: Mapping[str, Any]) -> str:
@@ -78,8 +97,8 @@ def module_kind(entry: Mapping[str, Any]) -> str:
 def body_folder(folder: Path) -> str:
     """Where the transformer itself is, relative to the checkpoint: "" except in some old pipelines."""
     for entry in pipeline_modules(folder) or []:
-        if module_kind(entry) in TRANSFORMERS:
-            return str(entry["path"]).strip("/")
+        if module_kind(entry) in BODIES:
+            return module_folder(entry)
     return ""
 
 
@@ -146,7 +165,7 @@ def weights_needed(names: Collection[str], read: Callable[[str], Any], where: st
         read: gives the parsed JSON of one of them, None when absent.
     """
     entries = [entry for entry in read("modules.json") or [] if isinstance(entry, dict)]
-    body = next((str(entry["path"]).strip("/") for entry in entries if module_kind(entry) in TRANSFORMERS), "")
+    body = next((module_folder(entry) for entry in entries if module_kind(entry) in BODIES), "")
     prefix = f"{body}/" if body else ""
     here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     main = weight_files({name for name in here if "/" not in name}, read(f"{prefix}{INDEX}"), where)

@@ -128,7 +128,9 @@ def find_cached(repo: str, revision: str | None) -> Snapshot | None:
     try:
         if names is None:
             here = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-            needed = ["config.json", *weights_needed(here, _reader(folder), repo)]
+            # A table of vectors has none.
+            config = [] if "modules.json" in here and "config.json" not in here else ["config.json"]
+            needed = [*config, *weights_needed(here, _reader(folder), repo)]
             whole = any(name.endswith(".safetensors") for name in needed)
         else:
             needed = small_files(names) + weights_needed(names, _reader(folder), repo)

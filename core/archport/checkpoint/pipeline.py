@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from archport.checkpoint.files import TRANSFORMERS, module_kind, pipeline_modules
+from archport.checkpoint.files import TABLES, TRANSFORMERS, module_kind, pipeline_modules
 from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
 from archport.contract.heads import (
@@ -127,6 +127,9 @@ class _Steps:
         # Dropout does nothing outside training.
         if kind in (*TRANSFORMERS, "Dropout"):
             return
+        if kind in TABLES:
+            self.pooling = ("mean",)
+            return
         if kind == "Pooling":
             config = _module_config(self.checkpoint, folder, kind)
             # It pools the tokens again, whatever became of the vector before.
@@ -141,8 +144,8 @@ class _Steps:
         else:
             raise CheckpointError(
                 f"{self.checkpoint.folder}: modules.json has a module of type {entry['type']!r}, which archport does "
-                "not know; expected Transformer, Pooling, Dense, Normalize or Dropout, or LogitScore or SpladePooling "
-                "after it. "
+                "not know; expected Transformer, Pooling, Dense, Normalize or Dropout, StaticEmbedding in place of the "
+                "first two, or LogitScore or SpladePooling after Transformer. "
                 "Leaving it out would give another model's vectors, so a plugin has to answer `archport_head` for this "
                 "checkpoint."
             )

@@ -1,8 +1,7 @@
 """A checkpoint's tokenizer as a `tokenizers.Tokenizer`, from all files that may speak of it.
 
-tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json, vocab.txt, vocab.json with
-merges.txt, and what the pipeline hands on. Which of them wins is as transformers 5.23 has it: some classes of tokenizer
-are made anew, others are tokenizer.json as it is. Where archport can't follow, it refuses and names the key.
+tokenizer.json, its settings, special tokens, vocabularies, what the pipeline hands on; which wins is as transformers
+5.23 has it. Some classes are made anew, others are tokenizer.json as it is. What can't be followed is refused by key.
 """
 
 from __future__ import annotations
@@ -172,6 +171,9 @@ def _read(folder: Path, checkpoint: Opened, settings: TransformerSettings) -> To
                 f"{folder / file}: tokenizer_class={settings_of['tokenizer_class']!r:.80}; expected a name."
             )
     stored = _from_json(fast) if fast.is_file() else None
+    if settings.plain_tokenizer and stored is not None:
+        checkpoint.memo.update({"tells pairs apart": False, "special tokens": ({}, frozenset()), "special texts": ()})
+        return stored
     if stored is not None:
         # As the reference: of a tokenizer.json its post-processor says what is put around texts.
         stated = {key: value for key, value in stated.items() if key not in ("add_bos_token", "add_eos_token")}

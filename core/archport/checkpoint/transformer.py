@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from archport.checkpoint.disk import inside, read_object
-from archport.checkpoint.files import body_folder, module_kind, pipeline_modules
+from archport.checkpoint.files import TABLES, body_folder, module_kind, pipeline_modules
 from archport.contract.errors import CheckpointError
 from archport.contract.inputs import Messages
 
@@ -80,6 +80,7 @@ class TransformerSettings:
         expands: whether queries are filled up to a length, as late interaction wants.
         messages: how texts become messages; None where they stay texts.
         output: the feature that the module makes.
+        plain_tokenizer: whether tokenizer.json alone is the tokenizer, whatever other files say.
     """
 
     source: str | None = None
@@ -96,6 +97,7 @@ class TransformerSettings:
     expands: bool = False
     messages: Messages | None = None
     output: str | None = None
+    plain_tokenizer: bool = False
 
 
 def transformer_settings(folder: Path) -> TransformerSettings:
@@ -107,6 +109,9 @@ def transformer_settings(folder: Path) -> TransformerSettings:
     entries = pipeline_modules(folder)
     if entries is None:
         return TransformerSettings()
+    if any(module_kind(entry) in TABLES for entry in entries):
+        # It has no such file, and a tokenizer that is one file.
+        return TransformerSettings(special_tokens=False, plain_tokenizer=True)
     masked = any(module_kind(entry) == "MLMTransformer" for entry in entries)
     task = "fill-mask" if masked else "feature-extraction"
     place = inside(folder, body_folder(folder), "modules.json")

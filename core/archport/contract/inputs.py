@@ -79,6 +79,8 @@ class TextInputs:
             use; None: no prompt.
         default_prompt: name used by a plain `embed`, None for no prompt.
         final_token: the id every sequence must end with; appended where the tokenizer does not; None: no rule.
+        empty_token: the id that stands for a text without any token; None: such a text is refused.
+        dropped: ids that are left out of every row, after it was cut.
         lowercase: lower-case the text before tokenising (an old sentence-transformers setting).
         reader: reads every input itself, pictures included; None for text only.
         pair: the text around query and document, for rerankers that read both as one prompt.
@@ -104,6 +106,8 @@ class TextInputs:
     document_tokens: int | None = None
     spans: SpanRule | None = None
     messages: Messages | None = None
+    empty_token: int | None = None
+    dropped: tuple[int, ...] = ()
     source: str = "default"
 
 

@@ -332,7 +332,8 @@ class ArchSpec:
     Args:
         arch: the architecture's name, as the plugin knows it ("qwen3", "bert").
         tasks: what the checkpoint can do.
-        layers: one LayerSpec per layer, in order; equal layers are equal values.
+        layers: one LayerSpec per layer, in order; equal layers are equal values. Empty for a table of vectors, whose
+            only task is `embed`.
         vocab_size, hidden_size, intermediate_size: widths V, D and that of the MLP.
         max_positions: the longest sequence the position scheme admits, in tokens.
         dtype: element type of the unquantised weights as stored.
@@ -365,8 +366,11 @@ class ArchSpec:
         unknown = [task for task in self.tasks if task not in get_args(Task)]
         if unknown or not self.tasks:
             raise SpecError(f"{self.arch}: tasks={self.tasks!r}; expected one or more of {', '.join(get_args(Task))}")
-        if not self.layers:
-            raise SpecError(f"{self.arch}: layers is empty; expected one LayerSpec per layer")
+        if not self.layers and self.tasks != ("embed",):
+            raise SpecError(
+                f"{self.arch}: layers is empty and tasks={self.tasks!r}; expected one LayerSpec per layer, or the task "
+                "'embed' alone for a table of vectors"
+            )
         for index, layer in enumerate(self.layers):
             if not isinstance(layer, AttentionLayer | RecurrentLayer):
                 raise SpecError(
@@ -426,7 +430,7 @@ class ArchSpec:
         found: set[Semantics] = {
             layer.semantics if isinstance(layer, AttentionLayer) else "causal" for layer in self.layers
         }
-        return found.pop() if len(found) == 1 else "mixed"
+        return found.pop() if len(found) == 1 else "mixed" if found else "bidirectional"
 
     @property
     def head_dims(self) -> tuple[int, ...]:

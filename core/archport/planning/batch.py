@@ -331,7 +331,7 @@ class Schedule:
 
     def stretches(self, layers: int) -> int:
         """Evaluations of one pass through so many layers."""
-        return 2 * layers if self.split else -(-layers // self.eval_every_layers)
+        return max(1, 2 * layers if self.split else -(-layers // self.eval_every_layers))
 
 
 @dataclass(frozen=True, slots=True)

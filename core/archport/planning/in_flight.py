@@ -36,11 +36,13 @@ Manner = Literal["lazy", "unfused", "documents", "mixed", "split"]
 def layer_seconds(model: ModelFacts, tokens: int) -> float:
     """Time of one layer on the device, attention excluded: matrix products, and passes over its temporaries."""
     bandwidth = POINTWISE_BANDWIDTH * model.device.bandwidth
-    return max(
+    seconds = (
         tokens * each.flops / rate(model.device, model.dtype)
         + (tokens * each.token.lazy / bandwidth if bandwidth else 0.0)
         for each in model.classes
     )
+    # A table of vectors has no layer.
+    return max(seconds, default=0.0)
 
 
 def layers_in_flight(model: ModelFacts, tokens: int, eval_every_layers: int, in_flight: int, *, split: bool) -> int:
@@ -53,7 +55,7 @@ def layers_in_flight(model: ModelFacts, tokens: int, eval_every_layers: int, in_
     """
     if split:
         return 1
-    width = min(eval_every_layers * in_flight, len(model.layer_classes))
+    width = max(1, min(eval_every_layers * in_flight, len(model.layer_classes)))
     host_bound = model.device.kind != "cpu" and layer_seconds(model, tokens) < BUSY_SECONDS
     return min(width, max(1, HOST_BOUND_LAYERS * in_flight // 2)) if host_bound else width
 
@@ -79,6 +81,13 @@ def in_flight(
         split: whether stretches end before and after each attention.
         paths: per kind of layer the path of its attention; without them everything is taken as one lazy stretch.
     """
+    if not model.classes:
+        # A table's rows are the hidden states, which a CPU counts apart. Pooling blanks padding in place, once they are
+        # in float32.
+        size = itemsize(model.dtype)
+        return tokens * model.spec.hidden_size * (
+            (0 if model.device.kind == "cpu" else size) + (4 if size < 4 else 0)
+        ), 0
     per_kind: list[tuple[Manner, int]] = [("lazy", 0)] * len(model.kinds)
     if paths is not None:
         per_kind = [_manner(path) for path in paths]
@@ -197,6 +206,10 @@ def prefill_seconds(model: ModelFacts, batch: Batch, steps: tuple[StepPlan, ...]
     total = 0.0
     for step in steps:
         tokens = batch.shape.B * step.tokens
+        if not model.classes:
+            # Rows of a table are read, and written; a batch takes its time however small it is.
+            moved = 2 * tokens * model.spec.hidden_size * itemsize(model.dtype)
+            total += max(moved / bandwidth, HOST_SECONDS[model.device.kind], WAIT_SECONDS["cpu"])
         for each in model.classes:
             path = step.paths[each.kind]
             device = max(tokens * each.flops / speed, each.matrix_bytes / bandwidth)

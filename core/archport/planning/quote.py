@@ -355,11 +355,14 @@ def _buffers(
     """The largest arrays, one of each sort."""
     tokens = batch.shape.B * max(step.tokens for step in steps)
     cap, size = model.device.max_buffer, itemsize(model.dtype)
-    widest = max((each.token for each in model.classes), key=lambda token: token.widest)
+    widest = max((each.token for each in model.classes), key=lambda token: token.widest, default=None)
+    largest = (
+        (widest.widest_name, widest.widest) if widest else ("the rows of the table", model.spec.hidden_size * size)
+    )
     candidates = [
         Buffer(model.weights.largest_name, model.weights.largest, cap),
         Buffer("the keys or values of one layer", caches.largest, cap),
-        Buffer(widest.widest_name, tokens * widest.widest, cap),
+        Buffer(largest[0], tokens * largest[1], cap),
         Buffer("the mask", components["mask"], cap),
         Buffer("the logits", components["logits"] * 4 // (4 + size), cap),
     ]

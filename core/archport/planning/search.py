@@ -232,7 +232,7 @@ def schedule_of(model: ModelFacts, batch: Batch) -> Quote | None:
     are layers split.
     """
     best = admitted(model, batch)
-    if best is None or model.device.kind == "cpu":
+    if best is None or model.device.kind == "cpu" or not model.layer_classes:
         return best
     layers = len(model.layer_classes)
     tokens = batch.shape.B * min(best.schedule.chunk, batch.shape.L)

@@ -202,7 +202,7 @@ class TextTokeniser:
         for index, encoding in enumerate(encoded(self.tokenizer, [text for text, _ in begun], ready)):
             row = self._finish(encoding.ids)
             rows.append(row)
-            if not len(row):
+            if not len(row) and self.inputs.empty_token is None:
                 raise InputError(
                     f"text {first + index} ({texts[index]!r:.60}) has no tokens; this model needs at least one"
                 )
@@ -221,7 +221,14 @@ class TextTokeniser:
                 )
             rows[index] = self._finish(self._cut(encoding, begun[index][0], limit))
             truncated.append(first + index)
-        return Tokens(tuple(rows), self._prompt_length(prompt, limit), tuple(truncated))
+        return Tokens(tuple(map(self._counted, rows)), self._prompt_length(prompt, limit), tuple(truncated))
+
+    def _counted(self, row: np.ndarray) -> np.ndarray:
+        """The tokens of a row that the model is given."""
+        if self.inputs.dropped:
+            row = row[~np.isin(row, self.inputs.dropped)]
+        empty = self.inputs.empty_token
+        return row if len(row) or empty is None else np.asarray([empty], np.int32)
 
     def _read(
         self, reader: Reader, items: Sequence[object], prompt: str, limit: int, overflow: Overflow, first: int

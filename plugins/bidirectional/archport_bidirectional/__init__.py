@@ -1,4 +1,5 @@
-"""Bidirectional encoders: BERT and its relatives, ModernBERT, EmbeddingGemma, and decoder blocks without a causal mask.
+"""Bidirectional encoders: BERT and its relatives, ModernBERT, EmbeddingGemma, decoder blocks without a causal mask; and
+tables of vectors, which see no other token at all.
 
 Every layer is declared bidirectional, so no plan can give it a causal mask or a KV cache. A family is a folder: its
 page has `ARCHS`, `MODELS`, `claim`, `build`, `head`, `inputs` and `examples`, and imports no mlx; its `model.py` holds
@@ -31,6 +32,7 @@ _FOLDERS = (
     "nomic",
     "roberta",
     "siglip",
+    "static",
 )
 FAMILIES: tuple[ModuleType, ...] = tuple(import_module(f"{__name__}.{folder}") for folder in _FOLDERS)
 

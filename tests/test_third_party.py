@@ -201,4 +201,4 @@ def test_the_guide_s_commands_lead_from_nothing_to_a_qwen2_that_passes(environme
     reading = pages()
     reader = reading.Reader(tmp_path, environment.variables, also=("slow",))
     reader.read(reading.GUIDE)
-    assert "qwen2" not in environment.plugins()
+    assert "acme_qwen2" not in environment.plugins()

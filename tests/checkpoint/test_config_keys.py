@@ -22,7 +22,7 @@ EVERYWHERE = RECORDED["every class"]
 OLD = ("rope_theta", "rope_scaling", "torch_dtype", "_name_or_path", "num_labels")
 # An architecture per class that archport claims.
 CLAIMED = {name: known.trunk or known.head for name, known in CLASSES.items() if name in RECORDED["classes"]}
-CLAIMED = {name: architecture for name, architecture in CLAIMED.items() if architecture and name != "qwen2"}
+CLAIMED = {name: architecture for name, architecture in CLAIMED.items() if architecture}
 
 
 def everything(name: str) -> dict[str, Any]:

@@ -134,6 +134,8 @@ DECODER: dict[str, list[Any]] = {
     **MAKE,
     **pipeline("rms_norm_eps"),
 }
+# Of classifiers that score the last token that is no padding.
+SCORES_LAST = {"num_labels": [2, 1, 4], "pad_token_id": [None, 5]}
 WINDOWS = {"use_sliding_window": [False, True], "sliding_window": [8, 3, 200], "max_window_layers": [1, 0, 2]}
 EXPERTS = {
     "num_experts": [4, 6, 0],

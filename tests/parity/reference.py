@@ -97,7 +97,7 @@ def edit(path: Path, raw: dict[str, Any]) -> None:
 def write_tokenizer(folder: Path, model_type: str, pad: int | None) -> None:
     """Words that are ids: the text "t07 t12" has the ids 7 and 12."""
     words = [word(index) for index in range(VOCABULARY)]
-    if model_type.startswith("qwen3_5"):
+    if model_type.startswith(("qwen2", "qwen3_5")):
         # Whatever class is named, transformers makes a byte pair encoder of these; words that are added stay whole.
         tokenizer = Tokenizer(models.BPE({}, []))
         tokenizer.add_tokens([AddedToken(each, normalized=False) for each in words])

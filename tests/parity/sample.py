@@ -69,6 +69,10 @@ CASES: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("llama-nemotron-vl", "LlamaModel", {"raw.rope_scaling": SCALED, "raw.rms_norm_eps": DROP}),
     ("qwen3-bidirectional", "Qwen3Model", {"hidden_act": "relu2", "raw.rope_theta": 300.0}),
     ("siglip", "SiglipModel", {"text.hidden_act": "quick_gelu", "raw.vision.layer_norm_eps": DROP}),
+    ("qwen2", "Qwen2ForCausalLM",
+     {**OWN_HEAD, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1, "attention_bias": True}),
+    ("qwen2", "Qwen2ForSequenceClassification", {"pad_token_id": 5, "num_labels": 4, "raw.architectures": DROP}),
+    ("qwen2-bidirectional", "Qwen2Model", {"head_dim": 16, "raw.rope_theta": 300.0}),
 )  # fmt: skip
 # Pipelines around a checkpoint, each with several keys that were misread once or that no other test sets.
 PIPELINES: Sequence[tuple[str, str, dict[str, Any]]] = (
@@ -100,6 +104,10 @@ PIPELINES: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("llama-bidirec", "LlamaModel",
      {"make.pooling": "mean_sqrt_len_tokens", "make.bert": {"config_kwargs": {"rms_norm_eps": 0.2}},
       "make.special": "before", "make.tokenizer": {"truncation_side": "left", "model_max_length": 9}}),
+    ("qwen2-bidirectional", "Qwen2Model",
+     {"make.modules": "pool dense", "make.dense": "Identity", "make.prompts": [{"query": "t07 "}, "query"]}),
+    ("qwen3", "Qwen3ForSequenceClassification",
+     {"num_labels": 1, "pad_token_id": 5, "make.special": "around", "make.layout": "bare"}),
 )  # fmt: skip
 # Past the 40 positions that one of them states; pairs long enough to run what they share once.
 LONGEST = {1: 70, len(CASES) + 8: 60}

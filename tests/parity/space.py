@@ -30,6 +30,7 @@ from .options import (
     ROPES,
     ROTARY_BERT,
     SCALINGS,
+    SCORES_LAST,
     SEEING,
     SEES,
     SHARED,
@@ -97,12 +98,27 @@ def word(index: int) -> str:
 
 
 FAMILIES: dict[str, Family] = {
-    "qwen3": Family("qwen3", {"Qwen3Model": EMBEDS, "Qwen3ForCausalLM": GENERATES}, SIZES, {**DECODER, **WINDOWS}),
+    "qwen2": Family(
+        "qwen2",
+        {"Qwen2Model": EMBEDS, "Qwen2ForCausalLM": GENERATES, "Qwen2ForSequenceClassification": ("labels", "scores")},
+        SIZES,
+        {**DECODER, **WINDOWS, **SCORES_LAST, "head_dim": [UNSAID, 16], "attention_bias": [UNSAID, True]},
+    ),
+    "qwen3": Family(
+        "qwen3",
+        {"Qwen3Model": EMBEDS, "Qwen3ForCausalLM": GENERATES, "Qwen3ForSequenceClassification": ("labels", "scores")},
+        SIZES,
+        {**DECODER, **WINDOWS, **SCORES_LAST},
+    ),
     "qwen3-moe": Family(
         "qwen3_moe",
-        {"Qwen3MoeModel": EMBEDS, "Qwen3MoeForCausalLM": GENERATES},
+        {
+            "Qwen3MoeModel": EMBEDS,
+            "Qwen3MoeForCausalLM": GENERATES,
+            "Qwen3MoeForSequenceClassification": ("labels", "scores"),
+        },
         SIZES,
-        {**DECODER, **without(WINDOWS, "max_window_layers"), **EXPERTS, **NORMED},
+        {**DECODER, **without(WINDOWS, "max_window_layers"), **EXPERTS, **NORMED, **SCORES_LAST},
     ),
     "qwen3-next": Family(
         "qwen3_next",
@@ -258,6 +274,12 @@ FAMILIES: dict[str, Family] = {
         {"Qwen3Model": EMBEDS},
         {**SIZES, "is_causal": False},
         BIDIRECTIONAL,
+    ),
+    "qwen2-bidirectional": Family(
+        "qwen2",
+        {"Qwen2Model": EMBEDS},
+        {**SIZES, "is_causal": False},
+        {**BIDIRECTIONAL, "head_dim": [UNSAID, 16], "attention_bias": [UNSAID, True]},
     ),
     "siglip": Family(
         "siglip",

@@ -177,6 +177,7 @@ class LabelScorer:
         if not len(rows):
             return
         check_vocabulary(rows, self.encoder.spec.vocab_size, what)
+        rows = [_unpadded(row, self.head.padding) for row in rows]
         with rows_named(what):
             plan = self.encoder.planned(rows)
         stretches = Stretches()
@@ -211,6 +212,14 @@ class _Typed:
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext) -> mx.array:
         return self._trunk(input_ids, ctx, token_types=self._types)
+
+
+def _unpadded(row: np.ndarray, padding: int | None) -> np.ndarray:
+    """A row (L,) up to its last id that is not `padding`: what a causal trunk makes of it needs none of the rest."""
+    if padding is None or row[-1] != padding:
+        return row
+    others = np.flatnonzero(row != padding)
+    return row[: int(others[-1]) + 1 if len(others) else 1]
 
 
 def activated(scores: np.ndarray, activation: ScoreActivation) -> np.ndarray:

@@ -197,7 +197,7 @@ def _of_table(folder: Path, body: str, fetched: Fetched | None) -> dict[str, Any
 def _implied(model_type: str, names: Iterable[str]) -> list[str]:
     """The architectures of a config that names none: its class's trunk, or the class with a head that was saved."""
     known, stored = CLASSES[model_type], list(names)
-    if known.labels and any(name.startswith("classifier.") for name in stored):
+    if known.labels and any(name.startswith(("classifier.", "score.")) for name in stored):
         return [known.labels]
     headed = any(name.startswith(_HEADED) for name in stored)
     found = (known.head if headed else known.trunk) or known.trunk or known.head

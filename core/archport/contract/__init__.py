@@ -58,6 +58,7 @@ from archport.contract.heads import (
 from archport.contract.hookspecs import hookimpl
 from archport.contract.inputs import CheckpointView, Example, Messages, PairText, SpanRule, TextInputs
 from archport.contract.keys import ROPE_KEYS, ConfigKeys, head_width
+from archport.contract.labels import classification_head, label_count, label_names
 from archport.contract.masks import mask_policies
 from archport.contract.media import (
     Asked,
@@ -173,8 +174,11 @@ __all__ = [
     "VisualRows",
     "WorkBoundExceeded",
     "YesNoHead",
+    "classification_head",
     "head_width",
     "hookimpl",
     "kv_capacity",
+    "label_count",
+    "label_names",
     "mask_policies",
 ]

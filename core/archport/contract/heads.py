@@ -179,6 +179,8 @@ class ClassificationHead:
         vector: the pooling and Dense layers whose vector is the scores; None for the trunk's own classifier.
         temperature: what raw scores are divided by.
         token_types: whether the trunk wants a type per token for pairs (a `TypedTrunk`).
+        padding: an id that no row ends with: rows of a causal trunk are scored at their last token that is another,
+            whatever made the ones after it; of a row of nothing else the first token. None: at their last token.
         source: where this was read from, for `archport info`.
     """
 
@@ -188,6 +190,7 @@ class ClassificationHead:
     ranks_by: Activation = "sigmoid"
     temperature: float = 1.0
     token_types: bool = False
+    padding: int | None = None
     source: str = "default"
     vector: EmbeddingHead | None = None
 

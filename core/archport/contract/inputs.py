@@ -24,13 +24,15 @@ SpanRule = Callable[["np.ndarray"], Sequence[tuple[int, int]]]
 
 @dataclass(frozen=True, slots=True)
 class PairText:
-    """The text around a query and a document. The three parts are tokenised apart, without special tokens.
+    """The text around a query and a document. The parts are tokenised apart, without special tokens.
 
     Args:
         prefix, suffix: never cut.
         body: with `{instruction}`, `{query}` and `{document}`, which are filled in as they are.
         instruction: the default one.
-        max_tokens: tokens of all three by default, at most the model's positions.
+        max_tokens: tokens of all parts by default, at most the model's positions.
+        document: a part of its own after the body, with the `{document}` that the body then lacks; None for none.
+        instructed: the body where there is an instruction; None where it is the same.
     """
 
     prefix: str
@@ -38,16 +40,29 @@ class PairText:
     suffix: str
     instruction: str = ""
     max_tokens: int | None = None
+    document: str | None = None
+    instructed: str | None = None
 
     def __post_init__(self) -> None:
-        for field_name in ("{query}", "{document}"):
-            if self.body.count(field_name) != 1:
-                raise SpecError(f"pair text: body={self.body!r} must hold {field_name} once")
+        rest = self.document or ""
+        for body in (self.body, self.instructed or self.body):
+            for name, place in (("{query}", body), ("{document}", rest or body)):
+                if place.count(name) != 1 or (body + rest).count(name) != 1:
+                    raise SpecError(f"pair text: {place!r} must hold {name} once")
 
-    def fill(self, instruction: str, query: str, document: str) -> str:
-        """The body for one document; braces inside the values mean nothing."""
+    def fill(self, instruction: str, query: str, document: str) -> tuple[str, str]:
+        """(what comes before a document's own part and is the same for all, the part that holds the document).
+
+        Without a part of its own the second is the whole body. Braces inside the values mean nothing.
+        """
         values = {"{instruction}": instruction, "{query}": query, "{document}": document}
-        return re.sub("|".join(map(re.escape, values)), lambda found: values[found.group()], self.body)
+        body = self.instructed if self.instructed and instruction else self.body
+        first, second = ("", body) if self.document is None else (body, self.document)
+
+        def filled(part: str) -> str:
+            return re.sub("|".join(map(re.escape, values)), lambda name: values[name.group()], part)
+
+        return filled(first), filled(second)
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,18 +218,23 @@ class PairTokeniser:
         for index, document in enumerate(documents):
             check_text(document, f"document {index}")
         exact = overflow == "truncate"
-        # One by one, because each holds the query.
+        # The same for every document.
+        first, _ = self.text.fill(instruction, query, "")
+        shared, cut = self._long.beginning(first, room + 1, exact=exact)
+        (before,) = self._ids([shared])
+        # One by one, because each may hold the query.
         begun = [
-            self._long.beginning(self.text.fill(instruction, query, document), room + 1, exact=exact)
+            self._long.beginning(self.text.fill(instruction, query, document)[1], room + 1, exact=exact)
             for document in documents
         ]
-        bodies = self._ids([body for body, _ in begun])
         rows: list[np.ndarray] = []
-        for index, body in enumerate(bodies):
+        for index, part in enumerate(self._ids([part for part, _ in begun])):
+            body = [*before, *part]
             if len(body) > room and overflow == "error":
-                text = self.text.fill(instruction, query, documents[index])
+                text = first + self.text.fill(instruction, query, documents[index])[1]
                 tokens = len(prefix) + len(body) + len(suffix)
-                needed, count = self._long.count(tokens, begun[index][1], len(begun[index][0]), len(text))
+                began = len(shared) + len(begun[index][0])
+                needed, count = self._long.count(tokens, cut + begun[index][1], began, len(text))
                 raise ContextLengthExceeded(
                     f"document {index} makes a pair of {count} tokens; the limit is {limit}. Pass overflow='truncate' "
                     f"to cut it, or raise max_tokens= (at most {self.max_tokens})",

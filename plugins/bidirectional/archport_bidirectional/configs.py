@@ -32,18 +32,3 @@ def prompted(checkpoint: CheckpointView, known: Mapping[str, str], *, query: str
     return replace(
         stored, prompts=known, query_prompt=query, document_prompt=document, source="prompts of the model card"
     )
-
-
-def labels(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of a classifier's labels, in the order of its scores."""
-    named_ids = config.get("id2label") or {}
-    count = label_count(config)
-    return tuple(str(named_ids.get(str(i), named_ids.get(i, f"LABEL_{i}"))) for i in range(count))
-
-
-def label_count(config: Mapping[str, Any]) -> int:
-    """How many labels a classifier scores; configs leave out what transformers takes by default."""
-    stated = config.get("id2label")
-    if isinstance(stated, Mapping) and stated:
-        return len(stated)
-    return config.get("num_labels") or 2

@@ -13,9 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, DistanceBias, LayerContext
+from archport.contract import ArchSpec, DistanceBias, LayerContext, label_count
 from archport.layers import MLP, Attention, Embedding, PostNormBlock, activation
-from archport_bidirectional.configs import label_count
 from archport_bidirectional.heads import MaskedHead
 
 # TensorFlow conversions kept its names for the norms' parameters.

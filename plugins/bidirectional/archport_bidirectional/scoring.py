@@ -17,49 +17,22 @@ from archport.contract import (
     Expansion,
     Head,
     PoolingMode,
-    ScoreActivation,
     SparseHead,
     SpecError,
     TaggingHead,
     TextInputs,
     TokenHead,
+    classification_head,
+    label_names,
 )
-from archport_bidirectional.configs import labels
 
 # What Stanford's code takes where its file is missing.
 _QUERY_TOKENS = 32
 
 
-def classification(
-    checkpoint: CheckpointView, pooling: PoolingMode, *, token_types: bool = False, temperature: float = 1.0
-) -> ClassificationHead:
-    """The head of a checkpoint for sequence classification.
-
-    Probabilities are those of transformers' pipeline: softmax over labels, sigmoid of a single one or of independent
-    ones, nothing for a regression. Pairs are ranked as sentence-transformers' CrossEncoder does.
-    """
-    config = checkpoint.config
-    names = labels(config)
-    problem = config.get("problem_type")
-    activation: ScoreActivation = "softmax" if len(names) > 1 else "sigmoid"
-    if problem == "multi_label_classification":
-        activation = "sigmoid"
-    elif problem == "regression":
-        activation = "identity"
-    return ClassificationHead(
-        names,
-        pooling,
-        activation,
-        checkpoint.score_activation(len(names)),
-        temperature=temperature,
-        token_types=token_types,
-        source="architectures and id2label of the config",
-    )
-
-
 def tagging(checkpoint: CheckpointView) -> TaggingHead:
     """The head of a checkpoint for token classification."""
-    return TaggingHead(labels(checkpoint.config), source="architectures and id2label of the config")
+    return TaggingHead(label_names(checkpoint.config), source="architectures and id2label of the config")
 
 
 def told_apart(checkpoint: CheckpointView) -> bool:
@@ -79,7 +52,7 @@ def encoder_head(
     if "tag" in spec.tasks:
         return tagging(checkpoint)
     if "classify" in spec.tasks:
-        return classification(checkpoint, pooling, token_types=typed and told_apart(checkpoint))
+        return classification_head(checkpoint, pooling, token_types=typed and told_apart(checkpoint))
     late = pylate(checkpoint)
     return late if late is not None else stored_scores(checkpoint, typed=typed)
 

@@ -167,7 +167,7 @@ def test_dimensions_are_rescaled_to_unit_length(model, texts):
     [
         {"is_causal": False},
         {"use_bidirectional_attention": True},
-        {"architectures": ["Qwen3ForSequenceClassification"]},
+        {"architectures": ["Qwen3ForTokenClassification"]},
     ],
 )
 def test_bidirectional_and_foreign_checkpoints_are_left_to_others(flags):

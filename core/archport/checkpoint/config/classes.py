@@ -127,6 +127,28 @@ _LLAMA = ConfigClass(
     head="LlamaForCausalLM",
 )
 
+
+def _qwen(name: str, **more: Any) -> ConfigClass:
+    """A dense causal class of Qwen's, whose upper layers may be sliding."""
+    return ConfigClass(
+        {
+            **_sizes(151936, 4096, 22016, 32, 32, 32768),
+            **{key: _DECODER[key] for key in ("hidden_act", "rms_norm_eps")},
+            **_WINDOWS,
+            "max_window_layers": 28,
+            "tie_word_embeddings": False,
+            **more,
+        },
+        absent={"num_key_value_heads": 32, "sliding_window": 4096},
+        rope=RopeDefaults(),
+        layers="windows",
+        grouped=True,
+        trunk=f"{name}Model",
+        head=f"{name}ForCausalLM",
+        labels=f"{name}ForSequenceClassification",
+    )
+
+
 CLASSES: Mapping[str, ConfigClass] = {
     "bert": ConfigClass(
         {**_sizes(30522, 768, 3072, 12, 12, 512), **_BERT, "pad_token_id": 0},
@@ -284,37 +306,8 @@ CLASSES: Mapping[str, ConfigClass] = {
     "llama": _LLAMA,
     # Published with classes of its own, which are Llama's with a flag.
     "llama_bidirec": _LLAMA,
-    "qwen2": ConfigClass(
-        {
-            **_sizes(151936, 4096, 22016, 32, 32, 32768),
-            **{key: _DECODER[key] for key in ("hidden_act", "rms_norm_eps")},
-            **_WINDOWS,
-            "max_window_layers": 28,
-            "tie_word_embeddings": False,
-        },
-        absent={"num_key_value_heads": 32, "sliding_window": 4096},
-        rope=RopeDefaults(),
-        layers="windows",
-        grouped=True,
-        trunk="Qwen2Model",
-        head="Qwen2ForCausalLM",
-    ),
-    "qwen3": ConfigClass(
-        {
-            **_sizes(151936, 4096, 22016, 32, 32, 32768),
-            **_DECODER,
-            **_WINDOWS,
-            "head_dim": 128,
-            "max_window_layers": 28,
-            "tie_word_embeddings": False,
-        },
-        absent={"num_key_value_heads": 32, "sliding_window": 4096},
-        rope=RopeDefaults(),
-        layers="windows",
-        grouped=True,
-        trunk="Qwen3Model",
-        head="Qwen3ForCausalLM",
-    ),
+    "qwen2": _qwen("Qwen2"),
+    "qwen3": _qwen("Qwen3", attention_bias=False, head_dim=128),
     "qwen3_moe": ConfigClass(
         {
             **_sizes(151936, 2048, 6144, 24, 32, 32768),
@@ -336,6 +329,7 @@ CLASSES: Mapping[str, ConfigClass] = {
         grouped=True,
         trunk="Qwen3MoeModel",
         head="Qwen3MoeForCausalLM",
+        labels="Qwen3MoeForSequenceClassification",
     ),
     "qwen3_next": ConfigClass(
         {

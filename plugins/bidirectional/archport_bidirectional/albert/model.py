@@ -9,9 +9,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, LayerContext
+from archport.contract import ArchSpec, LayerContext, label_count
 from archport.layers import activation
-from archport_bidirectional.configs import label_count
 from archport_bidirectional.encoder import Embeddings, Names, PostNormEncoder, block, epsilon, token_classifier
 from archport_bidirectional.heads import Dense, MaskedHead
 

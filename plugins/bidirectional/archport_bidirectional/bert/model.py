@@ -9,9 +9,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec
+from archport.contract import ArchSpec, label_count
 from archport.layers import activation
-from archport_bidirectional.configs import label_count
 from archport_bidirectional.encoder import (
     BERT_BLOCK,
     Embeddings,

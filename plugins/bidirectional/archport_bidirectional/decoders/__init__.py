@@ -1,4 +1,4 @@
-"""Decoder blocks that run without a causal mask: Llama (llama_bidirec) and Qwen3, told from decoders by a flag."""
+"""Decoder blocks that run without a causal mask: Llama (llama_bidirec), Qwen2, Qwen3, told from decoders by a flag."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from archport.contract import (
     Task,
     TextInputs,
     Trunk,
+    classification_head,
     head_width,
 )
 from archport_bidirectional.configs import has_pipeline, named, prompted
-from archport_bidirectional.scoring import classification
 
 KEYS = ConfigKeys(
     "decoder blocks without a causal mask",
@@ -37,13 +37,15 @@ KEYS = ConfigKeys(
     # With full attention in every layer, windows are nobody's.
     inert=("max_window_layers", "sliding_window", "use_sliding_window"),
 )
-LLAMA, QWEN3 = "llama_bidirec", "qwen3_bidirectional"
-ARCHS = (LLAMA, QWEN3)
+LLAMA, QWEN2, QWEN3 = "llama_bidirec", "qwen2_bidirectional", "qwen3_bidirectional"
+ARCHS = (LLAMA, QWEN2, QWEN3)
 ARCHITECTURES = {
     "LlamaBidirectionalModel": LLAMA,
     "LlamaBidirectionalForSequenceClassification": LLAMA,
     # With a flag in their config these are encoders, too.
     "LlamaModel": LLAMA,
+    "Qwen2Model": QWEN2,
+    "Qwen2ForCausalLM": QWEN2,
     "Qwen3Model": QWEN3,
     "Qwen3ForCausalLM": QWEN3,
     "Qwen3BidirectionalModel": QWEN3,
@@ -57,6 +59,9 @@ MODELS = {
         "nvidia/llama-nemotron-rerank-1b-v2",
         "nvidia/llama-3.2-nv-rerankqa-1b-v2",
         "voyageai/voyage-4-nano",
+        "Alibaba-NLP/gte-Qwen2-1.5B-instruct",
+        "Alibaba-NLP/gte-Qwen2-7B-instruct",
+        "NovaSearch/stella_en_1.5B_v5",
     )
 }
 # How `pooling` of a llama_bidirec config names the modes. `weighted_avg` of its published code divides by nothing.
@@ -127,7 +132,7 @@ def config_pooling(checkpoint: CheckpointView) -> PoolingMode:
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     if "classify" in spec.tasks:
         temperature = checkpoint.config.get("temperature") or 1.0
-        return classification(checkpoint, config_pooling(checkpoint), temperature=temperature)
+        return classification_head(checkpoint, config_pooling(checkpoint), temperature=temperature)
     if spec.arch == LLAMA:
         if has_pipeline(checkpoint) or not _is_nvidias(checkpoint):
             return None
@@ -198,10 +203,12 @@ def examples() -> Sequence[Example]:
     llama = {**EXAMPLE, "architectures": ["LlamaBidirectionalModel"], "model_type": "llama_bidirec", "pooling": "avg"}
     reranker = {**llama, "architectures": ["LlamaBidirectionalForSequenceClassification"], "temperature": 0.2}
     qwen3 = {**EXAMPLE, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    qwen2 = {**EXAMPLE, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
     return [
         Example("llama_bidirec, stretched rope", {**llama, "rope_scaling": stretched}, seed=5, publish=_bare),
         Example("llama_bidirec, reranker", {**reranker, "id2label": {"0": "LABEL_0"}}, seed=16, publish=_bare),
         Example("qwen3 blocks, bidirectional by flag", {**qwen3, "use_bidirectional_attention": True}, seed=6),
+        Example("qwen2 blocks, bidirectional by flag", {**qwen2, "is_causal": False}, seed=64),
     ]
 
 

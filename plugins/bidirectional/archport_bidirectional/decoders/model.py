@@ -1,4 +1,4 @@
-"""Llama and Qwen3 trunks that encode: pre-norm blocks, rotary positions. Knows nothing of what a token sees."""
+"""Llama, Qwen2 and Qwen3 trunks that encode: pre-norm blocks, rotary positions. Knows nothing of what a token sees."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, LayerContext
+from archport.contract import ArchSpec, LayerContext, label_count
 from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, Rotary, activation
-from archport_bidirectional.configs import label_count
+from archport_bidirectional.decoders import QWEN2
 
 
 class DecoderEncoder(nn.Module):
@@ -44,9 +44,11 @@ class Blocks(nn.Module):
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any]) -> None:
         super().__init__()
         eps, act = config["rms_norm_eps"], activation(config.get("hidden_act", "silu"))
-        bias = bool(config.get("attention_bias", False))
+        # Of Qwen2, q, k and v have biases whatever a config says, and the output has none.
+        qwen2 = spec.arch == QWEN2
+        bias = bool(config.get("attention_bias", False)) and not qwen2
         # A key of Llama's config alone.
-        mlp_bias = not spec.qk_norm and bool(config.get("mlp_bias", False))
+        mlp_bias = not (spec.qk_norm or qwen2) and bool(config.get("mlp_bias", False))
         self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size)
         self.layers = [
             PreNormBlock(
@@ -54,7 +56,7 @@ class Blocks(nn.Module):
                     index,
                     layer,
                     spec.hidden_size,
-                    bias=bias,
+                    bias=bias or qwen2,
                     output_bias=bias,
                     qk_norm_eps=eps if spec.qk_norm else None,
                     rotary=Rotary(layer.head_dim, config["rope_theta"], config.get("rope_scaling")),

@@ -7,9 +7,8 @@ from typing import Any
 
 import mlx.nn as nn
 
-from archport.contract import ArchSpec
+from archport.contract import ArchSpec, label_count
 from archport.layers import activation
-from archport_bidirectional.configs import label_count
 from archport_bidirectional.encoder import Embeddings, Encoder, Names, PostNormEncoder, token_classifier
 from archport_bidirectional.heads import Dense, MaskedHead
 

@@ -17,9 +17,10 @@ from archport.contract import (
     Task,
     TextInputs,
     Trunk,
+    classification_head,
 )
 from archport_bidirectional.configs import named
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, stored_scores, tagging
+from archport_bidirectional.scoring import pylate, pylate_inputs, stored_scores, tagging
 
 ARCHS = ("eurobert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -82,7 +83,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
         return tagging(checkpoint)
     if "classify" in spec.tasks:
         # Late: the mean of what every token is scored, which is the score of the mean.
-        return classification(checkpoint, "cls" if pooling(checkpoint.config) == "bos" else "mean")
+        return classification_head(checkpoint, "cls" if pooling(checkpoint.config) == "bos" else "mean")
     late = pylate(checkpoint)
     return late if late is not None else stored_scores(checkpoint)
 

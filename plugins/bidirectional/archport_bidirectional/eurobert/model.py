@@ -8,9 +8,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, LayerContext
+from archport.contract import ArchSpec, LayerContext, label_count
 from archport.layers import gelu, settle_head
-from archport_bidirectional.configs import label_count
 from archport_bidirectional.decoders.model import Blocks
 from archport_bidirectional.eurobert import pooling
 from archport_bidirectional.heads import Bias

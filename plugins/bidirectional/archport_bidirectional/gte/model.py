@@ -8,9 +8,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec
+from archport.contract import ArchSpec, label_count
 from archport.layers import GatedMLP, Rotary, activation
-from archport_bidirectional.configs import label_count
 from archport_bidirectional.rotary_bert import Names, RotaryBert
 
 _PROJECTIONS = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")

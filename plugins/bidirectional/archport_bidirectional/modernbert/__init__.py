@@ -18,10 +18,11 @@ from archport.contract import (
     Task,
     TextInputs,
     Trunk,
+    classification_head,
     head_width,
 )
 from archport_bidirectional.configs import has_pipeline, named, prompted
-from archport_bidirectional.scoring import classification, pylate, pylate_inputs, tagging
+from archport_bidirectional.scoring import pylate, pylate_inputs, tagging
 
 ARCHS = ("modernbert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
@@ -114,7 +115,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
         stated = checkpoint.config.get("classifier_pooling", "cls")
         if stated not in ("cls", "mean"):
             raise SpecError(f"modernbert: classifier_pooling={stated!r}; expected 'cls' or 'mean'")
-        return classification(checkpoint, stated)
+        return classification_head(checkpoint, stated)
     if has_pipeline(checkpoint):
         return pylate(checkpoint)
     if checkpoint.label.startswith(("gte-modernbert", "granite-embedding")):

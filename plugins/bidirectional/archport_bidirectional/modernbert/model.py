@@ -8,9 +8,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, LayerContext
+from archport.contract import ArchSpec, LayerContext, label_count
 from archport.layers import Attention, Embedding, GatedMLP, Rotary, activation, added, settle_head
-from archport_bidirectional.configs import label_count
 from archport_bidirectional.heads import Bias, DenseNorm
 from archport_bidirectional.modernbert import GLOBAL_THETA, LOCAL_THETA
 

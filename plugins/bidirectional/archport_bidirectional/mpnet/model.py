@@ -7,9 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from archport.contract import ArchSpec
+from archport.contract import ArchSpec, label_count
 from archport.layers import RelativeBuckets, activation
-from archport_bidirectional.configs import label_count
 from archport_bidirectional.encoder import Embeddings, Encoder, Names, PostNormEncoder, epsilon, token_classifier
 from archport_bidirectional.heads import DenseOut, MaskedHead
 from archport_bidirectional.mpnet import BUCKETS, PADDING

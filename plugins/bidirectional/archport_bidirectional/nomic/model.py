@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from archport.contract import ArchSpec
+from archport.contract import ArchSpec, label_count
 from archport.layers import GatedMLP, Rotary, activation
-from archport_bidirectional.configs import label_count
 from archport_bidirectional.nomic import GATES, is_hub
 from archport_bidirectional.rotary_bert import Names, RotaryBert
 

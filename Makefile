@@ -18,10 +18,11 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo test test-device test-bulk test-real truth fit fuzz parity test-packaging test-clients test-openapi test-integrations lint types pages check-pages docs actionlint dist test-install publish-dry-run release tokenizers goldens bench clean
+.PHONY: help demo demo-generate test test-device test-bulk test-real truth fit fuzz parity test-packaging test-clients test-openapi test-integrations lint types pages check-pages docs actionlint dist test-install publish-dry-run release tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
+	@echo "make demo-generate    go on with a few texts by Gemma 3 270M, whose weights packages carry"
 	@echo "make test             all tests but the packaging ones and the long counts"
 	@echo "make test-device      the same tests on a GPU, in slices, and archport check of every plugin: one line of counts"
 	@echo "make test-bulk        pandas, polars, Ray, Dask, and where there is Java Spark: in .venv-bulk, which it makes"
@@ -67,6 +68,10 @@ $(VENV)/.stamp: pyproject.toml | $(PY)
 
 demo: $(VENV)/.stamp
 	@$(PY) examples/demo.py
+
+# The reference's environment reads the file that the weights come in.
+demo-generate: .venv-goldens/.stamp $(VENV)/.stamp
+	@PYTHONPATH=tests:examples/third_party/archport-decoders $(PY) examples/demo_generate.py
 
 # Two processes, each of which goes on with its half of the files and then takes over from the other.
 test: $(VENV)/.stamp

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,7 @@ import pytest
 from archport import engine
 from real import packages
 
-ROOT = Path(__file__).parents[2]
-PARAGRAPHS = ROOT / "tests" / "goldens" / "minilm" / "paragraphs.json"
+PARAGRAPHS = Path(__file__).parents[1] / "goldens" / "minilm" / "paragraphs.json"
 REFERENCE = """
 import json, sys
 import numpy as np
@@ -34,14 +31,8 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def expected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    python = Path(os.environ.get("ARCHPORT_REFERENCE") or ROOT / ".venv-goldens" / "bin" / "python")
-    if not python.exists():
-        pytest.fail(f"{python} is missing; `make goldens` makes it, or ARCHPORT_REFERENCE names another Python")
     target = tmp_path_factory.mktemp("mpnet") / "vectors.npy"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    environment.pop("PYTHONPATH", None)
-    command = [str(python), "-c", REFERENCE, str(folder), str(PARAGRAPHS), str(target)]
-    subprocess.run(command, check=True, env=environment)
+    packages.refer(REFERENCE, folder, PARAGRAPHS, target)
     return np.load(target)
 
 

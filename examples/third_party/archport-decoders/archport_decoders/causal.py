@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from archport.contract import ArchSpec, LayerContext
-from archport.layers import Embedding, head_rows, settle_head
+from archport.layers import Attention, Embedding, GatedMLP, PreNormBlock, Rotary, activation, head_rows, settle_head
 
 HEAD = ("lm_head.weight", "lm_head.scales", "lm_head.biases")
 
@@ -33,6 +34,22 @@ class Decoder(nn.Module):
         for layer in self.layers:
             x = layer(x, ctx)
         return self.norm(x)
+
+
+def plain(spec: ArchSpec, config: Mapping[str, Any], attention: Callable[..., Attention] = Attention) -> Decoder:
+    """Llama's trunk: a norm before each half, every head rotated whole, biases where the config asks for them.
+
+    Args:
+        attention: the class of the blocks' attention, with the arguments of archport's.
+    """
+    D, eps, act = spec.hidden_size, config["rms_norm_eps"], activation(config["hidden_act"])
+    bias, mlp_bias = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
+    blocks: list[nn.Module] = []
+    for index, layer in enumerate(spec.attention_layers):
+        rotary = Rotary(layer.head_dim, config["rope_theta"], config.get("rope_scaling"))
+        mixer = attention(index, layer, D, bias=bias, output_bias=bias, rotary=rotary)
+        blocks.append(PreNormBlock(mixer, GatedMLP(D, spec.intermediate_size, act, bias=mlp_bias), D, eps))
+    return Decoder(spec, blocks, nn.RMSNorm(D, eps=eps))
 
 
 class Causal(nn.Module):

@@ -20,6 +20,9 @@ TINY = {
     "torch_dtype": "float32",
 }
 
+# Of every Gemma.
+GEMMA_DTYPES = {"float16": "Gemma's residual stream exceeds float16's largest number"}
+
 
 def filled(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The config with a class's value where the file has none, or says null."""

@@ -1,12 +1,13 @@
 """Build a tiny random model of each family with torch and record what transformers computes in float32 on a CPU.
 
-    python tests/record_golden.py       # needs torch, transformers and tokenizers; writes tests/golden/<family>/
+    python tests/record_golden.py [FAMILY ...]    # needs torch, transformers, tokenizers; writes tests/golden/<family>/
 
 Checkpoints are written by `save_pretrained`. Norms, biases and sinks are moved off their trivial values, attention is
 far from uniform, and rows are longer than windows and trained lengths, so that a forgotten part shows.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ SHAPE = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+TWO = {"num_hidden_layers": 2, "head_dim": 16}
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "truncate": False}
 KINDS = ["sliding_attention", "full_attention"]
 FAMILIES = {
@@ -76,6 +78,54 @@ FAMILIES = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
         },
     ),
+    "llama": (
+        transformers.LlamaConfig,
+        transformers.LlamaForCausalLM,
+        {
+            **TWO,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "ministral3": (
+        transformers.Ministral3Config,
+        transformers.Ministral3ForCausalLM,
+        {
+            **TWO,
+            "rope_parameters": {
+                **YARN,
+                "rope_theta": 1000000.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.5,
+                "llama_4_scaling_beta": 0.4,
+            },
+        },
+    ),
+    "gemma1": (
+        transformers.GemmaConfig,
+        transformers.GemmaForCausalLM,
+        {**TWO, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    ),
+    "gemma2": (
+        transformers.Gemma2Config,
+        transformers.Gemma2ForCausalLM,
+        {
+            **TWO,
+            "sliding_window": 20,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 30.0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
 }
 # Gemma's and LFM2's norms of q and k undo what a sharper projection would do, so the norms are sharper.
 SHARPER = ("q_proj.weight", "k_proj.weight", "q_norm", "k_norm", "q_layernorm", "k_layernorm")
@@ -88,7 +138,7 @@ def perturbed(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     for name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=dice)
         gain = 1.7 if name.endswith(SHARPER) or any(f"{part}." in name for part in SHARPER) else 1.0
-        centre = 0.0 if "bias" in name or "sinks" in name or "Gemma3" in type(model).__name__ else gain
+        centre = 0.0 if "bias" in name or "sinks" in name or "Gemma" in type(model).__name__ else gain
         if parameter.ndim == 1 or name.endswith("_bias"):
             parameter.copy_(centre + 0.3 * noise)
         elif "embed" in name:
@@ -137,4 +187,5 @@ def record(name: str, seed: int) -> None:
 
 if __name__ == "__main__":
     for at, family in enumerate(FAMILIES):
-        record(family, seed=11 + at)
+        if family in (sys.argv[1:] or FAMILIES):
+            record(family, seed=11 + at)

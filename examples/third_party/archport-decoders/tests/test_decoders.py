@@ -1,5 +1,7 @@
 """Each family against what transformers computed from the same tiny checkpoint."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 from archport import engine
 
 GOLDEN = Path(__file__).with_name("golden")
-FAMILIES = ("mistral", "gemma3", "gpt_oss", "lfm2")
+FAMILIES = ("llama", "mistral", "ministral3", "gemma1", "gemma2", "gemma3", "gpt_oss", "lfm2")
 PROMPT = 60
+MODES = {"lasttoken": "lasttoken", "mean": "mean_tokens"}
 
 
 def relative(got, want):
@@ -73,11 +76,38 @@ def test_without_pipeline_files_a_vector_is_the_last_token_s_hidden_state(name, 
     assert relative(vector, golden["hidden_3"][-1]) <= 1e-5
 
 
+@pytest.mark.parametrize("pooling", ["lasttoken", "mean"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pipeline_pools_as_its_files_say(name, pooling, recorded, tmp_path):
+    # As e5-mistral and its like publish it: pooled, then scaled to unit length, a prompt for queries alone.
+    folder = tmp_path / name
+    shutil.copytree(GOLDEN / name, folder)
+    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    modules = [
+        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for at, (path, kind) in enumerate(kinds)
+    ]
+    files = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": 48, f"pooling_mode_{MODES[pooling]}": True},
+        "config_sentence_transformers.json": {"prompts": {"query": "w5 w9 "}},
+    }
+    for path, content in files.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(json.dumps(content))
+    golden, model = recorded[name], engine.load(folder)
+    texts = [" ".join(f"w{word}" for word in golden[f"ids_{row}"]) for row in (3, 1, 2)]
+    hidden = [golden[f"hidden_{row}"] for row in (3, 1, 2)]
+    pooled = np.stack([rows[-1] if pooling == "lasttoken" else rows.mean(axis=0) for rows in hidden])
+    assert relative(model.embed(texts), pooled / np.linalg.norm(pooled, axis=1, keepdims=True)) <= 1e-5
+    assert relative(model.encode_query(texts[1]), model.embed(f"w5 w9 {texts[1]}")) <= 1e-6
+
+
 def test_an_installed_plugin_is_the_one_that_loaded_them(models):
     assert {model.plugin.label for model in models.values()} == {"decoders (archport-decoders 0.1.0)"}
 
 
-@pytest.mark.parametrize("name", ["MistralModel", "Gemma3TextModel"])
+@pytest.mark.parametrize("name", ["LlamaModel", "MistralModel", "Gemma3TextModel"])
 def test_a_bidirectional_one_is_left_to_others(name):
     import archport_decoders
 

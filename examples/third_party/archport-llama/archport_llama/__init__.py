@@ -8,6 +8,8 @@ from typing import Any
 from archport.contract import ArchSpec, AttentionLayer, Example, Trunk, hookimpl
 
 ARCHITECTURES = ("LlamaModel", "LlamaForCausalLM")
+# Where archport-decoders, whose Llama generates too, is installed, it is the one that loads a Llama.
+ARCHPORT_STEPS_BACK = True
 
 
 @hookimpl

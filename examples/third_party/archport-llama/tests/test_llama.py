@@ -18,7 +18,7 @@ def relative(got, want):
 
 @pytest.fixture(scope="module")
 def model():
-    return engine.load(GOLDEN)
+    return engine.load(GOLDEN, plugin="llama")
 
 
 @pytest.mark.parametrize("row", range(len(ROWS)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from archport.contract import ROPE_KEYS, ArchSpec, ConfigKeys, Example, Footprint, Trunk
 
-from archport_decoders.declaring import TINY, attention, declared
+from archport_decoders.declaring import GEMMA_DTYPES, TINY, attention, declared
 
 # With `causal` false these are embedding models, which are not ours.
 ARCHITECTURES = ("Gemma3TextModel", "Gemma3ForCausalLM")
@@ -42,7 +42,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec:
             )
             for kind in config["layer_types"]
         ),
-        dtypes_refused={"float16": "Gemma's residual stream exceeds float16's largest number"},
+        dtypes_refused=GEMMA_DTYPES,
     )
 
 

@@ -104,7 +104,16 @@ def test_installed_plugins_are_listed_like_the_shipped_ones(installed: Environme
     assert {"llama", "decoders", "sdpa_demo", "qwen3", "bidirectional"} <= set(rows)
     assert {name: row["status"] for name, row in rows.items() if row["status"] != "ok"} == {}
     assert (rows["llama"]["distribution"], rows["llama"]["architectures"]) == ("archport-llama", ["llama"])
-    assert rows["decoders"]["architectures"] == ["gemma", "gemma2", "gemma3", "gpt_oss", "lfm2", "llama", "ministral3", "mistral"]
+    assert rows["decoders"]["architectures"] == [
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gpt_oss",
+        "lfm2",
+        "llama",
+        "ministral3",
+        "mistral",
+    ]
     assert rows["sdpa_demo"]["hooks"] == ["sdpa_backends"]
 
 

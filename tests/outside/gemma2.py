@@ -51,6 +51,7 @@ def archport_claim(config):
         max_positions=config["max_position_embeddings"],
         dtype=config.get("dtype", "float32"),
         qk_norm=False,
+        logit_softcap=config["final_logit_softcapping"],
     )
 
 

@@ -7,7 +7,9 @@ batch padded on either side, a tight budget, a prompt whose beginning is cached.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,18 @@ import numpy as np
 from archport import engine
 from archport.contract.errors import ArchportError
 from archport.contract.heads import ClassificationHead
+from archport.contract.plugins import discover
+from archport.testing.finding import find
 
 from . import quantised
 from .space import FAMILIES, Draw, word
 from .values import pairs_of, patches, picture, texts_of
+
+# A plugin of somebody else's, which is not installed.
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "third_party" / "archport-decoders"))
+import archport_decoders
+
+load = partial(engine.load, plugins=(*discover(), find(archport_decoders)))
 
 # Bytes of a budget above what the plan of the whole batch needs at least.
 SLACK = 1 << 16
@@ -63,7 +73,7 @@ def _answer(draw: Draw, folder: Path, expected: dict[str, np.ndarray], found: An
         _scores(folder / "scores", ids, found)
     if not any(name.startswith(("hidden_", "logits_", "labels_", "tags_", "text_")) for name in expected):
         return
-    model = engine.load(folder / "checkpoint", dtype="float32")
+    model = load(folder / "checkpoint", dtype="float32")
     if "hidden" in tasks:
         for how in ("padded right", "padded left"):
             _hidden(model, ids, found, how, logits="logits" in tasks)
@@ -111,7 +121,7 @@ def _tight(model: Any, folder: Path, ids: list[np.ndarray], found: Answer, new_t
 
     def under(lengths: list[int], new: int = 0) -> Any:
         budget = model.plan(lengths, new_tokens=new).minimum + SLACK
-        return engine.load(folder / "checkpoint", dtype="float32", memory_budget=budget, prefix_cache=0)
+        return load(folder / "checkpoint", dtype="float32", memory_budget=budget, prefix_cache=0)
 
     lengths = [len(row) for row in ids]
     found.arrays["tight budget", f"hidden_{len(ids) - 1}"] = np.array(under(lengths[-1:]).forward(ids[-1][None])[0])
@@ -123,7 +133,7 @@ def _tight(model: Any, folder: Path, ids: list[np.ndarray], found: Answer, new_t
 
 def _vectors(folder: Path, ids: list[np.ndarray], found: Answer) -> None:
     """Vectors of all texts in one batch, in all three roles, and again under a budget that hardly holds them."""
-    model, texts = engine.load(folder, dtype="float32"), texts_of(ids)
+    model, texts = load(folder, dtype="float32"), texts_of(ids)
     ways = {"vectors": model.embed, "query": model.encode_query, "document": model.encode_document}
     for name, embed in ways.items():
         found.arrays["batch", name] = embed(texts, overflow="truncate")
@@ -132,13 +142,13 @@ def _vectors(folder: Path, ids: list[np.ndarray], found: Answer) -> None:
     tokeniser = model._runtime.tokeniser
     lengths = tokeniser(texts, prompt=tokeniser.prompt(None, None), overflow="truncate").lengths
     budget = max(model.plan([each]).minimum for each in lengths) + SLACK
-    small = engine.load(folder, dtype="float32", memory_budget=budget)
+    small = load(folder, dtype="float32", memory_budget=budget)
     found.arrays["tight budget", "vectors"] = small.embed(texts, overflow="truncate")
 
 
 def _scores(folder: Path, ids: list[np.ndarray], found: Answer) -> None:
     """Scores of a query's pairs in one batch."""
-    model, pairs = engine.load(folder, dtype="float32"), pairs_of(ids)
+    model, pairs = load(folder, dtype="float32"), pairs_of(ids)
     if isinstance(model.head, ClassificationHead) and len(model.head.labels) > 1:
         said = model.classify(pairs, raw_scores=True, overflow="truncate")
         found.arrays["batch", "raw_scores"] = np.array([list(each.scores.values()) for each in said], np.float32)
@@ -164,7 +174,7 @@ def _quantised(folder: Path, save: str, ids: list[np.ndarray], found: Answer) ->
     for index, want in enumerate(quantised.logits(quantised.load(folder / save), ids)):
         found.quantised[f"logits_{index}"] = want
     for how in ("float32", "checkpoint"):
-        model = engine.load(folder / save, dtype=how)
+        model = load(folder / save, dtype=how)
         for index, row in enumerate(ids):
             said = model._runtime.encoder.trunk.logits(model.forward(row[None])[0])
             found.arrays[f"{save}, {how}", f"logits_{index}"] = np.array(said.astype(mx.float32))

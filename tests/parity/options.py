@@ -249,6 +249,9 @@ TOWER_OPTIONS: dict[str, list[Any]] = {
 TAPPED = {"vision.deepstack_visual_indexes": [[0], [], [1], [2, 0]]}
 SEEING = without(DECODER, *PIPELINE)
 BIDIRECTIONAL = without(DECODER, "make.head", "make.save", "tie_word_embeddings", "raw.architectures")
+# Of classes that archport itself does not know, so that a file has to name its architecture.
+OUTSIDE = without(DECODER, "raw.architectures", "attention_bias")
+GROWING = {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 16}
 HYBRID_DECODER = {**without(DECODER, "raw.partial_rotary_factor", "num_hidden_layers"), **HYBRID}
 HYBRID_DECODER["head_dim"] = [16, 8, 32]
 HYBRID_DECODER["rope_parameters"] = [UNSAID, *[{**rope, "partial_rotary_factor": 0.5} for rope in ROPES], *ROPES]

@@ -21,7 +21,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .options import DROP, LAYERED
+from .options import DROP, GROWING, LAYERED, ROPES
 from .space import FAMILIES, Draw
 from .values import values
 
@@ -73,6 +73,16 @@ CASES: Sequence[tuple[str, str, dict[str, Any]]] = (
      {**OWN_HEAD, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1, "attention_bias": True}),
     ("qwen2", "Qwen2ForSequenceClassification", {"pad_token_id": 5, "num_labels": 4, "raw.architectures": DROP}),
     ("qwen2-bidirectional", "Qwen2Model", {"head_dim": 16, "raw.rope_theta": 300.0}),
+    ("llama", "LlamaForCausalLM",
+     {"rope_parameters": ROPES[6], "mlp_bias": True, **OWN_HEAD, "raw.architectures": DROP}),
+    ("mistral", "MistralForCausalLM", {"sliding_window": 3, "raw.rms_norm_eps": DROP, "raw.dtype": None}),
+    ("ministral3", "Ministral3ForCausalLM",
+     {"rope_parameters": {**ROPES[4], **GROWING}, "sliding_window": 8, "hidden_act": "gelu"}),
+    ("gemma", "GemmaForCausalLM",
+     {"hidden_act": "gelu", "attention_bias": True, "raw.rope_scaling": {"type": "yarn", "factor": 2.0}}),
+    ("gemma2", "Gemma2ForCausalLM",
+     {"attn_logit_softcapping": 2.0, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+    ("gemma3", "Gemma3ForCausalLM", {"rope_parameters": LAYERED[1], "final_logit_softcapping": 30.0, **UNTIED}),
 )  # fmt: skip
 # Pipelines around a checkpoint, each with several keys that were misread once or that no other test sets.
 PIPELINES: Sequence[tuple[str, str, dict[str, Any]]] = (
@@ -106,6 +116,10 @@ PIPELINES: Sequence[tuple[str, str, dict[str, Any]]] = (
       "make.special": "before", "make.tokenizer": {"truncation_side": "left", "model_max_length": 9}}),
     ("qwen2-bidirectional", "Qwen2Model",
      {"make.modules": "pool dense", "make.dense": "Identity", "make.prompts": [{"query": "t07 "}, "query"]}),
+    ("mistral", "MistralModel",
+     {"make.modules": "pool norm", "make.pooling": "lasttoken", "make.special": "around",
+      "make.prompts": [{"query": "t07 T08 ", "document": "t09 "}, None]}),
+    ("gemma2", "Gemma2ForCausalLM", {"attn_logit_softcapping": None, "make.layout": "0_Transformer"}),
     ("qwen3", "Qwen3ForSequenceClassification",
      {"num_labels": 1, "pad_token_id": 5, "make.special": "around", "make.layout": "bare"}),
 )  # fmt: skip

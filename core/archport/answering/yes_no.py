@@ -155,7 +155,7 @@ class YesNoScorer:
             assert caches is not None
             put(snapshot, caches)
         hidden = self.encoder.last_hidden(plan, batch, [rows[row][first:] for row in batch.rows], caches, stretches)
-        return hidden @ answer_row(cast(CausalLM, self.encoder.trunk), self.head)
+        return answer_scores(hidden, self.encoder, self.head)
 
 
 def _put(difference: np.ndarray, request: RerankRequest, rows: Sequence[int], scores: np.ndarray) -> None:
@@ -172,12 +172,15 @@ def sharing_pays(first: Plan, rest: Plan, whole: Plan) -> bool:
     return first.seconds + rest.seconds < whole.seconds
 
 
-def answer_row(trunk: CausalLM, head: YesNoHead) -> mx.array:
-    """What a last hidden row is multiplied with, (D,) float32: the output head's row of yes, less that of no."""
-    if head.no is None:
-        return trunk.head_rows([head.yes]).astype(mx.float32)[0]
-    yes, no = trunk.head_rows([head.yes, head.no]).astype(mx.float32)
-    return yes - no
+def answer_scores(hidden: mx.array, encoder: Encoder, head: YesNoHead) -> mx.array:
+    """The logit of yes, less that of no where there is one, (B,) float32 of last hidden rows (B, D)."""
+    answers = [head.yes] if head.no is None else [head.yes, head.no]
+    rows = cast(CausalLM, encoder.trunk).head_rows(answers).astype(mx.float32)
+    cap = encoder.spec.logit_softcap
+    if cap is None:
+        return hidden @ (rows[0] if head.no is None else rows[0] - rows[1])
+    logits = mx.tanh(hidden @ rows.T / cap) * cap
+    return logits[:, 0] if head.no is None else logits[:, 0] - logits[:, 1]
 
 
 def scored(raw: np.ndarray, activation: Activation) -> np.ndarray:
@@ -254,7 +257,7 @@ class VisualScorer:
         caches = batch_caches(self.encoder.spec, plan, batch)
         ids = [measured[row].ids for row in batch.rows]
         hidden = self.encoder.last_hidden(plan, batch, ids, caches, stretches, visual)
-        return hidden @ answer_row(cast(CausalLM, self.encoder.trunk), self.head)
+        return answer_scores(hidden, self.encoder, self.head)
 
 
 def _decoding(plan: Plan, measured: Sequence[Measured], sight: Sight) -> Generator[BatchPlan]:

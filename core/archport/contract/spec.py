@@ -342,6 +342,7 @@ class ArchSpec:
         qk_norm: whether q and k are normalised per head, which copies them; plans price it.
         experts, quantization, vision: None where the checkpoint has none.
         dtypes_refused: element types that overflow in this family, each with the reason.
+        logit_softcap: c where logits are c tanh(products / c) of the output head's products; None where they are these.
     """
 
     arch: str
@@ -359,6 +360,7 @@ class ArchSpec:
     quantization: Quantization | None = None
     vision: VisionTower | None = None
     dtypes_refused: Mapping[DType, str] = field(default_factory=dict["DType", str])
+    logit_softcap: float | None = None
 
     def __post_init__(self) -> None:
         if not self.arch:

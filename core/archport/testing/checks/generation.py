@@ -32,7 +32,7 @@ def logits_are_those_of_the_head(t: Tiny) -> str:
     """`logits` are `head_rows` times the hidden states, for one position or many, and rows come in the order asked for.
 
     Take both from one matrix: the output head, or the embedding where the two are tied. What is done to the rows'
-    products, such as a scale, belongs into the rows; `final_logit_softcapping` of a config is known.
+    products, such as a scale, belongs into the rows; a soft cap is declared, `ArchSpec(logit_softcap=)`.
     """
     import mlx.core as mx
 
@@ -65,11 +65,9 @@ def logits_are_those_of_the_head(t: Tiny) -> str:
 
 
 def _capped(t: Tiny, logits: np.ndarray) -> np.ndarray:
-    """Logits as the config's soft cap leaves them."""
-    from archport.testing.checks.declared import body
-
-    cap = body(t.config).get("final_logit_softcapping")
-    return cap * np.tanh(logits / cap) if isinstance(cap, int | float) and cap else logits
+    """Logits as the declared soft cap leaves them."""
+    cap = t.spec.logit_softcap
+    return logits if cap is None else cap * np.tanh(logits / cap)
 
 
 @check("tiny", hook="archport_claim")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from archport.contract import ArchSpec, AttentionLayer, LayerSpec
+from archport.contract import ArchSpec, AttentionLayer, LayerSpec, Task
 
 # Tiny widths that the examples share. 199 words: no power of two, nor a multiple of one.
 TINY = {
@@ -25,8 +25,16 @@ GEMMA_DTYPES = {"float16": "Gemma's residual stream exceeds float16's largest nu
 
 
 def filled(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with a class's value where the file has none, or says null."""
-    return {**defaults, **{key: value for key, value in config.items() if value is not None or key not in defaults}}
+    """The config with a class's value where the file has none, or says null.
+
+    A stretched rope that does not say from which length is meant from the positions of the model.
+    """
+    found = {**defaults, **{key: value for key, value in config.items() if value is not None or key not in defaults}}
+    rope = found.get("rope_scaling")
+    if rope and rope.get("rope_type") in ("yarn", "llama3"):
+        positions = found["max_position_embeddings"]
+        found["rope_scaling"] = {"original_max_position_embeddings": positions, **rope}
+    return found
 
 
 def attention(config: Mapping[str, Any], *, window: int | None = None, **more: Any) -> AttentionLayer:
@@ -48,7 +56,7 @@ def attention(config: Mapping[str, Any], *, window: int | None = None, **more: A
 
 
 def declared(config: Mapping[str, Any], arch: str, layers: Iterable[LayerSpec], **more: Any) -> ArchSpec:
-    """The spec of a decoder that generates and embeds.
+    """The spec of a decoder that embeds, and generates where its checkpoint has an output head.
 
     Args:
         more: further fields of `ArchSpec`, which win over the config's.
@@ -61,4 +69,7 @@ def declared(config: Mapping[str, Any], arch: str, layers: Iterable[LayerSpec], 
         "dtype": config.get("dtype") or "float32",
         "tied_head": bool(config["tie_word_embeddings"]),
     }
-    return ArchSpec(arch=arch, tasks=("embed", "generate"), layers=tuple(layers), **{**stated, **more})
+    # A trunk that was saved alone, as embedders are, has no output head.
+    generates = any(name.endswith("ForCausalLM") for name in config.get("architectures") or [])
+    tasks: tuple[Task, ...] = ("embed", "generate") if generates else ("embed",)
+    return ArchSpec(arch=arch, tasks=tasks, layers=tuple(layers), **{**stated, **more})

@@ -40,7 +40,7 @@ class Gemma(Causal):
         D = spec.hidden_size
         norm = ZeroCentredRMSNorm(D, config["rms_norm_eps"])
         super().__init__(spec, Decoder(spec, list(blocks), norm, scale=D**0.5))
-        self._cap = config.get("final_logit_softcapping")
+        self._cap = spec.logit_softcap
 
     def logits(self, hidden: mx.array) -> mx.array:
         logits = super().logits(hidden)

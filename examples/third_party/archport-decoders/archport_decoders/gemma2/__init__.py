@@ -70,6 +70,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec:
         ),
         dtypes_refused=GEMMA_DTYPES,
         qk_norm=False,
+        logit_softcap=config["final_logit_softcapping"],
     )
 
 

@@ -43,6 +43,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec:
             for kind in config["layer_types"]
         ),
         dtypes_refused=GEMMA_DTYPES,
+        logit_softcap=config.get("final_logit_softcapping"),
     )
 
 

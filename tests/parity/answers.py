@@ -23,7 +23,8 @@ from archport.contract.plugins import discover
 from archport.testing.finding import find
 
 from . import quantised
-from .space import FAMILIES, Draw, word
+from .families import FAMILIES
+from .space import Draw, word
 from .values import pairs_of, patches, picture, texts_of
 
 # A plugin of somebody else's, which is not installed.

@@ -31,8 +31,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers  # noqa: E402
 
 from . import pipelines  # noqa: E402
+from .families import FAMILIES  # noqa: E402
 from .options import DROP, VOCABULARY  # noqa: E402
-from .space import FAMILIES, Draw, config_of, lengths_of, word  # noqa: E402
+from .space import Draw, config_of, lengths_of, word  # noqa: E402
 from .values import patches, picture, rows, values  # noqa: E402
 
 transformers.logging.set_verbosity_error()

@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from .answers import answer
+from .families import FAMILIES
 from .judge import Judgement, judge
-from .space import FAMILIES, Draw, draws
+from .space import Draw, draws
 
 HERE = Path(__file__).parent
 # Wrong draws of a family whose options are told apart; beyond these they rarely tell more.

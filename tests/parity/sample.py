@@ -21,8 +21,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .families import FAMILIES
 from .options import DROP, GROWING, LAYERED, ROPES
-from .space import FAMILIES, Draw
+from .space import Draw
 from .values import values
 
 HERE = Path(__file__).parent
@@ -82,6 +83,8 @@ CASES: Sequence[tuple[str, str, dict[str, Any]]] = (
      {"hidden_act": "gelu", "attention_bias": True, "raw.rope_scaling": {"type": "yarn", "factor": 2.0}}),
     ("gemma2", "Gemma2ForCausalLM",
      {"attn_logit_softcapping": 2.0, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+    ("lfm2", "Lfm2Model", {"conv_bias": True, "raw.norm_eps": DROP, "rope_parameters": ROPES[7]}),
+    ("gpt-oss", "GptOssForCausalLM", {"rope_parameters": ROPES[3], "swiglu_limit": 1.0, "num_experts_per_tok": 3}),
     ("gemma3", "Gemma3ForCausalLM", {"rope_parameters": LAYERED[1], "final_logit_softcapping": 30.0, **UNTIED}),
 )  # fmt: skip
 # Pipelines around a checkpoint, each with several keys that were misread once or that no other test sets.

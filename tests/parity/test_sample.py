@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from parity.answers import Answer, answer
+from parity.families import FAMILIES
 from parity.judge import judge
 from parity.sample import rebuild, sampled
-from parity.space import FAMILIES, draws
+from parity.space import draws
 
 NAMES = [f"{index}-{draw.architecture}" for index, draw in enumerate(sampled())]
 

@@ -38,7 +38,8 @@ def texts():
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3-embed", "qwen3-4bit", "qwen3-6bit", "qwen3-mxfp4", "qwen3-nvfp4", "qwen3-moe-4bit"]
+    "name",
+    ["qwen3-embed", "qwen3-4bit", "qwen3-6bit", "qwen3-mxfp4", "qwen3-nvfp4", "qwen3-moe-4bit", "qwen2-windowed"],
 )
 def test_hidden_states_equal_transformers_in_every_layout(name):
     loaded = engine.load(GOLDENS / name, dtype="float32")

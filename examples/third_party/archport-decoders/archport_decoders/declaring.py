@@ -27,11 +27,14 @@ GEMMA_DTYPES = {"float16": "Gemma's residual stream exceeds float16's largest nu
 def filled(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The config with a class's value where the file has none, or says null.
 
-    A stretched rope that does not say from which length is meant from the positions of the model.
+    A stretched rope that does not say from which length is meant from the positions of the model. A dynamic one
+    stretches only what is longer than these, and no request is.
     """
     found = {**defaults, **{key: value for key, value in config.items() if value is not None or key not in defaults}}
     rope = found.get("rope_scaling")
-    if rope and rope.get("rope_type") in ("yarn", "llama3"):
+    if rope and rope.get("rope_type") == "dynamic":
+        found["rope_scaling"] = None
+    elif rope and rope.get("rope_type") in ("yarn", "llama3"):
         positions = found["max_position_embeddings"]
         found["rope_scaling"] = {"original_max_position_embeddings": positions, **rope}
     return found

@@ -106,9 +106,13 @@ def examples() -> Sequence[Example]:
         "max_position_embeddings": 322,
     }
     reranker = {**config, "architectures": ["XLMRobertaForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    roberta = {"architectures": ["RobertaForMaskedLM"], "model_type": "roberta"}
+    camembert = {"architectures": ["CamembertForMaskedLM"], "model_type": "camembert"}
     return [
         Example("xlm-roberta, positions behind the padding index", config, seed=2, publish=_published),
         Example("xlm-roberta, cross-encoder", reranker, seed=13, publish=_published),
+        Example("roberta, masked language model", {**config, **roberta}, seed=65, publish=_published),
+        Example("camembert, masked language model", {**config, **camembert}, seed=66, publish=_published),
     ]
 
 

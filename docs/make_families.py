@@ -48,7 +48,8 @@ A family is what a plugin calls one (`ArchSpec.arch`). The last plugin is an exa
   `half_precision_is_finite`.
 - quantised: examples packed to 8 and 4 bits, in `quantised_round_trip`.
 - packed on CUDA: examples whose documents share a row: `packed_documents_do_not_leak`, on a CPU in `make test`, on a
-  GPU in `make test-device`.
+  GPU in `make test-device`. Qwen2 and the Llama, Ministral 3, Gemma 1 and Gemma 2 of the example have been on a
+  CPU alone so far.
 
 """
 PROBE_HEAD = """

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import archport  # noqa: F401  first: it loads the BLAS that MLX uses on a CPU
-from archport.checkpoint import normalise_config
+from archport.checkpoint import normalise_config, resolve
+from archport.contract import ArchSpec
 from archport.contract.plugins import Plugin, claim, discover
 from archport.testing.finding import find
 
@@ -51,6 +52,9 @@ A family is what a plugin calls one (`ArchSpec.arch`). The last plugin is an exa
   GPU in `make test-device`. Qwen2 and the Llama, Ministral 3, Gemma 1 and Gemma 2 of the example have been on a
   CPU alone so far.
 
+The kit builds layers. A table of vectors has none, and transformers no class for it: its goldens are vectors of
+sentence-transformers and model2vec.
+
 """
 PROBE_HEAD = """
 ## Models that people ask for
@@ -70,11 +74,14 @@ class Row:
     draws: int = 0
     goldens: int = 0
     float16_refused: bool = False
+    layers: bool = True
     architectures: set[str] = field(default_factory=set[str])
 
     def cell(self, column: str) -> str:
         if column == "goldens" and not self.goldens:
             return "as drawn"
+        if not self.layers and column != "goldens":
+            return "no layer"
         count = {"transformers 5": self.draws, "goldens": self.goldens}.get(column, self.examples)
         return f"{count}, no float16" if column == "bf16" and self.float16_refused else str(count)
 
@@ -165,19 +172,22 @@ def draws() -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
         yield {**config, **named}, () if family.claimed else tuple(family.tasks)
 
 
-def goldens() -> Iterator[dict[str, Any]]:
+def goldens() -> Iterator[Mapping[str, Any]]:
     """The configs of the folders with recorded outputs that hold a checkpoint."""
     for folder in (ROOT / "tests" / "goldens", OUTSIDE / "tests" / "golden"):
         for path in sorted(folder.glob("*/config.json")):
             config = json.loads(path.read_text(encoding="utf-8"))
             if (path.parent / "golden.npz").exists() or (path.parent / "texts.json").exists():
                 yield config
+    # Tables of vectors, of which no file says what they are.
+    for path in sorted((ROOT / "tests" / "goldens" / "static").glob("*/golden.npz")):
+        yield resolve(path.parent, models={}).config
 
 
-def claimed(config: Mapping[str, Any]) -> tuple[str, str, bool]:
-    """(plugin, family, whether it refuses float16) of a config."""
+def claimed(config: Mapping[str, Any]) -> tuple[str, ArchSpec]:
+    """(plugin, what it promises) of a config."""
     plugin, spec = claim(normalise_config(dict(config)), plugins())
-    return plugin.name, spec.arch, "float16" in spec.dtypes_refused
+    return plugin.name, spec
 
 
 def rows() -> dict[str, Row]:
@@ -185,8 +195,9 @@ def rows() -> dict[str, Row]:
     found: dict[str, Row] = {}
 
     def row(config: Mapping[str, Any]) -> Row:
-        plugin, family, refused = claimed(config)
-        known = found.setdefault(family, Row(plugin, float16_refused=refused))
+        plugin, spec = claimed(config)
+        refused = "float16" in spec.dtypes_refused
+        known = found.setdefault(spec.arch, Row(plugin, float16_refused=refused, layers=bool(spec.layers)))
         known.architectures.update(config.get("architectures") or [])
         return known
 

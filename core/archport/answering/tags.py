@@ -13,9 +13,10 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import InputError, NonFiniteOutput
+from archport.contract import NonFiniteOutput
 from archport.contract.heads import Classifier, TaggingHead
 from archport.planning import Readout, Request
+from archport.reading.cutting import Places
 from archport.reading.texts import Overflow, TextTokeniser, check_vocabulary
 from archport.running.encode import Encoder, verified
 from archport.running.steps import run_steps
@@ -44,19 +45,6 @@ class Span:
     text: str
     start: int
     end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where the tokens of one row stand in its text.
-
-    Args:
-        offsets: (start, end) characters of each token.
-        special: 1 at tokens that the tokenizer put around the text.
-    """
-
-    offsets: list[tuple[int, int]]
-    special: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,29 +79,10 @@ class Tagger:
 
     def read(
         self, texts: Sequence[str], *, max_tokens: int | None = None, overflow: Overflow = "error", first: int = 0
-    ) -> tuple[tuple[np.ndarray, ...], list[Places]]:
+    ) -> tuple[tuple[np.ndarray, ...], tuple[Places, ...]]:
         """(ids, places) of every text; `first` is the index of the first one in the caller's sequence."""
-        tokens = self.tokeniser(texts, max_tokens=max_tokens, overflow=overflow, first=first)
-        places: list[Places] = []
-        read = list(texts)
-        if tokens.truncated and self.tokeniser.side == "right":
-            # What was cut is not encoded whole here either.
-            longest = max(map(len, tokens.ids))
-            read = [text for text, _ in self.tokeniser.long.beginnings(texts, longest + 1, exact=True)]
-        # Only encodings of this kind know where their tokens stand.
-        for index, (ids, encoding) in enumerate(
-            zip(tokens.ids, self.tokeniser.tokenizer.encode_batch(read), strict=True)
-        ):
-            flags = encoding.special_tokens_mask
-            kept = _kept(flags, len(ids), self.tokeniser.side)
-            if [encoding.ids[at] for at in kept] != ids.tolist():
-                raise InputError(
-                    f"text {first + index} ({texts[index]!r:.60}) was cut to {len(ids)} tokens whose places in it are "
-                    "not known, as this tokenizer puts special tokens inside; shorten the text"
-                )
-            offsets = encoding.offsets
-            places.append(Places([offsets[at] for at in kept], [flags[at] for at in kept]))
-        return tokens.ids, places
+        tokens = self.tokeniser.placed(texts, max_tokens=max_tokens, overflow=overflow, first=first)
+        return tokens.ids, tokens.places
 
     def scores(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Raw scores (tokens, labels) float32 of every row."""
@@ -131,17 +100,6 @@ class Tagger:
                 batch_scores = np.array(cast(Classifier, self.encoder.trunk).scores(hidden).astype(mx.float32))
                 scores |= {row: batch_scores[at, : len(rows[row])] for at, row in enumerate(batch.rows)}
         return [scores[row] for row in range(len(rows))]
-
-
-def _kept(flags: Sequence[int], count: int, side: str) -> list[int]:
-    """Which tokens of a text are left when `count` of them are: those around it, and its beginning or its end."""
-    if count >= len(flags) or 0 not in flags:
-        return list(range(len(flags)))
-    if side == "left":
-        before = flags.index(0)
-        return [*range(before), *range(len(flags) - count + before, len(flags))]
-    after = flags[::-1].index(0)
-    return [*range(count - after), *range(len(flags) - after, len(flags))]
 
 
 def spans(text: str, scores: np.ndarray, places: Places, labels: Sequence[str]) -> Iterator[Span]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -146,9 +146,7 @@ class MessageTokeniser(TextTokeniser):
         first: int = 0,
     ) -> Tokens:
         """See TextTokeniser; of a text that is cut, what the template puts after it is kept."""
-        limit = token_limit(max_tokens, self._ceiling, self.max_tokens)
-        if overflow not in get_args(Overflow):
-            raise InputError(f"{overflow=}; expected 'error' or 'truncate'")
+        limit = self._limit(max_tokens, overflow)
         for index, text in enumerate(texts):
             check_text(text, f"text {first + index}")
         rows = [[("user", text)] for text in texts]

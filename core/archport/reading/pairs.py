@@ -12,8 +12,9 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from archport.contract import ContextLengthExceeded, InputError, PairText
+from archport.reading.cutting import Cutters, Side
 from archport.reading.long_texts import LongTexts
-from archport.reading.texts import Cutters, Overflow, Side, check_text, encoded, token_limit
+from archport.reading.texts import Overflow, check_text, encoded, token_limit
 
 # One text, or the two texts of a pair.
 Item = str | tuple[str, str]

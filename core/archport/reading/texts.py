@@ -5,20 +5,19 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from archport.checkpoint import duplicate
 from archport.contract import Asked, ContextLengthExceeded, InputError, Measured, Reader, TextInputs
 from archport.contract.errors import shown
 from archport.reading.columns import Unreadable, texts_of
+from archport.reading.cutting import WHOLE, Cutters, Kept, Places, Side, around, chosen, common_characters
 from archport.reading.long_texts import LongTexts
 
 Overflow = Literal["error", "truncate"]
-Side = Literal["right", "left"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +29,14 @@ class Tokens:
         prompt_tokens: leading tokens of each row that belong to the prompt.
         truncated: indices of the texts that were cut.
         measured: what a reader found in each input, pictures included; empty where texts are only texts.
+        places: of each text's tokens, where they were asked for.
     """
 
     ids: tuple[np.ndarray, ...]
     prompt_tokens: int = 0
     truncated: tuple[int, ...] = ()
     measured: tuple[Measured, ...] = ()
+    places: tuple[Places, ...] = ()
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -50,53 +51,32 @@ class Tokens:
 # After so many texts a thread that tokenises ahead sleeps for so long. It holds the interpreter for all of its work in
 # Python, and the thread that feeds a GPU would wait 5 ms for it, again and again: 80 ms per 4,096 texts, 7 so.
 TEXTS_PER_BREATH, BREATH = 16, 5e-5
-# Copies of a tokenizer that are kept.
-MOST_CUTTERS = 4
 
 
 def encoded(
-    tokenizer: Tokenizer, items: Sequence[Any], ready: MutableMapping[int, Encoding] | None = None, **options: bool
+    tokenizer: Tokenizer,
+    items: Sequence[Any],
+    ready: MutableMapping[int, Encoding] | None = None,
+    *,
+    offsets: bool = False,
+    **options: bool,
 ) -> Iterator[Encoding]:
-    """The encodings of all items, without offsets, each released when the next one is asked for.
+    """The encodings of all items, each released when the next one is asked for.
 
     Releasing thousands at once would hold the interpreter for tens of milliseconds.
 
     Args:
         ready: encodings that are there already, by the item's index; each is taken out.
+        offsets: whether encodings know where their tokens stand, which takes longer.
     """
     ready = ready or {}
-    found = tokenizer.encode_batch_fast([item for index, item in enumerate(items) if index not in ready], **options)
+    encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+    found = encode([item for index, item in enumerate(items) if index not in ready], **options)
     found.reverse()
     for index in range(len(items)):
         yield ready.pop(index) if index in ready else found.pop()
         if index + 1 < len(items) and (len(items) - index - 1) % TEXTS_PER_BREATH == 0:
             time.sleep(BREATH)
-
-
-@dataclass(frozen=True, slots=True)
-class Cutters:
-    """Copies of a tokenizer that cut what is too long, by the limit; those of the latest few limits.
-
-    A copy takes as many bytes as the tokenizer, and each caller may ask for a limit of its own. Any thread may ask.
-
-    Args:
-        side: the end at which a text is cut.
-    """
-
-    tokenizer: Tokenizer
-    side: Side
-    _made: dict[int, Tokenizer] = field(default_factory=dict[int, Tokenizer], init=False, repr=False, compare=False)
-
-    def __call__(self, limit: int) -> Tokenizer:
-        """The copy that leaves so many tokens, special ones included; of a pair the longer text is cut first."""
-        cutter = self._made.get(limit)
-        if cutter is None:
-            cutter = duplicate(self.tokenizer)
-            cutter.enable_truncation(limit, strategy="longest_first", direction=self.side)
-            self._made[limit] = cutter
-            for oldest in list(self._made)[:-MOST_CUTTERS]:
-                self._made.pop(oldest, None)
-        return cutter
 
 
 class TextTokeniser:
@@ -184,11 +164,34 @@ class TextTokeniser:
             InputError: for a text that is not a string, can't be encoded, or has no tokens.
             ContextLengthExceeded: for a text over the limit, unless truncation was asked for.
         """
+        limit = self._limit(max_tokens, overflow)
+        if self.inputs.reader is not None:
+            return self._read(self.inputs.reader, texts, prompt, limit, overflow, first)
+        return self._tokens(texts, prompt, limit, overflow, first)
+
+    def placed(
+        self, texts: Sequence[str], *, max_tokens: int | None = None, overflow: Overflow = "error", first: int = 0
+    ) -> Tokens:
+        """Ids of every text, and where its tokens stand; see `__call__`.
+
+        Raises:
+            InputError: for a model that reads no plain texts, too.
+        """
+        if self.inputs.reader is not None or self.inputs.messages is not None:
+            raise InputError(
+                "this model's texts become messages; where a token stands in its text is known of plain ones"
+            )
+        return self._tokens(texts, "", self._limit(max_tokens, overflow), overflow, first, places=True)
+
+    def _limit(self, max_tokens: int | None, overflow: Overflow) -> int:
         limit = token_limit(max_tokens, self._ceiling, self.max_tokens)
         if overflow not in get_args(Overflow):
             raise InputError(f"{overflow=}; expected 'error' or 'truncate'")
-        if self.inputs.reader is not None:
-            return self._read(self.inputs.reader, texts, prompt, limit, overflow, first)
+        return limit
+
+    def _tokens(
+        self, texts: Sequence[str], prompt: str, limit: int, overflow: Overflow, first: int, *, places: bool = False
+    ) -> Tokens:
         prepared = [self._prepare(text, first + index, prompt) for index, text in enumerate(texts)]
         # One token more shows that a text is too long.
         ready: dict[int, Encoding] = {}
@@ -196,10 +199,13 @@ class TextTokeniser:
             # What is kept of a text is its end.
             begun = [(text, False) for text in prepared]
         else:
-            begun = self.long.beginnings(prepared, limit + 1, exact=overflow == "truncate", ready=ready)
+            known = None if places else ready
+            begun = self.long.beginnings(prepared, limit + 1, exact=overflow == "truncate", ready=known)
         rows: list[np.ndarray] = []
         truncated: list[int] = []
-        for index, encoding in enumerate(encoded(self.tokenizer, [text for text, _ in begun], ready)):
+        stand: list[Places] = []
+        encodings = encoded(self.tokenizer, [text for text, _ in begun], ready, offsets=places)
+        for index, encoding in enumerate(encodings):
             row = self._finish(encoding.ids)
             rows.append(row)
             if not len(row) and self.inputs.empty_token is None:
@@ -207,6 +213,8 @@ class TextTokeniser:
                     f"text {first + index} ({texts[index]!r:.60}) has no tokens; this model needs at least one"
                 )
             if len(row) <= limit:
+                if places:
+                    stand.append(self._places(encoding, WHOLE, begun[index][0], prepared[index], limit))
                 continue
             if overflow == "error":
                 more = f", or raise max_tokens= (at most {self.max_tokens})" if limit < self.max_tokens else ""
@@ -219,9 +227,26 @@ class TextTokeniser:
                     max_tokens_that_fit=limit,
                     binding=f"max_tokens {limit}",
                 )
-            rows[index] = self._finish(self._cut(encoding, begun[index][0], limit))
+            left, kept = self._cut(encoding, begun[index][0], limit)
+            rows[index] = self._finish(chosen(left.ids, kept))
             truncated.append(first + index)
-        return Tokens(tuple(map(self._counted, rows)), self._prompt_length(prompt, limit), tuple(truncated))
+            if places:
+                stand.append(self._places(left, kept, begun[index][0], prepared[index], limit))
+        counted = tuple(map(self._counted, rows))
+        return Tokens(counted, self._prompt_length(prompt, limit), tuple(truncated), places=tuple(stand))
+
+    def _places(self, encoding: Encoding, kept: Kept, read: str, text: str, limit: int) -> Places:
+        """Where the tokens stand that are kept of a text, of which `read` was encoded; dropped ones stand there too."""
+        offsets = chosen(encoding.offsets, kept)
+        if max((end for _, end in offsets), default=0) > common_characters(text, read):
+            # Repetitions are gone from what was read; the text has the same ids elsewhere.
+            encoding = self.tokenizer.encode(text)
+            encoding, kept = self._cut(encoding, text, limit) if kept != WHOLE else (encoding, WHOLE)
+            offsets = chosen(encoding.offsets, kept)
+        special = chosen(encoding.special_tokens_mask, kept)
+        if len(self._finish(chosen(encoding.ids, kept))) > len(offsets):
+            offsets, special = [*offsets, (0, 0)], [*special, 1]
+        return Places(offsets, special)
 
     def _counted(self, row: np.ndarray) -> np.ndarray:
         """The tokens of a row that the model is given."""
@@ -289,18 +314,20 @@ class TextTokeniser:
             ids = [*ids, final]
         return np.asarray(ids, dtype=np.int32)
 
-    def _cut(self, encoding: Encoding, text: str, limit: int) -> list[int]:
-        """Ids of a text that is too long: the text is cut, not the special tokens around it."""
+    def _cut(self, encoding: Encoding, text: str, limit: int) -> tuple[Encoding, Kept]:
+        """(an encoding, which of its tokens are left) of a text that is too long.
+
+        The text is cut, not the special tokens around it.
+        """
         room, special = self._room(limit)
         flags = encoding.special_tokens_mask
-        before = flags.index(0) if 0 in flags else len(flags)
-        behind = flags[::-1].index(0) if 0 in flags else 0
+        before, behind = around(flags)
         if before + behind != special:
             # Special tokens elsewhere: the tokenizer knows what to do, for the price of a second run.
-            return self._cutter(room).encode(text).ids
+            return self._cutter(room).encode(text), WHOLE
         if self.side == "left":
-            return encoding.ids[:before] + encoding.ids[len(flags) - room + before :]
-        return encoding.ids[: room - behind] + encoding.ids[len(flags) - behind :]
+            return encoding, (slice(before), slice(len(flags) - room + before, None))
+        return encoding, (slice(room - behind), slice(len(flags) - behind, None))
 
     def _room(self, limit: int) -> tuple[int, int]:
         """(tokens that the tokenizer may give a text, special ones among them)."""

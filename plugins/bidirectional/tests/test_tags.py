@@ -66,6 +66,41 @@ def test_a_long_text_that_may_be_cut_is_not_encoded_whole(tagged, monkeypatch):
     assert max(read) < 100_000
 
 
+@pytest.mark.parametrize("overflow", ["error", "truncate"])
+def test_a_text_is_encoded_once(tagged, monkeypatch, overflow):
+    model, texts, _ = tagged
+    short = [text for text in texts if model.count_tokens(text)[0] < 32]
+    tokeniser, encoded = model._runtime.tokeniser, []
+
+    class Counting:
+        def __getattr__(self, name):
+            real = getattr(tokenizer, name)
+            if name not in ("encode", "encode_batch", "encode_batch_fast"):
+                return real
+
+            def counting(given, **options):
+                encoded.extend([given] if isinstance(given, str) else given)
+                return real(given, **options)
+
+            return counting
+
+    tokenizer = tokeniser.tokenizer
+    monkeypatch.setattr(tokeniser, "tokenizer", Counting())
+    model.tag(short, overflow=overflow)
+    assert encoded == short != []
+
+
+def test_spans_after_a_repetition_stand_where_they_stand_in_the_text(tagged):
+    model, texts, _ = tagged
+    words = " ".join(texts)
+    short, long = (model.tag("a" + " " * spaces + words, overflow="truncate")[0] for spaces in (1, 60_000))
+    assert len(short) > 2
+    more = [59_999 * (span.start > 1) for span in short]
+    assert [(span.label, span.start, span.text) for span in long if span.start] == [
+        (span.label, span.start + shift, span.text) for span, shift in zip(short, more, strict=True) if span.start
+    ]
+
+
 def test_a_model_that_labels_no_tokens_says_what_to_load_and_a_tagger_makes_no_vectors(tagged):
     model, _, _ = tagged
     with pytest.raises(InputError, match=r"Model\.tag"):

@@ -114,9 +114,9 @@ def compilable(plan: Plan, batch: BatchPlan, step: StepPlan) -> bool:
 
 
 def _key(batch: BatchPlan, step: StepPlan) -> object:
-    """What two passes of the same work have in common: lengths only where attention or a window knows them."""
+    """What two passes of the same work have in common. Lengths are in the calls whose attention knows them."""
     work = tuple(
         (path.call, path.backend.name, path.price.route) if isinstance(path, AttentionPath) else path.form
         for path in step.paths
     )
-    return batch.shape, work, batch.lengths if batch.batch.visible else ()
+    return batch.shape, work, batch.batch.visible

@@ -27,13 +27,25 @@ LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 
 
 def on_config(config: Any) -> Any:
-    """Put every page of a folder into the navigation in place of the folder."""
+    """Put the pages of a folder into the navigation in its place, and pages that nobody listed at the end."""
     root = Path(config.docs_dir)
+    listed: set[str] = set(PAGES.values())
     for section in config.nav:
         for title, entries in section.items():
             if isinstance(entries, list):
                 section[title] = [opened(entry, root) for entry in entries]
+            listed |= pages_of(section[title])
+    if more := sorted(page for path in root.rglob("*.md") if (page := path.relative_to(root).as_posix()) not in listed):
+        config.nav.append({"More": more})
     return config
+
+
+def pages_of(entry: Any) -> set[str]:
+    """The pages that an entry of the navigation leads to."""
+    if isinstance(entry, str):
+        return {entry}
+    inner = entry if isinstance(entry, list) else list(entry.values())
+    return {page for each in inner for page in pages_of(each)}
 
 
 def opened(entry: Any, root: Path) -> Any:

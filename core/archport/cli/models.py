@@ -11,7 +11,9 @@ from archport.cli import options
 from archport.contract import InputError
 from archport.contract.plugins import Plugin, discover
 
-app = typer.Typer(invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 # Ids that are printed of a plugin; --json has them all.
 _SHOWN = 6

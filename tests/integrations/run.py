@@ -21,6 +21,7 @@ HOSTS = {
     "llama_index": ["llama-index-core"],
     "chroma": ["chromadb"],
     "sentence_transformers": ["sentence-transformers", TORCH],
+    "torch": [TORCH, "sentence-transformers"],
     "bertopic": ["bertopic", "keybert", TORCH],
     "mteb": ["mteb", TORCH],
     "haystack": ["haystack-ai"],

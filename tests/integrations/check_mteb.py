@@ -1,5 +1,8 @@
 """archport in MTEB: its evaluation of small tasks, next to the same with sentence-transformers; prompts per task."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import mteb
@@ -9,6 +12,7 @@ from mteb.models.models_protocols import CrossEncoderProtocol, EncoderProtocol
 
 import archport  # noqa: F401
 from archport import engine
+from archport.evaluation.results import evaluated
 from archport.integrations.mteb import ArchportCrossEncoder, ArchportEncoder, bundled_tasks
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -51,6 +55,25 @@ def test_scores_equal_those_of_sentence_transformers(folder, prompts):
     result = scores(mine, tasks)
     assert apart(result, scores(theirs, tasks)) == {}
     assert result["ArchportRetrieval", "ndcg_at_10"] > 0.8
+
+
+def test_archports_own_measures_equal_mtebs(folder):
+    theirs = scores(ArchportEncoder(folder), bundled_tasks())
+    model = engine.load(folder)
+    told = {"retrieval": ("ArchportRetrieval", "ndcg_at_10"), "sts": ("ArchportSTS", "cosine_spearman"),
+            "pairs": ("ArchportPairs", "cosine_ap")}  # fmt: skip
+    for kind, name in told.items():
+        assert evaluated(model, kind).score == pytest.approx(theirs[name], abs=1e-4)
+
+
+def test_the_command_runs_a_task_of_mteb(folder):
+    command = [sys.executable, "-c", "from archport.cli import main; main()", "eval", "-m", folder, "--json"]
+    done = subprocess.run([*command, "-t", "mteb:ArchportSTS", "-t", "sts"], capture_output=True, text=True)
+    own, other = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert other["score"] == pytest.approx(own["score"], abs=1e-4)
+    done = subprocess.run([*command, "-t", "mteb:NoSuchTask"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "none of MTEB's" in done.stderr
 
 
 def test_a_task_of_ones_own_has_a_prompt_and_its_name_is_told(folder):

@@ -19,6 +19,7 @@ from archport.cli.check import check
 from archport.cli.convert import convert
 from archport.cli.doctor import doctor
 from archport.cli.embed import embed
+from archport.cli.eval import evaluate
 from archport.cli.generate import generate
 from archport.cli.info import info
 from archport.cli.new import new
@@ -72,6 +73,8 @@ for command in (
     new,
 ):
     app.command()(spoken(command))
+# Its name is Python's.
+app.command("eval")(spoken(evaluate))
 models_page.app.callback()(spoken(models_page.models))
 for command in (models_page.pull, models_page.rm):
     models_page.app.command()(spoken(command))

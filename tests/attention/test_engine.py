@@ -165,7 +165,7 @@ def test_documents_keep_a_budget_that_all_at_once_would_break(lengths, inputs):
     layer = LAYERS["bidirectional"]
     limits = AttentionLimits(transient_bytes=300_000)
     call = AttentionCall.of(
-        layer, MaskPolicy("segments"), this_device(), B=1, q_len=L, kv_len=L, dtype="float32", lengths=lengths,
+        layer, MaskPolicy("documents"), this_device(), B=1, q_len=L, kv_len=L, dtype="float32", lengths=lengths,
         limits=limits,
     )  # fmt: skip
     path = choose(call, this_device(), builtin_backends())
@@ -192,7 +192,7 @@ def test_documents_keep_a_budget_that_all_at_once_would_break(lengths, inputs):
 )
 def test_documents_that_do_not_fit_their_rows_are_refused(fields, words, path_of):
     with pytest.raises(InputError, match=words):
-        path_of(**{"q_len": 32, "kv_len": 32, "head_dim": 64, "mask": "segments", **fields})
+        path_of(**{"q_len": 32, "kv_len": 32, "head_dim": 64, "mask": "documents", **fields})
 
 
 def test_a_row_without_any_key_comes_out_as_zeros(path_of, inputs):

@@ -28,20 +28,20 @@ MASKS = (
     {"mask": "window", "reach": (13, 9)},
     {"mask": "key_padding"},
     {"mask": "key_padding", "reach": (None, 0)},
-    {"mask": "segments", "reach": (None, 0)},
-    {"mask": "segments"},
+    {"mask": "documents", "reach": (None, 0)},
+    {"mask": "documents"},
     {"mask": "window", "reach": (31, 0), "chunk": 32},
     {"mask": "window", "reach": (31, 0), "chunk": 32, "start": 19},
     {"mask": "window", "reach": (39, 39), "chunk": 40},
     {"mask": "key_padding", "reach": (24, 24), "chunk": 25},
     {"mask": "key_padding", "reach": (15, 0), "chunk": 16},
-    {"mask": "segments", "reach": (9, 0), "chunk": 10},
+    {"mask": "documents", "reach": (9, 0), "chunk": 10},
     {"mask": "window", "reach": (None, 0), "spans": ((0.1, 0.4), (0.4, 0.45), (0.7, 1.0))},
     {"mask": "window", "reach": (11, 0), "spans": ((0.0, 0.1), (0.3, 0.9))},
     {"mask": "window", "reach": (15, 0), "chunk": 16, "start": 5, "spans": ((0.2, 0.8),)},
     {"mask": "window", "reach": (None, 0), "spans": ((0.0, 1.0),)},
     {"mask": "key_padding", "reach": (20, 0), "spans": ((0.1, 0.6), (0.8, 1.0))},
-    {"mask": "segments", "reach": (None, 0), "spans": ((0.2, 0.7),)},
+    {"mask": "documents", "reach": (None, 0), "spans": ((0.2, 0.7),)},
 )
 
 
@@ -73,7 +73,7 @@ def cases():
         if softcap is None and rule is None and not {"chunk", "spans"} & set(mask):
             continue
         fields = dict(mask)
-        if mask["mask"] in ("key_padding", "segments"):
+        if mask["mask"] in ("key_padding", "documents"):
             lengths = tuple(max(1, S - 29 * row) for row in range(B))
             fields |= {"lengths": lengths, "q_lengths": tuple(min(L, n) for n in lengths)}
         if "spans" in mask:
@@ -192,7 +192,7 @@ def test_every_backend_but_the_fused_ones_is_tried(rule):
     for call, name in CASES:
         if name == rule:
             taken |= {b.name for b in BACKENDS if not missing_features(b, call) and not b.reasons_against(call, device)}
-    assert taken >= {"composite", "tiled", "banded", "chunked", "segments"}
+    assert taken >= {"composite", "tiled", "banded", "chunked", "documents"}
 
 
 @pytest.mark.parametrize("device", ["m1", "m2-ultra", "m5-max", "h200"])

@@ -23,7 +23,7 @@ FACTORS = {
     "dtype": ("float32", "float16", "bfloat16"),
     "dims": ((64, 64), (72, 72), (80, 80), (96, 96), (128, 128), (192, 192), (256, 256), (192, 256)),
     "heads": ((1, 1), (4, 1), (16, 1)),
-    "mask": ("none", "causal", "window", "two_sided", "padding", "segments", "sinks", "windowed_sinks"),
+    "mask": ("none", "causal", "window", "two_sided", "padding", "documents", "sinks", "windowed_sinks"),
     "q_len": (1, 8, 9, 129, 2048),
     "kv_len": (63, 64, 65, 511, 512, 513, 1023, 1024, 1025, 1537, 4095, 4096, 4097, 8191, 8192, 8193),
     "B": (1, 2, 4),
@@ -86,13 +86,13 @@ def _case(row, seed):
         fields = {"mask": "window", "reach": (rng.choice((0, 15, 300)), 0)}
     elif kind == "two_sided":
         fields = {"mask": "window", "reach": rng.choice(((7, 40), (128, 128), (None, 30), (30, None)))}
-    elif kind in ("padding", "segments"):
+    elif kind in ("padding", "documents"):
         keys = tuple(rng.randint(1, S) if b else S for b in range(B))
         fields = {"mask": "key_padding", "lengths": keys, "q_lengths": (L,) * B}
-        if kind == "segments":
+        if kind == "documents":
             reach = rng.choice(((None, None), (None, 0), (20, 0)))
             queries = tuple(min(L, n) for n in keys)
-            fields = {"mask": "segments", "lengths": keys, "q_lengths": queries, "reach": reach}
+            fields = {"mask": "documents", "lengths": keys, "q_lengths": queries, "reach": reach}
     return Case(
         AttentionCall(
             B=B,
@@ -145,7 +145,7 @@ def _prepared(case, inputs, attention64, visible):
         L, S = call.q_len, call.kv_len
         left, right = call.visible_reach
         keys = call.lengths or (S,) * call.B
-        queries = call.q_lengths if call.mask == "segments" else (L,) * call.B
+        queries = call.q_lengths if call.mask == "documents" else (L,) * call.B
         shown = np.stack(
             [
                 visible(L, S, left, right, n - m if call.lengths else None) & (np.arange(S) < n)
@@ -174,7 +174,7 @@ def test_a_backend_agrees_with_float64(case, name, inputs, attention64, visible,
 def test_the_matrix_holds_at_least_300_cases_and_every_backend():
     names = [case.values[1] for case in CASES]
     assert len(names) >= 300
-    assert {"composite", "tiled", "banded", "chunked", "segments"} <= set(names)
+    assert {"composite", "tiled", "banded", "chunked", "documents"} <= set(names)
 
 
 LONG = [

@@ -176,4 +176,4 @@ def test_a_policy_that_shows_a_key_too_many_is_told():
 
 def test_every_kind_of_policy_is_among_the_cases():
     kinds = {policy.kind for _, case in drawn(np.random.default_rng(0)) for policy in case.policies()}
-    assert kinds == {"none", "causal", "window", "segments", "key_padding", "dense"}
+    assert kinds == {"none", "causal", "window", "documents", "key_padding", "dense"}

@@ -176,7 +176,7 @@ class Foreign:
     name = "foreign"
 
     def reasons_against(self, call, device):
-        return [] if call.head_dim == 256 and call.mask != "segments" else ["takes whole calls of head_dim 256 only"]
+        return [] if call.head_dim == 256 and call.mask != "documents" else ["takes whole calls of head_dim 256 only"]
 
     def price(self, call, device):
         return Price(0, call.output_bytes, call.output_bytes, 0.0, 0.0, seconds=1e-9)
@@ -190,7 +190,7 @@ def test_a_plugins_backend_takes_part_also_per_document(devices, inputs):
 
     backends = builtin_backends(extra=(Foreign(),))
     assert choose(AttentionCall(1, 2, 1, 8, 8, 64, 64, "float32"), devices["cpu"], backends).backend.name == "composite"
-    call = AttentionCall(1, 2, 1, 8, 8, 256, 256, "float32", "segments", lengths=(5, 3))
+    call = AttentionCall(1, 2, 1, 8, 8, 256, 256, "float32", "documents", lengths=(5, 3))
     path = choose(call, devices["cpu"], backends)
     assert [part.backend.name for part in path.price.parts] == ["foreign", "foreign"]
     q, k, v = inputs(1, 2, 1, 8, 8, 256)

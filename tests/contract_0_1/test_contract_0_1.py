@@ -50,9 +50,15 @@ def test_the_copies_are_frozen():
     assert frozen() == FROZEN
 
 
-@pytest.mark.parametrize("name", ["archport_llama", "archport_sdpa_demo"])
-def test_a_plugin_of_contract_0_1_passes_the_kit(plugins, name):
-    assert failures(run_checks(plugins[name])) == {}
+def test_a_plugin_of_contract_0_1_passes_the_kit(plugins):
+    assert failures(run_checks(plugins["archport_llama"])) == {}
+
+
+def test_a_plugin_that_speaks_of_segments_passes_the_kit_which_tells_the_new_word(plugins):
+    told = failures(run_checks(plugins["archport_sdpa_demo"]))
+    assert list(told) == ["nothing_deprecated_is_used"]
+    assert "backend.py:28: 'segments' as the name of a mask or a backend" in told["nothing_deprecated_is_used"]
+    assert "write 'documents'" in told["nothing_deprecated_is_used"]
 
 
 def test_an_override_of_contract_0_1_is_obeyed(plugins):

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from archport.contract import DeltaHeads, Price, RecurrentPath, Segments
+from archport.contract import DeltaHeads, Documents, Price, RecurrentPath
 from archport.layers import GatedDeltaNet
 
 D, HEADS, K = 48, DeltaHeads(2, 4, 32, 16), 4
@@ -30,7 +30,7 @@ class Step:
 class Context:
     """What the layer needs of a context: a planned form, its state, documents and padding."""
 
-    segments: Segments = field(default_factory=Segments)
+    documents: Documents = field(default_factory=Documents)
     chunk: int = 16
     arrays: tuple = ()
     step: Step | None = None
@@ -82,7 +82,7 @@ def test_packed_documents_equal_single_runs_whatever_the_steps(net, name, cuts):
     age = mx.concatenate([mx.arange(length) for length in lengths])[None]
     arrays, pieces = (), []
     for start, stop in pairwise([0, *cuts, x.shape[1]]):
-        context = Context(Segments(age=age[:, start:stop]), arrays=arrays)
+        context = Context(Documents(age=age[:, start:stop]), arrays=arrays)
         pieces.append(net(x[:, start:stop], context))
         arrays = context.step.arrays
     packed = mx.concatenate(pieces, axis=1)
@@ -99,7 +99,7 @@ def test_without_resets_documents_leak_into_each_other(net):
 def test_a_padded_prefill_leaves_each_row_the_state_of_its_own_tokens(net, lengths):
     x, following = rows(3, 30, D), rows(3, 2, D, seed=2)
     real = mx.arange(30)[None] < mx.array(lengths)[:, None]
-    together = Context(Segments(real=real))
+    together = Context(Documents(real=real))
     out = net(x, together)
     after = Context(chunk=0, arrays=together.step.arrays)
     decoded = net(following[:, :1], after)

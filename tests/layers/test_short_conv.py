@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from archport.contract import Segments
+from archport.contract import Documents
 from archport.layers import activation, short_conv
 from archport.layers.short_conv import ShortConv
 
@@ -45,7 +45,7 @@ def close(got, want):
 @pytest.mark.usefixtures("way")
 def test_a_row_equals_the_plain_sum(conv):
     x = numbers(B, L, C)
-    y, tail = conv(mx.array(x), None, Segments())
+    y, tail = conv(mx.array(x), None, Documents())
     assert close(y, reference(x, np.array(conv.weight[..., 0]), np.zeros((B, K - 1, C))))
     assert (np.array(tail) == x[:, -(K - 1) :]).all()
 
@@ -54,10 +54,10 @@ def test_a_row_equals_the_plain_sum(conv):
 @pytest.mark.parametrize("cuts", [(1,), (1, 2, 3), (2, 40), (74,), tuple(range(1, L))])
 def test_steps_of_any_length_equal_one_pass(conv, cuts):
     x = mx.array(numbers(B, L, C))
-    whole, last = conv(x, None, Segments())
+    whole, last = conv(x, None, Documents())
     tail, pieces = None, []
     for start, stop in zip((0, *cuts), (*cuts, L), strict=True):
-        y, tail = conv(x[:, start:stop], tail, Segments())
+        y, tail = conv(x[:, start:stop], tail, Documents())
         pieces.append(y)
     assert close(mx.concatenate(pieces, axis=1), np.array(whole))
     assert (tail == last).all()
@@ -68,7 +68,7 @@ def test_steps_of_any_length_equal_one_pass(conv, cuts):
 def test_the_tail_of_a_padded_row_is_its_own(conv, lengths):
     x, before = mx.array(numbers(B, L, C)), mx.array(numbers(B, K - 1, C, seed=2))
     real = mx.arange(L)[None] < mx.array(lengths)[:, None]
-    _, tail = conv(x, before, Segments(real=real))
+    _, tail = conv(x, before, Documents(real=real))
     for row, length in enumerate(lengths):
         rows = np.concatenate([np.array(before[row]), np.array(x[row, :length])])
         assert (np.array(tail[row]) == rows[-(K - 1) :]).all()
@@ -80,17 +80,17 @@ def test_documents_do_not_reach_into_each_other_across_steps(conv):
     age = mx.concatenate([mx.arange(b - a) for a, b in itertools.pairwise(edges)])[None]
     tail, pieces = None, []
     for start, stop in ((0, 1), (1, 31), (31, 75)):
-        y, tail = conv(x[:, start:stop], tail, Segments(age=age[:, start:stop]))
+        y, tail = conv(x[:, start:stop], tail, Documents(age=age[:, start:stop]))
         pieces.append(y)
     got = mx.concatenate(pieces, axis=1)
     for start, stop in itertools.pairwise(edges):
-        alone, _ = conv(x[:, start:stop], None, Segments())
+        alone, _ = conv(x[:, start:stop], None, Documents())
         assert close(got[:, start:stop], np.array(alone))
 
 
 def test_sixteen_bits_are_summed_in_float32(conv):
     x = mx.array(numbers(B, L, C)).astype(mx.bfloat16)
-    y, tail = conv(x, None, Segments())
+    y, tail = conv(x, None, Documents())
     want = reference(np.array(x.astype(mx.float32)), np.array(conv.weight[..., 0]), np.zeros((B, K - 1, C)))
     assert y.dtype == mx.bfloat16
     assert tail.dtype == mx.float32
@@ -105,6 +105,6 @@ def test_another_activation_is_that_of_the_plain_sum(conv, name):
     total = sum(np.array(conv.weight)[:, at, 0] * rows[:, at : at + L] for at in range(K))
     other = ShortConv(C, K, activation(name))
     other.weight = conv.weight
-    y, tail = other(x, None, Segments())
+    y, tail = other(x, None, Documents())
     assert close(y, np.array(activation(name)(mx.array(total.astype(np.float32)))))
-    assert mx.array_equal(tail, conv(x, None, Segments())[1])
+    assert mx.array_equal(tail, conv(x, None, Documents())[1])

@@ -62,6 +62,8 @@ def test_a_batch_priced_by_its_shape_is_priced_no_lower_than_by_its_lengths(leng
 
 def test_many_different_lengths_do_not_run_row_by_row_on_cuda(bert: ArchSpec, real_choose):
     plan = planner(bert, real_choose)(Request(lengths=texts(2)))
-    apart = [batch for batch in plan.batches if any(kind.mask and kind.mask.kind == "segments" for kind in batch.kinds)]
+    apart = [
+        batch for batch in plan.batches if any(kind.mask and kind.mask.kind == "documents" for kind in batch.kinds)
+    ]
     assert all(len(set(batch.lengths)) <= MOST_LENGTHS for batch in apart)
     assert len(apart) < len(plan.batches)

@@ -58,7 +58,7 @@ def test_texts_of_many_lengths_are_packed_in_the_caller_s_order_with_hardly_any_
         for path in batch.steps[0].paths:
             assert isinstance(path, AttentionPath)
             assert path.backend.name == "varlen"
-            assert (path.call.mask, path.call.lengths) == ("segments", batch.lengths)
+            assert (path.call.mask, path.call.lengths) == ("documents", batch.lengths)
             # Priced by these documents and not by those that stood for them.
             assert path.price == path.backend.price(path.call, H200)
 

@@ -128,7 +128,7 @@ def test_packed_rows_are_pooled_as_padded_ones(mode, skip):
 
 
 class Mixing:
-    """A trunk that adds to each token the one before it in its document, as `ctx.segments` tells."""
+    """A trunk that adds to each token the one before it in its document, as `ctx.documents` tells."""
 
     def __init__(self, inner) -> None:
         self.inner, self.weighs = inner, inner.parameters
@@ -137,7 +137,7 @@ class Mixing:
         return getattr(self.inner, name)
 
     def __call__(self, ids, ctx):
-        x, age = self.inner(ids, ctx), ctx.segments.age
+        x, age = self.inner(ids, ctx), ctx.documents.age
         before = mx.concatenate([mx.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
         return x + (before if age is None else mx.where((age > 0)[..., None], before, 0))
 
@@ -171,7 +171,7 @@ def test_the_kernel_is_given_one_type_and_what_lies_behind_its_documents_is_zero
         return mx.ones_like(q)
 
     monkeypatch.setattr(varlen_kernel, "attend", attend_)
-    call = AttentionCall(1, 2, 2, 10, 10, 16, 16, "bfloat16", mask="segments", lengths=(5, 3))
+    call = AttentionCall(1, 2, 2, 10, 10, 16, 16, "bfloat16", mask="documents", lengths=(5, 3))
     path = Chooser(builtin_backends())(call, profile("h200"), "varlen")
     q = mx.ones((1, 2, 10, 16))
     out = attend(path, q, q.astype(mx.bfloat16), q, scale=0.25)

@@ -48,7 +48,7 @@ def cached_apart(call):
 
 
 def of_documents(call):
-    return "" if call.mask == "segments" and call.B == 1 and len(call.lengths) > 1 else "documents only"
+    return "" if call.mask == "documents" and call.B == 1 and len(call.lengths) > 1 else "documents only"
 
 
 def one_document(call, q, k, v, scale):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from archport.contract.attention import AttentionCall, AttentionPath, Backend, Price, missing_features
+from archport.contract.deprecation import spelt
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import InputError
 
@@ -31,6 +32,7 @@ def choose(
     Raises:
         InputError: when no backend accepts the call, or the pinned one refuses it or does not exist.
     """
+    pin = spelt(pin)
     against: dict[str, str] = {}
     usable: list[tuple[Backend, Price]] = []
     for backend in backends:

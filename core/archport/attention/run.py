@@ -100,7 +100,7 @@ def _zeroed(path: AttentionPath, out: mx.array) -> mx.array:
 
     call = path.call
     queries = call.real_queries
-    if call.mask == "segments":
+    if call.mask == "documents":
         queries = (sum(call.q_lengths or call.lengths),) if call.B == 1 and not path.price.parts else ()
     elif not queries and 0 in call.lengths:
         queries = tuple(call.q_len if n else 0 for n in call.lengths)

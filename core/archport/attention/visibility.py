@@ -128,7 +128,7 @@ class Visibility:
 
 
 def visibility(call: AttentionCall) -> Visibility:
-    """What `call` makes visible, normalised: limits that exclude nothing are dropped. Not for `segments`."""
+    """What `call` makes visible, normalised: limits that exclude nothing are dropped. Not for `documents`."""
     left, right = call.visible_reach
     offsets: tuple[int, ...] = (call.kv_len - call.q_len,)
     keys: tuple[int, ...] = (call.kv_len,)

@@ -17,7 +17,7 @@ from archport.contract.attention import (
     Span,
 )
 from archport.contract.delta import DeltaHeads
-from archport.contract.deprecation import CONTRACT
+from archport.contract.deprecation import CONTRACT, SEGMENTS_TYPE
 from archport.contract.device import DeviceFacts, DeviceKind
 from archport.contract.errors import (
     AdmissionRefused,
@@ -73,7 +73,7 @@ from archport.contract.media import (
 )
 from archport.contract.memory import KV_STEP, BatchShape, KVAllocation, Limits, kv_capacity
 from archport.contract.model import CausalLM, LayerContext, Trunk, VisualRows
-from archport.contract.recurrence import RecurrentForm, RecurrentPath, RecurrentStep, Segments
+from archport.contract.recurrence import Documents, RecurrentForm, RecurrentPath, RecurrentStep
 from archport.contract.spec import (
     ArchSpec,
     AttentionLayer,
@@ -119,6 +119,7 @@ __all__ = [
     "DeviceFailure",
     "DeviceKind",
     "DistanceBias",
+    "Documents",
     "EmbeddingHead",
     "Encode",
     "Example",
@@ -156,7 +157,6 @@ __all__ = [
     "RecurrentPath",
     "RecurrentStep",
     "ScoreActivation",
-    "Segments",
     "Semantics",
     "Span",
     "SpanRule",
@@ -182,3 +182,10 @@ __all__ = [
     "label_names",
     "mask_policies",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Segments":
+        SEGMENTS_TYPE.warn()
+        return Documents
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

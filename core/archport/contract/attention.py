@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
+from archport.contract.deprecation import spelt
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import SpecError, shown
 from archport.contract.spec import AttentionLayer, DType, Semantics, itemsize
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 # What a call may ask for beyond visibility, and a backend has to name in its `features` before it is asked.
 Feature = Literal["softcap", "bias", "chunk", "spans"]
-MaskKind = Literal["none", "causal", "window", "segments", "key_padding", "dense"]
+MaskKind = Literal["none", "causal", "window", "documents", "key_padding", "dense"]
 Reach = tuple[int | None, int | None]
 # Tokens [start, stop) that see each other whichever comes first.
 Span = tuple[int, int]
@@ -43,7 +44,7 @@ class MaskPolicy:
 
     Args:
         kind: `none` (every key visible), `causal` (lower-right aligned), `window` (the layer's reach, and spans),
-            `segments` (one call per document), `key_padding` (an array of (B,1,1,S)) or `dense` (one of (B,1,L,S)).
+            `documents` (one call per document), `key_padding` (an array of (B,1,1,S)) or `dense` (one of (B,1,L,S)).
         why: the reason, for `explain()`.
     """
 
@@ -51,6 +52,7 @@ class MaskPolicy:
     why: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", spelt(self.kind))
         if self.kind not in get_args(MaskKind):
             raise SpecError(f"mask policy: kind={self.kind!r}; expected one of {', '.join(get_args(MaskKind))}")
 
@@ -118,10 +120,10 @@ class AttentionCall:
         B, n_heads, n_kv_heads, q_len, kv_len, head_dim, v_head_dim: shape; q is (B, n_heads, q_len, head_dim).
         dtype: the promoted element type of q, k and v.
         mask: what the call must make visible.
-        reach: (left, right) of the layer, None unlimited; read when `mask` is `window`, `segments`, `key_padding` or
+        reach: (left, right) of the layer, None unlimited; read when `mask` is `window`, `documents`, `key_padding` or
             `dense`. A causal layer reaches 0 to the right.
-        lengths: real keys per row, or per document when `mask` is `segments`; empty when all are `kv_len`.
-            Segments in one row (B == 1) lie one behind another; with B > 1 each row is one document.
+        lengths: real keys per row, or per document when `mask` is `documents`; empty when all are `kv_len`.
+            Documents in one row (B == 1) lie one behind another; with B > 1 each row is one document.
         q_lengths: real queries per row or document; empty when they are `lengths` (q_len == kv_len) or `q_len` (else).
             The rows behind them are padding and come out as zeros.
         additive: whether an array mask is added to the scores (in q's dtype) instead of a bool.
@@ -159,6 +161,9 @@ class AttentionCall:
     start: int = 0
     spans: tuple[tuple[Span, ...], ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", spelt(self.mask))
+
     @classmethod
     def of(
         cls,
@@ -185,7 +190,7 @@ class AttentionCall:
             spans: as in the class; left out where the layer knows none.
         """
         kind = policy.kind
-        reaching = kind in ("window", "segments", "key_padding", "dense")
+        reaching = kind in ("window", "documents", "key_padding", "dense")
         chunk = layer.chunk if reaching else None
         return cls(
             B=B,
@@ -237,7 +242,7 @@ class AttentionCall:
 
     @property
     def real_queries(self) -> tuple[int, ...]:
-        """Real queries per row (per document under `segments`); empty when every query is real."""
+        """Real queries per row (per document under `documents`); empty when every query is real."""
         return self.q_lengths or (self.lengths if self.q_len == self.kv_len else ())
 
     @property

@@ -11,7 +11,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from archport.contract.errors import SpecError
 
@@ -20,6 +20,8 @@ from archport.contract.errors import SpecError
 CONTRACT = (0, 2)
 OLDEST = (0, 1)
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -62,6 +64,68 @@ POSITIONAL_SPEC = Deprecation(
     since="0.2",
     until="0.4",
 )
+
+
+_SPELLING = {"since": "0.2", "until": "0.4"}
+SEGMENTS = Deprecation("'segments' as the name of a mask or a backend", "write 'documents'", **_SPELLING)
+SEGMENTS_TYPE = Deprecation("archport.contract.Segments", "import Documents", **_SPELLING)
+CONTEXT_SEGMENTS = Deprecation("ctx.segments", "read ctx.documents", **_SPELLING)
+ARGUMENT_SEGMENTS = Deprecation("segments= of ShortConv", "write documents=, or no name", **_SPELLING)
+
+
+class Documents(str):
+    """The word `documents`, which by `==` and `!=` is `segments` as well, and then warns: plugins compare masks."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        old = other == "segments" if type(other) is str else False
+        if old:
+            SEGMENTS.warn()
+        return old or str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        if type(other) is str and other == "segments":
+            SEGMENTS.warn()
+            return False
+        return str.__ne__(self, other)
+
+
+def spelt(name: T) -> T:
+    """The name of a mask or a backend as it is spelt now, as `dataclass` fields and arguments take it."""
+    if isinstance(name, str) and not isinstance(name, Documents) and name in ("segments", "documents"):
+        if name == "segments":
+            # The line that made the policy or call, behind `__post_init__` and `__init__`.
+            SEGMENTS.warn(stacklevel=5)
+        return cast(T, Documents("documents"))
+    return name
+
+
+def renamed_argument(old: str, new: str, notice: Deprecation) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator for functions one of whose arguments may still be given by its old name."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            if old in options:
+                notice.warn()
+                options[new] = options.pop(old)
+            return function(*args, **options)
+
+        return call
+
+    return decorate
+
+
+def documents_as_segments() -> Any:
+    """A context's `segments`, which says that it is `documents` now."""
+
+    def segments(self: Any) -> Any:
+        CONTEXT_SEGMENTS.warn()
+        return self.documents
+
+    return property(segments)
 
 
 def keywords_only(notice: Deprecation) -> Callable[[type[T]], type[T]]:

@@ -16,6 +16,7 @@ import pluggy
 
 from archport.contract import hookspecs
 from archport.contract.attention import AttentionCall, Backend, MaskPolicy
+from archport.contract.deprecation import spelt
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import ArchportError, PluginError
 from archport.contract.heads import Head
@@ -134,7 +135,7 @@ class Hooks:
 
     def sdpa_backend(self, spec: ArchSpec, layer: LayerSpec, call: AttentionCall, device: DeviceFacts) -> str | None:
         who, answer = self._first("archport_sdpa_backend", spec=spec, layer=layer, call=call, device=device)
-        return _optional(who, "archport_sdpa_backend", answer, str, "the name of a backend or None")
+        return spelt(_optional(who, "archport_sdpa_backend", answer, str, "the name of a backend or None"))
 
     def head(self, spec: ArchSpec, checkpoint: CheckpointView) -> Head:
         who, answer = self._first("archport_head", spec=spec, checkpoint=checkpoint)

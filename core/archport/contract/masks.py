@@ -16,11 +16,11 @@ FULL = MaskPolicy("none", "every token sees every other, and lengths are equal")
 SHORT = MaskPolicy("none", "the window covers the whole row, and lengths are equal")
 WINDOW = MaskPolicy("window", "the layer sees only its window")
 SPANS = MaskPolicy("window", "tokens of a span see each other, and all others what came before them")
-SEGMENTS = MaskPolicy("segments", "rows differ in length: one call per row or group of equal rows")
+DOCUMENTS = MaskPolicy("documents", "rows differ in length: one call per row or group of equal rows")
 KEY_PADDING = MaskPolicy("key_padding", "rows differ in length: keys behind a row's end are hidden")
 HIDDEN_ENDS = MaskPolicy("key_padding", "the ends of rows are computed, but nothing sees them")
 HIDDEN_FRONTS = MaskPolicy("dense", "rows end at one column: what stands in front of short ones is hidden")
-PACKED = MaskPolicy("segments", "rows lie behind one another, and each sees itself alone")
+PACKED = MaskPolicy("documents", "rows lie behind one another, and each sees itself alone")
 DENSE = MaskPolicy("dense", "asked for")
 
 
@@ -49,7 +49,7 @@ def mask_policies(
     if packed:
         return (PACKED,)
     if needs_lengths(layer, ragged=ragged, even_start=even_start):
-        return (SEGMENTS, KEY_PADDING)
+        return (DOCUMENTS, KEY_PADDING)
     if spans and layer.spans:
         return (SPANS,)
     if _hides(layer, kv_len, behind):
@@ -80,7 +80,7 @@ def check_pin(pin: MaskPolicy, layer: AttentionLayer, right: tuple[MaskPolicy, .
     """
     kinds = {policy.kind for policy in right}
     # These carry the layer's reach and the rows' lengths, so they are right wherever anything is.
-    legal = kinds | {"segments", "key_padding", "dense"}
+    legal = kinds | {"documents", "key_padding", "dense"}
     if layer.reach[0] is not None or layer.semantics == "causal":
         legal.add("window")
     if pin.kind not in legal or pin.contradicts(layer.semantics):

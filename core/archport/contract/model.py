@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from archport.contract.recurrence import RecurrentStep, Segments
+from archport.contract.recurrence import Documents, RecurrentStep
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -96,7 +96,7 @@ class LayerContext(Protocol):
         ...
 
     @property
-    def segments(self) -> Segments:
+    def documents(self) -> Documents:
         """Where documents begin and padding starts, for layers that pass something on from token to token."""
         ...
 

@@ -37,7 +37,7 @@ class RecurrentPath:
 
 
 @dataclass(frozen=True, slots=True)
-class Segments:
+class Documents:
     """Which tokens may matter to which, where a row is more than one unpadded document.
 
     Args:

@@ -22,11 +22,12 @@ from archport.contract import (
     AttentionLayer,
     AttentionPath,
     DistanceBias,
+    Documents,
     MaskPolicy,
     RecurrentPath,
-    Segments,
     Trunk,
 )
+from archport.contract.deprecation import documents_as_segments
 from archport.layers.compiled import compiles
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.memory.prefix_cache import PrefixDraft, remember
@@ -130,7 +131,8 @@ class DecodeContext:
     """
 
     visual = None
-    segments = Segments()
+    documents = Documents()
+    segments = documents_as_segments()
 
     def __init__(
         self,

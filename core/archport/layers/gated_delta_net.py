@@ -10,7 +10,7 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import DeltaHeads, LayerContext, Segments
+from archport.contract import DeltaHeads, Documents, LayerContext
 from archport.layers.activations import Activation, host_is_faster, silu
 from archport.layers.compiled import fused
 from archport.layers.gated_delta import run_rule
@@ -63,12 +63,12 @@ class GatedDeltaNet(nn.Module):
     def __call__(self, x: mx.array, ctx: LayerContext, onto: mx.array | None = None) -> mx.array:
         """Output (B, L, D) for x (B, L, D), added to `onto` (B, L, D) where that is given."""
         B, L, _ = x.shape
-        heads, segments = self._heads, ctx.segments
+        heads, documents = self._heads, ctx.documents
         qkv, z, b, a = self._projected(x)
-        log_decay, beta = self._gates(a, b, segments)
+        log_decay, beta = self._gates(a, b, documents)
         step = ctx.state(self._index, qkv, z, log_decay, beta)
         state, tail = cast("tuple[mx.array | None, mx.array | None]", step.arrays or (None, None))
-        mixed, tail = self.conv1d(qkv, tail, segments)
+        mixed, tail = self.conv1d(qkv, tail, documents)
         q, k, v = mx.split(mixed, [heads.keys, 2 * heads.keys], axis=-1)
         # A unit key, and a unit query times key_dim**-0.5, in one pass each: RMS norm is off by that root.
         root = heads.key_dim**-0.5
@@ -96,13 +96,13 @@ class GatedDeltaNet(nn.Module):
             return self.in_proj(x)
         return [self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)]
 
-    def _gates(self, a: mx.array, b: mx.array, segments: Segments) -> tuple[mx.array, mx.array]:
+    def _gates(self, a: mx.array, b: mx.array, documents: Documents) -> tuple[mx.array, mx.array]:
         """log g and beta, (B, L, Hv) float32: -inf where a document starts, and 0 and 0 at padding."""
         log_decay, beta = _log_decay(a, self.A_log, self.dt_bias), mx.sigmoid(b.astype(mx.float32))
-        if segments.age is not None:
-            log_decay = mx.where((segments.age == 0)[..., None], -mx.inf, log_decay)
-        if segments.real is not None:
-            real = segments.real[..., None]
+        if documents.age is not None:
+            log_decay = mx.where((documents.age == 0)[..., None], -mx.inf, log_decay)
+        if documents.real is not None:
+            real = documents.real[..., None]
             log_decay, beta = mx.where(real, log_decay, 0.0), mx.where(real, beta, 0.0)
         return log_decay, beta
 

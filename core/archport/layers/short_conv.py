@@ -10,7 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from archport.contract import Segments
+from archport.contract import Documents
+from archport.contract.deprecation import ARGUMENT_SEGMENTS, renamed_argument
 from archport.device import workers
 from archport.layers.activations import Activation, host_is_faster, silu
 from archport.layers.compiled import fused
@@ -32,13 +33,14 @@ class ShortConv(nn.Module):
     def taps(self) -> int:
         return self.weight.shape[1]
 
-    def __call__(self, x: mx.array, tail: mx.array | None, segments: Segments) -> tuple[mx.array, mx.array]:
+    @renamed_argument("segments", "documents", ARGUMENT_SEGMENTS)
+    def __call__(self, x: mx.array, tail: mx.array | None, documents: Documents) -> tuple[mx.array, mx.array]:
         """Convolve one step.
 
         Args:
             x: (B, L, C).
             tail: (B, K - 1, C), the real inputs before this step; None at the start of a row.
-            segments: documents and padding of the step.
+            documents: documents and padding of the step.
 
         Returns:
             (B, L, C) in x's dtype, and the tail of the next step in float32.
@@ -47,19 +49,19 @@ class ShortConv(nn.Module):
         back = self.taps - 1
         before = mx.zeros((B, back, C), dtype=x.dtype) if tail is None else tail.astype(x.dtype)
         weights = self.weight[..., 0].T
-        if segments.age is None and host_is_faster(x):
+        if documents.age is None and host_is_faster(x):
             summed = _on_host(x, before, weights, gated=self._act is None)
-            last = _last_on_host(x, before, segments.real)
+            last = _last_on_host(x, before, documents.real)
             return (summed if self._act is None else self._act(summed)), last
         rows = _joined(before, x)
         taps = [rows[:, at : at + L] for at in range(back + 1)]
-        if segments.age is not None:
+        if documents.age is not None:
             taps = [
-                tap if at == back else mx.where((segments.age >= back - at)[..., None], tap, 0)
+                tap if at == back else mx.where((documents.age >= back - at)[..., None], tap, 0)
                 for at, tap in enumerate(taps)
             ]
         mixed = _mixed(weights, *taps) if self._act is None else self._act(_summed(weights, *taps)).astype(x.dtype)
-        return mixed, _last(rows, back, segments.real)
+        return mixed, _last(rows, back, documents.real)
 
 
 @fused

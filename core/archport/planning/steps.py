@@ -27,11 +27,11 @@ from archport.contract import (
 )
 from archport.contract.masks import (
     DENSE,
+    DOCUMENTS,
     HIDDEN_ENDS,
     HIDDEN_FRONTS,
     ONE_QUERY,
     PACKED,
-    SEGMENTS,
     check_pin,
     mask_policies,
     needs_lengths,
@@ -165,7 +165,7 @@ def path_of(
     alone = needs_lengths(layer, ragged=shape.ragged, even_start=batch.even_start)
     lengths, q_lengths = _lengths(batch, start, q_len, kv_len) if alone else ((), ())
     if len(options) > 1 and model.device.kind == "cuda" and len(set(lengths)) > MOST_LENGTHS:
-        options = tuple(option for option in options if option != SEGMENTS)
+        options = tuple(option for option in options if option != DOCUMENTS)
     if batch.visible:
         # Their ends are computed like all others, so nothing but what they see may be less.
         options, lengths, q_lengths = (HIDDEN_ENDS,), batch.visible, ()
@@ -218,7 +218,7 @@ def _path(model: ModelFacts, call: AttentionCall, name: str | None) -> Attention
     `reasons` says later what speaks against the other backends then.
     """
     rows = call.lengths
-    packed = call.mask == "segments" and call.B == 1 and len(rows) > 1
+    packed = call.mask == "documents" and call.B == 1 and len(rows) > 1
     if (
         model.device.kind != "cuda"
         or call.spans

@@ -18,12 +18,13 @@ from archport.contract import (
     AttentionLayer,
     AttentionPath,
     DistanceBias,
+    Documents,
     InputError,
     LayerSpec,
     RecurrentPath,
-    Segments,
     VisualRows,
 )
+from archport.contract.deprecation import documents_as_segments
 from archport.device.evaluation import traced
 from archport.layers.norm_rotate import NormRotate
 from archport.memory import Caches, KVCache, RecurrentState
@@ -115,11 +116,11 @@ class StateStep:
             self.held.store(arrays)
 
 
-def padding(real: Sequence[int], tokens: int) -> Segments:
-    """The segments of a step in which row b holds `real[b]` tokens, padded on the right to `tokens`."""
+def padding(real: Sequence[int], tokens: int) -> Documents:
+    """The documents of a step in which row b holds `real[b]` tokens, padded on the right to `tokens`."""
     if min(real) >= tokens:
-        return Segments()
-    return Segments(real=mx.arange(tokens)[None] < mx.array(list(real))[:, None])
+        return Documents()
+    return Documents(real=mx.arange(tokens)[None] < mx.array(list(real))[:, None])
 
 
 def recurrent_path(layer: int, path: AttentionPath | RecurrentPath | None) -> RecurrentPath:
@@ -164,14 +165,14 @@ class StepContext:
         self._tokens = step.tokens
         if batch.packed:
             self._positions = mx.array(packed_positions(batch.lengths, step.tokens))[None]
-            self._segments = Segments(self._positions, padding([sum(batch.lengths)], step.tokens).real)
+            self._documents = Documents(self._positions, padding([sum(batch.lengths)], step.tokens).real)
         else:
             starts = mx.array(offsets, dtype=mx.int32)
             self._offset = offsets[0] if len(set(offsets)) == 1 else starts
             self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
             # Nothing reads what a row without a cache passes on behind its end.
             real = [max(0, min(step.tokens, length - step.start)) for length in batch.lengths]
-            self._segments = padding(real, step.tokens) if caches is not None else Segments()
+            self._documents = padding(real, step.tokens) if caches is not None else Documents()
         self._visual = None if visual is None else visual.step(step.start, step.tokens)
         self._axes = None if visual is None else visual.axes(step.start, step.tokens)
         self._turns: dict[int, Callable[[mx.array], mx.array]] = {}
@@ -182,8 +183,10 @@ class StepContext:
         return self._positions
 
     @property
-    def segments(self) -> Segments:
-        return self._segments
+    def documents(self) -> Documents:
+        return self._documents
+
+    segments = documents_as_segments()
 
     def state(self, layer: int, *inputs: mx.array) -> StateStep:
         path = recurrent_path(layer, self._paths[self._plan.layer_kinds[layer]])

@@ -16,16 +16,17 @@ from mlx.utils import tree_flatten
 from archport.contract import (
     ArchSpec,
     AttentionLayer,
+    Documents,
     DType,
     PluginError,
     Price,
     RecurrentPath,
-    Segments,
     Span,
     SpanRule,
     Trunk,
 )
 from archport.contract.attention import row_spans
+from archport.contract.deprecation import documents_as_segments
 from archport.contract.errors import shown
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan, StepPlan
@@ -154,7 +155,8 @@ def batch_caches(spec: ArchSpec, plan: Plan, batch: BatchPlan) -> Caches | None:
 class _DTypeProbe:
     """A layer context that runs nothing, to learn the element type of hidden states from an unevaluated graph."""
 
-    segments = Segments()
+    documents = Documents()
+    segments = documents_as_segments()
     visual = decoding = None
 
     @property

@@ -18,13 +18,14 @@ from archport.contract import (
     AttentionCall,
     AttentionLayer,
     DistanceBias,
+    Documents,
     LayerContext,
     LayerSpec,
     MaskPolicy,
     RecurrentLayer,
-    Segments,
     Span,
 )
+from archport.contract.deprecation import documents_as_segments
 from archport.planning.steps import choose_form
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ class PackedContext:
         k, v = self._keys.of(layer, spec, k, v, None)
         call = AttentionCall.of(
             spec,
-            MaskPolicy("segments"),
+            MaskPolicy("documents"),
             self._planner.device,
             B=1,
             q_len=L,
@@ -257,8 +258,10 @@ class PackedContext:
         return attend(self._planner.choose(call, self._planner.device), q, k, v, scale=scale, sinks=sinks, bias=bias)
 
     @property
-    def segments(self) -> Segments:
-        return Segments(age=self._positions)
+    def documents(self) -> Documents:
+        return Documents(age=self._positions)
+
+    segments = documents_as_segments()
 
     def state(self, layer: int, *_: object) -> StateStep:
         from archport.running.context import StateStep

@@ -122,7 +122,7 @@ def test_a_ragged_batch_holds_no_mask_of_rows_by_rows_and_stays_within_its_plan(
     lengths = [512, 300, 7, 120, 511, 64]
     ids, mask = np.full((len(lengths), 512), 7), np.arange(512)[None] < np.array(lengths)[:, None]
     plan = bert.plan(lengths)
-    assert {kind.mask.kind for batch in plan.batches for kind in batch.kinds} <= {"none", "segments", "key_padding"}
+    assert {kind.mask.kind for batch in plan.batches for kind in batch.kinds} <= {"none", "documents", "key_padding"}
     bert.forward(ids, mask)
     mx.clear_cache()
     mx.reset_peak_memory()

@@ -145,7 +145,7 @@ def test_equal_lengths_take_no_mask_and_ragged_ones_the_cheaper_of_two(family, d
     ragged = {kind.mask.kind for kind, _ in paths(planned(SHAPES[family], [256, 250, 200, 190, 180, 170], device))}
     windowed = family == "modernbert"  # 256 tokens are within EmbeddingGemma's reach
     assert equal == ({"none", "window"} if windowed else {"none"})
-    assert ragged <= {"segments", "key_padding", *equal}
+    assert ragged <= {"documents", "key_padding", *equal}
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ class Banded:
     name: str = "banded"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
-        if call.mask == "segments":
+        if call.mask == "documents":
             return ["documents are run one by one"]
         seen = visibility(call)
         if not seen.windowed and seen.right in (None, 0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from archport.attention.backends.banded import Banded
 from archport.attention.backends.chunked import Chunked
 from archport.attention.backends.composite import Composite
-from archport.attention.backends.documents import Documents
+from archport.attention.backends.documents import PerDocument
 from archport.attention.backends.fused import Fused
 from archport.attention.backends.host import Host
 from archport.attention.backends.tiled import Tiled
@@ -31,4 +31,4 @@ def builtin_backends(routes: Routes | None = None, extra: tuple[Backend, ...] = 
         Host(),
         Chunked(),
     )
-    return (*plain, Documents(plain), Varlen())
+    return (*plain, PerDocument(plain), Varlen())

@@ -34,7 +34,7 @@ class Chunked:
     name: str = "chunked"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
-        if call.mask == "segments":
+        if call.mask == "documents":
             return ["documents are run one by one"]
         threshold = call.limits.chunk_threshold
         if call.kv_len < threshold:

@@ -27,7 +27,7 @@ class Composite:
     name: str = "composite"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
-        if call.mask == "segments":
+        if call.mask == "documents":
             return ["documents are run one by one"]
         if self.routes.route(whole(call), device).kernel != "composite":
             return ["MLX runs a fused kernel for this call"]

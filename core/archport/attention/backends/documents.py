@@ -39,7 +39,7 @@ class Group:
 
 
 def groups(call: AttentionCall) -> tuple[Group, ...]:
-    """The documents of a `segments` call, equal neighbours together; empty documents are left out."""
+    """The documents of a `documents` call, equal neighbours together; empty documents are left out."""
     queries = call.real_queries or (call.q_len,) * len(call.lengths)
     packed = call.B == 1
     found: list[Group] = []
@@ -57,12 +57,12 @@ def groups(call: AttentionCall) -> tuple[Group, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Documents:
+class PerDocument:
     """Runs any of `inner` per document."""
 
     inner: tuple[Backend, ...]
     features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
-    name: str = "segments"
+    name: str = "documents"
     _choose: Chooser = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class Documents:
         object.__setattr__(self, "_choose", Chooser(self.inner))
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
-        if call.mask != "segments":
+        if call.mask != "documents":
             return ["the call is not divided into documents"]
         if not call.lengths:
             return ["the call names no document lengths"]

@@ -31,7 +31,7 @@ class Fused:
     name: str = "fused"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
-        if call.mask == "segments":
+        if call.mask == "documents":
             return ["documents are run one by one"]
         if call.softcap is not None:
             return [NO_SOFTCAP]

@@ -56,7 +56,7 @@ class Host:
             reasons.append(f"it computes in float32, not {call.dtype}")
         if call.q_len < FEWEST_QUERIES:
             reasons.append(f"{call.q_len} queries are fewer than {FEWEST_QUERIES}, where MLX's own call is as fast")
-        if call.mask == "segments":
+        if call.mask == "documents":
             reasons.append("documents are run one by one")
         return reasons
 

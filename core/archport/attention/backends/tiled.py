@@ -28,7 +28,7 @@ class Tiled:
     name: str = "tiled"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
-        if call.mask == "segments":
+        if call.mask == "documents":
             return ["documents are run one by one"]
         if visibility(call).windowed:
             return ["the window hides most keys from a tile; `banded` leaves them out"]

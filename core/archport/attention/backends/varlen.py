@@ -32,7 +32,7 @@ class Varlen:
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if device.kind != "cuda":
             return ["the kernel is written for CUDA"]
-        if call.mask != "segments" or call.B != 1:
+        if call.mask != "documents" or call.B != 1:
             return ["the call is not one row of documents"]
         found: list[str] = []
         if call.dtype == "float32":

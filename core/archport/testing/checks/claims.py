@@ -91,7 +91,7 @@ def flags_change_the_semantics(s: Subject) -> str:
 
 
 SHAPES = ((1, 1, 16, False), (1, 64, 0, False), (3, 24, 0, True), (2, 48, 48, False))
-BACKENDS = ("fused", "composite", "tiled", "banded", "chunked", "segments")
+BACKENDS = ("fused", "composite", "tiled", "banded", "chunked", "documents")
 # A prime number, so that answers that take turns do not come round to the first one.
 AGAIN = 7
 

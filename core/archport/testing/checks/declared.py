@@ -6,21 +6,25 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from archport.checkpoint import normalise_config
-from archport.contract import ArchSpec, AttentionLayer, RecurrentLayer
+from archport.contract import ArchSpec, AttentionCall, AttentionLayer, RecurrentLayer
 from archport.contract.deprecation import ContractDeprecation
-from archport.contract.hooks import Hooks
 from archport.contract.plugins import find_fault
+from archport.device.facts import this_device
 from archport.testing.check import check, fail, skip, warn
 from archport.testing.subject import Subject, Tiny
 from archport.testing.weights import shown_by
 
 REQUIRED = ("archport_claim", "archport_build", "archport_examples")
 HEAVY = ("mlx", "mlx_lm", "torch", "transformers", "huggingface_hub", "safetensors", "requests", "httpx")
+
+# A call as backends are asked about it, of two documents in one row.
+PACKED = AttentionCall(1, 4, 2, 24, 24, 64, 64, "float32", "documents", lengths=(16, 8))
 
 # Imports a module with an audit hook that notes what it loads, opens and connects to, archport itself left out.
 _WATCH = """
@@ -112,20 +116,24 @@ def nothing_deprecated_is_used(s: Subject) -> str:
             config = normalise_config(dict(example.config))
             spec = hooks.claim(config)
             if spec is not None:
-                _build(hooks, spec, config)
+                _quietly(partial(hooks.build, spec, config))
+        for backend in hooks.sdpa_backends():
+            _quietly(partial(backend.reasons_against, PACKED, this_device()))
+        for tiny in s.tinies:
+            _quietly(lambda tiny=tiny: tiny.hidden(tiny.tokens(tiny.length(8))))
     found: dict[str, str] = {}
     for each in told:
         if issubclass(each.category, ContractDeprecation):
             found.setdefault(str(each.message), f"{Path(each.filename).name}:{each.lineno}")
     if found:
         warn("; ".join(f"{place}: {text}" for text, place in found.items()))
-    return f"{len(s.examples) if not s.is_guest else 0} examples claimed and built, 0 warnings"
+    return f"{len(s.examples) if not s.is_guest else 0} examples claimed, built and run, 0 warnings"
 
 
-def _build(hooks: Hooks, spec: ArchSpec, config: Mapping[str, Any]) -> None:
+def _quietly(ask: Callable[[], object]) -> None:
     try:
-        hooks.build(spec, config)
-    # What a module raises is told by the check of loading it.
+        ask()
+    # What a module raises is told by the check of loading it, and what a backend does by those that run it.
     except Exception:
         return
 

@@ -198,7 +198,7 @@ def packed_documents_do_not_leak(t: Tiny) -> str:
     """Documents packed one behind another in a row come out as each does alone.
 
     Take positions from `ctx.positions` and rotate with `ctx.rotate`; never count tokens in the module. Where
-    something passes from token to token, `ctx.segments.age` says where it must not.
+    something passes from token to token, `ctx.documents.age` says where it must not.
     """
     import mlx.core as mx
 

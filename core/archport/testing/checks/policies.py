@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 # Policies that say a layer's reach and the lengths of rows themselves; where one of the others is right, it is planned.
-CARRYING: tuple[MaskKind, ...] = ("window", "segments", "key_padding", "dense")
+CARRYING: tuple[MaskKind, ...] = ("window", "documents", "key_padding", "dense")
 
 
 @dataclass(frozen=True, slots=True)

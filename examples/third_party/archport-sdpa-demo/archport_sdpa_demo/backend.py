@@ -25,7 +25,7 @@ class Stream32:
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         reasons: list[str] = []
-        if call.mask == "segments":
+        if call.mask == "documents":
             reasons.append("documents are run one by one")
         if call.mask_shape:
             reasons.append("an array mask is handed over; only lengths and reach are read")

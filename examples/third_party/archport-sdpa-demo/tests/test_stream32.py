@@ -102,6 +102,6 @@ def test_a_tight_limit_makes_smaller_blocks():
     assert tight.transient <= 2_500_000
 
 
-@pytest.mark.parametrize("changes", [{"mask": "segments", "lengths": (70, 31)}, {"sinks": True}])
+@pytest.mark.parametrize("changes", [{"mask": "documents", "lengths": (70, 31)}, {"sinks": True}])
 def test_what_it_can_not_run_it_refuses_with_a_reason(changes):
     assert len(STREAM.reasons_against(call(**changes), DEVICE)) == 1

@@ -46,7 +46,7 @@ class GatedConv(nn.Module):
         before, behind, x = mx.split(self.in_proj(x), 3, axis=-1)
         x = before * x
         step = ctx.state(self._index, x, behind)
-        mixed, tail = self.conv(x, step.arrays[0] if step.arrays else None, ctx.segments)
+        mixed, tail = self.conv(x, step.arrays[0] if step.arrays else None, ctx.documents)
         if "bias" in self:
             mixed = mixed + self["bias"]
         out = self.out_proj(behind * mixed)

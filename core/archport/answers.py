@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 import numpy as np
 
 from archport.answering.collecting import Collected, Errors, apart
-from archport.answering.outputs import Output
 from archport.answering.precision import check_dimensions
 from archport.contract import EmbeddingHead, InputError, TokenHead
 from archport.contract.arguments import checked
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
     from archport.answering.rerank import Ranked
     from archport.answering.tags import Span
     from archport.runtime import Runtime
+
+
+Output = Literal["vectors", "tokens", "sparse"]
 
 
 class EncoderAnswers:

@@ -21,7 +21,7 @@ import numpy as np
 from archport import loading
 from archport.answering.collecting import Collected, Errors
 from archport.answering.precision import Precision, check_dimensions, check_precision, quantise
-from archport.answers import EncoderAnswers
+from archport.answers import EncoderAnswers, Output
 from archport.attention import limits_from_environment
 from archport.checkpoint.dtype import DTypeChoice
 from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead
@@ -36,7 +36,7 @@ from archport.device.failures import failure_of
 from archport.device.heap import keep_freed_memory
 from archport.device.process import use_device
 from archport.faults import explained, unexpected
-from archport.habits import EmbedOptions, Habits, ModelMemory, Output, Recipe
+from archport.habits import EmbedOptions, Habits, ModelMemory, Recipe
 from archport.loading import Description, describe
 from archport.planning import Plan, Request
 from archport.reading.texts import Overflow, iterable

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, cast
 import numpy as np
 from tokenizers import Tokenizer
 
-from archport.answering.outputs import Output
 from archport.answering.precision import Precision
+from archport.answers import Output
 from archport.checkpoint import duplicate
 from archport.contract import ArchSpec, DeviceFacts, InputError
 from archport.contract.arguments import checked

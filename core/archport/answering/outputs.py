@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from archport.running.encode import Encoder, verified
 from archport.running.steps import run_steps
 from archport.running.stretches import Stretches
 
-Output = Literal["vectors", "tokens", "sparse"]
 # Texts tokenised and sorted together.
 _WINDOW = 2048
 

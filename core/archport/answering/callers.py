@@ -1,13 +1,13 @@
 """Texts and pairs of many callers through one model: read on any thread, run together on the device's.
 
-Each kind of work is the two halves of a call of `Model`: `embed` (sparse, too), `classify`, `rerank`, late interaction.
-Knows nothing of who asks, in which order, or when.
+Each kind of work is the two halves of a call of `Model`: `embed` (sparse, too), `classify`, `tag`, `rerank`, late
+interaction. Knows nothing of who asks, in which order, or when.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,10 +15,12 @@ import numpy as np
 from archport.answering.labels import LabelScorer
 from archport.answering.outputs import OutputEmbedder
 from archport.answering.rerank import RerankRequest
+from archport.answering.tags import Tagger
 from archport.answering.token_vectors import Role, TokenEmbedder
 from archport.answering.vectors import Embedder, EmbedRequest
 from archport.answering.yes_no import YesNoScorer
 from archport.contract import Measured
+from archport.reading.cutting import Places
 from archport.reading.pairs import Item
 from archport.reading.texts import Overflow, Tokens
 from archport.running.calls import device_call
@@ -37,6 +39,7 @@ class Row:
         measured: what a reader found in it, pictures included; None for a text that is only text.
         prompt_tokens: leading tokens that belong to a prompt.
         truncated: whether it was cut.
+        places: where its tokens stand in its text, for labels of tokens.
     """
 
     ids: np.ndarray
@@ -44,6 +47,7 @@ class Row:
     measured: Measured | None = None
     prompt_tokens: int = 0
     truncated: bool = False
+    places: Places | None = None
 
     @property
     def tokens(self) -> int:
@@ -154,6 +158,25 @@ class LabelWork:
         """See `Work`."""
         types = [np.zeros(len(row.ids), np.int32) if row.types is None else row.types for row in rows]
         self.scorer.run([row.ids for row in rows], types, _one_by_one(take))
+
+
+@dataclass(frozen=True, slots=True)
+class TagWork:
+    """Texts to raw scores of their tokens (n, labels)."""
+
+    tagger: Tagger
+
+    def read(self, texts: Sequence[str], *, max_tokens: int | None = None, overflow: Overflow = "error") -> list[Row]:
+        """Rows of texts; raises InputError and ContextLengthExceeded as `tag` does."""
+        tokens = self.tagger.read(texts, max_tokens=max_tokens, overflow=overflow)
+        rows = _rows(tokens.ids, (), 0, tokens.truncated)
+        return [replace(row, places=places) for row, places in zip(rows, tokens.places, strict=True)]
+
+    @device_call
+    def run(self, rows: Sequence[Row], take: Take) -> None:
+        """See `Work`."""
+        for index, scores in enumerate(self.tagger.scores([row.ids for row in rows])):
+            take(index, scores)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Knows nothing of how rows are run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
@@ -17,7 +17,7 @@ from archport.contract import NonFiniteOutput
 from archport.contract.heads import Classifier, TaggingHead
 from archport.planning import Readout, Request
 from archport.reading.cutting import Places
-from archport.reading.texts import Overflow, TextTokeniser, check_vocabulary
+from archport.reading.texts import Overflow, TextTokeniser, Tokens, check_vocabulary
 from archport.running.encode import Encoder, verified
 from archport.running.steps import run_steps
 
@@ -67,22 +67,21 @@ class Tagger:
         tagged: list[list[Span]] = []
         for first in range(0, len(texts), _WINDOW):
             some = texts[first : first + _WINDOW]
-            rows, places = self.read(some, max_tokens=max_tokens, overflow=overflow, first=first)
-            for index, scores in enumerate(self.scores(rows)):
+            tokens = self.read(some, max_tokens=max_tokens, overflow=overflow, first=first)
+            for index, scores in enumerate(self.scores(tokens.ids)):
                 if not np.isfinite(scores).all():
                     raise NonFiniteOutput(
                         f"a score of text {first + index} is NaN or infinity; it is not returned. The weights may be "
                         "damaged, or overflow in this dtype: try dtype='float32'"
                     )
-                tagged.append(list(spans(some[index], scores, places[index], self.head.labels)))
+                tagged.append(list(spans(some[index], scores, tokens.places[index], self.head.labels)))
         return tagged
 
     def read(
         self, texts: Sequence[str], *, max_tokens: int | None = None, overflow: Overflow = "error", first: int = 0
-    ) -> tuple[tuple[np.ndarray, ...], tuple[Places, ...]]:
-        """(ids, places) of every text; `first` is the index of the first one in the caller's sequence."""
-        tokens = self.tokeniser.placed(texts, max_tokens=max_tokens, overflow=overflow, first=first)
-        return tokens.ids, tokens.places
+    ) -> Tokens:
+        """Ids and places of every text; `first` is the index of the first one in the caller's sequence."""
+        return self.tokeniser.placed(texts, max_tokens=max_tokens, overflow=overflow, first=first)
 
     def scores(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Raw scores (tokens, labels) float32 of every row."""
@@ -102,7 +101,31 @@ class Tagger:
         return [scores[row] for row in range(len(rows))]
 
 
-def spans(text: str, scores: np.ndarray, places: Places, labels: Sequence[str]) -> Iterator[Span]:
+def _chances(scores: np.ndarray) -> np.ndarray:
+    chances = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return chances / chances.sum(axis=1, keepdims=True)
+
+
+def token_labels(
+    text: str, scores: np.ndarray, places: Places, labels: Sequence[str], ignored: Collection[str] = (OUTSIDE,)
+) -> Iterator[Span]:
+    """Every token of one text as a span of its own, its label whole; as `aggregation_strategy="none"`.
+
+    Args:
+        scores: raw ones (tokens, labels) float32.
+        ignored: labels whose tokens are left out.
+    """
+    chances = _chances(scores)
+    likeliest: list[int] = chances.argmax(axis=1).tolist()
+    for at, best in enumerate(likeliest):
+        if not places.special[at] and labels[best] not in ignored:
+            start, end = places.offsets[at]
+            yield Span(labels[best], float(chances[at, best]), text[start:end], start, end)
+
+
+def spans(
+    text: str, scores: np.ndarray, places: Places, labels: Sequence[str], ignored: Collection[str] = (OUTSIDE,)
+) -> Iterator[Span]:
     """The spans of one text.
 
     A token joins the one before it where both have the same label and its own does not begin with `B-`, across spaces
@@ -110,30 +133,24 @@ def spans(text: str, scores: np.ndarray, places: Places, labels: Sequence[str]) 
 
     Args:
         scores: raw ones (tokens, labels) float32.
+        ignored: labels whose spans are left out, by the name that a span has.
     """
-    chances = np.exp(scores - scores.max(axis=1, keepdims=True))
-    chances /= chances.sum(axis=1, keepdims=True)
-    group: list[int] = []
+    chances = _chances(scores)
+    groups: list[list[int]] = []
     name = ""
     best: list[int] = chances.argmax(axis=1).tolist()
     for at in (at for at, special in enumerate(places.special) if not special):
         begins, label = _parted(labels[best[at]])
-        if group and (label != name or begins):
-            yield from _span(text, labels[best[group[0]]], group, chances.max(axis=1), places)
-            group = []
+        if not groups or label != name or begins:
+            groups.append([])
         name = label
-        group.append(at)
-    if group:
-        yield from _span(text, labels[best[group[0]]], group, chances.max(axis=1), places)
-
-
-def _span(text: str, label: str, group: Sequence[int], chances: np.ndarray, places: Places) -> Iterator[Span]:
-    # As the pipeline names a group: what follows the first hyphen, whatever stands before it.
-    name = label.split("-", 1)[-1]
-    if name == OUTSIDE:
-        return
-    start, end = places.offsets[group[0]][0], places.offsets[group[-1]][1]
-    yield Span(name, float(np.mean(chances[list(group)])), text[start:end], start, end)
+        groups[-1].append(at)
+    for group in groups:
+        # As the pipeline names a group: what follows the first hyphen, whatever stands before it.
+        name = labels[best[group[0]]].split("-", 1)[-1]
+        if name not in ignored:
+            start, end = places.offsets[group[0]][0], places.offsets[group[-1]][1]
+            yield Span(name, float(chances[group].max(axis=1).mean()), text[start:end], start, end)
 
 
 def _parted(label: str) -> tuple[bool, str]:

@@ -1,4 +1,4 @@
-"""What the interfaces ask for, in one vocabulary: embed, sparse or not, score, classify, vectors of tokens.
+"""What the interfaces ask for, in one vocabulary: embed, sparse or not, score, classify, tag, vectors of tokens.
 
 Knows nothing of any interface's JSON, of queues or of threads.
 """
@@ -6,17 +6,18 @@ Knows nothing of any interface's JSON, of queues or of threads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from archport.answering.callers import AnswerWork, LabelWork, Row, SparseWork, TokenWork, VectorWork
+from archport.answering.callers import AnswerWork, LabelWork, Row, SparseWork, TagWork, TokenWork, VectorWork
 from archport.answering.labels import Classified, LabelScorer
 from archport.answering.rerank import RerankRequest
 from archport.answering.similarity import similarity
+from archport.answering.tags import OUTSIDE, Span, spans, token_labels
 from archport.answering.token_vectors import TokenEmbedder, maxsim
 from archport.answering.vectors import Embedder, EmbedRequest
 from archport.answering.yes_no import YesNoScorer
@@ -183,6 +184,29 @@ class Answers(Requests):
         job = await self.run(("labels", served.id), work, rows, timing)
         scores = np.stack(job.results) if rows else np.zeros((0, len(scorer.head.labels)), np.float32)
         return scorer.classified(scores, raw=raw), [row.tokens for row in rows]
+
+    async def tag(
+        self, served: Served, texts: Sequence[str], timing: Timing, *, joined: bool = True,
+        ignored: Collection[str] = (OUTSIDE,), cutting: Cutting | None = None, param: str = "inputs",
+    ) -> list[list[Span]]:  # fmt: skip
+        """The labelled spans of every text.
+
+        Args:
+            joined: whether neighbours with one label are a span; else every token is one.
+            ignored: labels that are left out.
+        """
+        served.need("tag")
+        tagger = served.runtime.tagger()
+        work, limits = TagWork(tagger), _cut(served, cutting or Cutting())
+        rows = await self.rows(served, texts, lambda: work.read(texts, **limits), timing, param)
+        job = await self.run(("tags", served.id), work, rows, timing)
+        found: list[list[Span]] = []
+        for text, row, scores in zip(texts, rows, job.results, strict=True):
+            assert row.places is not None
+            found.append(
+                list((spans if joined else token_labels)(text, scores, row.places, tagger.head.labels, ignored))
+            )
+        return found
 
     async def score(
         self,

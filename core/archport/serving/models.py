@@ -11,7 +11,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from archport.contract import ClassificationHead, EmbeddingHead, PairReader, SparseHead, TokenHead, YesNoHead
+from archport.contract import (
+    ClassificationHead,
+    EmbeddingHead,
+    PairReader,
+    SparseHead,
+    TaggingHead,
+    TokenHead,
+    YesNoHead,
+)
 from archport.engine import Model
 from archport.planning import Plan, Planner, Request
 from archport.runtime import Runtime
@@ -84,6 +92,8 @@ class Served:
             found.append("rerank")
         if isinstance(head, ClassificationHead):
             found.append("classify")
+        if isinstance(head, TaggingHead):
+            found.append("tag")
         if "generate" in tasks:
             found.append("generate")
             if self.runtime.chat is not None and self.runtime.chat.templates:

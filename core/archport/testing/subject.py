@@ -207,7 +207,7 @@ class Tiny:
             tagger = model._runtime.tagger()
             given = [texts] if isinstance(texts, str) else list(cast("Sequence[str]", texts))
             # A row per text: what its tokens score on average.
-            return np.stack([scores.mean(axis=0) for scores in tagger.scores(tagger.read(given, **options)[0])])
+            return np.stack([scores.mean(axis=0) for scores in tagger.scores(tagger.read(given, **options).ids)])
         return model.embed(texts, **options)
 
     @property

@@ -1,4 +1,8 @@
-"""Text Embeddings Inference: bare arrays out, flat errors, and one model without a name."""
+"""Text Embeddings Inference: bare arrays out, flat errors, and one model without a name.
+
+`/predict` of a model that labels tokens, which Text Embeddings Inference has not, takes and gives what the Hub's
+inference API does for that task.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,12 @@ from starlette.responses import Response
 from tokenizers import Encoding
 
 from archport import __version__
-from archport.contract import ClassificationHead, EmbeddingHead, SparseHead
+from archport.contract import ClassificationHead, EmbeddingHead, SparseHead, TaggingHead
 from archport.serving.answers import Cutting, Prompt
 from archport.serving.dialects.items import cutting_of, items_of, prompt_of
-from archport.serving.errors import Fault, refused
+from archport.serving.errors import Fault, refused, unsupported
 from archport.serving.http import Body, Context, IdRows, Ids, Texts, json_response
+from archport.serving.models import Served
 
 _TYPES = {
     "empty_input": "Empty",
@@ -101,6 +106,20 @@ async def embed_sparse(context: Context, body: SparseBody) -> Response:
     return json_response(context, answer)
 
 
+class TagParameters(Body):
+    """How labels of tokens are given.
+
+    Args:
+        aggregation_strategy: `simple` joins neighbours with one label, `none` gives every token.
+        ignore_labels: labels that are left out; "O" where nothing is said.
+        stride: tokens that pieces of a long text share; refused, as texts are not read in pieces.
+    """
+
+    aggregation_strategy: StrictStr | None = None
+    ignore_labels: Texts | None = None
+    stride: StrictInt | None = None
+
+
 class PredictBody(Body):
     """What `/predict` takes: a text, a pair, or an array of either."""
 
@@ -110,12 +129,20 @@ class PredictBody(Body):
     raw_scores: bool = False
     truncate: bool | StrictStr | None = None
     truncation_direction: StrictStr = "Right"
+    parameters: TagParameters | None = Field(default=None, description="of a model that labels tokens")
 
 
 async def predict(context: Context, body: PredictBody) -> Response:
-    """Labels of texts and pairs, the likeliest first."""
+    """Labels of texts and pairs, the likeliest first; of a model that labels tokens, the pieces of texts."""
     state = context.state
+    if not any("classify" in each.capabilities for each in state.registry.all):
+        taggers = [each for each in state.registry.all if "tag" in each.capabilities]
+        if taggers:
+            return await _tagged(context, taggers[0], body)
     served = state.registry.find(None, "classify")
+    if body.parameters is not None and body.parameters.aggregation_strategy is not None:
+        raise unsupported(f"{served.id!r} labels whole texts, so aggregation_strategy is nothing of it; leave it out.",
+                          "parameters")  # fmt: skip
     given = body.inputs
     several = not isinstance(given, str)
     items: list[Any] = [given] if isinstance(given, str) else list(given)
@@ -136,6 +163,38 @@ async def predict(context: Context, body: PredictBody) -> Response:
         for each in found
     ]
     return json_response(context, lists if several else lists[0])
+
+
+async def _tagged(context: Context, served: Served, body: PredictBody) -> Response:
+    """What transformers' pipeline gives of the pieces of texts that have a label, words as they stand in the text."""
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    if body.raw_scores:
+        raise unsupported("raw_scores is of labels of whole texts; labels of tokens have probabilities.", "raw_scores")
+    given = body.parameters or TagParameters()
+    strategy = given.aggregation_strategy or "simple"
+    if strategy not in ("none", "simple"):
+        raise unsupported(f"aggregation_strategy is {strategy[:100]!r}; expected none or simple.", "parameters")
+    if given.stride:
+        raise unsupported("stride is not followed: a text is read whole, or cut with truncate.", "parameters")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise refused(f"inputs[{index}] is an array; {served.id!r} labels the tokens of single texts.",
+                          "invalid_value", "inputs")  # fmt: skip
+    if not texts:
+        raise refused("inputs is empty; expected at least one text.", "empty_input", "inputs")
+    more = {} if given.ignore_labels is None else {"ignored": given.ignore_labels}
+    found = await context.state.answers.tag(
+        served, texts, context.timing, joined=strategy == "simple", cutting=_cutting(body), **more
+    )
+    key = "entity_group" if strategy == "simple" else "entity"
+    lists = [
+        [
+            {key: span.label, "score": span.score, "word": span.text, "start": span.start, "end": span.end}
+            for span in each
+        ]
+        for each in found
+    ]
+    return json_response(context, lists[0] if isinstance(body.inputs, str) else lists)
 
 
 class TokenizeBody(Body):
@@ -194,9 +253,9 @@ async def info(context: Context, _: None) -> Response:
         kind = {"embedding": {"pooling": "+".join(head.pooling)}}
     elif isinstance(head, SparseHead):
         kind = {"embedding": {"pooling": "splade"}}
-    elif isinstance(head, ClassificationHead):
+    elif isinstance(head, ClassificationHead | TaggingHead):
         labels = dict(enumerate(head.labels))
-        name = "reranker" if len(labels) == 1 else "classifier"
+        name = "token_classifier" if isinstance(head, TaggingHead) else "reranker" if len(labels) == 1 else "classifier"
         kind = {name: {"id2label": {str(key): value for key, value in labels.items()},
                        "label2id": {value: key for key, value in labels.items()}}}  # fmt: skip
     answer = {

@@ -107,6 +107,94 @@ static void multiply(float (&sum)[4], const unsigned int (&a)[4], unsigned int b
 }
 """
 
+# The instructions of kernels/flash_source.py, and wgmma by its rules: where the elements of a matrix lie under the 128-byte
+# swizzle, with rows or with columns next to each other, and which thread holds what.
+FLASH = """
+alignas(1024) static unsigned char dynamic_memory[232448];
+#define DYNAMIC_SHARED(name) unsigned char* const name = dynamic_memory
+static unsigned int shared_address(const void* place) {
+  return static_cast<const unsigned char*>(place) - dynamic_memory;
+}
+static float reciprocal(float x) { return 1.0f / x; }
+static void commit_copies() {}
+template <int Open>
+static void copies_done() {}
+template <bool Brain>
+static void add_product(float* sum, const unsigned int (&a)[4], unsigned int b0, unsigned int b1) {
+  multiply<Brain>(*reinterpret_cast<float(*)[4]>(sum), a, b0, b1);
+}
+"""
+WARPGROUP = """
+template <int Count>
+static void keep(float (&)[Count]) {}
+static unsigned long long matrix(const void* place, unsigned long long leading, unsigned long long stride) {
+  return (shared_address(place) & 0x3ffff) >> 4 | leading >> 4 << 16 | stride >> 4 << 32 | 1ull << 62;
+}
+static void open_products() {}
+static void commit_products() {}
+template <int Open, int Count>
+static void products_done(float (&)[Count]) {}
+static void shared_is_written() {}
+template <bool Brain>
+static float in_matrix(unsigned long long at, int row, int k, bool columns) {
+  const unsigned start = (at & 0x3fff) << 4, leading = (at >> 16 & 0x3fff) << 4, stride = (at >> 32 & 0x3fff) << 4;
+  unsigned byte = columns ? start + row / 64 * leading + k / 8 * stride + k % 8 * 128 + row % 64 * 2
+                          : start + row / 8 * stride + row % 8 * 128 + k * 2;
+  byte ^= (byte >> 7 & 7) << 4;
+  unsigned short bits;
+  std::memcpy(&bits, dynamic_memory + byte, 2);
+  return wide<Brain>(bits);
+}
+template <bool Brain, int Count>
+static void multiply_rows(float (&sum)[Count], unsigned long long a, unsigned long long b, int more) {
+  const int lane = threadIdx.x % 32, top = threadIdx.x % 128 / 32 * 16 + lane / 4;
+  for (int i = 0; i < Count; ++i) {
+    const int row = top + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    if (!more) sum[i] = 0;
+    for (int k = 0; k < 16; ++k) sum[i] += in_matrix<Brain>(a, row, k, false) * in_matrix<Brain>(b, column, k, false);
+  }
+}
+template <bool Brain, int Count>
+static void multiply_columns(float (&sum)[Count], const unsigned int* a, unsigned long long b, int more) {
+  const int lane = threadIdx.x % 32, first = threadIdx.x - lane;
+  for (int i = 0; i < 4; ++i) shown[threadIdx.x][i] = a[i];
+  warp_barrier().arrive_and_wait();
+  for (int i = 0; i < Count; ++i) {
+    const int half = i / 2 % 2, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    if (!more) sum[i] = 0;
+    for (int k = 0; k < 16; ++k) {
+      const unsigned int word = shown[first + lane / 4 * 4 + k % 8 / 2][half + k / 8 * 2];
+      sum[i] += wide<Brain>(k % 2 ? word >> 16 : word) * in_matrix<Brain>(b, column, k, true);
+    }
+  }
+  warp_barrier().arrive_and_wait();
+}
+"""
+
+# The instructions of kernels/decode_source.py that TENSOR_CORES lacks.
+DECODE = """
+struct alignas(16) Words { unsigned int word[4]; };
+alignas(1024) static unsigned char dynamic_memory[232448];
+#define DYNAMIC_SHARED(name) unsigned char* const name = dynamic_memory
+static Words load(const void* from) {
+  Words words;
+  std::memcpy(&words, from, 16);
+  return words;
+}
+static unsigned int low_halves(unsigned int first, unsigned int second) { return first & 0xffff | second << 16; }
+static unsigned int high_halves(unsigned int first, unsigned int second) { return first >> 16 | second & 0xffff0000; }
+static unsigned int transposed(unsigned int two) {
+  const int lane = threadIdx.x % 32, first = threadIdx.x - lane, row = lane / 4, column = lane % 4 * 2;
+  shown[threadIdx.x][0] = two;
+  warp_barrier().arrive_and_wait();
+  const auto at = [&](int i, int j) { return shown[first + i * 4 + j / 2][0] >> j % 2 * 16 & 0xffff; };
+  const unsigned int exchanged = at(column, row) | at(column + 1, row) << 16;
+  warp_barrier().arrive_and_wait();
+  return exchanged;
+}
+static float reciprocal(float x) { return 1.0f / x; }
+"""
+
 LAUNCH = """
 extern "C" void launch(PARAMETERS, int blocks_x, int blocks_y) {
   for (int i = 0; i < kBlock / 32; ++i) warp_barriers.push_back(new std::barrier<>(32));

@@ -1,0 +1,162 @@
+"""The CUDA kernel of flash attention, run on the host with each kind of matrix unit, against float64."""
+
+from __future__ import annotations
+
+import archport  # noqa: F401
+
+# isort: split
+import importlib.util
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from archport.kernels import flash, flash_source
+from archport.kernels.flash import Document, Tiling
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
+NAMES = ["q", "k", "v", "tiles", "numbers", "q_strides", "k_strides", "v_strides", "out"]
+POISON = 0x7FFF
+
+
+def on_host():
+    place = Path(__file__).parents[1] / "layers" / "cuda_on_host.py"
+    found = importlib.util.spec_from_file_location("cuda_on_host", place)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def bits_of(x: np.ndarray, brain: bool) -> np.ndarray:
+    if not brain:
+        return x.astype(np.float16).view(np.uint16)
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def value_of(bits: np.ndarray, brain: bool) -> np.ndarray:
+    if not brain:
+        return bits.view(np.float16).astype(np.float64)
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def attention(q, k, v, position, reach, scale, softcap):
+    """(queries, Dh) of one document and head in float64; a query that sees no key gives zeros."""
+    left, right = reach
+    scores = q @ k.T * scale
+    if softcap is not None:
+        scores = softcap * np.tanh(scores / softcap)
+    apart = np.arange(len(k))[None] - position - np.arange(len(q))[:, None]
+    hidden = np.zeros(apart.shape, bool)
+    if left is not None:
+        hidden |= apart < -left
+    if right is not None:
+        hidden |= apart > right
+    scores[hidden] = -np.inf
+    top = scores.max(axis=1, keepdims=True, initial=-1e30)
+    weights = np.exp(scores - top)
+    total = weights.sum(axis=1, keepdims=True)
+    return weights / np.where(total == 0, 1, total) @ v
+
+
+def run(tmp_path, documents, shape, tiling, Dh, heads, kv_heads, *, reach=(None, None), softcap=None, brain=True, rng):
+    """(got, want) of (B, L, H, Dh); `shape` is (B, L, S)."""
+    B, L, S = shape
+    scale = 0.7 * Dh**-0.5
+    # More rows in memory than the call has, loud ones, so that nothing may be read behind them.
+    q = np.full((B, L, heads, Dh), POISON, np.uint16)
+    keys = np.full((2, B, S + 3, kv_heads, Dh), POISON, np.uint16)
+    for d in documents:
+        q[d.batch, d.query : d.query + d.queries] = bits_of(3 * rng.normal(size=(d.queries, heads, Dh)), brain)
+        made = bits_of(3 * rng.normal(size=(2, d.keys, kv_heads, Dh)), brain)
+        keys[:, d.batch, d.key : d.key + d.keys] = made
+    left, right = (0 if limit is None else limit + 1 for limit in reach)
+    table = flash.tiles(documents, tiling, reach)
+    key_strides = np.array([(S + 3) * kv_heads * Dh, Dh, kv_heads * Dh, 1], np.int64)
+    filled = {
+        "q": q,
+        "k": keys[0],
+        "v": keys[1],
+        "tiles": table,
+        "numbers": np.array([scale, softcap or 1], np.float32),
+        "q_strides": np.array([L * heads * Dh, Dh, heads * Dh, 1], np.int64),
+        "k_strides": key_strides,
+        "v_strides": key_strides,
+        "out": np.full((B, L, heads, Dh), POISON, np.uint16),
+    }
+    host = on_host()
+    constants = {
+        "Dh": Dh,
+        "Hq": heads,
+        "Hk": kv_heads,
+        "Left": left,
+        "Right": right,
+        "Brain": int(brain),
+        "kQueries": tiling.queries,
+        "kKeys": tiling.keys,
+        "Cap": int(softcap is not None),
+    }
+    wgmma = tiling.units == "warpgroup"
+    launch = host.build(
+        tmp_path,
+        flash_source.SOURCE,
+        host.TENSOR_CORES
+        + host.FLASH
+        + flash_source.LAYOUT
+        + (host.WARPGROUP + flash_source.WARPGROUP if wgmma else flash_source.WARP),
+        NAMES,
+        constants,
+        tiling.threads,
+        whole=("tiles", "q_strides", "k_strides", "v_strides"),
+        halves=("q", "k", "v", "out"),
+    )
+    launch(filled, (B, heads, L, Dh), (len(table) * heads, 1))
+    want = np.full((B, L, heads, Dh), np.nan)
+    q64, keys64 = value_of(q, brain), value_of(keys, brain)
+    for d in documents:
+        for head in range(heads):
+            part = keys64[:, d.batch, d.key : d.key + d.keys, head // (heads // kv_heads)]
+            mine = q64[d.batch, d.query : d.query + d.queries, head]
+            want[d.batch, d.query : d.query + d.queries, head] = attention(
+                mine, *part, d.position, reach, scale, softcap
+            )
+    return value_of(filled["out"], brain), want
+
+
+CASES = {
+    "causal, cached keys": ([Document(0, 0, 70, 0, 150, 80)], (1, 70, 150), {"reach": (None, 0)}),
+    "documents": (
+        [Document(0, 0, 1, 0, 1, 0), Document(0, 1, 65, 1, 65, 0), Document(0, 66, 33, 66, 33, 0)],
+        (1, 99, 99),
+        {"reach": (None, 0)},
+    ),
+    "rows of different length": (
+        [Document(0, 0, 40, 0, 40, 0), Document(1, 0, 20, 0, 20, 0), Document(1, 20, 20, 0, 0, 0)],
+        (2, 40, 40),
+        {},
+    ),
+    "window": ([Document(0, 0, 180, 0, 180, 0)], (1, 180, 180), {"reach": (30, 7)}),
+    "soft cap": ([Document(0, 0, 50, 0, 90, 40)], (1, 50, 90), {"softcap": 2.5, "reach": (None, 0)}),
+    "half": ([Document(0, 0, 50, 0, 90, 40)], (1, 50, 90), {"brain": False}),
+}
+TILINGS = {
+    "wgmma 256": (256, Tiling("warpgroup", 128, 80)),
+    "wgmma 192": (192, Tiling("warpgroup", 128, 112)),
+    "mma 256": (256, Tiling("warp", 64, 32)),
+    "mma 192": (192, Tiling("warp", 128, 48)),
+    "wgmma 64": (64, Tiling("warpgroup", 128, 128)),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("units", TILINGS)
+def test_the_kernel_agrees_with_float64_and_writes_every_row(tmp_path, case, units):
+    documents, shape, options = CASES[case]
+    Dh, tiling = TILINGS[units]
+    brain = options.get("brain", True)
+    got, want = run(tmp_path, documents, shape, tiling, Dh, 2, 1, **options, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(got, want, atol=0.03 if brain else 0.004, rtol=0.01)

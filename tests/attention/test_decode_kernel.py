@@ -15,7 +15,21 @@ import pytest
 from archport.kernels import decode, decode_source
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
-FIRST = ["q", "k", "v", "lengths", "numbers", "q_strides", "k_strides", "v_strides", "sums", "stats"]
+FIRST = [
+    "q",
+    "k",
+    "v",
+    "lengths",
+    "divided",
+    "numbers",
+    "q_strides",
+    "k_strides",
+    "v_strides",
+    "k_shape",
+    "sums",
+    "stats",
+]
+SECOND = ["sums", "stats", "sums_shape", "out"]
 POISON = 0x7FFF
 
 
@@ -82,6 +96,9 @@ def test_the_kernels_agree_with_float64_and_write_every_row(tmp_path, case):
         "lengths": np.array(lengths, np.int32),
         "numbers": np.array([scale, softcap or 1], np.float32),
         "q_strides": np.array([heads * L * Dh, L * Dh, Dh, 1], np.int64),
+        "divided": np.array([divided, decode.UNLIMITED if left is None else left, 0], np.int32),
+        "k_shape": np.array([B, kv_heads, S, Dh], np.int32),
+        "sums_shape": np.array([B, kv_heads, decode.row_tiles(heads, kv_heads, L), divided, 8, Dh], np.int32),
         "k_strides": strides,
         "v_strides": strides,
         "sums": np.full((blocks, 8, Dh), np.nan, np.float32),
@@ -90,10 +107,6 @@ def test_the_kernels_agree_with_float64_and_write_every_row(tmp_path, case):
     }
     constants = {
         "Dh": Dh,
-        "Hq": heads,
-        "Hk": kv_heads,
-        "Left": 0 if left is None else left + 1,
-        "Causal": 1,
         "Brain": int(brain),
         "Cap": int(softcap is not None),
         "kShares": divided,
@@ -101,7 +114,7 @@ def test_the_kernels_agree_with_float64_and_write_every_row(tmp_path, case):
         "kGroups": decode.groups(Dh),
     }
     host = on_host()
-    texts = ((decode_source.SHARES, FIRST, warps * 32), (decode_source.MERGE, ["sums", "stats", "out"], Dh))
+    texts = ((decode_source.SHARES, FIRST, warps * 32), (decode_source.MERGE, SECOND, Dh))
     for number, (source, names, threads) in enumerate(texts):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -110,9 +123,9 @@ def test_the_kernels_agree_with_float64_and_write_every_row(tmp_path, case):
             source,
             host.TENSOR_CORES + host.DECODE + decode_source.HEADER,
             names,
-            constants | ({"L": L} if number else {}),
+            constants | ({"Heads": heads, "Queries": L} if number else {}),
             threads,
-            whole=("lengths", "q_strides", "k_strides", "v_strides"),
+            whole=("lengths", "divided", "k_shape", "sums_shape", "q_strides", "k_strides", "v_strides"),
             halves=("q", "k", "v", "out"),
         )
         launch(filled, q.shape, (B * L * heads if number else blocks, 1))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 WARPS = 8
+# More keys than any row has, and added to a position still an int32.
+UNLIMITED = 1 << 30
 # Rows of queries that one matrix unit takes at once.
 ROWS = 8
 # Blocks of threads that fill the largest GPU once, and no fewer keys per block than its warps take in two turns.
@@ -30,7 +32,7 @@ def row_tiles(n_heads: int, n_kv_heads: int, queries: int) -> int:
     return -(-n_heads // n_kv_heads * queries // ROWS)
 
 
-def shares(B: int, n_heads: int, n_kv_heads: int, queries: int, keys: int, head_dim: int) -> int:
+def most_shares(B: int, n_heads: int, n_kv_heads: int, queries: int, keys: int, head_dim: int) -> int:
     """Into how many shares the keys of a row are divided: powers of two up to 128, so that few kernels exist."""
     wanted = BLOCKS / (B * n_kv_heads * row_tiles(n_heads, n_kv_heads, queries))
     most = max(1, keys // (2 * WARPS * 16 * groups(head_dim)))
@@ -48,7 +50,7 @@ def _kernels(head_dim: int) -> tuple[Any, Any]:
 
     first = mx.fast.cuda_kernel(
         name="archport_decode_attention",
-        input_names=["q", "k", "v", "lengths", "numbers"],
+        input_names=["q", "k", "v", "lengths", "divided", "numbers"],
         output_names=["sums", "stats"],
         source=decode_source.SHARES,
         header=decode_source.INSTRUCTIONS + decode_source.HEADER,
@@ -63,6 +65,16 @@ def _kernels(head_dim: int) -> tuple[Any, Any]:
         header=decode_source.INSTRUCTIONS,
     )
     return first, second
+
+
+@lru_cache(maxsize=64)
+def _integers(shares: int, reach: tuple[int | None, int | None]) -> mx.array:
+    """What the first kernel is told about the call, on the device."""
+    import mlx.core as mx
+
+    made = mx.array([shares, *(UNLIMITED if limit is None else min(limit, UNLIMITED) for limit in reach)], mx.int32)
+    mx.eval(made)
+    return made
 
 
 @lru_cache(maxsize=16)
@@ -80,66 +92,48 @@ def attend(
     k: mx.array,
     v: mx.array,
     lengths: mx.array,
-    divided: int,
+    shares: int,
     *,
     scale: float,
-    causal: bool = True,
-    left: int | None = None,
+    reach: tuple[int | None, int | None] = (None, 0),
     softcap: float | None = None,
 ) -> mx.array:
     """Attention of the last queries of every row on its keys.
 
     Args:
         q, k, v: (B, H, L, Dh), (B, K, S, Dh), (B, K, S, Dh) in 16 bits, in any memory order; Dh 64, 128, 192 or 256.
-        lengths: (B,) int32, keys of every row, at least L of them; its queries stand at the last of them.
-        divided: what `shares` says.
-        causal: whether a query does not see the keys after its own position.
-        left: keys before a query's own position that it sees, None without a limit.
+        lengths: (B,) int32, keys of every row, at least L of them, or -1 for S; its queries stand at the last of them.
+        shares: into how many the keys of a row are divided.
+        reach: keys seen to the left and right, None without a limit.
 
     Returns:
         (B, H, L, Dh).
     """
     import mlx.core as mx
 
-    if scale < 0:
-        # The largest score of a row is looked for before it is scaled.
-        q, scale = -q, -scale
     B, heads, L, width = q.shape
     kv_heads = k.shape[1]
     first, second = _kernels(width)
     brain = int(q.dtype == mx.bfloat16)
-    blocks = B * kv_heads * row_tiles(heads, kv_heads, L) * divided
+    tiles = row_tiles(heads, kv_heads, L)
     sums, stats = first(
-        inputs=[q, k, v, lengths, _numbers(scale, softcap or 1.0)],
+        inputs=[q, k, v, lengths, _integers(shares, reach), _numbers(scale, softcap or 1.0)],
         template=[
             ("Out", q.dtype),
             ("Dh", width),
-            ("Hq", heads),
-            ("Hk", kv_heads),
-            ("Left", 0 if left is None else left + 1),
-            ("Causal", int(causal)),
             ("Brain", brain),
             ("Cap", int(softcap is not None)),
-            ("kShares", divided),
             ("kWarps", WARPS),
             ("kGroups", groups(width)),
         ],
-        grid=(blocks * WARPS * 32, 1, 1),
+        grid=(B * kv_heads * tiles * shares * WARPS * 32, 1, 1),
         threadgroup=(WARPS * 32, 1, 1),
-        output_shapes=[(blocks, ROWS, width), (blocks, ROWS, 2)],
+        output_shapes=[(B, kv_heads, tiles, shares, ROWS, width), (B, kv_heads, tiles, shares, ROWS, 2)],
         output_dtypes=[mx.float32, mx.float32],
     )
     out = second(
         inputs=[sums, stats],
-        template=[
-            ("Out", q.dtype),
-            ("Dh", width),
-            ("Hq", heads),
-            ("Hk", kv_heads),
-            ("L", L),
-            ("Brain", brain),
-            ("kShares", divided),
-        ],
+        template=[("Out", q.dtype), ("Dh", width), ("Brain", brain), ("Heads", heads), ("Queries", L)],
         grid=(B * L * heads * width, 1, 1),
         threadgroup=(width, 1, 1),
         output_shapes=[(B, L, heads, width)],

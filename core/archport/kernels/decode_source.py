@@ -90,23 +90,24 @@ __device__ __forceinline__ Words gather(const T* from, long long step, bool alig
 }
 """
 
-# A block of threads takes one share of a row's keys, one head of keys, and eight rows of queries: row r is query r % L
+# `divided` holds the number of shares and how far left and right a query sees, `lengths` the keys of every row of the
+# batch, or -1 for all of them. A block of threads takes one share of a row's keys, one head of keys, and eight rows of queries: row r is query r % L
 # of head r / L among those that share the keys. Its warps take turns of 16 x kGroups keys, and merge at the end.
 SHARES = """
   constexpr int kTurn = 16 * kGroups, kPieces = Dh / 32, kBlocks = Dh / 64;
-  constexpr int kLeft = Left - 1;
   constexpr bool kBrain = Brain != 0;
   const float nothing = __int_as_float(0xff800000);  // minus infinity
   DYNAMIC_SHARED(memory);
   float* const warp_sums = reinterpret_cast<float*>(memory);      // (warps, 8, Dh)
   float* const warp_stats = warp_sums + kWarps * 8 * Dh;          // (warps, 8, 2)
 
-  const int L = q_shape[2], rows = Hq / Hk * L, row_tiles = (rows + 7) / 8;
-  const int share = blockIdx.x % kShares, row_tile = blockIdx.x / kShares % row_tiles;
-  const int kv = blockIdx.x / kShares / row_tiles % Hk, batch = blockIdx.x / kShares / row_tiles / Hk;
-  const int length = lengths[batch];
-  const int begin = kLeft < 0 ? 0 : max(0, length - L - kLeft);
-  const int each = ((length - begin + kShares - 1) / kShares + kTurn - 1) / kTurn * kTurn;
+  const int shares = divided[0], left = divided[1], right = divided[2];
+  const int L = q_shape[2], heads = q_shape[1] / k_shape[1], rows = heads * L, row_tiles = (rows + 7) / 8;
+  const int share = blockIdx.x % shares, row_tile = blockIdx.x / shares % row_tiles;
+  const int kv = blockIdx.x / shares / row_tiles % k_shape[1], batch = blockIdx.x / shares / row_tiles / k_shape[1];
+  const int length = lengths[batch] < 0 ? k_shape[2] : lengths[batch];
+  const int begin = max(0, length - L - left);
+  const int each = ((length - begin + shares - 1) / shares + kTurn - 1) / kTurn * kTurn;
   const int from = begin + share * each, to = min(length, from + each);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -120,7 +121,7 @@ SHARES = """
   // Queries: row g of the tile, and which keys rows 2t and 2t + 1 see.
   Words query[kPieces];
   {
-    const int row = row_tile * 8 + g, head = kv * (Hq / Hk) + min(row, rows - 1) / L, at = min(row, rows - 1) % L;
+    const int row = row_tile * 8 + g, head = kv * heads + min(row, rows - 1) / L, at = min(row, rows - 1) % L;
     const Out* const mine = q + batch * q_strides[0] + head * q_strides[1] + at * q_strides[2];
     const bool aligned = q_strides[3] == 1 && reinterpret_cast<size_t>(mine) % 16 == 0;
     #pragma unroll
@@ -130,11 +131,11 @@ SHARES = """
   #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const int row = row_tile * 8 + 2 * t + j, position = length - L + row % L;
-    highest[j] = row < rows ? (Causal ? position : length - 1) : -1;
-    lowest[j] = kLeft < 0 ? 0 : position - kLeft;
+    highest[j] = row < rows ? position + right : -1;
+    lowest[j] = position - left;
   }
 
-  const float to_power = Cap ? 1.44269504f * numbers[1] : numbers[0] * 1.44269504f;
+  const float to_power = Cap ? 1.44269504f * numbers[1] : fabsf(numbers[0]) * 1.44269504f;
   const float to_cap = Cap ? 2.0f * 1.44269504f * numbers[0] / numbers[1] : 0.0f;
   float sum[kBlocks * 4][4], most[2] = {nothing, nothing}, total[2] = {0.0f, 0.0f};
   #pragma unroll
@@ -193,6 +194,8 @@ SHARES = """
       for (int j = 0; j < 4; ++j) {
         const int which = at + group * 16 + j / 2 * 8 + g;
         float& x = score[group][j];
+        // The largest score is looked for before it is scaled.
+        if (!Cap && numbers[0] < 0.0f) x = -x;
         if (Cap) x = 1.0f - 2.0f * reciprocal(1.0f + power_of_two(x * to_cap));
         if (which >= to || which < lowest[j % 2] || which > highest[j % 2]) x = nothing;
         largest[j % 2] = fmaxf(largest[j % 2], x);
@@ -280,14 +283,16 @@ SHARES = """
 MERGE = """
   constexpr bool kBrain = Brain != 0;
   const float nothing = __int_as_float(0xff800000);
-  const int rows = Hq / Hk * L, row_tiles = (rows + 7) / 8;
-  const int head = blockIdx.x % Hq, query = blockIdx.x / Hq % L, batch = blockIdx.x / Hq / L;
-  const int kv = head / (Hq / Hk), row = head % (Hq / Hk) * L + query;
-  const long long first = ((static_cast<long long>(batch) * Hk + kv) * row_tiles + row / 8) * kShares * 8 + row % 8;
+  // sums (B, K, row tiles, shares, 8, Dh)
+  const int shares = sums_shape[3], kv_heads = sums_shape[1], heads = Heads / kv_heads;
+  const int head = blockIdx.x % Heads, query = blockIdx.x / Heads % Queries, batch = blockIdx.x / Heads / Queries;
+  const int row = head % heads * Queries + query;
+  const long long first =
+      ((static_cast<long long>(batch) * kv_heads + head / heads) * sums_shape[2] + row / 8) * shares * 8 + row % 8;
   float largest = nothing, total = 0.0f, merged = 0.0f;
-  for (int i = 0; i < kShares; ++i) largest = fmaxf(largest, stats[(first + i * 8) * 2]);
+  for (int i = 0; i < shares; ++i) largest = fmaxf(largest, stats[(first + i * 8) * 2]);
   const float base = largest == nothing ? 0.0f : largest;
-  for (int i = 0; i < kShares; ++i) {
+  for (int i = 0; i < shares; ++i) {
     const float weight = power_of_two(stats[(first + i * 8) * 2] - base);
     total += weight * stats[(first + i * 8) * 2 + 1];
     merged += weight * sums[(first + i * 8) * Dh + threadIdx.x];
@@ -295,7 +300,7 @@ MERGE = """
   const float result = total > 0.0f ? merged / total : 0.0f;
   const float other = __shfl_xor_sync(0xffffffffu, result, 1);
   if (threadIdx.x % 2 == 0) {
-    Out* const into = out + ((static_cast<long long>(batch) * L + query) * Hq + head) * Dh + threadIdx.x;
+    Out* const into = out + ((static_cast<long long>(batch) * Queries + query) * Heads + head) * Dh + threadIdx.x;
     *reinterpret_cast<unsigned int*>(into) = both<kBrain>(result, other);
   }
 """

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 Units = Literal["warpgroup", "warp"]
+# More keys than any row has, and added to a position still an int32.
+UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,13 @@ class Document:
 def tiles(
     documents: Sequence[Document], tiling: Tiling, reach: tuple[int | None, int | None] = (None, None)
 ) -> np.ndarray:
-    """(n, 8) int32, one line per tile of queries, those that see most keys first so that no block starts late.
+    """(n, 10) int32, one line per tile of queries, those that see most keys first so that no block starts late.
 
-    A line: row of the batch, first query, queries, first key, keys, position of the first query, and the keys
-    [from, to) that any of the queries sees, `from` a multiple of a tile's keys.
+    A line: row of the batch, first query, queries, first key, keys, position of the first query, the keys [from, to)
+    that any of the queries sees, `from` a multiple of a tile's keys, and how far left and right a query sees.
+
+    Args:
+        reach: keys seen to the left and right, None without a limit.
     """
     import numpy as np
 
@@ -78,11 +83,12 @@ def tiles(
     of = np.repeat(np.arange(len(lines)), counts)
     start = (np.arange(len(of)) - np.repeat(np.cumsum(counts) - counts, counts)) * tiling.queries
     batch, query, queries, key, keys, position = lines[of].T
-    left, right = reach
+    left, right = (UNLIMITED if limit is None else min(limit, UNLIMITED) for limit in reach)
     count, position = np.minimum(queries - start, tiling.queries), position + start
-    first = np.zeros_like(keys) if left is None else np.maximum(0, position - left) // tiling.keys * tiling.keys
-    last = keys if right is None else np.minimum(keys, position + count + right)
-    table = np.stack([batch, query + start, count, key, keys, position, first, last], axis=1)
+    first = np.maximum(0, position - left) // tiling.keys * tiling.keys
+    last = np.minimum(keys, position + count + right)
+    sides = [np.full_like(keys, left), np.full_like(keys, right)]
+    table = np.stack([batch, query + start, count, key, keys, position, first, last, *sides], axis=1)
     order = np.argsort(first - last, kind="stable")
     return np.ascontiguousarray(table[order]).astype(np.int32)
 
@@ -120,35 +126,25 @@ def attend(
     tiling: Tiling,
     *,
     scale: float,
-    reach: tuple[int | None, int | None] = (None, None),
     softcap: float | None = None,
 ) -> mx.array:
     """Attention of queries on keys, as the table says.
 
     Args:
         q, k, v: (B, H, L, Dh), (B, K, S, Dh), (B, K, S, Dh) in 16 bits, in any memory order; Dh a multiple of 64.
-        table: what `tiles` says of every query; those in no tile are left as they are in memory.
-        reach: keys seen to the left and right, None without a limit.
+        table: what `tiles` says of every query, in sum; queries in no tile are left as they are in memory.
 
     Returns:
         (B, H, L, Dh), the heads of a token next to each other in memory.
     """
     import mlx.core as mx
 
-    if scale < 0:
-        # The largest score of a row is looked for before it is scaled.
-        q, scale = -q, -scale
     B, heads, length, width = q.shape
-    left, right = (0 if limit is None else limit + 1 for limit in reach)
     out = _kernel(width, tiling)(
         inputs=[q, k, v, table, _numbers(scale, softcap or 1.0)],
         template=[
             ("Out", q.dtype),
             ("Dh", width),
-            ("Hq", heads),
-            ("Hk", k.shape[1]),
-            ("Left", left),
-            ("Right", right),
             ("Brain", int(q.dtype == mx.bfloat16)),
             ("kQueries", tiling.queries),
             ("kKeys", tiling.keys),

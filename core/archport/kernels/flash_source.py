@@ -269,12 +269,11 @@ __device__ __forceinline__ void start_values(float (&sum)[Width / 2], const unsi
 """
 
 # A block of threads takes one tile of queries and one head; `tiles` says per tile: row of the batch, first query and
-# number of queries in that row, first key and number of keys, position of the first query from the first key, and the
-# keys [from, to) that any of its queries sees. While one tile of values is multiplied, the scores of the next are made
-# into weights, and the tiles after that are on their way.
+# number of queries in that row, first key and number of keys, position of the first query from the first key, the keys
+# [from, to) that any of its queries sees, and how far left and right one sees. While one tile of values is multiplied,
+# the scores of the next are made into weights, and the tiles after that are on their way.
 SOURCE = """
   constexpr int kWarps = kQueries / 16, kThreads = kWarps * 32;
-  constexpr int kLeft = Left - 1, kRight = Right - 1;  // how far a query sees, -1 without a limit
   constexpr bool kBrain = Brain != 0;
   const float nothing = __int_as_float(0xff800000);  // minus infinity
   DYNAMIC_SHARED(memory);
@@ -282,17 +281,17 @@ SOURCE = """
   Out* const k_tiles = q_tile + kQueries * Dh;
   Out* const v_tiles = k_tiles + 2 * kKeys * Dh;
 
-  const int head = blockIdx.x % Hq, kv = head / (Hq / Hk);
-  const int* const tile = tiles + blockIdx.x / Hq * 8;
+  const int heads = q_shape[1], head = blockIdx.x % heads, kv = head / (heads / k_shape[1]);
+  const int* const tile = tiles + blockIdx.x / heads * 10;
   const int batch = tile[0], first = tile[1], count = tile[2], length = tile[4], position = tile[5];
-  const int from = tile[6], to = tile[7];
+  const int from = tile[6], to = tile[7], left = tile[8], right = tile[9];
   const Rows<Out> queries(q, q_strides, batch, head, first);
   const Rows<Out> keys(k, k_strides, batch, kv, tile[3]), values(v, v_strides, batch, kv, tile[3]);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = warp * 16 + lane / 4;  // and the row eight further down
   // Exponents are powers of two; a cap makes c * tanh(x / c) of the scores first.
-  const float to_power = Cap ? 1.44269504f * numbers[1] : numbers[0] * 1.44269504f;
+  const float to_power = Cap ? 1.44269504f * numbers[1] : fabsf(numbers[0]) * 1.44269504f;
   const float to_cap = Cap ? 2.0f * 1.44269504f * numbers[0] / numbers[1] : 0.0f;
   float sum[Dh / 2], most[2] = {nothing, nothing}, total[2] = {0.0f, 0.0f};
   unsigned int weight[kKeys / 4];
@@ -307,16 +306,18 @@ SOURCE = """
         score[i] = 1.0f - 2.0f * reciprocal(1.0f + power_of_two(score[i] * to_cap));
       }
     }
+    if (!Cap && numbers[0] < 0.0f) {
+      // The largest score is looked for before it is scaled.
+      #pragma unroll
+      for (int i = 0; i < kKeys / 2; ++i) score[i] = -score[i];
+    }
     const int top = position + warp * 16;
-    const bool whole = at + kKeys <= length && (kLeft < 0 || at >= top + 15 - kLeft) &&
-                       (kRight < 0 || at + kKeys - 1 <= top + kRight);
+    const bool whole = at + kKeys <= length && at >= top + 15 - left && at + kKeys - 1 <= top + right;
     if (!whole) {
       #pragma unroll
       for (int i = 0; i < kKeys / 2; ++i) {
         const int key = at + i / 4 * 8 + lane % 4 * 2 + i % 2, mine = position + row + i / 2 % 2 * 8;
-        const bool visible =
-            key < length && (kLeft < 0 || key >= mine - kLeft) && (kRight < 0 || key <= mine + kRight);
-        if (!visible) score[i] = nothing;
+        if (key >= length || key < mine - left || key > mine + right) score[i] = nothing;
       }
     }
     #pragma unroll
@@ -372,12 +373,13 @@ SOURCE = """
       shared_is_written();
       __syncthreads();
       const int next = at + kKeys;
-      if (next < to) keys.template copy<Dh, kKeys, kThreads>(k_tiles + stage * kKeys * Dh, next, length - next);
-      values.template copy<Dh, kKeys, kThreads>(v_tiles + (stage ^ 1) * kKeys * Dh, at, length - at);
-      commit_copies();
       float score[kKeys / 2], shrink[2];
       start_scores<kBrain, Dh, kQueries, kKeys>(score, q_tile, k_tiles + (stage ^ 1) * kKeys * Dh);
       start_values<kBrain, Dh, kKeys>(sum, weight, v_tiles + stage * kKeys * Dh);
+      // After the products are under way, for which threads would wait otherwise.
+      if (next < to) keys.template copy<Dh, kKeys, kThreads>(k_tiles + stage * kKeys * Dh, next, length - next);
+      values.template copy<Dh, kKeys, kThreads>(v_tiles + (stage ^ 1) * kKeys * Dh, at, length - at);
+      commit_copies();
       products_done<1>(score);
       weigh(score, at, shrink);
       products_done<0>(sum);
@@ -398,7 +400,7 @@ SOURCE = """
     const float all = sum_of_row(total[half]), share = all > 0.0f ? 1.0f / all : 0.0f;
     if (mine < count) {
       const long long token = static_cast<long long>(batch) * q_shape[2] + first + mine;
-      Out* into = out + (token * Hq + head) * Dh + lane % 4 * 2;
+      Out* into = out + (token * heads + head) * Dh + lane % 4 * 2;
       #pragma unroll
       for (int i = 0; i < Dh / 8; ++i) {
         *reinterpret_cast<unsigned int*>(into + i * 8) =

@@ -229,7 +229,7 @@ def test_wrong_input_raises_what_mlx_raises(what):
         ({"window": (1, -1)}, "window right=-1"),
         ({"window": (True, 0)}, "window left=True"),
         ({"budget": -1}, "budget=-1; expected bytes >= 0"),
-        ({"backend": "flash"}, "'flash' does not exist; expected one of: banded, chunked, composite"),
+        ({"backend": "flush"}, "'flush' does not exist; expected one of: banded, chunked, composite"),
         ({"backend": "banded"}, "'banded' refuses .* no window limits the reach of this call"),
         ({"backend": "chunked"}, "9 keys are fewer than the threshold of 65,536"),
     ],

@@ -68,7 +68,7 @@ def attention(q, k, v, position, reach, scale, softcap):
 def launcher(tiling, Dh, brain, capped):
     """A compiled kernel, one for all calls of its kind."""
     host = on_host()
-    wgmma = tiling.units == "warpgroup"
+    wgmma = tiling.units == "wgmma"
     return host.build(
         Path(tempfile.mkdtemp()),
         flash_source.SOURCE,
@@ -142,10 +142,10 @@ CASES = {
     "half": ([Document(0, 0, 50, 0, 90, 40)], (1, 50, 90), {"brain": False}),
 }
 TILINGS = {
-    "wgmma 256": (256, Tiling("warpgroup", 128, 80)),
-    "wgmma 192": (192, Tiling("warpgroup", 128, 112)),
-    "mma 256": (256, Tiling("warp", 64, 32)),
-    "mma 192": (192, Tiling("warp", 128, 48)),
+    "wgmma 256": (256, Tiling("wgmma", 128, 80)),
+    "wgmma 192": (192, Tiling("wgmma", 128, 112)),
+    "mma 256": (256, Tiling("mma", 64, 32)),
+    "mma 192": (192, Tiling("mma", 128, 48)),
 }
 
 

@@ -6,15 +6,18 @@ Same shapes, meanings and errors, plus a window and a choice of backend. Reads n
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from archport.attention.backends.builtin import builtin_backends
-from archport.attention.choose import Chooser
+from archport.attention.backends.flash import Flash
+from archport.attention.backends.fused import Fused
+from archport.attention.backends.split import Split
+from archport.attention.choose import Chooser, choose
 from archport.attention.local import local_device
 from archport.attention.probe import ProbedRoutes
-from archport.contract.attention import AttentionCall, AttentionLimits, MaskKind, Reach
+from archport.contract.attention import AttentionCall, AttentionLimits, AttentionPath, MaskKind, Reach
 from archport.contract.errors import InputError, shown
 from archport.contract.spec import DType
 
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
 THRESHOLD_VARIABLE = "MLX_SDPA_CHUNK_THRESHOLD"
 SIZE_VARIABLE = "MLX_SDPA_CHUNK_SIZE"
 
+# Shapes whose decisions are kept.
+MOST_KNOWN = 1024
+Runner = Callable[["mx.array", "mx.array", "mx.array", float, "mx.array | None"], "mx.array"]
+
 _chooser: Chooser | None = None
+_known: dict[tuple[object, ...], Runner] = {}
 
 
 def limits_from_environment(
@@ -85,6 +93,43 @@ def scaled_dot_product_attention(
     """
     import mlx.core as mx
 
+    if isinstance(mask, mx.array):
+        return _decided(q, k, v, scale, mask, sinks, window, backend, budget)(q, k, v, scale, sinks)
+    # What was decided for these shapes, types and settings runs again without asking; what is refused never gets here.
+    key = (
+        *(q.shape, q.dtype, k.shape, k.dtype, v.shape, v.dtype),
+        None if sinks is None else (sinks.shape, sinks.dtype),
+        *(mask, backend, budget, type(budget), os.environ.get(THRESHOLD_VARIABLE), os.environ.get(SIZE_VARIABLE)),
+        window if window is None else (*window, *map(type, window)) if isinstance(window, tuple) else [window],
+        mx.default_device() == mx.Device(mx.gpu),
+    )
+    try:
+        run = _known.get(key)
+    except TypeError:
+        # Something that no call takes, and that can't be a key.
+        return _decided(q, k, v, scale, mask, sinks, window, backend, budget)(q, k, v, scale, sinks)
+    if run is None:
+        run = _decided(q, k, v, scale, mask, sinks, window, backend, budget)
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        _known[key] = run
+    return run(q, k, v, scale, sinks)
+
+
+def _decided(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    mask: str | mx.array | None,
+    sinks: mx.array | None,
+    window: Reach | None,
+    backend: str,
+    budget: int | None,
+) -> Runner:
+    """What runs calls of these shapes and types."""
+    import mlx.core as mx
+
     # MLX's own checks, its promotion of types and its words: a lazy call that is never evaluated.
     checked = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
     dtype = checked.dtype
@@ -116,10 +161,38 @@ def scaled_dot_product_attention(
     )
     if not call.output_bytes or not call.kv_len:
         # Nothing to plan; MLX says what an empty call returns.
-        return checked
-    path = _shared_chooser()(call, device, None if backend == "auto" else backend)
-    q, k, v = q.astype(dtype), k.astype(dtype), v.astype(dtype)
-    return path.backend.run(call, path.price, q, k, v, scale=scale, mask=array, sinks=sinks)
+        return lambda q, k, v, scale, sinks: mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=scale, mask=mask, sinks=sinks
+        )
+    run = _runner(_shared_chooser()(call, device, None if backend == "auto" else backend), array)
+    if {x.dtype for x in (q, k, v)} == {dtype}:
+        return run
+    return lambda q, k, v, scale, sinks: run(q.astype(dtype), k.astype(dtype), v.astype(dtype), scale, sinks)
+
+
+def _runner(path: AttentionPath, mask: mx.array | None) -> Runner:
+    """What runs a path; the gradient of archport's own kernels, and what a vmap adds to them, take a path of MLX's."""
+    import mlx.core as mx
+
+    call, price, backend = path.call, path.price, path.backend
+    direct = backend.plain(call, price) if isinstance(backend, Fused) else None
+    if direct is not None:
+        return direct
+    if not isinstance(backend, Flash | Split):
+        return lambda q, k, v, scale, sinks: backend.run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks)
+    others = tuple(other for other in _shared_chooser().backends if not isinstance(other, Flash | Split))
+    fallback = choose(call, local_device(), others)
+
+    def run(q: mx.array, k: mx.array, v: mx.array, scale: float, sinks: mx.array | None) -> mx.array:
+        def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+            return fallback.backend.run(call, fallback.price, q, k, v, scale=scale)
+
+        kernel = mx.custom_function(lambda q, k, v: backend.run(call, price, q, k, v, scale=scale))
+        kernel.vjp(lambda primals, cotangents, _: mx.vjp(plain, list(primals), [cotangents])[1])
+        kernel.vmap(lambda arrays, axes: (mx.vmap(plain, in_axes=tuple(axes))(*arrays), 0))
+        return kernel(q, k, v)
+
+    return run
 
 
 def _shared_chooser() -> Chooser:

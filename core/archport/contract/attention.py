@@ -270,7 +270,8 @@ class Price:
         lanes: (row, kv head) pairs per tile; 0 when a tile holds them all.
         seconds: estimated time of the whole call on the device; a ranking, not a promise.
         dispatch_seconds: estimated time of the largest stretch between two evaluations.
-        route: which kernel runs: `fused`, `forced` (fused only under force_fused) or `composite`; "" for mixed.
+        route: which kernel runs: MLX's `fused`, `forced` (fused only under force_fused) or `composite`; archport's own
+            on CUDA by what multiplies, `wgmma` or `mma`, or `split` where the keys are divided; "" for mixed.
         padded: (head_dim, v_head_dim) after zero-padding; (0, 0) when not padded.
         parts: the path of each group of documents, in order, when the call runs per document.
         rounds: how many parts run between two evaluations, in order.

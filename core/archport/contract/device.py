@@ -54,6 +54,12 @@ class DeviceFacts:
     tf32: bool = False
 
     @property
+    def compute_capability(self) -> int:
+        """What NVIDIA calls 9.0 as 90; 0 where the architecture is none of NVIDIA's."""
+        number = self.architecture.removeprefix("sm_").rstrip("af")
+        return int(number) if self.kind == "cuda" and number.isdecimal() else 0
+
+    @property
     def default_budget(self) -> int:
         """Bytes archport plans with when the caller names no budget: a constant of the machine, never what is free."""
         if self.kind == "metal":

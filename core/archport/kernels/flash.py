@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import numpy as np
 
-Units = Literal["warpgroup", "warp"]
+Units = Literal["wgmma", "mma"]
 # More keys than any row has, and added to a position still an int32.
 UNLIMITED = 1 << 30
 

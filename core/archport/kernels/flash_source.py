@@ -413,6 +413,6 @@ SOURCE = """
 
 def header(units: str, head_dim: int, keys: int) -> str:
     """Everything before the body: instructions, layout and products."""
-    if units == "warpgroup":
+    if units == "wgmma":
         return INSTRUCTIONS + LAYOUT + warpgroup_instructions(head_dim, keys) + WARPGROUP
     return INSTRUCTIONS + LAYOUT + WARP_INSTRUCTIONS + WARP

@@ -6,8 +6,10 @@ from archport.attention.backends.banded import Banded
 from archport.attention.backends.chunked import Chunked
 from archport.attention.backends.composite import Composite
 from archport.attention.backends.documents import PerDocument
+from archport.attention.backends.flash import Flash
 from archport.attention.backends.fused import Fused
 from archport.attention.backends.host import Host
+from archport.attention.backends.split import Split
 from archport.attention.backends.tiled import Tiled
 from archport.attention.backends.varlen import Varlen
 from archport.attention.routes import Routes, TableRoutes
@@ -29,6 +31,8 @@ def builtin_backends(routes: Routes | None = None, extra: tuple[Backend, ...] = 
         Banded(routes),
         Tiled(routes),
         Host(),
+        Flash(),
+        Split(),
         Chunked(),
     )
     return (*plain, PerDocument(plain), Varlen())

@@ -56,6 +56,29 @@ def groups(call: AttentionCall) -> tuple[Group, ...]:
     return tuple(found)
 
 
+def misfits(call: AttentionCall) -> list[str]:
+    """Why the documents of a `segments` call are none that its rows can hold; empty when they are."""
+    if not call.lengths:
+        return ["the call names no document lengths"]
+    queries = call.real_queries
+    if queries and len(queries) != len(call.lengths):
+        return [f"{len(queries)} query lengths for {len(call.lengths)} documents"]
+    if call.B > 1:
+        if len(call.lengths) != call.B:
+            return [f"{len(call.lengths)} documents in {call.B} rows; expected one per row, or a single row"]
+        if max(call.lengths) > call.kv_len or (queries and max(queries) > call.q_len):
+            return [f"a document is longer than its row of {call.q_len} queries and {call.kv_len} keys"]
+    elif sum(call.lengths) > call.kv_len or sum(queries) > call.q_len:
+        return [f"documents of {sum(call.lengths)} tokens do not fit a row of {call.kv_len}"]
+    elif len(call.lengths) > 1 and call.spans:
+        return ["documents packed in one row can't have spans"]
+    elif len(call.lengths) > 1 and call.q_len != call.kv_len:
+        return ["documents packed in one row can't have cached keys"]
+    if any(n_q > n_k for n_q, n_k in zip(queries, call.lengths, strict=False)):
+        return ["a document has more queries than keys"]
+    return []
+
+
 @dataclass(frozen=True, slots=True)
 class PerDocument:
     """Runs any of `inner` per document."""
@@ -72,25 +95,7 @@ class PerDocument:
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if call.mask != "documents":
             return ["the call is not divided into documents"]
-        if not call.lengths:
-            return ["the call names no document lengths"]
-        queries = call.real_queries
-        if queries and len(queries) != len(call.lengths):
-            return [f"{len(queries)} query lengths for {len(call.lengths)} documents"]
-        if call.B > 1:
-            if len(call.lengths) != call.B:
-                return [f"{len(call.lengths)} documents in {call.B} rows; expected one per row, or a single row"]
-            if max(call.lengths) > call.kv_len or (queries and max(queries) > call.q_len):
-                return [f"a document is longer than its row of {call.q_len} queries and {call.kv_len} keys"]
-        elif sum(call.lengths) > call.kv_len or sum(queries) > call.q_len:
-            return [f"documents of {sum(call.lengths)} tokens do not fit a row of {call.kv_len}"]
-        elif len(call.lengths) > 1 and call.spans:
-            return ["documents packed in one row can't have spans"]
-        elif len(call.lengths) > 1 and call.q_len != call.kv_len:
-            return ["documents packed in one row can't have cached keys"]
-        if any(n_q > n_k for n_q, n_k in zip(queries, call.lengths, strict=False)):
-            return ["a document has more queries than keys"]
-        return []
+        return misfits(call)
 
     def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
         limit, bound = call.limits.transient_on(device), call.limits.seconds_on(device)
@@ -233,8 +238,9 @@ def _rounds(call: AttentionCall, parts: Sequence[AttentionPath], limit: int, sec
 
 
 def _shapes(parts: Sequence[AttentionPath]) -> int:
-    """Distinct shapes that reach MLX's own attention."""
-    return len({(part.call.B, part.call.q_len, part.call.kv_len) for part in parts if part.price.route != "composite"})
+    """Distinct shapes that reach MLX's own fused attention; kernels of archport take every shape."""
+    other = ("composite", "wgmma", "mma", "split")
+    return len({(part.call.B, part.call.q_len, part.call.kv_len) for part in parts if part.price.route not in other})
 
 
 def _starts(rounds: tuple[int, ...]) -> list[int]:

@@ -1,0 +1,117 @@
+"""Attention of few queries on long caches by CUDA kernels that divide the keys among blocks of threads.
+
+MLX's kernel for one query leaves most of a GPU's bandwidth unused, and none of its kernels takes heads wider than 128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from archport.attention import masks, prices
+from archport.contract.attention import AttentionCall, Feature, Price
+from archport.contract.device import DeviceFacts
+from archport.kernels import decode
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+HEAD_DIMS = (64, 128, 192, 256)
+# Queries of a row at most; more of them fill the matrix units of other kernels.
+MOST_QUERIES = 8
+# Share of the bandwidth that the kernels reach, and what two launches cost above one call of MLX.
+SHARE = 0.7
+LAUNCHES = 2e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Shares of the keys side by side, merged by their log-sum-exp."""
+
+    features: frozenset[Feature] = frozenset({"softcap"})
+    name: str = "split"
+
+    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        if device.compute_capability < 80:
+            return ["the kernels are written for CUDA, compute capability 8.0 and later"]
+        if call.q_len > MOST_QUERIES:
+            return [f"{call.q_len:,} queries; the kernels take up to {MOST_QUERIES}"]
+        against: list[str] = []
+        if call.dtype == "float32":
+            against.append("tensor cores take 16 bits here, the call has float32")
+        if call.head_dim != call.v_head_dim or call.head_dim not in HEAD_DIMS:
+            against.append(f"head dims {call.head_dim}/{call.v_head_dim}; expected {' or '.join(map(str, HEAD_DIMS))}")
+        if call.sinks:
+            against.append("sinks")
+        if call.mask_shape:
+            against.append("an array mask")
+        if call.mask == "segments":
+            against.append("documents are run one by one")
+        if _by_row(call) and set(call.real_queries) - {call.q_len}:
+            against.append("rows with fewer queries than others")
+        if call.q_len > call.kv_len or (_by_row(call) and any(0 < s < call.q_len for s in call.lengths)):
+            against.append("more queries than keys")
+        return against
+
+    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
+        shares = decode.most_shares(call.B, call.n_heads, call.n_kv_heads, call.q_len, call.kv_len, call.head_dim)
+        scratch = decode.scratch_bytes(call.B, call.n_heads, call.n_kv_heads, call.q_len, shares, call.head_dim)
+        keys = call.kv_len
+        if call.visible_reach[0] is not None:
+            keys = min(keys, call.visible_reach[0] + call.q_len)
+        times = decode.row_tiles(call.n_heads, call.n_kv_heads, call.q_len)
+        cache = 2 * call.B * call.n_kv_heads * keys * call.head_dim * call.itemsize
+        flops = 4.0 * call.B * call.n_kv_heads * times * decode.ROWS * keys * call.head_dim
+        # Eights of rows after the first find the keys in the L2 cache at best.
+        seconds = cache * (1 + 0.5 * (times - 1)) / (prices.bandwidth(device) * SHARE) + LAUNCHES
+        return Price(
+            transient=prices.SLACK[device.kind] + scratch,
+            output=call.output_bytes,
+            largest_buffer=max(scratch, call.output_bytes),
+            flops=flops,
+            dispatch_flops=flops,
+            k_chunk=-(-call.kv_len // shares),
+            seconds=seconds,
+            dispatch_seconds=seconds,
+            route="split",
+        )
+
+    def run(
+        self,
+        call: AttentionCall,
+        price: Price,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        mask: mx.array | None = None,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        import mlx.core as mx
+
+        del mask, sinks
+        kind = {"float16": mx.float16, "bfloat16": mx.bfloat16}[call.dtype]
+        q, k, v = (array if array.dtype == kind else array.astype(kind) for array in (q, k, v))
+        if _by_row(call) and min(call.lengths) < call.kv_len:
+            lengths = masks.known(("keys", call.lengths), lambda: mx.array(call.lengths, mx.int32))
+        else:
+            lengths = _all_keys(call.B)
+        shares = -(-call.kv_len // price.k_chunk)
+        return decode.attend(q, k, v, lengths, shares, scale=scale, reach=call.visible_reach, softcap=call.softcap)
+
+
+def _by_row(call: AttentionCall) -> bool:
+    """Whether lengths say which keys a row has, and not only what is padding."""
+    return bool(call.lengths) and call.mask not in ("none", "causal")
+
+
+@lru_cache(maxsize=64)
+def _all_keys(rows: int) -> mx.array:
+    """What tells the kernel that every row has all keys, on the device."""
+    import mlx.core as mx
+
+    made = mx.full((rows,), -1, mx.int32)
+    mx.eval(made)
+    return made

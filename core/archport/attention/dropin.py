@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from archport.attention.backends.builtin import builtin_backends
 from archport.attention.backends.flash import Flash
@@ -187,7 +187,7 @@ def _runner(path: AttentionPath, mask: mx.array | None) -> Runner:
         def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
             return fallback.backend.run(call, fallback.price, q, k, v, scale=scale)
 
-        kernel = mx.custom_function(lambda q, k, v: backend.run(call, price, q, k, v, scale=scale))
+        kernel: Any = mx.custom_function(lambda q, k, v: backend.run(call, price, q, k, v, scale=scale))
         kernel.vjp(lambda primals, cotangents, _: mx.vjp(plain, list(primals), [cotangents])[1])
         kernel.vmap(lambda arrays, axes: (mx.vmap(plain, in_axes=tuple(axes))(*arrays), 0))
         return kernel(q, k, v)

@@ -92,8 +92,8 @@ __device__ __forceinline__ Words gather(const T* from, long long step, bool alig
 
 # `divided` holds the number of shares and how far left and right a query sees, `lengths` the keys of every row of the
 # batch, or -1 for all of them. A block of threads takes one share of a row's keys, one head of keys, and eight rows of
-# queries: row r is query r % L of head r / L among those that share the keys. Its warps take turns of 16 x kGroups keys,
-# and merge at the end.
+# queries: row r is query r % L of head r / L among those that share the keys. Its warps take turns of 16 x kGroups
+# keys, and merge at the end.
 SHARES = """
   constexpr int kTurn = 16 * kGroups, kPieces = Dh / 32, kBlocks = Dh / 64;
   constexpr bool kBrain = Brain != 0;

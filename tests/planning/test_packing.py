@@ -84,7 +84,7 @@ def test_nothing_is_packed_where_that_gains_nothing_or_is_not_possible(lengths, 
 
 
 @pytest.mark.parametrize(
-    "wide", [AttentionLayer("bidirectional", 3, 3, 256), AttentionLayer("bidirectional", 12, 12, 72)]
+    "wide", [AttentionLayer("bidirectional", 3, 3, 512), AttentionLayer("bidirectional", 12, 12, 72)]
 )
 def test_one_layer_that_the_kernel_does_not_take_leaves_all_rows_padded(wide):
     spec = spec_of(LAYERS["plain"], wide)

@@ -18,7 +18,7 @@ from archport.kernels.flash import Document, Tiling, Units, tiles
 if TYPE_CHECKING:
     import mlx.core as mx
 
-# Head dims for which it is faster than anything that MLX has.
+# Head dims that MLX runs unfused.
 HEAD_DIMS = (192, 256)
 HOPPER = {192: Tiling("wgmma", 128, 96), 256: Tiling("wgmma", 128, 64)}
 # What fits the shared memory of a block elsewhere: 163 KiB or more on these compute capabilities, 99 on all others.
@@ -62,7 +62,7 @@ def documents(call: AttentionCall) -> tuple[Document, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Flash:
-    """Flash attention on tensor cores for heads that MLX runs unfused."""
+    """Flash attention on tensor cores for what MLX runs unfused."""
 
     features: frozenset[Feature] = frozenset({"softcap"})
     name: str = "flash"

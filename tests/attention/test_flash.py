@@ -23,7 +23,7 @@ from archport.kernels import decode, flash
 
 H200 = profile("h200")
 CUDA = pytest.mark.only_on("cuda", reason="runs a kernel that is written for CUDA")
-KINDS = ("none", "causal", "window", "two_sided", "padding", "segments", "packed", "cached")
+KINDS = ("none", "causal", "window", "two_sided", "padding", "documents", "packed", "cached")
 
 
 def a_call(kind, rng, D, *, most=300, dtype="bfloat16", q_len=None):
@@ -45,12 +45,12 @@ def a_call(kind, rng, D, *, most=300, dtype="bfloat16", q_len=None):
         fields |= {"mask": "window", "reach": (rng.randint(0, 90), rng.randint(0, 90))}
     elif kind == "padding":
         fields |= {"mask": "key_padding", "lengths": keys, "q_lengths": tuple(min(L, n) for n in keys), "reach": reach}
-    elif kind == "segments":
-        fields |= {"mask": "segments", "lengths": keys, "q_lengths": tuple(min(L, n) for n in keys), "reach": reach}
+    elif kind == "documents":
+        fields |= {"mask": "documents", "lengths": keys, "q_lengths": tuple(min(L, n) for n in keys), "reach": reach}
     else:
         lengths = tuple(rng.randint(1, most) for _ in range(rng.randint(1, 5)))
         tokens = sum(lengths) + rng.randint(0, 70)
-        fields |= {"B": 1, "mask": "segments", "lengths": lengths, "q_len": tokens, "kv_len": tokens, "reach": reach}
+        fields |= {"B": 1, "mask": "documents", "lengths": lengths, "q_len": tokens, "kv_len": tokens, "reach": reach}
     return AttentionCall(**fields)
 
 
@@ -123,8 +123,8 @@ def capped(attention64, q, k, v, shown, softcap):
 
 def backend_pieces(call):
     """(row, first query, queries, first key, keys, position or None for the lower right) of all that is real."""
-    queries = call.real_queries or (call.q_len,) * max(1, len(call.lengths) if call.mask == "segments" else call.B)
-    if call.mask == "segments" and call.B == 1:
+    queries = call.real_queries or (call.q_len,) * max(1, len(call.lengths) if call.mask == "documents" else call.B)
+    if call.mask == "documents" and call.B == 1:
         starts = zip(np.cumsum((0, *queries)).tolist(), np.cumsum((0, *call.lengths)).tolist(), strict=True)
         return [(0, at, n, key, s, None) for (at, key), n, s in zip(starts, queries, call.lengths, strict=False)]
     if call.mask in ("none", "causal") or not call.lengths:
@@ -144,7 +144,7 @@ def agrees(call, name, device, attention64, seed):
     want, real = expected(call, q, k, v, attention64)
     # Half a unit in the last place of the result, and of weights against values of about one.
     np.testing.assert_allclose(np.moveaxis(out, 1, 2)[real], np.moveaxis(want, 1, 2)[real], atol=0.02, rtol=0.01)
-    if call.mask == "segments":
+    if call.mask == "documents":
         assert not np.moveaxis(out, 1, 2)[~real].any()
     assert np.isfinite(out).all()
 
@@ -156,7 +156,7 @@ def calls_of(name, count, seed, **options):
     while len(taken) < count:
         q_len = rng.randint(1, 4) if name == "split" else None
         call = a_call(KINDS[len(taken) % len(KINDS)], rng, rng.choice((192, 256)), q_len=q_len, **options)
-        if call.mask == "segments" and name == "split":
+        if call.mask == "documents" and name == "split":
             call = a_call("causal", rng, 256, q_len=q_len, **options)
         if not backend.reasons_against(call, H200):
             taken.append(call)
@@ -205,7 +205,7 @@ def test_wide_heads_run_in_one_launch_whose_scratch_does_not_grow_with_the_score
         ({"head_dim": 192, "v_head_dim": 128}, "head dims 192/128"),
         ({"sinks": True}, "sinks"),
         ({"mask": "dense", "mask_shape": (1, 1, 64, 64)}, "an array mask"),
-        ({"mask": "segments", "lengths": (60, 60)}, "do not fit"),
+        ({"mask": "documents", "lengths": (60, 60)}, "do not fit"),
     ],
 )
 def test_what_the_kernel_does_not_take_is_refused_with_its_reason(fields, why):

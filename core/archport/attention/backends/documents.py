@@ -57,7 +57,7 @@ def groups(call: AttentionCall) -> tuple[Group, ...]:
 
 
 def misfits(call: AttentionCall) -> list[str]:
-    """Why the documents of a `segments` call are none that its rows can hold; empty when they are."""
+    """Why the documents of a `documents` call are none that its rows can hold; empty when they are."""
     if not call.lengths:
         return ["the call names no document lengths"]
     queries = call.real_queries

@@ -42,7 +42,7 @@ def documents(call: AttentionCall) -> tuple[Document, ...]:
     """Which queries of a call see which keys: each query is in one, padded ones in documents without keys."""
     found: list[Document] = []
     queries = call.real_queries
-    if call.mask == "segments" and call.B == 1:
+    if call.mask == "documents" and call.B == 1:
         query = key = 0
         for n, s in zip(queries or (call.q_len,), call.lengths, strict=True):
             found.append(Document(0, query, n, key, s, s - n))
@@ -79,7 +79,7 @@ class Flash:
             against.append("sinks")
         if call.mask_shape:
             against.append("an array mask")
-        if call.mask == "segments":
+        if call.mask == "documents":
             against.extend(misfits(call))
         return against
 

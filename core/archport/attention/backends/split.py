@@ -46,7 +46,7 @@ class Split:
             against.append("sinks")
         if call.mask_shape:
             against.append("an array mask")
-        if call.mask == "segments":
+        if call.mask == "documents":
             against.append("documents are run one by one")
         if _by_row(call) and set(call.real_queries) - {call.q_len}:
             against.append("rows with fewer queries than others")

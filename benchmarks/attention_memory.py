@@ -252,6 +252,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--only-rss", action="store_true", help="measure nothing but --rss, and keep the other results")
     parser.add_argument("--resident", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--backend", action="append", help="only cases of this backend, printed and not written")
     options = parser.parse_args()
     if options.resident is not None:
         print(resident(options.resident))
@@ -267,7 +268,8 @@ def main() -> int:
     start = time.perf_counter()
     results: list[Result] = []
     print(f"{'predicted':>9} {'measured':>9} {'ratio':>6}  MB")
-    for case in cases(device)[:: options.every]:
+    wanted = [case for case in cases(device) if not options.backend or case.backend in options.backend]
+    for case in wanted[:: options.every]:
         result = measure(case, device, routes)
         if result is None:
             continue
@@ -294,6 +296,8 @@ def main() -> int:
         "seconds": round(time.perf_counter() - start, 1),
     }
     print(json.dumps(summary))
+    if options.backend:
+        return 1 if summary["below_measured"] or summary["large_above_1.25"] else 0
     options.out.mkdir(parents=True, exist_ok=True)
     rows = [asdict(r) for r in results]
     target.write_text(json.dumps({"summary": summary, "cases": rows, "resident": grown}, indent=1) + os.linesep)

@@ -1,9 +1,10 @@
-"""Attention on one CUDA device: archport's kernels and its drop-in against MLX's call, and torch's where torch is installed.
+"""Attention on one CUDA device: archport's kernels and its drop-in against MLX's call, and torch's where there is one.
 
     python benchmarks/attention_gpu.py [--write] [--torch PYTHON]
 
 Medians of five turns of calls that are evaluated together, MLX's and archport's in turn; torch runs the same shapes in
-a process of its own, cuDNN and FlashAttention apart. TFLOP/s count half of a causal square; TB/s are keys and values read.
+a process of its own, cuDNN and FlashAttention apart. TFLOP/s count half of a causal square; TB/s are what is read of
+keys and values.
 """
 
 # ruff: noqa: B023  (every call is run before the loop goes on)

@@ -18,7 +18,7 @@ EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda13 || echo cp
 endif
 INSTALL := .$(if $(EXTRA),[$(EXTRA)])
 
-.PHONY: help demo demo-generate test test-device test-bulk test-real truth fit fuzz parity test-packaging test-clients test-openapi test-integrations lint types pages check-pages docs actionlint dist test-install publish-dry-run release tokenizers goldens bench clean
+.PHONY: help demo demo-generate test test-device test-bulk test-real truth fit fuzz parity test-packaging test-pages axe pictures test-clients test-openapi test-integrations lint types pages check-pages docs actionlint dist test-install publish-dry-run release tokenizers goldens bench clean
 
 help:
 	@echo "make demo             embed a few sentences with real weights and show which are similar"
@@ -35,6 +35,8 @@ help:
 	@echo "make test-clients     the official clients of OpenAI, Cohere, Ollama and others against a server: ONLY=openai,ollama"
 	@echo "make test-openapi     2,000 random requests by the OpenAPI document, made by schemathesis: REQUESTS=2000 SEED=0"
 	@echo "make test-integrations  archport in LangChain, Chroma, BERTopic and others, in their own environments: ONLY=chroma"
+	@echo "make test-pages       the server's page and the plan explorer in Chromium, and what axe-core (npm) says of them"
+	@echo "make pictures         the pages' pictures in docs, taken with Chromium"
 	@echo "make lint             ruff: rules and format"
 	@echo "make types            pyright"
 	@echo "make docs             the site, into build/site: every warning is an error, every link is followed"
@@ -124,6 +126,20 @@ test-clients: $(VENV)/.stamp
 REQUESTS ?= 2000
 test-openapi: $(VENV)/.stamp
 	$(PY) tests/clients/openapi.py --requests $(REQUESTS) --seed $(SEED)
+
+# Without axe-core, as make truth may be, what it would say of the pages is skipped.
+AXE := build/axe/package/axe.min.js
+axe: $(AXE)
+$(AXE):
+	@mkdir -p build/axe
+	@cd build/axe && npm pack --silent axe-core@4.14.1 && tar xzf *.tgz && rm *.tgz
+	@touch $@
+
+test-pages: $(VENV)/.stamp $(AXE)
+	$(PY) -m pytest -q tests/pages tests/serving/test_page.py --durations=5
+
+pictures: $(VENV)/.stamp
+	PYTHONPATH=tests $(PY) docs/make_pictures.py
 
 # Host libraries, each in an environment of its own under build/.
 test-integrations: $(VENV)/.stamp

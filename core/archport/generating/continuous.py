@@ -65,8 +65,8 @@ class ContinuousBatch:
         self._limits = ExitStack()
         # Whether the next prompt has to wait until rows leave, which says more than asking a plan at every step.
         self._full = False
-        # Tokens that the longest row may come to hold, and bytes that all rows may.
-        self._columns = self._reserved = 0
+        # Tokens that the longest row may come to hold, and the plan of all rows at their fullest.
+        self._columns, self._plan = 0, cast("Plan | None", None)
 
     @property
     def ready(self) -> bool:
@@ -84,10 +84,19 @@ class ContinuousBatch:
         return len(self._waiting)
 
     @property
+    def plan(self) -> Plan | None:
+        """The plan of all rows at their fullest; None while there are none."""
+        return self._plan
+
+    @property
     def reserved(self) -> int:
         """Bytes that the rows, and the prompts that are being read, may come to hold."""
         reading = self._reading
-        return self._reserved + (0 if reading is None else reading[0].plan.moving)
+        return self._of_rows + (0 if reading is None else reading[0].plan.moving)
+
+    @property
+    def _of_rows(self) -> int:
+        return 0 if self._plan is None else self._plan.moving
 
     def check(self, talk: Talk) -> None:
         """Refuse what can never fit, even alone; from any thread.
@@ -139,7 +148,7 @@ class ContinuousBatch:
         for talks in groups(tuple(self._waiting), self._prompts.chunk, free):
             try:
                 whole = self._whole(self._rows, self._columns, talks)
-                reading = self._prompts.planned(talks, self._reserved)
+                reading = self._prompts.planned(talks, self._of_rows)
             except Exception as error:
                 refused = isinstance(error, AdmissionRefused)
                 if len(talks) == 1 and not (refused and (self._rows or self._crowded())):
@@ -231,7 +240,7 @@ class ContinuousBatch:
             self._sampler.join(sampler)
             self._drawn = self._drawn.join(drawn)
         mx.async_eval(*self._drawn.arrays)
-        self._rows, self._reserved = self._rows + rows, whole.moving
+        self._rows, self._plan = self._rows + rows, whole
         self._columns = max(row.columns for row in self._rows)
 
     def _hold_to(self, plan: Plan) -> None:
@@ -322,12 +331,12 @@ class ContinuousBatch:
         self._rows = [self._rows[at] for at in rows]
         self._decoding.keep_rows(rows)
         self._sampler.keep_rows(rows)
-        self._reserved, self._full = self._whole(self._rows, self._columns, []).moving, False
+        self._plan, self._full = self._whole(self._rows, self._columns, []), False
 
     def _let_go(self) -> None:
         self._rows = []
         self._decoding = self._sampler = self._drawn = None
-        self._columns = self._reserved = 0
+        self._columns, self._plan = 0, None
         self._full = False
         self._limits.close()
 

@@ -4,32 +4,9 @@
   const packed = Uint8Array.from(atob(document.getElementById("data").textContent), (byte) => byte.charCodeAt(0));
   const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   const data = await new Response(unpacked).json();
-  const $ = (id) => document.getElementById(id);
-  // Readable against light and dark; Okabe and Ito's colours for the colour-blind.
-  const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#56b4e9", "#cc79a7", "#d55e00", "#c9b800", "#8a8f99", "#7b61c9", "#5b3a29",
-    "#2a9d8f", "#b23a48"];
   const chosen = { device: data.forms[0].device, form: data.forms[0].form, context: 0, batch: 0 };
   let chart = null;
 
-  const bytes = (count) => {
-    for (const [unit, size] of [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]]) {
-      if (count >= size) return (count / size).toPrecision(3) + " " + unit;
-    }
-    return count + " B";
-  };
-  const seconds = (time) => {
-    if (time === 0) return "0 s";
-    if (time < 1e-3) return (time * 1e6).toPrecision(3) + " µs";
-    if (time < 1) return (time * 1e3).toPrecision(3) + " ms";
-    return time < 600 ? time.toPrecision(3) + " s" : (time / 60).toPrecision(3) + " min";
-  };
-  const number = (value) => value.toLocaleString("en");
-  const make = (name, text, attributes = {}) => {
-    const element = document.createElement(name);
-    if (text !== undefined) element.textContent = text;
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    return element;
-  };
   const formOf = (device, form) => data.forms.find((each) => each.device === device && each.form === form);
   const pointOf = (form, context, batch) => {
     const cell = form.points[context * data.batches.length + batch];
@@ -239,14 +216,8 @@
   $("batch").max = data.batches.length - 1;
   for (const id of ["device", "form"]) $(id).addEventListener("change", (event) => choose({ [id]: event.target.value }));
   for (const id of ["context", "batch"]) $(id).addEventListener("input", (event) => choose({ [id]: Number(event.target.value) }));
-  $("theme").addEventListener("click", () => {
-    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-    const now = document.documentElement.dataset.theme || (dark ? "dark" : "light");
-    document.documentElement.dataset.theme = now === "dark" ? "light" : "dark";
-    draw();
-  });
+  follow(draw);
   addEventListener("resize", () => chart && chart.setSize({ width: $("chart").clientWidth, height: 300 }));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   const linked = new URLSearchParams(location.hash.slice(1));
   const start = { context: Math.floor(data.contexts.length / 2), batch: 0 };
   for (const id of ["context", "batch"]) {

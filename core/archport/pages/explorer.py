@@ -10,12 +10,11 @@ import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from typing import Any
 
 from archport.contract import DeviceFacts
 from archport.contract.recurrence import RecurrentPath
+from archport.pages.assembly import assembled
 from archport.planning import Plan
 from archport.planning.frontier import BATCHES, Plans, Point, frontier, longest_context
 from archport.planning.report import describe, rounded
@@ -93,24 +92,9 @@ def explorer_data(
 
 def explorer_page(data: Mapping[str, Any]) -> str:
     """The page, as one file of HTML with its script, its style and uPlot in it."""
-    folder = files("archport.pages")
-
-    def read(name: str) -> str:
-        return (folder / name).read_text(encoding="utf-8")
-
     # Without the time, so that the same plans make the same page.
     values = base64.b64encode(gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0)).decode()
-    page = read("explorer.html")
-    for mark, text in (
-        ("{{title}}", escape(str(data["title"]))),
-        ("/*{{chart style}}*/", read("uPlot.min.css")),
-        ("/*{{style}}*/", read("page.css")),
-        ("/*{{chart}}*/", f"/* {read('uPlot.LICENSE').strip()} */\n{read('uPlot.iife.min.js')}"),
-        ("/*{{script}}*/", read("explorer.js")),
-        ("/*{{data}}*/", values),
-    ):
-        page = page.replace(mark, text, 1)
-    return page
+    return assembled("explorer", title=str(data["title"]), data=values)
 
 
 class _Table:
@@ -146,12 +130,12 @@ def _cell(point: Point, texts: _Table, components: _Table) -> list[Any]:
         rounded(plan.prefill_seconds),
         rounded(plan.decode_seconds),
         plan.chunk,
-        [texts.index(text) for text in _paths(plan)],
+        [texts.index(text) for text in paths(plan)],
     ]
 
 
-def _paths(plan: Plan) -> list[str]:
-    """Per kind of layer of the largest batch: its path, and why not the others."""
+def paths(plan: Plan) -> list[str]:
+    """Per kind of layer of the largest batch, in lines: the layers, their path, and why not each other one."""
     batch = plan.largest
     told: list[str] = []
     for index, kind in enumerate(batch.kinds):

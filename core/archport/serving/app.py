@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -36,6 +37,7 @@ from archport.serving.http import (
     timing_headers,
     until_gone,
 )
+from archport.serving.live import REFUSALS, Refusal, gauges
 from archport.serving.metrics import Metrics
 from archport.serving.models import Registry
 from archport.serving.scheduler import Scheduler
@@ -62,6 +64,8 @@ class State:
         active: requests under way.
         reading: bodies that are arriving.
         key_requests: requests under way of each key.
+        budget: bytes that all models may use together; None for that of the model that has most.
+        refusals: the last ones, newest last.
     """
 
     def __init__(self, settings: Settings, registry: Registry, threads: int = 2) -> None:
@@ -91,23 +95,11 @@ class State:
         # Has models loaded that a request names; None where all are loaded for good.
         self.shelf: Any = None
         self.active = 0
+        self.budget: int | None = None
         self.reading: set[asyncio.Timeout] = set()
         self.key_requests = KeyRequests(settings.key_requests)
-        self.metrics = Metrics(
-            {
-                "archport_queue_tokens": ("Tokens that wait or run.", lambda: self.scheduler.waiting_tokens),
-                "archport_queue_requests": ("Requests that wait or run.", lambda: self.scheduler.jobs),
-                "archport_active_requests": ("Requests under way.", lambda: self.active),
-                "archport_reserved_bytes": ("Bytes reserved by generations.", lambda: self.device.reserved),
-                "archport_device_bytes": ("Live bytes on the device.", lambda: _memory()[0]),
-                "archport_pool_bytes": ("Freed bytes that MLX keeps.", lambda: _memory()[1]),
-                "archport_budget_bytes": (
-                    "Bytes that the models may use.",
-                    lambda: max((each.model.budget for each in registry.all), default=0),
-                ),
-                "archport_engine_deaths": ("How often the device's thread died.", lambda: self.device.deaths),
-            }
-        )
+        self.metrics = Metrics(gauges(self))
+        self.refusals: deque[Refusal] = deque(maxlen=REFUSALS)
         self.device.observed = self.metrics.ran
 
     def now(self) -> int:
@@ -122,12 +114,6 @@ class State:
             raise unavailable("model_loading", "The models are still being loaded.", 5)
         if self.device.deaths > self.device.most_deaths:
             raise unavailable("engine_unhealthy", "The device's thread has ended too often.")
-
-
-def _memory() -> tuple[int, int]:
-    import mlx.core as mx
-
-    return mx.get_active_memory(), mx.get_cache_memory()
 
 
 Send = Callable[[Any], Awaitable[None]]
@@ -158,7 +144,7 @@ class App:
             return
         request = Request(scope, receive)
         context = Context(request, self.state, request_id(request.headers.get("x-request-id")))
-        status, path, origin, shape = 0, "other", None, self._default
+        status, path, origin, shape, operation = 0, "other", None, self._default, False
 
         async def sending(message: Any) -> None:
             nonlocal status
@@ -183,10 +169,10 @@ class App:
                 else:
                     endpoint = self._endpoint(scope)
                     if endpoint is not None:
-                        path, shape = endpoint.path, endpoint.shape
+                        path, shape, operation = endpoint.path, endpoint.shape, endpoint.tag == "operations"
                     # Not of `request.url`, which older versions of Starlette make of the Host header too.
                     key = check_key(request.headers, scope["path"], self.state.settings)
-                    if endpoint is not None and endpoint.tag != "operations":
+                    if endpoint is not None and not operation:
                         # Until all of the answer is sent, and before any of the body is read.
                         own.enter_context(self.state.key_requests.counted(key))
                     response = await self._answer(context, endpoint, scope["path"])
@@ -194,7 +180,7 @@ class App:
                 status = GONE
                 return
             except Exception as error:
-                response = self._failed(context, error, shape)
+                response = self._failed(context, error, shape, None if operation else path)
             try:
                 await response(scope, receive, sending)
             except (ClientDisconnect, OSError):
@@ -267,12 +253,21 @@ class App:
             self._document = json_bytes(openapi.document(self.endpoints))
         return Response(self._document, 200, None, "application/json")
 
-    def _failed(self, context: Context, error: Exception, shape: Shape) -> Response:
+    def _refusal(self, path: str, fault: Fault) -> Refusal:
+        numbers = {name: value for name, value in fault.numbers.items() if isinstance(value, int | float)}
+        if fault.status == 429:
+            numbers["waiting_tokens"] = self.state.scheduler.waiting_tokens
+            numbers["retry_after_ms"] = int(fault.headers["retry-after-ms"])
+        return Refusal(self.state.now(), path, fault.status, fault.code or fault.type, numbers)
+
+    def _failed(self, context: Context, error: Exception, shape: Shape, path: str | None) -> Response:
+        """The answer to what was raised, counted where it was asked for at a path and not of the server's health."""
         fault = fault_of(error, request_id=context.id)
         if not isinstance(error, Refused) and fault.status >= 500:
             log.error("request %s failed", context.id, exc_info=error)
-        if fault.status >= 400:
+        if path is not None:
             self.state.metrics.rejected.labels(fault.code or fault.type).inc()
+            self.state.refusals.append(self._refusal(path, fault))
         response = fault_response(fault, shape, context.id)
         response.headers.update(timing_headers(context))
         return response
@@ -291,7 +286,8 @@ class App:
             metrics.device_seconds.observe(timing.device)
             if timing.first is not None:
                 metrics.first_token_seconds.observe(timing.first)
-        if access.isEnabledFor(logging.INFO):
+        # The page asks every second.
+        if path != "/page.json" and access.isEnabledFor(logging.INFO):
             access.info(
                 "%s",
                 logged(

@@ -19,6 +19,7 @@ from archport.generating.continuous import ContinuousBatch
 from archport.generating.options import generate_request
 from archport.generating.pieces import Piece
 from archport.generating.talks import Constraint, Talk
+from archport.planning import Plan
 from archport.serving.device import Device
 from archport.serving.errors import Refused, overloaded, refused, timed_out
 from archport.serving.models import Served, sharing
@@ -148,6 +149,11 @@ class Generations:
             self._chats[served.id] = chats
             self._device.steps.append(chats)
         return self._chats[served.id]
+
+    def plan(self, served: Served) -> Plan | None:
+        """The plan of the texts that a model generates now; None while it generates none."""
+        chats = self._chats.get(served.id)
+        return None if chats is None else chats.batch.plan
 
     def forget(self, served: Served) -> None:
         """Let go of a model's generations, none of which is under way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from archport.serving import live as live_page
 from archport.serving.dialects import chat, cohere, completions, ollama, ollama_chat, openai, ranking, responses, tei
 from archport.serving.http import Endpoint
 from archport.serving.operations import live, metrics, ready
@@ -11,7 +12,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/health/ready", ready, None, openai.shape, "Whether requests are taken.", "operations"),
     # Text Embeddings Inference's and Docker's.
     Endpoint("GET", "/health", ready, None, tei.shape, "Whether requests are taken.", "operations"),
-    Endpoint("GET", "/metrics", metrics, None, openai.shape, "Prometheus' text format.", "operations"),
+    Endpoint(
+        "GET", "/metrics", metrics, None, openai.shape, "Prometheus' text format.", "operations", media="text/plain"
+    ),
+    Endpoint("GET", "/", live_page.page, None, openai.shape, "A page to look at.", "operations", media="text/html"),
+    Endpoint("GET", "/page.json", live_page.numbers, None, openai.shape, "What the page shows.", "operations"),
     Endpoint("GET", "/v1/models", openai.models, None, openai.shape, "The models.", "openai"),
     Endpoint("GET", "/v1/models/{id:path}", openai.model, None, openai.shape, "One model.", "openai"),
     Endpoint(

@@ -56,9 +56,11 @@ class Refused(ArchportError):
         self.fault = fault
 
 
-def refused(message: str, code: str | None = None, param: str | None = None, status: int = 400) -> Refused:
-    """A request that is wrong by itself."""
-    return Refused(Fault(status, message, code=code, param=param))
+def refused(
+    message: str, code: str | None = None, param: str | None = None, status: int = 400, **numbers: int
+) -> Refused:
+    """A request that is wrong by itself; `numbers` are more fields of the error."""
+    return Refused(Fault(status, message, code=code, param=param, numbers=numbers))
 
 
 def unsupported(message: str, param: str | None = None) -> Refused:
@@ -103,7 +105,9 @@ def fault_of(error: BaseException, *, param: str | None = None, request_id: str 
             f"This model's maximum context length is {ceiling} tokens, however you requested {wanted} tokens. "
             f"{_sentence(str(error))}"
         )
-        numbers = {"max_tokens_that_fit": error.max_tokens_that_fit}
+        numbers = {
+            "requested_tokens": wanted, "limit_tokens": ceiling, "max_tokens_that_fit": error.max_tokens_that_fit,
+        }  # fmt: skip
         return Fault(400, message, code="context_length_exceeded", param=param, numbers=numbers)
     if isinstance(error, AdmissionRefused):
         numbers = memory_numbers(error)

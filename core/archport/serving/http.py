@@ -83,6 +83,7 @@ class Endpoint:
         shape: of its errors.
         summary: for the OpenAPI document.
         streams: whether it may answer with events.
+        media: of its answer, where that is one.
     """
 
     method: str
@@ -93,6 +94,7 @@ class Endpoint:
     summary: str
     tag: str
     streams: bool = False
+    media: str = "application/json"
 
 
 def request_id(given: str | None) -> str:
@@ -177,7 +179,7 @@ async def read_body(request: Request, limits: Limits, reading: set[asyncio.Timeo
 def _too_large(limits: Limits) -> Refused:
     return refused(
         f"The body is larger than the {limits.body_bytes:,} bytes that a request may have.", "request_too_large",
-        status=413,
+        status=413, limit_bytes=limits.body_bytes,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -55,3 +55,17 @@ class Metrics:
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def samples(self) -> dict[str, float]:
+        """All of it by the names that the text has, as `archport_tokens_total{model="m"}`."""
+        return {
+            _named(sample.name, sample.labels): sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        }
+
+
+def _named(name: str, labels: Mapping[str, str]) -> str:
+    told = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+    return f"{name}{{{told}}}" if told else name

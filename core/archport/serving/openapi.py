@@ -63,7 +63,7 @@ def _operation(endpoint: Endpoint, references: Any) -> dict[str, Any]:
 
 
 def _answer(endpoint: Endpoint) -> dict[str, Any]:
-    kinds = ["text/plain"] if endpoint.path == "/metrics" else ["application/json"]
+    kinds = [endpoint.media]
     if endpoint.streams:
         kinds.append("application/x-ndjson" if endpoint.tag == "ollama" else "text/event-stream")
     return {"description": "Done.", "content": {kind: {} for kind in kinds}}

@@ -52,4 +52,6 @@ def _computes() -> bool:
 
 async def metrics(context: Context, _: None) -> Response:
     """Prometheus' text format."""
-    return Response(context.state.metrics.text(), 200, None, CONTENT_TYPE_LATEST)
+    # macOS tells a process's memory through a program that takes a while.
+    text = await asyncio.to_thread(context.state.metrics.text)
+    return Response(text, 200, None, CONTENT_TYPE_LATEST)

@@ -133,7 +133,7 @@ class Requests:
         if total > self.limits.tokens:
             raise refused(
                 f"{param} holds {total:,} tokens; a request may hold {self.limits.tokens:,}. Send it in several.",
-                "request_too_large", param, 413,
+                "request_too_large", param, 413, requested_tokens=total, limit_tokens=self.limits.tokens,
             )  # fmt: skip
 
     def check_size(self, items: Sequence[Any], param: str) -> int:
@@ -141,13 +141,14 @@ class Requests:
         if len(items) > self.limits.inputs:
             raise refused(
                 f"{param} has {len(items):,} entries; a request may have {self.limits.inputs:,}.",
-                "request_too_large", param, 413,
+                "request_too_large", param, 413, requested_inputs=len(items), limit_inputs=self.limits.inputs,
             )  # fmt: skip
         characters = sum(_characters(item) for item in items)
         if characters > self.limits.characters:
             raise refused(
                 f"{param} has {characters:,} characters; a request may have {self.limits.characters:,}.",
-                "request_too_large", param, 413,
+                "request_too_large", param, 413, requested_characters=characters,
+                limit_characters=self.limits.characters,
             )  # fmt: skip
         return characters
 

@@ -13,8 +13,8 @@ from starlette.datastructures import Headers
 from archport.serving.errors import Fault, Refused, overloaded
 from archport.serving.settings import Settings
 
-# Anybody may ask whether the server lives.
-OPEN = ("/health/live", "/health/ready")
+# Anybody may ask whether the server lives, and see the page, which holds nothing and asks for a key itself.
+OPEN = ("/health/live", "/health/ready", "/")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

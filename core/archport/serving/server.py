@@ -80,6 +80,7 @@ class Server:
         )
         self.registry = Registry()
         self.state = State(settings, self.registry, max(2, cores() // 2))
+        self.state.budget = self.budget
         self.shelf = Shelf(self.state, models, self.budget, warm)
         self.app = App(self.state, ENDPOINTS, openai.shape)
         self.failure: BaseException | None = None

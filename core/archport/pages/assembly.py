@@ -1,0 +1,53 @@
+"""Pages of one file: HTML with its styles, its scripts and uPlot in it. Knows nothing of what they show."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+
+# As they stand in the page, their hashes let exactly these in.
+_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
+
+
+def text_of(name: str) -> str:
+    """A file of this folder."""
+    return (files("archport.pages") / name).read_text(encoding="utf-8")
+
+
+def assembled(name: str, *, title: str = "", data: str = "") -> str:
+    """The page whose files are called so.
+
+    Args:
+        title: its name, of any letters.
+        data: what its script reads, without any mark-up.
+    """
+    marks: Mapping[str, str] = {
+        "{{title}}": escape(title),
+        "/*{{chart style}}*/": text_of("uPlot.min.css"),
+        "/*{{style}}*/": text_of("page.css"),
+        "/*{{chart}}*/": f"/* {text_of('uPlot.LICENSE').strip()} */\n{text_of('uPlot.iife.min.js')}",
+        "/*{{common}}*/": text_of("common.js"),
+        "/*{{script}}*/": text_of(f"{name}.js"),
+        "/*{{data}}*/": data,
+    }
+    page = text_of(f"{name}.html")
+    for mark, text in marks.items():
+        page = page.replace(mark, text, 1)
+    return page
+
+
+def content_policy(page: str) -> str:
+    """The Content-Security-Policy under which a page runs its own scripts and asks its own server, and nothing else."""
+    scripts, styles = (
+        " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts)
+        for texts in (_SCRIPT.findall(page), _STYLE.findall(page))
+    )
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )

@@ -32,6 +32,7 @@ LEVELS = {
     "answering": 5,
     "generating": 5,
     "runtime": 6,
+    "options": 6,
     "answers": 7,
     "loading": 7,
     "habits": 8,

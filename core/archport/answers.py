@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args, overload
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from archport.answering.collecting import Collected, Errors, apart
 from archport.answering.precision import check_dimensions
 from archport.contract import EmbeddingHead, InputError, TokenHead
 from archport.contract.arguments import checked
+from archport.options import ClassifyOptions, Output, RerankOptions
 from archport.reading.texts import Overflow, iterable
 from archport.running.calls import device_call
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from archport.answering.rerank import Ranked
     from archport.answering.tags import Span
     from archport.runtime import Runtime
-
-
-Output = Literal["vectors", "tokens", "sparse"]
 
 
 class EncoderAnswers:
@@ -61,11 +59,21 @@ class EncoderAnswers:
 
     @overload
     def rerank(
-        self, query: Any, documents: Any, *, errors: Literal["raise"] = "raise", **options: Any
+        self,
+        query: str | Mapping[str, Any],
+        documents: Iterable[Any],
+        *,
+        errors: Literal["raise"] = "raise",
+        **options: Unpack[RerankOptions],
     ) -> list[Ranked]: ...
     @overload
     def rerank(
-        self, query: Any, documents: Any, *, errors: Literal["collect"], **options: Any
+        self,
+        query: str | Mapping[str, Any],
+        documents: Iterable[Any],
+        *,
+        errors: Literal["collect"],
+        **options: Unpack[RerankOptions],
     ) -> Collected[list[Ranked]]: ...
     @checked
     @device_call
@@ -115,9 +123,21 @@ class EncoderAnswers:
         return ranked if errors == "collect" else ranked.results
 
     @overload
-    def classify(self, texts: Any, *, errors: Literal["raise"] = "raise", **options: Any) -> list[Classified]: ...
+    def classify(
+        self,
+        texts: str | Iterable[str | tuple[str, str]],
+        *,
+        errors: Literal["raise"] = "raise",
+        **options: Unpack[ClassifyOptions],
+    ) -> list[Classified]: ...
     @overload
-    def classify(self, texts: Any, *, errors: Literal["collect"], **options: Any) -> Collected[list[Classified]]: ...
+    def classify(
+        self,
+        texts: str | Iterable[str | tuple[str, str]],
+        *,
+        errors: Literal["collect"],
+        **options: Unpack[ClassifyOptions],
+    ) -> Collected[list[Classified]]: ...
     @checked
     @device_call
     def classify(

@@ -21,7 +21,7 @@ import numpy as np
 from archport import loading
 from archport.answering.collecting import Collected, Errors
 from archport.answering.precision import Precision, check_dimensions, check_precision, quantise
-from archport.answers import EncoderAnswers, Output
+from archport.answers import EncoderAnswers
 from archport.attention import limits_from_environment
 from archport.checkpoint.dtype import DTypeChoice
 from archport.contract import AttentionLimits, DeviceFacts, EmbeddingHead
@@ -36,8 +36,9 @@ from archport.device.failures import failure_of
 from archport.device.heap import keep_freed_memory
 from archport.device.process import use_device
 from archport.faults import explained, unexpected
-from archport.habits import EmbedOptions, Habits, ModelMemory, Recipe
+from archport.habits import Habits, ModelMemory, Recipe
 from archport.loading import Description, describe
+from archport.options import EmbedOptions, OnePrompt, Output
 from archport.planning import Plan, Request
 from archport.reading.texts import Overflow, iterable
 from archport.running.calls import DeviceIterator, device_call
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from archport.generating.pieces import Generation, Piece
+    from archport.options import GenerateOptions
     from archport.runtime import Runtime
 
 __all__ = ["Model", "ModelMemory", "describe", "load"]
@@ -173,9 +175,7 @@ class Model(EncoderAnswers, Habits):
         return reloaded, (self.recipe,)
 
     @overload
-    def embed(
-        self, texts: Any, *, errors: Literal["raise"] = "raise", **options: Unpack[EmbedOptions]
-    ) -> np.ndarray: ...
+    def embed(self, texts: Any, *, errors: Literal["raise"] = ..., **options: Unpack[EmbedOptions]) -> np.ndarray: ...
     @overload
     def embed(
         self, texts: Any, *, errors: Literal["collect"], **options: Unpack[EmbedOptions]
@@ -300,6 +300,18 @@ class Model(EncoderAnswers, Habits):
             role["max_tokens"] = min(tokens, self._runtime.encoder.plan.max_context)
         return role
 
+    @overload
+    def generate(
+        self, prompt: object, *, stream: Literal[True], **options: Unpack[GenerateOptions]
+    ) -> DeviceIterator[Piece]: ...
+    @overload
+    def generate(self, prompt: object, *, n: int, **options: Unpack[GenerateOptions]) -> list[Any]: ...
+    @overload
+    def generate(  # pyright: ignore[reportOverlappingOverload]  # a str is a sequence, too
+        self, prompt: OnePrompt, *, n: None = None, **options: Unpack[GenerateOptions]
+    ) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[Any], **options: Unpack[GenerateOptions]) -> list[Generation]: ...
     @checked
     @device_call
     def generate(

@@ -14,21 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from archport.answering.precision import Precision
-from archport.answers import Output
 from archport.checkpoint import duplicate
 from archport.contract import ArchSpec, DeviceFacts, InputError
 from archport.contract.arguments import checked
 from archport.contract.plugins import Plugin
 from archport.contract.sizes import format_bytes
 from archport.device.memory import ProcessMemory, process_memory
+from archport.options import ClassifyOptions, EmbedOptions, RerankOptions
 from archport.planning import Plan
-from archport.reading.texts import Overflow, iterable
+from archport.reading.texts import iterable
 from archport.running.calls import device_call
 
 if TYPE_CHECKING:
@@ -39,21 +38,6 @@ if TYPE_CHECKING:
     from archport.runtime import Runtime
 
 R = TypeVar("R")
-
-
-class EmbedOptions(TypedDict, total=False):
-    """Options of `Model.embed` and its kin, for type checkers; `Model.embed` says what they mean."""
-
-    prompt: str | None
-    prompt_name: str | None
-    dimensions: int | None
-    normalize: bool | None
-    max_tokens: int | None
-    overflow: Overflow
-    precision: Precision
-    output: Output | Sequence[Output]
-    top_k: int | None
-    progress: bool | Callable[..., object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +214,14 @@ class Habits:
         model: Any = self
         return await aside(model.encode_document, texts, **options)
 
-    async def arerank(self, query: Any, documents: Any, **options: Any) -> list[Ranked]:
+    async def arerank(
+        self, query: str | Mapping[str, Any], documents: Iterable[Any], **options: Unpack[RerankOptions]
+    ) -> list[Ranked]:
         """`rerank` as `aembed` does it."""
         model: Any = self
         return await aside(model.rerank, query, documents, **options)
 
-    async def aclassify(self, texts: Any, **options: Any) -> list[Classified]:
+    async def aclassify(self, texts: Any, **options: Unpack[ClassifyOptions]) -> list[Classified]:
         """`classify` as `aembed` does it."""
         model: Any = self
         return await aside(model.classify, texts, **options)

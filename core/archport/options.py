@@ -1,0 +1,80 @@
+"""Options of `Model`'s calls, for type checkers: each call says what they mean and checks them when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Never, TypedDict
+
+from archport.answering.precision import Precision
+from archport.reading.texts import Overflow
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict as OpenDict
+
+    class GenerateOptions(OpenDict, total=False, extra_items=object):
+        """Of `Model.generate`; whatever else the chat template reads may stand next to them."""
+
+        max_tokens: int | Sequence[int | None] | None
+        temperature: float | Sequence[float]
+        top_p: float | Sequence[float]
+        top_k: int | Sequence[int]
+        min_p: float | Sequence[float]
+        repetition_penalty: float | Sequence[float | None] | None
+        presence_penalty: float | Sequence[float]
+        frequency_penalty: float | Sequence[float]
+        logit_bias: Mapping[int, float] | Sequence[Mapping[int, float] | None] | None
+        seed: int | Sequence[int | None] | None
+        stop: str | Iterable[str | Iterable[str] | None] | None
+        stop_token_ids: Iterable[int | Iterable[int] | None] | None
+        min_tokens: int | Sequence[int]
+        logprobs: int | None
+        progress: bool
+        tools: Sequence[Mapping[str, object]] | None
+        continue_final_message: bool | str
+        # Other libraries' words, which a call refuses: no value has their type.
+        max_new_tokens: Never
+        do_sample: Never
+        stop_strings: Never
+        num_return_sequences: Never
+        max_length: Never
+
+
+Output = Literal["vectors", "tokens", "sparse"]
+# One prompt of `Model.generate`: a str, a mapping, a chat, or token ids.
+OnePrompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Sequence[int]
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Of `Model.embed` and its kin."""
+
+    prompt: str | None
+    prompt_name: str | None
+    dimensions: int | None
+    normalize: bool | None
+    max_tokens: int | None
+    overflow: Overflow
+    precision: Precision
+    output: Output | Sequence[Output]
+    top_k: int | None
+    progress: bool | Callable[..., object]
+
+
+class RerankOptions(TypedDict, total=False):
+    """Of `Model.rerank`."""
+
+    instruction: str | None
+    top_k: int | None
+    return_documents: bool
+    raw_scores: bool
+    max_tokens: int | None
+    overflow: Overflow
+    share_prefix: bool
+    progress: bool
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """Of `Model.classify`."""
+
+    raw_scores: bool
+    max_tokens: int | None
+    overflow: Overflow

@@ -36,6 +36,8 @@ from .options import (
     SEES,
     SHARED,
     SIZES,
+    T5,
+    T5_SIZES,
     TAPPED,
     TOWER,
     TOWER_OPTIONS,
@@ -206,6 +208,15 @@ FAMILIES: dict[str, Family] = {
     "nomic": Family("nomic_bert", encoder_tasks("NomicBert"), SIZES, {**ROTARY_BERT, "head_dim": [UNSAID, 16]}),
     "gte": Family("gte", encoder_tasks("Gte"), SIZES, {**ROTARY_BERT, "type_vocab_size": [1, 2, 0]}),
     "eurobert": Family("eurobert", encoder_tasks("EuroBert"), SIZES, EUROBERT),
+    **{
+        name: Family(
+            name,
+            {f"{name.upper()}EncoderModel": (*EMBEDS, "scores"), f"{name.upper()}ForTokenClassification": ("tags",)},
+            T5_SIZES,
+            T5,
+        )
+        for name in ("t5", "mt5", "umt5")
+    },
     "embeddinggemma": Family(
         "gemma3_text",
         {"Gemma3TextModel": EMBEDS},

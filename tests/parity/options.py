@@ -219,6 +219,30 @@ EUROBERT = {
 }
 
 
+# Sizes and options of T5, under names of its own.
+T5_SIZES = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+            "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
+T5 = {
+    "feed_forward_proj": ["relu", "gated-gelu", "gelu", "gated-silu", "gelu_new", "gated-relu"],
+    "d_kv": [8, 12, 16],
+    "d_ff": [48, 40],
+    "num_heads": [4, 2, 1],
+    "num_layers": [2, 1, 3],
+    "layer_norm_epsilon": [1e-6, 1e-5, 1e-2],
+    "relative_attention_num_buckets": [32, 8, 20],
+    "relative_attention_max_distance": [128, 20, 50],
+    "is_encoder_decoder": [True, False],
+    "raw.dense_act_fn": [UNSAID, "silu"],
+    "raw.layer_norm_epsilon": [UNSAID, DROP],
+    "raw.n_positions": [UNSAID, 16],
+    "raw.architectures": [UNSAID, DROP],
+    "raw.dtype": [UNSAID, DROP, None],
+    "make.dtype": MAKE["make.dtype"],
+    **LABELS,
+    **pipeline("layer_norm_epsilon"),
+}
+
+
 def encoder_tasks(name: str) -> dict[str, tuple[str, ...]]:
     labels = f"{name}ForSequenceClassification"
     return {

@@ -183,8 +183,10 @@ def perturb(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
 
 
 def positions(config: Any) -> int:
-    """Positions that a config's rope reaches: yarn adds some."""
+    """Positions that a config's rope reaches: yarn adds some. Distances alone have no end."""
     rope = getattr(config, "rope_parameters", None) or {}
+    if not hasattr(config, "max_position_embeddings"):
+        return sys.maxsize
     if rope.get("rope_type") != "yarn":
         return config.max_position_embeddings
     return max(config.max_position_embeddings, int(rope["original_max_position_embeddings"] * rope["factor"]))

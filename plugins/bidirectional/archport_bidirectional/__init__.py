@@ -33,6 +33,7 @@ _FOLDERS = (
     "roberta",
     "siglip",
     "static",
+    "t5",
 )
 FAMILIES: tuple[ModuleType, ...] = tuple(import_module(f"{__name__}.{folder}") for folder in _FOLDERS)
 

@@ -119,6 +119,31 @@ _GPT2 = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num
 _GPT2 |= {"n_inner": "intermediate_size", "n_positions": "max_position_embeddings"}
 _GPT2 |= {"layer_norm_epsilon": "layer_norm_eps", "rotary_emb_base": "rope_theta"}
 
+# Of T5's classes, under the usual names.
+_T5 = {"d_model": "hidden_size", "num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
+_T5 |= {"d_kv": "head_dim"}
+
+
+def _t5(name: str, vocabulary: int, inner: int, layers: int, heads: int, proj: str) -> ConfigClass:
+    return ConfigClass(
+        {
+            "vocab_size": vocabulary,
+            "hidden_size": 512,
+            "head_dim": 64,
+            "d_ff": inner,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "relative_attention_num_buckets": 32,
+            "relative_attention_max_distance": 128,
+            "layer_norm_epsilon": 1e-6,
+            "feed_forward_proj": proj,
+            "pad_token_id": 0,
+        },
+        names=_T5,
+        trunk=f"{name}EncoderModel",
+    )
+
+
 _LLAMA = ConfigClass(
     {**_sizes(32000, 4096, 11008, 32, 32, 2048), **_DECODER, "mlp_bias": False, "tie_word_embeddings": False},
     rope=RopeDefaults(),
@@ -286,6 +311,9 @@ CLASSES: Mapping[str, ConfigClass] = {
         head="EuroBertForMaskedLM",
         labels="EuroBertForSequenceClassification",
     ),
+    "t5": _t5("T5", 32128, 2048, 6, 8, "relu"),
+    "mt5": _t5("MT5", 250112, 1024, 8, 6, "gated-gelu"),
+    "umt5": _t5("UMT5", 250112, 1024, 8, 6, "gated-gelu"),
     "gemma3_text": ConfigClass(
         {
             **_sizes(262208, 2304, 9216, 26, 8, 131072),

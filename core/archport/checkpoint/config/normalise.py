@@ -38,9 +38,9 @@ _TAGGED_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _ENCODERS = frozenset(
     {
         *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm", "eurobert"),
-        *("gte", "longformer", "modernbert", "mpnet", "neobert", "new", "nomic_bert", "rembert", "roberta"),
-        *("roberta-prelayernorm", "siglip", "siglip_text_model", "siglip_vision_model", "squeezebert", "xlm-roberta"),
-        *("xlm-roberta-xl", "xlm_roberta", "xmod"),
+        *("gte", "longformer", "modernbert", "mpnet", "mt5", "neobert", "new", "nomic_bert", "rembert", "roberta"),
+        *("roberta-prelayernorm", "siglip", "siglip_text_model", "siglip_vision_model", "squeezebert", "t5", "umt5"),
+        *("xlm-roberta", "xlm-roberta-xl", "xlm_roberta", "xmod"),
     }
 )
 _NEVER_RECURSE = ("quantization_config", "generation_config")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from archport.attention import attend, builtin_backends, choose
-from archport.contract import AttentionCall, AttentionLimits, DeviceFacts, InputError
+from archport.contract import AttentionCall, AttentionLimits, DeviceFacts, DistanceVectors, InputError
 from archport.contract.attention import missing_features
 from archport.device.facts import host_device, this_device
 from archport.layers import RelativeBuckets, Slopes, alibi_slopes
@@ -61,15 +61,36 @@ def rule_of(name, heads):
         rule = RelativeBuckets(heads, buckets=8, max_distance=40)
         rule.weight = mx.array(np.random.default_rng(heads).normal(size=(8, heads)).astype(np.float32))
         return rule
+    if name in CONTENT:
+        return Met(heads, name)
     return None
+
+
+class Met:
+    """Vectors that queries, keys or both meet; those of far distances are one, as in DeBERTa."""
+
+    def __init__(self, heads, name):
+        drawn = np.random.default_rng(heads).normal(size=(2, heads, 61, 16)).astype(np.float32) * 0.3
+        self.queries, self.keys = (
+            mx.array(each) if word in name else None for each, word in zip(drawn, "qk", strict=True)
+        )
+
+    def __call__(self, distances):
+        at = mx.clip(distances, -30, 30) + 30
+        return DistanceVectors(*(None if each is None else each[:, at] for each in (self.queries, self.keys)))
+
+
+CONTENT = ("q", "k", "qk")
 
 
 def cases():
     """(call, name of its rule) of every combination that asks for something."""
     found = []
     for (B, H, K, L, S), mask, softcap, rule, sinks, dtype in itertools.product(
-        SHAPES, MASKS, (None, 3.0), (None, "slopes", "buckets"), (False, True), TOLERANCE
+        SHAPES, MASKS, (None, 3.0), (None, "slopes", "buckets", *CONTENT), (False, True), TOLERANCE
     ):
+        if sinks and rule in CONTENT[:2]:
+            continue
         if softcap is None and rule is None and not {"chunk", "spans"} & set(mask):
             continue
         fields = dict(mask)
@@ -82,7 +103,8 @@ def cases():
             if not any(stop - start > 1 for row in fields["spans"] for start, stop in row):
                 continue
         call = AttentionCall(
-            B, H, K, L, S, 16, 24, dtype, sinks=sinks, softcap=softcap, bias=rule is not None,
+            B, H, K, L, S, 16, 24, dtype, sinks=sinks, softcap=softcap,
+            bias="content" if rule in CONTENT else rule is not None,
             additive=rule is not None, limits=LIMITS, **fields,
         )  # fmt: skip
         found.append((call, rule))
@@ -121,8 +143,14 @@ def expected(call, q, k, v, sinks, rule):
         if call.softcap is not None:
             scores = call.softcap * np.tanh(scores / call.softcap)
         if rule is not None:
-            line = np.array(rule(mx.arange(-1000, 1001, dtype=mx.int32)), dtype=np.float64)
-            scores = scores + line[:, distance + 1000]
+            line = rule(mx.arange(-1000, 1001, dtype=mx.int32))
+            if isinstance(line, DistanceVectors):
+                for vectors, met, letters in ((line.queries, q, "hld,hlsd->hls"), (line.keys, k, "hsd,hlsd->hls")):
+                    if vectors is not None:
+                        near = np.array(vectors, dtype=np.float64)[:, distance + 1000]
+                        scores = scores + np.einsum(letters, met[row], near)
+            else:
+                scores = scores + np.array(line, dtype=np.float64)[:, distance + 1000]
         left, right = call.visible_reach
         seen = np.arange(call.kv_len)[None] < keys
         if left is not None:

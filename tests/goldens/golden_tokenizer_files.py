@@ -29,7 +29,7 @@ TEXTS = [
     "naps sleeps Cat\n  [MASK] <mask>  café 日本 It's 123",
     "Hello, WORLD! </s><s> naïve <|im_end|>x",
 ]
-COUNT = 200
+COUNT = 240
 END, IM_END = "<|endoftext|>", "<|im_end|>"
 Files = dict[str, Any]
 
@@ -118,6 +118,24 @@ def camembert() -> tuple[Tokenizer, Files]:
     return tokenizer, {**config, "tokenizer_class": "CamembertTokenizer"}
 
 
+def t5() -> tuple[Tokenizer, Files]:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trained(tokenizer, trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="<unk>"))
+    names = dict(zip(("pad_token", "eos_token", "unk_token"), special, strict=True))
+    return tokenizer, {"tokenizer_class": "T5Tokenizer", **names}
+
+
+def deberta() -> tuple[Tokenizer, Files]:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    trained(tokenizer, trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="[UNK]"))
+    names = dict(zip(("pad_token", "cls_token", "sep_token", "unk_token", "mask_token"), special, strict=True))
+    return tokenizer, {"tokenizer_class": "DebertaV2Tokenizer", "do_lower_case": False, **names}
+
+
 def gemma() -> tuple[Tokenizer, Files]:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -137,6 +155,8 @@ FAMILIES: dict[str, tuple[str, Callable[[], tuple[Tokenizer, Files]]]] = {
     "mpnet": ("mpnet", mpnet),
     "camembert": ("camembert", camembert),
     "albert": ("albert", albert),
+    "t5": ("t5", t5),
+    "deberta": ("deberta-v2", deberta),
     "gemma": ("gemma3_text", gemma),
     "qwen3": ("qwen3", ends_with_endoftext("Qwen2Tokenizer")),
     "qwen35": ("qwen3_5_text", ends_with_endoftext("Qwen2Tokenizer")),
@@ -160,6 +180,8 @@ def drawn(chance: random.Random, family: str, stored: dict[str, Any], config: Fi
         "add_prefix_space": [True, False],
         "tokenizer_class": ["absent", None, "PreTrainedTokenizerFast", config["tokenizer_class"] + "Fast"],
         "legacy": [True, False],
+        "extra_ids": [0, 3],
+        "split_by_punct": [True, False],
         "add_bos_token": [True],
         "add_eos_token": [True],
         "mask_token": [token("<MASK2>", __type="AddedToken"), "sleeps"],

@@ -11,6 +11,7 @@ from .options import (
     ALBERT_LAYERS,
     BERT,
     BIDIRECTIONAL,
+    DEBERTA,
     DECODER,
     DROP,
     EMBEDS,
@@ -208,6 +209,7 @@ FAMILIES: dict[str, Family] = {
     "nomic": Family("nomic_bert", encoder_tasks("NomicBert"), SIZES, {**ROTARY_BERT, "head_dim": [UNSAID, 16]}),
     "gte": Family("gte", encoder_tasks("Gte"), SIZES, {**ROTARY_BERT, "type_vocab_size": [1, 2, 0]}),
     "eurobert": Family("eurobert", encoder_tasks("EuroBert"), SIZES, EUROBERT),
+    "deberta-v2": Family("deberta-v2", encoder_tasks("DebertaV2"), SIZES, DEBERTA),
     **{
         name: Family(
             name,

@@ -219,6 +219,22 @@ EUROBERT = {
 }
 
 
+DEBERTA = {
+    **without(BERT, "raw.position_embedding_type", "raw.chunk_size_feed_forward"),
+    "layer_norm_eps": [1e-7, 1e-5, 1e-3],
+    "type_vocab_size": [0, 2, 1],
+    "max_position_embeddings": [128, 96],
+    "relative_attention": [True, True, True, False],
+    "pos_att_type": [["p2c", "c2p"], "p2c|c2p", ["c2p"], "p2c", None],
+    "position_biased_input": [False, True],
+    "position_buckets": [24, 16, UNSAID, 256],
+    "max_relative_positions": [-1, 40, 200],
+    "norm_rel_ebd": ["layer_norm", UNSAID, "none"],
+    "share_att_key": [True, False, UNSAID],
+    "pooler_hidden_act": ["gelu", "tanh"],
+    "legacy": [True, False],
+    "raw.layer_norm_eps": [UNSAID, DROP],
+}
 # Sizes and options of T5, under names of its own.
 T5_SIZES = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
             "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip

@@ -81,9 +81,9 @@ def mask_bytes(call: AttentionCall, fast: FastCall) -> int:
     held = reach + 16 * (fast.q_len + fast.kv_len) * max(1, len(seen.spans))
     if call.softcap is not None:
         # Plain operations take a bool mask, and a bias as a view of its line, unless rows need lines of their own.
-        return held + line_bytes(call) + biased_row_bytes(call, seen, fast)
+        return held + line_bytes(call) + biased_row_bytes(call, seen, fast) + content_bytes(call, fast, 4)
     if call.bias:
-        return held + fast.mask_elements * fast.itemsize + line_bytes(call)
+        return held + fast.mask_elements * fast.itemsize + line_bytes(call) + content_bytes(call, fast, fast.itemsize)
     if call.additive:
         # Zeros and lowest values in q's dtype, or a copy without -inf of the caller's array.
         return held + fast.mask_elements * fast.itemsize + (0 if call.mask_shape or limits else fast.mask_elements)
@@ -103,8 +103,39 @@ def lies_at_once(call: AttentionCall) -> str:
 
 
 def line_bytes(call: AttentionCall) -> int:
-    """Bytes of a bias at every distance of the call: the numbers, and what a rule makes them from."""
-    return (16 * call.n_heads + 32) * (call.q_len + call.kv_len) if call.bias else 0
+    """Bytes of a bias at every distance of the call: the numbers or vectors, and what a rule makes them from."""
+    width = 16 * call.n_heads + 32
+    if call.bias == "content":
+        # Rows of a table, normalised, projected for either side, and both once more by heads.
+        width += 32 * call.n_heads * call.head_dim
+    return width * (call.q_len + call.kv_len) if call.bias else 0
+
+
+def key_step(rows: int) -> int:
+    """Keys that meet the vectors of their distances at once, in a tile of so many queries: their products grow with
+    the sum of both."""
+    return max(rows, 64)
+
+
+def content_numbers(call: AttentionCall, rows: int, keys: int) -> int:
+    """Products of a query or a key with a vector of a distance, per head of a block; 0 where none are made."""
+    if call.bias != "content":
+        return 0
+    return rows * (rows + keys) + keys * (rows + min(keys, key_step(rows)))
+
+
+def content_bytes(call: AttentionCall, fast: FastCall, itemsize: int) -> int:
+    """Bytes that a block's products with vectors hold, their sums by query and key, and queries and keys in rows."""
+    if call.bias != "content":
+        return 0
+    rows, keys = fast.q_len, fast.kv_len
+    numbers = content_numbers(call, rows, keys) + 2 * rows * keys + (rows + keys) * call.head_dim
+    return fast.B * fast.n_heads * numbers * itemsize
+
+
+def content_flops(call: AttentionCall, rows: int, keys: int) -> float:
+    """Arithmetic of the same for all rows and heads of a call whose blocks are that large."""
+    return 2.0 * call.B * call.n_heads * call.head_dim * content_numbers(call, rows, keys)
 
 
 def biased_row_bytes(call: AttentionCall, seen: Visibility, fast: FastCall) -> int:

@@ -9,7 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from archport.attention import masks
-from archport.attention.bias import Line
+from archport.attention.bias import Line, VectorLine
 from archport.attention.capped import attend_capped
 from archport.attention.visibility import Visibility
 from archport.contract.attention import AttentionCall, Price
@@ -34,7 +34,7 @@ def attend_block(
     mask: mx.array | None = None,
     sinks: mx.array | None = None,
     prepared: mx.array | None = None,
-    bias: Line | None = None,
+    bias: Line | VectorLine | None = None,
 ) -> mx.array:
     """Attention of query rows [a, b), which is all that `q` holds, on keys [lo, hi) of `k` and `v`.
 
@@ -49,11 +49,12 @@ def attend_block(
     if call.softcap is not None:
         if form != "none" and prepared is None:
             prepared = masks.build(seen, a, b, lo, hi, array=mask, additive=False, dtype=q.dtype)
-        added = None if bias is None else bias.tile(seen, a, b, lo, hi)
+        added = None if bias is None else bias.tile(seen, a, b, lo, hi, q, k)
         return attend_capped(q, k, v, scale=scale, softcap=call.softcap, shown=prepared, bias=added, sinks=sinks)
     if bias is not None:
         shown = None if form == "none" else masks.build(seen, a, b, lo, hi, array=mask, additive=False, dtype=q.dtype)
-        return fast(price, q, k, v, scale=scale, mask=masks.biased(bias.tile(seen, a, b, lo, hi), shown), sinks=sinks)
+        added = masks.biased(bias.tile(seen, a, b, lo, hi, q, k), shown)
+        return fast(price, q, k, v, scale=scale, mask=added, sinks=sinks)
     told: mx.array | str | None = "causal" if form == "causal" else None
     if form == "array":
         told = prepared

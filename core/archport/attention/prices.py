@@ -126,6 +126,13 @@ def seconds(call: FastCall, kernel: Kernel, device: DeviceFacts, *, share_of_wor
     return work * share_of_work + cache / bandwidth(device)
 
 
+def content_seconds(flops: float, head_dim: int, device: DeviceFacts, dtype: DType) -> float:
+    """Estimated time of products with vectors by distance, and of adding them to scores."""
+    numbers = flops / (2.0 * head_dim)
+    outside = numbers * _CPU_SCORE if device.kind == "cpu" else numbers * 16 / bandwidth(device)
+    return flops / (rate(device, dtype) * 0.5) + outside
+
+
 def shape_seconds(device: DeviceFacts) -> float:
     """Time to prepare a fused kernel for one more shape."""
     return _NEW_SHAPE[device.kind]

@@ -72,7 +72,7 @@ def prepare(path: AttentionPath) -> Runner:
         sinks: mx.array | None = None,
         bias: DistanceBias | None = None,
     ) -> mx.array:
-        if (bias is not None) != call.bias:
+        if (bias is not None) != bool(call.bias):
             raise InputError(
                 "attention was planned with a bias, but is handed none; hand over what the layer's spec declares"
                 if call.bias

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from archport.attention import prices
-from archport.attention.blocks import block, lane_shape, mask_bytes, whole
+from archport.attention.blocks import block, content_flops, lane_shape, mask_bytes, whole
 from archport.attention.routes import FastCall, Kernel, Routes
 from archport.attention.visibility import Form, Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
@@ -157,14 +157,17 @@ def priced(
         held += tile.B * tile.n_heads * rows * call.v_head_dim * call.itemsize
     pairs = visited(seen, call.q_len, rows, width)
     work = pairs / (rows * width)
+    # Of a tile; the whole call has as many of them for each of its lanes.
+    met = content_flops(call, rows, width) / lanes
     one = prices.seconds(tile, kernel, device)
+    one += prices.content_seconds(met, call.head_dim, device, call.dtype)
     narrow = 1.0 + (4.0 if device.kind == "cpu" else 32.0) / rows
     return Price(
         transient=held + prices.SLACK[device.kind],
         output=call.output_bytes,
         largest_buffer=max(prices.largest_buffer(tile, kernel, device.kind), mask, call.output_bytes),
-        flops=2.0 * call.B * call.n_heads * pairs * (call.head_dim + call.v_head_dim),
-        dispatch_flops=tile.flops,
+        flops=2.0 * call.B * call.n_heads * pairs * (call.head_dim + call.v_head_dim) + met * count,
+        dispatch_flops=tile.flops + met,
         q_tile=rows,
         evaluations=count,
         depth=cut.depth,

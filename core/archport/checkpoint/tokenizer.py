@@ -201,7 +201,7 @@ def _read(folder: Path, checkpoint: Opened, settings: TransformerSettings) -> To
     if recipe is not None:
         every = {**recipe.defaults, **added.named}
         order = [*(name for name in NAMED if name in every), *(name for name in every if name not in NAMED)]
-        added = replace(added, named={name: every[name] for name in order})
+        added = replace(added, named={name: every[name] for name in order}, extra=added.extra or recipe.extra(values))
     checkpoint.memo["special tokens"] = _texts(added), told
     checkpoint.memo["special texts"] = added.texts
     try:

@@ -54,6 +54,8 @@ _BY_MODEL: Mapping[str, tuple[str, ...]] = {
     "MPNetTokenizer": ("mpnet",),
     "CamembertTokenizer": ("camembert",),
     "AlbertTokenizer": ("albert",),
+    "DebertaV2Tokenizer": ("deberta-v2",),
+    "T5Tokenizer": ("mt5", "t5"),
     "XLMRobertaTokenizer": ("gte", "jina_embeddings_v3", "metaclip_2", "trocr", "xlm-roberta", "xmod"),
     "GemmaTokenizer": (
         *("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "recurrent_gemma", "shieldgemma2"),
@@ -109,6 +111,7 @@ _QWEN35 = (
 )
 
 Named = Mapping[str, str | None]
+MOST_SENTINELS = 10_000
 
 
 def is_generic(stated: str | None) -> bool:
@@ -150,6 +153,7 @@ class Recipe:
         close: sets the post-processor behind the special tokens' joining; None keeps that of tokenizer.json.
         marks: whether its special tokens lose the flags that files gave them.
         unknown: id of a Unigram vocabulary's unknown token, whatever the file says; None looks its text up.
+        extra: special tokens without a name that it has, by the settings, where no file lists any.
     """
 
     model: str
@@ -158,6 +162,7 @@ class Recipe:
     close: Callable[[Tokenizer, Mapping[str, Any], Named], None] | None = None
     marks: bool = False
     unknown: int | None = None
+    extra: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda _: ()
 
 
 def _bert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
@@ -255,6 +260,43 @@ def _albert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, nor
     tokenizer.normalizer = normalizers.Sequence([*steps, *mapped[:1]])
 
 
+def _t5(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
+    _xlm_roberta(tokenizer, {}, named, normalisers)
+
+
+def _close_t5(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
+    from tokenizers import processors
+
+    # The class puts this text there, with the id of whatever ends texts.
+    ends = [("</s>", _id(tokenizer, _required(named, "eos_token")))]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=ends
+    )
+
+
+def _sentinels(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """T5's marks of what was left out of a text, which files may number otherwise than by a hundred."""
+    count = settings.get("extra_ids", 100)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MOST_SENTINELS:
+        raise CheckpointError(
+            f"tokenizer_config.json: extra_ids={count!r:.80}; expected a number from 0 to {MOST_SENTINELS:,}."
+        )
+    return tuple(f"<extra_id_{index}>" for index in range(count))
+
+
+def _deberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+    steps: list[Any] = [normalizers.Lowercase()] if _flag(settings, "do_lower_case", False) else []
+    steps += [normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()]
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Strip(left=False, right=True)])
+    scheme = "always" if settings.get("add_prefix_space", True) else "first"
+    split: list[Any] = [pre_tokenizers.Punctuation("isolated")] if _flag(settings, "split_by_punct", False) else []
+    split.append(pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
+
+
 def _gemma(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
     from tokenizers import decoders, normalizers, pre_tokenizers
 
@@ -350,6 +392,8 @@ _ALBERT_TOKENS: Named = {
     "unk_token": "<unk>",
     "pad_token": "<pad>",
 }
+_T5_TOKENS: Named = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_DEBERTA_TOKENS: Named = {**_BERT_TOKENS, "bos_token": "[CLS]", "eos_token": "[SEP]"}
 _END = "<|endoftext|>"
 _QWEN_TOKENS: Named = {"bos_token": None, "eos_token": _END, "unk_token": _END, "pad_token": _END}
 _BERT = Recipe("WordPiece", _BERT_TOKENS, _bert, _close_bert)
@@ -360,6 +404,8 @@ RECIPES: Mapping[str, Recipe] = {
     "MPNetTokenizer": Recipe("WordPiece", {**_ROBERTA_TOKENS, "unk_token": "[UNK]"}, _bert, _close_mpnet),
     "CamembertTokenizer": Recipe("Unigram", _ROBERTA_TOKENS, _xlm_roberta, _close_xlm_roberta),
     "AlbertTokenizer": Recipe("Unigram", _ALBERT_TOKENS, _albert, _close_bert, unknown=1),
+    "T5Tokenizer": Recipe("Unigram", _T5_TOKENS, _t5, _close_t5, unknown=2, extra=_sentinels),
+    "DebertaV2Tokenizer": Recipe("Unigram", _DEBERTA_TOKENS, _deberta, _close_bert),
     "RobertaTokenizer": Recipe("BPE", _ROBERTA_TOKENS, _byte_level, _close_roberta),
     "XLMRobertaTokenizer": Recipe("Unigram", _ROBERTA_TOKENS, _xlm_roberta, _close_xlm_roberta, unknown=3),
     "GemmaTokenizer": Recipe(

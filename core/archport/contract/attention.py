@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 # What a call may ask for beyond visibility, and a backend has to name in its `features` before it is asked.
-Feature = Literal["softcap", "bias", "chunk", "spans"]
+Feature = Literal["softcap", "bias", "content", "chunk", "spans"]
 MaskKind = Literal["none", "causal", "window", "documents", "key_padding", "dense"]
 Reach = tuple[int | None, int | None]
 # Tokens [start, stop) that see each other whichever comes first.
@@ -131,7 +131,8 @@ class AttentionCall:
         sinks: whether the softmax holds a sink logit per head.
         limits: what the call may use.
         softcap: c of scores that become c * tanh(score / c) before anything is hidden; None for none.
-        bias: whether `run` is handed a rule that says what is added to the scores, by distance and head.
+        bias: whether `run` is handed a rule that says what is added to the scores, by distance and head; "content":
+            by vectors of each distance, which queries and keys meet.
         chunk: positions per chunk where a query sees only keys of its own, read like `reach`; None: it sees across.
         start: position of key 0 in its chunk; 0 in a document that begins in this call.
         spans: per row the keys [start, stop) whose tokens see each other to the right too, read like `reach`; ascending
@@ -156,7 +157,7 @@ class AttentionCall:
     sinks: bool = False
     limits: AttentionLimits = field(default_factory=AttentionLimits)
     softcap: float | None = None
-    bias: bool = False
+    bias: bool | Literal["content"] = False
     chunk: int | None = None
     start: int = 0
     spans: tuple[tuple[Span, ...], ...] = ()
@@ -206,7 +207,7 @@ class AttentionCall:
             lengths=lengths,
             q_lengths=q_lengths,
             # A bool mask on CUDA becomes a full additive array; a broadcast additive one stays a view.
-            additive=device.kind == "cuda" or layer.bias,
+            additive=device.kind == "cuda" or bool(layer.bias),
             sinks=layer.sinks,
             limits=limits or AttentionLimits(),
             softcap=layer.softcap,
@@ -221,7 +222,8 @@ class AttentionCall:
         """What a backend has to know for this call beyond visibility."""
         asked: dict[Feature, bool] = {
             "softcap": self.softcap is not None,
-            "bias": self.bias,
+            "bias": self.bias is True,
+            "content": self.bias == "content",
             "chunk": self.chunk is not None,
             "spans": bool(self.spans),
         }
@@ -307,15 +309,33 @@ class Price:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class DistanceVectors:
+    """What a rule answers whose numbers depend on content: each score has two products of its distance's vectors added.
+
+    Args:
+        queries: vectors (H, n, Dh) that queries are multiplied by; None where they meet none.
+        keys: the same for keys.
+    """
+
+    queries: mx.array | None
+    keys: mx.array | None
+
+
 class DistanceBias(Protocol):
     """What attention adds to its scores, as a rule: a number per head for each distance between a query and a key.
 
     A tile asks for the distances that occur in it, so nobody ever holds a number per query and key of a whole call.
-    One object that several layers hand to `attend` is asked once for all of them.
+    One object that several layers hand to `attend` is asked once for all of them; where its numbers depend on content,
+    once per layer.
     """
 
-    def __call__(self, distances: mx.array) -> mx.array:
-        """Numbers (H, n) for distances (n,) int32: position of the key less that of the query, below 0 for the past."""
+    def __call__(self, distances: mx.array) -> mx.array | DistanceVectors:
+        """Numbers (H, n) for distances (n,) int32: position of the key less that of the query, below 0 for the past.
+
+        Where the spec says `bias="content"`, vectors of each distance instead. They are multiplied by queries and keys
+        as these are handed over: what scales scores has to scale the vectors.
+        """
         ...
 
 
@@ -380,6 +400,7 @@ class AttentionPath:
 _FEATURE_WORDS: dict[Feature, str] = {
     "softcap": "a soft cap",
     "bias": "a bias by distance",
+    "content": "a bias by distance and content",
     "chunk": "attention within chunks",
     "spans": "spans whose tokens see each other",
 }

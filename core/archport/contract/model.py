@@ -69,7 +69,8 @@ class LayerContext(Protocol):
             scale: factor of the scores.
             sinks: (H,), one more logit per head, where the spec says so.
             softcap: the spec's, which also holds when it is left out.
-            bias: what distances add to the scaled and capped scores, where the spec says that there is one.
+            bias: what distances add to the scaled and capped scores, where the spec says that there is one: a rule of
+                numbers, or of vectors where it says "content".
 
         Raises:
             InputError: what is handed over is not what the spec declares.

@@ -64,7 +64,8 @@ class AttentionLayer:
             of that name after it, up to the next one that keeps its own under it; those hand over None.
         gated: whether its output is multiplied by a gate as wide, which plans price.
         softcap: c of scores that become c * tanh(score / c), as in Gemma 2; None for none.
-        bias: whether `attend` is handed a rule of what distances add to the scores (ALiBi, relative tables).
+        bias: whether `attend` is handed a rule of what distances add to the scores (ALiBi, relative tables); "content"
+            where it answers with vectors that queries and keys meet (DeBERTa, Transformer-XL).
         spans: whether tokens of one span (a picture's, a prompt's prefix), which `TextInputs.spans` names, see each
             other whichever comes first, as far as the reach to the left lets them. Causal layers only.
         chunk: positions in a chunk, where tokens see only those of their own chunk, as in Llama 4; None where they see
@@ -85,7 +86,7 @@ class AttentionLayer:
     kv: KVKind | None = None
     gated: bool = False
     softcap: float | None = None
-    bias: bool = False
+    bias: bool | Literal["content"] = False
     chunk: int | None = None
     kv_group: str | None = None
     spans: bool = False
@@ -111,6 +112,8 @@ class AttentionLayer:
                 "leave spans out, or declare it causal"
             )
         _check_footprint("attention layer", self.footprint)
+        if self.bias not in (True, False, "content"):
+            raise SpecError(f"attention layer: bias={self.bias!r}; expected True, False or 'content'")
         if self.softcap is not None and not (isinstance(self.softcap, int | float) and 0 < self.softcap < math.inf):
             raise SpecError(f"attention layer: softcap={self.softcap!r}; expected a number above 0, or None for none")
         if self.kv is None:

@@ -60,7 +60,7 @@ def describe(layer: LayerSpec) -> str:
     if layer.softcap is not None:
         words.append(f"scores capped at {layer.softcap:g}")
     if layer.bias:
-        words.append("biased by distance")
+        words.append("biased by distance and content" if layer.bias == "content" else "biased by distance")
     if layer.spans:
         words.append("tokens of a span see each other")
     if layer.kv == "shared":

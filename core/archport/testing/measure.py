@@ -18,6 +18,7 @@ from archport.contract import (
     AttentionCall,
     AttentionLayer,
     DistanceBias,
+    DistanceVectors,
     Documents,
     LayerContext,
     LayerSpec,
@@ -104,7 +105,7 @@ def reference(
     if softcap is not None:
         scores = np.tanh(scores / softcap) * softcap
     if bias is not None:
-        scores = scores + distance_bias(bias, q.shape[2], k.shape[2])
+        scores = scores + distance_bias(bias, q, k)
     scores = np.where(seen, scores, -np.inf)
     if sinks is not None:
         extra = np.broadcast_to(as_array(sinks).reshape(1, -1, 1, 1), (*scores.shape[:-1], 1))
@@ -114,13 +115,21 @@ def reference(
     return weights[..., : k.shape[2]] @ v
 
 
-def distance_bias(rule: DistanceBias, q_len: int, kv_len: int) -> np.ndarray:
-    """What a rule adds for the last `q_len` positions on `kv_len` keys, (H, q_len, kv_len) float64."""
+def distance_bias(rule: DistanceBias, q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """What a rule adds for queries (B, H, L, Dh) of the last positions on keys (B, H, S, Dh), (1 or B, H, L, S)."""
     import mlx.core as mx
 
-    distance = np.arange(kv_len)[None] - (np.arange(q_len) + kv_len - q_len)[:, None]
-    line = as_array(rule(mx.arange(1 - kv_len, kv_len, dtype=mx.int32)))
-    return line[:, distance + kv_len - 1]
+    q_len, kv_len = q.shape[2], k.shape[2]
+    place = np.arange(kv_len)[None] - (np.arange(q_len) + kv_len - q_len)[:, None] + kv_len - 1
+    line = rule(mx.arange(1 - kv_len, kv_len, dtype=mx.int32))
+    if not isinstance(line, DistanceVectors):
+        return as_array(line)[None, :, place]
+    added = np.zeros((*q.shape[:3], kv_len))
+    if line.queries is not None:
+        added += np.einsum("bhld,hlsd->bhls", q, as_array(line.queries)[:, place])
+    if line.keys is not None:
+        added += np.einsum("bhsd,hlsd->bhls", k, as_array(line.keys)[:, place])
+    return added
 
 
 @dataclass(frozen=True, slots=True)

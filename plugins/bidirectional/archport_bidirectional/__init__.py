@@ -20,6 +20,7 @@ from archport.contract import ArchSpec, CheckpointView, Example, Head, TextInput
 _FOLDERS = (
     "albert",
     "bert",
+    "deberta",
     "decoders",
     "distilbert",
     "electra",

@@ -170,7 +170,7 @@ class Embeddings(nn.Module):
 
     Args:
         width: of the tables.
-        rows: of the position table; 0 for families that turn heads instead.
+        rows: of the position table; 0 for families that turn heads, or know distances, instead.
         types: rows of the type table; 0 for families without one.
     """
 
@@ -185,7 +185,7 @@ class Embeddings(nn.Module):
 
     def __call__(self, input_ids: mx.array, positions: mx.array | None, token_types: mx.array | None) -> mx.array:
         x = self.word_embeddings(input_ids)
-        if positions is not None:
+        if positions is not None and "position_embeddings" in self:
             x = x + self.position_embeddings(positions)
         if "token_type_embeddings" in self:
             # Asked of the module: a packed table's weight holds integers.

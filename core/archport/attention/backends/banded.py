@@ -24,7 +24,7 @@ class Banded:
     """Tiles of a windowed call: time and scratch grow with the window, not with the keys."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "content", "chunk", "spans"})
     name: str = "banded"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:

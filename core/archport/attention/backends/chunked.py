@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from archport.attention import masks, prices
-from archport.attention.bias import Line, line_of
-from archport.attention.blocks import biased_row_bytes, block, line_bytes, mask_bytes
+from archport.attention.bias import Line, VectorLine, line_of
+from archport.attention.blocks import biased_row_bytes, block, content_bytes, content_flops, line_bytes, mask_bytes
 from archport.attention.capped import hide, scores
 from archport.attention.tiles import SMALLEST, tile_form
 from archport.attention.visibility import Visibility, visibility
@@ -30,7 +30,7 @@ MOST_ROWS = {"cpu": 256, "metal": 512, "cuda": 1024}
 class Chunked:
     """Chunks of keys merged as they come; running maximum, sum and weighted values in float32."""
 
-    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "content", "chunk", "spans"})
     name: str = "chunked"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
@@ -104,7 +104,7 @@ class Chunked:
         # Scores, then weights in their place, in float32; plus either in the input's type where that is narrower.
         held = pairs * (4 + (tile.itemsize if tile.itemsize < 4 else 0))
         held += lines * (call.head_dim * tile.itemsize + call.v_head_dim * (12 + tile.itemsize) + 6 * 4)
-        hidden = line_bytes(call) + biased_row_bytes(call, seen, tile)
+        hidden = line_bytes(call) + biased_row_bytes(call, seen, tile) + content_bytes(call, tile, 4)
         if tile_form(seen) != "none":
             # A bias is a view here, and no part of the mask.
             plain = replace(call, bias=False, softcap=None, additive=call.additive and not call.bias)
@@ -121,6 +121,9 @@ class Chunked:
         time = tile.flops / (0.5 * prices.rate(device, call.dtype)) + pairs * 40 / prices.bandwidth(device)
         if device.kind == "cpu":
             time += pairs * 4e-8
+        if call.bias == "content":
+            met = content_flops(call, rows, chunk)
+            time += prices.content_seconds(met, call.head_dim, device, call.dtype)
         total = time * count * chunks * share + count * chunks * prices.sync_seconds(device)
         return Price(
             transient=held + hidden + prices.SLACK[device.kind],
@@ -150,7 +153,7 @@ def stream(
     mask: mx.array | None = None,
     sinks: mx.array | None = None,
     softcap: float | None = None,
-    bias: Line | None = None,
+    bias: Line | VectorLine | None = None,
     lazy: bool = False,
 ) -> tuple[mx.array, mx.array]:
     """Attention of query rows [a, b), which is all that `q` holds, merged over chunks of keys.
@@ -183,7 +186,7 @@ def stream(
     first, last = seen.key_range(a, b)
     for lo in range(first // chunk * chunk, last, chunk):
         hi = min(lo + chunk, last)
-        added = None if bias is None else bias.tile(seen, a, b, lo, hi)
+        added = None if bias is None else bias.tile(seen, a, b, lo, hi, q, k[:, :, lo:hi])
         logits = scores(q, k[:, :, lo:hi], scale=scale, softcap=softcap, bias=added)
         if seen.form(a, b, lo, hi) != "none":
             shown = masks.build(seen, a, b, lo, hi, array=mask, additive=False, dtype=q.dtype)

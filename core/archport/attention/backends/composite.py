@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from archport.attention import prices
 from archport.attention.bias import line_of, score_dtype
-from archport.attention.blocks import lies_at_once, mask_bytes, whole
+from archport.attention.blocks import content_flops, lies_at_once, mask_bytes, whole
 from archport.attention.mlx_call import attend_block
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.visibility import visibility
@@ -23,7 +23,7 @@ class Composite:
     """MLX's unfused attention in one call: scratch of the whole score matrix."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "content", "chunk", "spans"})
     name: str = "composite"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
@@ -38,13 +38,16 @@ class Composite:
     def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
         seen = whole(call)
         built = mask_bytes(call, seen)
-        time = prices.seconds(seen, "composite", device)
+        met = content_flops(call, seen.q_len, seen.kv_len)
+        time = prices.seconds(seen, "composite", device) + prices.content_seconds(
+            met, call.head_dim, device, call.dtype
+        )
         return Price(
             transient=prices.transient(seen, "composite", device.kind) + built + prices.SLACK[device.kind],
             output=call.output_bytes,
             largest_buffer=max(prices.largest_buffer(seen, "composite", device.kind), built),
-            flops=seen.flops,
-            dispatch_flops=seen.flops,
+            flops=seen.flops + met,
+            dispatch_flops=seen.flops + met,
             seconds=time,
             dispatch_seconds=time,
             route="composite",

@@ -84,7 +84,7 @@ class PerDocument:
     """Runs any of `inner` per document."""
 
     inner: tuple[Backend, ...]
-    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "content", "chunk", "spans"})
     name: str = "documents"
     _choose: Chooser = field(init=False, repr=False, compare=False)
 

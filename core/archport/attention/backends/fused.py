@@ -27,7 +27,7 @@ class Fused:
     """MLX's fused kernels: memory that does not grow with the scores."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"bias", "chunk", "spans"})
+    features: frozenset[Feature] = frozenset({"bias", "content", "chunk", "spans"})
     name: str = "fused"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:

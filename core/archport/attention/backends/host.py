@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archport.attention import prices, run_tiles, tiles
-from archport.attention.bias import Line, line_of
-from archport.attention.blocks import lane_blocks, lane_shape, line_bytes
+from archport.attention.bias import Line, VectorLine, line_of
+from archport.attention.blocks import content_flops, key_step, lane_blocks, lane_shape, line_bytes
 from archport.attention.visibility import Visibility, numbered, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
@@ -43,7 +43,7 @@ HIDDEN = np.float32(-1e30)
 class Host:
     """Query tiles per (row, kv head) lane on the host, each on the keys that it can see."""
 
-    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "content", "chunk", "spans"})
     name: str = "host"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
@@ -78,7 +78,9 @@ class Host:
             hidden = call.n_heads * call.q_len * sum(call.kv_len - length for length in seen.key_lengths)
             hidden *= call.B if seen.rows == 1 else 1
         host = pairs * SCORE_SECONDS + hidden * HIDDEN_SECONDS + count * TILE_SECONDS
-        host += pairs * (CAP_SECONDS * (call.softcap is not None) + BIAS_SECONDS * call.bias)
+        biases = 2 if call.bias == "content" else int(call.bias)
+        host += pairs * (CAP_SECONDS * (call.softcap is not None) + BIAS_SECONDS * biases)
+        flops += content_flops(call, rows, seen.widest(rows)) * -(-call.q_len // rows)
         seconds = flops / (prices.rate(device, call.dtype) * 0.8) + host / threads + START_SECONDS
         held = _tile_bytes(call, seen, rows, lanes)
         return Price(
@@ -121,7 +123,8 @@ class Host:
         # output projection wants them.
         out = mx.zeros((call.B, call.q_len, call.n_heads, call.v_head_dim), dtype=q.dtype)
         line = line_of(call, visibility(call), bias, mx.float32)
-        mx.eval([array for array in (q, k, v, mask, sinks, line and line.values, out) if array is not None])
+        lines = [line.values] if isinstance(line, Line) else [line.queries, line.keys] if line is not None else []
+        mx.eval([array for array in (q, k, v, mask, sinks, *lines, out) if array is not None])
         _fill(np.asarray(out), call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, line=line)
         return out.transpose(0, 2, 1, 3)
 
@@ -130,7 +133,8 @@ def _cut(call: AttentionCall, seen: Visibility, device: DeviceFacts) -> tuple[in
     """Rows and lanes of a tile, and tiles at once: as many as keep TILE_BYTES and the call's own limit."""
     threads = max(1, device.vector_threads)
     room = call.limits.transient_on(device) - prices.SLACK["cpu"] - line_bytes(call)
-    allowed = min(TILE_BYTES, room // threads)
+    # Products with vectors by distance take as much again.
+    allowed = min(TILE_BYTES * (2 if call.bias == "content" else 1), room // threads)
     rows = min(call.q_len, MOST_ROWS)
     while rows > FEWEST_ROWS and _tile_bytes(call, seen, rows, 1) > allowed:
         rows = max(FEWEST_ROWS, rows // 2)
@@ -156,9 +160,17 @@ def _queries(call: AttentionCall, lanes: int, rows: int) -> int:
 
 
 def _tile_bytes(call: AttentionCall, seen: Visibility, rows: int, lanes: int) -> int:
-    """Bytes of a tile: its scores, and per query a maximum, a sum and what numpy holds while it divides by that."""
+    """Bytes of a tile: its scores, its products with vectors by distance on one side at a time, and per query a
+    maximum, a sum and what numpy holds while it divides by that."""
     queries = _queries(call, lanes, rows)
-    return 4 * queries * seen.widest(rows) + 16 * queries
+    return 4 * queries * seen.widest(rows) + 16 * queries + 4 * _met(call, lanes, rows, seen.widest(rows))
+
+
+def _met(call: AttentionCall, lanes: int, rows: int, keys: int) -> int:
+    """Products of a tile's queries, or of a step of its keys, with vectors by distance."""
+    if call.bias != "content":
+        return 0
+    return _queries(call, lanes, 1) * max(rows * (rows + keys), keys * (rows + min(keys, key_step(rows))))
 
 
 def _fill(
@@ -172,7 +184,7 @@ def _fill(
     scale: float,
     mask: mx.array | None,
     sinks: mx.array | None,
-    line: Line | None,
+    line: Line | VectorLine | None,
 ) -> None:
     """Write the attention of evaluated arrays into `out` (B, L, H, Dv), tile by tile."""
     seen = visibility(call)
@@ -184,12 +196,15 @@ def _fill(
     result = out.reshape(B, L, K, group, call.v_head_dim).transpose(0, 2, 3, 1, 4)
     shown = None if mask is None else _grouped(np.asarray(mask), K, group)
     logits = None if sinks is None else np.asarray(sinks).reshape(1, K, group, 1, 1)
-    added = None if line is None else np.asarray(line.values).reshape(K, group, -1)
+    added = np.asarray(line.values).reshape(K, group, -1) if isinstance(line, Line) else None
+    vectors = _Vectors.of(line, K) if isinstance(line, VectorLine) else None
     first = 0 if line is None else line.first
     most = _queries(call, price.lanes, min(rows, L)) * seen.widest(rows)
+    met = _met(call, price.lanes, min(rows, L), seen.widest(rows))
 
     def worker() -> Callable[[Piece], None]:
         scratch = np.empty(most, dtype=np.float32)
+        products = np.empty(met, dtype=np.float32)
 
         def work(piece: Piece) -> None:
             at, heads, a, b = piece
@@ -206,6 +221,12 @@ def _fill(
                 scores *= call.softcap
             if added is not None:
                 _add_bias(scores, added[heads], first, lane, a, b, lo, hi)
+            if vectors is not None:
+                tile_keys = keys[at, heads, :, lo:hi]
+                for row, offset in enumerate(lane.offsets):
+                    one = slice(None) if len(lane.offsets) == 1 else slice(row, row + 1)
+                    nearest = lo - (offset + b - 1) - first
+                    vectors.add(scores[one], tile_q[one], tile_keys[one], products, heads, nearest)
             hidden = _hidden(lane, a, b, lo, hi)
             if shown is not None:
                 part = _cut_mask(shown, at, heads, a, b, lo, hi)
@@ -271,6 +292,77 @@ def _add_bias(
         start = line[:, :, lo - (offset + a) - first :]
         strides = (*start.strides[:2], start.itemsize, -start.itemsize)
         scores[rows] += np.lib.stride_tricks.as_strided(start, (K, group, hi - lo, b - a), strides, writeable=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """Vectors (K, G, n, Dh) of a line's distances, that queries and keys meet; None where they meet none."""
+
+    queries: np.ndarray | None
+    keys: np.ndarray | None
+
+    @classmethod
+    def of(cls, line: VectorLine, kv_heads: int) -> _Vectors:
+        both = [None if each is None else np.asarray(each) for each in (line.queries, line.keys)]
+        return cls(*(None if each is None else each.reshape(kv_heads, -1, *each.shape[1:]) for each in both))
+
+    def add(self, scores: np.ndarray, q: np.ndarray, k: np.ndarray, scratch: np.ndarray, heads: slice, at: int) -> None:
+        """Add to scores (b, K, G, keys, queries) what q (b, K, G, queries, Dh) and k (b, K, 1, keys, Dh) meet.
+
+        Args:
+            scratch: for the products of one side.
+            at: where the line holds the distance of the first key from the last query.
+        """
+        (*leading, C, T), Dh = scores.shape, q.shape[-1]
+        if self.queries is not None:
+            n = T + C - 1
+            met = scratch[: prod(leading) * n * T].reshape(*leading, n, T)
+            line = np.broadcast_to(self.queries[heads, :, at : at + n], (*leading, n, Dh))
+            vectormath.matmul(line, q.swapaxes(-1, -2), met)
+            # One query on, a key is one distance nearer.
+            scores += _slanted(met, (C, T), (T, 1 - T), (T - 1) * T)
+        if self.keys is not None:
+            step = min(C, key_step(T))
+            whole = C // step * step
+            self._add_keys(scores[..., :whole, :], k[..., :whole, :], scratch, heads, at, step)
+            if whole < C:
+                self._add_keys(scores[..., whole:, :], k[..., whole:, :], scratch, heads, at + whole, C - whole)
+
+    def _add_keys(
+        self, scores: np.ndarray, k: np.ndarray, scratch: np.ndarray, heads: slice, at: int, step: int
+    ) -> None:
+        """Add what keys meet, `step` keys at a time in one call: each has distances that the next one shifts."""
+        assert self.keys is not None
+        (*leading, C, T), Dh = scores.shape, k.shape[-1]
+        count, n = C // step, T + step - 1
+        # What each step needs of the line overlaps with what the next one does.
+        line = self.keys[heads, :, at:]
+        shape, strides = (*line.shape[:2], count, Dh, n), line.strides
+        line = np.lib.stride_tricks.as_strided(
+            line, shape, (*strides[:2], step * strides[2], strides[3], strides[2]), writeable=False
+        )
+        met = scratch[: prod(leading) * C * n].reshape(*leading, count, step, n)
+        vectormath.matmul(
+            np.broadcast_to(_steps(k, count), (*leading, count, step, Dh)),
+            np.broadcast_to(line, (*leading, count, Dh, n)),
+            met,
+        )
+        to = _steps(scores, count)
+        to += _slanted(met, (step, T), (n + 1, -1), T - 1)
+
+
+def _steps(x: np.ndarray, count: int) -> np.ndarray:
+    """A view (..., count, rows / count, D) of x (..., rows, D), whatever its strides."""
+    step = x.shape[-2] // count
+    strides = (*x.strides[:-2], step * x.strides[-2], *x.strides[-2:])
+    return np.lib.stride_tricks.as_strided(x, (*x.shape[:-2], count, step, x.shape[-1]), strides)
+
+
+def _slanted(met: np.ndarray, shape: tuple[int, int], steps: tuple[int, int], first: int) -> np.ndarray:
+    """A view of the last two axes of contiguous products, whose lines begin one distance apart."""
+    flat = met.reshape(*met.shape[:-2], -1)[..., first:]
+    strides = (*flat.strides[:-1], steps[0] * met.itemsize, steps[1] * met.itemsize)
+    return np.lib.stride_tricks.as_strided(flat, (*met.shape[:-2], *shape), strides, writeable=False)
 
 
 def _hidden(seen: Visibility, a: int, b: int, lo: int, hi: int) -> list[Hidden]:

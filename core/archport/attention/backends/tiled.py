@@ -24,7 +24,7 @@ class Tiled:
     """Rows of queries one after another, each on the keys up to its last row's diagonal."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"softcap", "bias", "chunk", "spans"})
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "content", "chunk", "spans"})
     name: str = "tiled"
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:

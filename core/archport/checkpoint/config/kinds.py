@@ -36,6 +36,7 @@ def _listed(test: Test) -> Test:
 _COUNT: tuple[Test, str] = (_is_count, f"a whole number from 0 to {LARGEST:,}")
 _NUMBER: tuple[Test, str] = (_is_number, "a finite number")
 _FLAG: tuple[Test, str] = (lambda value: isinstance(value, bool), "true or false")
+_WHOLE: tuple[Test, str] = (_is_id, "a whole number")
 _NAME: tuple[Test, str] = (lambda value: isinstance(value, str), "a name")
 _COUNTS: tuple[Test, str] = (_listed(_is_count), "a list of whole numbers")
 _NUMBERS: tuple[Test, str] = (_listed(_is_number), "a list of finite numbers")
@@ -79,6 +80,14 @@ KINDS: Mapping[str, tuple[Test, str]] = {
     **dict.fromkeys(("layer_types", "mlp_layer_types"), _NAMES),
     **dict.fromkeys(("dtype", "torch_dtype", "hidden_act", "hidden_activation", "pooling"), _NAME),
     "position_embedding_type": _NAME,
+    # Below 1 a file says that it states none.
+    **dict.fromkeys(("max_relative_positions", "position_buckets"), _WHOLE),
+    "norm_rel_ebd": _NAME,
+    "share_att_key": _FLAG,
+    "pos_att_type": (
+        lambda value: isinstance(value, str) or _listed(lambda entry: isinstance(entry, str))(value),
+        "a name, or a list of names",
+    ),
     **dict.fromkeys(("is_causal", "is_decoder", "use_cache", "tie_word_embeddings", "norm_topk_prob"), _FLAG),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"), _ID),
     "eos_token_id": _IDS,

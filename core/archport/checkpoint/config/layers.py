@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from archport.checkpoint.config.classes import LayerRule
+from archport.checkpoint.config.config_class import LayerRule
 from archport.contract.errors import CheckpointError
 
 LINEAR, SLIDING, FULL = "linear_attention", "sliding_attention", "full_attention"

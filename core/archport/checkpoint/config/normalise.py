@@ -27,7 +27,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from archport.checkpoint.config.classes import CLASSES, ConfigClass
+from archport.checkpoint.config.classes import CLASSES
+from archport.checkpoint.config.config_class import ConfigClass
 from archport.checkpoint.config.kinds import check_kinds
 from archport.checkpoint.config.layers import normalise_layer_types
 from archport.checkpoint.config.rope import normalise_ropes

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from archport.checkpoint.config.classes import RopeDefaults
+from archport.checkpoint.config.config_class import RopeDefaults
 from archport.contract.errors import CheckpointError
 
 _SECOND_NAMES = (("rope_theta", "global_rope_theta"), ("rope_local_base_freq", "local_rope_theta"))

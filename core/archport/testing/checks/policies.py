@@ -15,6 +15,7 @@ from archport.contract import (
     AttentionPath,
     BatchShape,
     DistanceBias,
+    DistanceVectors,
     InputError,
     LayerSpec,
     MaskPolicy,
@@ -76,7 +77,7 @@ class Shifted:
     rule: DistanceBias
     ahead: int
 
-    def __call__(self, distances: mx.array) -> mx.array:
+    def __call__(self, distances: mx.array) -> mx.array | DistanceVectors:
         return self.rule(distances + self.ahead)
 
 

@@ -165,8 +165,9 @@ class DebertaV2(PostNormEncoder):
     """A post-norm encoder whose checkpoints may hold tables that their config leaves out."""
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        tables = ("position_embeddings", "token_type_embeddings")
-        unread = tuple(f"embeddings.{table}." for table in tables if table not in self.embeddings)
+        tables = {"embeddings": ("position_embeddings", "token_type_embeddings")}
+        tables["encoder"] = ("rel_embeddings", "LayerNorm")
+        unread = tuple(f"{at}.{name}." for at, names in tables.items() for name in names if name not in self[at])
         kept = super().sanitize(weights)
         return {name: value for name, value in kept.items() if not name.startswith(unread)}
 

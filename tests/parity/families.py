@@ -208,6 +208,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "nomic": Family("nomic_bert", encoder_tasks("NomicBert"), SIZES, {**ROTARY_BERT, "head_dim": [UNSAID, 16]}),
     "gte": Family("gte", encoder_tasks("Gte"), SIZES, {**ROTARY_BERT, "type_vocab_size": [1, 2, 0]}),
+    "jina-v3": Family(
+        "jina_embeddings_v3", encoder_tasks("JinaEmbeddingsV3"), SIZES, {**ROTARY_BERT, "pad_token_id": [1, 0, 5]}
+    ),
     "eurobert": Family("eurobert", encoder_tasks("EuroBert"), SIZES, EUROBERT),
     "deberta-v2": Family("deberta-v2", encoder_tasks("DebertaV2"), SIZES, DEBERTA),
     **{

@@ -27,6 +27,7 @@ _FOLDERS = (
     "eurobert",
     "gemma",
     "gte",
+    "jina",
     "modernbert",
     "mpnet",
     "nemotron",

@@ -1,4 +1,4 @@
-"""BERT's blocks with rotated heads in place of learned positions: the trunk that NomicBert and GTE share.
+"""BERT's blocks with rotated heads in place of learned positions: the trunk of NomicBert, GTE and jina-embeddings-v3.
 
 The families say how their files name its tensors and what stands in each MLP's place. Reads no config.
 """
@@ -83,6 +83,7 @@ class RotaryBert(nn.Module):
         bias: whether attention's matrices have biases.
         labels: of a classifier.
         act: of the masked-LM head.
+        classifier: of texts, where it is not BERT's pooler with a matrix after it.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class RotaryBert(nn.Module):
         bias: bool,
         labels: int,
         act: Act,
+        classifier: nn.Module | None = None,
     ) -> None:
         super().__init__()
         D = spec.hidden_size
@@ -113,10 +115,10 @@ class RotaryBert(nn.Module):
         ]
         if "fill_mask" in spec.tasks:
             self.lm_head = MaskedHead(D, spec.vocab_size, act, eps)
-        if "classify" in spec.tasks:
+        if "classify" in spec.tasks and classifier is None:
             self.pooler = Dense(D, mx.tanh)
         if {"classify", "tag"} & set(spec.tasks):
-            self.classifier = nn.Linear(D, labels)
+            self.classifier = nn.Linear(D, labels) if classifier is None else classifier
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext, token_types: mx.array | None = None) -> mx.array:
         x = self.embeddings(input_ids, None, token_types)

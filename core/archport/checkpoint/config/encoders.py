@@ -161,6 +161,19 @@ ENCODERS: Mapping[str, ConfigClass] = {
         head="NewForMaskedLM",
         labels="NewForSequenceClassification",
     ),
+    "jina_embeddings_v3": ConfigClass(
+        {
+            **sizes(250002, 1024, 4096, 24, 16, 8194),
+            **BERT,
+            "layer_norm_eps": 1e-5,
+            "type_vocab_size": 1,
+            "pad_token_id": 1,
+        },
+        rope=RopeDefaults(20_000.0),
+        trunk="JinaEmbeddingsV3Model",
+        head="JinaEmbeddingsV3ForMaskedLM",
+        labels="JinaEmbeddingsV3ForSequenceClassification",
+    ),
     "eurobert": ConfigClass(
         {
             **sizes(128256, 768, 3072, 12, 12, 8192),

@@ -7,7 +7,7 @@ over the root of as many times the width of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -47,26 +47,8 @@ NAMES = Names(
 )  # fmt: skip
 
 
-class Distances(nn.Module):
-    """The table of distances that all layers share; parameters `rel_embeddings`, and `LayerNorm` where it has one."""
-
-    def __init__(self, config: Mapping[str, Any], width: int, eps: float) -> None:
-        super().__init__()
-        span, buckets = relative_positions(config), config.get("position_buckets", -1)
-        self._half = buckets if buckets > 0 else span
-        rows = _rows(config["max_position_embeddings"], self._half, buckets, span)
-        self._rows, self._farthest = mx.array(rows), len(rows) // 2
-        self.rel_embeddings = Embedding(2 * self._half, width)
-        normed = [word.strip() for word in (config.get("norm_rel_ebd") or "none").lower().split("|")]
-        if "layer_norm" in normed:
-            self.LayerNorm = nn.LayerNorm(width, eps=eps)
-
-    def __call__(self, distances: mx.array) -> tuple[mx.array, mx.array | None]:
-        """(rows (m, D) of the table, the row of each distance (n,)); None where each distance has its own."""
-        at = self._rows[mx.clip(distances, -self._farthest, self._farthest) + self._farthest]
-        few = distances.size <= 2 * self._half
-        rows = self.rel_embeddings(at if few else mx.arange(2 * self._half, dtype=mx.int32))
-        return self.LayerNorm(rows) if "LayerNorm" in self else rows, None if few else at
+# (distances (n,)) -> rows (m, D) of a table, and the row of each distance; None where each has its own.
+Rows = Callable[[mx.array], tuple[mx.array, mx.array | None]]
 
 
 def _rows(positions: int, half: int, buckets: int, span: int) -> np.ndarray:
@@ -94,7 +76,7 @@ class Disentangled(Attention):
     for both.
     """
 
-    def __init__(self, index: int, spec: ArchSpec, distances: Distances | None, config: Mapping[str, Any]) -> None:
+    def __init__(self, index: int, spec: ArchSpec, rows: Rows, config: Mapping[str, Any]) -> None:
         layer, terms = spec.attention_layers[index], relative_terms(config)
         scale = 1 / math.sqrt(layer.head_dim * (1 + len(stated_terms(config))))
         super().__init__(
@@ -106,7 +88,7 @@ class Disentangled(Attention):
             scale=scale,
             distance_bias=self._vectors if terms else None,
         )
-        self._distances, self._terms = distances, terms
+        self._rows, self._terms = rows, terms
         self._shared = bool(config.get("share_att_key", False))
         if not self._shared:
             width = layer.n_heads * layer.head_dim
@@ -122,8 +104,7 @@ class Disentangled(Attention):
 
     def _vectors(self, distances: mx.array) -> DistanceVectors:
         """The vectors that queries and keys meet at distances (n,), scaled as scores are."""
-        assert self._distances is not None
-        rows, at = self._distances(distances)
+        rows, at = self._rows(distances)
         names = ("k_proj", "q_proj") if self._shared else ("pos_k_proj", "pos_q_proj")
         found = [
             self._by_heads(self[name](rows), at) if term in self._terms else None
@@ -138,27 +119,38 @@ class Disentangled(Attention):
 
 
 class Encoder(nn.Module):
-    """Parameters `layer.N`, and those of `Distances` where distances count."""
+    """Parameters `layer.N`; where distances count `rel_embeddings`, and `LayerNorm` where that table is normed."""
 
     def __init__(self, spec: ArchSpec, config: Mapping[str, Any], eps: float) -> None:
         super().__init__()
         D, act = spec.hidden_size, activation(config["hidden_act"])
-        distances = Distances(config, D, eps) if config["relative_attention"] else None
+        span, buckets = relative_positions(config), config.get("position_buckets", -1)
+        self._half = buckets if buckets > 0 else span
+        rows = _rows(config["max_position_embeddings"], self._half, buckets, span)
+        self._row_of, self._farthest = mx.array(rows), len(rows) // 2
+        if config["relative_attention"]:
+            self.rel_embeddings = Embedding(2 * self._half, D)
+            normed = (config.get("norm_rel_ebd") or "none").lower().split("|")
+            if "layer_norm" in [word.strip() for word in normed]:
+                self.LayerNorm = nn.LayerNorm(D, eps=eps)
         self.layer = [
             PostNormBlock(
-                Disentangled(index, spec, distances, config), MLP(D, spec.intermediate_size, act, bias=True), D, eps
+                Disentangled(index, spec, self.rows, config), MLP(D, spec.intermediate_size, act, bias=True), D, eps
             )
             for index in range(len(spec.layers))
         ]
-        if distances is not None:
-            self.rel_embeddings = distances.rel_embeddings
-            if "LayerNorm" in distances:
-                self.LayerNorm = distances.LayerNorm
 
     def __call__(self, x: mx.array, ctx: LayerContext) -> mx.array:
         for layer in self.layer:
             x = layer(x, ctx)
         return x
+
+    def rows(self, distances: mx.array) -> tuple[mx.array, mx.array | None]:
+        """(rows (m, D) of the table, the row of each distance (n,)); None where each distance has its own."""
+        at = self._row_of[mx.clip(distances, -self._farthest, self._farthest) + self._farthest]
+        few = distances.size <= 2 * self._half
+        rows = self.rel_embeddings(at if few else mx.arange(2 * self._half, dtype=mx.int32))
+        return self.LayerNorm(rows) if "LayerNorm" in self else rows, None if few else at
 
 
 class DebertaV2(PostNormEncoder):

@@ -1,0 +1,128 @@
+"""jina-embeddings-v3: XLM-RoBERTa with rotated heads, by its repository and by transformers 5.
+
+Its repository keeps an adapter per task next to every matrix. The one that `default_task` of the config names is merged
+when the weights are read; without it the base answers, as in transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from archport.contract import (
+    ROPE_KEYS,
+    ArchSpec,
+    AttentionLayer,
+    CheckpointView,
+    ConfigKeys,
+    Example,
+    Footprint,
+    Head,
+    Task,
+    TextInputs,
+    Trunk,
+    head_width,
+)
+from archport_bidirectional.bert import TAGS
+from archport_bidirectional.configs import named
+from archport_bidirectional.scoring import encoder_head, pylate_inputs
+
+ARCHS = ("jina_embeddings_v3",)
+ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
+    "JinaEmbeddingsV3Model": ("embed", "rerank"),
+    "JinaEmbeddingsV3ForMaskedLM": ("embed", "fill_mask"),
+    "JinaEmbeddingsV3ForSequenceClassification": ("classify", "rerank"),
+    "JinaEmbeddingsV3ForTokenClassification": ("tag",),
+}
+KEYS = ConfigKeys(
+    "jina_embeddings_v3",
+    obeyed=(
+        *("head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_norm_eps", "max_position_embeddings"),
+        *("num_attention_heads", "num_hidden_layers", "type_vocab_size", "vocab_size", *ROPE_KEYS),
+    ),
+    refused={"partial_rotary_factor": (1.0,), "position_embedding_type": ("rope", "rotary")},
+)
+MODELS = {name: name for name in ("jinaai/jina-embeddings-v3-hf",)}
+
+
+def claim(config: Mapping[str, Any]) -> ArchSpec | None:
+    name = named(config, ARCHITECTURES)
+    if name is None:
+        return None
+    KEYS.check(config)
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    head_dim = config.get("head_dim") or head_width("jina_embeddings_v3", width, heads)
+    tasks = ARCHITECTURES[name]
+    # A plain MLP is priced with BERT's mixer, which turns nothing. q, k and v, each turned or copied once more, the
+    # answer and its copy; the output and the block's sum.
+    made = Footprint(mixer=8 * heads * head_dim + 2 * width)
+    layer = AttentionLayer("bidirectional", heads, heads, head_dim, footprint=made)
+    return ArchSpec(
+        arch="jina_embeddings_v3",
+        tasks=tasks,
+        layers=(layer,) * config["num_hidden_layers"],
+        vocab_size=config["vocab_size"],
+        hidden_size=width,
+        intermediate_size=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        dtype=config.get("dtype", "float32"),
+        tied_head="fill_mask" not in tasks or config.get("tie_word_embeddings") is not False,
+        gated_mlp=False,
+        qk_norm=False,
+    )
+
+
+def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
+    from archport_bidirectional.jina.model import jina
+
+    return jina(spec, config)
+
+
+def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
+    return encoder_head(spec, checkpoint)
+
+
+def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
+    return pylate_inputs(spec, checkpoint)
+
+
+EXAMPLE = {
+    "architectures": ["JinaEmbeddingsV3Model"],
+    "model_type": "jina_embeddings_v3",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "vocab_size": 199,
+    "max_position_embeddings": 320,
+    "type_vocab_size": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0},
+    "pad_token_id": 1,
+    "torch_dtype": "float32",
+}
+
+
+def examples() -> Sequence[Example]:
+    masked = {**EXAMPLE, "architectures": ["JinaEmbeddingsV3ForMaskedLM"]}
+    classifier = {**EXAMPLE, "architectures": ["JinaEmbeddingsV3ForSequenceClassification"], "num_labels": 3}
+    tagger = {**EXAMPLE, "architectures": ["JinaEmbeddingsV3ForTokenClassification"], "id2label": TAGS}
+    return [
+        Example("jina v3, as its repository names tensors", EXAMPLE, seed=81, publish=_hub),
+        Example("jina v3, masked language model", masked, seed=82, publish=_saved),
+        Example("jina v3, classifier of three labels", classifier, seed=83, publish=_saved),
+        Example("jina v3, labels of tokens", tagger, seed=84, publish=_saved),
+    ]
+
+
+def _hub(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    from archport_bidirectional.jina.model import HUB
+
+    return HUB.published(weights)
+
+
+def _saved(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    from archport_bidirectional.jina.model import SAVED
+
+    return SAVED.published(weights)

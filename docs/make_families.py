@@ -49,7 +49,7 @@ A family is what a plugin calls one (`ArchSpec.arch`). The last plugin is an exa
   `half_precision_is_finite`.
 - quantised: examples packed to 8 and 4 bits, in `quantised_round_trip`.
 - packed on CUDA: examples whose documents share a row: `packed_documents_do_not_leak`, on a CPU in `make test`, on a
-  GPU in `make test-device`. T5, DeBERTa, Qwen2 and the Llama, Ministral 3, Gemma 1 and Gemma 2 of the example have
+  GPU in `make test-device`. T5, DeBERTa, jina-v3, Qwen2 and the Llama, Ministral 3, Gemma 1 and Gemma 2 of the example have
   been on a CPU alone so far.
 
 The kit builds layers. A table of vectors has none, and transformers no class for it: its goldens are vectors of
@@ -102,7 +102,7 @@ PROBE = (
     Asked("nomic-embed-text-v1.5", "NomicBertModel"),
     Asked("gte-multilingual-base, arctic-embed-m-v2", "GteModel"),
     Asked("gte-multilingual-reranker", "GteForSequenceClassification"),
-    Asked("jina-embeddings-v3", "JinaEmbeddingsV3Model", "its adapters per task are not built"),
+    Asked("jina-embeddings-v3", "JinaEmbeddingsV3Model"),
     Asked("EuroBERT", "EuroBertModel"),
     Asked("embeddinggemma-2", "EmbeddingGemma2Model", "its mixture of text and pictures is not built"),
     Asked("harrier-270m", "Gemma3TextModel"),

@@ -147,6 +147,9 @@ LATER: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("deberta-v2", "DebertaV2ForSequenceClassification",
      {"make.modules": "pool", "num_labels": 1, "make.special": "around", "pos_att_type": "p2c"}),
     ("umt5", "UMT5EncoderModel", {"d_kv": 12, "num_layers": 3, "relative_attention_num_buckets": 8}),
+    ("jina-v3", "JinaEmbeddingsV3Model", {"raw.rope_theta": 300.0, "raw.architectures": DROP, "pad_token_id": 5}),
+    ("jina-v3", "JinaEmbeddingsV3ForMaskedLM", {**UNTIED, "rope_parameters": ROPES[1], "hidden_act": "relu"}),
+    ("jina-v3", "JinaEmbeddingsV3ForSequenceClassification", {"num_labels": 4, "type_vocab_size": 2}),
 )  # fmt: skip
 PLACES = range(len(CASES), len(CASES) + len(PIPELINES))
 # Past the 40 positions that one of them states; pairs long enough to run what they share once.

@@ -155,6 +155,9 @@ def token_bytes(
     entry, read, output = D * s, widths["q"] + widths["k"] + widths["v"], widths["out"] or widths["values"]
     bytes_of = {name: int(numbers * s) for name, numbers in found.items()} | {"part": int(max(halves) * s)}
     own = layer.footprint
+    if own is not None and own.more is not None:
+        bytes_of = {name: held + own.more * s for name, held in bytes_of.items()}
+        small = small if small is None else small + own.more
     if own is not None and (own.mixer is not None or own.mlp is not None):
         # A half of archport's is what splitting a layer takes it for, and on a CPU no less than what attention holds.
         parted = kind == "cpu" and not isinstance(layer, RecurrentLayer)

@@ -14,6 +14,7 @@ from archport.contract import (
     CheckpointView,
     ConfigKeys,
     Example,
+    Footprint,
     Head,
     SpecError,
     Task,
@@ -60,10 +61,15 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     KEYS.check(config)
     heads, width = config["num_attention_heads"], config["head_dim"]
     _, gated = activation_of(config)
+    D, W, inner = config["hidden_size"], heads * width, config["d_ff"]
+    # Norms first and nothing turned, which no kind of block is priced as: a norm, q, k, v, the answer and its copy, the
+    # output and the sum; a norm, what the MLP makes inside, its output and the sum.
+    made = Footprint(mixer=3 * D + 5 * W, mlp=3 * D + (3 if gated else 2) * inner)
+    layer = AttentionLayer("bidirectional", heads, heads, width, bias=True, footprint=made)
     return ArchSpec(
         arch="t5",
         tasks=ARCHITECTURES[name],
-        layers=(AttentionLayer("bidirectional", heads, heads, width, bias=True),) * config["num_hidden_layers"],
+        layers=(layer,) * config["num_hidden_layers"],
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
         intermediate_size=config["d_ff"],

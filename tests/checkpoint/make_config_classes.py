@@ -24,6 +24,7 @@ TYPES = (
     *("qwen3_5_moe_vision", "qwen3_vl", "qwen3_vl_text", "qwen3_vl_vision", "qwen3_vl_moe", "qwen3_vl_moe_text"),
     *("qwen3_vl_moe_vision", "siglip", "siglip_text_model", "siglip_vision_model"),
     *("nomic_bert", "gte", "eurobert", "t5", "mt5", "umt5", "deberta-v2", "jina_embeddings_v3"),
+    *("clip", "clip_text_model", "clip_vision_model"),
 )
 
 

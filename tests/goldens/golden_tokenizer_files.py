@@ -29,7 +29,7 @@ TEXTS = [
     "naps sleeps Cat\n  [MASK] <mask>  café 日本 It's 123",
     "Hello, WORLD! </s><s> naïve <|im_end|>x",
 ]
-COUNT = 240
+COUNT = 260
 END, IM_END = "<|endoftext|>", "<|im_end|>"
 Files = dict[str, Any]
 
@@ -136,6 +136,18 @@ def deberta() -> tuple[Tokenizer, Files]:
     return tokenizer, {"tokenizer_class": "DebertaV2Tokenizer", "do_lower_case": False, **names}
 
 
+def clip() -> tuple[Tokenizer, Files]:
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet, ends = pre_tokenizers.ByteLevel.alphabet(), ["<|startoftext|>", END]
+    trained(
+        tokenizer,
+        trainers.BpeTrainer(vocab_size=620, end_of_word_suffix="</w>", special_tokens=ends, initial_alphabet=alphabet),
+    )
+    names = {"bos_token": ends[0], "eos_token": END, "unk_token": END, "pad_token": END}
+    return tokenizer, {"tokenizer_class": "CLIPTokenizer", **names}
+
+
 def gemma() -> tuple[Tokenizer, Files]:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
@@ -157,6 +169,7 @@ FAMILIES: dict[str, tuple[str, Callable[[], tuple[Tokenizer, Files]]]] = {
     "albert": ("albert", albert),
     "t5": ("t5", t5),
     "deberta": ("deberta-v2", deberta),
+    "clip": ("clip", clip),
     "gemma": ("gemma3_text", gemma),
     "qwen3": ("qwen3", ends_with_endoftext("Qwen2Tokenizer")),
     "qwen35": ("qwen3_5_text", ends_with_endoftext("Qwen2Tokenizer")),

@@ -48,6 +48,7 @@ def main(names: list[str]) -> None:
             record_prefixed()
         elif name == "encoders":
             import golden_bidirectional_decoders
+            import golden_clip
             import golden_encoders
             import golden_heads
             import golden_nemotron
@@ -61,6 +62,7 @@ def main(names: list[str]) -> None:
             golden_heads.record()
             golden_nemotron.record()
             golden_siglip.record()
+            golden_clip.record()
             golden_splade.record()
             golden_static.record()
             golden_tags.record()

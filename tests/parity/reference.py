@@ -68,7 +68,7 @@ def make(draw: Draw, folder: Path) -> Any:
         matrix = next((name for name in shapes if name.endswith(words)), None)
         if how.get("head", "as saved") != "as saved" and head in names and head not in shapes and matrix:
             shapes[head] = shapes[matrix]
-    found = {name: torch.from_numpy(each) for name, each in
+    found = {name: torch.from_numpy(np.asarray(each)) for name, each in
              values(shapes, draw.seed, zero_centred=about.zero_centred).items()}  # fmt: skip
     for head, words in HEADS.items():
         if how.get("head") == "a copy" and head in found and head not in stored:
@@ -77,6 +77,10 @@ def make(draw: Draw, folder: Path) -> Any:
     save_file({name: each.to(dtype).contiguous() for name, each in found.items()}, folder / "model.safetensors")
     edit(folder / "config.json", raw)
     write_tokenizer(folder, about.model_type, config.get("pad_token_id"))
+    if about.model_type == "clip":
+        # As `pictures` are scaled.
+        scaled = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        (folder / "preprocessor_config.json").write_text(json.dumps(scaled))
     model = cls.from_pretrained(folder, dtype=torch.float32).eval()
     # Every answer is one pass; recurrent layers alone can't count the tokens of a cache.
     model.config.use_cache = model.config.get_text_config().use_cache = False
@@ -204,6 +208,9 @@ def record(draw: Draw, folder: Path) -> None:
     longest = min(draw.longest, positions(config) - TOKENS - 6)
     lengths = [config.max_position_embeddings] * 3 if "pictures" in tasks else None
     ids = rows(lengths or lengths_of(draw.seed, longest), VOCABULARY, draw.seed)
+    for row in ids if about.model_type == "clip" else ():
+        # A text is read at its largest id.
+        row[-1] = VOCABULARY - 1
     arrays = {f"ids_{index}": row for index, row in enumerate(ids)}
     # What answers, and what is asked of it once and under noise.
     asked = {model: (partial(answers, draw, model, ids),) * 2}

@@ -150,6 +150,7 @@ LATER: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("jina-v3", "JinaEmbeddingsV3Model", {"raw.rope_theta": 300.0, "raw.architectures": DROP, "pad_token_id": 5}),
     ("jina-v3", "JinaEmbeddingsV3ForMaskedLM", {**UNTIED, "rope_parameters": ROPES[1], "hidden_act": "relu"}),
     ("jina-v3", "JinaEmbeddingsV3ForSequenceClassification", {"num_labels": 4, "type_vocab_size": 2}),
+    ("clip", "CLIPModel", {"text.hidden_act": "gelu", "raw.vision.layer_norm_eps": DROP, "vision.patch_size": 8}),
 )  # fmt: skip
 PLACES = range(len(CASES), len(CASES) + len(PIPELINES))
 # Past the 40 positions that one of them states; pairs long enough to run what they share once.

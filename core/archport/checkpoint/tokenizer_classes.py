@@ -54,6 +54,7 @@ _BY_MODEL: Mapping[str, tuple[str, ...]] = {
     "MPNetTokenizer": ("mpnet",),
     "CamembertTokenizer": ("camembert",),
     "AlbertTokenizer": ("albert",),
+    "CLIPTokenizer": ("clip", "clipseg", "xclip"),
     "DebertaV2Tokenizer": ("deberta-v2",),
     "T5Tokenizer": ("mt5", "t5"),
     "XLMRobertaTokenizer": ("gte", "jina_embeddings_v3", "metaclip_2", "trocr", "xlm-roberta", "xmod"),
@@ -297,6 +298,30 @@ def _deberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, no
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
 
 
+def _clip(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+    _plain_bpe(tokenizer, unk=str(named["unk_token"]))
+    model: Any = tokenizer.model
+    model.continuing_subword_prefix, model.end_of_word_suffix = "", "</w>"
+    steps: list[Any] = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    words = Regex(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+
+
+def _close_clip(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
+    from tokenizers import processors
+
+    bos, eos = _required(named, "bos_token"), _required(named, "eos_token")
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (eos, _id(tokenizer, eos)), (bos, _id(tokenizer, bos)), False, False
+    )
+
+
 def _gemma(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
     from tokenizers import decoders, normalizers, pre_tokenizers
 
@@ -395,6 +420,7 @@ _ALBERT_TOKENS: Named = {
 _T5_TOKENS: Named = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _DEBERTA_TOKENS: Named = {**_BERT_TOKENS, "bos_token": "[CLS]", "eos_token": "[SEP]"}
 _END = "<|endoftext|>"
+_CLIP_TOKENS: Named = {"bos_token": "<|startoftext|>", "eos_token": _END, "unk_token": _END, "pad_token": _END}
 _QWEN_TOKENS: Named = {"bos_token": None, "eos_token": _END, "unk_token": _END, "pad_token": _END}
 _BERT = Recipe("WordPiece", _BERT_TOKENS, _bert, _close_bert)
 
@@ -406,6 +432,7 @@ RECIPES: Mapping[str, Recipe] = {
     "AlbertTokenizer": Recipe("Unigram", _ALBERT_TOKENS, _albert, _close_bert, unknown=1),
     "T5Tokenizer": Recipe("Unigram", _T5_TOKENS, _t5, _close_t5, unknown=2, extra=_sentinels),
     "DebertaV2Tokenizer": Recipe("Unigram", _DEBERTA_TOKENS, _deberta, _close_bert),
+    "CLIPTokenizer": Recipe("BPE", _CLIP_TOKENS, _clip, _close_clip),
     "RobertaTokenizer": Recipe("BPE", _ROBERTA_TOKENS, _byte_level, _close_roberta),
     "XLMRobertaTokenizer": Recipe("Unigram", _ROBERTA_TOKENS, _xlm_roberta, _close_xlm_roberta, unknown=3),
     "GemmaTokenizer": Recipe(

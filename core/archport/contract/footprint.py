@@ -23,8 +23,8 @@ class Footprint:
             for one of float32 in a model of 16 bits); None where it is archport's `Attention`.
         mlp: the same of the MLP's half; None where it is archport's.
         matrices: numbers in the mixer's matrices, where these are not one for each of q, k, v and the output.
-        more: numbers per token that a block of archport's holds at its peak beyond what its kind is priced with, such as
-            turned queries and keys in one without a gated MLP, which is priced as BERT's.
+        more: numbers per token that a block of archport's holds at its peak beyond what its kind is priced with, such
+            as turned queries and keys in one without a gated MLP, which is priced as BERT's.
 
     Raises:
         SpecError: a number that is no positive integer.

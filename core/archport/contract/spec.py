@@ -290,6 +290,8 @@ class VisionTower:
         hidden_size, intermediate_size: widths inside a block.
         patch_size: pixels per patch side.
         merge_size: patches per side that become one token of the language model.
+        class_rows: rows of its own among those that become a token, such as a class token; its reader hands over rows
+            of pixels for them too.
         taps: features besides the token embeddings that it gives the language model for every token.
     """
 
@@ -299,6 +301,7 @@ class VisionTower:
     patch_size: int
     merge_size: int = 1
     taps: int = 0
+    class_rows: int = 0
 
     def __post_init__(self) -> None:
         _positive(
@@ -309,6 +312,11 @@ class VisionTower:
             merge_size=self.merge_size,
             layers=len(self.layers),
         )
+
+    @property
+    def rows_per_token(self) -> int:
+        """Rows of the tower that become one token of the language model."""
+        return self.merge_size**2 + self.class_rows
 
 
 def kv_sources(layers: Sequence[LayerSpec]) -> tuple[int | None, ...]:

@@ -160,7 +160,7 @@ def _check_pictures(spec: ArchSpec, request: Request) -> None:
         return
     if spec.vision is None:
         raise InputError(f"images: {spec.arch} has no vision tower")
-    rows, merged = request.lengths, spec.vision.merge_size**2
+    rows, merged = request.lengths, spec.vision.rows_per_token
     if len(request.images) != len(rows):
         raise InputError(f"images: {len(request.images)} rows of pictures for {len(rows)} rows of tokens")
     for row, (length, pictures) in enumerate(zip(rows, request.images, strict=True)):

@@ -158,7 +158,7 @@ def _resized(model: ModelFacts, batch: Batch, *, B: int | None = None, L: int | 
     padded = longest if batch.dense else prompt_width(longest, model.device.kind, most)
     ragged = len(set(lengths)) > 1 or padded != lengths[0] or len(set(cached)) > 1
     shape = replace(batch.shape, B=rows, L=padded, S=max(cached), ragged=ragged)
-    merged = model.spec.vision.merge_size**2 if model.spec.vision else 1
+    merged = model.spec.vision.rows_per_token if model.spec.vision else 1
     visible = tuple(min(seen, length) for seen, length in zip(batch.visible, lengths, strict=False))
     return replace(
         batch,

@@ -45,7 +45,7 @@ def even(model: ModelFacts, request: Request, B: int, L: int, *, others: bool) -
     pictures = tuple(patches for row in request.images for patches in row)
     if pictures and model.spec.vision is not None:
         # Which rows share it is not known yet: the largest pictures that so many tokens can hold.
-        pictures = within(pictures, B * L, model.spec.vision.merge_size**2)
+        pictures = within(pictures, B * L, model.spec.vision.rows_per_token)
     visible = (max(1, L - 1),) * B if request.visible else ()
     return Batch(lengths, (S,) * B, shape, request, others=others, pictures=pictures, visible=visible)
 

@@ -55,7 +55,7 @@ def feature_bytes(model: ModelFacts, pictures: Sequence[int]) -> int:
     tower = model.spec.vision
     if tower is None:
         return 0
-    return (1 + tower.taps) * sum(pictures) // tower.merge_size**2 * model.spec.hidden_size * itemsize(model.dtype)
+    return (1 + tower.taps) * sum(pictures) // tower.rows_per_token * model.spec.hidden_size * itemsize(model.dtype)
 
 
 def tower_quote(model: ModelFacts, batch: Batch, room: int) -> TowerQuote | None:
@@ -67,7 +67,7 @@ def tower_quote(model: ModelFacts, batch: Batch, room: int) -> TowerQuote | None
     if tower is None or not pictures:
         return None
     steps: list[tuple[VisionStep, int]] = []
-    kind, merged = model.device.kind, tower.merge_size**2
+    kind, merged = model.device.kind, tower.rows_per_token
     groups = group_rows(
         pictures, kind=kind, tokens_per_batch=TOKENS_PER_BATCH[kind], padding=0.25 if kind == "cuda" else 0.0
     )
@@ -130,7 +130,7 @@ def _step(
         for layer in kinds_of(tower.layers)[0]
     )
     peak, ahead = _around(model, tower, patches, B * piece, paths)
-    own = (1 + tower.taps) * patches // tower.merge_size**2 * model.spec.hidden_size * itemsize(model.dtype)
+    own = (1 + tower.taps) * patches // tower.rows_per_token * model.spec.hidden_size * itemsize(model.dtype)
     step = VisionStep(pictures=rows, lengths=lengths, padded=padded, paths=paths, piece=piece, room=peak + own)
     return step, peak + ahead
 

@@ -1,7 +1,8 @@
 """Bidirectional encoders: BERT and its relatives, ModernBERT, EmbeddingGemma, decoder blocks without a causal mask; and
 tables of vectors, which see no other token at all.
 
-Every layer is declared bidirectional, so no plan can give it a causal mask or a KV cache. A family is a folder: its
+Every layer is declared bidirectional, so no plan can give it a causal mask or a KV cache; CLIP's text tower alone is
+causal, and keeps nothing. A family is a folder: its
 page has `ARCHS`, `MODELS`, `claim`, `build`, `head`, `inputs` and `examples`, and imports no mlx; its `model.py` holds
 the trunk. This page only asks the families in turn.
 """
@@ -20,6 +21,7 @@ from archport.contract import ArchSpec, CheckpointView, Example, Head, TextInput
 _FOLDERS = (
     "albert",
     "bert",
+    "clip",
     "deberta",
     "decoders",
     "distilbert",
@@ -38,6 +40,8 @@ _FOLDERS = (
     "t5",
 )
 FAMILIES: tuple[ModuleType, ...] = tuple(import_module(f"{__name__}.{folder}") for folder in _FOLDERS)
+# Those whose texts are causal.
+_CAUSAL = tuple(family for family in FAMILIES if family.__name__.endswith(".clip"))
 
 
 def _family(spec: ArchSpec) -> ModuleType:
@@ -52,9 +56,8 @@ def archport_models() -> Mapping[str, str]:
 @hookimpl
 def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     # With `is_decoder` an encoder's name means a causal model; that is nobody's here.
-    if config.get("causal", True):
-        return None
-    return next((spec for family in FAMILIES if (spec := family.claim(config)) is not None), None)
+    families = _CAUSAL if config.get("causal", True) else FAMILIES
+    return next((spec for family in families if (spec := family.claim(config)) is not None), None)
 
 
 @hookimpl

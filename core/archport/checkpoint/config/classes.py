@@ -206,6 +206,30 @@ CLASSES: Mapping[str, ConfigClass] = {
     ),
     "qwen3_vl_vision": _DEEPSTACK,
     "qwen3_vl_moe_vision": _DEEPSTACK,
+    "clip": ConfigClass(
+        {"projection_dim": 512}, parts=("clip_text_model", "clip_vision_model"), whole=True, trunk="CLIPModel"
+    ),
+    "clip_text_model": ConfigClass(
+        {
+            **sizes(49408, 512, 2048, 12, 8, 77),
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "eos_token_id": 49407,
+        },
+    ),
+    "clip_vision_model": ConfigClass(
+        {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "num_channels": 3,
+            "image_size": 224,
+            "patch_size": 32,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        },
+    ),
     "siglip": ConfigClass(parts=("siglip_text_model", "siglip_vision_model"), whole=True, trunk="SiglipModel"),
     "siglip_text_model": ConfigClass(
         {**sizes(32000, 768, 3072, 12, 12, 64), "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},

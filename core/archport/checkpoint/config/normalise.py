@@ -39,21 +39,9 @@ _TAGGED_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _ENCODERS = frozenset(
     {
         *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm", "eurobert"),
-        *(
-            "gte",
-            "jina_embeddings_v3",
-            "longformer",
-            "modernbert",
-            "mpnet",
-            "mt5",
-            "neobert",
-            "new",
-            "nomic_bert",
-            "rembert",
-            "roberta",
-        ),
-        *("roberta-prelayernorm", "siglip", "siglip_text_model", "siglip_vision_model", "squeezebert", "t5", "umt5"),
-        *("xlm-roberta", "xlm-roberta-xl", "xlm_roberta", "xmod"),
+        *("gte", "jina_embeddings_v3", "longformer", "modernbert", "mpnet", "mt5", "neobert", "new", "nomic_bert"),
+        *("rembert", "roberta", "roberta-prelayernorm", "siglip", "siglip_text_model", "siglip_vision_model"),
+        *("squeezebert", "t5", "umt5", "xlm-roberta", "xlm-roberta-xl", "xlm_roberta", "xmod"),
     }
 )
 _NEVER_RECURSE = ("quantization_config", "generation_config")

@@ -25,6 +25,7 @@ class Texts:
         end, pad: ids that close a text, and that fill it.
         lowercase: whether texts are lower-cased.
         canonical: whether they lose punctuation and repeated spaces, as the first generation's tokenizer does.
+        start: id that opens a text; None where none does.
     """
 
     length: int
@@ -32,6 +33,7 @@ class Texts:
     pad: int
     lowercase: bool
     canonical: bool
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class SiglipReader:
         ids, most = encode(short), min(asked.limit, s.length)
         if ids[-1:] == [s.end]:
             ids = ids[:-1]
+        if s.start is not None:
+            ids = [s.start, *ids]
         if len(ids) + 1 > most and asked.overflow == "error":
             more = short != text
             tokens = asked.limit + 1 if more else len(ids) + 1
@@ -89,9 +93,16 @@ class SiglipReader:
             )
         cut = len(ids) + 1 > most
         row = [*ids[: most - 1], s.end]
-        # The tower was trained on texts filled to their full length, and reads its answer at the last position.
-        row += [s.pad] * (s.length - len(row))
-        return Measured(np.asarray(row, dtype=np.int32), truncated=cut)
+        return Measured(np.asarray(self.filled(row, s), dtype=np.int32), truncated=cut)
+
+    def filled(self, row: list[int], texts: Texts) -> list[int]:
+        """A closed text's ids as the tower reads them, its answer at the last; it was trained on full lengths."""
+        return row + [texts.pad] * (texts.length - len(row))
+
+    def grid(self, images: Images) -> tuple[int, int]:
+        """Rows of the tower (down, across) that one image takes."""
+        side = images.side // images.patch
+        return side, side
 
     def decode(self, picture: Picture) -> np.ndarray:
         assert self._images is not None, "no picture was measured"
@@ -102,7 +113,6 @@ class SiglipReader:
         if self._images is None:
             raise InputError(f"{asked.name} is an image; this checkpoint is the text tower alone, which sees nothing")
         image = measure_image(value, name=f"the image of {asked.name}")
-        grid = self._images.side // self._images.patch
-        picture = Picture(0, 1, (grid, grid), image, image.digest, image.decoding)
+        picture = Picture(0, 1, self.grid(self._images), image, image.digest, image.decoding)
         pad = 0 if self._texts is None else self._texts.pad
         return Measured(np.asarray([pad], dtype=np.int32), (picture,))

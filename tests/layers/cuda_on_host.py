@@ -107,8 +107,8 @@ static void multiply(float (&sum)[4], const unsigned int (&a)[4], unsigned int b
 }
 """
 
-# The instructions of kernels/flash_source.py, and wgmma by its rules: where the elements of a matrix lie under the 128-byte
-# swizzle, with rows or with columns next to each other, and which thread holds what.
+# The instructions of kernels/flash_source.py, and wgmma by its rules: where the elements of a matrix lie under the
+# 128-byte swizzle, with rows or with columns next to each other, and which thread holds what.
 FLASH = """
 alignas(1024) static unsigned char dynamic_memory[232448];
 #define DYNAMIC_SHARED(name) unsigned char* const name = dynamic_memory

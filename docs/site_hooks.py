@@ -16,6 +16,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/LOG.md": "benchmark-log.md",
     "examples/third_party/README.md": "outside-plugins.md",
 }
 # What a link to it means on the site.

@@ -175,7 +175,8 @@ def main() -> int:
                 outcome = f"ok    {attempt(Path(folder))}"
             except Failed as error:
                 bad, outcome = bad + 1, f"FAIL  {error}"
-        print(f"{name:30} {time.monotonic() - begun:6.1f} s  {outcome}", flush=True)
+            # Here, because removing an environment may take as long as making it.
+            print(f"{name:30} {time.monotonic() - begun:6.1f} s  {outcome}", flush=True)
     return int(bad > 0)
 
 

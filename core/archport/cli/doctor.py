@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,6 +117,8 @@ def _python() -> Found:
 
 def _mlx() -> Found:
     import archport.device.backend  # noqa: F401  # isort: skip
+    from importlib.metadata import version
+
     import mlx.core as mx
 
     return f"{version('mlx')}, default device {mx.default_device()}", []
@@ -204,6 +205,8 @@ def _hub() -> Found:
 
 
 def _libraries() -> Found:
+    from importlib.metadata import PackageNotFoundError, version
+
     told: list[str] = []
     for name, tested in TESTED.items():
         try:

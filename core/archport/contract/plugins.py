@@ -11,9 +11,8 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -22,6 +21,9 @@ from archport.contract.deprecation import contract_fault
 from archport.contract.errors import ArchportError, CheckpointError, ClaimError, InputError, PluginError, SpecError
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.spec import ArchSpec
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "archport"
 # What a plugin's module states, True or False, to leave a config to any other plugin that claims it as well.
@@ -79,6 +81,9 @@ def discover() -> tuple[Plugin, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _discover(allowed: str | None, strict: bool) -> tuple[Plugin, ...]:
+    # Here, because it imports what reads mail, which a command that only prints its help can do without.
+    from importlib.metadata import entry_points
+
     found = entry_points(group=GROUP)
     names = None if allowed is None else {name.strip() for name in allowed.split(",") if name.strip()}
     return load_plugins([point for point in found if names is None or point.name in names], strict=strict)

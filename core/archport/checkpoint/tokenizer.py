@@ -25,7 +25,8 @@ from archport.checkpoint.added_tokens import (
 from archport.checkpoint.disk import LARGEST_TOKENIZER, MOST_ENTRIES, check_entries, inside, read_object, read_text
 from archport.checkpoint.files import Opened
 from archport.checkpoint.growth import LONGEST_WORD, check_growth
-from archport.checkpoint.tokenizer_classes import GENERIC, RECIPES, TYPED, Recipe, class_name, is_generic
+from archport.checkpoint.tokenizer_classes import RECIPES, Recipe
+from archport.checkpoint.tokenizer_names import GENERIC, TYPED, class_name, is_generic
 from archport.checkpoint.transformer import TransformerSettings, transformer_settings
 from archport.contract.errors import ArchportError, CheckpointError
 
@@ -225,9 +226,8 @@ def _read(folder: Path, checkpoint: Opened, settings: TransformerSettings) -> To
             raise
         raise CheckpointError(f"{folder}: {error}") from error
     except BaseException as error:
-        # Other errors are looked into by whoever loads the model; of these only this place knows whose they are.
         if type(error) is not Exception and not is_panic(error):
-            raise
+            raise  # other errors are looked into by whoever loads the model
         said = " ".join(str(error).split())
         raise CheckpointError(
             f"{folder}: the tokenizers library can't make a {name} of its files ({said:.300}). Fetch them again."

@@ -290,8 +290,7 @@ class VisionTower:
         hidden_size, intermediate_size: widths inside a block.
         patch_size: pixels per patch side.
         merge_size: patches per side that become one token of the language model.
-        class_rows: rows of its own among those that become a token, such as a class token; its reader hands over rows
-            of pixels for them too.
+        class_rows: further rows that become part of a token, such as a class token; its reader's rows hold them too.
         taps: features besides the token embeddings that it gives the language model for every token.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,14 @@ HOSTS = {
     "mteb": ["mteb", TORCH],
     "haystack": ["haystack-ai"],
     "txtai": ["txtai", TORCH],
+    "vectors": [
+        "faiss-cpu",
+        "sqlite-vec",
+        "hnswlib",
+        "pysqlite3-binary; sys_platform == 'linux'",
+        "sentence-transformers",
+        TORCH,
+    ],
     "llm": ["llm", "--editable", str(ROOT / "distributions" / "llm-archport")],
     "setfit": ["setfit", TORCH],
 }
@@ -49,13 +58,15 @@ def environment(name: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(HOSTS))
-    names = parser.parse_args().only.split(",")
+    parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    asked = parser.parse_args()
+    names, file = asked.only.split(","), asked.results
     unknown = sorted(set(names) - set(HOSTS))
     if unknown:
         sys.exit(f"--only {','.join(unknown)}: expected some of {', '.join(HOSTS)}")
-    file = HERE / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {}
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env |= {"HF_HUB_OFFLINE": "1", "HAYSTACK_TELEMETRY_ENABLED": "False"}
     # pytest is started by archport's importer, because archport has to come before whatever else brings a BLAS.
     program = "import archport, pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
     failed = False
@@ -93,7 +104,8 @@ def main() -> None:
 
 
 def version(python: Path, package: str) -> str:
-    """The version of a package in an environment."""
+    """The version of a package, named as pip takes it, in an environment."""
+    package = re.split(r"[=<>; ]", package)[0]
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
 

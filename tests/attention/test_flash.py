@@ -316,3 +316,52 @@ def test_limits_do_not_change_what_is_visible():
     )
     assert visibility(call).left == 7
     assert Flash().price(call, H200).excess(call, H200)
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """What kernels are asked to run, one entry per launch; their outputs are zeros."""
+    asked = []
+
+    def kernel(name):
+        def launch(**options):
+            asked.append({"name": name} | options)
+            pairs = zip(options["output_shapes"], options["output_dtypes"], strict=True)
+            return [mx.zeros(shape, kind) for shape, kind in pairs]
+
+        return launch
+
+    monkeypatch.setattr(flash, "_kernel", lambda head_dim, how: kernel(how))
+    monkeypatch.setattr(decode, "_kernels", lambda head_dim: (kernel("shares"), kernel("merge")))
+    return asked
+
+
+@pytest.mark.parametrize(("L", "S", "reach"), [(1000, 1000, (None, 0)), (77, 5000, (200, 0)), (300, 300, (None, None))])
+def test_prefill_is_one_launch_of_a_block_per_tile_and_head(L, S, reach, launches):
+    call = AttentionCall(2, 6, 2, L, S, 256, 256, "bfloat16", mask="window", reach=reach)
+    path = choose(call, H200, builtin_backends(), "flash")
+    q, k = mx.zeros((2, 6, L, 256), mx.bfloat16), mx.zeros((2, 2, S, 256), mx.bfloat16)
+    assert attend(path, q, k, k, scale=0.1).shape == q.shape
+    (launch,) = launches
+    how = launch["name"]
+    assert (how.queries, how.keys, how.units) == (path.price.q_tile, path.price.k_chunk, path.price.route)
+    assert launch["grid"] == (2 * -(-L // how.queries) * 6 * how.threads, 1, 1)
+    assert launch["threadgroup"] == (how.threads, 1, 1)
+    assert launch["output_shapes"] == [(2, L, 6, 256)]
+    assert launch["inputs"][3].nbytes == path.price.transient - 2**19
+
+
+@pytest.mark.parametrize(("B", "L", "S"), [(1, 1, 65_536), (3, 2, 900), (2, 8, 40)])
+def test_decoding_is_two_launches_whose_sums_are_the_scratch_of_the_plan(B, L, S, launches):
+    call = AttentionCall(B, 8, 2, L, S, 192, 192, "bfloat16", mask="causal")
+    path = choose(call, H200, builtin_backends(), "split")
+    q, k = mx.zeros((B, 8, L, 192), mx.bfloat16), mx.zeros((B, 2, S, 192), mx.bfloat16)
+    assert attend(path, q, k, k, scale=0.1).shape == q.shape
+    first, second = launches
+    shares = first["output_shapes"][0][3]
+    assert first["grid"] == (B * 2 * decode.row_tiles(8, 2, L) * shares * decode.WARPS * 32, 1, 1)
+    assert np.array(first["inputs"][4]).tolist() == [shares, flash.UNLIMITED, 0]
+    scratch = sum(4 * int(np.prod(shape)) for shape in first["output_shapes"])
+    assert scratch <= path.price.transient - 2**19
+    assert second["grid"] == (B * L * 8 * 192, 1, 1)
+    assert second["threadgroup"] == (192, 1, 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import select
 import signal
 import socket
 import subprocess
@@ -218,3 +220,30 @@ def test_a_running_server_is_driven_step_by_step(served):
     row = json.loads(done.stdout)
     assert row["statuses"].keys() == {"200"}
     assert row["latency"]["50"] <= row["latency"]["99"]
+
+
+@pytest.mark.truth
+def test_a_terminal_has_a_line_that_follows_the_server():
+    told, terminal = os.openpty()
+    port = free_port()
+    command = [*COMMAND, "--port", str(port)]
+    process = subprocess.Popen(command, stderr=terminal)
+    os.close(terminal)
+    written = b""
+    try:
+        until = time.monotonic() + 60
+        while b"tokens/s" not in written and time.monotonic() < until:
+            if select.select([told], [], [], 0.1)[0]:
+                written += os.read(told, 1 << 16)
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/embeddings", json={"input": ["some words"] * 200}, timeout=30)
+        assert answer.status_code == 200
+        before = len(written)
+        while not re.search(rb"[1-9][\d,]* tokens/s", written[before:]) and time.monotonic() < until:
+            if select.select([told], [], [], 0.1)[0]:
+                written += os.read(told, 1 << 16)
+        # One line, which each second replaces.
+        assert re.search(rb"\r\x1b\[2K\d+ requests, [\d,]+ tokens wait, [1-9][\d,]* tokens/s", written[before:])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        os.close(told)

@@ -22,12 +22,13 @@ from archport.checkpoint.added_tokens import (
     put_nothing_around,
     read_added_tokens,
 )
-from archport.checkpoint.disk import LARGEST_TOKENIZER, MOST_ENTRIES, check_entries, inside, read_object, read_text
+from archport.checkpoint.disk import LARGEST_TOKENIZER, check_entries, inside, read_object, read_text
 from archport.checkpoint.files import Opened
 from archport.checkpoint.growth import LONGEST_WORD, check_growth
 from archport.checkpoint.tokenizer_classes import RECIPES, Recipe
 from archport.checkpoint.tokenizer_names import GENERIC, TYPED, class_name, is_generic
 from archport.checkpoint.transformer import TransformerSettings, transformer_settings
+from archport.checkpoint.vocabularies import check_vocabulary, lines, word_pieces
 from archport.contract.errors import ArchportError, CheckpointError
 
 if TYPE_CHECKING:
@@ -161,16 +162,7 @@ def _read(folder: Path, checkpoint: Opened, settings: TransformerSettings) -> To
     slow = any((folder / name).is_file() for name in _SLOW_FILES)
     if not (fast.is_file() or vocabulary or slow):
         return None
-    if any(name != "tokenizer.json" for name in stated.get("fast_tokenizer_files") or ()):
-        raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'}: fast_tokenizer_files={stated['fast_tokenizer_files']!r:.120} names "
-            "tokenizers for other versions of a library. Keep one, as tokenizer.json, and drop the key."
-        )
-    for file, settings_of in (("tokenizer_config.json", stated), ("config.json", checkpoint.config)):
-        if not isinstance(settings_of.get("tokenizer_class"), str | None):
-            raise CheckpointError(
-                f"{folder / file}: tokenizer_class={settings_of['tokenizer_class']!r:.80}; expected a name."
-            )
+    _check_stated(folder, stated, checkpoint.config)
     stored = _from_json(fast) if fast.is_file() else None
     if settings.plain_tokenizer and stored is not None:
         checkpoint.memo.update({"tells pairs apart": False, "special tokens": ({}, frozenset()), "special texts": ()})
@@ -206,21 +198,7 @@ def _read(folder: Path, checkpoint: Opened, settings: TransformerSettings) -> To
     checkpoint.memo["special tokens"] = _texts(added), told
     checkpoint.memo["special texts"] = added.texts
     try:
-        if recipe is None:
-            assert stored is not None
-            if name != GENERIC:
-                _check_settings(folder, name, values, stored)
-            return _completed(stored, None, values, added)
-        tokenizer = _bare(folder, name, recipe, stored, added.text("unk_token"))
-        if stored is not None:
-            tokenizer.post_processor = stored.post_processor
-            if stored.truncation is not None:
-                tokenizer.enable_truncation(**stored.truncation)
-        named = {key: None if token is None else content(token) for key, token in added.named.items()}
-        if stored is None and recipe.model == "WordPiece":
-            _check_vocabulary(folder, tokenizer, named, added)
-        recipe.build(tokenizer, values, named, _normalisers(stored))
-        return _completed(tokenizer, recipe, values, added)
+        return _made(folder, name, recipe, stored, values, added)
     except CheckpointError as error:
         if str(error).startswith(str(folder)):
             raise
@@ -232,6 +210,46 @@ def _read(folder: Path, checkpoint: Opened, settings: TransformerSettings) -> To
         raise CheckpointError(
             f"{folder}: the tokenizers library can't make a {name} of its files ({said:.300}). Fetch them again."
         ) from error
+
+
+def _check_stated(folder: Path, stated: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where tokenizer_config.json leads to other files, or a class is no name."""
+    if any(name != "tokenizer.json" for name in stated.get("fast_tokenizer_files") or ()):
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: fast_tokenizer_files={stated['fast_tokenizer_files']!r:.120} names "
+            "tokenizers for other versions of a library. Keep one, as tokenizer.json, and drop the key."
+        )
+    for file, settings in (("tokenizer_config.json", stated), ("config.json", config)):
+        if not isinstance(settings.get("tokenizer_class"), str | None):
+            raise CheckpointError(
+                f"{folder / file}: tokenizer_class={settings['tokenizer_class']!r:.80}; expected a name."
+            )
+
+
+def _made(
+    folder: Path,
+    name: str,
+    recipe: Recipe | None,
+    stored: Tokenizer | None,
+    values: Mapping[str, Any],
+    added: AddedTokens,
+) -> Tokenizer:
+    """The tokenizer as its class makes it of the files' vocabulary, or the stored one where no class is known."""
+    if recipe is None:
+        assert stored is not None
+        if name != GENERIC:
+            _check_settings(folder, name, values, stored)
+        return _completed(stored, None, values, added)
+    tokenizer = _bare(folder, name, recipe, stored, added.text("unk_token"))
+    if stored is not None:
+        tokenizer.post_processor = stored.post_processor
+        if stored.truncation is not None:
+            tokenizer.enable_truncation(**stored.truncation)
+    named = {key: None if token is None else content(token) for key, token in added.named.items()}
+    if stored is None and recipe.model == "WordPiece":
+        check_vocabulary(folder, tokenizer, named, added)
+    recipe.build(tokenizer, values, named, _normalisers(stored))
+    return _completed(tokenizer, recipe, values, added)
 
 
 def _texts(added: AddedTokens) -> dict[str, str]:
@@ -325,7 +343,7 @@ def _bare(folder: Path, name: str, recipe: Recipe, stored: Tokenizer | None, unk
     from tokenizers import Tokenizer, models
 
     if stored is None:
-        return Tokenizer(_word_pieces(folder) if recipe.model == "WordPiece" else _pairs(folder))
+        return Tokenizer(word_pieces(folder) if recipe.model == "WordPiece" else _pairs(folder))
     model = stored.model
     if not isinstance(model, getattr(models, recipe.model)):
         raise CheckpointError(
@@ -353,43 +371,13 @@ def _normalisers(stored: Tokenizer | None) -> list[Any]:
     return list(cast(Any, found)) if isinstance(found, normalizers.Sequence) else [found]
 
 
-def _lines(path: Path) -> list[str]:
-    text = (read_text(path) or "").replace("\r\n", "\n").replace("\r", "\n")
-    lines = text.count("\n")
-    if lines > MOST_ENTRIES:
-        raise CheckpointError(f"{path}: holds {lines:,} lines; expected at most {MOST_ENTRIES:,}.")
-    return text.split("\n")
-
-
-def _word_pieces(folder: Path) -> Any:
-    """The WordPiece vocabulary of a vocab.txt."""
-    from tokenizers import models
-
-    lines = _lines(inside(folder, "vocab.txt", "a tokenizer"))
-    # A token may contain other Unicode line ends, so only \n separates; the file ends with one.
-    if lines and not lines[-1]:
-        lines.pop()
-    return models.WordPiece({line.rstrip(): index for index, line in enumerate(lines)}, unk_token="[UNK]")
-
-
-def _check_vocabulary(folder: Path, tokenizer: Tokenizer, named: Mapping[str, str | None], added: AddedTokens) -> None:
-    listed = {token.content for token in added.listed}
-    needed = [text for name in ("unk_token", "cls_token", "sep_token") if (text := named[name]) is not None]
-    missing = [text for text in needed if tokenizer.token_to_id(text) is None and text not in listed]
-    if missing:
-        raise CheckpointError(
-            f"{folder / 'vocab.txt'}: the special tokens {', '.join(missing)} are not among its "
-            f"{tokenizer.get_vocab_size():,} lines. Expected a BERT vocabulary, or a tokenizer.json."
-        )
-
-
 def _pairs(folder: Path) -> Any:
     """The BPE vocabulary of a vocab.json with its merges.txt."""
     from tokenizers import models
 
     vocabulary = _json(inside(folder, "vocab.json", "a tokenizer"))
-    lines = _lines(inside(folder, "merges.txt", "a tokenizer"))
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    stored = lines(inside(folder, "merges.txt", "a tokenizer"))
+    merges = [tuple(line.split(" ")) for line in stored if line and not line.startswith("#version")]
     with tokenizer_faults(f"{folder / 'merges.txt'} with vocab.json"):
         return models.BPE(vocabulary, cast(Any, merges))
 

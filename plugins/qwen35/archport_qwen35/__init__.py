@@ -232,39 +232,42 @@ def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     return published(weights)
 
 
+# What the tiny configs of the examples share.
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+_TEXT = {
+    "model_type": "qwen3_5_text",
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": _ROPE,
+    "vocab_size": 199,
+    "max_position_embeddings": 512,
+    "hidden_act": "silu",
+    "dtype": "float32",
+}
+
+
 @hookimpl
 def archport_examples() -> Sequence[Example]:
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
-    text = {
-        "model_type": "qwen3_5_text",
-        "hidden_size": 64,
-        "num_hidden_layers": 4,
-        "intermediate_size": 96,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 32,
-        "linear_value_head_dim": 16,
-        "linear_conv_kernel_dim": 4,
-        "rms_norm_eps": 1e-6,
-        "rope_parameters": rope,
-        "vocab_size": 199,
-        "max_position_embeddings": 512,
-        "hidden_act": "silu",
-        "dtype": "float32",
-    }
     order = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
-    following = {**text, "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "num_experts": 0}
+    following = {**_TEXT, "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "num_experts": 0}
     return [
-        Example("text", {**text, "architectures": ["Qwen3_5ForCausalLM"]}, publish=_published),
+        Example("text", {**_TEXT, "architectures": ["Qwen3_5ForCausalLM"]}, publish=_published),
         Example(
             "vision checkpoint, tied, layer_types beside the interval, one value head per key head",
             {
                 "architectures": ["Qwen3_5ForConditionalGeneration"],
                 "model_type": "qwen3_5",
-                "text_config": {**text, "layer_types": order, "linear_num_key_heads": 4},
+                "text_config": {**_TEXT, "layer_types": order, "linear_num_key_heads": 4},
                 "tie_word_embeddings": True,
                 "dtype": "float32",
             },
@@ -275,7 +278,7 @@ def archport_examples() -> Sequence[Example]:
             {
                 "architectures": ["Qwen3_5ForConditionalGeneration"],
                 "model_type": "qwen3_5",
-                "text_config": {**text, "rope_parameters": {**rope, "mrope_section": [2, 1, 1]}},
+                "text_config": {**_TEXT, "rope_parameters": {**_ROPE, "mrope_section": [2, 1, 1]}},
                 "vision_config": {
                     "depth": 2,
                     "hidden_size": 32,
@@ -297,7 +300,7 @@ def archport_examples() -> Sequence[Example]:
         Example(
             "experts, one of them shared",
             {
-                **text,
+                **_TEXT,
                 "architectures": ["Qwen3_5MoeForCausalLM"],
                 "model_type": "qwen3_5_moe_text",
                 "num_experts": 6,

@@ -218,4 +218,4 @@ def test_importing_the_room_imports_nothing_heavy():
     ],
 )
 def test_names_of_weights_say_which_class_was_saved_where_the_config_names_none(name, architecture):
-    assert _implied("qwen3_5_text", [name]) == [architecture]
+    assert _implied({"model_type": "qwen3_5_text"}, [name]) == [architecture]

@@ -166,7 +166,7 @@ def open_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not config.get("architectures") and config.get("model_type") in CLASSES:
-        config["architectures"] = _implied(str(config["model_type"]), read_tensors(folder, body, fetched))
+        config["architectures"] = _implied(config, read_tensors(folder, body, fetched))
     return Checkpoint(name, requested, source, folder, config, revision, body, fetched)
 
 
@@ -194,12 +194,14 @@ def _of_table(folder: Path, body: str, fetched: Fetched | None) -> dict[str, Any
     }
 
 
-def _implied(model_type: str, names: Iterable[str]) -> list[str]:
+def _implied(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """The architectures of a config that names none: its class's trunk, or the class with a head that was saved."""
-    known, stored = CLASSES[model_type], list(names)
+    known, stored = CLASSES[str(config["model_type"])], list(names)
     if known.labels and any(name.startswith(("classifier.", "score.")) for name in stored):
         return [known.labels]
-    headed = any(name.startswith(_HEADED) for name in stored)
+    # DeBERTa's own masked-LM head, which transformers reads where this says so, and else leaves in the file.
+    own = ("lm_predictions.",) if config.get("legacy") is False else ()
+    headed = any(name.startswith((*_HEADED, *own)) for name in stored)
     found = (known.head if headed else known.trunk) or known.trunk or known.head
     return [] if found is None else [found]
 

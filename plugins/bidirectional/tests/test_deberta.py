@@ -91,6 +91,21 @@ def test_positions_that_a_config_leaves_out_are_left_out(tmp_path, written):
     assert (np.array(model.forward(IDS[None])) == np.array(plain)).all()
 
 
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_file_without_architectures_has_the_head_that_transformers_would_read(tmp_path, written, legacy):
+    # As microsoft's own files are, which hold a head that transformers reads by this key alone.
+    config = {key: value for key, value in HUB.items() if key not in ("architectures", "id2label")} | {"legacy": legacy}
+    masked = module({**config, "architectures": ["DebertaV2ForMaskedLM"]})[1]
+    names = {"cls.predictions.transform.": "lm_predictions.lm_head.", "cls.predictions.": "lm_predictions.lm_head."}
+    weights = {}
+    for name, value in masked.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        weights[name] = value
+    model = engine.load(written(tmp_path / "base", config, weights), dtype="float32")
+    assert ("fill_mask" in model.spec.tasks) is not legacy
+
+
 def test_no_buffer_of_all_pairs_and_heads_is_planned(tmp_path, written):
     config = {**HUB, "max_position_embeddings": 16384, "position_buckets": 256}
     model = engine.load(written(tmp_path / "long", config, module(config)[1]), dtype="float32")

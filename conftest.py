@@ -5,6 +5,7 @@ Gives all tests the markers `only_on` and `needs`, and the table of tolerances b
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -23,6 +24,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what belongs to another device, `@pytest.mark.only_on("cpu", reason="...")`, or needs what is not there."""
     from tolerances import DEVICE
 
+    from archport.bulk.extras import OLDEST_ARROW
+
     for mark in item.iter_markers("only_on"):
         if DEVICE not in mark.args:
             pytest.skip(f"only on {', '.join(mark.args)}: {mark.kwargs['reason']}")
@@ -30,3 +33,5 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for name in mark.args:
             if importlib.util.find_spec(name) is None:
                 pytest.skip(f"needs {name}, which `make test` installs")
+            if name == "pyarrow" and int(importlib.metadata.version(name).partition(".")[0]) < OLDEST_ARROW:
+                pytest.skip(f"needs pyarrow {OLDEST_ARROW}, which `make test` installs")

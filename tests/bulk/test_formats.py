@@ -377,3 +377,16 @@ def test_an_openai_batch_is_answered_request_by_request(tmp_path: Path, model, j
     close(np.frombuffer(base64.b64decode(third["data"][0]["embedding"]), "<f4"), model.embed("x")[0])
     assert "has 902 tokens" in lines[3]["response"]["body"]["error"]["message"]
     assert [len(vectors) for stored in read(tmp_path / "out") for _, vectors in stored.rows()] == [1, 2, 1]
+
+
+def test_an_older_pyarrow_is_refused_by_its_version(monkeypatch):
+    """24 does not write a row without a vector, and 25 does not read it."""
+    monkeypatch.setattr(pyarrow_module(), "__version__", "25.0.0")
+    with pytest.raises(InputError, match=r"pyarrow 25\.0\.0 is installed, .* expected 26 or later"):
+        arrow()
+
+
+def pyarrow_module():
+    import pyarrow
+
+    return pyarrow

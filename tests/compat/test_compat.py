@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from archport import engine
-from archport.compat import CrossEncoder, SentenceTransformer, tensors
+from archport.compat import CrossEncoder, SentenceTransformer, cross_encoder, loaded, tensors
 from archport.contract import InputError
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -23,7 +23,8 @@ def model():
 
 @pytest.fixture
 def no_torch(monkeypatch):
-    monkeypatch.setattr(tensors, "torch_is_there", lambda: False)
+    for module in (tensors, cross_encoder, loaded):
+        monkeypatch.setattr(module, "torch_is_there", lambda: False)
 
 
 def direct(model, **options):

@@ -71,7 +71,7 @@ def _request(rng: random.Random, name: str, spec: ArchSpec, device: str, longest
     elif spec.semantics != "causal" and rng.random() < 0.2:
         arguments["visible"] = [rng.randint(1, length) for length in lengths]
     if spec.vision is not None and rng.random() < 0.6:
-        arguments["images"] = [_pictures(rng, length, spec.vision.merge_size**2) for length in lengths]
+        arguments["images"] = [_pictures(rng, length, spec.vision.rows_per_token) for length in lengths]
     if device == "h200":
         arguments |= {"dtype": rng.choice(("float32", "bfloat16")), "pack": True}
     if rng.random() < 0.45:

@@ -247,7 +247,7 @@ def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits():
     for caller in callers:
         caller.answers, caller.ids = 1, np.arange(1, 20, dtype=np.int32)
         caller.options |= {"max_tokens": 30, "min_tokens": 10, "logit_bias": None}
-    one = batch_of(model)._whole([], 0, [callers[0].talk()]).peak
+    one = batch_of(model)._whole([], 0, [callers[0].talk()]).minimum
     two = batch_of(model)._whole([], 0, [callers[0].talk(), callers[1].talk(), callers[2].talk()]).peak
     from dataclasses import replace
 

@@ -7,10 +7,19 @@ from typing import Any
 
 from archport.contract import InputError
 
+# Before that, parquet holds no row without a vector among vectors of one width: 24 does not write it, 25 not read it.
+OLDEST_ARROW = 26
+
 
 def arrow() -> Any:
-    """The module pyarrow; raises InputError where it is not installed."""
-    return needed("pyarrow", "bulk", "parquet and Arrow files need")
+    """The module pyarrow; raises InputError where it is not installed, or too old for what is written with it."""
+    found = needed("pyarrow", "bulk", "parquet and Arrow files need")
+    if int(found.__version__.partition(".")[0]) < OLDEST_ARROW:
+        raise InputError(
+            f"pyarrow {found.__version__} is installed, which loses rows without a vector; expected {OLDEST_ARROW} or "
+            "later.\nInstall it with: pip install 'archport[bulk]'"
+        )
+    return found
 
 
 def parquet() -> Any:

@@ -1,4 +1,4 @@
-"""Short passes through a trunk as one compiled function each: a GPU does them faster than the host can say what to do.
+"""Short texts through a trunk as one compiled function each: a GPU does them faster than the host can say what to do.
 
 On an H200 the 28 layers of Qwen3-Embedding-0.6B take the host some 5 ms to describe, whatever the length of a text, and
 the device less. Only what a plan holds in one evaluation is compiled, so no plan grows by it.
@@ -23,8 +23,8 @@ from archport.planning import BatchPlan, Plan, StepPlan
 from archport.running.context import StepContext
 from archport.running.stretches import Stretches
 
-# Shapes with a trace, per thread, and those of which it is remembered that they came once.
-MOST, REMEMBERED = 16, 256
+# Shapes with a trace, per thread: more than there are widths of short rows.
+MOST = 32
 
 log = logging.getLogger("archport")
 
@@ -46,11 +46,13 @@ class _Shapes(threading.local):
 
     def __init__(self) -> None:
         self.traces = OrderedDict[object, _Trace]()
-        self.once = OrderedDict[object, None]()
 
 
 class CompiledPasses:
-    """The compiled passes of one trunk. A shape is traced when it comes the second time. A copy starts with none."""
+    """The compiled passes of one trunk, from a shape's first time on: the same text has the same vector each time.
+
+    A copy starts with none.
+    """
 
     def __init__(self) -> None:
         self._shapes, self._refused = _Shapes(), False
@@ -71,27 +73,22 @@ class CompiledPasses:
         if found is not None and found.serves(step.paths):
             mine.traces.move_to_end(key)
             return found.run(ids)
-        if found is None and key not in mine.once:
-            mine.once[key] = None
-            if len(mine.once) > REMEMBERED:
-                mine.once.popitem(last=False)
-            return None
         return self._traced(trunk, plan, batch, step, key, ids)
 
     def _traced(
         self, trunk: Trunk, plan: Plan, batch: BatchPlan, step: StepPlan, key: object, ids: mx.array
     ) -> mx.array | None:
-        rows = batch.shape.B
-
         def run(ids: mx.array) -> mx.array:
             with described_once():
-                return trunk(ids, StepContext(plan, batch, step, (0,) * rows, None, Stretches()))
+                return trunk(ids, StepContext(plan, batch, step, (0,) * batch.shape.B, None, Stretches()))
 
         compiled: Any = mx.compile(run)
         try:
             hidden = compiled(ids)
-        except (RuntimeError, ValueError) as error:
-            # Modules that read values while they run: slower, and as right as ever.
+        except ValueError as error:
+            # MLX's, for modules that read values while they run: slower so, and as right as ever.
+            if "transformation" not in str(error):
+                raise
             self._refused = True
             log.debug("short passes are not compiled: %s", error)
             return None
@@ -103,18 +100,21 @@ class CompiledPasses:
 
 
 def compilable(plan: Plan, batch: BatchPlan, step: StepPlan) -> bool:
-    """Whether a batch is one pass that its plan holds in one evaluation: all of its stretches in flight at once."""
+    """Whether a batch is one row in one pass that its plan holds in one evaluation: all stretches in flight at once."""
     schedule = batch.schedule
-    if len(batch.steps) > 1 or batch.packed or schedule.split:
+    # Several rows come in too many shapes to trace each.
+    if batch.shape.B > 1 or len(batch.steps) > 1 or batch.packed or schedule.split:
         return False
     together = max(schedule.in_flight, 1) if len(plan.batches) == 1 else 1
     if schedule.stretches(len(plan.layer_kinds)) > together:
         return False
-    return all(path.price.evaluations <= 1 for path in step.paths if isinstance(path, AttentionPath))
+    paths = [path for path in step.paths if isinstance(path, AttentionPath)]
+    # A trace for each length of a text would be used once.
+    return not any(path.call.lengths for path in paths) and all(path.price.evaluations <= 1 for path in paths)
 
 
 def _key(batch: BatchPlan, step: StepPlan) -> object:
-    """What two passes of the same work have in common. Lengths are in the calls whose attention knows them."""
+    """What two passes of the same work have in common."""
     work = tuple(
         (path.call, path.backend.name, path.price.route) if isinstance(path, AttentionPath) else path.form
         for path in step.paths

@@ -391,12 +391,13 @@ class GuestTiny(Tiny):
 
 
 def guest_tinies(subject: Subject, hosts: Sequence[Plugin]) -> tuple[Tiny, ...]:
-    """One causal and one bidirectional example of the hosts; fewer where they have no such thing."""
+    """One causal and one bidirectional example of the hosts, of texts alone; fewer where they have no such thing."""
     found: dict[str, Tiny] = {}
     for host in sorted(hosts, key=lambda host: host.distribution != "archport"):
         for example in host.hooks().examples():
             tiny = GuestTiny(subject, host, Example(f"{host.name}: {example.name}", *_rest(example)))
-            found.setdefault(tiny.spec.semantics, tiny)
+            if tiny.spec.vision is None:
+                found.setdefault(tiny.spec.semantics, tiny)
     return tuple(found[kind] for kind in ("causal", "bidirectional") if kind in found)
 
 

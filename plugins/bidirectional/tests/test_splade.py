@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tolerances import CPU
 
 from archport import engine
 from archport.answering import readers
@@ -149,7 +150,9 @@ def test_a_model_of_a_large_vocabulary_keeps_to_its_plan(monkeypatch, tmp_path: 
     engine.load(large).embed(["a cat", *TEXTS * 9], output="sparse", overflow="truncate")
     readings = [record.reading for record in caplog.records if hasattr(record, "reading")]  # pyright: ignore
     assert readings
-    assert all(reading.holds and reading.measured >= reading.planned / 2 for reading in readings)
+    assert all(reading.holds for reading in readings)
+    # Of so small a model the workspace that a plan keeps for a GPU is most.
+    assert not CPU or all(reading.measured >= reading.planned / 2 for reading in readings)
 
 
 def test_a_bad_text_is_set_aside_and_the_others_have_vectors(model):

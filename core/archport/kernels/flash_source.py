@@ -7,12 +7,14 @@ host with functions of the same names in place of `INSTRUCTIONS` and of the prod
 
 from __future__ import annotations
 
+from archport.kernels.instructions import ADDRESS, POWERS
+
 # What a host has no instructions for, whatever multiplies.
-INSTRUCTIONS = """
+INSTRUCTIONS = (
+    ADDRESS
+    + POWERS
+    + """
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
-__device__ __forceinline__ unsigned int shared_address(const void* place) {
-  return static_cast<unsigned int>(__cvta_generic_to_shared(place));
-}
 // Sixteen bytes from global to shared memory, on their way until copies_done; zeros where `real` is not set.
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool real) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
@@ -22,28 +24,8 @@ __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_
 // Until all copies but those of the last `Open` commits are there.
 template <int Open>
 __device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_group %0;" :: "n"(Open) : "memory"); }
-// Two elements in one word, the first in its low half.
-template <bool Brain>
-__device__ __forceinline__ unsigned int both(float first, float second) {
-  unsigned int word;
-  if constexpr (Brain) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-  } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
-  }
-  return word;
-}
-__device__ __forceinline__ float power_of_two(float x) {
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
-  return power;
-}
-__device__ __forceinline__ float reciprocal(float x) {
-  float inverse;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
-  return inverse;
-}
 """
+)
 
 # Tiles in shared memory are blocks of 64 columns, a row of a block 128 bytes; the eight pieces of 16 bytes of row r
 # lie at (piece ^ r % 8). That is the 128-byte swizzle which wgmma reads, and what keeps ldmatrix free of conflicts.

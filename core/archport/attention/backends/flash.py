@@ -10,7 +10,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from archport.attention import masks, prices
+from archport.attention.backends import tensor_cores
 from archport.attention.backends.documents import misfits
+from archport.attention.backends.tensor_cores import WIDE
 from archport.contract.attention import AttentionCall, Feature, MaskKind, Price, Reach
 from archport.contract.device import DeviceFacts
 from archport.kernels.flash import Document, Tiling, Units, tiles
@@ -18,8 +20,6 @@ from archport.kernels.flash import Document, Tiling, Units, tiles
 if TYPE_CHECKING:
     import mlx.core as mx
 
-# Head dims that MLX runs unfused.
-HEAD_DIMS = (192, 256)
 HOPPER = {192: Tiling("wgmma", 128, 96), 256: Tiling("wgmma", 128, 64)}
 # What fits the shared memory of a block elsewhere: 163 KiB or more on these compute capabilities, 99 on all others.
 LARGE = {192: Tiling("mma", 128, 48), 256: Tiling("mma", 128, 32)}
@@ -70,15 +70,7 @@ class Flash:
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if device.compute_capability < 80:
             return ["the kernel is written for CUDA, compute capability 8.0 and later"]
-        against: list[str] = []
-        if call.dtype == "float32":
-            against.append("tensor cores take 16 bits here, the call has float32")
-        if call.head_dim != call.v_head_dim or call.head_dim not in HEAD_DIMS:
-            against.append(f"head dims {call.head_dim}/{call.v_head_dim}; expected {' or '.join(map(str, HEAD_DIMS))}")
-        if call.sinks:
-            against.append("sinks")
-        if call.mask_shape:
-            against.append("an array mask")
+        against = tensor_cores.misfits(call, " or ".join(map(str, WIDE)), fits=call.head_dim in WIDE)
         if call.mask == "documents":
             against.extend(misfits(call))
         return against
@@ -119,14 +111,10 @@ class Flash:
         mask: mx.array | None = None,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        import mlx.core as mx
-
         from archport.kernels import flash
 
         del mask, sinks
-        # The kernel reads all three as one type, which a rope of somebody else's may not have kept.
-        kind = {"float16": mx.float16, "bfloat16": mx.bfloat16}[call.dtype]
-        q, k, v = (array if array.dtype == kind else array.astype(kind) for array in (q, k, v))
+        q, k, v = tensor_cores.of_one_type(call, q, k, v)
         how = Tiling(cast(Units, price.route), price.q_tile, price.k_chunk)
         return flash.attend(q, k, v, table_of(call, how), how, scale=scale, softcap=call.softcap)
 

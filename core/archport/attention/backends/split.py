@@ -10,6 +10,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from archport.attention import masks, prices
+from archport.attention.backends import tensor_cores
+from archport.attention.backends.tensor_cores import WIDE
 from archport.contract.attention import AttentionCall, Feature, Price
 from archport.contract.device import DeviceFacts
 from archport.kernels import decode
@@ -17,7 +19,6 @@ from archport.kernels import decode
 if TYPE_CHECKING:
     import mlx.core as mx
 
-HEAD_DIMS = (192, 256)
 # Queries of a row at most; more of them fill the matrix units of other kernels.
 MOST_QUERIES = 8
 # What the kernels read per second, by what MLX's unfused products read, which prices count with. On an H200 with 16 and
@@ -37,15 +38,7 @@ class Split:
             return ["the kernels are written for CUDA, compute capability 8.0 and later"]
         if call.q_len > MOST_QUERIES:
             return [f"{call.q_len:,} queries; the kernels take up to {MOST_QUERIES}"]
-        against: list[str] = []
-        if call.dtype == "float32":
-            against.append("tensor cores take 16 bits here, the call has float32")
-        if call.head_dim != call.v_head_dim or call.head_dim not in HEAD_DIMS:
-            against.append(f"head dims {call.head_dim}/{call.v_head_dim}; expected {' or '.join(map(str, HEAD_DIMS))}")
-        if call.sinks:
-            against.append("sinks")
-        if call.mask_shape:
-            against.append("an array mask")
+        against = tensor_cores.misfits(call, " or ".join(map(str, WIDE)), fits=call.head_dim in WIDE)
         if call.mask == "documents":
             against.append("documents are run one by one")
         if _by_row(call) and set(call.real_queries) - {call.q_len}:
@@ -92,8 +85,7 @@ class Split:
         import mlx.core as mx
 
         del mask, sinks
-        kind = {"float16": mx.float16, "bfloat16": mx.bfloat16}[call.dtype]
-        q, k, v = (array if array.dtype == kind else array.astype(kind) for array in (q, k, v))
+        q, k, v = tensor_cores.of_one_type(call, q, k, v)
         if _by_row(call) and min(call.lengths) < call.kv_len:
             lengths = masks.known(("keys", call.lengths), lambda: mx.array(call.lengths, mx.int32))
         else:

@@ -1,6 +1,6 @@
 """Attention over documents behind one another in one row by one CUDA kernel: no padding, no masks, no new shapes.
 
-MLX has no such call (its cuDNN plans are made per shape, 67 ms each); the kernel is in varlen_kernel.
+MLX has no such call (its cuDNN plans are made per shape, 67 ms each); the kernel is in kernels/varlen.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from archport.attention import masks, prices
+from archport.attention.backends import tensor_cores
 from archport.contract.attention import AttentionCall, Price
 from archport.contract.device import DeviceFacts
 
@@ -34,13 +35,8 @@ class Varlen:
             return ["the kernel is written for CUDA"]
         if call.mask != "documents" or call.B != 1:
             return ["the call is not one row of documents"]
-        found: list[str] = []
-        if call.dtype == "float32":
-            found.append("tensor cores take 16 bits here, the call has float32")
-        if call.head_dim != call.v_head_dim or call.head_dim % 16 or call.head_dim > WIDEST:
-            found.append(f"head dims {call.head_dim}/{call.v_head_dim}; expected one multiple of 16 up to {WIDEST}")
-        if call.sinks:
-            found.append("sinks")
+        narrow = call.head_dim % 16 == 0 and call.head_dim <= WIDEST
+        found = tensor_cores.misfits(call, f"one multiple of 16 up to {WIDEST}", fits=narrow)
         if call.q_len != call.kv_len or call.q_lengths not in ((), call.lengths):
             found.append("cached keys")
         if sum(call.lengths) > call.kv_len:
@@ -80,9 +76,7 @@ class Varlen:
         from archport.kernels.varlen import attend, tiles
 
         del price, mask, sinks
-        # The kernel reads all three as one type, which a rope of somebody else's may not have kept.
-        kind = {"float16": mx.float16, "bfloat16": mx.bfloat16}[call.dtype]
-        q, k, v = (each if each.dtype == kind else each.astype(kind) for each in (q, k, v))
+        q, k, v = tensor_cores.of_one_type(call, q, k, v)
         table = masks.known(("tiles", call.lengths, call.q_len), lambda: mx.array(tiles(call.lengths, call.q_len)))
         return attend(q, k, v, table, scale=scale, reach=call.reach)
 

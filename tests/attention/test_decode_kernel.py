@@ -5,12 +5,12 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
-import importlib.util
 import shutil
-from pathlib import Path
 
+import cuda_on_host
 import numpy as np
 import pytest
+from cuda_on_host import bits_of, value_of
 
 from archport.kernels import decode, decode_source
 
@@ -31,29 +31,6 @@ FIRST = [
 ]
 SECOND = ["sums", "stats", "sums_shape", "out"]
 POISON = 0x7FFF
-
-
-def on_host():
-    place = Path(__file__).parents[1] / "layers" / "cuda_on_host.py"
-    found = importlib.util.spec_from_file_location("cuda_on_host", place)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
-def bits_of(x, brain):
-    if not brain:
-        return x.astype(np.float16).view(np.uint16)
-    bits = x.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def value_of(bits, brain):
-    if not brain:
-        return bits.view(np.float16).astype(np.float64)
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 def attention(q, k, v, left, scale, softcap):
@@ -123,15 +100,14 @@ def agrees(tmp_path, case):
         "kWarps": warps,
         "kGroups": decode.groups(Dh),
     }
-    host = on_host()
     texts = ((decode_source.SHARES, FIRST, warps * 32), (decode_source.MERGE, SECOND, Dh))
     for number, (source, names, threads) in enumerate(texts):
         folder = tmp_path / str(number)
         folder.mkdir()
-        launch = host.build(
+        launch = cuda_on_host.build(
             folder,
             source,
-            host.TENSOR_CORES + host.DECODE + decode_source.HEADER,
+            cuda_on_host.TENSOR_CORES + cuda_on_host.DECODE + decode_source.HEADER,
             names,
             constants | ({"Heads": heads, "Queries": L} if number else {}),
             threads,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
-import importlib.util
 import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import cuda_on_host
 import numpy as np
 import pytest
+from cuda_on_host import bits_of, value_of
 
 from archport.kernels import flash, flash_source
 from archport.kernels.flash import Document, Tiling
@@ -20,29 +21,6 @@ from archport.kernels.flash import Document, Tiling
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
 NAMES = ["q", "k", "v", "tiles", "numbers", "q_strides", "k_strides", "v_strides", "k_shape", "out"]
 POISON = 0x7FFF
-
-
-def on_host():
-    place = Path(__file__).parents[1] / "layers" / "cuda_on_host.py"
-    found = importlib.util.spec_from_file_location("cuda_on_host", place)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
-def bits_of(x: np.ndarray, brain: bool) -> np.ndarray:
-    if not brain:
-        return x.astype(np.float16).view(np.uint16)
-    bits = x.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def value_of(bits: np.ndarray, brain: bool) -> np.ndarray:
-    if not brain:
-        return bits.view(np.float16).astype(np.float64)
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 def attention(q, k, v, position, reach, scale, softcap):
@@ -67,15 +45,14 @@ def attention(q, k, v, position, reach, scale, softcap):
 @lru_cache
 def launcher(tiling, Dh, brain, capped):
     """A compiled kernel, one for all calls of its kind."""
-    host = on_host()
     wgmma = tiling.units == "wgmma"
-    return host.build(
+    return cuda_on_host.build(
         Path(tempfile.mkdtemp()),
         flash_source.SOURCE,
-        host.TENSOR_CORES
-        + host.FLASH
+        cuda_on_host.TENSOR_CORES
+        + cuda_on_host.FLASH
         + flash_source.LAYOUT
-        + (host.WARPGROUP + flash_source.WARPGROUP if wgmma else flash_source.WARP),
+        + (cuda_on_host.WARPGROUP + flash_source.WARPGROUP if wgmma else flash_source.WARP),
         NAMES,
         {"Dh": Dh, "Brain": int(brain), "kQueries": tiling.queries, "kKeys": tiling.keys, "Cap": int(capped)},
         tiling.threads,

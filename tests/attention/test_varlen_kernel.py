@@ -5,40 +5,17 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
-import importlib.util
 import shutil
-from pathlib import Path
 
+import cuda_on_host
 import numpy as np
 import pytest
+from cuda_on_host import bits_of, value_of
 
 from archport.kernels import varlen as varlen_kernel
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
 NAMES = ["q", "k", "v", "tiles", "scale", "q_strides", "k_strides", "v_strides", "out"]
-
-
-def on_host():
-    place = Path(__file__).parents[1] / "layers" / "cuda_on_host.py"
-    found = importlib.util.spec_from_file_location("cuda_on_host", place)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
-def bits_of(x: np.ndarray, brain: bool) -> np.ndarray:
-    if not brain:
-        return x.astype(np.float16).view(np.uint16)
-    bits = x.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def value_of(bits: np.ndarray, brain: bool) -> np.ndarray:
-    if not brain:
-        return bits.view(np.float16).astype(np.float64)
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 def attention(q, k, v, left, right, scale):
@@ -80,7 +57,6 @@ def test_the_kernel_agrees_with_float64(tmp_path, lengths, Dh, heads, kv_heads, 
         **dict.fromkeys(("q_strides", "k_strides", "v_strides"), strides),
         "out": np.full((tokens, heads, Dh), 0x7FFF, np.uint16),
     }
-    host = on_host()
     constants = {
         "Dh": Dh,
         "Hq": heads,
@@ -90,10 +66,10 @@ def test_the_kernel_agrees_with_float64(tmp_path, lengths, Dh, heads, kv_heads, 
         "Brain": int(brain),
         "kKeys": varlen_kernel.keys_per_tile(Dh),
     }
-    run = host.build(
+    run = cuda_on_host.build(
         tmp_path,
         varlen_kernel.SOURCE,
-        host.TENSOR_CORES + varlen_kernel.HEADER,
+        cuda_on_host.TENSOR_CORES + varlen_kernel.HEADER,
         NAMES,
         constants,
         varlen_kernel.THREADS,

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import cuda_on_host
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ def load(name):
     return module
 
 
-rule, host = load("test_gated_delta"), load("cuda_on_host")
+rule = load("test_gated_delta")
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
 
@@ -28,7 +29,7 @@ NAMES = ["q", "k", "v", "log_decay", "beta", "state_in", "y", "state_out"]
 def kernel(tmp_path_factory):
     heads = {"Hk": rule.HK, "Hv": rule.HV, "Dk": rule.DK, "Dv": rule.DV}
     folder = tmp_path_factory.mktemp("kernel")
-    return host.build(folder, kernels.SOURCE, kernels.HEADER, NAMES, heads, kernels.LANES * kernels.COLUMNS)
+    return cuda_on_host.build(folder, kernels.SOURCE, kernels.HEADER, NAMES, heads, kernels.LANES * kernels.COLUMNS)
 
 
 def answers(kernel, case):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
-import importlib.util
 import shutil
-from pathlib import Path
 
+import cuda_on_host
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -22,15 +21,6 @@ from archport.layers.rotary import Rotary, SectionedRotary
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 NAMES = ["x", "q_weight", "k_weight", "cosines", "sines", "eps", "q", "k"]
-
-
-def on_host():
-    found = importlib.util.spec_from_file_location("cuda_on_host", Path(__file__).with_name("cuda_on_host.py"))
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
@@ -66,7 +56,7 @@ def test_the_kernel_agrees_with_norm_rotation_and_transposition(tmp_path, H, K, 
         filled |= {name: filled[name].transpose(0, 2, 1, 3).copy() for name in ("q", "k")}
     numbers = {"Hq": H, "Hk": K, "Dh": Dh, "kWarps": norm_rotate.WARPS}
     constants = {**numbers, "Norm": norm, "RowsAlike": int(not apart), "HeadsFirst": first}
-    run = on_host().build(
+    run = cuda_on_host.build(
         tmp_path,
         norm_rotate.SOURCE,
         norm_rotate.HEADER,
@@ -105,7 +95,7 @@ def test_the_kernel_takes_positions_on_several_axes(tmp_path):
         "k": np.full((B, K, L, Dh), np.nan, np.float32),
     }
     constants = {"Hq": H, "Hk": K, "Dh": Dh, "kWarps": norm_rotate.WARPS, "Norm": 1, "RowsAlike": 0, "HeadsFirst": 1}
-    build = on_host().build
+    build = cuda_on_host.build
     threads = norm_rotate.WARPS * 32
     source, header = norm_rotate.SOURCE, norm_rotate.HEADER
     run = build(tmp_path, source, header, NAMES, constants, threads, shape_of="x")
@@ -124,7 +114,7 @@ def test_the_kernel_that_turns_heads_leaves_the_others_alone(tmp_path):
     angles = rng.uniform(0, 6, (B, L, Dh // 2)).astype(np.float32)
     filled = {"x": x, "cosines": np.cos(angles), "sines": np.sin(angles), "y": np.full_like(x, np.nan)}
     constants = {"Dh": Dh, "Turned": 4, "kWarps": turning.WARPS}
-    run = on_host().build(tmp_path, turning.SOURCE, "", list(filled), constants, turning.WARPS * 32, shape_of="x")
+    run = cuda_on_host.build(tmp_path, turning.SOURCE, "", list(filled), constants, turning.WARPS * 32, shape_of="x")
     run(filled, x.shape, (-(-B * L * heads // turning.WARPS), 1))
     cos, sin = mx.array(np.cos(angles)), mx.array(np.sin(angles))
     expected = np.array(turning.turn_heads(mx.array(x), cos, sin, turned=4, head_dim=Dh))

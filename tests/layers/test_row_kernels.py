@@ -5,10 +5,9 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
-import importlib.util
 import shutil
-from pathlib import Path
 
+import cuda_on_host
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -21,16 +20,6 @@ from archport.layers import MLP, Embedding, GatedMLP, PostNormBlock, activation,
 from archport.layers.activations import ACTIVATIONS, gated
 from archport.running import pool
 from archport.running.pool import Pooling
-
-
-def on_host():
-    found = importlib.util.spec_from_file_location("cuda_on_host", Path(__file__).with_name("cuda_on_host.py"))
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ to run CUDA source on the host")
 
@@ -45,7 +34,7 @@ def test_the_norm_of_a_sum_is_that_of_two_operations(tmp_path, D, shift):
     arrays |= {"eps": np.array([eps], np.float32), "y": np.full((rows, D), np.nan, np.float32)}
     constants = {"D": D, "kWarps": sum_norm.WARPS, "kRows": sum_norm.ROWS, "Shift": shift}
     threads, names = sum_norm.WARPS * 32, ["x", "update", "weight", "bias", "eps", "y"]
-    run = on_host().build(tmp_path, sum_norm.SOURCE, sum_norm.HEADER, names, constants, threads, shape_of="x")
+    run = cuda_on_host.build(tmp_path, sum_norm.SOURCE, sum_norm.HEADER, names, constants, threads, shape_of="x")
     run(arrays, (1, rows, D), (-(-rows // (sum_norm.WARPS * sum_norm.ROWS)), 1))
     bias = mx.array(arrays["bias"]) if shift else None
     want = mx.fast.layer_norm(mx.array(arrays["x"] + arrays["update"]), mx.array(arrays["weight"]), bias, eps)
@@ -60,7 +49,7 @@ def test_an_activation_is_that_of_the_operations(tmp_path, kind, halves):
     x = rng.normal(0, 3, (rows, width * (1 + halves))).astype(np.float32)
     arrays = {"x": x, "y": np.full((rows, width), np.nan, np.float32)}
     constants = {"N": width, "Kind": activating.KINDS.index(kind), "Gated": int(halves), "kThreads": 32, "kTurns": 2}
-    run = on_host().build(tmp_path, activating.SOURCE, activating.HEADER, ["x", "y"], constants, 32, shape_of="x")
+    run = cuda_on_host.build(tmp_path, activating.SOURCE, activating.HEADER, ["x", "y"], constants, 32, shape_of="x")
     run(arrays, (1, rows, x.shape[1]), (-(-rows * width // 4 // 64), 1))
     act = {"gelu": nn.gelu, "gelu_tanh": nn.gelu_approx, "silu": nn.silu}[kind]
     gate = mx.array(x[:, :width])
@@ -74,7 +63,7 @@ def test_rows_of_a_table_are_copied(tmp_path):
     table, ids = rng.normal(size=(9, 20)).astype(np.float32), rng.integers(0, 9, (2, 35)).astype(np.int32)
     arrays = {"table": table, "ids": ids, "y": np.full((2, 35, 20), np.nan, np.float32)}
     names = ["table", "ids", "y"]
-    run = on_host().build(tmp_path, embedding.SOURCE, "", names, {"kPieces": 5}, 32, shape_of="ids", whole=("ids",))
+    run = cuda_on_host.build(tmp_path, embedding.SOURCE, "", names, {"kPieces": 5}, 32, shape_of="ids", whole=("ids",))
     # More threads than pieces: the last ones have nothing to do.
     run(arrays, ids.shape, (12, 1))
     np.testing.assert_array_equal(arrays["y"], table[ids])
@@ -92,7 +81,7 @@ def test_a_table_gives_what_mlx_gives_and_is_quantised_as_its(monkeypatch):
     many = mx.zeros((1, embedding.FEWEST // 64), dtype=mx.int32)
     assert embedding.worthwhile(own.weight, many) == (DEVICE == "cuda")
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    monkeypatch.setattr(embedding, "_cuda", lambda: True)
+    monkeypatch.setattr(embedding, "cuda", lambda: True)
     assert embedding.worthwhile(own.weight, many)
     assert not embedding.worthwhile(own.weight, many[:, 1:])
     assert not embedding.worthwhile(own.weight, many.astype(mx.uint32))
@@ -113,7 +102,7 @@ def test_packed_rows_are_pooled_by_the_kernel_as_padded_ones(tmp_path, mode, ski
     arrays["pooled"] = np.full((3, D), np.nan, np.float32)
     constants = {"Largest": int(mode == "max"), "Weighted": int(mode == "weighted_mean")}
     names = ["x", "starts", "bounds", "pooled"]
-    run = on_host().build(tmp_path, pool.SOURCE, "", names, constants, 32, shape_of="x", whole=("starts", "bounds"))
+    run = cuda_on_host.build(tmp_path, pool.SOURCE, "", names, constants, 32, shape_of="x", whole=("starts", "bounds"))
     run(arrays, (1, *x.shape), (2, 3))
     pooling = Pooling(lengths, (mode,), skip)
     pooling.take({mode: mx.array(arrays["pooled"])})
@@ -156,7 +145,7 @@ def test_what_the_kernel_does_not_take_runs_as_two_operations():
 
 def test_a_norm_whose_parts_differ_in_type_or_shape_runs_as_two_operations(monkeypatch):
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    monkeypatch.setattr(sum_norm, "_cuda", lambda: True)
+    monkeypatch.setattr(sum_norm, "cuda", lambda: True)
     norm = nn.LayerNorm(64)
     norm.set_dtype(mx.bfloat16)
     x = mx.zeros((1, sum_norm.FEWEST // 64, 64), mx.bfloat16)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from archport.kernels.described import enough
+from archport.kernels.launches import cuda, enough
 
 Kind = Literal["gelu", "gelu_tanh", "silu"]
 KINDS: tuple[Kind, ...] = ("gelu", "gelu_tanh", "silu")
@@ -62,17 +62,12 @@ def _kernel() -> Any:
     )
 
 
-@cache
-def _cuda() -> bool:
-    return mx.cuda.is_available()
-
-
 def worthwhile(x: mx.array, *, halves: bool = False) -> bool:
     """Whether the kernel takes x (B, L, W) here and gains something."""
     if mx.default_device().type == mx.DeviceType.cpu or x.dtype not in (mx.bfloat16, mx.float16) or x.ndim != 3:
         return False
     width = x.shape[-1] // 2 if halves else x.shape[-1]
-    return enough(x.size, FEWEST) and x.size < 1 << 33 and width * x.itemsize % 16 == 0 and _cuda()
+    return enough(x.size, FEWEST) and x.size < 1 << 33 and width * x.itemsize % 16 == 0 and cuda()
 
 
 def activate(x: mx.array, kind: Kind, *, halves: bool = False) -> mx.array:

@@ -5,10 +5,11 @@ The CUDA text is in decode_source. Knows nothing of calls, prices or plans.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from archport.kernels import decode_source
+from archport.kernels.launches import integers, numbers
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -68,26 +69,6 @@ def _kernels(head_dim: int) -> tuple[Any, Any]:
     return first, second
 
 
-@lru_cache(maxsize=64)
-def _integers(shares: int, reach: tuple[int | None, int | None]) -> mx.array:
-    """What the first kernel is told about the call, on the device."""
-    import mlx.core as mx
-
-    made = mx.array([shares, *(UNLIMITED if limit is None else min(limit, UNLIMITED) for limit in reach)], mx.int32)
-    mx.eval(made)
-    return made
-
-
-@lru_cache(maxsize=16)
-def _numbers(scale: float, softcap: float) -> mx.array:
-    """Numbers on the device, made once: every layer asks for the same."""
-    import mlx.core as mx
-
-    made = mx.array([scale, softcap], mx.float32)
-    mx.eval(made)
-    return made
-
-
 def attend(
     q: mx.array,
     k: mx.array,
@@ -117,8 +98,9 @@ def attend(
     first, second = _kernels(width)
     brain = int(q.dtype == mx.bfloat16)
     tiles = row_tiles(heads, kv_heads, L)
+    told = integers(shares, *(UNLIMITED if limit is None else min(limit, UNLIMITED) for limit in reach))
     sums, stats = first(
-        inputs=[q, k, v, lengths, _integers(shares, reach), _numbers(scale, softcap or 1.0)],
+        inputs=[q, k, v, lengths, told, numbers(scale, softcap or 1.0)],
         template=[
             ("Out", q.dtype),
             ("Dh", width),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from archport.kernels import flash_source
+from archport.kernels.launches import numbers
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -108,16 +109,6 @@ def _kernel(head_dim: int, tiling: Tiling) -> Any:
     )
 
 
-@lru_cache(maxsize=16)
-def _numbers(scale: float, softcap: float) -> mx.array:
-    """Numbers on the device, made once: every layer asks for the same."""
-    import mlx.core as mx
-
-    made = mx.array([scale, softcap], mx.float32)
-    mx.eval(made)
-    return made
-
-
 def attend(
     q: mx.array,
     k: mx.array,
@@ -141,7 +132,7 @@ def attend(
 
     B, heads, length, width = q.shape
     out = _kernel(width, tiling)(
-        inputs=[q, k, v, table, _numbers(scale, softcap or 1.0)],
+        inputs=[q, k, v, table, numbers(scale, softcap or 1.0)],
         template=[
             ("Out", q.dtype),
             ("Dh", width),

@@ -11,6 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from archport.kernels.launches import cuda
+
 
 def turn(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of x's last axis.
@@ -66,11 +68,6 @@ def _kernel() -> Any:
     )
 
 
-@cache
-def _cuda() -> bool:
-    return mx.cuda.is_available()
-
-
 def turn_heads(product: mx.array, cos: mx.array, sin: mx.array, *, turned: int, head_dim: int) -> mx.array:
     """The first `turned` heads of a merged product (B, L, W) rotated, the others as they are.
 
@@ -78,7 +75,7 @@ def turn_heads(product: mx.array, cos: mx.array, sin: mx.array, *, turned: int, 
         cos, sin: (B, L, head_dim / 2) float32.
     """
     B, L, W = product.shape
-    if mx.default_device().type == mx.DeviceType.gpu and _cuda():
+    if mx.default_device().type == mx.DeviceType.gpu and cuda():
         jobs = B * L * (W // head_dim)
         return _kernel()(
             inputs=[product, cos, sin],

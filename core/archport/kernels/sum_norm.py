@@ -6,13 +6,13 @@ Knows nothing of the blocks around it.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.kernels.described import enough
+from archport.kernels.launches import cuda, enough, numbers
 
 WARPS = 4
 # Rows of one warp, which keeps weight and bias in registers for them.
@@ -109,19 +109,6 @@ def _kernel() -> Any:
     )
 
 
-@cache
-def _cuda() -> bool:
-    return mx.cuda.is_available()
-
-
-@lru_cache(maxsize=16)
-def _number(value: float) -> mx.array:
-    """A number on the device, made once: every layer asks for the same."""
-    made = mx.array([value], mx.float32)
-    mx.eval(made)
-    return made
-
-
 def sum_norm(norm: nn.Module, x: mx.array, update: mx.array) -> mx.array:
     """`norm(x + update)` for x, update (B, L, D)."""
     if not worthwhile(norm, x, update):
@@ -130,7 +117,7 @@ def sum_norm(norm: nn.Module, x: mx.array, update: mx.array) -> mx.array:
     weight = made.weight
     per_block = WARPS * ROWS
     (y,) = _kernel()(
-        inputs=[x, update, weight, made.bias if "bias" in made else weight, _number(made.eps)],
+        inputs=[x, update, weight, made.bias if "bias" in made else weight, numbers(made.eps)],
         template=[
             ("Out", x.dtype), ("D", D), ("kWarps", WARPS), ("kRows", ROWS), ("Shift", int("bias" in made)),
         ],
@@ -150,4 +137,4 @@ def worthwhile(norm: nn.Module, x: mx.array, update: mx.array) -> bool:
     if not enough(x.size, FEWEST) or D > WIDEST or D * x.itemsize % 16 or x.ndim != 3 or x.shape != update.shape:
         return False
     parts = [update, norm["weight"], *([norm["bias"]] if "bias" in norm else [])]
-    return x.dtype != mx.float32 and all(part.dtype == x.dtype for part in parts) and _cuda()
+    return x.dtype != mx.float32 and all(part.dtype == x.dtype for part in parts) and cuda()

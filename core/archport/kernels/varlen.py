@@ -6,10 +6,11 @@ A document reads nothing but itself, so neither masks nor padding exist. Knows n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from archport.kernels.instructions import ADDRESS, MULTIPLY, POWERS
+from archport.kernels.launches import numbers
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -267,16 +268,6 @@ def _kernel() -> Any:
     )
 
 
-@lru_cache(maxsize=16)
-def _number(value: float) -> mx.array:
-    """A number on the device, made once: every layer asks for the same."""
-    import mlx.core as mx
-
-    made = mx.array([value], mx.float32)
-    mx.eval(made)
-    return made
-
-
 def attend(
     q: mx.array, k: mx.array, v: mx.array, table: mx.array, *, scale: float, reach: tuple[int | None, int | None]
 ) -> mx.array:
@@ -295,7 +286,7 @@ def attend(
     _, heads, tokens, width = q.shape
     left, right = (0 if each is None else each + 1 for each in reach)
     out = _kernel()(
-        inputs=[q, k, v, table, _number(scale)],
+        inputs=[q, k, v, table, numbers(scale)],
         template=[
             ("Out", q.dtype),
             ("Dh", width),

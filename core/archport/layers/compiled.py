@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import DeviceKind, LayerContext
-from archport.kernels.described import described_once
+from archport.kernels.launches import described_once
 from archport.layers.attention import Attention
 from archport.layers.experts import SparseMLP
 from archport.layers.merging import added

@@ -14,7 +14,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.kernels.described import enough
+from archport.kernels.launches import cuda, enough
 
 log = logging.getLogger("archport")
 
@@ -95,17 +95,12 @@ def _kernel() -> Any:
     )
 
 
-@cache
-def _cuda() -> bool:
-    return mx.cuda.is_available()
-
-
 def worthwhile(table: mx.array, ids: mx.array) -> bool:
     """Whether the kernel takes ids (B, L) here and gains something."""
     if mx.default_device().type == mx.DeviceType.cpu or ids.ndim != 2 or ids.dtype != mx.int32:
         return False
     D = table.shape[1]
-    return enough(ids.size * D, FEWEST) and D * table.itemsize % 16 == 0 and _cuda()
+    return enough(ids.size * D, FEWEST) and D * table.itemsize % 16 == 0 and cuda()
 
 
 class Embedding(nn.Embedding):

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import Trunk
-from archport.kernels.described import enough
+from archport.kernels.launches import enough
 
 # Elements of the sum below which the host binds, and folding takes it more operations than adding.
 FEWEST = 1 << 21

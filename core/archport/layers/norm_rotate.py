@@ -7,13 +7,13 @@ memory's speed there). Knows nothing of attention; elsewhere the separate operat
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.kernels.described import enough
+from archport.kernels.launches import cuda, enough, numbers
 from archport.layers.rotary import Rotary, SectionedRotary
 
 WARPS = 8
@@ -82,19 +82,6 @@ def _kernel() -> Any:
     )
 
 
-@cache
-def _cuda() -> bool:
-    return mx.cuda.is_available()
-
-
-@lru_cache(maxsize=16)
-def _number(value: float) -> mx.array:
-    """A number on the device, made once: every layer asks for the same."""
-    made = mx.array([value], mx.float32)
-    mx.eval(made)
-    return made
-
-
 class NormRotate:
     """Normalises and rotates q and k out of one merged product (B, L, W): q's heads, then k's, then what is not read.
 
@@ -134,7 +121,7 @@ class NormRotate:
     def worthwhile(self, product: mx.array) -> bool:
         """Whether the kernel runs here and gains something."""
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return on_gpu and enough(product.size, FEWEST) and _cuda()
+        return on_gpu and enough(product.size, FEWEST) and cuda()
 
     def __call__(self, product: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array]:
         return self.turned(product, self.angles(offset, product.shape[1], {}))
@@ -169,11 +156,11 @@ class NormRotate:
         shapes = [(B, L, count, self._head_dim) for count in (self._heads, self._kv_heads)]
         if heads_first:
             shapes = [(B, count, L, self._head_dim) for count in (self._heads, self._kv_heads)]
-        eps, weights = 0.0, [_number(1.0)] * 2
+        eps, weights = 0.0, [numbers(1.0)] * 2
         if self._q_norm is not None and self._k_norm is not None:
             eps, weights = self._q_norm.eps, [self._q_norm.weight, self._k_norm.weight]
         answers = _kernel()(
-            inputs=[product, *weights, *turns, _number(eps)],
+            inputs=[product, *weights, *turns, numbers(eps)],
             template=[
                 ("Out", product.dtype),
                 ("Hq", self._heads),

@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import AttentionPath, Trunk
-from archport.kernels.described import described_once
+from archport.kernels.launches import described_once
 from archport.layers.compiled import Entry, compiles, unchanged, weights_and_modules
 from archport.planning import BatchPlan, Plan, StepPlan
 from archport.running.context import StepContext

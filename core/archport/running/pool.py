@@ -17,6 +17,7 @@ import numpy as np
 from archport.contract import Dense, EmbeddingHead, PoolingMode
 from archport.contract.heads import Activation
 from archport.device import evaluation
+from archport.kernels.launches import cuda
 
 # torch's modules of these names with their default arguments.
 _ACTIVATIONS: dict[Activation, Callable[[mx.array], mx.array]] = {
@@ -235,11 +236,6 @@ def _kernel() -> Any:
     )
 
 
-@cache
-def _cuda() -> bool:
-    return mx.cuda.is_available()
-
-
 class PackedPooling:
     """Pools the rows of one packed row, which comes in one step; as Pooling otherwise.
 
@@ -264,7 +260,7 @@ class PackedPooling:
         """The pooled rows (B, D x modes) float32."""
         hidden = self._hidden
         assert hidden is not None
-        if mx.default_device().type == mx.DeviceType.gpu and _cuda():
+        if mx.default_device().type == mx.DeviceType.gpu and cuda():
             pooled = Pooling(self._lengths, self._modes, self._skip)
             pooled.take({mode: self._taken(hidden, mode) for mode in dict.fromkeys(self._modes)})
             return pooled.rows()

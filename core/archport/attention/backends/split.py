@@ -6,7 +6,6 @@ No kernel of MLX for few queries takes heads wider than 128 on CUDA; those for n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from archport.attention import masks, prices
@@ -15,6 +14,7 @@ from archport.attention.backends.tensor_cores import WIDE
 from archport.contract.attention import AttentionCall, Feature, Price
 from archport.contract.device import DeviceFacts
 from archport.kernels import decode
+from archport.kernels.launches import integers
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -89,7 +89,8 @@ class Split:
         if _by_row(call) and min(call.lengths) < call.kv_len:
             lengths = masks.known(("keys", call.lengths), lambda: mx.array(call.lengths, mx.int32))
         else:
-            lengths = _all_keys(call.B)
+            # Every row has all keys.
+            lengths = integers(*[-1] * call.B)
         shares = -(-call.kv_len // price.k_chunk)
         return decode.attend(q, k, v, lengths, shares, scale=scale, reach=call.visible_reach, softcap=call.softcap)
 
@@ -97,13 +98,3 @@ class Split:
 def _by_row(call: AttentionCall) -> bool:
     """Whether lengths say which keys a row has, and not only what is padding."""
     return bool(call.lengths) and call.mask not in ("none", "causal")
-
-
-@lru_cache(maxsize=64)
-def _all_keys(rows: int) -> mx.array:
-    """What tells the kernel that every row has all keys, on the device."""
-    import mlx.core as mx
-
-    made = mx.full((rows,), -1, mx.int32)
-    mx.eval(made)
-    return made

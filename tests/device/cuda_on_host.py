@@ -252,3 +252,18 @@ def build(
         launch_c(*pointers, (ctypes.c_int * len(q_shape))(*q_shape), *blocks)
 
     return run
+
+
+def bits_of(x: np.ndarray, brain: bool) -> np.ndarray:
+    """Numbers as the bits of bfloat16 (`brain`) or float16."""
+    if not brain:
+        return x.astype(np.float16).view(np.uint16)
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def value_of(bits: np.ndarray, brain: bool) -> np.ndarray:
+    """Those bits as float64."""
+    if not brain:
+        return bits.view(np.float16).astype(np.float64)
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)

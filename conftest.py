@@ -1,6 +1,6 @@
 """Import archport before any test module imports mlx, so that the tests run on the BLAS that users get.
 
-Gives all tests the markers `only_on` and `needs`, and the table of tolerances by the name `tolerances`.
+Gives all tests the markers `only_on` and `needs`, and by name the modules of tests/device, such as `tolerances`.
 """
 
 from __future__ import annotations

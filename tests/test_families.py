@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from scripts import loaded
 
 from archport.contract.plugins import Plugin
 from archport.testing import run_checks
@@ -18,18 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = [*(ROOT / "plugins").glob("*/tests"), ROOT / "tests"]
 
 
-def _module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_families", ROOT / "docs" / "make_families.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Its dataclasses look their module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-FAMILIES = _module()
+FAMILIES = loaded(ROOT / "docs" / "make_families.py")
 
 
 @pytest.fixture(scope="module")

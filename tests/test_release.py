@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from scripts import loaded
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "release" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-DISTRIBUTIONS = script("distributions")
-CHECKLIST = script("checklist")
+DISTRIBUTIONS = loaded(ROOT / "release" / "distributions.py")
+CHECKLIST = loaded(ROOT / "release" / "checklist.py")
 needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an sdist has no git to ask for its files")
 
 

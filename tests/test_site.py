@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
+from scripts import loaded
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-HOOKS, CHECK = script("site_hooks"), script("check_site")
+HOOKS, CHECK = loaded(DOCS / "site_hooks.py"), loaded(DOCS / "check_site.py")
 TITLES = {"hooks.md": "Hooks", "index.md": "archport"}
 
 

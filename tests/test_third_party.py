@@ -5,7 +5,6 @@ Also replays the author's guide there, every command and file of it, with nothin
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,9 +12,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from scripts import loaded
 
 pytestmark = pytest.mark.packaging
 
@@ -195,19 +194,8 @@ def test_a_new_plugin_installs_with_its_licence_and_its_tests_wait_for_its_todos
         environment.pip("uninstall", "--yes", "archport-fresh")
 
 
-def pages() -> ModuleType:
-    """The module that reads documentation pages; test modules can't import each other by name."""
-    spec = importlib.util.spec_from_file_location("reading_docs", ROOT / "tests" / "test_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_guide_s_commands_lead_from_nothing_to_a_qwen2_that_passes(environment: Environment, tmp_path: Path):
-    reading = pages()
+    reading = loaded(ROOT / "tests" / "test_docs.py", "reading_docs")
     reader = reading.Reader(tmp_path, environment.variables, also=("slow",))
     reader.read(reading.GUIDE)
     assert "acme_qwen2" not in environment.plugins()

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from scripts import loaded
 
 HERE = Path(__file__).parent
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hour_run", HERE / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-HOUR = script()
+HOUR = loaded(HERE / "run.py", "hour_run")
 
 
 @pytest.mark.truth

@@ -1,18 +1,30 @@
 """A pytest plugin that writes one JSON line per test as it ends, so that a run that is stopped has counts too.
 
-`-p outcomes --outcomes=FILE`, with this folder on the path. Works under xdist: the controller hears of every test.
-Knows nothing of devices.
+`-p outcomes --outcomes=FILE`, with this folder on the path. Works under xdist: the controller hears of every test,
+and where a host has several NVIDIA GPUs its workers take them in turn, each seeing one, as a user's process would.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 # What a log needs of a traceback to tell its kind; the rest is in pytest's own output.
 TAIL = 3_000
+
+
+def see_one_gpu() -> None:
+    """Gives this worker of xdist one of several GPUs, before MLX is imported; nothing where there is one or none."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    count = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if worker and count > 1:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(int(worker.removeprefix("gw")) % count))
+
+
+see_one_gpu()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,11 +13,14 @@ from archport.attention import attend, builtin_backends, choose
 from archport.contract import AttentionCall, AttentionLimits, DeviceFacts, DistanceVectors, InputError
 from archport.contract.attention import missing_features
 from archport.device.facts import host_device, this_device
+from archport.device.profiles import profile
 from archport.layers import RelativeBuckets, Slopes, alibi_slopes
 
 BACKENDS = builtin_backends()
 # Small enough that tiles, bands and chunks occur at lengths that a test can afford.
 LIMITS = AttentionLimits(transient_bytes=400_000, chunk_threshold=64, chunk_size=48)
+# What cuBLAS takes while a product of small float32 matrices is split; a plan holds WORKSPACE for it, once.
+SPLIT = {"cuda": 4 << 20}
 SCALE = 0.4
 TOLERANCE = {"float32": 2e-6, "float16": 6e-3, "bfloat16": 5e-2}
 SHAPES = ((1, 4, 2, 200, 200), (2, 4, 4, 70, 150), (1, 4, 1, 1, 130), (3, 2, 2, 33, 33))
@@ -197,7 +200,7 @@ def problems(call, name, device):
         far = max(np.abs(got[b, :, :n] - want[b, :, :n]).max() for b, n in enumerate(queries)) / np.abs(want).max()
         if not far <= TOLERANCE[call.dtype]:
             found.append(f"{backend.name}: {far:.2g} from float64")
-        if peak > price.transient + price.output:
+        if peak > price.transient + price.output + SPLIT.get(device.kind, 0):
             found.append(f"{backend.name}: {peak:,} bytes where {price.transient + price.output:,} are priced")
     return found or ([] if ran else ["no backend runs it"])
 
@@ -205,6 +208,14 @@ def problems(call, name, device):
 @pytest.mark.parametrize(("call", "rule"), random.Random(3).sample(CASES, 12))
 def test_every_backend_that_takes_a_call_computes_it_in_the_bytes_it_priced(call, rule):
     assert problems(call, rule, this_device()) == []
+
+
+def test_the_largest_buffer_of_vectors_by_distance_is_one_array_and_not_their_sum():
+    # 2,048 queries of four heads with the vectors of 18,432 distances, in float32, on a GPU with much memory.
+    call = AttentionCall(1, 4, 4, 16384, 16384, 16, 16, "float32", mask="none", bias="content", additive=True)
+    price = next(each for each in BACKENDS if each.name == "tiled").price(call, profile("h200"))
+    assert price.largest_buffer == 4 * price.q_tile * (price.q_tile + 16384) * 4
+    assert price.transient > 4 * price.largest_buffer
 
 
 @pytest.mark.truth

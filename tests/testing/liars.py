@@ -205,7 +205,7 @@ LIARS = [
         "no_state_between_calls",
         "it keeps what it saw of the last picture, and text behind that is moved by it",
         plugin("pictures", trunk=RemembersPictures, examples=[SEER], archport_inputs=reads_images),
-        "text differs by",
+        "(limit 0) after",
     ),
     Liar(
         "deterministic",

@@ -93,6 +93,15 @@ def mask_bytes(call: AttentionCall, fast: FastCall) -> int:
     return held + (0 if limits else fast.mask_elements)
 
 
+def largest_of_mask(call: AttentionCall, fast: FastCall) -> int:
+    """Bytes of the largest array among those that `mask_bytes` counts, where it is known; else of all of them."""
+    if call.bias != "content":
+        return mask_bytes(call, fast)
+    # Queries with the vectors of every distance of the block, or those vectors.
+    met = fast.B * fast.n_heads * fast.q_len * (fast.q_len + fast.kv_len) * (4 if call.softcap else fast.itemsize)
+    return max(met, 4 * call.n_heads * call.head_dim * (call.q_len + call.kv_len))
+
+
 def lies_at_once(call: AttentionCall) -> str:
     """Why one call may not take all queries: the numbers that say what they see or are biased by; "" where it may."""
     numbers = whole(call).mask_elements

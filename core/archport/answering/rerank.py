@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from archport.answering.collecting import Collected, Errors, apart
+from archport.answering.collecting import Collected, Errors, collected
 from archport.contract import InputError, NonFiniteOutput
 from archport.device.progress import Counter, counted, nothing_shown
 from archport.reading.columns import texts_of
@@ -107,12 +107,10 @@ def rerank(
         run = _run(scorer, query, request, len(texts), scored)
         if errors == "raise":
             return _ranked(scorer, texts, range(len(texts)), run(texts), request, top_k, return_documents)
-        # What is wrong with the call is wrong without documents, too.
-        run([])
-        found, faults = apart(texts, run, "document")
-    scores = np.array(list(found.values()), np.float32)
-    ranked = _ranked(scorer, texts, list(found), scores, request, top_k, return_documents)
-    return replace(ranked, errors=faults)
+        scores = collected(texts, run, "document")
+    made = np.array(scores.results, np.float32)
+    ranked = _ranked(scorer, texts, scores.rows, made, request, top_k, return_documents)
+    return replace(ranked, errors=scores.errors)
 
 
 def _run(

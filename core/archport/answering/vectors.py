@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from archport.answering.collecting import Collected, rows_named, vectors_apart
+from archport.answering.collecting import Collected, Errors, rows_named, vectors_apart
+from archport.answering.precision import check_dimensions, quantise
 from archport.contract import DeviceKind, Measured, NonFiniteOutput
-from archport.device.progress import Counter, nothing_shown
+from archport.device.progress import Counter, counted, nothing_shown
 from archport.planning import BatchPlan, Plan
 from archport.reading.ahead import TokensAhead
-from archport.reading.texts import Overflow, TextTokeniser, Tokens, check_vocabulary
+from archport.reading.texts import Overflow, TextTokeniser, Tokens, check_vocabulary, iterable
 from archport.running.encode import Encoder, run_ahead, verified
 from archport.running.pixels import with_host_bytes
 from archport.running.pool import VectorHead
@@ -264,3 +266,28 @@ class Embedder:
         prompt = task.rows[0][0].tokens.prompt_tokens
         rows = self.encoder.pooled(task.plan, task.batch, ids, self.head, prompt, stretches, visual)
         return self.head.finish(rows, dimensions=request.dimensions, normalize=request.normalize)
+
+
+def embed(
+    embedder: Embedder, texts: Any, options: Mapping[str, Any], errors: Errors, width: int
+) -> np.ndarray | Collected[np.ndarray]:
+    """What `Model.embed` answers: one vector per text.
+
+    Args:
+        options: all of `EmbedOptions`.
+        width: D of the model's vectors.
+    """
+    dimensions, precision = options["dimensions"], options["precision"]
+    check_dimensions(dimensions, width)
+    prompt = embedder.tokeniser.prompt(options["prompt"], options["prompt_name"])
+    request = EmbedRequest(prompt, dimensions, options["normalize"], options["max_tokens"], options["overflow"])
+    inputs = [texts] if isinstance(texts, str | Mapping) else iterable(texts)
+    blocks: list[np.ndarray] = []
+    total = len(inputs) if isinstance(inputs, Sized) else None
+    with counted("embedding", total, shown=options["progress"]) as done:
+        if errors == "collect":
+            made = embedder.collected(inputs, request, dimensions or width, done)
+            return replace(made, results=quantise(made.results, precision))
+        embedder.run(inputs, request, blocks.append, done)
+    vectors = np.concatenate(blocks) if blocks else np.zeros((0, dimensions or width), np.float32)
+    return quantise(vectors, precision)

@@ -33,6 +33,21 @@ class ProcessMemory:
     device: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """Bytes that a model and its process hold.
+
+    Args:
+        weights: of this model.
+        prefix_cache: what its calls of `generate` left for later ones.
+        process: live arrays, pool of freed buffers, host and device, of all models of the process together.
+    """
+
+    weights: int
+    prefix_cache: int
+    process: ProcessMemory
+
+
 def process_memory() -> ProcessMemory:
     """What this process holds now."""
     import mlx.core as mx

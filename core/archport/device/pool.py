@@ -167,3 +167,14 @@ def wired(device: DeviceFacts, mx: Any = None) -> Iterator[None]:
         _wiring.pop(request, None)
         if before is not None and not _wiring:
             mx.set_wired_limit(before)
+
+
+def free() -> None:
+    """Hand back what nobody uses any more."""
+    import gc
+
+    import mlx.core as mx
+
+    # Modules refer to one another in circles.
+    gc.collect()
+    mx.clear_cache()

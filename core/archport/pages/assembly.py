@@ -51,3 +51,9 @@ def content_policy(page: str) -> str:
         f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src data:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
+
+
+def table(facts: Mapping[str, str]) -> str:
+    """Facts for a notebook, a row each: its name, and what it is."""
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
+    return f"<table>{rows}</table>"

@@ -381,6 +381,11 @@ def iterable(texts: object) -> Iterable[Any]:
     return texts_of(texts)
 
 
+def listed(texts: object) -> list[Any]:
+    """A single text, or all that an iterable gives; raises as `iterable` does."""
+    return [texts] if isinstance(texts, str) else list(iterable(texts))
+
+
 def check_text(text: object, what: str) -> None:
     """Refuse what is no text, or no text that has an encoding.
 

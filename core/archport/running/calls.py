@@ -5,15 +5,19 @@ Knows nothing of what a call does.
 
 from __future__ import annotations
 
+import contextvars
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 from archport.attention import stop_sharing
 from archport.checkpoint import is_panic
-from archport.contract import ArchportError, CheckpointError, DeviceFailure
+from archport.contract import ArchportError, CheckpointError, DeviceFailure, InputError
+from archport.contract.arguments import checked
 from archport.device.process import enter
 from archport.running.device_failures import Running, described, parked_failures, running, settled
 
@@ -42,6 +46,44 @@ def device_call(method: Callable[P, R]) -> Callable[P, R]:
                 raise fault from fault.__cause__
             raise
 
+    return call
+
+
+def public(method: Callable[P, R]) -> Callable[P, R]:
+    """A public method that runs on the device, once its arguments are of the types it is annotated with."""
+    return checked(device_call(method))
+
+
+_lock = threading.Lock()
+_executor: ThreadPoolExecutor | None = None
+
+
+def awaited(method: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """A method's twin for callers of asyncio, of a subclass too that has a method of its own of that name.
+
+    It runs in the one thread kept for such calls, because MLX compiles and caches per thread.
+    """
+    name = method.__name__
+
+    @wraps(method)
+    async def call(*args: P.args, **options: P.kwargs) -> R:
+        # Takes longer to import than many a model to load.
+        import asyncio
+
+        if options.get("stream"):
+            raise InputError(f"stream=True: a{name} streams nothing; call {name}(stream=True) in a thread of yours")
+        global _executor
+        with _lock:
+            if _executor is None:
+                _executor = ThreadPoolExecutor(1, "archport")
+        run = partial(contextvars.copy_context().run, getattr(args[0], name), *args[1:], **options)
+        return await asyncio.get_running_loop().run_in_executor(_executor, run)
+
+    call.__name__, call.__qualname__ = f"a{name}", method.__qualname__.replace(name, f"a{name}")
+    call.__doc__ = (
+        f"`{name}` for callers of asyncio: the event loop runs on, and calls of one process take turns.\n\n"
+        "A call that has begun is not interrupted when its task is cancelled. Nothing is streamed."
+    )
     return call
 
 

@@ -54,9 +54,9 @@ def test_a_pickle_holds_no_weights(model):
 
 def test_a_pickled_model_keeps_its_overrides_by_their_modules_names(tmp_path, monkeypatch):
     source = "from archport.contract import hookimpl\n\n@hookimpl\ndef archport_prefill_chunk():\n    return 16\n"
-    (tmp_path / "small_chunks_of_habits.py").write_text(source)
+    (tmp_path / "small_chunks_of_overrides.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    chunks = importlib.import_module("small_chunks_of_habits")
+    chunks = importlib.import_module("small_chunks_of_overrides")
     loaded = pickle.loads(pickle.dumps(engine.load(GOLDENS / "qwen3-embed", overrides=[chunks])))
     assert loaded.recipe.arguments()["overrides"] == (chunks,)
     assert loaded.plan([40]).chunk == 16

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from archport.attention import builtin_backends, choose
+from archport.attention import builtin_backends, choose, dropin
 from archport.contract import AttentionCall, AttentionLimits, DeviceFacts
 
 GIB = 2**30
@@ -177,3 +177,6 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ARCHPORT_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("MLX_SDPA_CHUNK_THRESHOLD", "MLX_SDPA_CHUNK_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    dropin.forget()
+    yield
+    dropin.forget()

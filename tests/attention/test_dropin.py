@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tolerances import DEVICE
 
-from archport.attention import scaled_dot_product_attention
+from archport.attention import dropin, scaled_dot_product_attention
 from archport.attention.backends import chunked
 from archport.contract import InputError
 
@@ -45,6 +45,7 @@ def sdpa(monkeypatch):
         else:
             monkeypatch.delenv("MLX_SDPA_CHUNK_THRESHOLD", raising=False)
             kwargs.setdefault("budget", 200_000)
+        dropin.forget()
         try:
             return scaled_dot_product_attention(q, k, v, scale=SCALE, backend=backend, **kwargs)
         except InputError as refused:

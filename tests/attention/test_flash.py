@@ -293,7 +293,11 @@ def test_what_a_shape_runs_is_decided_once_for_its_settings(monkeypatch):
     assert len(decided) == 5
     dropin.scaled_dot_product_attention(short, q, q, scale=0.1)
     dropin.scaled_dot_product_attention(q.astype(mx.float16), q, q, scale=0.1)
+    # The environment is read once.
     monkeypatch.setenv(dropin.SIZE_VARIABLE, "7")
+    dropin.scaled_dot_product_attention(q, q, q, scale=0.5)
+    assert len(decided) == 7
+    dropin.forget()
     dropin.scaled_dot_product_attention(q, q, q, scale=0.5)
     assert len(decided) == 8
     for _ in range(2):

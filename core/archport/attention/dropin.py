@@ -33,6 +33,11 @@ Runner = Callable[["mx.array", "mx.array", "mx.array", float, "mx.array | None"]
 
 _chooser: Chooser | None = None
 _known: dict[tuple[object, ...], Runner] = {}
+# The limits of the environment, read once a process; what follows binds MLX's names once, which an import of archport
+# does not bring.
+_limits: AttentionLimits | None = None
+_default_device: Callable[[], mx.Device] | None = None
+_gpu: mx.Device | None = None
 
 
 def limits_from_environment(
@@ -76,7 +81,7 @@ def scaled_dot_product_attention(
 
     Safe inside mx.compile (not with shapeless=True), mx.grad and mx.vmap over other axes: nothing is evaluated or read
     there, which means that a tiled call then holds what its traced graph holds. Under a backend that evaluates per
-    tile the call is synchronous.
+    tile the call is synchronous. MLX_SDPA_CHUNK_THRESHOLD and MLX_SDPA_CHUNK_SIZE are read by a process's first call.
 
     Args:
         scale: factor of the scores.
@@ -91,18 +96,44 @@ def scaled_dot_product_attention(
         ValueError: on whatever MLX refuses, on a bad window, budget or environment variable, and when the backend
             refuses the call or is unknown.
     """
+    plain = sinks is None and window is None and budget is None and backend.__class__ is str
+    plain = plain and (mask is None or mask.__class__ is str)
+    if not plain or _default_device is None:
+        return _any(q, k, v, scale, mask, sinks, window, backend, budget)
+    # What was decided for these shapes and types runs again without asking; what is refused never gets here. A call of
+    # MLX takes some microseconds to describe, and this is to add no more than one.
+    on = _default_device() == _gpu
+    run = _known.get((q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, mask, backend, on))
+    if run is None:
+        return _any(q, k, v, scale, mask, sinks, window, backend, budget)
+    return run(q, k, v, scale, sinks)
+
+
+def _any(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    mask: str | mx.array | None,
+    sinks: mx.array | None,
+    window: Reach | None,
+    backend: str,
+    budget: int | None,
+) -> mx.array:
+    """A call of any kind: what was decided for its shapes, types and settings, or is now."""
+    global _default_device, _gpu
     import mlx.core as mx
 
+    _default_device, _gpu = mx.default_device, mx.Device(mx.gpu)
     if isinstance(mask, mx.array):
         return _decided(q, k, v, scale, mask, sinks, window, backend, budget)(q, k, v, scale, sinks)
-    # What was decided for these shapes, types and settings runs again without asking; what is refused never gets here.
-    key = (
-        *(q.shape, q.dtype, k.shape, k.dtype, v.shape, v.dtype),
-        None if sinks is None else (sinks.shape, sinks.dtype),
-        *(mask, backend, budget, type(budget), os.environ.get(THRESHOLD_VARIABLE), os.environ.get(SIZE_VARIABLE)),
-        window if window is None else (*window, *map(type, window)) if isinstance(window, tuple) else [window],
-        mx.default_device() == mx.Device(mx.gpu),
-    )
+    key: tuple[object, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, mask, backend)
+    key += (mx.default_device() == _gpu,)
+    if not (sinks is None and window is None and budget is None):
+        key += (
+            *(None if sinks is None else (sinks.shape, sinks.dtype), budget, type(budget)),
+            window if window is None else (*window, *map(type, window)) if isinstance(window, tuple) else [window],
+        )
     try:
         run = _known.get(key)
     except TypeError:
@@ -133,7 +164,7 @@ def _decided(
     # MLX's own checks, its promotion of types and its words: a lazy call that is never evaluated.
     checked = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
     dtype = checked.dtype
-    limits = limits_from_environment()
+    limits = _limits_of_process()
     if budget is not None:
         if not isinstance(budget, int) or isinstance(budget, bool) or budget < 0:
             raise InputError(f"budget={budget!r}; expected bytes >= 0, or None")
@@ -193,6 +224,20 @@ def _runner(path: AttentionPath, mask: mx.array | None) -> Runner:
         return kernel(q, k, v)
 
     return run
+
+
+def _limits_of_process() -> AttentionLimits:
+    global _limits
+    if _limits is None:
+        _limits = limits_from_environment()
+    return _limits
+
+
+def forget() -> None:
+    """Forget what was decided and what the environment said: tests change it, and a process reads it once."""
+    global _limits
+    _limits = None
+    _known.clear()
 
 
 def _shared_chooser() -> Chooser:

@@ -1,6 +1,6 @@
 """Attention on one CUDA device: archport's kernels and its drop-in against MLX's call, and torch's where there is one.
 
-    python benchmarks/attention_gpu.py [--write] [--torch PYTHON]
+    python benchmarks/attention_gpu.py [--write] [--torch PYTHON] [--only prefill|decode|drop-in|packed]
 
 Medians of five turns of calls that are evaluated together, MLX's and archport's in turn; torch runs the same shapes in
 a process of its own, cuDNN and FlashAttention apart. TFLOP/s count half of a causal square; TB/s are what is read of
@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ DECODE = [
 DROP_IN = [(1, 512, 512), (1, 4096, 4096), (1, 32_768, 32_768), (32, 512, 512), (1, 1, 65_536), (8, 1, 16_384)]
 # (head_dim, heads, key heads) of packed documents of 512, 256 and 128 tokens.
 PACKED = [(64, 12, 12), (128, 16, 8)]
+PARTS = ("prefill", "decode", "drop-in", "packed")
 TURNS, SCALE = 5, 0.1
 
 
@@ -97,7 +98,7 @@ def torch_lines() -> Iterator[str]:
                 yield f"decode D{D} {heads}/{kv_heads} {B} x {S}: {name} {took * 1e6:.1f} us, {rate:.2f} TB/s"
 
 
-def archport_lines() -> Iterator[str]:
+def archport_lines(parts: Sequence[str]) -> Iterator[str]:
     import archport  # isort: skip  (before mlx, which it prepares)
 
     import mlx.core as mx
@@ -129,7 +130,7 @@ def archport_lines() -> Iterator[str]:
         took = [[turn(call, calls) for call in ways] for _ in range(TURNS)]
         return [statistics.median(of_one) for of_one in zip(*took, strict=True)]
 
-    for D, heads, kv_heads, L in PREFILL:
+    for D, heads, kv_heads, L in PREFILL if "prefill" in parts else ():
         q, k, v = normal(1, heads, L, D), normal(1, kv_heads, L, D), normal(1, kv_heads, L, D)
         for causal in (True, False):
             mask, work = "causal" if causal else "none", prefill_work(D, heads, L, causal)
@@ -148,7 +149,7 @@ def archport_lines() -> Iterator[str]:
                 f"prefill D{D} {L} {mask}: {path.backend.name} {work / took / 1e12:.0f} TFLOP/s, {took * 1e3:.3f} ms, "
                 f"{held} bytes above inputs and output, {path.price.transient} planned"
             )
-    for D, heads, kv_heads, B, S in DECODE:
+    for D, heads, kv_heads, B, S in DECODE if "decode" in parts else ():
         q, k, v = normal(B, heads, 1, D), normal(B, kv_heads, S, D), normal(B, kv_heads, S, D)
         path = choose(AttentionCall(B, heads, kv_heads, 1, S, D, D, "bfloat16"), device, builtin_backends())
         ours, theirs = in_turn(20, lambda p=path: attend(p, q, k, v, scale=SCALE), lambda: fast(q, k, v, scale=SCALE))
@@ -157,7 +158,7 @@ def archport_lines() -> Iterator[str]:
             f"decode D{D} {heads}/{kv_heads} {B} x {S}: {path.backend.name} {ours * 1e6:.1f} us, "
             f"{size / ours / 1e12:.2f} TB/s, MLX {theirs * 1e6:.1f} us"
         )
-    for D in (64, 128, 256):
+    for D in (64, 128, 256) if "drop-in" in parts else ():
         for B, L, S in DROP_IN:
             if D == 256 and L == 32_768:
                 continue  # MLX holds 34 GB of scores
@@ -170,7 +171,7 @@ def archport_lines() -> Iterator[str]:
                 lambda: fast(q, k, v, scale=SCALE, mask=mask),
             )
             yield f"drop-in D{D} {B} x {L} on {S}: {ours * 1e6:.1f} us, MLX {theirs * 1e6:.1f} us, {ours / theirs:.3f}"
-    for D, heads, kv_heads in PACKED:
+    for D, heads, kv_heads in PACKED if "packed" in parts else ():
         for L in (512, 256, 128):
             B, how = 32_768 // L, flash.Tiling("wgmma", 128, 64)
             q, k, v = (normal(1, n, B * L, D) for n in (heads, kv_heads, kv_heads))
@@ -194,6 +195,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the output to benchmarks/results too")
     parser.add_argument("--torch", default=sys.executable, metavar="PYTHON", help="an environment that has torch")
+    parser.add_argument("--only", choices=PARTS, help="one part, and no peer")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer:
@@ -201,9 +203,11 @@ def main() -> int:
             print(line, flush=True)
         return 0
     lines: list[str] = []
-    for line in archport_lines():
+    for line in archport_lines(PARTS if options.only is None else (options.only,)):
         print(line, flush=True)
         lines.append(line)
+    if options.only:
+        return 0
     peer = subprocess.run([options.torch, __file__, "--peer"], capture_output=True, text=True, check=False)
     lines.append(peer.stdout.strip() or f"torch was not run: {peer.stderr.strip()[-200:]}")
     print(lines[-1])

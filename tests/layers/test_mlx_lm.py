@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -18,6 +19,28 @@ def test_importing_it_keeps_the_limit_of_open_files():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr[-500:]
+
+
+WITHOUT = """
+import sys
+sys.modules["mlx_lm"] = sys.modules["transformers"] = None
+from archport import engine
+from archport.contract.errors import BackendMissing
+print(len(engine.load("tests/goldens/qwen3-tied").generate("t1 t2", max_tokens=3).text) > 0)
+try:
+    engine.load("tests/goldens/qwen3-moe")
+except BackendMissing as error:
+    print(error)
+"""
+
+
+def test_without_it_dense_models_run_and_experts_say_what_to_install():
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, cwd=root)
+    runs, *said = done.stdout.splitlines()
+    assert runs == "True", done.stderr[-500:]
+    assert said[0].startswith("this model runs a part of mlx-lm (SwitchGLU), and mlx_lm is not installed")
+    assert said[1] == "Install it with: pip install mlx-lm"
 
 
 def test_switch_glu_has_the_parameter_names_of_converted_checkpoints():

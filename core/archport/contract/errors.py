@@ -72,7 +72,7 @@ class InputError(ArchportError, ValueError):
 
 
 class BackendMissing(ArchportError, ImportError):
-    """MLX is installed without a backend for this machine, so no model can be loaded."""
+    """MLX has no backend for this machine, or mlx-lm is not there for a model that needs a part of it."""
 
 
 class ForkedProcess(ArchportError, RuntimeError):

@@ -92,8 +92,14 @@ def rows_done(out: Path) -> int:
 Samples = list[tuple[int, int]]
 
 
-def killed_and_resumed(line: list[str], out: Path, count: int, draw: random.Random) -> tuple[list[dict], Samples]:
-    """(how each process ended, (rows that are there, resident bytes) of the last one over time)."""
+def killed_and_resumed(
+    line: list[str], out: Path, count: int, draw: random.Random, *, longest: float = 5.0
+) -> tuple[list[dict], Samples]:
+    """(how each process ended, (rows that are there, resident bytes) of the last one over time).
+
+    Args:
+        longest: seconds into the part behind a moment, at most, in which a process is killed.
+    """
     moments = sorted(draw.uniform(0.02, 0.5) for _ in range(3))
     ended: list[dict] = []
     samples: Samples = []
@@ -101,10 +107,10 @@ def killed_and_resumed(line: list[str], out: Path, count: int, draw: random.Rand
         begin, before, samples = time.monotonic(), os.times(), []
         process = subprocess.Popen([*line, "--resume"], stderr=subprocess.PIPE, text=True)
         # Not when a part is there, but somewhere in the next one.
-        late = draw.uniform(0.5, 5)
+        late = draw.uniform(0.1 * longest, longest)
         reached: float | None = None
         while process.poll() is None:
-            time.sleep(0.5)
+            time.sleep(0.1 * longest)
             done = rows_done(out)
             samples.append((done, resident(process)))
             if moment is not None and done >= moment * count:
@@ -130,7 +136,9 @@ def killed_and_resumed(line: list[str], out: Path, count: int, draw: random.Rand
 
 def tenths(samples: list[tuple[int, int]]) -> tuple[float, float]:
     """Mean resident bytes while the last process's first and last tenth of its rows were made."""
-    first = next(done for done, _ in samples if done != samples[0][0])
+    first = next((done for done, _ in samples if done != samples[0][0]), None)
+    if first is None:
+        sys.exit("the last process made no part while it was watched: give more --rows")
     made = [(done, size) for done, size in samples if done >= first and size]
     edge = max(1, len(made) // 10)
     return float(np.mean([size for _, size in made[:edge]])), float(np.mean([size for _, size in made[-edge:]]))

@@ -104,7 +104,7 @@ def main() -> None:
     del model
     line = kills["command"](source, folder / "out", str(folder / "model"), part_rows, "--output-format", "npy")
     line += ["--dtype", dtype]
-    ended, samples = kills["killed_and_resumed"](line, folder / "out", given.rows, random.Random(0))
+    ended, samples = kills["killed_and_resumed"](line, folder / "out", given.rows, random.Random(0), longest=2.0)
     for each in ended:
         told(str(each))
     first, last = kills["tenths"](samples)

@@ -52,6 +52,7 @@ def load(
     plugin: str | None = None,
     plugins: Sequence[Plugin] | None = None,
     share_weights: bool = True,
+    tensor_parallel: bool = False,
 ) -> Model:
     """Load a model that is ready to run.
 
@@ -69,6 +70,8 @@ def load(
         plugin: the name of the plugin to ask, where several claim the checkpoint; ARCHPORT_PREFER says it for all.
         plugins: who may claim the checkpoint; the installed ones when left out.
         share_weights: use the buffers of a model of this process whose files, plugin and dtype are the same.
+        tensor_parallel: split the model over the processes that `mx.distributed` joins, one a device, as `mlx.launch`
+            starts them. Every process loads it and makes the same calls; each gets the whole answers.
 
     Raises:
         ModelNotFound: the name leads nowhere; near matches are listed.
@@ -77,11 +80,17 @@ def load(
         MemoryBudgetExceeded: the weights exceed the budget; raised before any is read.
         ContextLengthExceeded: `max_context` is above the model's positions.
         ForkedProcess: this process was forked from one that had loaded a model.
+        InputError: `tensor_parallel` in a process that was started alone, or for a model that can't be split.
     """
     warn_if_late()
+    options: dict[str, Any] = {
+        "dtype": dtype, "max_context": max_context, "memory_budget": memory_budget, "limits": limits,
+        "prefix_cache": prefix_cache, "plugin": plugin, "share_weights": share_weights,
+        "tensor_parallel": tensor_parallel,
+    }  # fmt: skip
     about = describe(name, revision=revision, overrides=overrides, plugin=plugin, plugins=plugins, weights=True)
     try:
-        model = _loaded(about, dtype, max_context, memory_budget, limits, prefix_cache, share_weights)
+        model = _loaded(about, options)
     except Exception as error:
         if not unexpected(error) or failure_of(error):
             raise
@@ -90,8 +99,6 @@ def load(
         if better is error:
             raise
         raise better from error
-    options = {"dtype": dtype, "max_context": max_context, "memory_budget": memory_budget, "limits": limits,
-               "prefix_cache": prefix_cache, "plugin": plugin, "share_weights": share_weights}  # fmt: skip
     model.recipe = Recipe.of(about, overrides, plugins, options)
     return model
 
@@ -149,17 +156,9 @@ class Recipe:
         return load(**self.arguments())
 
 
-def _loaded(
-    about: Description,
-    dtype: str | None,
-    max_context: int | None,
-    memory_budget: int | str | None,
-    limits: AttentionLimits | None,
-    prefix_cache: int | str | None,
-    share_weights: bool,
-) -> Model:
-    """What is loaded of a description: the stages behind the claim."""
-    device = this_device()
+def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
+    """What is loaded of a description by the options of `load`: the stages behind the claim."""
+    device, memory_budget = this_device(), options["memory_budget"]
     if device.kind == "cpu":
         keep_freed_memory()
         workers.begin()
@@ -167,13 +166,15 @@ def _loaded(
     head = about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
     about = loading.narrowed(about, head)
-    max_tokens, ceiling = loading.context_ceiling(about, inputs, max_context)
-    choice = loading.admit_weights(about, dtype, device, budget)
+    max_tokens, ceiling = loading.context_ceiling(about, inputs, options["max_context"])
+    split = loading.split_over(about) if options["tensor_parallel"] else None
+    choice = loading.admit_weights(about, options["dtype"], device, budget, 1.0 if split is None else split.share)
     use_device()
     tf32.choose_precision()
-    trunk = loading.load_trunk(about, choice, share=share_weights)
-    planner = loading.make_planner(about, trunk, device, budget, ceiling, limits_from_environment(limits))
+    trunk = loading.load_trunk(about, choice, share=options["share_weights"], split=split)
+    limits = limits_from_environment(options["limits"])
+    planner = loading.make_planner(about, trunk, device, budget, ceiling, limits, split)
     if planner.dtype == "float32":
         tf32.warn_if_rounded()
-    runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs, max_tokens, prefix_cache)
+    runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs, max_tokens, options["prefix_cache"])
     return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)

@@ -64,6 +64,7 @@ from archport.faults import explained, unexpected
 if TYPE_CHECKING:
     import mlx.nn as nn
 
+    from archport.layers.splitting import ModelSplit
     from archport.planning import Planner
     from archport.runtime import Runtime
 
@@ -223,11 +224,30 @@ def context_ceiling(about: Description, inputs: TextInputs, max_context: int | N
     return max_context, max_context
 
 
-def admit_weights(about: Description, dtype: str | None, device: DeviceFacts, budget: int) -> DTypeChoice:
-    """The element type of the weights; raises MemoryBudgetExceeded when they do not fit, before any is read."""
+def split_over(about: Description) -> ModelSplit:
+    """What this process holds and runs of a model that its group shares.
+
+    Raises:
+        InputError: this process was started alone, or the model can't be split.
+    """
+    from archport.device.ranks import join
+    from archport.layers.splitting import split_of
+
+    rank = join().rank
+    return split_of(about.hooks.build(about.spec, about.checkpoint.config), about.spec, rank)
+
+
+def admit_weights(
+    about: Description, dtype: str | None, device: DeviceFacts, budget: int, share: float = 1.0
+) -> DTypeChoice:
+    """The element type of the weights; raises MemoryBudgetExceeded when they do not fit, before any is read.
+
+    Args:
+        share: of the weights that this process holds.
+    """
 
     def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
-        return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
+        return int(share * weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize))
 
     stored = {info.dtype for info in about.checkpoint.tensors.values()}
     choice = choose_dtype(dtype, about.spec, device.kind, budget=budget, bytes_of=bytes_of, stored=stored)
@@ -247,15 +267,20 @@ def admit_weights(about: Description, dtype: str | None, device: DeviceFacts, bu
     return choice
 
 
-def load_trunk(about: Description, choice: DTypeChoice, *, share: bool = False) -> Trunk:
+def load_trunk(
+    about: Description, choice: DTypeChoice, *, share: bool = False, split: ModelSplit | None = None
+) -> Trunk:
     """The plugin's module, filled from the checkpoint.
 
     Args:
         share: use the buffers of a trunk of this process that was read from the same files in the same way.
+        split: what this process holds of it, where it runs it together with others.
     """
     import mlx.core as mx
 
+    from archport.device.ranks import join
     from archport.layers import merge_projections
+    from archport.layers.splitting import split_modules
 
     def read() -> Trunk:
         trunk = about.hooks.build(about.spec, about.checkpoint.config)
@@ -265,14 +290,17 @@ def load_trunk(about: Description, choice: DTypeChoice, *, share: bool = False) 
             quantization=about.spec.quantization,
             dtype=choice.dtype,
             dequantize=choice.dequantize,
+            cuts=None if split is None else split.cuts,
         )
+        if split is not None:
+            split_modules(trunk, split, join())
         merge_projections(trunk)
         # Layers draw first weights, which nobody reads; the chain of keys would stay behind, some 70 KB a load.
         mx.eval(mx.random.state)
         return trunk
 
     # Another module's hooks may build another trunk from the same files.
-    if not share or about.overridden:
+    if not share or about.overridden or split is not None:
         return read()
     body = about.checkpoint.body_path
     files = stamp([*body.glob("*.safetensors"), *body.glob("*.json")])
@@ -286,24 +314,41 @@ def load_trunk(about: Description, choice: DTypeChoice, *, share: bool = False) 
 
 
 def make_planner(
-    about: Description, trunk: Trunk, device: DeviceFacts, budget: int, max_context: int, limits: AttentionLimits
+    about: Description,
+    trunk: Trunk,
+    device: DeviceFacts,
+    budget: int,
+    max_context: int,
+    limits: AttentionLimits,
+    split: ModelSplit | None = None,
 ) -> Planner:
+    from archport.device.ranks import join
     from archport.planning import Planner, weights_on
     from archport.running.steps import hidden_dtype, parameter_bytes
 
-    dtype = hidden_dtype(trunk, about.spec)
-    return Planner(
-        spec=about.spec,
+    spec = about.spec if split is None else split.spec
+    dtype = hidden_dtype(trunk, spec)
+    held = parameter_bytes(trunk)
+    if split is not None:
+        # The last rank may have a word less than the first; their plans are one.
+        held = join().most(held)
+    planner = Planner(
+        spec=spec,
+        split=None if split is None else split.about,
         device=device,
         budget=budget,
         max_context=max_context,
         choose=path_chooser(about.hooks),
         pins=about.hooks,
         plugin=about.plugin.label,
-        weights=weights_on(about.spec, device, dtype, budget, parameter_bytes(trunk)),
+        weights=weights_on(spec, device, dtype, budget, held),
         dtype=dtype,
         limits=limits,
     )
+    if split is not None:
+        # Other plans would be other collectives.
+        join().agree("what plans are made of", (spec, device, budget, max_context, planner.weights, limits))
+    return planner
 
 
 def path_chooser(hooks: Hooks, *, simulated: bool = False) -> Chooser:
@@ -362,7 +407,7 @@ def make_runtime(
     return Runtime(
         about.checkpoint.name,
         texts,
-        Encoder(trunk, about.spec, planner, _span_rule(about, inputs)),
+        Encoder(trunk, planner.spec, planner, _span_rule(about, inputs)),
         head,
         tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in stored),
         chat=chat,

@@ -6,6 +6,7 @@ with its reason in one line.
 
 import imports_mlx
 from liar import Liar
+from liars_of_ranks import LIARS_OF_RANKS
 from liars_of_references import LIARS_OF_REFERENCES
 from liars_of_shapes import LIARS_OF_SHAPES
 from liars_of_spans import LIARS_OF_SPANS
@@ -344,4 +345,4 @@ LIARS = [
         tier="golden",
     ),
 ]
-LIARS += LIARS_OF_SPANS + LIARS_OF_SPECS + LIARS_OF_WORDS + LIARS_OF_SHAPES + LIARS_OF_REFERENCES
+LIARS += LIARS_OF_SPANS + LIARS_OF_SPECS + LIARS_OF_WORDS + LIARS_OF_SHAPES + LIARS_OF_REFERENCES + LIARS_OF_RANKS

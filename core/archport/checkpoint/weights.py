@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.counts import keys_of_misfits
+from archport.checkpoint.cutting import cut_array, cut_of
 from archport.checkpoint.disk import inside
 from archport.checkpoint.files import shorten
 from archport.checkpoint.fit import check_fit
@@ -19,6 +20,7 @@ from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.quantization import packed_bits, packing, read_quantization
 from archport.contract.errors import ArchportError, CheckpointError, PluginError
 from archport.contract.spec import Quantization
+from archport.contract.split import Cut
 from archport.device.failures import failure_of
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def load_weights(
     quantization: Quantization | None,
     dtype: WeightDType,
     dequantize: bool,
+    cuts: Mapping[str, Cut] | None = None,
 ) -> None:
     """Fill a module with a checkpoint's tensors, and put it in evaluation mode.
 
@@ -61,14 +64,22 @@ def load_weights(
         quantization: what the config states (`read_quantization`), for the mode of what is packed.
         dtype: element type of floating tensors; "checkpoint" keeps the stored one.
         dequantize: unpack packed tensors into `dtype` instead of keeping them.
+        cuts: what is kept, by the path of a module or parameter; all of it when left out. What lies in a file as the
+            module names it is read no further than that.
 
     Raises:
+        InputError: a cut falls inside a group of a quantised matrix.
         CheckpointError: damaged files, or names and shapes that do not fit the module; the module is then unusable.
     """
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    weights = _sanitized(checkpoint, module)
+    stored = _read_lazily(checkpoint, checkpoint.tensors)
+    weights = _sanitized(stored, module)
+    origins = {id(array): checkpoint.tensors[name] for name, array in stored.items()} if cuts else {}
+    places = {name: origins[id(array)] for name, array in weights.items() if id(array) in origins}
+    # Sources of casts would otherwise stay until all are done.
+    del stored
     if dequantize:
         _unpack(checkpoint, module, weights, dtype, _packed_paths(weights))
     else:
@@ -88,28 +99,31 @@ def load_weights(
     pending = 0
     for name in list(weights):
         wide = isinstance(module, Sensitive) and module.in_float32(name)
-        array = _cast(weights.pop(name), "float32" if wide else dtype)
+        whole = weights.pop(name)
+        cut = cut_of(name, cuts) if cuts else None
+        kept = whole if cut is None else cut_array(whole, name, cut, checkpoint.folder, places.get(name))
+        array = _cast(kept, "float32" if wide else dtype)
         if array.ndim == 3:
             # MLX's product of sorted rows with stacked experts is wrong on CUDA where a plugin's `sanitize` left them
             # transposed or cut.
             array = mx.contiguous(array)
         ready.append((name, array))
         group.append(array)
-        pending += array.nbytes
+        pending += array.nbytes if kept is whole else max(array.nbytes, whole.nbytes)
         if pending >= _GROUP_BYTES or not weights:
             _evaluate(checkpoint, group)
             # Sources of casts would otherwise stay in MLX's buffer cache next to the model.
             mx.clear_cache()
             group, pending = [], 0
-    module.load_weights(ready, strict=True)
+    # Names and shapes were checked before they were cut.
+    module.load_weights(ready, strict=not cuts)
     module.eval()
 
 
-def _sanitized(checkpoint: Checkpoint, module: Any) -> dict[str, mx.array]:
-    """Every tensor, lazily, under the module's own names."""
-    stored = _read_lazily(checkpoint, checkpoint.tensors)
+def _sanitized(stored: dict[str, mx.array], module: Any) -> dict[str, mx.array]:
+    """Every stored tensor, lazily, under the module's own names."""
     try:
-        weights = module.sanitize(stored)
+        weights = module.sanitize(dict(stored))
     except ArchportError:
         raise
     except Exception as error:

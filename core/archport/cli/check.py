@@ -26,7 +26,9 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="What `archport record` wrote, of that model or of the plugin's examples."),
     ] = None,
-    tier: Annotated[str | None, typer.Option(help="contract (no model), tiny (random weights) or golden.")] = None,
+    tier: Annotated[
+        str | None, typer.Option(help="contract (no model), tiny (random weights), golden, or ranks (two processes).")
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Run this check alone; may be given again.")
     ] = None,

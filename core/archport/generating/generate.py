@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from archport.contract import CausalLM, ContextLengthExceeded, Measured, NonFiniteOutput, Reader
 from archport.contract.errors import shown
 from archport.device.progress import counted
+from archport.device.ranks import common_seed
 from archport.generating.decode import Decoding
 from archport.generating.detokeniser import special_tokens
 from archport.generating.pieces import (
@@ -258,6 +259,7 @@ class Generator:
             [row.prompt for row in live],
             [row.key for row in live],
             [row.options.sampling.adjustment(row.ends, row.options.min_tokens) for row in live],
+            drawn=common_seed() if read.plan.split is not None else None,
         )
         decoding = Decoding(encoder.trunk, encoder.spec, encoder.plan, read.plan, read.caches, lengths, positions)
         hidden, order = read.hidden, [row.index for row in live]

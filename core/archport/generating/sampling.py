@@ -149,6 +149,7 @@ class Sampler:
         prompts: ids of each row.
         names: what tells the prompts apart, where that is more than their ids.
         adjustments: what is done to the logits of each first; what its `Sampling` says when left out.
+        drawn: the seed of rows that have none; a new one each time when left out.
     """
 
     def __init__(
@@ -158,11 +159,12 @@ class Sampler:
         prompts: Sequence[np.ndarray],
         names: Sequence[np.ndarray] | None = None,
         adjustments: Sequence[Adjustment] | None = None,
+        drawn: int | None = None,
     ) -> None:
         self._rows, self._vocabulary = list(rows), vocabulary
         # Tokens that were drawn, of each row.
         self._steps = np.zeros(len(rows), np.uint32)
-        drawn = secrets.randbits(64)
+        drawn = secrets.randbits(64) if drawn is None else drawn
         seeds = [drawn if row.seed is None else row.seed for row in rows]
         self._keys = _keys(seeds, prompts if names is None else names)
         self._adjusting = Adjusting(adjustments or [row.adjustment() for row in rows], vocabulary, prompts)

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from archport.kernels.launches import cuda, enough
+from archport.layers.parallel import GatheredLinear, SplitEmbedding
 
 log = logging.getLogger("archport")
 
@@ -24,7 +25,12 @@ LEAVES = ("weight", "scales", "biases")
 
 def head_rows(head: nn.Module, ids: Sequence[int]) -> mx.array:
     """Rows (n, D) of a linear layer's or an embedding's matrix; of a packed one only these are unpacked."""
-    rows, packed = mx.array(list(ids)), cast(Any, head)
+    rows = mx.array(list(ids))
+    return head.rows(rows, _rows) if isinstance(head, GatheredLinear | SplitEmbedding) else _rows(head, rows)
+
+
+def _rows(head: nn.Module, rows: mx.array) -> mx.array:
+    packed = cast(Any, head)
     if "scales" not in head:
         return packed.weight[rows]
     biases = packed.biases[rows] if packed.get("biases") is not None else None

@@ -13,8 +13,10 @@ import mlx.nn as nn
 import numpy as np
 
 from archport.contract import Experts
+from archport.contract.split import Cut, Rank, columns, out
 from archport.device.evaluation import traced
 from archport.device.mlx_lm import reused
+from archport.device.ranks import Ranks
 from archport.layers.activations import activation, gated
 from archport.layers.mlp import GatedMLP
 
@@ -50,6 +52,7 @@ class SparseMLP(nn.Module):
     ) -> None:
         super().__init__()
         self._per_token, self._renormalise = experts.per_token, renormalise
+        self._ranks: Ranks | None = None
         plain = activation(act)
         self._combine = combine or (lambda gate, up: plain(gate) * up)
         self.gate = nn.Linear(hidden_size, experts.count, bias=bias)
@@ -63,6 +66,24 @@ class SparseMLP(nn.Module):
             self.shared_expert = GatedMLP(hidden_size, experts.shared_intermediate_size, plain)
             self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False)
 
+    def cuts(self, rank: Rank) -> Mapping[str, Cut]:
+        """What one rank of a group keeps of each matrix: a share of every expert's width; the router is everyone's."""
+        width = self.switch_mlp.down_proj.weight.shape[-1]
+        inward, outward = out(rank, width, "columns of an expert"), columns(rank, width, "columns of an expert")
+        own = {"gate_proj": inward, "up_proj": inward, "down_proj": outward}
+        found = {f"switch_mlp.{name}": cut for name, cut in own.items()}
+        if "shared_expert" in self:
+            found |= {f"shared_expert.{name}": cut for name, cut in self.shared_expert.cuts(rank).items()}
+        return found
+
+    def split(self, ranks: Ranks) -> None:
+        """Run this rank's share of every expert, and sum what all of them make."""
+        self._ranks = ranks
+        down = self.switch_mlp.down_proj
+        if ranks.rank.number and "bias" in down:
+            # Part of every rank's sum otherwise.
+            down.bias = mx.zeros_like(down.bias)
+
     def __call__(self, x: mx.array) -> mx.array:
         """(B, L, D) for x (B, L, D)."""
         chosen, weights = self.route(x)
@@ -70,7 +91,7 @@ class SparseMLP(nn.Module):
         y = (grouped(x, chosen) * weights[..., None].astype(x.dtype)).sum(axis=-2)
         if "shared_expert" in self:
             y = y + mx.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
-        return y
+        return y if self._ranks is None else self._ranks.sum(y)
 
     def _is_slow(self, x: mx.array) -> bool:
         """Whether MLX's grouped product is one small product per token here (on a CPU), or none (in 16 bits there)."""

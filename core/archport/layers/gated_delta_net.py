@@ -5,16 +5,21 @@ State, documents, padding and the form of the rule come from the layer context; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from archport.contract import DeltaHeads, Documents, LayerContext
+from archport.contract.split import Cut, Rank, delta_channels, delta_of, out
+from archport.device.ranks import Ranks
 from archport.layers.activations import Activation, host_is_faster, silu
 from archport.layers.compiled import fused
 from archport.layers.gated_delta import run_rule
 from archport.layers.merging import MergedLinear, linear_onto
+from archport.layers.parallel import SummedLinear
 from archport.layers.short_conv import ShortConv
 
 # Added to the sum of squares of a key or query before its root is taken.
@@ -59,6 +64,26 @@ class GatedDeltaNet(nn.Module):
         if merged is not None:
             self.in_proj = merged
             del self.in_proj_qkv, self.in_proj_z, self.in_proj_b, self.in_proj_a
+
+    @property
+    def heads(self) -> DeltaHeads:
+        """What it was made for, or this rank's share of that."""
+        return self._heads
+
+    def cuts(self, rank: Rank) -> Mapping[str, Cut]:
+        """What one rank of a group keeps of each matrix: whole key heads and the value heads that they serve."""
+        channels, heads = delta_channels(self._heads, rank), out(rank, self._heads.n_value_heads, "value heads")
+        values = dict.fromkeys(("in_proj_z", "in_proj_b", "in_proj_a", "A_log", "dt_bias"), heads)
+        return values | {
+            "in_proj_qkv": channels,
+            "conv1d": replace(channels, side="channels"),
+            "out_proj": replace(heads, side="in"),
+        }
+
+    def split(self, ranks: Ranks) -> None:
+        """Run this rank's heads, and sum what all of them make."""
+        self._heads = delta_of(self._heads, ranks.rank)
+        self.out_proj = SummedLinear(self.out_proj, ranks)
 
     def __call__(self, x: mx.array, ctx: LayerContext, onto: mx.array | None = None) -> mx.array:
         """Output (B, L, D) for x (B, L, D), added to `onto` (B, L, D) where that is given."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -107,9 +107,13 @@ class LayerClass:
 
 
 def classes_of(
-    spec: ArchSpec, dtype: DType, device: DeviceFacts, weights: Weights
+    spec: ArchSpec, dtype: DType, device: DeviceFacts, weights: Weights, *, summed: bool = False
 ) -> tuple[tuple[LayerClass, ...], tuple[int, ...]]:
-    """Distinct layer classes, and the index of each layer's own."""
+    """Distinct layer classes, and the index of each layer's own.
+
+    Args:
+        summed: whether the halves of a layer are summed over the processes of a group, each into an array of its own.
+    """
     kinds, layer_kinds = kinds_of(spec.layers)
     classes, indices = kinds_of([(kind, has_experts(spec, index)) for index, kind in enumerate(layer_kinds)])
     per_element = element_bytes(dtype, spec.quantization if weights.packed else None)
@@ -117,17 +121,24 @@ def classes_of(
     counts, found = Counter(indices), list[LayerClass]()
     for index, (kind, experts) in enumerate(classes):
         elements = active_elements(spec, kinds[kind], experts)
+        token = token_bytes(spec, kinds[kind], experts, dtype, device.kind, host=host)
         found.append(
             LayerClass(
                 kind=kind,
                 count=counts[index],
                 experts=experts,
-                token=token_bytes(spec, kinds[kind], experts, dtype, device.kind, host=host),
+                token=_with_sums(token, spec.hidden_size * itemsize(dtype)) if summed else token,
                 flops=2.0 * elements,
                 matrix_bytes=int(elements * per_element),
             )
         )
     return tuple(found), indices
+
+
+def _with_sums(token: TokenBytes, each: int) -> TokenBytes:
+    """The same where each half ends in a sum of `each` bytes, which the backend makes beside what it is handed."""
+    grown = {name: getattr(token, name) + 2 * each for name in MANNERS}
+    return replace(token, **grown, part=token.part + each, small=token.small + 2 * each if token.small else 0)
 
 
 def token_bytes(

@@ -153,3 +153,15 @@ def cache_bytes(model: ModelFacts, batch: Batch, allocations: tuple[KVAllocation
             wide = KVAllocation("planned", tokens, tokens)
             conversion = max(conversion, wide.bytes(layer, B=shape.B, tokens=tokens, itemsize=size))
     return CacheBytes(cached=cached, new=new, growth=growth, conversion=conversion, largest=largest)
+
+
+def shared_bytes(model: ModelFacts, tokens: int) -> int:
+    """Bytes of keys and values that a step keeps until the last layer that reads them again."""
+    layers = model.spec.layers
+    read = {layer.kv_group for layer in model.kinds if isinstance(layer, AttentionLayer) and layer.kv == "shared"}
+    numbers = 0
+    for group in read:
+        owners = [each for each in layers if isinstance(each, AttentionLayer) and each.keeps and each.kv_group == group]
+        # Where another layer takes over, its keys are made while those before are still read.
+        numbers += min(2, len(owners)) * owners[0].n_kv_heads * sum(owners[0].kv_widths)
+    return tokens * numbers * itemsize(model.dtype)

@@ -20,6 +20,7 @@ from archport.contract import (
     RecurrentLayer,
 )
 from archport.contract.spec import itemsize
+from archport.contract.split import TensorSplit
 
 Layer = TypeVar("Layer", bound=Hashable)
 MIB = 2**20
@@ -172,6 +173,20 @@ def kinds_of(layers: Sequence[Layer]) -> tuple[tuple[Layer, ...], tuple[int, ...
     kinds: dict[Layer, int] = {}
     indices = tuple(kinds.setdefault(layer, len(kinds)) for layer in layers)
     return tuple(kinds), indices
+
+
+def collective_bytes(spec: ArchSpec, split: TensorSplit, size: int, tokens: int, drawn: int) -> int:
+    """Bytes of what the processes of a group sum and gather apart from the layers, which count their own.
+
+    Args:
+        size: bytes of an element.
+        tokens: of a step, whose rows of the table are summed.
+        drawn: rows whose logits are gathered.
+    """
+    if not split.vocabulary:
+        return 0
+    padded = -(-spec.vocab_size // split.rank.count) * split.rank.count
+    return size * 2 * (tokens * spec.hidden_size + drawn * padded)
 
 
 def in_flight_cap(device: DeviceFacts, widest: int, dtype: DType) -> int:

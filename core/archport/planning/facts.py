@@ -25,6 +25,7 @@ from archport.contract import (
     PathChooser,
 )
 from archport.contract.spec import kv_sources
+from archport.contract.split import TensorSplit
 from archport.planning.activations import LayerClass, classes_of
 from archport.planning.costs import Weights, kinds_of
 
@@ -86,6 +87,7 @@ class ModelFacts:
         pins: answers of the policy hooks.
         plugin: who gives them, for messages ("qwen3 (archport 0.1.0)").
         limits: what one attention call may use.
+        split: the group of processes that runs the model, of which the spec is this one's share; None for one alone.
         kinds: distinct layer specs, in order of appearance.
         layer_kinds: per layer an index into `kinds`.
         keepers: per kind the one whose cache it reads, itself unless it shares another's.
@@ -106,6 +108,7 @@ class ModelFacts:
     pins: Pins = field(default_factory=NoPins)
     plugin: str = "a plugin"
     limits: AttentionLimits = field(default_factory=AttentionLimits)
+    split: TensorSplit | None = None
     kinds: tuple[LayerSpec, ...] = field(init=False, repr=False)
     layer_kinds: tuple[int, ...] = field(init=False, repr=False)
     keepers: tuple[int, ...] = field(init=False, repr=False)
@@ -116,7 +119,9 @@ class ModelFacts:
 
     def __post_init__(self) -> None:
         kinds, layer_kinds = kinds_of(self.spec.layers)
-        classes, layer_classes = classes_of(self.spec, self.dtype, self.device, self.weights)
+        classes, layer_classes = classes_of(
+            self.spec, self.dtype, self.device, self.weights, summed=self.split is not None
+        )
         keepers = list(range(len(kinds)))
         for kind, source in zip(layer_kinds, kv_sources(self.spec.layers), strict=True):
             if source is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from archport.contract import ArchportError, AttentionPath, BatchShape, DeviceFacts, DType
+from archport.contract.split import TensorSplit
 from archport.planning.batch import Batch, Buffer, Decoding, KindPlan, Mode, Quote, Request, Schedule, StepPlan, Work
 
 # The pool's limit in MLX's CPU build.
@@ -196,6 +197,7 @@ class Plan:
         batches: in the order in which they run.
         planner: what made it, for `minimum`, `cost` and reasons.
         request: what it is the plan of.
+        split: the group of processes that runs it, each by a plan of its own; None for one alone.
         notes: assumptions and pins that the reader should know.
         host_bytes: bytes of host memory that pictures and video take at the peak, apart from the device's `peak`.
         moving: bytes of the peak that are not there before the request runs: all but weights and what others hold.
@@ -217,6 +219,7 @@ class Plan:
     planner: Origin = field(repr=False, compare=False)
     request: Request = field(repr=False, compare=False)
     vision_kinds: tuple[int, ...] = ()
+    split: TensorSplit | None = None
     notes: tuple[str, ...] = field(default=())
     host_bytes: int = 0
     moving: int = field(init=False, repr=False, compare=False)

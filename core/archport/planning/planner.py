@@ -108,6 +108,7 @@ class Planner(ModelFacts):
             batches=batches,
             planner=self,
             request=request,
+            split=self.split,
             notes=_notes(self, request, batches),
         )
         self.latest.append(plan)
@@ -276,7 +277,7 @@ def _smallest(model: ModelFacts, request: Request) -> list[Batch]:
 
 
 def _notes(model: ModelFacts, request: Request, batches: Sequence[BatchPlan]) -> tuple[str, ...]:
-    notes: list[str] = []
+    notes = [] if model.split is None else list(report.split_notes(model.split))
     if model.weights.estimated:
         notes.append("bytes of the weights are estimated from the config")
     if not model.device.flops.get(model.dtype):

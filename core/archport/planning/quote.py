@@ -25,8 +25,8 @@ from archport.planning.batch import (
     StepPlan,
     Work,
 )
-from archport.planning.caches import CacheBytes, allocation, cache_bytes
-from archport.planning.costs import WORKSPACE, rate
+from archport.planning.caches import CacheBytes, allocation, cache_bytes, shared_bytes
+from archport.planning.costs import WORKSPACE, collective_bytes, rate
 from archport.planning.facts import ModelFacts
 from archport.planning.in_flight import (
     decoding_layers,
@@ -228,24 +228,15 @@ def _fixed_bytes(model: ModelFacts, batch: Batch, caches: CacheBytes, chunk: int
         "logits": 0 if embeds else rows * spec.vocab_size * (4 + size),
         "vision": 0,
     }
-    shared = _shared_bytes(model, shape.B * min(chunk, shape.L))
+    if model.split is not None:
+        drawn = 0 if embeds else rows * batch.request.answers
+        fixed["collective"] = collective_bytes(spec, model.split, size, shape.B * min(chunk, shape.L), drawn)
+    shared = shared_bytes(model, shape.B * min(chunk, shape.L))
     if shared:
         fixed["kv_shared"] = shared
     if batch.request.resident:
         fixed["resident"] = batch.request.resident
     return fixed
-
-
-def _shared_bytes(model: ModelFacts, tokens: int) -> int:
-    """Bytes of keys and values that a step keeps until the last layer that reads them again."""
-    layers = model.spec.layers
-    read = {layer.kv_group for layer in model.kinds if isinstance(layer, AttentionLayer) and layer.kv == "shared"}
-    numbers = 0
-    for group in read:
-        owners = [each for each in layers if isinstance(each, AttentionLayer) and each.keeps and each.kv_group == group]
-        # Where another layer takes over, its keys are made while those before are still read.
-        numbers += min(2, len(owners)) * owners[0].n_kv_heads * sum(owners[0].kv_widths)
-    return tokens * numbers * itemsize(model.dtype)
 
 
 def _step_features(model: ModelFacts, tokens: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from archport.contract import AttentionLayer, AttentionPath, KVAllocation, LayerSpec, RecurrentPath
 from archport.contract.sizes import format_bytes
+from archport.contract.split import TensorSplit
 from archport.planning.batch import KindPlan, StepPlan
 from archport.planning.plan import BatchPlan, Plan
 
@@ -93,6 +94,17 @@ def describe_path(path: AttentionPath) -> str:
     words.append(f"{format_bytes(price.transient)} of scratch")
     words.append(path_time(price.seconds))
     return ", ".join(words)
+
+
+def split_notes(split: TensorSplit) -> tuple[str, ...]:
+    """What the processes of a group have a share of, and what each has whole."""
+    rank = split.rank
+    return (
+        f"tensor parallel, the plan of rank {rank.number} of {rank.count}, whose bytes are those of its device; the "
+        "time of collectives is not estimated",
+        f"split: {'; '.join(split.split)}",
+        f"replicated: {'; '.join(split.replicated)}",
+    )
 
 
 def explain(plan: Plan) -> str:

@@ -19,6 +19,7 @@ from archport.checkpoint import is_panic
 from archport.contract import ArchportError, CheckpointError, DeviceFailure, InputError
 from archport.contract.arguments import checked
 from archport.device.process import enter
+from archport.device.ranks import group_call
 from archport.running.device_failures import Running, described, parked_failures, running, settled
 
 P = ParamSpec("P")
@@ -38,7 +39,7 @@ def device_call(method: Callable[P, R]) -> Callable[P, R]:
         enter()
         before, what = sys.exception(), Running()
         try:
-            with running(what):
+            with running(what), group_call():
                 return method(*args, **options)
         except BaseException as error:
             fault = _settled(error, before, what, args)
@@ -124,7 +125,7 @@ class DeviceIterator(Iterator[T]):
         enter()
         before = sys.exception()
         try:
-            with running(self._what, ends=False):
+            with running(self._what, ends=False), group_call():
                 for item in self._items:
                     return item
             parked_failures()

@@ -22,6 +22,7 @@ from archport.contract import ArchSpec, InputError, SpanRule, Trunk
 from archport.contract.arguments import as_array
 from archport.device import evaluation
 from archport.device.pool import bounded, pool, wired
+from archport.device.ranks import joined
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan, Planner, Request
 from archport.reading.ids import beyond, id_rows, named
@@ -214,6 +215,9 @@ def verified(plan: Plan, held: Held | None = None) -> Iterator[Watch]:
     Args:
         held: of what the plan counts as resident; nothing when left out.
     """
+    group = joined() if plan.split is not None else None
+    if group is not None:
+        group.agree("the request", plan.request)
     watch = Watch(plan, pool().hold(plan.pool, plan.room), held or Kept())
     with watch.limits():
         yield watch

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-Tier = Literal["contract", "tiny", "golden"]
+Tier = Literal["contract", "tiny", "golden", "ranks"]
 Status = Literal["ok", "warning", "fail", "not applicable", "known failure", "unexpected pass", "blocked"]
-TIERS: tuple[Tier, ...] = ("contract", "tiny", "golden")
+TIERS: tuple[Tier, ...] = ("contract", "tiny", "golden", "ranks")
 
 # What ends a run with exit code 1.
 BAD: frozenset[Status] = frozenset({"fail", "unexpected pass"})
@@ -52,8 +52,8 @@ class Check:
 
     Args:
         name: how reports and `known_failures` name it.
-        tier: `contract` (no model; given the plugin's Subject), `tiny` (given every example's Tiny in turn) or `golden`
-            (given a Golden: a model with real weights).
+        tier: `contract` (no model; given the plugin's Subject), `tiny` (given every example's Tiny in turn), `golden`
+            (given a Golden: a model with real weights) or `ranks` (given every Tiny, run where it is asked for).
         run: the function; its docstring's first line states the property, the rest says what to do when it fails.
         hook: the hook that decides it, for the report's "where".
     """

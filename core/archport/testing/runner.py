@@ -78,7 +78,7 @@ def choose_checks(tier: Tier | None, only: Sequence[str] | None, *, golden: bool
             "the golden tier needs real weights or a reference: name a model (`-m MODEL`), or what `archport record` "
             "wrote (`--golden FILE`)"
         )
-    wanted = (tier,) if tier else TIERS if golden else TIERS[:2]
+    wanted = (tier,) if tier else TIERS[:3] if golden else TIERS[:2]
     unknown = sorted(set(only or ()) - {each.name for each in CHECKS})
     if unknown:
         raise InputError(f"unknown checks: {', '.join(unknown)}; known: {', '.join(each.name for each in CHECKS)}")

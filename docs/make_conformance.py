@@ -55,7 +55,7 @@ def main() -> None:
     from archport.testing.report import as_markdown
 
     device = this_device()
-    runs = {plugin.name: run_checks(plugin.name) for plugin in discover()}
+    runs = {plugin.name: [*run_checks(plugin.name), *run_checks(plugin.name, tier="ranks")] for plugin in discover()}
     rules = "\n".join(
         textwrap.fill(f"- `{check.name}` ({check.tier}): {check.rule}", 120, subsequent_indent="  ") for check in CHECKS
     )

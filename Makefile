@@ -136,7 +136,7 @@ $(AXE):
 	@touch $@
 
 test-pages: $(VENV)/.stamp $(AXE)
-	$(PY) -m pytest -q tests/pages tests/serving/test_page.py --durations=5
+	$(PY) -m pytest -q tests/pages tests/serving/test_page.py tests/serving/test_plans.py --durations=5
 
 pictures: $(VENV)/.stamp
 	PYTHONPATH=tests $(PY) docs/make_pictures.py

@@ -1,4 +1,4 @@
-"""Take the pictures of the pages with Chromium: the page of a server under load, and the plan explorer.
+"""Take the pictures of the pages with Chromium: a server's page under load, with its explorer, and the explorer's file.
 
     PYTHONPATH=tests python docs/make_pictures.py       # or: make pictures
 
@@ -110,8 +110,9 @@ def every_size(page: Page, url: str, name: str, ready: str) -> None:
     """One page at each size, light and dark."""
     for width, height in SIZES.items():
         for dark in (False, True):
+            page.go("about:blank")
             page.go(url, width, height, dark=dark)
-            page.until(ready)
+            page.until(ready, 240)
             time.sleep(1.5)
             save(PICTURES / f"{name}-{width}-{'dark' if dark else 'light'}.png", page.picture())
 
@@ -142,6 +143,8 @@ def main() -> None:
                               mobile=width < 600)  # fmt: skip
                     time.sleep(2.5)
                     save(PICTURES / f"serve-{width}-{'dark' if dark else 'light'}.png", page.picture())
+            point = f"{url}/#view=plans&model=all-MiniLM-L6-v2&context=14&batch=5"
+            every_size(page, point, "plans", "document.querySelector('#chart canvas')")
 
 
 if __name__ == "__main__":

@@ -5,16 +5,12 @@ from __future__ import annotations
 import archport  # noqa: F401
 
 # isort: split
-import base64
-import gzip
 import json
-import random
 import re
 import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -26,6 +22,7 @@ from archport.contract import InputError
 from archport.device.profiles import PROFILES
 from archport.pages.explorer import Form, explorer_data, explorer_page
 from archport.planning.frontier import BATCHES, contexts_of, frontier, longest_context, point
+from pages.points import check_points, data_of
 
 DATA = Path(__file__).parents[1] / "planning" / "data"
 BERT = Path(__file__).parents[1] / "goldens" / "bert-plain"
@@ -38,12 +35,6 @@ def invoke():
     app = typer.Typer()
     app.command()(plan)
     return lambda *arguments: CliRunner().invoke(app, [str(each) for each in arguments])
-
-
-def data_of(page: str) -> dict[str, Any]:
-    packed = re.search(r'<script id="data" type="text/plain">([^<]*)</script>', page)
-    assert packed is not None
-    return json.loads(gzip.decompress(base64.b64decode(packed[1])))
 
 
 # Of a small model here; of one whose long contexts do not fit by `make truth`, as refusals take their time.
@@ -74,41 +65,9 @@ def page(model: str, new: int) -> str:
 
 
 def test_numbers_of_the_page_are_those_of_plan_json(page: str, model: str, new: int, invoke):
-    data, draw = data_of(page), random.Random(0)
-    assert len(data["contexts"]) >= 12
-    assert len(data["batches"]) >= 8
-    published = [form for form in data["forms"] if form["form"] == "as published"]
-    assert {form["device"] for form in published} == set(DEVICES)
-    for _ in range(20):
-        form, at, column = draw.choice(published), draw.randrange(len(data["contexts"])), draw.randrange(8)
-        cell = form["points"][at * 8 + column]
-        context, rows = data["contexts"][at], data["batches"][column]
-        decoded = min(new, context - 1)
-        arguments = (
-            "--tokens",
-            context - decoded,
-            "--new",
-            decoded,
-            "--batch",
-            rows,
-            "--device",
-            form["device"],
-            "--json",
-        )
-        told = json.loads(invoke("-m", model, *arguments).output)
-        if len(cell) == 2 and cell[1] is None:
-            assert told["required_bytes"] > form["budget"]
-        elif len(cell) == 2:
-            assert (data["texts"][cell[0]], cell[1]) == (told["message"], told["required_bytes"])
-        if len(cell) == 2:
-            continue
-        peak, sizes, prefill, decoding, chunk, _ = cell
-        assert (peak, prefill, decoding) == (told["peak"], told["prefill_seconds"], told["decode_seconds"])
-        assert {data["components"][int(index)]: size for index, size in sizes.items()} == {
-            name: size for name, size in told["bytes"].items() if size
-        }
-        assert chunk in {batch["chunk"] for batch in told["batches"]}
-        assert sum(sizes.values()) == peak <= form["budget"] == told["budget"]
+    data = data_of(page)
+    assert (set(data["devices"]), data["new_tokens"]) == (set(DEVICES), new)
+    check_points(data, invoke, ["-m", model])
 
 
 @pytest.mark.truth
@@ -135,6 +94,16 @@ def test_the_command_writes_a_page_of_several_devices_whose_name_can_not_break_o
     assert "<script>alert" not in page
     assert list(data_of(page)["devices"]) == ["h200", "m1-16gb"]
     assert [form["form"] for form in data_of(page)["forms"]] == ["as published", "8-bit", "6-bit", "4-bit"] * 2
+
+
+def test_points_are_the_numbers_of_the_page_in_the_type_that_is_asked_for(tmp_path: Path, invoke):
+    wanted = ("-m", BERT, "--device", "cpu,h200", "--dtype", "float16")
+    done = invoke(*wanted, "--html", tmp_path / "plans.html", "--points", tmp_path / "plans.json")
+    assert done.exit_code == 0, done.output
+    points = json.loads((tmp_path / "plans.json").read_text(encoding="utf-8"))
+    assert points == data_of((tmp_path / "plans.html").read_text(encoding="utf-8"))
+    check_points(points, invoke, ["-m", BERT, "--dtype", "float16"])
+    assert json.loads(invoke(*wanted[:2], "--device", "cpu", "--points", "-").output)["devices"].keys() == {"cpu"}
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
@@ -200,7 +169,7 @@ def test_a_terminal_shows_the_frontier_the_longest_context_and_the_heaviest_weig
 
 
 def test_what_belongs_to_one_plan_is_refused_without_one(invoke):
-    alone = [("--mask", "dense"), ("--cached", "5"), ("--verbose",), ("--batch", "2"), ("--dtype", "float32")]
+    alone = [("--mask", "dense"), ("--cached", "5"), ("--verbose",), ("--batch", "2"), ("--json", "--points", "-")]
     for arguments in (*alone, ("--json", "--html", "x.html"), ("--tokens", "5", "--html", "x.html")):
         assert isinstance(invoke("-m", QWEN, "--device", "h200", *arguments).exception, InputError), arguments
     assert isinstance(invoke("-m", QWEN, "--device", "h200", "--html", "/no/such/x.html").exception, InputError)

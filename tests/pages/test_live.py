@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -20,12 +21,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from archport.cli.plan import plan
 from pages.browser import AXE, CHROMIUM, Page, browser, violations
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 SIZES = ((390, 844), (1440, 900))
+app = typer.Typer()
+app.command()(plan)
 pytestmark = [pytest.mark.truth, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 
 
@@ -61,6 +67,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def folders() -> dict[str, Path]:
+    """Where the models' files are; a chat template changes no plan."""
+    return {"bert": GOLDENS / "bert-plain", "tiny": GOLDENS / "qwen3-windowed"}
+
+
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Page]:
     with browser() as made:
@@ -82,7 +94,7 @@ def samples(url: str) -> dict[str, float]:
 
 def of(metrics: dict[str, float], family: str) -> dict[str, float]:
     """A family's samples, those of requests for the server's health left out."""
-    own = re.compile(r'path="(/|other|/metrics|/page\.json|/openapi\.json|/health[^"]*)"')
+    own = re.compile(r'path="(/|other|/metrics|/page\.json|/plans\.json|/openapi\.json|/health[^"]*)"')
     return {
         name: value for name, value in metrics.items() if re.match(rf"{family}(\{{|$)", name) and not own.search(name)
     }
@@ -290,6 +302,98 @@ def test_everything_can_be_reached_and_used_by_keys_alone(page: Page):
     assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
+def open_plans(page: Page, model: str) -> None:
+    """Go to the view of what fits where, of a model that is served."""
+    page.run("document.querySelector('#to-plans').click()")
+    page.until("document.querySelector('#model').options.length")
+    choose(page, "model", model)
+    page.until(f"new URLSearchParams(location.hash.slice(1)).get('model') === {json.dumps(model)}", 240)
+
+
+def choose(page: Page, id: str, value: str) -> None:
+    page.run(
+        f"((e) => {{ e.value = {json.dumps(value)}; e.dispatchEvent(new Event('change')); }})"
+        f"(document.querySelector('#{id}'))"
+    )
+
+
+def shown_point(page: Page) -> dict[str, Any]:
+    """What is chosen, and what the page says of it."""
+    link = "Object.fromEntries(new URLSearchParams(location.hash.slice(1)))"
+    texts = {"verdict": "#verdict", "context": "#context-value", "batch": "#batch-value", "time": "#time-text"}
+    read = ", ".join(f"{name}: document.querySelector('{id}').firstChild.data" for name, id in texts.items())
+    return page.run(f"({{ link: {link}, {read} }})")
+
+
+@pytest.mark.parametrize(("model", "new"), [("bert", 0), ("tiny", 256)])
+def test_what_fits_where_is_what_plan_json_says_under_load(page: Page, url: str, folders: Any, model: str, new: int):
+    stop = threading.Event()
+    threads = [threading.Thread(target=load, args=(url, stop, 1000)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        open_plans(page, model)
+        data = page.run(f"fetch('/plans.json?model={model}').then((answer) => answer.json())")
+        assert data["new_tokens"] == new
+        draw = random.Random(0)
+        for device in (*data["devices"], "m1-8gb", "h200"):
+            choose(page, "device", device)
+            page.until(f"new URLSearchParams(location.hash.slice(1)).get('device') === {json.dumps(device)}", 240)
+            for _ in range(4):
+                at, column = draw.randrange(len(data["contexts"])), draw.randrange(len(data["batches"]))
+                for id, value in (("context", at), ("batch", column)):
+                    page.run(
+                        f"((e) => {{ e.value = {value}; e.dispatchEvent(new Event('input')); }})"
+                        f"(document.querySelector('#{id}'))"
+                    )
+                context, rows = data["contexts"][at], data["batches"][column]
+                decoded = min(new, context - 1)
+                arguments = ["-m", folders[model], "--tokens", context - decoded, "--new", decoded, "--batch", rows]
+                where = [] if device in data["devices"] else ["--device", device]
+                told = json.loads(
+                    CliRunner().invoke(app, [str(each) for each in (*arguments, *where, "--json")]).output
+                )
+                shown = shown_point(page)
+                assert shown["context"].replace(",", "") == f"{context} tokens"
+                assert shown["verdict"] == f"✓ Fits: {size(told['peak'])} at the peak of {size(told['budget'])}"
+        # Requests went on meanwhile, and are what the other view says of them.
+        page.run("document.querySelector('#to-now').click()")
+        counted = "Number(document.querySelector('[data-metric=archport_requests_total]').dataset.value)"
+        before = page.run(counted)
+        page.until(f"{counted} > {before}")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    page.run("new Promise((done) => setTimeout(done, 2600))")
+    assert page.run(counted) == sum(of(samples(url), "archport_requests_total").values())
+    assert page.messages == []
+    assert {address.startswith(url) for address in page.asked} == {True}
+
+
+def test_sliders_stop_at_planned_points_alone_by_keys_alone(page: Page):
+    open_plans(page, "tiny")
+    contexts = page.run("fetch('/plans.json?model=tiny').then((answer) => answer.json()).then((data) => data.contexts)")
+    page.run("document.querySelector('#context').focus()")
+    page.press("Home")
+    stops = [shown_point(page)["context"]]
+    for _ in range(len(contexts) + 2):
+        page.press("ArrowRight")
+        stops.append(shown_point(page)["context"])
+    assert list(dict.fromkeys(stops)) == [f"{context:,} tokens" for context in contexts]
+    assert page.run("document.querySelector('#context').getAttribute('aria-valuetext')") == stops[-1]
+    page.run("document.querySelector('#grid button').focus()")
+    page.press("Enter", "\r")
+    assert shown_point(page)["context"] == f"{contexts[0]} tokens"
+    assert page.run("document.activeElement.dataset.point") == "0,0"
+    # A link brings the same point back.
+    link = page.run("location.href")
+    page.go("about:blank")
+    page.go(link)
+    page.until(f"location.href === {json.dumps(link)} && document.querySelector('#chart canvas')", 240)
+    assert shown_point(page)["context"] == f"{contexts[0]} tokens"
+
+
 @pytest.fixture(scope="module")
 def explorer(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("explorer") / "plans.html"
@@ -298,15 +402,17 @@ def explorer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.as_uri()
 
 
-@pytest.mark.parametrize("which", ["live", "explorer"])
+@pytest.mark.parametrize("which", ["live", "plans", "explorer"])
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_pages_fit_their_readers(shared: Page, url: str, explorer: str, which: str, dark: bool, size: Any):
     if not AXE.exists():
         pytest.skip("needs axe-core: make axe")
     page = shared
-    page.go(f"{url}/" if which == "live" else explorer, *size, dark=dark)
+    page.go(explorer if which == "explorer" else f"{url}/", *size, dark=dark)
     page.until("document.querySelector('canvas')")
+    if which == "plans":
+        open_plans(page, "tiny")
     if which == "live":
         # With answers, a table of refusals and an error on the page.
         httpx.post(f"{url}/v1/embeddings", json={"input": "word " * 2000, "model": "bert"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
+# What tests of other folders share with these: `pages.points`.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 # The server's own extra; the dev group brings it.
 MISSING = [name for name in ("starlette", "uvicorn", "orjson", "httpx") if not find_spec(name)]
 
@@ -96,6 +99,7 @@ def make(tiny: Callable[[str], Any]) -> Iterator[Callable[..., Serving]]:
     yield application
     for each in made:
         each.state.device.stop()
+        each.state.frontiers.close()
         each.state.answers.close()
 
 

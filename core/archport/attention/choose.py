@@ -103,16 +103,18 @@ class Chooser:
 
     Args:
         backends: in order of preference.
+        most: answers that are remembered.
     """
 
     backends: tuple[Backend, ...]
+    most: int = 4096
     _device: DeviceFacts | None = field(default=None, init=False, repr=False)
     _known: dict[tuple[AttentionCall, str | None], AttentionPath] = field(
         default_factory=dict["tuple[AttentionCall, str | None]", AttentionPath], init=False, repr=False
     )
 
     def __call__(self, call: AttentionCall, device: DeviceFacts, pin: str | None = None) -> AttentionPath:
-        if device is not self._device or len(self._known) > 4096:
+        if device is not self._device or len(self._known) > self.most:
             self._device = device
             self._known.clear()
         key = (call, pin)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from archport.attention import Chooser
     from archport.contract import ArchSpec, DeviceFacts, DType
     from archport.contract.hooks import Hooks
     from archport.planning import Planner
@@ -28,16 +29,19 @@ class Described:
     dtype: DType | None = None
 
 
-def planner_of(about: Described, device: DeviceFacts, *, budget: int | None) -> Planner:
-    """What plans requests of a model on a device."""
-    from archport.attention import Chooser, ProbedRoutes, TableRoutes, builtin_backends
+def planner_of(about: Described, device: DeviceFacts, *, budget: int | None, choose: Chooser | None = None) -> Planner:
+    """What plans requests of a model on a device.
+
+    Args:
+        choose: another planner's of the same model and device, whose answers are known already.
+    """
+    from archport.loading import path_chooser
     from archport.planning import Planner
 
-    routes = TableRoutes() if device.simulated else ProbedRoutes()
     return Planner.of(
         about.spec,
         device,
-        Chooser(builtin_backends(routes, about.hooks.sdpa_backends())),
+        choose or path_chooser(about.hooks, simulated=device.simulated),
         budget=budget,
         dtype=about.dtype,
         weight_bytes=about.weight_bytes,

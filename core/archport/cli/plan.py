@@ -32,7 +32,9 @@ def plan(
     new: Annotated[int, typer.Option(help="Tokens to generate per row; 0 plans an embedding.")] = 0,
     device: Annotated[
         str | None,
-        typer.Option(help="A profile such as m2-ultra-128gb; default: this machine. With --html several, or 'all'."),
+        typer.Option(
+            help="A profile such as m2-ultra-128gb; default: this machine. With --html or --points several, or 'all'."
+        ),
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Bytes the plan may use, such as 16GB.")] = None,
     dtype: Annotated[
@@ -44,11 +46,14 @@ def plan(
     html: Annotated[
         Path | None, typer.Option(help="Write a page that shows what fits, for every device and packing.")
     ] = None,
+    points: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the page's numbers as JSON; - writes to standard output.")
+    ] = None,
 ) -> None:
     """Show why each batch has its rows, chunk, evaluations and paths, and the bytes per component.
 
     Without --tokens it draws a table of contexts by batches: what fits, its peak and its time. With --html it writes
-    the same as a page, for several devices and for the weights packed to 8, 6 and 4 bits.
+    the same as a page, and with --points as numbers, for several devices and for the weights packed to 8, 6 and 4 bits.
 
     Exit code 4 when the request would not fit memory, 1 when it is refused otherwise; the message, or the JSON object,
     says what binds and what would fit.
@@ -61,19 +66,24 @@ def plan(
     rows = 1 if batch is None else batch
     if not 1 <= rows <= MOST_ROWS:
         raise InputError(f"--batch {batch}: expected 1 to {MOST_ROWS:,} rows")
-    if html is not None or tokens is None:
-        flags = {"--batch": batch, "--cached": cached, "--mask": mask, "--dtype": dtype, "--verbose": verbose}
-        flags |= {} if html is None else {"--tokens": tokens, "--json": as_json}
+    written = html is not None or points is not None
+    if written or tokens is None:
+        flags = {"--batch": batch, "--cached": cached, "--mask": mask, "--verbose": verbose}
+        flags |= {"--tokens": tokens, "--json": as_json} if written else {}
         for flag, given in flags.items():
             if given:
-                raise InputError(f"{flag} is for one plan: give its --tokens, and leave out --html")
-        from archport.cli.plan_frontier import draw, write_page
+                raise InputError(f"{flag} is for one plan: give its --tokens, and leave out --html and --points")
+        from archport.cli.plan_frontier import draw, explored, write_page, write_points
 
         limit = None if budget is None else parse_bytes(budget, what="budget")
+        if not written:
+            draw(model, device_of(device), new_tokens=new, budget=limit, dtype=dtype, as_json=as_json)
+            return
+        data = explored(model, devices_of(device), new_tokens=new, budget=limit, dtype=dtype)
         if html is not None:
-            write_page(html, model, devices_of(device), new_tokens=new, budget=limit)
-        else:
-            draw(model, device_of(device), new_tokens=new, budget=limit, as_json=as_json)
+            write_page(html, data)
+        if points is not None:
+            write_points(points, data)
         return
     where = device_of(device)
     about = described(model, where, dtype)

@@ -1,10 +1,10 @@
-"""`archport plan` without a number of tokens: what fits, as a table in a terminal or as a page."""
+"""`archport plan` without a number of tokens: what fits, as a table in a terminal, a page or the page's numbers."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_PAGE_BYTES = 3_000_000
 PUBLISHED = "as published"
+# Attention paths of one device, some 2 KB each: a model of 32,768 tokens has 6,000 to 11,000.
+REMEMBERED = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +41,26 @@ class Variant:
 
 def variants(about: Described, device: DeviceFacts, *, budget: int | None) -> list[Variant]:
     """The published weights, then estimates of the same model unpacked and packed, the heaviest first."""
+    from archport.loading import path_chooser
     from archport.planning.frontier import variants_of
 
-    found = [Variant(PUBLISHED, planner_of(about, device, budget=budget), about.weight_bytes is None)]
+    # Forms differ in their weights alone, so most calls of one are calls of the others.
+    choose = replace(path_chooser(about.hooks, simulated=device.simulated), most=REMEMBERED)
+    made = [Variant(PUBLISHED, planner_of(about, device, budget=budget, choose=choose), about.weight_bytes is None)]
     for name, spec in variants_of(about.spec).items():
         if spec.quantization != about.spec.quantization:
             other = replace(about, spec=spec, weight_bytes=None)
-            found.append(Variant(name, planner_of(other, device, budget=budget), estimated=True))
-    return found
+            made.append(Variant(name, planner_of(other, device, budget=budget, choose=choose), estimated=True))
+    return made
 
 
-def draw(model: str, device: DeviceFacts, *, new_tokens: int, budget: int | None, as_json: bool) -> None:
+def draw(
+    model: str, device: DeviceFacts, *, new_tokens: int, budget: int | None, dtype: str | None, as_json: bool
+) -> None:
     """Print the table of one device, the longest context and the heaviest packing that fit."""
     from archport.planning.frontier import contexts_of, frontier, longest_context
 
-    about = described(model, device)
+    about = described(model, device, dtype)
     contexts, pack = contexts_of(about.spec.max_positions), "embed" in about.spec.tasks
     forms = variants(about, device, budget=budget)
     points = frontier(forms[0].planner, contexts, new_tokens=new_tokens, pack=pack)
@@ -126,16 +133,14 @@ def _as_json(about: Described, form: Variant, points: Sequence[Point], longest: 
     }
 
 
-def write_page(path: Path, model: str, devices: Sequence[DeviceFacts], *, new_tokens: int, budget: int | None) -> None:
-    """Write the explorer of a model on some devices, one file of HTML.
+def explored(
+    model: str, devices: Sequence[DeviceFacts], *, new_tokens: int, budget: int | None, dtype: str | None
+) -> dict[str, Any]:
+    """What the explorer of a model on some devices shows: see `explorer_data`."""
+    from archport.pages.explorer import Form, explorer_data
+    from archport.planning.frontier import contexts_of
 
-    Raises:
-        InputError: a page of more than 3 MB, or a file that can't be written.
-    """
-    from archport.pages.explorer import Form, explorer_data, explorer_page
-    from archport.planning.frontier import BATCHES, contexts_of
-
-    abouts = [described(model, device) for device in devices]
+    abouts = [described(model, device, dtype) for device in devices]
     forms = [
         Form(device, form.name, form.planner, form.planner.budget, form.estimated)
         for device, about in zip(devices, abouts, strict=True)
@@ -152,16 +157,43 @@ def write_page(path: Path, model: str, devices: Sequence[DeviceFacts], *, new_to
     data = explorer_data(model, forms, contexts, new_tokens=new_tokens, pack=pack, progress=told)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
+    return data
+
+
+def write_page(path: Path, data: Mapping[str, Any]) -> None:
+    """Write the explorer, one file of HTML.
+
+    Raises:
+        InputError: a page of more than 3 MB, or a file that can't be written.
+    """
+    from archport.pages.explorer import explorer_page
+
     page = explorer_page(data)
     if len(page.encode()) > MOST_PAGE_BYTES:
         raise InputError(
-            f"the page of {len(devices)} devices takes {len(page.encode()) / 1e6:.1f} MB; at most "
+            f"the page of {len(data['devices'])} devices takes {len(page.encode()) / 1e6:.1f} MB; at most "
             f"{MOST_PAGE_BYTES / 1e6:.0f} MB: name fewer with --device"
         )
+    _write("--html", path, page, data)
+
+
+def write_points(path: Path, data: Mapping[str, Any]) -> None:
+    """Write the explorer's numbers as one JSON object, to standard output where the path is "-".
+
+    Raises:
+        InputError: a file that can't be written.
+    """
+    text = json.dumps(data, separators=(",", ":"))
+    if str(path) == "-":
+        typer.echo(text)
+    else:
+        _write("--points", path, text, data)
+
+
+def _write(flag: str, path: Path, text: str, data: Mapping[str, Any]) -> None:
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--html {str(path)!r} can't be written: {error.strerror}") from error
-    typer.echo(
-        f"{path}: {len(devices)} device{'s' * (len(devices) > 1)}, {len(forms) * len(contexts) * len(BATCHES):,} points"
-    )
+        raise InputError(f"{flag} {str(path)!r} can't be written: {error.strerror}") from error
+    devices, points = len(data["devices"]), sum(len(form["points"]) for form in data["forms"])
+    typer.echo(f"{path}: {devices} device{'s' * (devices > 1)}, {points:,} points")

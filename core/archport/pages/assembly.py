@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 
 # As they stand in the page, their hashes let exactly these in.
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+# A file of this folder, the title or the data.
+_MARK = re.compile(r"(?:/\*|<!--)?\{\{(?P<name>[\w.]+)\}\}(?:\*/|-->)?")
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 
 
@@ -26,19 +27,18 @@ def assembled(name: str, *, title: str = "", data: str = "") -> str:
         title: its name, of any letters.
         data: what its script reads, without any mark-up.
     """
-    marks: Mapping[str, str] = {
-        "{{title}}": escape(title),
-        "/*{{chart style}}*/": text_of("uPlot.min.css"),
-        "/*{{style}}*/": text_of("page.css"),
-        "/*{{chart}}*/": f"/* {text_of('uPlot.LICENSE').strip()} */\n{text_of('uPlot.iife.min.js')}",
-        "/*{{common}}*/": text_of("common.js"),
-        "/*{{script}}*/": text_of(f"{name}.js"),
-        "/*{{data}}*/": data,
-    }
-    page = text_of(f"{name}.html")
-    for mark, text in marks.items():
-        page = page.replace(mark, text, 1)
-    return page
+    given = {"title": escape(title), "data": data}
+
+    def put(mark: re.Match[str]) -> str:
+        part = mark["name"]
+        if part in given:
+            return given[part]
+        # The licence of the one file that is not our own.
+        notice = f"/* {text_of('uPlot.LICENSE').strip()} */\n" if part == "uPlot.iife.min.js" else ""
+        return notice + text_of(part)
+
+    # Once: what is put in has no marks of its own.
+    return _MARK.sub(put, text_of(f"{name}.html"))
 
 
 def content_policy(page: str) -> str:

@@ -22,6 +22,22 @@ const make = (name, text, attributes = {}) => {
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   return element;
 };
+const swatches = (id, entries) => $(id).replaceChildren(...entries.map(([name, colour]) => {
+  const entry = make("span", name);
+  entry.style.setProperty("--swatch", colour);
+  return entry;
+}));
+// Shares of a whole as one bar. Styles are set one by one: a Content-Security-Policy lets no style attribute in.
+const bar = (id, shares) => $(id).replaceChildren(...shares.map(([share, colour]) => {
+  const piece = make("div");
+  piece.style.flex = String(share);
+  piece.style.background = colour;
+  return piece;
+}));
+// A text that is set again is read out again.
+const setText = (id, text) => {
+  if ($(id).textContent !== text) $(id).textContent = text;
+};
 // The page's own button turns the system's choice around; `draw` follows both.
 const follow = (draw) => {
   const dark = matchMedia("(prefers-color-scheme: dark)");

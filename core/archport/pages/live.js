@@ -26,7 +26,7 @@
   const value = (name, metrics = told.metrics) => metrics[name] || 0;
   const label = (name, labels) => new RegExp(`[{,]${labels}="([^"]*)"`).exec(name)?.[1];
   // Addresses that are asked for an answer, and not for how the server does.
-  const asked = (path) => path && path.startsWith("/") && !/^\/(health(\/.*)?|metrics|page\.json|openapi\.json)?$/.test(path);
+  const asked = (path) => path && path.startsWith("/") && !/^\/(health(\/.*)?|metrics|page\.json|plans\.json|openapi\.json)?$/.test(path);
   function sum(family, wanted = () => true, metrics = told.metrics) {
     let total = 0;
     for (const [name, count] of Object.entries(metrics)) {
@@ -134,14 +134,6 @@
     }, values, $("rate"));
   }
 
-  function swatches(id, entries) {
-    $(id).replaceChildren(...entries.map(([name, colour]) => {
-      const entry = make("span", name);
-      entry.style.setProperty("--swatch", colour);
-      return entry;
-    }));
-  }
-
   const MEMORY = [
     ["Weights", "archport_weights_bytes", 0],
     ["Prefix cache", "archport_prefix_bytes", 2],
@@ -152,12 +144,7 @@
     const budget = value("archport_budget_bytes");
     const owned = MEMORY.map(([name, metric, at]) => [name, value(metric), COLOURS[at]]);
     const free = Math.max(0, budget - owned.reduce((total, [, size]) => total + size, 0));
-    $("memory").replaceChildren(...[...owned, ["Free", free, "transparent"]].map(([, size, colour]) => {
-      const part = make("div");
-      part.style.flex = String(size / (budget || 1));
-      part.style.background = colour;
-      return part;
-    }));
+    bar("memory", [...owned, ["Free", free, "transparent"]].map(([, size, colour]) => [size / (budget || 1), colour]));
     swatches("memory-legend", owned.map(([name, , colour]) => [name, colour]));
     $("memory-text").textContent = budget
       ? `${bytes(budget - free)} of the budget of ${bytes(budget)} are spoken for. The last plan's peak is ${bytes(value("archport_planned_bytes"))}.`
@@ -251,11 +238,7 @@
     drawModels();
     drawRefusals();
     offer();
-  }
-
-  // A text that is set again is read out again.
-  function setText(id, text) {
-    if ($(id).textContent !== text) $(id).textContent = text;
+    plans.offer(told);
   }
 
   async function poll() {
@@ -395,13 +378,30 @@
     $("key").value = "";
     poll();
   });
+  // ---- What fits where, in a view of its own.
+
+  const plans = livePlans(ask);
+  const view = () => {
+    const shown = new URLSearchParams(location.hash.slice(1)).get("view") === "plans" ? "plans" : "now";
+    for (const name of ["now", "plans"]) {
+      $(name + "-view").hidden = name !== shown;
+      if (name === shown) $("to-" + name).setAttribute("aria-current", "page");
+      else $("to-" + name).removeAttribute("aria-current");
+    }
+    // Charts that were drawn out of sight have no width.
+    dispatchEvent(new Event("resize"));
+    plans.visible(shown === "plans");
+  };
+  addEventListener("hashchange", view);
   swatches("rate-legend", SERIES.map(([name, , at]) => [name, COLOURS[at]]));
   follow(() => {
     chart?.destroy();
     chart = null;
     draw();
+    plans.draw();
   });
-  addEventListener("resize", () => chart?.setSize({ width: $("rate").clientWidth, height: HEIGHT }));
+  addEventListener("resize", () => $("rate").clientWidth && chart?.setSize({ width: $("rate").clientWidth, height: HEIGHT }));
   addEventListener("visibilitychange", () => !document.hidden && poll());
+  view();
   poll();
 })();

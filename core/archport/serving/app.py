@@ -24,6 +24,7 @@ from archport.serving.answers import Answers
 from archport.serving.chats import Generations
 from archport.serving.device import Device
 from archport.serving.errors import Fault, Refused, fault_of, refused, unavailable
+from archport.serving.frontiers import Frontiers
 from archport.serving.http import (
     Context,
     Endpoint,
@@ -66,6 +67,7 @@ class State:
         key_requests: requests under way of each key.
         budget: bytes that all models may use together; None for that of the model that has most.
         refusals: the last ones, newest last.
+        frontiers: what fits where, for the page.
     """
 
     def __init__(self, settings: Settings, registry: Registry, threads: int = 2) -> None:
@@ -100,6 +102,7 @@ class State:
         self.key_requests = KeyRequests(settings.key_requests)
         self.metrics = Metrics(gauges(self))
         self.refusals: deque[Refusal] = deque(maxlen=REFUSALS)
+        self.frontiers = Frontiers()
         self.device.observed = self.metrics.ran
 
     def now(self) -> int:
@@ -287,7 +290,7 @@ class App:
             if timing.first is not None:
                 metrics.first_token_seconds.observe(timing.first)
         # The page asks every second.
-        if path != "/page.json" and access.isEnabledFor(logging.INFO):
+        if path not in ("/page.json", "/plans.json") and access.isEnabledFor(logging.INFO):
             access.info(
                 "%s",
                 logged(

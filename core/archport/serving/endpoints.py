@@ -17,6 +17,17 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("GET", "/", live_page.page, None, openai.shape, "A page to look at.", "operations", media="text/html"),
     Endpoint("GET", "/page.json", live_page.numbers, None, openai.shape, "What the page shows.", "operations"),
+    Endpoint(
+        "GET",
+        "/plans.json",
+        live_page.plans,
+        None,
+        openai.shape,
+        "What the page shows of what fits where: planned points of one model on one device.",
+        "operations",
+        query=live_page.PLANS_QUERY,
+        waits=True,
+    ),
     Endpoint("GET", "/v1/models", openai.models, None, openai.shape, "The models.", "openai"),
     Endpoint("GET", "/v1/models/{id:path}", openai.model, None, openai.shape, "One model.", "openai"),
     Endpoint(

@@ -84,6 +84,8 @@ class Endpoint:
         summary: for the OpenAPI document.
         streams: whether it may answer with events.
         media: of its answer, where that is one.
+        query: parameters of its address, and what they say.
+        waits: whether it may answer 202: ask again.
     """
 
     method: str
@@ -95,6 +97,8 @@ class Endpoint:
     tag: str
     streams: bool = False
     media: str = "application/json"
+    query: Mapping[str, str] = field(default_factory=dict[str, str])
+    waits: bool = False
 
 
 def request_id(given: str | None) -> str:

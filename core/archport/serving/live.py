@@ -1,4 +1,4 @@
-"""The page at /: models as their plugins declare them, the numbers of /metrics, and the last refusals.
+"""The page at /: models as their plugins declare them, the numbers of /metrics, the last refusals, and what fits where.
 
 Tells nothing that requests hold: of a refusal its numbers and its code, never its message, which may quote a request.
 """
@@ -6,6 +6,7 @@ Tells nothing that requests hold: of a refusal its numbers and its code, never i
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,15 +18,25 @@ from starlette.responses import Response
 from archport import __version__
 from archport.contract import EmbeddingHead
 from archport.device.memory import resident_bytes
+from archport.device.profiles import PROFILES, profile
 from archport.pages.assembly import assembled, content_policy
 from archport.pages.explorer import paths
 from archport.planning import Plan
 from archport.planning.report import describe
+from archport.serving.errors import refused
+from archport.serving.frontiers import Question, Waiting
 from archport.serving.http import Context, json_response
 from archport.serving.models import Served
 
 # The last ones that are told.
 REFUSALS = 20
+# Of a chat, as the page plans it.
+NEW_TOKENS = 256
+PLANS_QUERY = {
+    "model": "Id of a loaded model; the first one when left out.",
+    "device": "Name of a profile, such as m4-pro-24gb; this machine when left out.",
+    "new": f"Tokens to generate: 0 plans embeddings, {NEW_TOKENS} chats; by what the model can do when left out.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +125,45 @@ async def numbers(context: Context, _: None) -> Response:
         "device": device,
         "models": [_model(state, each) for each in loaded],
         "unloaded": state.shelf.unloaded if state.shelf is not None else [],
+        "profiles": list(PROFILES),
         "metrics": samples,
         "refusals": [asdict(each) for each in reversed(tuple(state.refusals))],
     }
     return json_response(context, told)
+
+
+async def plans(context: Context, _: None) -> Response:
+    """What fits of one model on one device, as `archport plan --points` has it; 202 until it is planned.
+
+    Raises:
+        Refused, InputError: no such model or profile, or other new tokens than the page's.
+    """
+    state, asked = context.state, context.request.query_params
+    question = _question(state, asked.get("model"), asked.get("device"), asked.get("new"))
+    # Apart from the event loop, as it may start a process.
+    answer = await asyncio.to_thread(state.frontiers.ask, question)
+    if isinstance(answer, Waiting):
+        response = json_response(context, asdict(answer), 202)
+        response.headers["retry-after"] = "1"
+        return response
+    zipped = "gzip" in context.request.headers.get("accept-encoding", "")
+    headers = {"vary": "Accept-Encoding"} | ({"content-encoding": "gzip"} if zipped else {})
+    return Response(answer if zipped else gzip.decompress(answer), 200, headers, "application/json")
+
+
+def _question(state: Any, model: str | None, device: str | None, new: str | None) -> Question:
+    served: Served = state.registry.find(model)
+    writes = "generate" in served.capabilities
+    able = {str(NEW_TOKENS): writes, "0": not writes or "embed" in served.capabilities}
+    if new is None:
+        new = next(tokens for tokens, can in able.items() if can)
+    if not able.get(new):
+        expected = " or ".join(tokens for tokens, can in able.items() if can)
+        raise refused(f"new={new[:20]!r} is not planned of {served.id!r}; expected {expected}.", "invalid_value", "new")
+    name = None if device is None else profile(device).name
+    # The budget is this machine's; others have their own.
+    budget = state.budget if name is None else None
+    return Question(served.id, str(served.folder or served.model.name), name, int(new), budget, served.dtype)
 
 
 def _state(state: Any) -> str:

@@ -64,6 +64,8 @@ class Served:
         runtime: its parts, with plans that share the process's budget.
         alone: its planner without what running generations hold, for what can never fit.
         revision: commit or branch that was loaded, where it came from a hub.
+        folder: of its files.
+        dtype: that it was asked to be loaded in; None where the checkpoint and the device choose.
         created: seconds since 1970.
     """
 
@@ -73,6 +75,8 @@ class Served:
     runtime: Runtime
     alone: SharedPlanner
     revision: str | None = None
+    folder: Path | None = None
+    dtype: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     # The longest row that is known to fit.
     _fits: int = 0
@@ -213,6 +217,8 @@ def served_model(
     held: Callable[[], int] = lambda: 0,
     budget: int | None = None,
     revision: str | None = None,
+    folder: Path | None = None,
+    dtype: str | None = None,
 ) -> Served:
     """A loaded model, sharing the budget.
 
@@ -221,6 +227,7 @@ def served_model(
         others: bytes that other models of the process hold for good.
         held: bytes that running generations have reserved.
         budget: bytes that all models may use together; the model's own when left out.
+        revision, folder, dtype: see `Served`.
     """
     runtime = model._runtime
     encoder = runtime.encoder
@@ -228,7 +235,8 @@ def served_model(
     remembered = runtime.prefixes.limit if "generate" in model.spec.tasks else 0
     alone = sharing(planner, others)
     shared = sharing(planner, lambda: others() + held() + remembered)
-    return Served(id, model, config, replace(runtime, encoder=replace(encoder, plan=shared)), alone, revision)
+    own = replace(runtime, encoder=replace(encoder, plan=shared))
+    return Served(id, model, config, own, alone, revision, folder, dtype)
 
 
 def lasting_bytes(served: Served) -> int:

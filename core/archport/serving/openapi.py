@@ -54,8 +54,16 @@ def _operation(endpoint: Endpoint, references: Any) -> dict[str, Any]:
         "tags": [endpoint.tag],
         "responses": {"200": _answer(endpoint), **_errors(endpoint)},
     }
+    if endpoint.waits:
+        operation["responses"]["202"] = {**_answer(endpoint), "description": "Being made; ask again."}
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "query", "description": about, "schema": {"type": "string"}}
+        for name, about in endpoint.query.items()
+    ]
     if "{id" in endpoint.path:
-        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+        parameters.append({"name": "id", "in": "path", "required": True, "schema": {"type": "string"}})
+    if parameters:
+        operation["parameters"] = parameters
     if endpoint.body is not None:
         schema = references[endpoint.body, "validation"]
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
@@ -71,6 +79,7 @@ def _answer(endpoint: Endpoint) -> dict[str, Any]:
 
 def _errors(endpoint: Endpoint) -> dict[str, Any]:
     body = endpoint.body is not None
-    wanted = [code for code in _ERRORS if body or code in ("401", "403", "404", "500", "503")]
+    some = {"401", "403", "404", "500", "503"} | ({"400"} if endpoint.query else set())
+    wanted = [code for code in _ERRORS if body or code in some]
     schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {code: {"description": _ERRORS[code], "content": schema} for code in wanted}

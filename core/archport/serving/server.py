@@ -112,6 +112,7 @@ class Server:
             asyncio.run(self._serve(listener))
         finally:
             self.state.device.stop()
+            self.state.frontiers.close()
             self.state.answers.close()
             listener.close()
             # What loading had the collector pass over.

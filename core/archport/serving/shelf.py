@@ -167,6 +167,8 @@ class Shelf:
             held=lambda: self._state.device.reserved,
             budget=self._budget,
             revision=about.checkpoint.revision,
+            folder=about.checkpoint.folder,
+            dtype=wanted.options.get("dtype"),
         )
 
     @property

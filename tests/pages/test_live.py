@@ -355,7 +355,7 @@ def test_what_fits_where_is_what_plan_json_says_under_load(page: Page, url: str,
                 )
                 shown = shown_point(page)
                 assert shown["context"].replace(",", "") == f"{context} tokens"
-                assert shown["verdict"] == f"✓ Fits: {size(told['peak'])} at the peak of {size(told['budget'])}"
+                assert shown["verdict"] == f"✓ Fits: {size(told['peak'])} at the peak, of {size(told['budget'])}"
         # Requests went on meanwhile, and are what the other view says of them.
         page.run("document.querySelector('#to-now').click()")
         counted = "Number(document.querySelector('[data-metric=archport_requests_total]').dataset.value)"

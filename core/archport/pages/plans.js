@@ -38,7 +38,7 @@ const explorer = ({ keep, load }) => {
     const box = $("verdict");
     box.className = "verdict " + (point.fits ? "fits" : "not");
     const head = point.fits
-      ? `✓ Fits: ${bytes(point.peak)} at the peak of ${bytes(form.budget)}`
+      ? `✓ Fits: ${bytes(point.peak)} at the peak, of ${bytes(form.budget)}`
       : "✗ Does not fit";
     const whole = form.longest === data.contexts.at(-1) ? ", all that the model takes" : "";
     const longest = form.longest
@@ -220,7 +220,7 @@ const explorer = ({ keep, load }) => {
     $("notes").textContent = "Every point is a plan of its own, as archport plan --json prints it; nothing between points is " +
       "guessed, and rows beyond a number that does not fit are not tried. Times are estimates from each device's rates. Budgets of devices that are not this machine are estimates." +
       (data.forms.some((form) => form.estimated) ? " Weights marked by bits are estimated from the config." : "");
-    fill("device", names.map((name) => [name, data.devices[name]?.simulated === false ? `${name} (this machine)` : name]));
+    fill("device", names.map((name) => [name, data.devices[name]?.simulated === false ? `This machine: ${name}` : name]));
     const start = { device: data.forms[0].device, form: data.forms[0].form, context: Math.floor(data.contexts.length / 2), batch: 0 };
     for (const [id, values] of [["context", data.contexts], ["batch", data.batches]]) {
       $(id).max = values.length - 1;

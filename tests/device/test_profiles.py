@@ -32,6 +32,13 @@ def test_the_published_largest_buffers_are_exact():
     assert profile("m3-ultra-256gb").max_buffer == 179_357_827_072
 
 
+@pytest.mark.parametrize("chip", ["m3-max", "m4-max", "m5-max"])
+def test_a_max_of_36_gb_has_the_rates_of_its_fewer_cores(chip: str):
+    small, large = profile(f"{chip}-36gb"), profile(f"{chip}-48gb")
+    assert small.bandwidth == pytest.approx(0.75 * large.bandwidth, rel=0.01)
+    assert 0.7 < small.flops["float16"] / large.flops["float16"] < 0.85
+
+
 def test_matrix_units_are_only_where_they_exist():
     assert {name for name, facts in PROFILES.items() if facts.nax} == {
         name for name in PROFILES if name.startswith("m5")

@@ -51,29 +51,34 @@ def _apple(
     )
 
 
-# Chip: (architecture, GPU cores, fp32 TFLOP/s, GB/s, GB of memory that Macs have with it). Cores, bandwidth and memory
-# are Apple's, of the variant with most cores. fp32 follows from cores x 256 x clock (M1 1.278 GHz, its larger chips
-# 1.296, M2 and M3 1.398, M4 1.47, its larger chips 1.578, M5 about 1.6), clocks as people measured them.
-_CHIPS: dict[str, tuple[str, int, float, float, tuple[int, ...]]] = {
-    "m1": ("applegpu_g13g", 8, 2.6, 68, (8, 16)),
-    "m1-pro": ("applegpu_g13s", 16, 5.3, 200, (16, 32)),
-    "m1-max": ("applegpu_g13c", 32, 10.6, 400, (32, 64)),
-    "m1-ultra": ("applegpu_g13d", 64, 21.2, 800, (64, 128)),
-    "m2": ("applegpu_g14g", 10, 3.6, 100, (8, 16, 24)),
-    "m2-pro": ("applegpu_g14s", 19, 6.8, 200, (16, 32)),
-    "m2-max": ("applegpu_g14c", 38, 13.6, 400, (32, 64, 96)),
-    "m2-ultra": ("applegpu_g14d", 76, 27.2, 800, (64, 128, 192)),
-    "m3": ("applegpu_g15g", 10, 3.6, 100, (8, 16, 24)),
-    "m3-pro": ("applegpu_g15s", 18, 6.4, 150, (18, 36)),
-    "m3-max": ("applegpu_g15c", 40, 14.3, 400, (48, 64, 128)),
-    "m3-ultra": ("applegpu_g15d", 80, 28.6, 819, (96, 256, 512)),
-    "m4": ("applegpu_g16g", 10, 3.8, 120, (16, 24, 32)),
-    "m4-pro": ("applegpu_g16s", 20, 8.1, 273, (24, 48, 64)),
-    "m4-max": ("applegpu_g16s", 40, 16.2, 546, (48, 64, 128)),
-    "m5": ("applegpu_g17g", 10, 4.1, 153, (16, 24, 32)),
-    "m5-pro": ("applegpu_g17s", 20, 8.3, 307, (24, 48, 64)),
-    "m5-max": ("applegpu_g17s", 40, 16.6, 614, (48, 64, 128)),
-}
+# Chip, architecture, GPU cores, fp32 TFLOP/s, GB/s, GB of memory that Macs have with it. Cores, bandwidth, memory are
+# Apple's, of the variant with most cores that comes with so much memory: a Max of 36 GB, and an M3 Max of 96 GB, have
+# fewer cores and less bandwidth. Derived: the M5 Max's 460 GB/s of 36 GB, three quarters of its 614 as on the M3 and M4
+# Max. fp32 follows from cores x 256 x clock (M1 1.278 GHz, its larger chips 1.296, M2 and M3 1.398, M4 1.47, its larger
+# chips 1.578, M5 about 1.6), clocks as people measured them.
+_CHIPS: tuple[tuple[str, str, int, float, float, tuple[int, ...]], ...] = (
+    ("m1", "applegpu_g13g", 8, 2.6, 68, (8, 16)),
+    ("m1-pro", "applegpu_g13s", 16, 5.3, 200, (16, 32)),
+    ("m1-max", "applegpu_g13c", 32, 10.6, 400, (32, 64)),
+    ("m1-ultra", "applegpu_g13d", 64, 21.2, 800, (64, 128)),
+    ("m2", "applegpu_g14g", 10, 3.6, 100, (8, 16, 24)),
+    ("m2-pro", "applegpu_g14s", 19, 6.8, 200, (16, 32)),
+    ("m2-max", "applegpu_g14c", 38, 13.6, 400, (32, 64, 96)),
+    ("m2-ultra", "applegpu_g14d", 76, 27.2, 800, (64, 128, 192)),
+    ("m3", "applegpu_g15g", 10, 3.6, 100, (8, 16, 24)),
+    ("m3-pro", "applegpu_g15s", 18, 6.4, 150, (18, 36)),
+    ("m3-max", "applegpu_g15c", 30, 10.7, 300, (36, 96)),
+    ("m3-max", "applegpu_g15c", 40, 14.3, 400, (48, 64, 128)),
+    ("m3-ultra", "applegpu_g15d", 80, 28.6, 819, (96, 256, 512)),
+    ("m4", "applegpu_g16g", 10, 3.8, 120, (16, 24, 32)),
+    ("m4-pro", "applegpu_g16s", 20, 8.1, 273, (24, 48, 64)),
+    ("m4-max", "applegpu_g16s", 32, 12.9, 410, (36,)),
+    ("m4-max", "applegpu_g16s", 40, 16.2, 546, (48, 64, 128)),
+    ("m5", "applegpu_g17g", 10, 4.1, 153, (16, 24, 32)),
+    ("m5-pro", "applegpu_g17s", 20, 8.3, 307, (24, 48, 64)),
+    ("m5-max", "applegpu_g17s", 32, 13.3, 460, (36,)),
+    ("m5-max", "applegpu_g17s", 40, 16.6, 614, (48, 64, 128)),
+)
 # 16-bit TFLOP/s of a core's matrix units: about four times an M4 Max's rate with 40 cores (Apple).
 _NAX_TFLOPS_PER_CORE = 1.65
 
@@ -113,7 +118,7 @@ _FP32_SHARE, _HALF_SHARE = 50 / 67, 550 / 989
 def _macs() -> list[DeviceFacts]:
     """Every chip with every size of memory."""
     made: list[DeviceFacts] = []
-    for chip, (architecture, cores, tflops, bandwidth, sizes) in _CHIPS.items():
+    for chip, architecture, cores, tflops, bandwidth, sizes in _CHIPS:
         nax = cores * _NAX_TFLOPS_PER_CORE if chip.startswith("m5") else None
         for size in sizes:
             share = (2, 3) if size <= 32 else (3, 4)

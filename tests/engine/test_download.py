@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from archport import engine
+from archport.cli.described import described, described_on
 from archport.cli.info import gather
-from archport.cli.plan import described, make
+from archport.cli.plan import make
 from archport.contract import ModelNotFound
 from archport.device.profiles import profile
 
@@ -43,6 +44,18 @@ def test_a_misspelt_name_lists_near_matches(no_hub):
     with pytest.raises(ModelNotFound) as refused:
         engine.load("Qwen/Qwen3-Embeding")
     assert "Qwen/Qwen3-Embedding" in str(refused.value)
+
+
+def test_plans_of_several_devices_ask_the_hub_once(hub):
+    hub.add("someone/model", GOLDENS / "bert-plain")
+    one = described("someone/model", profile("m1-8gb"))
+    asked = len(hub.requests)
+    several = described_on("someone/model", [profile(name) for name in ("m1-8gb", "h200", "cpu")])
+    assert len(hub.requests) <= 2 * asked
+    assert several[0].weight_bytes == one.weight_bytes
+    assert [each.weight_bytes for each in several] == [
+        described(str(GOLDENS / "bert-plain"), profile(name)).weight_bytes for name in ("m1-8gb", "h200", "cpu")
+    ]
 
 
 @pytest.mark.parametrize("name", ["qwen3-causal-sharded", "qwen3-4bit", "bert-plain", "embeddinggemma"])

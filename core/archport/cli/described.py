@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -56,10 +57,19 @@ def described(model: str, device: DeviceFacts, dtype: str | None = None) -> Desc
     Raises:
         ModelNotFound, CheckpointError, ClaimError: as loading it would.
     """
+    return described_on(model, [device], dtype)[0]
+
+
+def described_on(model: str, devices: Sequence[DeviceFacts], dtype: str | None = None) -> list[Described]:
+    """As `described`, for each of some devices: the files are read once, and a hub is asked once.
+
+    Raises:
+        ModelNotFound, CheckpointError, ClaimError: as loading it would.
+    """
     path = Path(model).expanduser()
     config = path / "config.json" if path.is_dir() else path
     if config.suffix == ".json" and config.is_file() and not any(config.parent.glob("*.safetensors")):
-        return _from_config(config, device, dtype)
+        return _from_config(config, devices, dtype)
     from archport.checkpoint import weight_bytes
     from archport.checkpoint.dtype import LoadDType, choose_dtype
     from archport.loading import describe
@@ -69,9 +79,12 @@ def described(model: str, device: DeviceFacts, dtype: str | None = None) -> Desc
     def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
         return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
 
-    choice = choose_dtype(dtype, about.spec, device.kind, budget=device.default_budget, bytes_of=bytes_of)
-    weights = bytes_of(choice.dtype, choice.dequantize)
-    return Described(about.spec, about.hooks, about.plugin.label, weights, _computed(dtype, about.spec))
+    made: list[Described] = []
+    for device in devices:
+        choice = choose_dtype(dtype, about.spec, device.kind, budget=device.default_budget, bytes_of=bytes_of)
+        weights = bytes_of(choice.dtype, choice.dequantize)
+        made.append(Described(about.spec, about.hooks, about.plugin.label, weights, _computed(dtype, about.spec)))
+    return made
 
 
 def _computed(dtype: str | None, spec: ArchSpec) -> DType | None:
@@ -79,7 +92,7 @@ def _computed(dtype: str | None, spec: ArchSpec) -> DType | None:
     return spec.dtype if dtype == "checkpoint" else cast("DType | None", dtype)
 
 
-def _from_config(path: Path, device: DeviceFacts, dtype: str | None) -> Described:
+def _from_config(path: Path, devices: Sequence[DeviceFacts], dtype: str | None) -> list[Described]:
     """A model of which there is only a config: its weights are estimated."""
     from dataclasses import replace
 
@@ -97,6 +110,8 @@ def _from_config(path: Path, device: DeviceFacts, dtype: str | None) -> Describe
     plugin, spec = claim(config, discover())
     assert plugin.module is not None, "a plugin that claims has been imported"
     spec = replace(spec, quantization=spec.quantization or read_quantization(config))
-    # An unknown name, or one in which the family overflows, is refused as it is when loading.
-    choose_dtype(dtype, spec, device.kind, budget=device.default_budget, bytes_of=lambda *_: 0)
-    return Described(spec, Hooks([Speaker(plugin.label, plugin.module)]), plugin.label, None, _computed(dtype, spec))
+    for device in devices:
+        # An unknown name, or one in which the family overflows, is refused as it is when loading.
+        choose_dtype(dtype, spec, device.kind, budget=device.default_budget, bytes_of=lambda *_: 0)
+    hooks = Hooks([Speaker(plugin.label, plugin.module)])
+    return [Described(spec, hooks, plugin.label, None, _computed(dtype, spec))] * len(devices)

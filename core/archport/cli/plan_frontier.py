@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from archport.cli.described import Described, described, planner_of
+from archport.cli.described import Described, described, described_on, planner_of
 from archport.contract import InputError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def explored(
     from archport.pages.explorer import Form, explorer_data
     from archport.planning.frontier import contexts_of
 
-    abouts = [described(model, device, dtype) for device in devices]
+    abouts = described_on(model, devices, dtype)
     forms = [
         Form(device, form.name, form.planner, form.planner.budget, form.estimated)
         for device, about in zip(devices, abouts, strict=True)

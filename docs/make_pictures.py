@@ -32,7 +32,7 @@ ROOT = DOCS.parent
 PICTURES = DOCS / "pictures"
 SIZES = {390: 844, 1440: 900}
 ARCHPORT = [sys.executable, "-c", "from archport.cli import main; main()"]
-MODEL = ROOT / "tests" / "planning" / "data" / "qwen3_embedding_06b.json"
+MODEL = ROOT / "tests" / "planning" / "data" / "qwen35_27b_4bit.json"
 TEXTS = [
     "A kitten naps in the sun.", "The cat sleeps on a warm stone.", "Interest rates rose again this quarter.",
     "How do I keep a plan within the memory of a laptop?", "Windows of attention see a few tokens back.",
@@ -119,13 +119,13 @@ def every_size(page: Page, url: str, name: str, ready: str) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, browser() as page:
-        plans, model = Path(folder) / "plans.html", Path(folder) / "Qwen3-Embedding-0.6B"
+        plans, model = Path(folder) / "plans.html", Path(folder) / "Qwen3.5-27B-4bit"
         model.mkdir()
         shutil.copy(MODEL, model / "config.json")
         # By a name without this machine's folders, which the page shows.
-        command = [*ARCHPORT, "plan", "-m", model.name, "--device", "m1-16gb,m4-pro-24gb,m2-ultra-128gb,h200"]
+        command = [*ARCHPORT, "plan", "-m", model.name, "--new", "256", "--device", "m2-max-32gb"]
         subprocess.run([*command, "--html", str(plans)], check=True, cwd=folder, stderr=subprocess.DEVNULL)
-        point = f"{plans.as_uri()}#device=m1-16gb&form=as+published&context=13&batch=0"
+        point = f"{plans.as_uri()}#device=m2-max-32gb&form=as+published&context=8&batch=0"
         every_size(page, point, "explorer", "document.querySelector('canvas')")
         page.go(point, 1180, 1010)
         page.until("document.querySelector('canvas')")

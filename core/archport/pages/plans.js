@@ -91,7 +91,8 @@ const explorer = ({ keep, load }) => {
     swatches("legend", [...used.map((name) => [name, colour(name)]), ["budget (dashed)", "currentColor"]]);
     const none = points.filter((each) => !each.fits).length;
     $("chart-text").textContent =
-      `Bars are planned points; ${none ? none + " of them do not fit and have none" : "all of them fit"}. ` +
+      `Bars are planned points; ${!none ? "all contexts fit" : none === 1 ? "1 context does not fit and has no bar" :
+        none + " contexts do not fit and have no bar"}. ` +
       `The dashed line is the budget of ${bytes(form.budget)}.`;
   }
 

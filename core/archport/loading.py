@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
-from archport.attention import Chooser, ProbedRoutes, TableRoutes, builtin_backends
+from archport.attention import Chooser, TableRoutes, builtin_backends, probed_routes
 from archport.checkpoint import (
     ChatFiles,
     Checkpoint,
@@ -357,7 +357,7 @@ def path_chooser(hooks: Hooks, *, simulated: bool = False) -> Chooser:
     Args:
         simulated: believe the tables of routes, because the plan is for a machine that can't be asked.
     """
-    return Chooser(builtin_backends(TableRoutes() if simulated else ProbedRoutes(), hooks.sdpa_backends()))
+    return Chooser(builtin_backends(TableRoutes() if simulated else probed_routes(), hooks.sdpa_backends()))
 
 
 def make_runtime(

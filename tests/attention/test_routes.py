@@ -184,6 +184,37 @@ def test_two_processes_keep_each_others_answers(tmp_path):
     assert len(json.loads(path.read_text())["routes"]) == 3
 
 
+def test_the_file_is_written_seldom_and_has_every_answer_at_the_end(tmp_path, monkeypatch):
+    path, real, written = tmp_path / "r.json", probe.write, []
+    monkeypatch.setattr(probe, "write", lambda path, known: written.append(len(known)) or real(path, known))
+    routes = ProbedRoutes(path=path)
+    for heads in range(1, 201):
+        routes.route(fast(100, 100, 64, H=heads, K=1), local_device())
+    assert len(written) < 40
+    assert len(json.loads(path.read_text())["routes"]) > 170
+    routes.flush()
+    assert len(json.loads(path.read_text())["routes"]) == 200
+    before = len(written)
+    routes.flush()
+    assert len(written) == before
+
+
+def test_models_of_a_process_share_what_mlx_answered_for_a_cache_file(tmp_path, monkeypatch):
+    first = probe.probed_routes()
+    assert probe.probed_routes() is first
+    monkeypatch.setenv(probe.CACHE_VARIABLE, str(tmp_path / "other"))
+    assert probe.probed_routes() is not first
+
+
+def test_a_setting_that_moves_routes_is_asked_about_again_in_the_same_process(tmp_path, monkeypatch):
+    asked, routes = [], ProbedRoutes(path=tmp_path / "r.json")
+    monkeypatch.setattr(probe, "ask", lambda *_: asked.append(1) or (False, False))
+    for value in ("0", "1", "0"):
+        monkeypatch.setenv("MLX_ENABLE_TF32", value)
+        routes.route(fast(100, 100, 64), local_device())
+    assert len(asked) == 2
+
+
 def test_a_simulated_device_is_never_probed(monkeypatch, devices, tmp_path):
     monkeypatch.setattr(probe, "ask", lambda *a: pytest.fail("asked"))
     routes = ProbedRoutes(path=tmp_path / "r.json")

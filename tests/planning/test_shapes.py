@@ -59,8 +59,42 @@ def test_padding_of_a_mixed_corpus_stays_below_a_fifth(kind):
 
 
 def test_rows_are_limited_by_what_fits():
-    groups = group_rows([100] * 10, kind="metal", max_rows=lambda width: (3, "no more fit"))
+    groups = group_rows([100] * 10, kind="metal", max_rows=lambda width, wanted: (3, "no more fit"))
     assert [len(group.rows) for group in groups] == [3, 3, 3, 1]
+
+
+def test_rows_are_grouped_the_same_where_no_more_are_asked_about_than_are_left():
+    rng, spared = random.Random(9), 0
+    for _ in range(300):
+        kind, tokens = rng.choice(("cuda", "metal", "cpu")), rng.choice((256, 2048, None))
+        lengths = [int(2 ** rng.uniform(0, 9)) for _ in range(rng.randint(1, 40))]
+        fits, asked = {}, []
+
+        def fit(width, wanted, fits=fits, asked=asked):
+            asked.append((width, wanted))
+            return min(wanted, fits.setdefault(width, rng.randint(1, 64))), "no more fit"
+
+        def all_that_fit(width, wanted, fits=fits):
+            return fits.get(width, 1), "no more fit"
+
+        groups = group_rows(lengths, kind=kind, tokens_per_batch=tokens, max_rows=fit)
+        assert groups == group_rows(lengths, kind=kind, tokens_per_batch=tokens, max_rows=all_that_fit)
+        assert all(wanted < 2 * len(lengths) for _, wanted in asked)
+        spared += any(wanted < fits[width] for width, wanted in asked)
+    assert spared > 30
+
+
+def test_a_row_by_itself_asks_for_no_path_of_a_batch_of_several(bert: ArchSpec, choose):
+    asked = []
+
+    def noting(call, device, pin=None):
+        asked.append(call.B)
+        return choose(call, device, pin)
+
+    for lengths, most in (([24], 1), ([24, 20, 9], 4)):
+        asked.clear()
+        plan_of(bert, lengths, device=profile("m2-ultra-192gb"), choose=noting)
+        assert max(asked, default=0) in range(1, most + 1)
 
 
 def test_a_row_is_never_padded_beyond_its_context():

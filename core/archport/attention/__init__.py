@@ -7,7 +7,7 @@ from archport.attention.backends.builtin import builtin_backends
 from archport.attention.choose import Chooser, choose
 from archport.attention.dropin import limits_from_environment, scaled_dot_product_attention
 from archport.attention.masks import sharing, stop_sharing
-from archport.attention.probe import ProbedRoutes
+from archport.attention.probe import ProbedRoutes, probed_routes
 from archport.attention.routes import TableRoutes
 from archport.attention.run import Runner, attend, prepare
 
@@ -21,6 +21,7 @@ __all__ = [
     "choose",
     "limits_from_environment",
     "prepare",
+    "probed_routes",
     "scaled_dot_product_attention",
     "sharing",
     "stop_sharing",

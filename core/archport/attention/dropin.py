@@ -16,7 +16,7 @@ from archport.attention.backends.fused import Fused
 from archport.attention.backends.split import Split
 from archport.attention.choose import Chooser, choose
 from archport.attention.local import local_device
-from archport.attention.probe import ProbedRoutes
+from archport.attention.probe import probed_routes
 from archport.contract.attention import AttentionCall, AttentionLimits, AttentionPath, MaskKind, Reach
 from archport.contract.errors import InputError, shown
 from archport.contract.spec import DType
@@ -243,7 +243,7 @@ def forget() -> None:
 def _shared_chooser() -> Chooser:
     global _chooser
     if _chooser is None:
-        _chooser = Chooser(builtin_backends(ProbedRoutes()))
+        _chooser = Chooser(builtin_backends(probed_routes()))
     return _chooser
 
 

@@ -7,6 +7,8 @@ the tables of `routes`.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import io
 import json
 import logging
@@ -31,6 +33,7 @@ _ENVIRONMENT = ("MLX_ENABLE_TF32", "MLX_SDPA_PAD_HEAD_DIM", "MLX_SDPA_D512_MIN_K
 ALWAYS_FUSED = FastCall(1, 1, 1, 64, 64, 64, 64, "float16")
 _KEY_EDGES = (256, 1024, 4096, 8192)
 _QUERY_EDGES = (9, 1024, 2048)
+MOST_CLASSES = 4096
 
 
 def cache_file() -> Path:
@@ -59,6 +62,9 @@ class ProbedRoutes:
     table: Routes = field(default_factory=TableRoutes)
     path: Path | None = None
     _known: dict[str, tuple[bool, bool]] | None = field(default=None, init=False, repr=False)
+    _unwritten: int = field(default=0, init=False, repr=False)
+    # Names of classes, by what they tell of: writing one takes longer than all of a lookup.
+    _names: dict[tuple[object, ...], str] = field(default_factory=dict[tuple[object, ...], str], init=False, repr=False)
 
     def route(self, call: FastCall, device: DeviceFacts) -> Route:
         believed = self.table.route(call, device)
@@ -74,7 +80,7 @@ class ProbedRoutes:
     def _asked(self, call: FastCall, device: DeviceFacts) -> tuple[bool, bool] | None:
         if self._known is None:
             self._known = read(self.path or cache_file())
-        key = class_of(call, device)
+        key = self._class_of(call, device)
         if key in self._known:
             return self._known[key]
         try:
@@ -84,8 +90,44 @@ class ProbedRoutes:
             return None
         if answer is not None:
             self._known[key] = answer
-            write(self.path or cache_file(), self._known)
+            self._keep()
         return answer
+
+    def _class_of(self, call: FastCall, device: DeviceFacts) -> str:
+        settings = tuple(os.environ.get(name) for name in _ENVIRONMENT)
+        key = (call.sizes, device.kind, device.architecture, settings)
+        name = self._names.get(key)
+        if name is None:
+            if len(self._names) >= MOST_CLASSES:
+                self._names.clear()
+            name = self._names[key] = class_of(call, device)
+        return name
+
+    def _keep(self) -> None:
+        """Write the answers once they are an eighth more: the file is written whole, and a new machine asks often."""
+        assert self._known is not None, "asked before there are answers"
+        if not self._unwritten:
+            atexit.register(self.flush)
+        self._unwritten += 1
+        if 8 * self._unwritten >= len(self._known):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the answers that are not in the file yet; at the end of the process whatever is left."""
+        if self._unwritten and self._known is not None:
+            self._unwritten = 0
+            atexit.unregister(self.flush)
+            write(self.path or cache_file(), self._known)
+
+
+def probed_routes() -> ProbedRoutes:
+    """The routes that models of this process share: of the cache file that the environment names now."""
+    return _of_file(cache_file())
+
+
+@functools.lru_cache(maxsize=8)
+def _of_file(path: Path) -> ProbedRoutes:
+    return ProbedRoutes(path=path)
 
 
 def _agree(call: FastCall, believed: Route, fused: bool, forceable: bool) -> Route:

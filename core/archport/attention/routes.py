@@ -60,6 +60,14 @@ class FastCall:
         return itemsize(self.dtype)
 
     @property
+    def sizes(self) -> tuple[object, ...]:
+        """What rules of routes read: all but the numbers of its mask, so that calls fall into few classes."""
+        # fmt: off
+        return (self.B, self.n_heads, self.n_kv_heads, self.q_len, self.kv_len, self.head_dim, self.v_head_dim,
+                self.dtype, self.form, self.sinks, self.additive, self.softcap)
+        # fmt: on
+
+    @property
     def scores(self) -> int:
         """Elements of the score matrix."""
         return self.B * self.n_heads * self.q_len * self.kv_len
@@ -99,7 +107,7 @@ class TableRoutes:
     def route(self, call: FastCall, device: DeviceFacts) -> Route:
         return _table(
             # Sizes that no rule reads are dropped, so that the cache holds classes rather than calls.
-            replace(call, mask_elements=0, mask_rows=1),
+            replace(call, mask_elements=0, mask_rows=1) if call.form == "array" else call,
             device.kind,
             device.nax and (device.tf32 or call.dtype != "float32"),
             device.nax,

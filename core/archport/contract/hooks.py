@@ -26,6 +26,8 @@ from archport.contract.model import Trunk
 from archport.contract.spec import ArchSpec, AttentionLayer, LayerSpec
 
 T = TypeVar("T")
+# What the name of every hook begins with.
+PREFIX = "archport_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,19 @@ class Speaker:
 
     label: str
     module: ModuleType
+
+
+class _Manager(pluggy.PluginManager):
+    """pluggy's manager, which looks for hooks under their names alone: a hook's function is named after it.
+
+    pluggy takes half a millisecond to look at every name of two modules, and each load registers several.
+    """
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        return super().parse_hookimpl_opts(plugin, name) if name.startswith(PREFIX) else None
+
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        return super().parse_hookspec_opts(module_or_class, name) if name.startswith(PREFIX) else None
 
 
 class Hooks:
@@ -46,7 +61,8 @@ class Hooks:
     def __init__(self, speakers: Sequence[Speaker]) -> None:
         self.speakers = tuple(speakers)
         self._answered: dict[str, str] = {}
-        self._manager = pluggy.PluginManager("archport")
+        self._asked: dict[str, list[tuple[str, Callable[..., Any]]]] = {}
+        self._manager = _Manager("archport")
         self._manager.add_hookspecs(hookspecs)
         if os.environ.get("ARCHPORT_TRACE") == "1":
             self._manager.trace.root.setwriter(sys.stderr.write)
@@ -151,6 +167,12 @@ class Hooks:
     # How a hook is asked: one speaker at a time, in pluggy's order, so that every answer has a name.
 
     def _askers(self, hook: str) -> list[tuple[str, Callable[..., Any]]]:
+        askers = self._asked.get(hook)
+        if askers is None:
+            askers = self._asked[hook] = self._find_askers(hook)
+        return askers
+
+    def _find_askers(self, hook: str) -> list[tuple[str, Callable[..., Any]]]:
         implementations = [
             impl for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()) if not impl.wrapper
         ]

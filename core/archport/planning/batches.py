@@ -34,9 +34,9 @@ def groups_of(model: ModelFacts, request: Request) -> tuple[Group, ...]:
     S, others = max(request.cached), len(rows) > 1
     wishes = (request.wishes, request.images, bool(request.visible))
 
-    def max_rows(width: int) -> tuple[int, str]:
-        key = ("rows", *wishes, width, S, others)
-        return model.known(key, lambda: rows_that_fit(model, request, width, others=others))
+    def max_rows(width: int, wanted: int) -> tuple[int, str]:
+        key = ("rows", *wishes, width, wanted, S, others)
+        return model.known(key, lambda: rows_that_fit(model, request, width, wanted, others=others))
 
     padded = group_rows(
         rows,

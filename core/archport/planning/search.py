@@ -185,8 +185,9 @@ def _better(found: Estimate, best: Quote | None) -> bool:
     return (found.binds not in (None, "memory"), found.peak) < (best.binds not in (None, "memory"), best.peak)
 
 
-def rows_that_fit(model: ModelFacts, request: Request, width: int, *, others: bool) -> tuple[int, str]:
-    """Rows of `width` tokens that may share a batch by their shape, and what keeps one more out in words; "" for none.
+def rows_that_fit(model: ModelFacts, request: Request, width: int, wanted: int, *, others: bool) -> tuple[int, str]:
+    """Rows of `width` tokens, of `wanted`, that may share a batch by their shape, and what keeps one more out in words;
+    "" for nothing.
 
     What does not fit as it is, is divided later.
     """
@@ -202,7 +203,6 @@ def rows_that_fit(model: ModelFacts, request: Request, width: int, *, others: bo
         return estimate(model, batch(rows), first.schedule)
 
     # Rows that no path could fit are ruled out before any path is priced.
-    wanted = max(1, batch_tokens(model, request) // width)
     most = _most_of(wanted, lambda rows: least_bytes(model, batch(rows), lean) <= model.budget)
     most = _most_of(most, lambda rows: tried(rows).binds is None)
     if most == wanted:

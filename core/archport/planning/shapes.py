@@ -87,7 +87,7 @@ def group_rows(
     *,
     kind: DeviceKind,
     tokens_per_batch: int | None = None,
-    max_rows: Callable[[int], tuple[int, str]] | None = None,
+    max_rows: Callable[[int, int], tuple[int, str]] | None = None,
     most: int = 2**24,
     padding: float = 0.25,
     even_alone: bool = False,
@@ -100,7 +100,8 @@ def group_rows(
     Args:
         lengths: tokens per row.
         tokens_per_batch: padded tokens per batch; a row that is longer runs alone.
-        max_rows: rows of a padded length that may share a batch, when memory says so, and what keeps one more out.
+        max_rows: of so many rows of a padded length those that may share a batch, when memory says so, and what keeps
+            one more out.
         most: tokens that no row may be padded beyond.
         padding: largest share of a batch's tokens that may be padding beyond the one that the width alone costs.
         even_alone: whether rows of one length run at just that, because padding would cost them a mask. Not on CUDA,
@@ -114,13 +115,14 @@ def group_rows(
     at = 0
     while at < len(order):
         width = padded_length(lengths[order[at]], kind, most)
-        wanted, why = max(1, target // width), f"{target:,} tokens a batch keep this device busy"
-        if max_rows is not None:
-            most_rows, problem = max_rows(width)
-            wanted, why = (wanted, why) if most_rows >= wanted else (max(1, most_rows), problem)
+        left, wanted, why = len(order) - at, max(1, target // width), f"{target:,} tokens a batch keep this device busy"
+        if max_rows is not None and left > 1:
+            # Whether more would fit than are there takes longer to find out; a power of two, so that few are asked.
+            most_rows, problem = max_rows(width, min(wanted, 1 << (left - 1).bit_length()))
+            wanted, why = (wanted, why) if most_rows >= min(wanted, left) else (max(1, most_rows), problem)
         if seconds is not None:
             count = _cheapest(lengths, order[at : at + wanted], width, kind, seconds)
-            if count < min(wanted, len(order) - at):
+            if count < min(wanted, left):
                 why = f"shorter rows take less time per token in a batch of their own than padded to {width:,}"
             at += count
             groups.append(Group(tuple(order[at - count : at]), width, why=why if at < len(order) else LAST))

@@ -240,7 +240,7 @@ def test_it_writes_into_no_array_but_its_own():
         ("h200", {}, "GPU"),
         ("cpu", {"dtype": "bfloat16"}, "bfloat16"),
         ("cpu", {"q_len": FEWEST_QUERIES - 1}, "fewer than"),
-        ("cpu", {"mask": "documents", "lengths": (37, 37)}, "one by one"),
+        ("cpu", {"mask": "documents", "lengths": (37, 37)}, "run in host_documents"),
     ],
 )
 def test_it_says_why_it_refuses(device, changes, reason):

@@ -110,3 +110,35 @@ def test_chunks_are_tried_largest_first_within_the_upper_bound():
     assert chunk_widths(5000, 5000, 2048, whole=True)[0] == 5000
     assert chunk_widths(5000, 5000, 2048, whole=False)[0] == 2048
     assert chunk_widths(5000, 7, 2048, whole=True) == (7,)
+
+
+def _cheapest(lengths: tuple[int, ...], begin: float) -> float:
+    """The least time of all ways to cut rows by descending length into batches."""
+    if not lengths:
+        return 0.0
+    return min(
+        begin + count * lengths[0] + _cheapest(lengths[count:], begin)
+        for count in range(1, len(lengths) + 1)
+        if count == 1 or count * lengths[0] <= 120
+    )
+
+
+def test_rows_on_a_cpu_share_batches_that_take_least_time_together():
+    rng = random.Random(2)
+    for _ in range(60):
+        lengths, begin = [rng.randint(1, 40) for _ in range(rng.randint(1, 8))], rng.uniform(0, 60)
+
+        def seconds(count: int, width: int, begin: float = begin) -> float:
+            return begin + count * width
+
+        groups = group_rows(lengths, kind="cpu", tokens_per_batch=120, seconds=seconds)
+        assert sorted(row for group in groups for row in group.rows) == list(range(len(lengths)))
+        took = sum(seconds(len(group.rows), group.padded) for group in groups)
+        assert took == pytest.approx(_cheapest(tuple(sorted(lengths, reverse=True)), begin))
+
+
+def test_batches_on_a_cpu_keep_to_what_fits():
+    groups = group_rows(
+        [100] * 10, kind="cpu", max_rows=lambda width, wanted: (3, "no more fit"), seconds=lambda count, width: 500.0
+    )
+    assert [len(group.rows) for group in groups] == [3, 3, 3, 1]

@@ -140,6 +140,12 @@ def _agree(call: FastCall, believed: Route, fused: bool, forceable: bool) -> Rou
     return Route("composite", forced, why)
 
 
+@functools.cache
+def _system() -> str:
+    """The system and its version, which it takes a look at the disk to tell."""
+    return f"{sys.platform}:{platform.mac_ver()[0] or platform.release()}"
+
+
 def class_of(call: FastCall, device: DeviceFacts) -> str:
     """The name of the class of calls that take one route: everything MLX decides on, lengths by their class."""
     group = call.n_heads // call.n_kv_heads
@@ -150,7 +156,7 @@ def class_of(call: FastCall, device: DeviceFacts) -> str:
         (
             f"mlx={mlx_version()}",
             f"device={device.kind}:{device.architecture}",
-            f"os={sys.platform}:{platform.mac_ver()[0] or platform.release()}",
+            f"os={_system()}",
             f"dtype={call.dtype}",
             f"dims={call.head_dim},{call.v_head_dim}",
             f"heads={call.n_heads},{call.n_kv_heads}",

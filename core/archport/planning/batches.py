@@ -6,7 +6,7 @@ at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from archport.contract import AttentionLayer, AttentionPath, BatchShape, InputError, PluginError
 from archport.planning.batch import Batch, Quote, Request, Schedule
@@ -45,8 +45,8 @@ def groups_of(model: ModelFacts, request: Request) -> tuple[Group, ...]:
         max_rows=max_rows,
         most=most,
         even_alone=model.spec.semantics != "causal",
-        # Elsewhere any number of rows may share a batch, and few are longer than others.
-        seconds=(lambda count, width: batch_seconds(model, count * width)) if kind == "cuda" else None,
+        # On Metal any number of rows may share a batch, and few are longer than others.
+        seconds=None if kind == "metal" else _seconds_of(model),
     )
     packed = packed_groups(model, request)
     try:
@@ -87,6 +87,16 @@ def _packed_seconds(model: ModelFacts, request: Request, groups: tuple[Group, ..
     tokens = sum(rows[row] for row in sample)
     attention = _attention_seconds(model, request, Group(sample, packed_width(tokens), packed=True))
     return sum(batch_seconds(model, group.padded) for group in groups) + attention * sum(rows) / tokens
+
+
+def _seconds_of(model: ModelFacts) -> Callable[[int, int], float]:
+    """Time of so many rows of a width, attention excluded."""
+    if model.device.kind == "cuda":
+        return lambda count, width: batch_seconds(model, count * width)
+    # Many are compared there, and the time of tokens is about even.
+    begin = batch_seconds(model, 0)
+    token = (batch_seconds(model, 1 << 20) - begin) / (1 << 20)
+    return lambda count, width: begin + token * count * width
 
 
 def _padded_seconds(model: ModelFacts, request: Request, groups: tuple[Group, ...]) -> float:

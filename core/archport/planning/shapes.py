@@ -9,8 +9,11 @@ layers before made of all tokens of its span, so no later step can mend a span t
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import accumulate
 
 from archport.contract import ArchSpec, AttentionLayer, BatchShape, DeviceKind, InputError, Span
@@ -106,26 +109,46 @@ def group_rows(
         padding: largest share of a batch's tokens that may be padding beyond the one that the width alone costs.
         even_alone: whether rows of one length run at just that, because padding would cost them a mask. Not on CUDA,
             where each width has its price.
-        seconds: of so many rows of a padded length; where given, a batch has as many rows as make its real tokens
-            cheapest, and `padding` does not count.
+        seconds: of so many rows of a padded length; where given, batches have as many rows as take least time, and
+            `padding` does not count: on a CPU all batches together, on CUDA, where each width has its price, each
+            batch per real token.
     """
     target = tokens_per_batch or TOKENS_PER_BATCH[kind]
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     groups: list[Group] = []
+
+    def bound(width: int, left: int) -> tuple[int, str]:
+        wanted, why = max(1, target // width), f"{target:,} tokens a batch keep this device busy"
+        if max_rows is None or left == 1:
+            return wanted, why
+        # Whether more would fit than are there takes longer to find out; a power of two, so that few are asked.
+        most_rows, problem = max_rows(width, min(wanted, 1 << (left - 1).bit_length()))
+        return (wanted, why) if most_rows >= min(wanted, left) else (max(1, most_rows), problem)
+
+    widths = [padded_length(lengths[row], kind, most) for row in order]
+    counts = deque[int]()
     at = 0
     while at < len(order):
-        width = padded_length(lengths[order[at]], kind, most)
-        left, wanted, why = len(order) - at, max(1, target // width), f"{target:,} tokens a batch keep this device busy"
-        if max_rows is not None and left > 1:
-            # Whether more would fit than are there takes longer to find out; a power of two, so that few are asked.
-            most_rows, problem = max_rows(width, min(wanted, 1 << (left - 1).bit_length()))
-            wanted, why = (wanted, why) if most_rows >= min(wanted, left) else (max(1, most_rows), problem)
+        width = widths[at]
+        left = len(order) - at
+        wanted, why = bound(width, left)
         if seconds is not None:
-            count = _cheapest(lengths, order[at : at + wanted], width, kind, seconds)
+            if kind == "cuda":
+                count = _cheapest(lengths, order[at : at + wanted], width, kind, seconds)
+            else:
+                counts = counts or deque(_fewest_seconds(widths[at:], target, seconds))
+                count = counts.popleft()
+            if count > wanted:
+                # The others begin anew where memory ends a batch.
+                count = wanted
+                counts.clear()
             if count < min(wanted, left):
                 why = f"shorter rows take less time per token in a batch of their own than padded to {width:,}"
             at += count
-            groups.append(Group(tuple(order[at - count : at]), width, why=why if at < len(order) else LAST))
+            rows = tuple(order[at - count : at])
+            if even_alone and kind != "cuda" and lengths[rows[0]] == lengths[rows[-1]]:
+                width = lengths[rows[0]]
+            groups.append(Group(rows, width, why=why if at < len(order) else LAST))
             continue
         # Rows much shorter than the first are left to a narrower batch.
         shortest = (1 - 2 * padding) * lengths[order[at]]
@@ -155,6 +178,32 @@ def _cheapest(
     """How many of these rows, longest first, share a batch for the least time per real token."""
     real = list(accumulate(lengths[row] for row in rows))
     return min(row_counts(len(rows), width, kind), key=lambda count: seconds(count, width) / real[count - 1])
+
+
+def _fewest_seconds(widths: Sequence[int], target: int, seconds: Callable[[int, int], float]) -> list[int]:
+    """Rows of every batch, of rows by descending padded length, so that all together take least time.
+
+    A batch ends where the width changes or `target` tokens are reached, so few ends have to be tried.
+    """
+    ends = [at for at in range(1, len(widths)) if widths[at] != widths[at - 1]] + [len(widths)]
+    # Where a batch may begin: the least time to get there, and where the batch before began.
+    best: dict[int, tuple[float, int]] = {0: (0.0, 0)}
+    waiting = [0]
+    while (at := heappop(waiting)) < len(widths):
+        width = widths[at]
+        last = min(at + max(1, target // width), len(widths))
+        for end in [*ends[bisect_right(ends, at) : bisect_left(ends, last)], last]:
+            found = best[at][0] + seconds(end - at, width)
+            if end not in best:
+                heappush(waiting, end)
+            if end not in best or found < best[end][0]:
+                best[end] = found, at
+    counts, end = list[int](), len(widths)
+    while end:
+        begin = best[end][1]
+        counts.append(end - begin)
+        end = begin
+    return counts[::-1]
 
 
 def chunk_widths(length: int, most: int, usual: int, *, whole: bool) -> tuple[int, ...]:

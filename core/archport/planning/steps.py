@@ -16,6 +16,7 @@ from archport.contract import (
     AttentionPath,
     DeltaHeads,
     DeviceFacts,
+    DeviceKind,
     DType,
     InputError,
     KVAllocation,
@@ -44,9 +45,10 @@ from archport.planning.shapes import among_keys, steps_of
 
 # Steps that stand for all of a prefill in an estimate: the first, the last full one and the last.
 SAMPLED = 3
-# On CUDA each length of a row that runs by itself is a shape of its own, and takes tens of milliseconds to prepare. So
-# many are worth a look; with more, hiding the padding is cheaper whatever the lengths are.
-MOST_LENGTHS = 8
+# Rows of so many lengths at most are worth a look at running them one by one. On CUDA each length is a shape of its
+# own, which takes tens of milliseconds to prepare; with more, hiding the padding is cheaper whatever the lengths are.
+# On a CPU batches are cut so that there is little padding.
+MOST_LENGTHS: dict[DeviceKind, int] = {"cuda": 8, "cpu": 1, "metal": 2**62}
 # Documents that a packed row is chosen a path for; some backends price one by one.
 MOST_DOCUMENTS = 128
 # Tokens per chunk of the chunked form: small products stay in a CPU's cache, a GPU wants them larger.
@@ -164,7 +166,7 @@ def path_of(
     options, words = _options(model, batch, layer, q_len, kv_len, behind, spanned=bool(spans))
     alone = needs_lengths(layer, ragged=shape.ragged, even_start=batch.even_start)
     lengths, q_lengths = _lengths(batch, start, q_len, kv_len) if alone else ((), ())
-    if len(options) > 1 and model.device.kind == "cuda" and len(set(lengths)) > MOST_LENGTHS:
+    if len(options) > 1 and len(set(lengths)) > MOST_LENGTHS[model.device.kind]:
         options = tuple(option for option in options if option != DOCUMENTS)
     if batch.visible:
         # Their ends are computed like all others, so nothing but what they see may be less.
@@ -212,15 +214,15 @@ def path_of(
 def _path(model: ModelFacts, call: AttentionCall, name: str | None) -> AttentionPath:
     """The path of a call.
 
-    On CUDA, where shapes are few, a path is chosen for a shape and serves all rows in it: fresh texts cost no search.
-    Padded rows are priced as if the longest filled the shape and the others were short, and that is the path's price,
-    whoever runs by it. Packed ones are chosen for documents about as long as the longest, and priced as they are:
-    `reasons` says later what speaks against the other backends then.
+    On CUDA and on a CPU a path is chosen for a shape and serves all rows in it: fresh texts cost no search. Padded rows
+    are chosen for as if the longest filled the shape and the others were short; on CUDA, which keeps its shapes, that
+    is the path's price, and on a CPU a path has the price of its own rows. Packed ones are chosen for documents about
+    as long as the longest, and priced as they are: `reasons` says later what speaks against the other backends then.
     """
     rows = call.lengths
     packed = call.mask == "documents" and call.B == 1 and len(rows) > 1
     if (
-        model.device.kind != "cuda"
+        model.device.kind == "metal"
         or call.spans
         or not (packed or call.mask == "key_padding")
         or call.q_lengths not in ((), rows)
@@ -235,7 +237,7 @@ def _path(model: ModelFacts, call: AttentionCall, name: str | None) -> Attention
     if found.price.parts:
         # These are documents of the lengths that were priced.
         return model.path(call, name)
-    if not packed:
+    if not packed and model.device.kind == "cuda":
         return replace(found, call=call)
     price = found.backend.price(call, model.device)
     return AttentionPath(call, found.backend, price, excess=price.excess(call, model.device))

@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,62 +63,112 @@ class Target:
         return cls(parts.hostname, parts.port or 80, key)
 
 
-@dataclass(slots=True)
-class Connection:
-    """One connection that is kept."""
+class Connection(asyncio.Protocol):
+    """One connection that is kept. As little Python as there can be: what is measured shares its machine."""
 
-    target: Target
-    _streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = field(default=None, repr=False)
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[Answered] | None = None
+        self._unread = bytearray()
+        self._read: Callable[[], bool] = self._head
+        self._begun = 0.0
+        self._status = self._tokens = self._length = self._made = 0
+        self._moments: list[float] = []
 
     async def ask(self, path: str, body: Any) -> Answered:
-        """One request and its whole answer, streamed or not."""
-        begin = time.perf_counter()
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(self.target.host, self.target.port, limit=1 << 26)
-        reader, writer = self._streams
-        data = json.dumps(body).encode()
-        key = f"Authorization: Bearer {self.target.key}\r\n" if self.target.key else ""
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self.target.host}:{self.target.port}\r\nContent-Type: application/json\r\n"
-            f"{key}Content-Length: {len(data)}\r\n\r\n"
-        )
+        """One request and its whole answer, streamed or not; its status is 0 where the connection failed."""
+        self._begun = time.perf_counter()
         try:
-            writer.write(head.encode() + data)
-            await writer.drain()
-            return await self._answer(reader, begin)
-        except (OSError, asyncio.IncompleteReadError, ValueError):
+            if self._transport is None:
+                loop = asyncio.get_running_loop()
+                await loop.create_connection(lambda: self, self.target.host, self.target.port)
+            assert self._transport is not None
+            data = json.dumps(body).encode()
+            key = f"Authorization: Bearer {self.target.key}\r\n" if self.target.key else ""
+            head = (
+                f"POST {path} HTTP/1.1\r\nHost: {self.target.host}:{self.target.port}\r\n"
+                f"Content-Type: application/json\r\n{key}Content-Length: {len(data)}\r\n\r\n"
+            )
+            self._read, self._moments, self._made = self._head, [], 0
+            self._answer = asyncio.get_running_loop().create_future()
+            self._transport.write(head.encode() + data)
+            return await self._answer
+        except (OSError, ValueError):
             self.close()
-            return Answered(begin, time.perf_counter() - begin, 0.0, 0, 0)
+            return Answered(self._begun, time.perf_counter() - self._begun, 0.0, 0, 0)
 
-    async def _answer(self, reader: asyncio.StreamReader, begin: float) -> Answered:
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        status = int(lines[0].split()[1])
-        headers = {
-            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)
-        }
-        tokens = int(headers.get("x-compute-tokens", 0))
-        if "content-length" in headers:
-            await reader.readexactly(int(headers["content-length"]))
-            now = time.perf_counter()
-            return Answered(begin, now - begin, now - begin, status, tokens)
-        moments: list[float] = []
-        made = 0
-        while size := int(await reader.readuntil(b"\r\n"), 16):
-            chunk = await reader.readexactly(size + 2)
-            for line in chunk.split(b"\n"):
-                if b'"content":"' in line and b'"content":""' not in line:
-                    moments.append(time.perf_counter())
-                    made += 1
-        await reader.readuntil(b"\r\n")
-        gaps = tuple(after - before for before, after in pairwise(moments))
-        first = moments[0] - begin if moments else 0.0
-        return Answered(begin, time.perf_counter() - begin, first, status, tokens, made, gaps)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._transport = None
+        self._unread.clear()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(exc or ConnectionResetError())
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._unread += data
+        try:
+            while self._answer is not None and not self._answer.done() and self._read():
+                pass
+        except (ValueError, IndexError) as error:
+            assert self._answer is not None
+            self._answer.set_exception(ValueError(*error.args))
+
+    def _head(self) -> bool:
+        """Read the head, where it is whole; so do the others with what they read."""
+        end = self._unread.find(b"\r\n\r\n")
+        if end < 0:
+            return False
+        lines = bytes(self._unread[:end]).lower().split(b"\r\n")
+        del self._unread[: end + 4]
+        headers = dict(line.split(b": ", 1) for line in lines[1:])
+        self._status, self._tokens = int(lines[0].split()[1]), int(headers.get(b"x-compute-tokens", 0))
+        length = headers.get(b"content-length")
+        self._length, self._read = (0, self._chunk) if length is None else (int(length), self._body)
+        return True
+
+    def _body(self) -> bool:
+        if len(self._unread) < self._length:
+            return False
+        del self._unread[: self._length]
+        now = time.perf_counter()
+        self._done(now, now - self._begun)
+        return True
+
+    def _chunk(self) -> bool:
+        end = self._unread.find(b"\r\n")
+        if end < 0 or len(self._unread) < end + 4 + (size := int(self._unread[:end], 16)):
+            return False
+        chunk = bytes(self._unread[end + 2 : end + 2 + size])
+        del self._unread[: end + 4 + size]
+        now = time.perf_counter()
+        if not size:
+            self._done(now, self._moments[0] - self._begun if self._moments else 0.0)
+            return True
+        for line in chunk.split(b"\n"):
+            if b'"content":"' in line and b'"content":""' not in line:
+                self._moments.append(now)
+                self._made += 1
+        return True
+
+    def _done(self, now: float, first: float) -> None:
+        assert self._answer is not None
+        gaps = tuple(after - before for before, after in pairwise(self._moments))
+        self._answer.set_result(
+            Answered(self._begun, now - self._begun, first, self._status, self._tokens, self._made, gaps)
+        )
 
     def close(self) -> None:
         """Let go of the connection."""
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
 
 
 Make = Callable[[random.Random], tuple[str, Any]]

@@ -9,6 +9,7 @@ from archport.attention.backends.documents import PerDocument
 from archport.attention.backends.flash import Flash
 from archport.attention.backends.fused import Fused
 from archport.attention.backends.host import Host
+from archport.attention.backends.host_documents import HostDocuments
 from archport.attention.backends.split import Split
 from archport.attention.backends.tiled import Tiled
 from archport.attention.backends.varlen import Varlen
@@ -35,4 +36,4 @@ def builtin_backends(routes: Routes | None = None, extra: tuple[Backend, ...] = 
         Split(),
         Chunked(),
     )
-    return (*plain, PerDocument(plain), Varlen())
+    return (*plain, PerDocument(plain), HostDocuments(), Varlen())

@@ -57,7 +57,7 @@ class Host:
         if call.q_len < FEWEST_QUERIES:
             reasons.append(f"{call.q_len} queries are fewer than {FEWEST_QUERIES}, where MLX's own call is as fast")
         if call.mask == "documents":
-            reasons.append("documents are run one by one")
+            reasons.append("documents run in host_documents")
         return reasons
 
     def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
@@ -82,7 +82,7 @@ class Host:
         host += pairs * (CAP_SECONDS * (call.softcap is not None) + BIAS_SECONDS * biases)
         flops += content_flops(call, rows, seen.widest(rows)) * -(-call.q_len // rows)
         seconds = flops / (prices.rate(device, call.dtype) * 0.8) + host / threads + START_SECONDS
-        held = _tile_bytes(call, seen, rows, lanes)
+        held = tile_bytes(call, seen, rows, lanes)
         return Price(
             transient=threads * held + line_bytes(call) + prices.SLACK[device.kind],
             output=call.output_bytes,
@@ -125,7 +125,18 @@ class Host:
         line = line_of(call, visibility(call), bias, mx.float32)
         lines = [line.values] if isinstance(line, Line) else [line.queries, line.keys] if line is not None else []
         mx.eval([array for array in (q, k, v, mask, sinks, *lines, out) if array is not None])
-        _fill(np.asarray(out), call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, line=line)
+        seen, rows = visibility(call), price.q_tile
+        pieces = [
+            Piece(at, heads, a, min(a + rows, call.q_len), seen.of_rows(at.start, at.stop))
+            for at, heads, _ in lane_blocks(call, price.lanes)
+            # Late queries of a causal call see the most keys; the longest pieces first keep all threads busy.
+            for a in reversed(range(0, call.q_len, rows))
+        ]
+        scores = queries_of(call, price.lanes, min(rows, call.q_len)) * seen.widest(rows)
+        scratch = scores, _met(call, price.lanes, min(rows, call.q_len), seen.widest(rows))
+        fill(
+            np.asarray(out), call, pieces, scratch, price.depth, q, k, v, scale=scale, mask=mask, sinks=sinks, line=line
+        )
         return out.transpose(0, 2, 1, 3)
 
 
@@ -136,16 +147,16 @@ def _cut(call: AttentionCall, seen: Visibility, device: DeviceFacts) -> tuple[in
     # Products with vectors by distance take as much again.
     allowed = min(TILE_BYTES * (2 if call.bias == "content" else 1), room // threads)
     rows = min(call.q_len, MOST_ROWS)
-    while rows > FEWEST_ROWS and _tile_bytes(call, seen, rows, 1) > allowed:
+    while rows > FEWEST_ROWS and tile_bytes(call, seen, rows, 1) > allowed:
         rows = max(FEWEST_ROWS, rows // 2)
     every = call.B * call.n_kv_heads
     most = -(-every // threads) if rows >= call.q_len else every
     lanes = 1
     for more in (*range(2, call.n_kv_heads + 1), *(call.n_kv_heads * many for many in range(2, call.B + 1))):
-        if more > most or _tile_bytes(call, seen, rows, more) > allowed:
+        if more > most or tile_bytes(call, seen, rows, more) > allowed:
             break
         lanes = more
-    fitting = max(1, room // _tile_bytes(call, seen, rows, lanes))
+    fitting = max(1, room // tile_bytes(call, seen, rows, lanes))
     return rows, lanes, min(threads, fitting, _tiles(call, rows, lanes))
 
 
@@ -154,15 +165,15 @@ def _tiles(call: AttentionCall, rows: int, lanes: int) -> int:
     return -(-call.q_len // rows) * -(-call.B // B) * -(-call.n_kv_heads // kv_heads)
 
 
-def _queries(call: AttentionCall, lanes: int, rows: int) -> int:
+def queries_of(call: AttentionCall, lanes: int, rows: int) -> int:
     B, kv_heads = lane_shape(call, lanes)
     return B * kv_heads * (call.n_heads // call.n_kv_heads) * rows
 
 
-def _tile_bytes(call: AttentionCall, seen: Visibility, rows: int, lanes: int) -> int:
+def tile_bytes(call: AttentionCall, seen: Visibility, rows: int, lanes: int) -> int:
     """Bytes of a tile: its scores, its products with vectors by distance on one side at a time, and per query a
     maximum, a sum and what numpy holds while it divides by that."""
-    queries = _queries(call, lanes, rows)
+    queries = queries_of(call, lanes, rows)
     return 4 * queries * seen.widest(rows) + 16 * queries + 4 * _met(call, lanes, rows, seen.widest(rows))
 
 
@@ -170,13 +181,34 @@ def _met(call: AttentionCall, lanes: int, rows: int, keys: int) -> int:
     """Products of a tile's queries, or of a step of its keys, with vectors by distance."""
     if call.bias != "content":
         return 0
-    return _queries(call, lanes, 1) * max(rows * (rows + keys), keys * (rows + min(keys, key_step(rows))))
+    return queries_of(call, lanes, 1) * max(rows * (rows + keys), keys * (rows + min(keys, key_step(rows))))
 
 
-def _fill(
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Queries [first, last) of some lanes, which one thread computes.
+
+    Args:
+        rows: of the batch.
+        heads: kv heads.
+        seen: what they see, of these rows alone.
+        start: token of the row that is the first of the queries' and keys' document.
+    """
+
+    rows: slice
+    heads: slice
+    first: int
+    last: int
+    seen: Visibility
+    start: int = 0
+
+
+def fill(
     out: np.ndarray,
     call: AttentionCall,
-    price: Price,
+    pieces: list[Piece],
+    scratch: tuple[int, int],
+    threads: int,
     q: mx.array,
     k: mx.array,
     v: mx.array,
@@ -186,9 +218,13 @@ def _fill(
     sinks: mx.array | None,
     line: Line | VectorLine | None,
 ) -> None:
-    """Write the attention of evaluated arrays into `out` (B, L, H, Dv), tile by tile."""
-    seen = visibility(call)
-    B, L, K, rows = call.B, call.q_len, call.n_kv_heads, price.q_tile
+    """Write the attention of evaluated arrays into `out` (B, L, H, Dv), piece by piece.
+
+    Args:
+        scratch: numbers of the largest piece's scores, and of its products with vectors by distance.
+        threads: pieces at once.
+    """
+    B, L, K = call.B, call.q_len, call.n_kv_heads
     group = call.n_heads // K
     # Views with one more axis, for the query heads that share keys.
     queries = _rows(q).reshape(B, K, group, L, call.head_dim)
@@ -199,21 +235,19 @@ def _fill(
     added = np.asarray(line.values).reshape(K, group, -1) if isinstance(line, Line) else None
     vectors = _Vectors.of(line, K) if isinstance(line, VectorLine) else None
     first = 0 if line is None else line.first
-    most = _queries(call, price.lanes, min(rows, L)) * seen.widest(rows)
-    met = _met(call, price.lanes, min(rows, L), seen.widest(rows))
 
     def worker() -> Callable[[Piece], None]:
-        scratch = np.empty(most, dtype=np.float32)
-        products = np.empty(met, dtype=np.float32)
+        numbers, products = (np.empty(most, dtype=np.float32) for most in scratch)
 
         def work(piece: Piece) -> None:
-            at, heads, a, b = piece
-            lane = seen.of_rows(at.start, at.stop)
+            at, heads, a, b, lane = piece.rows, piece.heads, piece.first, piece.last, piece.seen
             lo, hi = lane.key_range(a, b)
-            tile_q = queries[at, heads, :, a:b]
+            of_queries = slice(piece.start + a, piece.start + b)
+            of_keys = slice(piece.start + lo, piece.start + hi)
+            tile_q = queries[at, heads, :, of_queries]
             shape = (*tile_q.shape[:3], hi - lo, b - a)
-            scores = scratch[: prod(shape)].reshape(shape)
-            tile_k = np.broadcast_to(keys[at, heads, :, lo:hi], (*shape[:4], call.head_dim))
+            scores = numbers[: prod(shape)].reshape(shape)
+            tile_k = np.broadcast_to(keys[at, heads, :, of_keys], (*shape[:4], call.head_dim))
             vectormath.matmul(tile_k, tile_q.swapaxes(-1, -2), scores, scale=scale)
             if call.softcap is not None:
                 scores *= 1 / call.softcap
@@ -235,24 +269,16 @@ def _fill(
                 else:
                     scores += part
             total = _softmax(scores, hidden, None if logits is None else logits[:, heads])
-            tile_v = np.broadcast_to(values[at, heads, :, lo:hi], (*shape[:4], call.v_head_dim))
-            tile_out = result[at, heads, :, a:b]
+            tile_v = np.broadcast_to(values[at, heads, :, of_keys], (*shape[:4], call.v_head_dim))
+            tile_out = result[at, heads, :, of_queries]
             vectormath.matmul(scores.swapaxes(-1, -2), tile_v, tile_out)
             tile_out /= total.swapaxes(-1, -2)
 
         return work
 
-    pieces = [
-        (at, heads, a, min(a + rows, L))
-        for at, heads, _ in lane_blocks(call, price.lanes)
-        # Late queries of a causal call see the most keys; the longest pieces first keep all threads busy to the end.
-        for a in reversed(range(0, L, rows))
-    ]
-    workers.spread(pieces, worker, price.depth)
+    workers.spread(pieces, worker, threads)
 
 
-# Rows of the batch, kv heads, and queries [a, b) of a tile.
-Piece = tuple[slice, slice, int, int]
 # Rows of the batch and keys of a tile, and which of their (.., keys, queries) are hidden.
 Hidden = tuple[slice, slice, np.ndarray]
 

@@ -96,7 +96,7 @@ class Callers:
 
 def _numbered(summary: dict[str, Any]) -> dict[str, Any]:
     """Percentiles and statuses by number, which JSON's keys are not."""
-    names = ("statuses", "latency", "first", "gap")
+    names = ("statuses", "latency", "first", "gap", "refused")
     return {name: {int(key): value for key, value in summary[name].items()} for name in names}
 
 

@@ -22,7 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
+from typing import Any
+
+from serving_callers import Callers, Load, processor_seconds
 
 import archport  # noqa: F401  # before MLX
 from archport import engine
@@ -30,6 +34,8 @@ from archport.serving import driver
 
 ROOT = Path(__file__).parents[1]
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+# What /metrics says of memory.
+GAUGES = ("weights", "prefix", "planned", "device", "pool", "host")
 TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 
 
@@ -42,8 +48,6 @@ def free_port() -> int:
 @contextlib.contextmanager
 def process(command: list[str], port: int, path: str):
     """A server as a process, once it answers at `path`."""
-    import urllib.request
-
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 180
@@ -98,6 +102,124 @@ def tiny_chat(folder: Path) -> Path:
     return made
 
 
+def throughput(
+    asked: argparse.Namespace, model: engine.Model, texts: tuple[str, ...], callers: Callers,
+    server: tuple[int, int], peers: dict[str, tuple[int, int]],
+) -> dict[str, object]:  # fmt: skip
+    """64 callers of single texts against one call of `embed`, and the same callers at other servers, in turns.
+
+    Args:
+        server, peers: port and process of each.
+    """
+    names = {"archport": ("minilm", *server)}
+    names |= {name: (str(model.name), *where) for name, where in peers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ("embed", *names)}
+    processor: dict[str, list[float]] = {name: [] for name in ("embed", *names, "callers")}
+    for turn in range(asked.rounds + 1):
+        # The first turn makes what is made once.
+        part = texts if turn else texts[:64]
+        begin, used = time.perf_counter(), time.process_time()
+        model.embed(list(part))
+        rows = [("embed", time.perf_counter() - begin, time.process_time() - used, 0.0)]
+        for name, (called, port, pid) in names.items():
+            used = processor_seconds(pid)
+            (made,), own = callers.send(Load(port, called, texts=part))
+            assert made.statuses == {200: len(part)}, made.statuses
+            rows.append((name, made.seconds, processor_seconds(pid) - used, own))
+        for name, took, used, own in rows if turn else ():
+            seconds[name].append(took)
+            processor[name].append(1000 * used / len(part))
+            if name == "archport":
+                processor["callers"].append(1000 * own / len(part))
+    pairs = [("archport", "embed"), *(("archport", name) for name in peers)]
+    return {
+        "throughput": {f"{one} / {other}": ratios(seconds[other], seconds[one]) for one, other in pairs},
+        "throughput by processor time": {
+            f"{one} / {other}": ratios(processor[other], processor[one]) for one, other in pairs
+        },
+        "ms of processor time per text": {name: statistics.median(each) for name, each in processor.items()},
+        "requests_per_second": {name: len(texts) / statistics.median(each) for name, each in seconds.items()},
+    }
+
+
+def ratios(over: list[float], under: list[float]) -> dict[str, object]:
+    """Of pairs that were measured one after the other, with their median."""
+    each = [a / b for a, b in zip(over, under, strict=True)]
+    return {"median": statistics.median(each), "each": each}
+
+
+def arrivals(asked: argparse.Namespace, callers: Callers, port: int, rate: float) -> dict[str, object]:
+    """Latency of arrivals at random against that of a lone caller, in turns."""
+    rows: list[dict[str, float]] = []
+    statuses: dict[int, int] = {}
+    for turn in range(asked.rounds):
+        (lone,), _ = callers.send(Load(port, "minilm", callers=1, seconds=asked.seconds / 2, seed=turn))
+        (poisson,), _ = callers.send(Load(port, "minilm", rate=rate, seconds=asked.seconds, seed=turn))
+        statuses |= poisson.statuses
+        rows.append(
+            {
+                "p50 / lone p50": poisson.latency[50] / lone.latency[50],
+                "p99 / lone p50": poisson.latency[99] / lone.latency[50],
+                "lone p50 ms": 1000 * lone.latency[50],
+            }
+        )
+    return {"rate": rate, "statuses": statuses, **medians(rows)}
+
+
+def beside(asked: argparse.Namespace, callers: Callers, port: int) -> dict[str, object]:
+    """A chat alone, embeddings alone, and both, in turns."""
+    rows: list[dict[str, float]] = []
+    for turn in range(asked.rounds):
+        talk = Load(port, "chat", "chats", 8, 40, callers=1, seconds=asked.seconds, seed=turn)
+        flood = Load(port, "minilm", seconds=asked.seconds, seed=turn)
+        ((chat,), _), ((texts,), _) = callers.send(talk), callers.send(flood)
+        (with_flood, with_chat), _ = callers.send(talk, flood)
+        rows.append(
+            {
+                "first token": with_flood.first[50] / chat.first[50],
+                "first token alone, ms": 1000 * chat.first[50],
+                "time per token": with_flood.gap[50] / chat.gap[50],
+                "mean time per token": (with_flood.seconds / with_flood.made) / (chat.seconds / chat.made),
+                "embeddings kept": with_chat.token_rate / texts.token_rate,
+            }
+        )
+    return medians(rows)
+
+
+def overload(asked: argparse.Namespace, callers: Callers, command: list[str], rate: float) -> dict[str, object]:
+    """How long a refusal takes while four times as many texts arrive as can be answered, of a queue of 32."""
+    port = free_port()
+    more = ["serve", "--quiet", "--port", str(port), "--queue-requests", "32", "-m", f"minilm={MODEL}"]
+    with process([*command, *more], port, "/health/ready"):
+        (made,), _ = callers.send(Load(port, "minilm", rate=rate, seconds=asked.seconds))
+    milliseconds = {share: 1000 * value for share, value in made.refused.items()}
+    return {"statuses": made.statuses, "ms of a refusal": milliseconds}
+
+
+def medians(rows: list[dict[str, float]]) -> dict[str, object]:
+    """Each figure's median and all of its values."""
+    return {
+        name: {"median": statistics.median(row[name] for row in rows), "each": [row[name] for row in rows]}
+        for name in rows[0]
+    }
+
+
+def mixed(asked: argparse.Namespace, callers: Callers, port: int, pid: int) -> dict[str, object]:
+    """Bytes that the server holds while it answers texts of all lengths and a tenth of chats, in ten parts."""
+    held: list[int] = []
+    for part in range(10):
+        load = Load(port, "minilm", "mixed", 1, 200, callers=32, most=asked.mixed // 10, tokens=6, chat="chat",
+                    seed=part)  # fmt: skip
+        (made,), _ = callers.send(load)
+        assert set(made.statuses) == {200}, made.statuses
+        held.append(resident(pid))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    told = dict(line.split() for line in lines if not line.startswith("#") and "{" not in line)
+    gauges = {name: float(told[f"archport_{name}_bytes"]) for name in GAUGES}
+    return {"requests": asked.mixed, "bytes": held, "last / second": held[-1] / held[1], "gauges": gauges}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--texts", type=int, default=384, help="of each round")
@@ -108,10 +230,9 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="infinity-emb, and 20,000 mixed requests")
     asked = parser.parse_args()
     chance = random.Random(0)
-    texts = [a_text(chance) for _ in range(asked.texts)]
+    texts = tuple(a_text(chance) for _ in range(asked.texts))
     model = engine.load(MODEL)
-    model.embed(texts[:64])
-    found: dict[str, object] = {"texts": asked.texts, "load": os.getloadavg()}
+    found: dict[str, Any] = {"texts": asked.texts, "load": os.getloadavg()}
     if asked.all:
         asked.mixed = asked.mixed or 20_000
         if not asked.infinity:
@@ -121,81 +242,22 @@ def main() -> None:
         command = [*archport_command, "serve", "--quiet", "--port", str(port)]
         command += ["-m", f"minilm={MODEL}", "-m", f"chat={tiny_chat(Path(folder))}"]
         server = stack.enter_context(process(command, port, "/health/ready"))
-        target, peers = driver.Target("127.0.0.1", port), {}
+        peers: dict[str, tuple[int, int]] = {}
         if asked.infinity:
             other = free_port()
             # The package has a command and can't be run as a module.
             started = [str(Path(asked.infinity).parent / "infinity_emb"), "v2", "--model-id", str(model.name)]
             started += ["--port", str(other)]
             started += ["--no-bettertransformer", "--engine", "torch", "--device", "cpu", "--url-prefix", "/v1"]
-            stack.enter_context(process(started, other, "/v1/models"))
-            peers["infinity"] = driver.Target("127.0.0.1", other)
-
-        def through(where: driver.Target, name: str | None) -> float:
-            """Seconds for all texts by 64 callers."""
-            left = iter(texts)
-
-            def make(_: random.Random):
-                return "/v1/embeddings", {"input": next(left), "model": name, "encoding_format": "base64"}
-
-            answers = driver.run(driver.closed_loop(where, make, 64, 600, most=len(texts)))
-            assert all(each.status == 200 for each in answers), driver.summary(answers).statuses
-            made = driver.summary(answers)
-            return made.seconds
-
-        found["memory_before"] = resident(server.pid)
-        ratios: dict[str, list[float]] = {"server / embed": []}
-        for _ in range(asked.rounds):
-            begin = time.perf_counter()
-            model.embed(texts)
-            alone = time.perf_counter() - begin
-            served = through(target, "minilm")
-            ratios["server / embed"].append(alone / served)
-            for name, where in peers.items():
-                ratios.setdefault(f"server / {name}", []).append(through(where, str(model.name)) / served)
-        found["throughput"] = {name: (statistics.median(each), each) for name, each in ratios.items()}
-        # Latency of one caller, then arrivals at half of what was just measured.
-        make = driver.texts("minilm", 8, 78)
-        lone = driver.summary(driver.run(driver.closed_loop(target, make, 1, asked.seconds)))
-        rate = 0.5 * asked.texts / served
-        poisson = driver.summary(driver.run(driver.arrivals(target, make, rate, asked.seconds)))
-        found["poisson"] = {
-            "rate": rate,
-            "p50 / lone p50": poisson.latency[50] / lone.latency[50],
-            "p99 / lone p50": poisson.latency[99] / lone.latency[50],
-            "statuses": poisson.statuses,
-        }
-        # Chat alone, embeddings alone, and both.
-        talk, flood = driver.chats("chat", 8, 40, 100), driver.texts("minilm", 8, 78)
-        chat = driver.summary(driver.run(driver.closed_loop(target, talk, 1, asked.seconds)))
-        rows = driver.summary(driver.run(driver.closed_loop(target, flood, 64, asked.seconds)))
-
-        async def both():
-            import asyncio
-
-            return await asyncio.gather(
-                driver.closed_loop(target, talk, 1, asked.seconds), driver.closed_loop(target, flood, 64, asked.seconds)
-            )
-
-        mixed = [driver.summary(each) for each in driver.run(both())]
-        found["chat beside a flood"] = {
-            "time per token": mixed[0].gap[50] / chat.gap[50],
-            "mean time per token": (mixed[0].seconds / mixed[0].made) / (chat.seconds / chat.made),
-            "first token": mixed[0].first[50] / chat.first[50],
-            "embeddings kept": mixed[1].token_rate / rows.token_rate,
-        }
+            peers["infinity"] = other, stack.enter_context(process(started, other, "/v1/models")).pid
+        callers = stack.enter_context(Callers())
+        found |= throughput(asked, model, texts, callers, (port, server.pid), peers)
+        rate = 0.5 * found["requests_per_second"]["archport"]
+        found["poisson"] = arrivals(asked, callers, port, rate)
+        found["chat beside a flood"] = beside(asked, callers, port)
+        found["overload"] = overload(asked, callers, archport_command, 8 * rate)
         if asked.mixed:
-            kinds = [driver.texts("minilm", 1, 200), driver.chats("chat", 1, 60, 6)]
-
-            def any_kind(chance: random.Random):
-                return kinds[chance.random() < 0.1](chance)
-
-            held = []
-            for part in range(10):
-                answers = driver.run(driver.closed_loop(target, any_kind, 32, 3600, part, most=asked.mixed // 10))
-                held.append(resident(server.pid))
-                assert all(each.status == 200 for each in answers), driver.summary(answers).statuses
-            found["memory"] = {"requests": asked.mixed, "bytes": held, "last / second": held[-1] / held[1]}
+            found["memory"] = mixed(asked, callers, port, server.pid)
     print(json.dumps(found, indent=1))
 
 

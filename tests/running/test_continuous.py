@@ -160,6 +160,23 @@ def test_prompts_are_read_in_chunks_between_the_tokens_of_others():
     assert len(talking.pieces) - before >= 6
 
 
+def test_a_first_token_is_awaited_until_it_is_told():
+    model = load("qwen3-tied", prefix_cache=0)
+    caller = Caller(random.Random(2), model.spec.vocab_size)
+    caller.ids, caller.answers = np.arange(1, 90, dtype=np.int32), 1
+    caller.options |= {"max_tokens": 5, "min_tokens": 5}
+    batch = batch_of(model, chunk=32)
+    assert not batch.awaited
+    batch.submit(caller.talk())
+    while not caller.pieces:
+        assert batch.awaited
+        batch.step()
+    while batch.ready:
+        assert not batch.awaited
+        batch.step()
+    assert len(caller.pieces) == 5
+
+
 def test_a_caller_that_left_runs_no_more_and_the_others_go_on():
     model = load("qwen3-tied", prefix_cache=0)
     chance = random.Random(3)

@@ -343,7 +343,7 @@ def test_an_error_after_a_stream_began_is_its_last_event(serving, monkeypatch):
 
 def test_a_prompt_waits_for_what_another_model_s_texts_hold(serving):
     class Other:
-        ready, reserved = False, 1 << 50
+        ready, awaited, reserved = False, False, 1 << 50
 
         def close_all(self, error):
             return 0

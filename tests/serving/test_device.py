@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from archport.contract import InputError, MemoryBudgetExceeded
-from archport.serving.device import Device, Shares
+from archport.serving.device import CREDIT_SECONDS, Device, Shares
 from archport.serving.errors import Refused
 from archport.serving.scheduler import Job, Scheduler
 
@@ -131,7 +131,7 @@ def test_after_too_many_deaths_nothing_is_taken_any_more(device, eventually):
 
 def test_rows_that_generation_leaves_no_room_for_wait_for_it(device):
     class Chat:
-        reserved, left = 1000, 3
+        reserved, left, awaited = 1000, 3, False
         ready = property(lambda self: self.left > 0)
 
         def step(self):
@@ -161,15 +161,26 @@ def test_a_call_runs_on_the_thread_and_its_error_is_handed_on(device):
         device.call(lambda: (_ for _ in ()).throw(InputError("no"))).result(5)
 
 
+@pytest.mark.parametrize("awaited", [False, True])
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
-def test_while_both_want_the_device_each_has_its_share(share):
+def test_while_both_want_the_device_each_has_its_share(share, awaited):
     shares, used = Shares(share), {"chat": 0.0, "rows": 0.0}
     for turn in range(3000):
-        kind = shares.turn(True, True)
+        kind = shares.turn(True, True, awaited)
         seconds = (0.01, 0.03)[turn % 2] if kind == "chat" else 0.02
         used[kind] += seconds
         shares.spent(kind, seconds)
     assert used["chat"] / sum(used.values()) == pytest.approx(share, abs=0.01)
+
+
+def test_a_first_token_does_not_wait_for_rows_within_its_credit():
+    shares = Shares(0.7)
+    shares.turn(True, True)
+    shares.spent("chat", CREDIT_SECONDS / 2)
+    assert shares.turn(True, True) == "rows"
+    assert shares.turn(True, True, awaited=True) == "chat"
+    shares.spent("chat", CREDIT_SECONDS)
+    assert shares.turn(True, True, awaited=True) == "rows"
 
 
 def test_who_wanted_nothing_is_owed_nothing():

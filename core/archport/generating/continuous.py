@@ -74,6 +74,12 @@ class ContinuousBatch:
         return bool(self._rows or self._waiting or self._reading)
 
     @property
+    def awaited(self) -> bool:
+        """Whether a prompt that is being read, or could be, has no token yet."""
+        waits = self._reading is not None or (bool(self._waiting) and not self._full)
+        return waits or any(not row.tokens for row in self._rows)
+
+    @property
     def rows(self) -> int:
         """Texts that are being generated."""
         return len(self._rows)

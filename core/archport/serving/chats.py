@@ -69,6 +69,10 @@ class Chats:
         return self.batch.ready
 
     @property
+    def awaited(self) -> bool:
+        return self.batch.awaited
+
+    @property
     def reserved(self) -> int:
         return self.batch.reserved
 

@@ -27,6 +27,8 @@ log = logging.getLogger("archport.serving")
 
 # After the last token of a text, for so long windows are as short as beside one.
 TALKING_SECONDS = 2.0
+# Time that generation may have beyond its share while somebody waits for a first token, which takes a few steps.
+CREDIT_SECONDS = 0.25
 
 
 class Steps(Protocol):
@@ -35,6 +37,11 @@ class Steps(Protocol):
     @property
     def ready(self) -> bool:
         """Whether there is anything to do."""
+        ...
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for a first token."""
         ...
 
     @property
@@ -63,8 +70,12 @@ class Shares:
         self._used = {"chat": 0.0, "rows": 0.0}
         self._idle = {"chat": True, "rows": True}
 
-    def turn(self, chat: bool, rows: bool) -> str | None:
-        """`chat` or `rows`; None when neither has anything to do."""
+    def turn(self, chat: bool, rows: bool, awaited: bool = False) -> str | None:
+        """`chat` or `rows`; None when neither has anything to do.
+
+        Args:
+            awaited: whether somebody waits for a first token, for which chat has credit.
+        """
         for kind, wants in (("chat", chat), ("rows", rows)):
             other = "rows" if kind == "chat" else "chat"
             if wants and self._idle[kind]:
@@ -73,7 +84,8 @@ class Shares:
             self._idle[kind] = not wants
         if not chat or not rows:
             return "chat" if chat else "rows" if rows else None
-        return min(("chat", "rows"), key=lambda kind: self._used[kind])
+        credit = CREDIT_SECONDS / self._weights["chat"] if awaited else 0.0
+        return "chat" if self._used["chat"] - credit <= self._used["rows"] else "rows"
 
     def spent(self, kind: str, seconds: float) -> None:
         """Note time that a kind of work had."""
@@ -213,7 +225,8 @@ class Device:
             self._call(*self._calls.popleft())
             return True
         talking = [each for each in self.steps if each.ready]
-        kind = self._shares.turn(bool(talking), self.scheduler.ready)
+        awaited = any(each.awaited for each in talking)
+        kind = self._shares.turn(bool(talking), self.scheduler.ready, awaited)
         if kind is None:
             return False
         begin = self.busy_since = time.monotonic()

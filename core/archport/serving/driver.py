@@ -245,7 +245,8 @@ async def arrivals(target: Target, make: Make, rate: float, seconds: float, seed
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run was like: requests and tokens a second, percentiles of seconds, and statuses."""
+    """What a run was like: requests and tokens a second, statuses, and percentiles of seconds, those of refusals (429)
+    apart."""
 
     requests: int
     seconds: float
@@ -255,6 +256,7 @@ class Summary:
     latency: dict[int, float]
     first: dict[int, float]
     gap: dict[int, float]
+    refused: dict[int, float]
 
     @property
     def rate(self) -> float:
@@ -282,6 +284,7 @@ def summary(found: Sequence[Answered]) -> Summary:
         percentiles([each.seconds for each in good]),
         percentiles([each.first for each in good]),
         percentiles([gap for each in good for gap in each.gaps]),
+        percentiles([each.seconds for each in found if each.status == 429]),
     )
 
 

@@ -271,6 +271,35 @@ def test_what_is_wrong_with_a_chat_has_its_status_before_any_stream(serving, mor
     assert (response.status_code, response.json()["error"]["code"]) == (404 if code == "model_not_found" else 400, code)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{"temperature": -1}, {"top_p": 5}, {"min_p": 2}, {"logit_bias": {"100000": 1}}, {"logit_bias": {"1": 1000}}],
+)
+def test_a_wrong_option_is_refused_under_its_name(serving, more):
+    (name,) = more
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        error = serving.ask(path, {"messages": MESSAGES, "prompt": "a", "max_tokens": 2, **more}).json()["error"]
+        assert (error["param"], error["message"][: len(name)]) == (name, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/chat/completions", "chat_template"),
+        ("/v1/embeddings", "chat_template"),
+        ("/api/generate", "template"),
+        ("/api/chat", "template"),
+    ],
+)
+def test_a_request_brings_no_template(serving, path, name):
+    body = {"messages": MESSAGES, "prompt": "a", "input": "a"}
+    response = serving.ask(path, {**body, name: "{{ 7 * 7 }}"})
+    assert response.status_code == 400
+    assert name in response.text
+    # What clients send for none.
+    assert name not in serving.ask(path, {**body, "max_tokens": 1, "stream": False, name: ""}).text
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_too_many_answers_are_refused_before_anything_is_made_for_each(serving, monkeypatch, path, stream):

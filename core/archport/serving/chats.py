@@ -6,6 +6,7 @@ The batch runs on the device's thread; callers wait in the event loop. Knows not
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from archport.contract import Measured
+from archport.contract import InputError, Measured
 from archport.generating.continuous import ContinuousBatch
 from archport.generating.options import generate_request
 from archport.generating.pieces import Piece
 from archport.generating.talks import Constraint, Talk
 from archport.planning import Plan
 from archport.serving.device import Device
-from archport.serving.errors import Refused, overloaded, refused, timed_out
+from archport.serving.errors import Refused, fault_of, overloaded, refused, timed_out
 from archport.serving.models import Served, sharing
 from archport.serving.requests import Requests, Timing, of_input
 from archport.serving.settings import Limits
@@ -133,6 +134,15 @@ def _hand_over(said: Sequence[tuple[_Listener, Piece | Exception]]) -> None:
         listener.unread.put(piece)
 
 
+def _of_option(error: InputError, options: Mapping[str, Any]) -> Refused:
+    """A refusal of one of the options, under its name, with which the library's messages begin."""
+    fault, first = fault_of(error), re.match("[a-z_]*", str(error))
+    name = first.group() if first else ""
+    if name in options and fault.message.lower().startswith(name):
+        fault = replace(fault, param=name, message=name + fault.message[len(name) :])
+    return Refused(fault)
+
+
 class Generations:
     """What interfaces ask of generation.
 
@@ -242,6 +252,9 @@ class Generations:
         asked |= {"max_tokens": most, "logprobs": logprobs}
         try:
             request = generate_request(asked, 1, served.model.spec.vocab_size, served.runtime.stops)
+        except InputError as error:
+            raise _of_option(error, asked) from error
+        try:
             listener = chats.listener()
             talk = Talk(
                 prompted.ids, request.rows[0], listener.told, answers, logprobs, prompted.measured, constraint,

@@ -32,6 +32,8 @@ T = TypeVar("T")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Seconds between two comments of a stream that has nothing to say yet.
 PING_SECONDS = 10.0
+# What clients call a chat template of their own: a program that would run here.
+TEMPLATES = ("chat_template", "template")
 Shape = Callable[[Fault, str], Any]
 
 
@@ -201,6 +203,10 @@ def parsed(data: bytes, model: type[Body], limits: Limits) -> Body:
         raise refused(f"The body is JSON of type {_kind(value)}; expected an object.", "invalid_json")
     if data.count(b"[") + data.count(b"{") > limits.depth and _depth(value) > limits.depth:
         raise refused(f"The body's JSON is nested more than {limits.depth} deep.", "invalid_json")
+    for name in TEMPLATES:
+        if value.get(name):
+            raise refused(f"{name} is given; the model's own template is used, and a request brings none. Leave it out.",
+                          "unsupported_operation", name)  # fmt: skip
     try:
         return model.model_validate(value)
     except ValidationError as error:

@@ -205,7 +205,7 @@ def parsed(data: bytes, model: type[Body], limits: Limits) -> Body:
         raise refused(f"The body's JSON is nested more than {limits.depth} deep.", "invalid_json")
     for name in TEMPLATES:
         if value.get(name):
-            raise refused(f"{name} is given; the model's own template is used, and a request brings none. Leave it out.",
+            raise refused(f"{name} is given; a request brings no template, the model's own is used. Leave it out.",
                           "unsupported_operation", name)  # fmt: skip
     try:
         return model.model_validate(value)

@@ -112,7 +112,7 @@ def throughput(
         server, peers: port and process of each.
     """
     names = {"archport": ("minilm", *server)}
-    names |= {name: (str(model.name), *where) for name, where in peers.items()}
+    names |= {name: ("minilm", *where) for name, where in peers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ("embed", *names)}
     processor: dict[str, list[float]] = {name: [] for name in ("embed", *names, "callers")}
     for turn in range(asked.rounds + 1):
@@ -245,9 +245,10 @@ def main() -> None:
         peers: dict[str, tuple[int, int]] = {}
         if asked.infinity:
             other = free_port()
+            folder = str(engine.describe(MODEL).checkpoint.folder)
             # The package has a command and can't be run as a module.
-            started = [str(Path(asked.infinity).parent / "infinity_emb"), "v2", "--model-id", str(model.name)]
-            started += ["--port", str(other)]
+            started = [str(Path(asked.infinity).parent / "infinity_emb"), "v2", "--model-id", folder]
+            started += ["--port", str(other), "--served-model-name", "minilm"]
             started += ["--no-bettertransformer", "--engine", "torch", "--device", "cpu", "--url-prefix", "/v1"]
             peers["infinity"] = other, stack.enter_context(process(started, other, "/v1/models")).pid
         callers = stack.enter_context(Callers())

@@ -68,6 +68,11 @@ def write_checkpoint(folder: Path, config: dict[str, Any]) -> None:
     model.update(tree_map(lambda x: x.astype(mx.bfloat16), model.parameters()))
     weights = {name.removeprefix("model."): value for name, value in tree_flatten(model.parameters())}
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+    write_tokenizer(folder, config)
+
+
+def write_tokenizer(folder: Path, config: dict[str, Any]) -> None:
+    """A tokenizer of whole words, the config, and a pipeline that pools the last token."""
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config["vocab_size"])}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -64,7 +64,7 @@ def test_messages_name_flags_and_the_exit_code_says_what_happened(batch, rows, t
         ((rows, "--resume", "--precision", "binary"), 1, "precision was 'float32' and is 'binary'"),
         ((rows, "--resume", "--overwrite"), 2, "contradict each other"),
         ((rows, "--shard", "0/2"), 2, "--shard '0/2'; expected I/N"),
-        ((rows, "--devices", "x,x"), 2, "--devices 'x,x'; expected a number of devices"),
+        ((rows, "--devices", "x,x"), 2, "--devices 'x,x'; expected all, a number"),
         ((rows, "--devices", "2", "--text-field", "body"), 1, "has no 'body'; it has 'id', 'text'"),
         ((rows, "--devices", "2", "--shard", "1/2", "--overwrite"), 2, "--overwrite would remove what other shards"),
         ((rows, "--overwrite", "--precision", "int8", "--calibrate", "/no/such.jsonl"), 1, "no/such.jsonl"),

@@ -30,14 +30,18 @@ def this_one() -> tuple[int, int]:
 
 
 def ids_of(devices: str) -> list[str]:
-    """The ids that a number of devices or a list of ids stands for.
+    """The ids that `all`, a number of devices or a list of ids stands for; a machine without a CUDA GPU has one device.
 
     Raises:
         InputError: for anything else.
     """
+    if devices == "all":
+        import mlx.core as mx
+
+        return [str(index) for index in range(max(1, mx.device_count(mx.gpu)))]
     ids = [str(index) for index in range(int(devices))] if devices.isdecimal() else devices.split(",")
     if not ids or not all(ids) or len(set(ids)) != len(ids):
-        raise InputError(f"devices={devices!r}; expected a number of devices from 1 on, or their ids, as 0,2,3")
+        raise InputError(f"devices={devices!r}; expected all, a number of devices from 1 on, or ids, as 0,2,3")
     return ids
 
 

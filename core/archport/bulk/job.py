@@ -17,7 +17,7 @@ from archport.bulk.identity import model_settings, provenance
 from archport.bulk.ids import Ids
 from archport.bulk.inputs import Inputs
 from archport.bulk.manifest import RANGES, TOTAL, Manifest, Record, save_json
-from archport.bulk.parts import Part, cut
+from archport.bulk.parts import Part, Turns, cut
 from archport.bulk.stores import Store, begun, load_ranges, remove_leftovers, save_ranges, store_of, writing
 from archport.contract import InputError
 from archport.contract.errors import shown
@@ -104,11 +104,6 @@ class Job:
         """Of this process among those that write to the folder."""
         (index, count), (device, devices) = self.shard, self.device
         return "" if self.alone else f"-{index + 1}-of-{count}-device-{device + 1}-of-{devices}"
-
-    def mine(self, number: int) -> bool:
-        """Whether this process makes the part of that number."""
-        (index, count), (device, devices) = self.shard, self.device
-        return number % count == index and number // count % devices == device
 
 
 class Watch(Protocol):
@@ -228,6 +223,7 @@ def _run_all(
     watch.began(manifest, there)
     ids = Ids(numbered=inputs.numbered)
     summary, count, number = Summary(), 0, -1
+    turns = Turns(job.shard, job.device)
     writes = _Writes(store, watch)
     with writes:
         for part in _ahead(
@@ -237,7 +233,7 @@ def _run_all(
                 summary = replace(summary, stopped=True)
                 break
             number, count = part.number, part.first + len(part.rows)
-            if not job.mine(part.number):
+            if not turns.mine(part):
                 continue
             record = there.get(part.number)
             if record is not None:

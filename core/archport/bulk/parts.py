@@ -65,3 +65,27 @@ def cut(rows: Iterable[Row], ids: Ids, most: int, share: Any) -> Iterator[Part]:
             number, first, some, characters = number + 1, first + len(some), [], 0
     if some:
         yield part()
+
+
+class Turns:
+    """Which process makes which part: every N-th of a shard, and of those the device with the least text so far.
+
+    By the input alone, so that processes agree without a word, and a job that is resumed finds the same turns.
+
+    Args:
+        shard, device: (index from 0, number) of this process.
+    """
+
+    def __init__(self, shard: tuple[int, int], device: tuple[int, int]) -> None:
+        self._shard, (self._device, devices) = shard, device
+        self._work = [0] * devices
+
+    def mine(self, part: Part) -> bool:
+        """Whether this process makes the part; asked once for each, in order."""
+        index, count = self._shard
+        if part.number % count != index:
+            return False
+        least = self._work.index(min(self._work))
+        # A row costs something whatever it says.
+        self._work[least] += sum(row.characters + 1 for row in part.rows)
+        return least == self._device

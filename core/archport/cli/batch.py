@@ -84,7 +84,7 @@ def batch(
         str | None, typer.Option(metavar="I/N", help="Make every N-th part only, from the I-th on.")
     ] = None,
     devices: Annotated[
-        str | None, typer.Option(metavar="N|IDS", help="One process for each: a number, or ids such as 0,2,3.")
+        str | None, typer.Option(metavar="all|N|IDS", help="One process for each: all, a number, or ids as 0,2,3.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Open everything, embed and write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but what went wrong.")] = False,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from archport.bulk.devices import ids_of
 from archport.bulk.parts import Part, Turns
 from archport.bulk.rows import Row
 from archport.contract import InputError
+from archport.device.processes import ids_of
 
 
 def parts(lengths):

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from archport import engine
-from archport.bulk import devices, read
+from archport.bulk import read
 from archport.contract import InputError
+from archport.device import processes
 
 from .processes import BERT, Ended, in_this_process
 
@@ -86,7 +87,7 @@ def test_messages_name_flags_and_the_exit_code_says_what_happened(batch, rows, t
 
 def test_devices_are_those_that_a_cluster_left_to_this_process(monkeypatch: pytest.MonkeyPatch):
     def given(ids: list[str]) -> list[str]:
-        return [devices._environment(at, ids)["CUDA_VISIBLE_DEVICES"] for at in range(len(ids))]
+        return [processes.environment_of(at, ids, "PLACE")["CUDA_VISIBLE_DEVICES"] for at in range(len(ids))]
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert given(["0", "2"]) == ["0", "2"]

@@ -113,6 +113,12 @@ def serve(
         float | None,
         typer.Option(envvar="ARCHPORT_SERVE_IDLE_TIMEOUT", min=0.1, help="Seconds until an unused model is let go."),
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|N|IDS", envvar="ARCHPORT_SERVE_DEVICES", help="One process for each, behind the port."
+        ),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", envvar="ARCHPORT_SERVE_QUIET", help="No access log, table or live line.")
     ] = False,
@@ -123,10 +129,14 @@ def serve(
     check_installed()
     import logging
 
+    from archport.serving.devices import DEVICE, run_on
     from archport.serving.security import keys_of
     from archport.serving.server import Server, set_up_logs, wanted
     from archport.serving.settings import Limits, Settings
 
+    # The variable reaches the processes of each device as well.
+    if devices is not None and DEVICE not in os.environ:
+        raise typer.Exit(run_on(devices, sys.argv[1:], host, port, note))
     limits = Limits(
         queue_tokens=queue_tokens, queue_requests=queue_requests, inputs=max_inputs, seconds=request_timeout
     )

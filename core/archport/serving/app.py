@@ -23,6 +23,7 @@ from archport.serving import openapi
 from archport.serving.answers import Answers
 from archport.serving.chats import Generations
 from archport.serving.device import Device
+from archport.serving.devices import together
 from archport.serving.errors import Fault, Refused, fault_of, refused, unavailable
 from archport.serving.frontiers import Frontiers
 from archport.serving.http import (
@@ -66,6 +67,7 @@ class State:
         reading: bodies that are arriving.
         key_requests: requests under way of each key.
         budget: bytes that all models may use together; None for that of the model that has most.
+        together: what the processes of all devices count; None where there is one.
         refusals: the last ones, newest last.
         frontiers: what fits where, for the page.
     """
@@ -101,6 +103,7 @@ class State:
         self.reading: set[asyncio.Timeout] = set()
         self.key_requests = KeyRequests(settings.key_requests)
         self.metrics = Metrics(gauges(self))
+        self.together = together(self.metrics.registry)
         self.refusals: deque[Refusal] = deque(maxlen=REFUSALS)
         self.frontiers = Frontiers()
         self.device.observed = self.metrics.ran

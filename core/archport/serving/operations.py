@@ -53,5 +53,6 @@ def _computes() -> bool:
 async def metrics(context: Context, _: None) -> Response:
     """Prometheus' text format."""
     # macOS tells a process's memory through a program that takes a while.
-    text = await asyncio.to_thread(context.state.metrics.text)
+    state = context.state
+    text = await asyncio.to_thread(state.metrics.text if state.together is None else state.together.text)
     return Response(text, 200, None, CONTENT_TYPE_LATEST)

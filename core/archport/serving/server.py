@@ -26,6 +26,7 @@ from archport.device.facts import this_device
 from archport.device.workers import cores
 from archport.serving.app import App, State
 from archport.serving.connections import Connection, connection
+from archport.serving.devices import EVERY, bound_socket
 from archport.serving.dialects import openai
 from archport.serving.endpoints import ENDPOINTS
 from archport.serving.errors import unavailable
@@ -123,11 +124,7 @@ class Server:
 
     def _listen(self) -> socket.socket:
         try:
-            family = socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET
-            # asyncio turns Nagle's algorithm off for sockets that say they are TCP, and else answers wait 40 ms.
-            listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((self.settings.host, self.settings.port))
+            listener = bound_socket(self.settings.host, self.settings.port, shared=self.state.together is not None)
             listener.listen(BACKLOG)
         except (OSError, OverflowError) as error:
             raise InputError(
@@ -141,9 +138,17 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(ValueError, NotImplementedError, RuntimeError):
                 loop.add_signal_handler(number, self._signal)
-        loading = asyncio.ensure_future(self._load())
+        tasks = [asyncio.ensure_future(self._load()), asyncio.ensure_future(self._leave())]
         await self._server.serve(sockets=[listener])
-        loading.cancel()
+        for task in tasks:
+            task.cancel()
+
+    async def _leave(self) -> None:
+        """Leave what is counted for the processes of other devices, again and again."""
+        together = self.state.together
+        while together is not None:
+            await asyncio.to_thread(together.leave)
+            await asyncio.sleep(EVERY)
 
     def _signal(self) -> None:
         self._signals += 1

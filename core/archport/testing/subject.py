@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -55,6 +55,8 @@ class Subject:
 
     def __init__(self, plugin: Plugin, others: Sequence[Plugin] = ()) -> None:
         self.plugin, self.others = plugin, tuple(others)
+        # What was measured of examples whose passes are alike, by what they are (see `touched`), with the example.
+        self.measured: dict[Hashable, tuple[str, int]] = {}
 
     @property
     def module(self) -> ModuleType:

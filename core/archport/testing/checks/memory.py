@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from archport.contract import EmbeddingHead, LayerSpec
+from archport.contract import LayerSpec
 from archport.testing.check import check, fail
 from archport.testing.halves import Halves, in_words, too_small
 from archport.testing.halves import measured as measured_halves
-from archport.testing.measure import RUNS, host_ahead, peaks, run_plan
+from archport.testing.peak import measured_peak
 from archport.testing.subject import Tiny
 from archport.testing.weights import misdeclared, own_blocks, shown_by
 
@@ -21,8 +21,6 @@ FACTOR_ON_GPU = 1.5
 # Blocks that are not archport's are priced as if they were: attention through a narrow row, say, needs less.
 FACTOR_OF_OTHERS = 1.75
 FACTOR_OF_OTHERS_ON_GPU = FACTOR_OF_OTHERS * FACTOR_ON_GPU / FACTOR
-# Runs at least, so that what only some of them hold is seen.
-LEAST = 3
 
 
 @check("tiny")
@@ -34,7 +32,6 @@ def peak_is_predicted(t: Tiny) -> str:
     declares a `Footprint` where it needs more, or far less; a half that makes more than its footprint fails alone.
     """
     from archport.planning.costs import WORKSPACE
-    from archport.running.pool import VectorHead
 
     wrong = misdeclared(t)
     if wrong:
@@ -55,34 +52,17 @@ def peak_is_predicted(t: Tiny) -> str:
             break
         count *= 2
     predicted = plan.peak - constant
-    rows = [t.tokens(length, seed) for seed in range(count)]
-    encoder, head = t.model._runtime.encoder, VectorHead(EmbeddingHead(("mean",)))
-    head = t.model._runtime.embedder().head if t.embeds else head
     others = own_blocks(t)
     usual, of_others = FACTOR, FACTOR_OF_OTHERS
     if t.planner.device.kind != "cpu":
         usual, of_others = FACTOR_ON_GPU, FACTOR_OF_OTHERS_ON_GPU
-    factor, measured = of_others if others else usual, 0
-
-    def run() -> None:
-        run_plan(encoder, plan, rows, head)
-
-    for turn, peak in enumerate(peaks(run, weights=plan.bytes["weights"], runs=RUNS)):
-        measured = max(measured, peak)
-        if turn + 1 >= LEAST and measured * factor >= predicted:
-            break
+    factor = of_others if others else usual
+    measured, example = measured_peak(t, plan, predicted, factor, floor=WORTH_MEASURING)
     if measured > plan.peak:
         fail(
             f"{count} rows of {length} tokens took {measured:,} bytes, the plan predicts {plan.peak:,} "
             f"(measured / predicted {measured / plan.peak:.2f}, limit 1){_advice(t, halves, others)}"
         )
-    if measured * factor < predicted:
-        # The plan is for the worst that any run may meet: a host that is far ahead of its device.
-        with host_ahead():
-            for peak in peaks(run, weights=plan.bytes["weights"], runs=2 * RUNS):
-                measured = max(measured, peak)
-                if measured * factor >= predicted:
-                    break
     # A plan that is far above runs few rows, whose peak is small.
     if predicted > factor * max(measured, WORTH_MEASURING):
         parts = ", ".join(f"{name} {size:,}" for name, size in plan.bytes.items() if size)
@@ -94,6 +74,7 @@ def peak_is_predicted(t: Tiny) -> str:
             f"measured {predicted / measured:.2f}, limit {factor}): {parts}{over}{_advice(t, halves, others)}"
         )
     own = f", with {', '.join(others)} of its own" if others else ""
+    own += f", measured of {example!r}, whose passes are alike" if example else ""
     ratio = predicted / measured
     return f"{count} x {length} tokens: {measured >> 20} MiB, predicted {predicted >> 20} MiB, {ratio:.2f}{own}"
 

@@ -1,7 +1,7 @@
 """What fits where, of each served model: planned by `archport plan` in another process, one at a time, and remembered.
 
 In another process, because planners are pure Python and would take turns with the thread that owns the device; with a
-low priority, about a tenth of a core while requests need them all. Knows nothing of HTTP.
+low priority, about a quarter of a core while requests need them all. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGEST = 900.0
 _COMMAND = (
     sys.executable,
     "-c",
-    "import os; getattr(os, 'nice', int)(10); from archport.cli import main; main()",
+    "import os; getattr(os, 'nice', int)(5); from archport.cli import main; main()",
     "plan",
     "--points",
     "-",

@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +11,7 @@ from archport.layers import (
     GatedMLP,
     PreNormBlock,
     Rotary,
+    SigmoidRouter,
     SparseMLP,
     activation,
     head_rows,
@@ -70,32 +70,16 @@ def stretch(scaling):
     return 0.1 * weight * math.log(scaling["factor"]) + 1 if weight and scaling["factor"] > 1 else 1.0
 
 
-class GroupedExperts(SparseMLP):
-    """Experts chosen by sigmoid within the best groups, and one for all tokens; parameter `e_score_correction_bias`."""
-
-    def __init__(self, D, experts, config):
-        super().__init__(D, replace(experts, shared_intermediate_size=0), renormalise=True, act=config["hidden_act"])
-        self._groups, self._kept = config["n_group"], config["topk_group"]
-        self._chosen, self._sums = experts.per_token, bool(config["norm_topk_prob"])
-        self._factor = config["routed_scaling_factor"]
-        self.e_score_correction_bias = mx.zeros((experts.count,))
-        self.shared_experts = GatedMLP(D, experts.shared_intermediate_size, activation(config["hidden_act"]))
-
-    def __call__(self, x):
-        return super().__call__(x) + self.shared_experts(x)
-
-    def route(self, x):
-        scores = mx.sigmoid(self.gate(x).astype(mx.float32))
-        likes = scores + self.e_score_correction_bias.astype(mx.float32)
-        grouped = likes.reshape(*likes.shape[:-1], self._groups, -1)
-        best = mx.sort(grouped, axis=-1)[..., -2:].sum(axis=-1)
-        least = mx.sort(best, axis=-1)[..., -self._kept, None]
-        likes = mx.where((best >= least)[..., None], grouped, -mx.inf).reshape(likes.shape)
-        chosen = mx.argpartition(-likes, kth=self._chosen - 1, axis=-1)[..., : self._chosen]
-        weights = mx.take_along_axis(scores, chosen, axis=-1)
-        if self._sums:
-            weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
-        return chosen, weights * self._factor
+def grouped_experts(D, experts, config):
+    router = SigmoidRouter(
+        D,
+        experts,
+        groups=config["n_group"],
+        kept_groups=config["topk_group"],
+        renormalise=bool(config["norm_topk_prob"]),
+        factor=config["routed_scaling_factor"],
+    )
+    return SparseMLP(D, experts, act=config["hidden_act"], router=router, shared_gate=False)
 
 
 class Trunk(nn.Module):
@@ -106,7 +90,7 @@ class Trunk(nn.Module):
         self.layers = []
         for index, layer in enumerate(spec.layers):
             sparse = spec.experts is not None and index in spec.experts.layers
-            mlp = GroupedExperts(D, spec.experts, config) if sparse else GatedMLP(D, spec.intermediate_size, act)
+            mlp = grouped_experts(D, spec.experts, config) if sparse else GatedMLP(D, spec.intermediate_size, act)
             self.layers.append(PreNormBlock(LatentAttention(index, layer, config), mlp, D, eps))
         self.norm = nn.RMSNorm(D, eps=eps)
 
@@ -139,7 +123,6 @@ class DeepSeek(nn.Module):
             # Layers beyond the last draft tokens, and take no part.
             if (at and int(at[1]) >= layers) or ("lm_head" not in self and name.startswith("lm_head.")):
                 continue
-            name = name.replace(".gate.e_score", ".e_score")
             if name.endswith(".experts.gate_up_proj"):
                 path = name.removesuffix("experts.gate_up_proj") + "switch_mlp."
                 found[f"{path}gate_proj.weight"], found[f"{path}up_proj.weight"] = mx.split(value, 2, axis=1)
@@ -160,5 +143,5 @@ def published(weights):
         if leaf:
             found |= {f"{block}experts.{index}.{leaf}": value[index] for index in range(value.shape[0])}
         else:
-            found[name.replace(".e_score", ".gate.e_score")] = value
+            found[name] = value
     return found

@@ -11,6 +11,7 @@ from archport.layers.merging import added, merge_projections
 from archport.layers.mlp import MLP, GatedMLP
 from archport.layers.norms import ZeroCentredRMSNorm
 from archport.layers.rotary import Rotary, SectionedRotary
+from archport.layers.routing import SigmoidRouter
 from archport.layers.short_conv import ShortConv
 from archport.layers.vision import PatchMergingTower, TowerShape
 
@@ -27,6 +28,7 @@ __all__ = [
     "Rotary",
     "SectionedRotary",
     "ShortConv",
+    "SigmoidRouter",
     "Slopes",
     "SparseMLP",
     "TowerShape",

@@ -1,7 +1,7 @@
 """Mixture-of-experts MLP: a router picks a few experts per token, and their answers are added by its weights.
 
 Parameter names are those of converted checkpoints: `gate`, `switch_mlp.{gate,up,down}_proj` with all experts stacked,
-`shared_expert`, `shared_expert_gate`. Knows nothing of how a repository names or splits them.
+`shared_expert` and `shared_expert_gate`, or `shared_experts`. Knows nothing of how a repository names or splits them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ PARTS = ("gate_proj", "up_proj", "down_proj")
 class SparseMLP(nn.Module):
     """Experts behind a router, and one that every token visits where the spec has it.
 
-    A subclass whose router chooses otherwise has a `route` of its own.
-
     Args:
         hidden_size: model width D.
         experts: their number, how many a token visits, and widths.
-        renormalise: whether the weights of the chosen experts are scaled to sum to one.
+        renormalise: whether the weights of the chosen experts are scaled to sum to one; a `router` says so itself.
         act: name of the activation inside an expert.
         bias: whether the router and the matrices of every expert have biases.
         combine: what an expert makes of (gate, up), arrays of one shape; act(gate) * up when left out.
+        router: what chooses: a `SigmoidRouter`, or a module that is called and answers like one. When left out, a
+            linear layer whose softmax weighs the largest.
+        shared_gate: whether a gate weighs the shared expert's answer per token. The expert is `shared_expert` with it,
+            and `shared_experts` without.
 
     Raises:
         SpecError: for an activation that is not known.
@@ -45,24 +47,28 @@ class SparseMLP(nn.Module):
         hidden_size: int,
         experts: Experts,
         *,
-        renormalise: bool,
+        renormalise: bool = False,
         act: str = "silu",
         bias: bool = False,
         combine: Callable[[mx.array, mx.array], mx.array] | None = None,
+        router: nn.Module | None = None,
+        shared_gate: bool = True,
     ) -> None:
         super().__init__()
-        self._per_token, self._renormalise = experts.per_token, renormalise
+        self._per_token, self._renormalise, self._routed = experts.per_token, renormalise, router is not None
         self._ranks: Ranks | None = None
         plain = activation(act)
         self._combine = combine or (lambda gate, up: plain(gate) * up)
-        self.gate = nn.Linear(hidden_size, experts.count, bias=bias)
+        self.gate = nn.Linear(hidden_size, experts.count, bias=bias) if router is None else router
         self.switch_mlp = reused("models.switch_layers.SwitchGLU")(
             hidden_size, experts.intermediate_size, experts.count, bias=bias
         )
         if bias or combine is not None or act not in ("silu", "swish"):
             together = combine or gated(plain)
             self.switch_mlp.activation = lambda up, gate: _in_order(together(gate, up))
-        if experts.shared_intermediate_size:
+        if experts.shared_intermediate_size and not shared_gate:
+            self.shared_experts = GatedMLP(hidden_size, experts.shared_intermediate_size, plain)
+        elif experts.shared_intermediate_size:
             self.shared_expert = GatedMLP(hidden_size, experts.shared_intermediate_size, plain)
             self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False)
 
@@ -72,8 +78,9 @@ class SparseMLP(nn.Module):
         inward, outward = out(rank, width, "columns of an expert"), columns(rank, width, "columns of an expert")
         own = {"gate_proj": inward, "up_proj": inward, "down_proj": outward}
         found = {f"switch_mlp.{name}": cut for name, cut in own.items()}
-        if "shared_expert" in self:
-            found |= {f"shared_expert.{name}": cut for name, cut in self.shared_expert.cuts(rank).items()}
+        for shared in ("shared_expert", "shared_experts"):
+            if shared in self:
+                found |= {f"{shared}.{name}": cut for name, cut in self[shared].cuts(rank).items()}
         return found
 
     def split(self, ranks: Ranks) -> None:
@@ -89,7 +96,9 @@ class SparseMLP(nn.Module):
         chosen, weights = self.route(x)
         grouped = self._expert_by_expert if self._is_slow(x) else self.switch_mlp
         y = (grouped(x, chosen) * weights[..., None].astype(x.dtype)).sum(axis=-2)
-        if "shared_expert" in self:
+        if "shared_experts" in self:
+            y = y + self.shared_experts(x)
+        elif "shared_expert" in self:
             y = y + mx.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
         return y if self._ranks is None else self._ranks.sum(y)
 
@@ -120,6 +129,8 @@ class SparseMLP(nn.Module):
 
         In float32: the share of experts that are nearly tied decides, and 16 bits tie many.
         """
+        if self._routed:
+            return self.gate(x)  # pyright: ignore[reportReturnType]
         shares = mx.softmax(self.gate(x).astype(mx.float32), axis=-1)
         k = self._per_token
         chosen = mx.argpartition(-shares, kth=k - 1, axis=-1)[..., :k]

@@ -12,11 +12,11 @@ from typing import Any
 
 from archport.contract import ArchSpec, Example, Trunk, hookimpl
 
-from archport_decoders import gemma1, gemma2, gemma3, gpt_oss, lfm2, llama, ministral3, mistral
+from archport_decoders import gemma1, gemma2, gemma3, glm4_moe, gpt_oss, lfm2, llama, ministral3, mistral
 
 # The contract that this is written for; an archport that does not understand it says so.
 ARCHPORT_CONTRACT = "0.2"
-FAMILIES = (llama, mistral, ministral3, gemma1, gemma2, gemma3, gpt_oss, lfm2)
+FAMILIES = (llama, mistral, ministral3, gemma1, gemma2, gemma3, gpt_oss, glm4_moe, lfm2)
 
 
 def family_of(config: Mapping[str, Any]) -> ModuleType | None:

@@ -126,6 +126,24 @@ FAMILIES = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         },
     ),
+    "glm4_moe": (
+        transformers.Glm4MoeConfig,
+        transformers.Glm4MoeForCausalLM,
+        {
+            **TWO,
+            "intermediate_size": 40,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "moe_intermediate_size": 12,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_group": 4,
+            "topk_group": 2,
+            "n_shared_experts": 2,
+            "routed_scaling_factor": 2.5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "partial_rotary_factor": 0.5},
+        },
+    ),
 }
 # Gemma's and LFM2's norms of q and k undo what a sharper projection would do, so the norms are sharper.
 SHARPER = ("q_proj.weight", "k_proj.weight", "q_norm", "k_norm", "q_layernorm", "k_layernorm")
@@ -144,9 +162,14 @@ def perturbed(model: torch.nn.Module, seed: int) -> torch.nn.Module:
         elif "embed" in name:
             parameter.copy_(noise)
         else:
-            # Experts are stored turned round.
-            inputs = parameter.shape[-2] if "experts" in name else parameter.shape[-1]
+            # gpt-oss stores its experts turned round.
+            turned = "experts" in name and "GptOss" in type(model).__name__
+            inputs = parameter.shape[-2] if turned else parameter.shape[-1]
             parameter.copy_(gain * noise / inputs**0.5)
+    for name, stored in sorted(model.named_buffers()):
+        # What steers a router is stored, and no parameter.
+        if name.endswith("e_score_correction_bias"):
+            stored.copy_(0.3 * torch.randn(stored.shape, generator=dice))
     return model.eval()
 
 

@@ -9,7 +9,7 @@ import pytest
 from archport import engine
 
 GOLDEN = Path(__file__).with_name("golden")
-FAMILIES = ("llama", "mistral", "ministral3", "gemma1", "gemma2", "gemma3", "gpt_oss", "lfm2")
+FAMILIES = ("llama", "mistral", "ministral3", "gemma1", "gemma2", "gemma3", "gpt_oss", "lfm2", "glm4_moe")
 PROMPT = 60
 MODES = {"lasttoken": "lasttoken", "mean": "mean_tokens"}
 

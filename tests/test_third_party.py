@@ -107,6 +107,7 @@ def test_installed_plugins_are_listed_like_the_shipped_ones(installed: Environme
         "gemma",
         "gemma2",
         "gemma3",
+        "glm4_moe",
         "gpt_oss",
         "lfm2",
         "llama",

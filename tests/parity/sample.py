@@ -151,6 +151,9 @@ LATER: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("jina-v3", "JinaEmbeddingsV3ForMaskedLM", {**UNTIED, "rope_parameters": ROPES[1], "hidden_act": "relu"}),
     ("jina-v3", "JinaEmbeddingsV3ForSequenceClassification", {"num_labels": 4, "type_vocab_size": 2}),
     ("clip", "CLIPModel", {"text.hidden_act": "gelu", "raw.vision.layer_norm_eps": DROP, "vision.patch_size": 8}),
+    ("glm4-moe", "Glm4MoeForCausalLM",
+     {"n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "use_qk_norm": True, "attention_bias": True,
+      "routed_scaling_factor": 2.5, "raw.rms_norm_eps": DROP, "raw.rope_scaling": SCALED}),
 )  # fmt: skip
 PLACES = range(len(CASES), len(CASES) + len(PIPELINES))
 # Past the 40 positions that one of them states; pairs long enough to run what they share once.

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from archport.contract import Experts, SpecError
+from archport.contract.split import Rank
 from archport.layers import SigmoidRouter, SparseMLP
 
 D, COUNT, CHOSEN = 24, 12, 3
@@ -96,3 +97,11 @@ def test_a_shared_expert_without_a_gate_is_added_as_it_is():
     alone.switch_mlp = mlp.switch_mlp
     del alone.shared_experts
     assert mx.abs(mlp(x) - (alone(x) + mlp.shared_experts(x))).max().item() <= 1e-6
+
+
+def test_a_rank_keeps_a_share_of_the_shared_expert_and_the_whole_router():
+    experts = Experts(count=COUNT, per_token=CHOSEN, intermediate_size=8, shared_intermediate_size=16, layers=(0,))
+    mlp = SparseMLP(D, experts, router=made(2), shared_gate=False)
+    kept = mlp.cuts(Rank(1, 2))
+    names = ("gate_proj", "up_proj", "down_proj")
+    assert set(kept) == {f"{block}.{name}" for block in ("switch_mlp", "shared_experts") for name in names}

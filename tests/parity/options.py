@@ -291,6 +291,23 @@ SEEING = without(DECODER, *PIPELINE)
 BIDIRECTIONAL = without(DECODER, "make.head", "make.save", "tie_word_embeddings", "raw.architectures")
 # Of classes that archport itself does not know, so that a file has to name its architecture.
 OUTSIDE = without(DECODER, "raw.architectures", "attention_bias")
+GLM4_MOE = {
+    **without(OUTSIDE, "num_hidden_layers", "raw.partial_rotary_factor", "rope_parameters"),
+    "attention_bias": [False, True],
+    "use_qk_norm": [False, True],
+    "moe_intermediate_size": [32, 24, 40],
+    "num_experts_per_tok": [2, 1, 3],
+    "n_shared_experts": [1, 2],
+    "n_group": [1, 2, 4],
+    "topk_group": [1, 2],
+    "routed_scaling_factor": [1.0, 2.5],
+    "norm_topk_prob": [True, False],
+    "first_k_dense_replace": [1, 0, 2, 3],
+    "rope_parameters": [UNSAID, *[{**rope, "partial_rotary_factor": 0.5} for rope in ROPES], *ROPES],
+    "raw.partial_rotary_factor": [UNSAID, 1.0, 0.25],
+    "raw.routed_scaling_factor": [UNSAID, DROP],
+    "raw.first_k_dense_replace": [UNSAID, DROP],
+}
 GROWING = {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 16}
 HYBRID_DECODER = {**without(DECODER, "raw.partial_rotary_factor", "num_hidden_layers"), **HYBRID}
 HYBRID_DECODER["head_dim"] = [16, 8, 32]

@@ -306,7 +306,6 @@ GLM4_MOE = {
     "rope_parameters": [UNSAID, *[{**rope, "partial_rotary_factor": 0.5} for rope in ROPES], *ROPES],
     "raw.partial_rotary_factor": [UNSAID, 1.0, 0.25],
     "raw.routed_scaling_factor": [UNSAID, DROP],
-    "raw.first_k_dense_replace": [UNSAID, DROP],
 }
 GROWING = {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 16}
 HYBRID_DECODER = {**without(DECODER, "raw.partial_rotary_factor", "num_hidden_layers"), **HYBRID}

@@ -156,4 +156,4 @@ def test_what_is_dropped_is_no_longer_part_of_the_total():
     ("per_second", "text"), [(None, "-/s"), (0.1234, "0.123/s"), (12.34, "12.3/s"), (423347.0, "423,347/s")]
 )
 def test_rates_are_short(per_second, text):
-    assert progress.rate(per_second) == text
+    assert progress.pace(per_second) == text

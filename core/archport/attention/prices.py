@@ -9,13 +9,12 @@ import math
 from collections.abc import Mapping
 
 from archport.attention.routes import FastCall, Kernel
-from archport.contract.device import DeviceFacts, DeviceKind
+from archport.contract.device import DeviceFacts, DeviceKind, rate
 from archport.contract.spec import DType
 
 # Scalars and index vectors that no formula below counts, and page rounding of a handful of buffers on GPUs.
 SLACK: Mapping[DeviceKind, int] = {"cpu": 1 << 14, "metal": 1 << 19, "cuda": 1 << 19}
 
-_NOMINAL_FLOPS: Mapping[DeviceKind, float] = {"cpu": 5e9, "metal": 8e12, "cuda": 3e14}
 _NOMINAL_BANDWIDTH: Mapping[DeviceKind, float] = {"cpu": 2e10, "metal": 2e11, "cuda": 3e12}
 # Time of one evaluation that the device waits for.
 _SYNC: Mapping[DeviceKind, float] = {"cpu": 1e-4, "metal": 3e-4, "cuda": 1e-4}
@@ -37,13 +36,12 @@ _PASSES: Mapping[DeviceKind, tuple[int, int]] = {"cpu": (0, 0), "metal": (4, 6),
 _CPU_SCORE = 2e-8
 
 
-def rate(device: DeviceFacts, dtype: DType) -> float:
+def steady_rate(device: DeviceFacts, dtype: DType) -> float:
     """Matrix FLOP/s of the device, rounded down to a power of two.
 
     A calibration that jitters by some percent from start to start must not change what is chosen.
     """
-    known = device.flops.get(dtype) or _NOMINAL_FLOPS[device.kind] * (0.5 if dtype == "float32" else 1.0)
-    return 2.0 ** math.floor(math.log2(known))
+    return 2.0 ** math.floor(math.log2(rate(device, dtype)))
 
 
 def bandwidth(device: DeviceFacts) -> float:
@@ -114,7 +112,7 @@ def seconds(call: FastCall, kernel: Kernel, device: DeviceFacts, *, share_of_wor
     share = _SHARE[kernel]
     if kernel == "full" and call.head_dim > 128:
         share = 0.6 if device.nax else 0.4
-    work = call.flops / (rate(device, call.dtype) * share)
+    work = call.flops / (steady_rate(device, call.dtype) * share)
     if kernel == "composite":
         if device.kind == "cpu":
             work += call.scores * _CPU_SCORE * ((1.5 if masked else 1.0) + (1.0 if call.softcap else 0.0))
@@ -130,7 +128,7 @@ def content_seconds(flops: float, head_dim: int, device: DeviceFacts, dtype: DTy
     """Estimated time of products with vectors by distance, and of adding them to scores."""
     numbers = flops / (2.0 * head_dim)
     outside = numbers * _CPU_SCORE if device.kind == "cpu" else numbers * 16 / bandwidth(device)
-    return flops / (rate(device, dtype) * 0.5) + outside
+    return flops / (steady_rate(device, dtype) * 0.5) + outside
 
 
 def shape_seconds(device: DeviceFacts) -> float:

@@ -18,6 +18,7 @@ from archport.bulk.manifest import MANIFEST
 from archport.bulk.rows import MOST_BYTES, Fields, Row, made, text_row
 from archport.contract import InputError
 from archport.contract.errors import shown
+from archport.contract.sizes import format_bytes
 from archport.reading.columns import arrow_values, utf8
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
@@ -245,7 +246,7 @@ class Folder:
             if path.suffix.lower() in PICTURES:
                 return Row(place, id, {"image": str(path)})
             if path.stat().st_size > MOST_BYTES:
-                return Row(place, id, None, f"a file of more than {MOST_BYTES >> 20} MiB")
+                return Row(place, id, None, f"a file of more than {format_bytes(MOST_BYTES)}")
             return text_row(place, utf8(path.read_bytes().removeprefix(codecs.BOM_UTF8)), id)
         except OSError as error:
             return Row(place, id, None, f"can't be read: {error.strerror}")

@@ -16,6 +16,7 @@ from typing import Any
 from archport.bulk.rows import MOST_BYTES, Fields, Row, made, text_row
 from archport.contract import InputError
 from archport.contract.errors import shown
+from archport.contract.sizes import format_bytes
 from archport.reading.columns import Unreadable, decoded, json_value
 
 # Lines among which the first good one is looked for.
@@ -72,7 +73,7 @@ class Lines:
                     continue
                 while line and not line.endswith(b"\n"):
                     line = file.readline(MOST_BYTES)
-                yield number, Unreadable(f"a line of more than {MOST_BYTES >> 20} MiB")
+                yield number, Unreadable(f"a line of more than {format_bytes(MOST_BYTES)}")
         self.share = None if self.share is None else 1.0
 
     @contextmanager

@@ -13,6 +13,7 @@ import typer
 
 from archport.cli.described import Described, described, described_on, planner_of
 from archport.contract import InputError
+from archport.contract.sizes import format_bytes
 
 if TYPE_CHECKING:
     from archport.contract import DeviceFacts
@@ -82,7 +83,6 @@ def duration(seconds: float) -> str:
 
 
 def _lines(about: Described, forms: Sequence[Variant], points: Sequence[Point], longest: dict[str, int]) -> list[str]:
-    from archport.contract.sizes import format_bytes
     from archport.planning.frontier import BATCHES
 
     planner = forms[0].planner
@@ -171,8 +171,8 @@ def write_page(path: Path, data: Mapping[str, Any]) -> None:
     page = explorer_page(data)
     if len(page.encode()) > MOST_PAGE_BYTES:
         raise InputError(
-            f"the page of {len(data['devices'])} devices takes {len(page.encode()) / 1e6:.1f} MB; at most "
-            f"{MOST_PAGE_BYTES / 1e6:.0f} MB: name fewer with --device"
+            f"the page of {len(data['devices'])} devices takes {format_bytes(len(page.encode()))}; at most "
+            f"{format_bytes(MOST_PAGE_BYTES)}: name fewer with --device"
         )
     _write("--html", path, page, data)
 

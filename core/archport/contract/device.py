@@ -13,6 +13,9 @@ from archport.contract.spec import DType
 
 DeviceKind = Literal["cpu", "metal", "cuda"]
 
+# Float32 arithmetic per second of a device that states none; of other types a GPU does twice as much.
+NOMINAL_FLOPS: Mapping[DeviceKind, float] = {"cpu": 5e9, "metal": 4e12, "cuda": 1.5e14}
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
@@ -66,3 +69,9 @@ class DeviceFacts:
             # MLX's own memory limit on Metal is min(1.5 x working set, 0.95 x memory); the working set is the knee.
             return min(int(0.9 * (self.working_set or self.total_memory)), int(0.95 * self.total_memory))
         return int((0.9 if self.kind == "cuda" else 0.8) * self.total_memory)
+
+
+def rate(device: DeviceFacts, dtype: DType) -> float:
+    """Sustained arithmetic per second; a nominal one where the device states none."""
+    known = device.flops.get(dtype) or min((value for value in device.flops.values() if value), default=0.0)
+    return known or NOMINAL_FLOPS[device.kind] * (1 if dtype == "float32" else 2)

@@ -100,14 +100,14 @@ def _progress(what: str, *, known: bool) -> Progress:
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(rate(task.finished_speed or task.speed))
+            return Text(pace(task.finished_speed or task.speed))
 
     time_column = TimeRemainingColumn() if known else TimeElapsedColumn()
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), time_column)
     return Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
 
 
-def rate(per_second: float | None) -> str:
+def pace(per_second: float | None) -> str:
     """So many per second in at most four digits, or a dash before anybody knows."""
     if per_second is None:
         return "-/s"

@@ -25,9 +25,6 @@ from archport.contract.split import TensorSplit
 Layer = TypeVar("Layer", bound=Hashable)
 MIB = 2**20
 
-# Arithmetic rate assumed where a device states none; said in the plan's notes.
-UNKNOWN_FLOPS = 1e12
-
 # What evaluating costs, measured on an H200 with 28 layers of 1024, MLP 3072, 128 to 32,768 tokens. Metal: not
 # measured, taken as CUDA. CPU: a thread hand-over.
 #
@@ -203,11 +200,6 @@ def in_flight_cap(device: DeviceFacts, widest: int, dtype: DType) -> int:
     if device.kind == "metal":
         return TASKS_IN_FLIGHT * (50 * MIB * itemsize(dtype) + widest)
     return TASKS_IN_FLIGHT * 10 * widest
-
-
-def rate(device: DeviceFacts, dtype: DType) -> float:
-    """Sustained arithmetic per second; the assumed one where the device states none."""
-    return device.flops.get(dtype) or min((value for value in device.flops.values() if value), default=UNKNOWN_FLOPS)
 
 
 def recurrent_widths(layer: RecurrentLayer) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from archport.contract import AttentionLayer, AttentionPath, KVAllocation, RecurrentPath
+from archport.contract.device import rate
 from archport.contract.spec import itemsize
 from archport.planning.activations import LayerClass
 from archport.planning.batch import Batch, Decoding, StepPlan
@@ -21,7 +22,6 @@ from archport.planning.costs import (
     POINTWISE_BANDWIDTH,
     WAIT_SECONDS,
     in_flight_cap,
-    rate,
 )
 from archport.planning.facts import ModelFacts
 

@@ -21,10 +21,11 @@ from archport.contract import (
     InputError,
     PathChooser,
 )
+from archport.contract.device import rate
 from archport.planning import report
 from archport.planning.batch import Batch, Quote, Request, Schedule, whole
 from archport.planning.batches import batch_of, divided, groups_of, packed_alone, packed_tightly
-from archport.planning.costs import kinds_of, rate, weights_on
+from archport.planning.costs import kinds_of, weights_on
 from archport.planning.facts import ModelFacts, NoPins, Pins
 from archport.planning.in_flight import decoding_seconds
 from archport.planning.plan import BatchPlan, Plan

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from archport.contract import AttentionLayer, AttentionLimits, AttentionPath, KVAllocation, RecurrentPath
+from archport.contract.device import rate
 from archport.contract.spec import itemsize
 from archport.planning.batch import (
     GREEDY_LOGITS,
@@ -26,7 +27,7 @@ from archport.planning.batch import (
     Work,
 )
 from archport.planning.caches import CacheBytes, allocation, cache_bytes, shared_bytes
-from archport.planning.costs import WORKSPACE, collective_bytes, rate
+from archport.planning.costs import WORKSPACE, collective_bytes
 from archport.planning.facts import ModelFacts
 from archport.planning.in_flight import (
     decoding_layers,

@@ -26,6 +26,7 @@ from archport.contract import (
     RecurrentPath,
     Span,
 )
+from archport.contract.device import rate
 from archport.contract.masks import (
     DENSE,
     DOCUMENTS,
@@ -39,7 +40,7 @@ from archport.contract.masks import (
 )
 from archport.contract.recurrence import RecurrentForm
 from archport.planning.batch import Batch, Prefill, StepPlan
-from archport.planning.costs import HOST_ELEMENTS, rate
+from archport.planning.costs import HOST_ELEMENTS
 from archport.planning.facts import ModelFacts
 from archport.planning.shapes import among_keys, steps_of
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from archport.contract import AttentionLayer, AttentionPath, BatchShape, VisionTower
+from archport.contract.device import rate
 from archport.contract.spec import itemsize
 from archport.planning.batch import Batch, Buffer, VisionStep, Work
-from archport.planning.costs import POINTWISE_BANDWIDTH, kinds_of, rate
+from archport.planning.costs import POINTWISE_BANDWIDTH, kinds_of
 from archport.planning.facts import ModelFacts
 from archport.planning.shapes import TOKENS_PER_BATCH, group_rows
 from archport.planning.steps import path_of

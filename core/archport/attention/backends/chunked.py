@@ -118,7 +118,7 @@ class Chunked:
         share = 1.0
         if seen.right == 0 and call.q_len > 1 and chunks > 1:
             share = 1.0 - 0.5 * min(1.0, call.q_len / call.kv_len) * (1 - 1 / chunks)
-        time = tile.flops / (0.5 * prices.rate(device, call.dtype)) + pairs * 40 / prices.bandwidth(device)
+        time = tile.flops / (0.5 * prices.steady_rate(device, call.dtype)) + pairs * 40 / prices.bandwidth(device)
         if device.kind == "cpu":
             time += pairs * 4e-8
         if call.bias == "content":

@@ -84,7 +84,7 @@ class Flash:
         full = min(1.0, len(table) * call.n_heads / BLOCKS)
         rows = call.B * (call.n_heads * call.q_len + 2 * call.n_kv_heads * call.kv_len)
         moved = rows * call.head_dim * call.itemsize + call.output_bytes
-        seconds = flops / (prices.rate(device, call.dtype) * SHARE[how.units] * full)
+        seconds = flops / (prices.steady_rate(device, call.dtype) * SHARE[how.units] * full)
         seconds += moved / prices.bandwidth(device)
         return Price(
             transient=prices.SLACK[device.kind] + table.nbytes,

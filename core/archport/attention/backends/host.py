@@ -81,7 +81,7 @@ class Host:
         biases = 2 if call.bias == "content" else int(call.bias)
         host += pairs * (CAP_SECONDS * (call.softcap is not None) + BIAS_SECONDS * biases)
         flops += content_flops(call, rows, seen.widest(rows)) * -(-call.q_len // rows)
-        seconds = flops / (prices.rate(device, call.dtype) * 0.8) + host / threads + START_SECONDS
+        seconds = flops / (prices.steady_rate(device, call.dtype) * 0.8) + host / threads + START_SECONDS
         held = tile_bytes(call, seen, rows, lanes)
         return Price(
             transient=threads * held + line_bytes(call) + prices.SLACK[device.kind],

@@ -70,7 +70,7 @@ class HostDocuments:
             held = max(held, cut.bytes)
         # Where not even the smallest pieces fit side by side, fewer run at once.
         threads = min(threads, max(1, room // max(1, held)))
-        seconds = flops / (prices.rate(device, call.dtype) * 0.8) + host / threads + START_SECONDS
+        seconds = flops / (prices.steady_rate(device, call.dtype) * 0.8) + host / threads + START_SECONDS
         return Price(
             transient=threads * held + prices.SLACK[device.kind],
             output=call.output_bytes,

@@ -47,7 +47,7 @@ class Varlen:
         flops = 2.0 * call.n_heads * (call.head_dim + call.v_head_dim) * _pairs(call)
         read = call.kv_len * call.itemsize * (call.n_heads * call.head_dim + call.n_kv_heads * 2 * call.head_dim)
         moved = (read + call.output_bytes) / prices.bandwidth(device)
-        seconds = flops / (prices.rate(device, call.dtype) * SHARE) + moved
+        seconds = flops / (prices.steady_rate(device, call.dtype) * SHARE) + moved
         return Price(
             transient=prices.SLACK[device.kind],
             output=call.output_bytes,

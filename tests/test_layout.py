@@ -155,7 +155,7 @@ def test_core_imports_flow_one_way(path: Path):
     ("room", "source"),
     [
         ("contract", "from archport.device import blas"),
-        ("planning", "import archport.attention.backends.fused"),
+        ("planning", "import archport.attention.backends.one_call"),
         ("planning", "from archport.device.facts import this_device"),
         ("device", "from archport.attention import choose"),
         ("layers", "def f():\n    from archport.memory import ring"),

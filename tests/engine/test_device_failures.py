@@ -24,7 +24,7 @@ from archport.answering import vectors as embed
 from archport.cli.words import message_and_code
 from archport.contract import AttentionLimits, CheckpointError, DeviceFailure, NonFiniteOutput
 from archport.device import failures
-from archport.running import device_failures
+from archport.running import calls
 from archport.running.pool import VectorHead
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -261,7 +261,7 @@ def test_a_device_that_stays_gone_is_said_to_need_a_new_process(monkeypatch):
 def test_what_mlx_kept_to_itself_fails_the_request_that_caused_it(monkeypatch):
     # On Metal an evaluation may end well although one of its command buffers failed; what was read then is zeros.
     model = engine.load(GOLDENS / "bert-plain")
-    monkeypatch.setattr(device_failures, "_on_metal", lambda: True)
+    monkeypatch.setattr(calls, "_on_metal", lambda: True)
     with parked(MEMORY), pytest.raises(DeviceFailure) as raised:
         model.embed("a text")
     assert raised.value.code == "device_out_of_memory"
@@ -279,7 +279,7 @@ def test_a_failure_of_the_first_request_leaves_nothing_in_an_empty_prefix_cache(
             waiting.pop()
             raise RuntimeError(MEMORY)
 
-    monkeypatch.setattr(device_failures, "_on_metal", lambda: True)
+    monkeypatch.setattr(calls, "_on_metal", lambda: True)
     monkeypatch.setattr(mx, "synchronize", synchronize)
     with pytest.raises(DeviceFailure):
         tokens(model, PROMPTS[:1], False)

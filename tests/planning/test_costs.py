@@ -10,7 +10,7 @@ from archport.contract import ArchSpec, AttentionLayer, Experts, Quantization
 from archport.device.profiles import profile
 from archport.planning import activations, estimate_weights
 from archport.planning.activations import token_bytes
-from archport.planning.costs import in_flight_cap
+from archport.planning.in_flight import in_flight_cap
 
 # Published checkpoints agree with `estimate_weights` to this share: position tables, biases and poolers are not in a
 # spec, and a recurrent layer's matrices are read back from its state.

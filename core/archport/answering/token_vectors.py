@@ -20,11 +20,9 @@ from archport.planning import Readout
 from archport.reading.texts import Overflow, TextTokeniser, check_vocabulary, iterable
 from archport.running.calls import device_call
 from archport.running.encode import Encoder, verified
-from archport.running.pixels import with_host_bytes
 from archport.running.pool import project, unit_length
 from archport.running.steps import batch_caches, run_steps
 from archport.running.stretches import Stretches
-from archport.running.vision import sight_of
 
 # Scores held at a time.
 _MOST = 1 << 24
@@ -223,8 +221,8 @@ class TokenEmbedder:
             visible=[real[index] for index in some],
             readout=vectors_of_tokens(self.head, encoder.spec.hidden_size),
         )
-        plan = with_host_bytes(plan, seen, encoder.spec.vision)
-        with verified(plan) as watch, sight_of(encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
+        plan = encoder.with_pictures(plan, seen)
+        with verified(plan) as watch, encoder.sight(self.tokeniser.inputs.reader, stretches) as sight:
             for batch in watch.batches(plan.batches):
                 visual = sight.look(plan, batch, seen) if sight is not None else None
                 chosen = [some[row] for row in batch.rows]

@@ -20,10 +20,9 @@ from archport.planning import BatchPlan, Plan
 from archport.reading.ahead import TokensAhead
 from archport.reading.texts import Overflow, TextTokeniser, Tokens, check_vocabulary, iterable
 from archport.running.encode import Encoder, run_ahead, verified
-from archport.running.pixels import with_host_bytes
 from archport.running.pool import VectorHead
 from archport.running.stretches import Stretches
-from archport.running.vision import Sight, sight_of
+from archport.running.vision import Sight
 
 # Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold. A GPU starts on a
 # few: while it runs half of their tokens, twice as many texts are tokenised, which the other half is sorted anew with.
@@ -132,7 +131,7 @@ class Embedder:
 
         with (
             TokensAhead(texts, lambda chunk, at: self.tokens_of(chunk, request, at), sizes) as ahead,
-            sight_of(self.encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight,
+            self.encoder.sight(self.tokeniser.inputs.reader, stretches) as sight,
             closing(self._tasks(ahead, len(sizes), sight, windows)) as tasks,
         ):
             run_ahead(tasks, lambda task: self._start(task, request, stretches, sight), finish)
@@ -155,7 +154,7 @@ class Embedder:
             for (_, row), vector in zip(task.texts, np.array(vectors), strict=True):
                 take(row, vector)
 
-        with sight_of(self.encoder.trunk, self.tokeniser.inputs.reader, stretches) as sight:
+        with self.encoder.sight(self.tokeniser.inputs.reader, stretches) as sight:
             plan, measured = self._planned(rows)
             with closing(self._all(plan, measured, rows, sight)) as tasks:
                 run_ahead(tasks, lambda task: self._start(task, request, stretches, sight), finish)
@@ -240,7 +239,7 @@ class Embedder:
         images = [tuple(picture.patches for picture in each.pictures) for each in measured]
         with rows_named("text", lambda row: rows[row][0].first + rows[row][1]):
             plan = self.encoder.planned(ids, images=images, pack=True)
-        return with_host_bytes(plan, measured, self.encoder.spec.vision), measured
+        return self.encoder.with_pictures(plan, measured), measured
 
     def tokens_of(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:
         """Ids of some texts, all of which the model knows; may be called from any thread.

@@ -27,11 +27,10 @@ from archport.planning import BatchPlan, Plan, Request
 from archport.reading.pairs import Pairs, common_prefix
 from archport.reading.texts import TextTokeniser, check_vocabulary, token_limit
 from archport.running.encode import Encoder, Kept, run_scored, verified
-from archport.running.pixels import with_host_bytes
 from archport.running.pool import activated
 from archport.running.steps import batch_caches, run_steps
 from archport.running.stretches import Stretches
-from archport.running.vision import Sight, sight_of
+from archport.running.vision import Sight
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,10 +234,10 @@ class VisualScorer:
         images = [[picture.patches for picture in each.pictures] for each in measured]
         with rows_named("document"):
             plan = self.encoder.planned([each.ids for each in measured], images=images)
-        plan = with_host_bytes(plan, measured, self.encoder.spec.vision)
+        plan = self.encoder.with_pictures(plan, measured)
         difference, stretches = np.zeros(len(measured), np.float32), Stretches()
 
-        with sight_of(self.encoder.trunk, self.reader, stretches) as sight:
+        with self.encoder.sight(self.reader, stretches) as sight:
             assert sight is not None
             start = partial(self._start, plan, measured=measured, sight=sight, stretches=stretches)
             with closing(_decoding(plan, measured, sight)) as batches:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from archport.attention.backends.builtin import builtin_backends
 from archport.attention.backends.flash import Flash
-from archport.attention.backends.fused import Fused
+from archport.attention.backends.one_call import Fused
 from archport.attention.backends.split import Split
 from archport.attention.choose import Chooser, choose
 from archport.attention.local import local_device

@@ -1,6 +1,8 @@
-"""Mask arrays, built only where MLX has no name for what is visible, and only for the tile that needs them.
+"""Masks and biases of one tile: built only where MLX has no name for what is visible, for the tile that needs them.
 
-Reads no value of any array, so it works inside compile and grad. Knows nothing of backends.
+What a rule of distances answers for all distances of a call is one line per head, of numbers or of vectors, so it grows
+with the tokens and not with their square. Reads no value of any array, so it works inside compile and grad. Knows
+nothing of backends.
 """
 
 from __future__ import annotations
@@ -8,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from archport.attention.tiles import key_step
 from archport.attention.visibility import Visibility, numbered
+from archport.contract.attention import AttentionCall, DistanceBias, DistanceVectors
+from archport.contract.errors import InputError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -150,3 +156,155 @@ def _in_reach(seen: Visibility, a: int, b: int, lo: int, hi: int) -> mx.array | 
         real = keys < mx.array(seen.key_lengths, dtype=mx.int32).reshape(-1, 1, 1, 1)
         shown = real if shown is None else mx.logical_and(shown, real)
     return shown
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A rule's numbers at every distance that occurs in a call.
+
+    Args:
+        values: (H, n).
+        first: distance of the first column.
+    """
+
+    values: mx.array
+    first: int
+
+    def of_heads(self, heads: slice) -> Line:
+        """The same for some query heads."""
+        return replace(self, values=self.values[heads])
+
+    def tile(self, seen: Visibility, a: int, b: int, lo: int, hi: int, q: mx.array, k: mx.array) -> mx.array:
+        """The numbers (1 or B, H, b - a, hi - lo) of queries [a, b) and keys [lo, hi); a view where rows lie alike."""
+        import mlx.core as mx
+
+        heads, n = self.values.shape
+        rows = [
+            # One step down is one distance less.
+            mx.as_strided(self.values, (1, heads, b - a, hi - lo), (0, n, -1, 1), lo - (offset + a) - self.first)
+            for offset in seen.offsets
+        ]
+        return rows[0] if len(rows) == 1 else mx.concatenate(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorLine:
+    """A rule's vectors at every distance that occurs in a call.
+
+    Args:
+        queries, keys: (H, n, Dh) that queries and keys are multiplied by; None where they meet none.
+        first: distance of the first vector.
+    """
+
+    queries: mx.array | None
+    keys: mx.array | None
+    first: int
+
+    def of_heads(self, heads: slice) -> VectorLine:
+        """The same for some query heads."""
+        queries, keys = (None if each is None else each[heads] for each in (self.queries, self.keys))
+        return replace(self, queries=queries, keys=keys)
+
+    def tile(self, seen: Visibility, a: int, b: int, lo: int, hi: int, q: mx.array, k: mx.array) -> mx.array:
+        """The numbers (B, H, b - a, hi - lo) of queries q (B, H, b - a, Dh) on keys k (B, K, hi - lo, Dh)."""
+        import mlx.core as mx
+
+        if len(seen.offsets) == 1:
+            return self._numbers(seen.offsets[0], a, b, lo, hi, q, k)
+        rows = [
+            self._numbers(offset, a, b, lo, hi, q[row : row + 1], k[row : row + 1])
+            for row, offset in enumerate(seen.offsets)
+        ]
+        return mx.concatenate(rows)
+
+    def _numbers(self, offset: int, a: int, b: int, lo: int, hi: int, q: mx.array, k: mx.array) -> mx.array:
+        import mlx.core as mx
+
+        T, C, found = b - a, hi - lo, list[mx.array]()
+        # Where the line holds the distance of a key from the last query of the tile, which is the least there is.
+        at = -(offset + b - 1) - self.first
+        B, H = q.shape[:2]
+        if self.queries is not None:
+            n = T + C - 1
+            met = q @ self.queries[:, at + lo : at + lo + n].swapaxes(-1, -2)
+            # One query down is one distance less.
+            found.append(mx.as_strided(met, (B, H, T, C), (H * T * n, T * n, n - 1, 1), T - 1))
+        if self.keys is not None:
+            parts, step = list[mx.array](), key_step(T)
+            for start in range(0, C, step):
+                part = k[:, :, start : start + step]
+                size = part.shape[2]
+                n = T + size - 1
+                vectors = self.keys[:, at + lo + start : at + lo + start + n].swapaxes(-1, -2)
+                grouped = vectors.reshape(k.shape[1], H // k.shape[1], *vectors.shape[1:])
+                met = part[:, :, None] @ grouped
+                parts.append(mx.as_strided(met, (B, H, T, size), (H * size * n, size * n, -1, n + 1), T - 1))
+            found.append(parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1))
+        return found[0] if len(found) == 1 else found[0] + found[1]
+
+
+def line_of(
+    call: AttentionCall, seen: Visibility, rule: DistanceBias | None, dtype: mx.Dtype
+) -> Line | VectorLine | None:
+    """What a rule says of a call, in `dtype`; numbers are shared by the layers of one step that are handed one rule.
+
+    Raises:
+        InputError: the rule's answer is not one number per head and distance, or no vectors where the spec says so.
+    """
+    if rule is None:
+        return None
+    import mlx.core as mx
+
+    first = -(max(seen.offsets) + call.q_len - 1)
+    last = call.kv_len - 1 - min(seen.offsets)
+    if call.bias == "content":
+        return _vectors(call, rule(mx.arange(first, last + 1, dtype=mx.int32)), first, last + 1 - first, dtype)
+
+    def make() -> mx.array:
+        values = rule(mx.arange(first, last + 1, dtype=mx.int32))
+        wanted = (call.n_heads, last + 1 - first)
+        if isinstance(values, DistanceVectors) or tuple(values.shape) != wanted:
+            given = "vectors" if isinstance(values, DistanceVectors) else f"numbers of shape {tuple(values.shape)}"
+            raise InputError(
+                f"attention bias: {wanted[1]} distances gave {given}; expected one row per query head, {wanted}"
+            )
+        # Contiguous, since a tile counts its strides; and no -inf, which a hidden key may have added to.
+        return mx.contiguous(mx.maximum(values, lowest(dtype)).astype(dtype))
+
+    return Line(known((_Same(rule), first, last, dtype), make), first)
+
+
+def _vectors(
+    call: AttentionCall, found: mx.array | DistanceVectors, first: int, count: int, dtype: mx.Dtype
+) -> VectorLine:
+    wanted = (call.n_heads, count, call.head_dim)
+    if not isinstance(found, DistanceVectors):
+        raise InputError(
+            f"attention bias: the spec says 'content', and the rule gave numbers of shape {tuple(found.shape)}; "
+            f"expected DistanceVectors of {wanted}"
+        )
+    queries, keys = (None if each is None else each.astype(dtype) for each in (found.queries, found.keys))
+    shapes = [tuple(each.shape) for each in (queries, keys) if each is not None]
+    if not shapes or any(shape != wanted for shape in shapes):
+        raise InputError(f"attention bias: {count} distances gave vectors of {shapes}; expected {wanted}")
+    return VectorLine(queries, keys, first)
+
+
+def score_dtype(call: AttentionCall, dtype: mx.Dtype) -> mx.Dtype:
+    """Element type in which a bias meets the scores of a call with queries in `dtype`."""
+    import mlx.core as mx
+
+    return dtype if call.softcap is None else mx.float32
+
+
+class _Same:
+    """One rule as a key: by identity, since rules need not be hashable, and held, so that no other takes its place."""
+
+    def __init__(self, rule: DistanceBias) -> None:
+        self._rule = rule
+
+    def __hash__(self) -> int:
+        return id(self._rule)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other._rule is self._rule

@@ -9,8 +9,8 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from archport.attention import masks
-from archport.attention.bias import Line, VectorLine
 from archport.attention.capped import attend_capped
+from archport.attention.masks import Line, VectorLine
 from archport.attention.visibility import Visibility
 from archport.contract.attention import AttentionCall, Price
 

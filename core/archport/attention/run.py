@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from archport.attention.backends.fused import Fused
+from archport.attention.backends.one_call import Fused
 from archport.contract.attention import AttentionPath, DistanceBias
 from archport.contract.errors import InputError
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from archport.attention import masks
-from archport.attention.bias import line_of, score_dtype
-from archport.attention.blocks import lane_blocks
+from archport.attention.masks import line_of, score_dtype
 from archport.attention.mlx_call import attend_block
+from archport.attention.tiles import lane_blocks
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Price
 from archport.device.evaluation import Chain, Pipeline, finish, traced

@@ -18,11 +18,9 @@ from archport.memory.prefix_cache import PrefixDraft, remember
 from archport.planning import Plan, Request
 from archport.reading.prompts import VisualPrompts, of_prompts
 from archport.running.encode import verified
-from archport.running.pixels import with_host_bytes
 from archport.running.pool import Pooling
 from archport.running.steps import batch_caches, run_steps, spans_of
 from archport.running.stretches import Stretches
-from archport.running.vision import sight_of
 
 
 @dataclass(slots=True)
@@ -127,7 +125,7 @@ class PromptReading:
             resident=resident,
         )
         plan = encoder.plan(request)
-        return with_host_bytes(plan, () if visual is None else visual.measured, encoder.spec.vision)
+        return encoder.with_pictures(plan, () if visual is None else visual.measured)
 
     def steps(self, reading: Reading) -> Generator[None]:
         """Read as planned; pauses after every chunk, when nothing of it is under way."""
@@ -137,7 +135,7 @@ class PromptReading:
         first = 0 if reading.found is None else reading.found.tokens
         visual = None if visual is None else visual.behind(first)
         stretches, pooling = Stretches(), Pooling(batch.lengths, ("last",))
-        with verified(plan), sight_of(encoder.trunk, visual.reader if visual else None, stretches) as sight:
+        with verified(plan), encoder.sight(visual.reader if visual else None, stretches) as sight:
             caches = batch_caches(encoder.spec, plan, batch)
             assert caches is not None
             if reading.found is not None:

@@ -17,10 +17,8 @@ from archport.memory.prefix_cache import PrefixCache, PrefixDraft, matching, rem
 from archport.planning import Plan, Readout, Request
 from archport.reading.prompts import VisualPrompts
 from archport.running.encode import Encoder, Watch, verified
-from archport.running.pixels import with_host_bytes
 from archport.running.steps import RowSpans, batch_caches, spans_of
 from archport.running.stretches import Stretches
-from archport.running.vision import sight_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def prefill(
     images = () if visual is None else visual.images
     lengths = [len(row) - first for row in rows]
     plan = _plan(encoder, lengths, first, new_tokens, prefixes, images, seeing, readout, answers)
-    plan = with_host_bytes(plan, () if visual is None else visual.measured, encoder.spec.vision)
+    plan = encoder.with_pictures(plan, () if visual is None else visual.measured)
     (batch,) = plan.batches
     rest = [row[first:] for row in rows]
     with verified(plan, held=draft) as watch:
@@ -115,7 +113,7 @@ def _read(
     if found is not None:
         put(found, caches)
     stretches = Stretches()
-    with sight_of(encoder.trunk, visual.reader if visual else None, stretches) as sight:
+    with encoder.sight(visual.reader if visual else None, stretches) as sight:
         seen = sight.look(plan, batch, visual.measured) if sight is not None and visual is not None else None
         hidden = encoder.last_hidden(plan, batch, rows, caches, stretches, seen)
     mx.eval(hidden)

@@ -48,9 +48,6 @@ WORKSPACE: dict[DeviceKind, int] = {"cuda": 32 * MIB, "metal": 0, "cpu": 0}
 # Elements below which an activation or a convolution is MLX's own also where the host's functions are there.
 HOST_ELEMENTS = 1 << 12
 
-# MLX queues at most this many command buffers (tasks) before it waits, whatever the graph holds.
-TASKS_IN_FLIGHT = 10
-
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -184,22 +181,6 @@ def collective_bytes(spec: ArchSpec, split: TensorSplit, size: int, tokens: int,
         return 0
     padded = -(-spec.vocab_size // split.rank.count) * split.rank.count
     return size * 2 * (tokens * spec.hidden_size + drawn * padded)
-
-
-def in_flight_cap(device: DeviceFacts, widest: int, dtype: DType) -> int:
-    """Bytes of temporaries that MLX has unfinished at most, however long the graph is.
-
-    It queues ten command buffers and closes one when its operations touched enough: 1,000 MiB on large CUDA cards,
-    50 x 2^20 elements on Metal. One operation more always fits in. A CPU queues ten tasks of ten operations.
-
-    Args:
-        widest: bytes of the largest temporary.
-    """
-    if device.kind == "cuda":
-        return TASKS_IN_FLIGHT * (1000 * MIB + widest)
-    if device.kind == "metal":
-        return TASKS_IN_FLIGHT * (50 * MIB * itemsize(dtype) + widest)
-    return TASKS_IN_FLIGHT * 10 * widest
 
 
 def recurrent_widths(layer: RecurrentLayer) -> tuple[int, int]:

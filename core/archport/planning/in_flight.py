@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
-from archport.contract import AttentionLayer, AttentionPath, KVAllocation, RecurrentPath
+from archport.contract import AttentionLayer, AttentionPath, DeviceFacts, DType, KVAllocation, RecurrentPath
 from archport.contract.device import rate
 from archport.contract.spec import itemsize
 from archport.planning.activations import LayerClass
@@ -19,15 +19,17 @@ from archport.planning.costs import (
     BUSY_SECONDS,
     HOST_BOUND_LAYERS,
     HOST_SECONDS,
+    MIB,
     POINTWISE_BANDWIDTH,
     WAIT_SECONDS,
-    in_flight_cap,
 )
 from archport.planning.facts import ModelFacts
 
 # Of a graph that nothing evaluates in between: MLX stops the host a hundred dispatches ahead, and a layer takes some
 # fifty.
 CPU_LAYERS = 4
+# MLX queues at most this many command buffers (tasks) before it waits, whatever the graph holds.
+TASKS_IN_FLIGHT = 10
 
 Path = AttentionPath | RecurrentPath
 Manner = Literal["lazy", "unfused", "documents", "mixed", "split"]
@@ -64,6 +66,22 @@ def decoding_layers(model: ModelFacts, rows: int) -> int:
     """Layers of one decoded token per row whose temporaries may coexist: their graph is evaluated as one."""
     most = len(model.layer_classes)
     return min(most, CPU_LAYERS) if model.device.kind == "cpu" else layers_in_flight(model, rows, most, 2, split=False)
+
+
+def in_flight_cap(device: DeviceFacts, widest: int, dtype: DType) -> int:
+    """Bytes of temporaries that MLX has unfinished at most, however long the graph is.
+
+    It queues ten command buffers and closes one when its operations touched enough: 1,000 MiB on large CUDA cards,
+    50 x 2^20 elements on Metal. One operation more always fits in. A CPU queues ten tasks of ten operations.
+
+    Args:
+        widest: bytes of the largest temporary.
+    """
+    if device.kind == "cuda":
+        return TASKS_IN_FLIGHT * (1000 * MIB + widest)
+    if device.kind == "metal":
+        return TASKS_IN_FLIGHT * (50 * MIB * itemsize(dtype) + widest)
+    return TASKS_IN_FLIGHT * 10 * widest
 
 
 def in_flight(

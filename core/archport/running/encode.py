@@ -11,14 +11,14 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import ArchSpec, InputError, SpanRule, Trunk
+from archport.contract import ArchSpec, InputError, Measured, Reader, SpanRule, Trunk
 from archport.contract.arguments import as_array
 from archport.device import evaluation
 from archport.device.pool import bounded, pool, wired
@@ -26,12 +26,13 @@ from archport.device.ranks import joined
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan, Planner, Request
 from archport.reading.ids import beyond, id_rows, named
+from archport.running.calls import note
 from archport.running.compiled_pass import CompiledPasses
-from archport.running.device_failures import note
+from archport.running.pixels import with_host_bytes
 from archport.running.pool import PackedPooling, Pooling, VectorHead
 from archport.running.steps import batch_caches, run_steps, spans_of
 from archport.running.stretches import Stretches
-from archport.running.vision import BatchVisual
+from archport.running.vision import BatchVisual, Sight
 
 VARIABLE = "ARCHPORT_VERIFY_MEMORY"
 
@@ -245,6 +246,14 @@ class Encoder:
         spans = spans_of(self.rule, rows)
         seen = () if spans is None else spans.rows
         return self.plan(Request(lengths=[len(row) for row in rows], spans=seen, **options))
+
+    def with_pictures(self, plan: Plan, measured: Sequence[Measured]) -> Plan:
+        """The plan with the bytes of host memory that the pictures of the inputs that it indexes take at the peak."""
+        return plan if self.spec.vision is None else with_host_bytes(plan, measured, self.spec.vision)
+
+    def sight(self, reader: Reader | None, stretches: Stretches) -> AbstractContextManager[Sight | None]:
+        """The sight of one request, closed at the end of the block; None for a model that reads text only."""
+        return nullcontext() if reader is None else Sight(self.trunk, reader, stretches)
 
     def pooled(
         self,

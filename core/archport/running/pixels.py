@@ -48,13 +48,13 @@ class Decoder:
                 self._changed.notify_all()
 
 
-def with_host_bytes(plan: Plan, measured: Sequence[Measured], tower: VisionTower | None) -> Plan:
+def with_host_bytes(plan: Plan, measured: Sequence[Measured], tower: VisionTower) -> Plan:
     """The plan with the bytes of host memory that its pictures take at the peak, as this module decodes them.
 
     Args:
         measured: the inputs that the plan's batches index; empty without pictures.
     """
-    if tower is None or not any(each.pictures for each in measured):
+    if not any(each.pictures for each in measured):
         return plan
     shown = [pictures_of(batch, measured) for batch in plan.batches]
     # A batch's pictures are decoded while those of the one before it wait for the device.

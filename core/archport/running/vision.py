@@ -6,7 +6,6 @@ Knows nothing of formats, sizes or towers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -223,11 +222,6 @@ class _Pass:
         """Wait for all of it."""
         if self._pipeline is not None:
             self._pipeline.drain()
-
-
-def sight_of(trunk: Trunk, reader: Reader | None, stretches: Stretches) -> AbstractContextManager[Sight | None]:
-    """The sight of one request, closed at the end of the block; None for a model that reads text only."""
-    return nullcontext() if reader is None else Sight(trunk, reader, stretches)
 
 
 def _joined(seen: list[list[mx.array]]) -> tuple[mx.array, ...]:

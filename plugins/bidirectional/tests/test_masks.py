@@ -9,7 +9,7 @@ import pytest
 from tolerances import CPU
 
 from archport import engine
-from archport.attention.blocks import whole
+from archport.attention.tiles import whole
 from archport.checkpoint import defaults, normalise_config
 from archport.contract import AttentionLimits, Example
 from archport.contract.hooks import Hooks, Speaker

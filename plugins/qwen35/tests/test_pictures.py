@@ -49,13 +49,12 @@ def model():
 def hidden_of(model, item):
     from archport.running.steps import batch_caches, run_steps
     from archport.running.stretches import Stretches
-    from archport.running.vision import sight_of
 
     encoder, tokeniser, stretches = model._runtime.encoder, model._runtime.tokeniser, Stretches()
     tokens = tokeniser([item])
     plan = planned(encoder.plan, tokens.lengths, images=tokens.images)
     (batch,) = plan.batches
-    with sight_of(encoder.trunk, tokeniser.inputs.reader, stretches) as sight:
+    with encoder.sight(tokeniser.inputs.reader, stretches) as sight:
         visual = sight.look(plan, batch, tokens.measured)
         caches = batch_caches(model.spec, plan, batch)
         steps = run_steps(encoder.trunk, plan, batch, tokens.ids, caches, stretches, visual)

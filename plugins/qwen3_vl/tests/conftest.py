@@ -104,14 +104,13 @@ def hidden_of(model: engine.Model, item: object, **planned: Any) -> tuple[np.nda
     from archport.reading.texts import Tokens
     from archport.running.steps import batch_caches, run_steps
     from archport.running.stretches import Stretches
-    from archport.running.vision import sight_of
 
     encoder, tokeniser, stretches = model._runtime.encoder, model._runtime.tokeniser, Stretches()
     ready = isinstance(item, Measured)
     tokens = Tokens((item.ids,), measured=(item,)) if ready else tokeniser([item])
     plan = plan_of(model, tokens, **planned)
     (batch,) = plan.batches
-    with sight_of(encoder.trunk, tokeniser.inputs.reader, stretches) as sight:
+    with encoder.sight(tokeniser.inputs.reader, stretches) as sight:
         assert sight is not None
         visual = sight.look(plan, batch, tokens.measured)
         caches = batch_caches(model.spec, plan, batch)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from archport.attention.backends.banded import Banded
 from archport.attention.backends.chunked import Chunked
-from archport.attention.backends.composite import Composite
 from archport.attention.backends.documents import PerDocument
 from archport.attention.backends.flash import Flash
-from archport.attention.backends.fused import Fused
 from archport.attention.backends.host import Host
 from archport.attention.backends.host_documents import HostDocuments
+from archport.attention.backends.one_call import Composite, Fused
 from archport.attention.backends.split import Split
-from archport.attention.backends.tiled import Tiled
+from archport.attention.backends.tiled import Banded, Tiled
 from archport.attention.backends.varlen import Varlen
 from archport.attention.routes import Routes, TableRoutes
 from archport.contract.attention import Backend

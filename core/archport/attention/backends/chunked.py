@@ -9,10 +9,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from archport.attention import masks, prices
-from archport.attention.bias import Line, VectorLine, line_of
-from archport.attention.blocks import biased_row_bytes, block, content_bytes, content_flops, line_bytes, mask_bytes
 from archport.attention.capped import hide, scores
-from archport.attention.tiles import SMALLEST, tile_form
+from archport.attention.masks import Line, VectorLine, line_of
+from archport.attention.tiles import (
+    SMALLEST,
+    biased_row_bytes,
+    block,
+    content_bytes,
+    content_flops,
+    line_bytes,
+    mask_bytes,
+    tile_form,
+)
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts

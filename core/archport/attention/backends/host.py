@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archport.attention import prices, run_tiles, tiles
-from archport.attention.bias import Line, VectorLine, line_of
-from archport.attention.blocks import content_flops, key_step, lane_blocks, lane_shape, line_bytes
+from archport.attention.masks import Line, VectorLine, line_of
+from archport.attention.tiles import content_flops, key_step, lane_blocks, lane_shape, line_bytes
 from archport.attention.visibility import Visibility, numbered, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts

@@ -1,4 +1,6 @@
-"""One MLX call that runs a fused kernel: by default, under force_fused, or after padding the head dims with zeros."""
+"""One MLX call for all queries. A fused kernel: by default, under force_fused, or after padding head dims with zeros.
+Or scores that lie there whole: right when they are few, or when a fused kernel would be slower.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from archport.attention import prices
-from archport.attention.bias import line_of, score_dtype
-from archport.attention.blocks import largest_of_mask, lies_at_once, mask_bytes, whole
+from archport.attention.masks import line_of, score_dtype
 from archport.attention.mlx_call import attend_block
 from archport.attention.routes import NO_SOFTCAP, FastCall, Routes, TableRoutes, padded_dims
+from archport.attention.tiles import content_flops, largest_of_mask, lies_at_once, mask_bytes, whole
 from archport.attention.visibility import visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
@@ -23,28 +25,10 @@ Plain = Callable[["mx.array", "mx.array", "mx.array", float, "mx.array | None"],
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
-    """MLX's fused kernels: memory that does not grow with the scores."""
+class OneCall:
+    """What both ways share: the routes that tell them apart, and how they run."""
 
     routes: Routes = field(default_factory=TableRoutes)
-    features: frozenset[Feature] = frozenset({"bias", "content", "chunk", "spans"})
-    name: str = "fused"
-
-    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
-        if call.mask == "documents":
-            return ["documents are run one by one"]
-        if call.softcap is not None:
-            return [NO_SOFTCAP]
-        if why := lies_at_once(call):
-            return [why]
-        if self._variants(call, device):
-            return []
-        return [self.routes.route(whole(call), device).why or "MLX has no fused kernel for this call"]
-
-    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
-        prices = [self._priced(call, device, *variant) for variant in self._variants(call, device)]
-        # The first within the limits and fastest; padding that breaks them loses to a slower kernel that does not.
-        return min(prices, key=lambda price: (bool(price.excess(call, device)), price.seconds))
 
     def run(
         self,
@@ -65,6 +49,30 @@ class Fused:
         return attend_block(
             call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks, bias=line
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Fused(OneCall):
+    """MLX's fused kernels: memory that does not grow with the scores."""
+
+    features: frozenset[Feature] = frozenset({"bias", "content", "chunk", "spans"})
+    name: str = "fused"
+
+    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        if call.mask == "documents":
+            return ["documents are run one by one"]
+        if call.softcap is not None:
+            return [NO_SOFTCAP]
+        if why := lies_at_once(call):
+            return [why]
+        if self._variants(call, device):
+            return []
+        return [self.routes.route(whole(call), device).why or "MLX has no fused kernel for this call"]
+
+    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
+        prices = [self._priced(call, device, *variant) for variant in self._variants(call, device)]
+        # The first within the limits and fastest; padding that breaks them loses to a slower kernel that does not.
+        return min(prices, key=lambda price: (bool(price.excess(call, device)), price.seconds))
 
     def plain(self, call: AttentionCall, price: Price) -> Plain | None:
         """MLX's own call, where `run` comes down to that: no array mask, no keys cut off, no padded heads."""
@@ -124,4 +132,39 @@ class Fused:
             dispatch_seconds=time,
             route=route,
             padded=padded,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Composite(OneCall):
+    """MLX's unfused attention in one call: scratch of the whole score matrix."""
+
+    features: frozenset[Feature] = frozenset({"softcap", "bias", "content", "chunk", "spans"})
+    name: str = "composite"
+
+    def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        if call.mask == "documents":
+            return ["documents are run one by one"]
+        if self.routes.route(whole(call), device).kernel != "composite":
+            return ["MLX runs a fused kernel for this call"]
+        if call.spans and (why := lies_at_once(call)):
+            return [why]
+        return []
+
+    def price(self, call: AttentionCall, device: DeviceFacts) -> Price:
+        seen = whole(call)
+        built = mask_bytes(call, seen)
+        met = content_flops(call, seen.q_len, seen.kv_len)
+        time = prices.seconds(seen, "composite", device) + prices.content_seconds(
+            met, call.head_dim, device, call.dtype
+        )
+        return Price(
+            transient=prices.transient(seen, "composite", device.kind) + built + prices.SLACK[device.kind],
+            output=call.output_bytes,
+            largest_buffer=max(prices.largest_buffer(seen, "composite", device.kind), largest_of_mask(call, seen)),
+            flops=seen.flops + met,
+            dispatch_flops=seen.flops + met,
+            seconds=time,
+            dispatch_seconds=time,
+            route="composite",
         )

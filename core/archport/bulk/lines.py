@@ -96,8 +96,8 @@ def readable(source: str) -> Iterator[None]:
         raise InputError(f"{shown(source)} can't be read: {error.strerror or error}") from error
 
 
-class TextLines:
-    """A text per line."""
+class _PerLine:
+    """Rows that lines hold."""
 
     def __init__(self, source: str) -> None:
         self._source, self._lines = source, Lines(source)
@@ -105,6 +105,10 @@ class TextLines:
     @property
     def share(self) -> float | None:
         return self._lines.share
+
+
+class TextLines(_PerLine):
+    """A text per line."""
 
     def names(self) -> list[str]:
         return []
@@ -114,19 +118,15 @@ class TextLines:
             yield text_row((self._source, "line", number), decoded(line) if isinstance(line, bytes) else line)
 
 
-class JsonLines:
+class JsonLines(_PerLine):
     """JSON per line: a string, or an object with the fields. Empty lines hold nothing."""
 
     def __init__(self, source: str) -> None:
-        self._source, self._lines = source, Lines(source)
+        super().__init__(source)
         self._folder = None if source == "-" else Path(source).parent
         # A bad line says nothing of the others.
         line = self._lines.first(lambda line: not isinstance(_value(line), Unreadable))
         self._first = None if line is None else _value(line)
-
-    @property
-    def share(self) -> float | None:
-        return self._lines.share
 
     @property
     def is_openai(self) -> bool:
@@ -154,15 +154,8 @@ class JsonLines:
                 yield Row(place, None, None, f"expected a string or an object, found {shown(value)}")
 
 
-class OpenAILines:
+class OpenAILines(_PerLine):
     """Requests of an OpenAI batch: {"custom_id", "method", "url", "body"} per line."""
-
-    def __init__(self, source: str) -> None:
-        self._source, self._lines = source, Lines(source)
-
-    @property
-    def share(self) -> float | None:
-        return self._lines.share
 
     def names(self) -> list[str]:
         return ["custom_id"]
@@ -202,21 +195,18 @@ def _value(line: bytes | Unreadable) -> Any:
     return text if isinstance(text, Unreadable) else json_value(text)
 
 
-class Table:
+class Table(_PerLine):
     """Rows of comma or tab separated values under a header."""
 
     def __init__(self, source: str, delimiter: str) -> None:
-        self._source, self._lines, self._delimiter = source, Lines(source), delimiter
+        super().__init__(source)
+        self._delimiter = delimiter
         self._folder = None if source == "-" else Path(source).parent
         if source == "-":
             line = self._lines.first(lambda _: True) or b""
             self._header = next(self._read([line.decode("utf-8", "surrogateescape")]), [])
         else:
             self._header = next(self._read(self._texts()), [])
-
-    @property
-    def share(self) -> float | None:
-        return self._lines.share
 
     def names(self) -> list[str]:
         return self._header

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import mlx.core as mx
 
@@ -85,7 +85,8 @@ class Buffers:
     def bytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
 
-    def write(self, rows: slice, start: int, parts: Sequence[mx.array]) -> None:
+    def put(self, rows: slice, start: int, parts: Sequence[mx.array]) -> None:
+        """Write a part of each array at `start` of the given rows."""
         for index, part in enumerate(parts):
             # In place where nobody else holds the buffer, which is what `del` in the readers is for.
             self.arrays[index][rows, :, start : start + part.shape[2]] = part
@@ -129,57 +130,34 @@ class Buffers:
             self.arrays[at] = mx.take(array, index, axis=0)
             finish(self.arrays[at])
 
-    def fill(self, pieces: Sequence[tuple[Piece, Buffers]]) -> None:
+    def fill(self, pieces: Sequence[Piece]) -> None:
         for index, array in enumerate(self.arrays):
-            for piece, source in pieces:
-                first, last = piece.first, piece.first + piece.count
+            for piece in pieces:
+                first, last, source = piece.first, piece.first + piece.count, cast(Buffers, piece.source)
                 array[piece.rows, :, piece.start : piece.start + piece.count] = source.arrays[index][:, :, first:last]
             mx.eval(array)
-            for _, source in pieces:
+            for piece in pieces:
                 # Of all layers together, one array exists twice.
-                source.arrays[index] = mx.zeros((0, 0, 0, 0))
+                cast(Buffers, piece.source).arrays[index] = mx.zeros((0, 0, 0, 0))
 
 
-class PlainStorage:
+class PlainStorage(Buffers):
     """Keys and values in the model's element type; of a latent cache, keys that hold the values."""
 
     def __init__(self, layer: AttentionLayer, B: int, capacity: int, dtype: DType) -> None:
         shape = (B, layer.n_kv_heads, capacity)
         self._values = layer.v_head_dim
-        self._buffers = Buffers([mx.zeros((*shape, width), dtype=DTYPES[dtype]) for width in layer.kv_widths])
-
-    @property
-    def capacity(self) -> int:
-        return self._buffers.capacity
-
-    @property
-    def bytes(self) -> int:
-        return self._buffers.bytes
+        super().__init__([mx.zeros((*shape, width), dtype=DTYPES[dtype]) for width in layer.kv_widths])
 
     def write(self, rows: slice, start: int, k: mx.array, v: mx.array) -> None:
-        self._buffers.write(rows, start, (k, v)[: len(self._buffers.arrays)])
+        self.put(rows, start, (k, v)[: len(self.arrays)])
 
     def read(self, first: int, last: int) -> tuple[mx.array, mx.array]:
-        held = [array[:, :, first:last] for array in self._buffers.arrays]
+        held = [array[:, :, first:last] for array in self.arrays]
         return held[0], held[1] if len(held) > 1 else held[0][..., : self._values]
 
-    def grow(self, capacity: int, held: int) -> None:
-        self._buffers.grow(capacity, held)
 
-    def shift(self, dropping: Sequence[int], keeping: int) -> None:
-        self._buffers.shift(dropping, keeping)
-
-    def align(self, held: Sequence[int]) -> None:
-        self._buffers.align(held)
-
-    def take_rows(self, rows: list[int]) -> None:
-        self._buffers.take_rows(rows)
-
-    def fill(self, pieces: Sequence[Piece]) -> None:
-        self._buffers.fill([(piece, cast(Any, piece.source)._buffers) for piece in pieces])
-
-
-class QuantizedStorage:
+class QuantizedStorage(Buffers):
     """Keys and values as affine-quantised integers with a scale and a bias per group along each head."""
 
     def __init__(self, layer: AttentionLayer, B: int, capacity: int, dtype: DType, bits: int, group_size: int) -> None:
@@ -190,15 +168,7 @@ class QuantizedStorage:
         for width in layer.kv_widths:
             arrays.append(mx.zeros((*shape, width * bits // 32), dtype=mx.uint32))
             arrays += [mx.zeros((*shape, width // group_size), dtype=self._dtype) for _ in range(2)]
-        self._buffers = Buffers(arrays)
-
-    @property
-    def capacity(self) -> int:
-        return self._buffers.capacity
-
-    @property
-    def bytes(self) -> int:
-        return self._buffers.bytes
+        super().__init__(arrays)
 
     def write(self, rows: slice, start: int, k: mx.array, v: mx.array) -> None:
         parts = [
@@ -206,30 +176,15 @@ class QuantizedStorage:
             for array in (k, v)[: len(self._widths)]
             for part in mx.quantize(array.astype(self._dtype), group_size=self._group_size, bits=self._bits)
         ]
-        self._buffers.write(rows, start, parts)
+        self.put(rows, start, parts)
 
     def read(self, first: int, last: int) -> tuple[mx.array, mx.array]:
-        held = [array[:, :, first:last] for array in self._buffers.arrays]
+        held = [array[:, :, first:last] for array in self.arrays]
         wide = [
             mx.dequantize(*held[at : at + 3], group_size=self._group_size, bits=self._bits)
             for at in range(0, len(held), 3)
         ]
         return wide[0], wide[1] if len(wide) > 1 else wide[0][..., : self._values]
-
-    def grow(self, capacity: int, held: int) -> None:
-        self._buffers.grow(capacity, held)
-
-    def shift(self, dropping: Sequence[int], keeping: int) -> None:
-        self._buffers.shift(dropping, keeping)
-
-    def align(self, held: Sequence[int]) -> None:
-        self._buffers.align(held)
-
-    def take_rows(self, rows: list[int]) -> None:
-        self._buffers.take_rows(rows)
-
-    def fill(self, pieces: Sequence[Piece]) -> None:
-        self._buffers.fill([(piece, cast(Any, piece.source)._buffers) for piece in pieces])
 
 
 def storage_for(layer: AttentionLayer, allocation: KVAllocation, B: int, capacity: int, dtype: DType) -> Storage:

@@ -19,7 +19,7 @@ from archport.contract import (
 from archport.planning.batch import Batch, Quote, Request
 from archport.planning.caches import pinned_surplus
 from archport.planning.facts import ModelFacts
-from archport.planning.shapes import prompt_width
+from archport.planning.shapes import most_that_fits, prompt_width
 from archport.planning.vision import within
 
 Fits = Callable[[ModelFacts, Batch], bool]
@@ -102,8 +102,8 @@ def refuse(model: ModelFacts, batch: Batch, leanest: Quote, fits: Fits | None, *
     def works(*, B: int | None = None, L: int | None = None) -> bool:
         return fits is not None and fits(model, _resized(model, batch, B=B, L=L))
 
-    tokens = _largest(lambda L: works(L=L), longest)
-    rows = _largest(lambda B: works(B=B), shape.B) if shape.B > 1 else None
+    tokens = most_that_fits(lambda L: works(L=L), 0, longest - 1)
+    rows = most_that_fits(lambda B: works(B=B), 0, shape.B - 1) if shape.B > 1 else None
     kind, binding = _binding(model, leanest)
     required = leanest.buffer.bytes if kind is BufferTooLarge else leanest.peak
     limit = leanest.buffer.cap if kind is BufferTooLarge else model.budget
@@ -168,15 +168,3 @@ def _resized(model: ModelFacts, batch: Batch, *, B: int | None = None, L: int | 
         pictures=within(batch.pictures, rows * longest, merged),
         visible=() if visible == lengths else visible,
     )
-
-
-def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest value below `most` that fits, 0 when none does."""
-    low, high = 0, most - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low if low and fits(low) else 0

@@ -23,7 +23,7 @@ from archport.planning.quote import (
     quote,
     scratch_levels,
 )
-from archport.planning.shapes import TOKENS_PER_BATCH, chunk_widths, smallest_chunk
+from archport.planning.shapes import TOKENS_PER_BATCH, chunk_widths, most_that_fits, smallest_chunk
 from archport.planning.steps import SAMPLED
 from archport.planning.vision import within
 
@@ -222,16 +222,7 @@ def rows_that_fit(model: ModelFacts, request: Request, width: int, wanted: int, 
 
 def _most_of(most: int, fits: Callable[[int], bool]) -> int:
     """The largest number up to `most` that fits, when 1 does. Usually that is `most`, so it is asked first."""
-    if most == 1 or fits(most):
-        return most
-    low, high = 1, most - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return most if most == 1 or fits(most) else most_that_fits(fits, 1, most - 1)
 
 
 def schedule_of(model: ModelFacts, batch: Batch) -> Quote | None:

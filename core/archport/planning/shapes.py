@@ -292,3 +292,11 @@ def among_keys(
         for row, before in zip(spans, cached, strict=True)
     )
     return found if any(found) else ()
+
+
+def most_that_fits(fits: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number from `low` to `high` that fits, as all smaller ones do then; `low` is not asked about."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -196,7 +196,7 @@ class Model:
             presence_penalty, frequency_penalty: -2 to 2, taken from the logit of a token that was generated before:
                 once, and as many times as it was. The prompt's tokens do not count.
             logit_bias: {token id: what is added to its logit, -100 to 100}, before the penalties.
-            seed: of the draws, for the same text again: a prompt's own, whichever others run beside it. Equal prompts,
+            seed: of the draws, for the same text again: a prompt's own, whichever others run next to it. Equal prompts,
                 and the answers of one, draw differently, in an order that the seed fixes.
             stop: strings that end a text; they are not part of it.
             stop_token_ids: tokens that end it, as the model's own final tokens do.
@@ -290,7 +290,7 @@ class Model:
             query, documents: texts; a model that sees also takes mappings such as {"text": ..., "image": ...}.
             instruction: what counts as an answer; default: the model's own.
             top_k: keep so many; None keeps all.
-            return_documents: put each document beside its score.
+            return_documents: put each document next to its score.
             raw_scores: the head's own number (of a yes/no head the difference of two logits) instead of a probability.
             max_tokens: limit of a pair; default: the model's own, within its context.
             overflow: `error` refuses a longer pair, naming the document; `truncate` cuts it, but nothing around it.

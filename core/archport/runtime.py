@@ -72,7 +72,7 @@ class Runtime:
         stops: ids after which nothing is generated.
         prefixes: what calls of `generate` leave behind for later ones.
         mask: vocabulary id of the mask token, of a masked language model.
-        more: (weight, bias) of each layer of what an embedding head has beside its vectors, "sparse" and "tokens"; an
+        more: (weight, bias) of each layer of what an embedding head has besides its vectors, "sparse" and "tokens"; an
             output is missing whose layers are not stored as safetensors.
     """
 
@@ -207,7 +207,7 @@ class Runtime:
         return self.head.tokens, self._stored("tokens", self.head.tokens.dense)
 
     def _stored(self, output: str, layers: tuple[Dense, ...]) -> tuple[tuple[mx.array, mx.array | None], ...]:
-        """The layers of an output beside the vectors; raises InputError where they are no safetensors."""
+        """The layers of an output besides the vectors; raises InputError where they are no safetensors."""
         if layers and output not in self.more:
             name = layers[0].folder
             raise InputError(

@@ -26,7 +26,7 @@ R = TypeVar("R")
 A = TypeVar("A")
 
 FAULTS = (InputError, AdmissionRefused, NonFiniteOutput)
-# Texts behind the last answered one among which the one that failed is looked for first.
+# Texts after the last answered one among which the one that failed is looked for first.
 _NEAR = 4096
 _END = object()
 # How messages name the first of the rows that a call was handed, and any of them.
@@ -188,7 +188,7 @@ class _Source:
             yield text
 
     def near(self) -> Sequence[Any]:
-        """The next texts, the one that failed among them or behind them."""
+        """The next texts, the one that failed among them or after them."""
         if self._sequence is not None:
             return self._sequence[self._at : self._at + _NEAR]
         return list(self._held)

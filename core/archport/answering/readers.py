@@ -72,7 +72,7 @@ class SparseReader:
 
     def readout(self) -> Readout:
         """See `Reader`."""
-        # A row's pooled logits are there beside those of its tokens, three at the least; in 16 bits these are there
+        # A row's pooled logits are there next to those of its tokens, three at the least; in 16 bits these are there
         # twice, in the model's type too.
         arrays, token = (1, 16 * self.width // 3) if self.wide else (2, 4 * self.width)
         return Readout("the logits of the vocabulary", "logits", arrays, token=token, most=self.most)

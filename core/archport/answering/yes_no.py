@@ -92,7 +92,7 @@ class YesNoScorer:
         return scored(scores, self.head.activation)
 
     def _plan(self, rows: Sequence[np.ndarray], share: bool) -> tuple[Plan, int]:
-        """The plan of all rows, or of what is behind the tokens that they share, and how many those are."""
+        """The plan of all rows, or of what is after the tokens that they share, and how many those are."""
         plan = self.encoder.plan
         with rows_named("document"):
             whole = self.encoder.planned(rows)
@@ -115,11 +115,11 @@ class YesNoScorer:
         return (rest, shared) if sharing_pays(first, rest, whole) else (whole, 0)
 
     def _first_plan(self, shared: int) -> Plan:
-        """The plan of the shared tokens alone; a copy of what they leave behind is taken beside their caches."""
+        """The plan of the shared tokens alone; a copy of what they leave behind is taken next to their caches."""
         return self.encoder.plan(Request(lengths=[shared], mode="generate", resident=self._held(shared)))
 
     def _held(self, shared: int) -> int:
-        """Bytes of what the rows start from, which is there beside the batches that hold copies of it."""
+        """Bytes of what the rows start from, which is there next to the batches that hold copies of it."""
         plan = self.encoder.plan
         return row_bytes(self.encoder.spec.layers, shared, plan.dtype or self.encoder.spec.dtype)
 

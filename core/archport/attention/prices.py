@@ -118,7 +118,7 @@ def seconds(call: FastCall, kernel: Kernel, device: DeviceFacts, *, share_of_wor
             work += call.scores * _CPU_SCORE * ((1.5 if masked else 1.0) + (1.0 if call.softcap else 0.0))
         work += call.scores * call.itemsize * _PASSES[device.kind][masked] / bandwidth(device)
     elif call.form == "causal" and call.q_len > 8:
-        # Fused kernels skip what lies behind the diagonal; an unfused one computes and discards it.
+        # Fused kernels skip what lies past the diagonal; an unfused one computes and discards it.
         work *= 1.0 - 0.5 * call.q_len / max(call.kv_len, call.q_len)
     cache = call.B * call.n_kv_heads * call.kv_len * (call.head_dim + call.v_head_dim) * call.itemsize
     return work * share_of_work + cache / bandwidth(device)

@@ -92,7 +92,7 @@ class Visibility:
         lo = 0 if self.left is None else max(0, min(self.offsets) + a - self.left)
         hi = max(self.key_lengths)
         if self.right is not None:
-            # Keys behind a span's end are hidden anyway, and few widths of tiles are worth more than few keys.
+            # Keys after a span's end are hidden anyway, and few widths of tiles are worth more than few keys.
             end = -(-self.spanned(a, b) // SPAN_GRID) * SPAN_GRID
             hi = min(hi, max(max(self.offsets) + b + self.right, end))
         if self.chunk is not None:

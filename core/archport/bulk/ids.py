@@ -62,7 +62,7 @@ class Ids:
         return ids, faults
 
     def _fault(self, row: Row) -> str | None:
-        """What is wrong with an id by itself, or beside the first one."""
+        """What is wrong with an id by itself, or next to the first one."""
         id = row.id
         if id is None:
             return row.error or "its id is null; expected a string or an integer"

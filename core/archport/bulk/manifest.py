@@ -126,7 +126,7 @@ def add_record(folder: Path, label: str, record: Record) -> None:
         label: of the process that writes, as no two may append to one file.
     """
     with (folder / RECORDS.format(label)).open("ab+") as file:
-        # Behind a line that was cut off a new one would be none either.
+        # After a line that was cut off a new one would be none either.
         file.seek(0, os.SEEK_END)
         if file.tell():
             file.seek(-1, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Which tokens the files of a tokenizer name beside its vocabulary, how they join it, and what is put around texts.
+"""Which tokens the files of a tokenizer name besides its vocabulary, how they join it, and what is put around texts.
 
 The files are tokenizer_config.json (with `added_tokens_decoder`, special tokens by name, further ones in lists),
 special_tokens_map.json, added_tokens.json and tokenizer.json. Which of them wins is as transformers 5.23 has it.
@@ -23,7 +23,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True, slots=True)
 class AddedTokens:
-    """The tokens beside a vocabulary.
+    """The tokens besides a vocabulary.
 
     Args:
         listed: in the order of the ids that their file gives them.

@@ -22,7 +22,7 @@ from archport.contract.heads import Dense
 if TYPE_CHECKING:
     import mlx.core as mx
 
-# The matrix that projects a residual, beside `linear.weight`.
+# The matrix that projects a residual, next to `linear.weight`.
 RESIDUAL = "residual.weight"
 
 

@@ -176,7 +176,7 @@ def weights_needed(names: Collection[str], read: Callable[[str], Any], where: st
             refuse_without_safetensors(inner, where)
         # Some conversions keep these matrices in the main file, and no weights here.
         dense += [name for name in inner if name == f"{folder}/model.safetensors"]
-    # Heads that bge-m3 has beside its pipeline.
+    # Heads that bge-m3 has next to its pipeline.
     apart = [f"{name}.safetensors" for name in HEADS_APART if f"{name}.safetensors" in names]
     return [f"{prefix}{name}" for name in main] + dense + apart
 

@@ -147,7 +147,7 @@ def _matches_nothing(expression: str) -> bool:
 
 
 def _longest(charsmap: Any) -> float:
-    """Characters of the longest text in a table of replacements, which stand behind its index, each ended by a zero."""
+    """Characters of the longest text in a table of replacements, which stand after its index, each ended by a zero."""
     if not isinstance(charsmap, str):
         return 1.0
     try:

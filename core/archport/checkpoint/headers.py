@@ -18,7 +18,7 @@ from archport.checkpoint.disk import MIB, files_in, inside, parse_json, read_obj
 from archport.checkpoint.files import INDEX, refuse_without_safetensors, shorten, weight_files
 from archport.contract.errors import CheckpointError
 
-# Of a file, which say how long the header behind them is, and the most that is read of that: the format allows three
+# Of a file, which say how long the header after them is, and the most that is read of that: the format allows three
 # times as much, and a hundred thousand tensors need half.
 LENGTH_BYTES, _HEADER_LIMIT = 8, 32 * MIB
 # Format name -> (name as MLX spells it, bits per element).

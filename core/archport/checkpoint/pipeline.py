@@ -105,7 +105,7 @@ def read_head(checkpoint: CheckpointView) -> Head:
 
 @dataclass(slots=True)
 class _Steps:
-    """The modules behind a Transformer, taken one by one in the order in which they run.
+    """The modules after a Transformer, taken one by one in the order in which they run.
 
     Args:
         scoring: whether the pipeline scores pairs, so that a Dense module may name its output `scores`.
@@ -264,7 +264,7 @@ def read_score_activation(checkpoint: CheckpointView, labels: int) -> Activation
 
 
 def pipeline_settings(checkpoint: CheckpointView) -> dict[str, Any]:
-    """`config_sentence_transformers.json`, which counts beside a `modules.json` only."""
+    """`config_sentence_transformers.json`, which counts next to a `modules.json` only."""
     if checkpoint.modules is None:
         return {}
     return checkpoint.json("config_sentence_transformers.json") or {}

@@ -38,7 +38,7 @@ class Recipe:
         model: the kind of vocabulary that it takes from tokenizer.json.
         defaults: its special tokens where no file says otherwise; None for none.
         build: (tokenizer with nothing but its vocabulary, settings, special tokens, tokenizer.json's normalisers).
-        close: sets the post-processor behind the special tokens' joining; None keeps that of tokenizer.json.
+        close: sets the post-processor after the special tokens' joining; None keeps that of tokenizer.json.
         marks: whether its special tokens lose the flags that files gave them.
         unknown: id of a Unigram vocabulary's unknown token, whatever the file says; None looks its text up.
         extra: special tokens without a name that it has, by the settings, where no file lists any.

@@ -120,7 +120,7 @@ def chat(
 
 
 def _typed() -> str:
-    """The next line of standard input with its end; "" behind the last one."""
+    """The next line of standard input with its end; "" after the last one."""
     try:
         return sys.stdin.readline()
     except (OSError, UnicodeDecodeError) as error:

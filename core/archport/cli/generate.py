@@ -1,4 +1,4 @@
-"""`archport generate`: text behind a prompt, on standard output as it is made."""
+"""`archport generate`: text after a prompt, on standard output as it is made."""
 
 from __future__ import annotations
 

@@ -123,9 +123,9 @@ class AttentionCall:
         reach: (left, right) of the layer, None unlimited; read when `mask` is `window`, `documents`, `key_padding` or
             `dense`. A causal layer reaches 0 to the right.
         lengths: real keys per row, or per document when `mask` is `documents`; empty when all are `kv_len`.
-            Documents in one row (B == 1) lie one behind another; with B > 1 each row is one document.
+            Documents in one row (B == 1) lie one after another; with B > 1 each row is one document.
         q_lengths: real queries per row or document; empty when they are `lengths` (q_len == kv_len) or `q_len` (else).
-            The rows behind them are padding and come out as zeros.
+            The rows after them are padding and come out as zeros.
         additive: whether an array mask is added to the scores (in q's dtype) instead of a bool.
         mask_shape: broadcast shape of an array mask that the caller hands over; empty when there is none.
         sinks: whether the softmax holds a sink logit per head.

@@ -96,7 +96,7 @@ def spelt(name: T) -> T:
     """The name of a mask or a backend as it is spelt now, as `dataclass` fields and arguments take it."""
     if isinstance(name, str) and not isinstance(name, Documents) and name in ("segments", "documents"):
         if name == "segments":
-            # The line that made the policy or call, behind `__post_init__` and `__init__`.
+            # The line that made the policy or call, after `__post_init__` and `__init__`.
             SEGMENTS.warn(stacklevel=5)
         return cast(T, Documents("documents"))
     return name

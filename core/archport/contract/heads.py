@@ -231,7 +231,7 @@ class TokenHead:
     Args:
         dense: Dense layers in order, applied to every token.
         normalize: whether vectors are scaled to unit length.
-        query_marker, document_marker: ids put behind the first token of a query or document; None for none.
+        query_marker, document_marker: ids put after the first token of a query or document; None for none.
         expansion: what fills queries; None for nothing.
         skipped: ids whose vectors do not count in documents.
         leading: first tokens of every text whose vectors do not count.

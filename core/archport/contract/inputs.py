@@ -178,7 +178,7 @@ class CheckpointView(Protocol):
     def tensor_shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of a stored tensor as the file has it (packed ones are narrower), None when absent.
 
-        HEAD.weight may also be the tensor `weight` of HEAD.safetensors, beside the main weights.
+        HEAD.weight may also be the tensor `weight` of HEAD.safetensors, next to the main weights.
         """
         ...
 

@@ -70,7 +70,7 @@ class ConfigKeys:
         arch: the architecture's name, for messages.
         obeyed: keys that the claim or the module reads.
         inert: keys that change no number in the reference implementation either.
-        refused: key -> the values beside null, false and empty ones that change nothing; any other is refused.
+        refused: key -> the values besides null, false and empty ones that change nothing; any other is refused.
     """
 
     arch: str

@@ -56,7 +56,7 @@ class Measured:
         ids: token ids, (L,) int32, placeholders of pictures included.
         pictures: in the order of their tokens.
         positions: (axes, L) int32 for a model whose tokens stand on several axes; None for 0 to L - 1.
-        next_position: where the token behind the row stands, on every axis; None for L.
+        next_position: where the token after the row stands, on every axis; None for L.
         prompt_tokens: leading tokens that belong to the prompt.
         truncated: whether the input was cut.
     """

@@ -102,7 +102,7 @@ class LayerContext(Protocol):
         ...
 
     def pause(self, x: mx.array) -> None:
-        """Say that `x` is all that is needed from here on, as between a block's attention and its MLP and behind that.
+        """Say that `x` is all that is needed from here on, as between a block's attention and its MLP and after that.
 
         The plan may evaluate the graph here, and hold less. A block that says so less than twice works, and holds more.
         """

@@ -4,7 +4,7 @@ The mlx-cpu wheel is linked against the reference BLAS it carries, which is some
 linker resolves `cblas_sgemm` in whatever was loaded globally first, so one `dlopen(..., RTLD_GLOBAL)` before
 `mlx.core` is imported is enough. The price: it has to happen when archport is imported (docs/adr/0004).
 
-Knows nothing of models or plans, imports neither mlx nor numpy, and does nothing on macOS or beside a GPU build of MLX.
+Knows nothing of models or plans, imports neither mlx nor numpy, and does nothing on macOS or with a GPU build of MLX.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class UnusableBlas(Exception):
     """A library can't stand in for MLX's BLAS; the message says why."""
 
 
-# How long MKL's threads spin behind a product, in ms, unless the user says otherwise. Its own 200 take a core from
+# How long MKL's threads spin after a product, in ms, unless the user says otherwise. Its own 200 take a core from
 # whatever runs next, on threads that are not MKL's: attention and activations took half as long again on two cores.
 # Without any, each of a chain of small products waits for them to wake: the gated delta rule took ten times as long.
 SPIN = ("KMP_BLOCKTIME", "1")
@@ -215,7 +215,7 @@ def why_mkl_would_fail(folder: str, environ: Mapping[str, str]) -> str:
     }.get(threading, ("libmkl_intel_thread.so", "libiomp5.so"))
     if not _files_beside(folder, layer):
         return f"{layer} (MKL_THREADING_LAYER={threading}) is not in {folder}"
-    # MKL finds Intel's OpenMP beside itself; GNU's and TBB's runtimes only where the dynamic linker searches.
+    # MKL finds Intel's OpenMP next to itself; GNU's and TBB's runtimes only where the dynamic linker searches.
     if runtime and not (runtime == "libiomp5.so" and _files_beside(folder, runtime)) and not _loadable(runtime):
         return f"MKL_THREADING_LAYER={threading} needs {runtime}, which can't be loaded"
     return ""

@@ -1,7 +1,7 @@
 """Evaluating work piece by piece so that few pieces hold their temporaries at once, and whether MLX is tracing instead.
 
 A GPU gives the buffers of finished work back from another thread, a little after the work is known to be done, so that
-waiting for a piece is not enough: the next one may be allocated beside it. What pieces compute is not known here.
+waiting for a piece is not enough: the next one may be allocated next to it. What pieces compute is not known here.
 """
 
 from __future__ import annotations

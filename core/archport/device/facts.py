@@ -63,7 +63,7 @@ def this_device() -> DeviceFacts:
 
 @functools.cache
 def host_device() -> DeviceFacts:
-    """Facts of this machine's CPU, also beside a GPU, found once per process."""
+    """Facts of this machine's CPU, also next to a GPU, found once per process."""
     info = mx.device_info(mx.Device(mx.cpu))
     return cpu_facts(info, usable_memory(), workers.cores(), blas.status().kind, workers.threads())
 

@@ -20,7 +20,7 @@ _LOCK = threading.RLock()
 
 
 def reused(name: str) -> Any:
-    """A symbol of mlx-lm by its dotted name behind the package, such as "models.switch_layers.SwitchGLU".
+    """A symbol of mlx-lm by its dotted name after the package, such as "models.switch_layers.SwitchGLU".
 
     Raises:
         BackendMissing: mlx-lm, or a package that it needs, is not installed.

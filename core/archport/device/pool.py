@@ -49,7 +49,7 @@ class Pool:
 
         Args:
             needed: bytes of freed buffers that the request's plan can use again.
-            room: bytes that the request's budget leaves beside its live arrays.
+            room: bytes that the request's budget leaves besides its live arrays.
         """
         with self._lock:
             self._needs.append(needed)
@@ -80,7 +80,7 @@ class Bound:
     """The memory limit of MLX while planned requests run on CUDA.
 
     There the driver maps memory for live arrays and the pool together, in chunks that one buffer of the pool keeps
-    mapped: with 2.2 GB of live arrays beside 2.2 GB of freed ones, 6.3 GB stayed mapped. Above its memory limit MLX
+    mapped: with 2.2 GB of live arrays next to 2.2 GB of freed ones, 6.3 GB stayed mapped. Above its memory limit MLX
     gives freed buffers back before it takes new ones, which leaves those in the pool that the request does use again.
 
     Args:
@@ -97,7 +97,7 @@ class Bound:
         self._lock = threading.Lock()
 
     def start(self, request: object, moving: int) -> None:
-        """Allow a request so many bytes beside what is live now, until `end`."""
+        """Allow a request so many bytes next to what is live now, until `end`."""
         with self._lock:
             current = self._mx.get_memory_limit()
             if current != self._limit:

@@ -32,7 +32,7 @@ def in_use() -> bool:
     if mx.default_device().type == mx.DeviceType.cpu:
         return False
     choose_precision()
-    # Twelve bits behind the point: TF32 keeps ten.
+    # Twelve bits after the point: TF32 keeps ten.
     value = 1 + 2.0**-12
     product = mx.full((64, 64), value, dtype=mx.float32) @ mx.eye(64)
     return bool(mx.any(product != value).item())

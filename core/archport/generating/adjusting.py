@@ -124,7 +124,7 @@ class Adjusting:
         self._counts = self._counts[index] if self._counts is not None and counted else None
 
     def join(self, other: Adjusting) -> None:
-        """Go on with the rows of another batch behind these, each from where it is."""
+        """Go on with the rows of another batch after these, each from where it is."""
         counts = len(self._rows), len(other._rows)
         self._rows, self._steps = self._rows + other._rows, self._steps + other._steps
         self._seen = self._both(self._seen, other._seen, counts, mx.bool_)

@@ -1,4 +1,4 @@
-"""One token per row and step, behind a prefill: the rows' caches, where they stand, and the paths of their layers.
+"""One token per row and step, after a prefill: the rows' caches, where they stand, and the paths of their layers.
 
 All rows end at one column, so a step writes one column and shorter rows only hide what is in front of them. Knows
 nothing of sampling or text.

@@ -84,7 +84,7 @@ class PromptReading:
             reserved: bytes that other rows may come to hold.
 
         Raises:
-            AdmissionRefused: they do not fit beside those, or not together.
+            AdmissionRefused: they do not fit next to those, or not together.
         """
         visual, prefixes = self.visual(talks), self.generator.prefixes
         rows = [talk.ids for talk in talks]

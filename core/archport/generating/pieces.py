@@ -207,7 +207,7 @@ class GenerateRequest:
         rows: one per prompt.
         answers: how many of each prompt; None for one that is not told as a list.
         progress: whether a bar shows how many tokens are made, where nothing is streamed.
-        logprobs: None for none, else how many of the likeliest tokens to tell beside the drawn one.
+        logprobs: None for none, else how many of the likeliest tokens to tell besides the drawn one.
     """
 
     rows: tuple[RowOptions, ...]

@@ -90,7 +90,7 @@ def prefill(
             return Prefilled(plan, caches, hidden, first, watch, keys)
         hidden = _read(encoder, plan, rest, found, caches, visual)
         caches.align([len(row) for row in rows])
-        # Behind generated tokens such a model can't go back to where the prompt ended.
+        # After generated tokens such a model can't go back to where the prompt ended.
         remembered = not can_be_cut(encoder)
         if draft is not None and remembered:
             longest = max(map(len, rows))
@@ -134,7 +134,7 @@ def _found(rows: Sequence[np.ndarray], prefixes: PrefixCache | None) -> Snapshot
         return None
     shortest = min(rows, key=len)
     shared = min(min(matching(shortest, row) for row in rows), len(shortest) - 1)
-    # One token behind the shared ones is always computed.
+    # One token after the shared ones is always computed.
     return prefixes.find(shortest[: shared + 1])
 
 

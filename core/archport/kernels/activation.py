@@ -1,7 +1,7 @@
 """Activations as one CUDA kernel that moves sixteen bytes at a time, in float32 inside: plain, or times a second half.
 
 For 16,384 x 6,144 halves on an H200 it takes 79 us, and MLX's own, which rounds between its operations, 119. Knows
-nothing of the products before and behind.
+nothing of the products before and after.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def _compiled() -> Any:
     return mx.compile(_turn)
 
 
-# One warp per token and head; heads behind the first Turned are copied.
+# One warp per token and head; heads after the first Turned are copied.
 WARPS = 8
 SOURCE = """
   constexpr int kPairs = Dh / 2;

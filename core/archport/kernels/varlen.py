@@ -1,4 +1,4 @@
-"""The CUDA kernel of attention over documents that lie one behind another in one row: flash attention on tensor cores.
+"""The CUDA kernel of attention over documents that lie one after another in one row: flash attention on tensor cores.
 
 A document reads nothing but itself, so neither masks nor padding exist. Knows nothing of calls, prices or plans.
 """
@@ -241,7 +241,7 @@ def keys_per_tile(head_dim: int) -> int:
 def tiles(lengths: Sequence[int], tokens: int) -> np.ndarray:
     """(n, 3) int32: first token and length of a document, and the first query of a tile in it.
 
-    What lies behind the documents in a row of so many tokens is taken for one more, so that it comes out finite.
+    What lies after the documents in a row of so many tokens is taken for one more, so that it comes out finite.
     """
     import numpy as np
 
@@ -279,7 +279,7 @@ def attend(
         reach: keys seen to the left and right, None without a limit.
 
     Returns:
-        (1, H, L, Dh), the heads of a token beside each other in memory.
+        (1, H, L, Dh), the heads of a token next to each other in memory.
     """
     import mlx.core as mx
 

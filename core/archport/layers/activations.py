@@ -234,7 +234,7 @@ def _silu(x: np.ndarray, out: np.ndarray) -> None:
     np.divide(x, out, out=out)
 
 
-# These hold a block and no more: as MLX's operations, each would hold an array as large as x beside the answer's.
+# These hold a block and no more: as MLX's operations, each would hold an array as large as x next to the answer's.
 def _host_mish(x: np.ndarray, out: np.ndarray) -> None:
     # tanh(log(1 + e)) is (e^2 + 2 e) / (e^2 + 2 e + 2), which is one from 20 on.
     np.minimum(x, np.float32(20), out=out)

@@ -150,7 +150,7 @@ class NormRotate:
         """(q, k) out of the product, by the cosines and sines in `turns`."""
         B, L, _ = product.shape
         jobs = B * L * (self._heads + self._kv_heads)
-        # cuDNN takes heads in any order and answers in that of q: behind each other, the output projection reads them
+        # cuDNN takes heads in any order and answers in that of q: one after the other, the output projection reads them
         # as they are. Everything else multiplies matrices, which want the heads first.
         heads_first = product.dtype == mx.float32 or self._head_dim > 128
         shapes = [(B, L, count, self._head_dim) for count in (self._heads, self._kv_heads)]

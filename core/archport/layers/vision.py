@@ -33,7 +33,7 @@ class TowerShape:
         merge: patches per side that become one token.
         table: positions per side of the learned table that is stretched over each picture.
         positions: rows of that table as stored, which may be more; 0 for no more.
-        taps: blocks behind which a merger of its own looks in, in order.
+        taps: blocks after which a merger of its own looks in, in order.
         act: activation of the blocks; mergers have an erf GELU.
         theta: base of the rotary frequencies of rows and columns.
     """
@@ -223,7 +223,7 @@ class Merger(nn.Module):
 def placed(
     grids: Sequence[tuple[int, int]], length: int, merge: int, table: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where every patch stands, in the order of merged blocks; zeros behind a picture's end.
+    """Where every patch stands, in the order of merged blocks; zeros past a picture's end.
 
     Returns:
         Rows and columns (B, L, 2) float32; and on a square table of `table` positions a side, stretched over the

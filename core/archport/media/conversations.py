@@ -105,7 +105,7 @@ def conversation(item: object, asked: Asked, *, empty: str | None = None) -> Doc
 
 
 def plain(text: object, asked: Asked) -> Part:
-    """A string without a frame around it, behind the prompt."""
+    """A string without a frame around it, after the prompt."""
     part = _text(text, asked)
     return replace(part, text=(asked.prompt or "") + part.text)
 

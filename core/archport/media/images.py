@@ -89,7 +89,7 @@ class ImageSource:
         """The upright image in RGB as Pillow holds it, without a copy of its pixels; transparency lies on white.
 
         Raises:
-            InputError: for a file that is cut short or damaged behind its header.
+            InputError: for a file that is cut short or damaged after its header.
         """
         try:
             image = self.decode()

@@ -1,6 +1,6 @@
 """Inputs with pictures, whose tokens stand on three axes: headers to ids and places, and after the plan patches.
 
-Knows how images are resized, videos are cut into moments with their times beside them, and placeholders are repeated.
+Knows how images are resized, videos are cut into moments with their times next to them, and placeholders are repeated.
 Knows no architecture: formats are conversations.py's or a plugin's, numbers a checkpoint's, ids the caller's.
 """
 

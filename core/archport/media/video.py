@@ -46,7 +46,7 @@ class VideoSource:
         read: decodes the frames of these indices, ascending, and scales each to (height, width): pixels
             (height, width, 3) uint8, one after the other.
         content: bytes that are equal for equal videos.
-        decoding: bytes of host memory that decoding takes at its peak, beside the frames that were scaled.
+        decoding: bytes of host memory that decoding takes at its peak, next to the frames that were scaled.
     """
 
     width: int
@@ -192,7 +192,7 @@ def _decode(
             for at, decoded in enumerate(container.decode(video=0)):
                 if at != waiting[-1]:
                     continue
-                # A stream may change its size behind the header.
+                # A stream may change its size after the header.
                 check_size(decoded.width, decoded.height, f"frame {at} of {name}", limits)
                 frame = scaled(_image(decoded), height, width)
                 while waiting and waiting[-1] == at:

@@ -102,7 +102,7 @@ class KVCache:
                 )
 
     def append(self, k: mx.array, v: mx.array | None, lengths: Sequence[int] | None = None) -> KVView:
-        """Write new tokens behind each row's own and return all that the layer may attend to.
+        """Write new tokens after each row's own and return all that the layer may attend to.
 
         Args:
             k, v: (B, K, L, Dh) and (B, K, L, Dv), rows padded on the right; no v for a latent cache.
@@ -122,7 +122,7 @@ class KVCache:
         assert self._storage is not None
         starts = [self._held(row) for row in range(self.B)]
         if len(set(starts)) == 1:
-            # One write for all rows; what a shorter row gets behind its end is overwritten or never read.
+            # One write for all rows; what a shorter row gets after its end is overwritten or never read.
             self._storage.write(slice(None), starts[0], k[:, :, :L], v[:, :, :L])
         else:
             for row, (start, more) in enumerate(zip(starts, adding, strict=True)):
@@ -315,7 +315,7 @@ class KVCache:
             self._storage.grow(needed, max(self._held(row) for row in range(self.B)))
 
     def _make_room(self, adding: Sequence[int]) -> None:
-        """Move each row's window to the front of the ring when the new tokens would not fit behind it."""
+        """Move each row's window to the front of the ring when the new tokens would not fit after it."""
         room = self.allocation.capacity(0)
         left = self.layer.reach[0] or 0
         starts = [self._held(row) for row in range(self.B)]

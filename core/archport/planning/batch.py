@@ -244,7 +244,7 @@ class StepPlan:
     """One pass through the layers: a prefill chunk, a whole row, or one decoded token.
 
     Args:
-        start: position of its first token behind the cached ones.
+        start: position of its first token after the cached ones.
         tokens: padded tokens per row.
         paths: per kind of layer the attention path, or the form of a recurrence.
     """
@@ -277,12 +277,12 @@ class VisionStep:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """Estimated time of decoding: passes of one token per row, behind a cache that grows.
+    """Estimated time of decoding: passes of one token per row, after a cache that grows.
 
     Args:
         steps: passes; the first new token costs none, for it is read from the prefill.
         seconds: of all of them.
-        first, last: seconds of a pass behind the prompt alone, and at the fullest cache.
+        first, last: seconds of a pass after the prompt alone, and at the fullest cache.
     """
 
     steps: int

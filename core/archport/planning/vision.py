@@ -112,7 +112,7 @@ def tower_quote(model: ModelFacts, batch: Batch, room: int) -> TowerQuote | None
 def _step(
     model: ModelFacts, text: Batch, rows: tuple[int, ...], lengths: tuple[int, ...], padded: int, room: int
 ) -> tuple[VisionStep, int]:
-    """One pass of the tower, and the bytes it holds beside its features at the peak."""
+    """One pass of the tower, and the bytes it holds next to its features at the peak."""
     tower, B, patches = model.spec.vision, len(lengths), len(lengths) * padded
     assert tower is not None
     piece = _piece(model, tower, B, padded)

@@ -33,7 +33,7 @@ class TokensAhead:
 
     @property
     def more(self) -> bool:
-        """Whether a window behind the one in use is being tokenised, or is tokenised already."""
+        """Whether a window after the one in use is being tokenised, or is tokenised already."""
         return self._coming is not None
 
     def __enter__(self) -> TokensAhead:
@@ -50,7 +50,7 @@ class TokensAhead:
         if coming is not None:
             tokens = coming.take()
         else:
-            # Nothing runs yet that the first window could be tokenised beside.
+            # Nothing runs yet while the first window is tokenised.
             window = self._window()
             if window is None:
                 raise StopIteration
@@ -67,7 +67,7 @@ class TokensAhead:
             self._threads.close()
 
     def _window(self) -> Callable[[], tuple[int, Tokens]] | None:
-        """What tokenises the next window; None behind the last text."""
+        """What tokenises the next window; None after the last text."""
         texts = list(islice(self._source, next(self._sizes)))
         first, self._read = self._read, self._read + len(texts)
         return partial(_tokenised, self._tokenise, texts, first) if texts else None

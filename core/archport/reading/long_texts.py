@@ -5,7 +5,7 @@ knows how many tokens they are. A longer and longer beginning is encoded instead
 asked for by a margin; the ids before the margin are then those of the whole text. Knows no limits and no prompts.
 
 Why they are: a tokenizer goes from left to right through pieces (words, runs of one kind) whose ends depend on one more
-character, and inside a piece what follows changes the tokens beside it and no others. Where that is not so, more is
+character, and inside a piece what follows changes the tokens next to it and no others. Where that is not so, more is
 done: Unigram weighs a piece as a whole, so its beginnings end before a space, or shorter ones are compared; a line
 break may join all spaces before it, and a special token swallow them, so a beginning among spaces ends with either; an
 expression that looks further ahead is not trusted. Texts with very few tokens (spaces, one endless word) first lose

@@ -42,7 +42,7 @@ class VisualPrompts:
 
     @property
     def next_positions(self) -> list[int]:
-        """Where the token behind each prompt stands."""
+        """Where the token after each prompt stands."""
         return [len(each.ids) if each.next_position is None else each.next_position for each in self.measured]
 
     def edge(self, tokens: int) -> int:

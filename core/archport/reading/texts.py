@@ -411,7 +411,7 @@ def check_text(text: object, what: str) -> None:
 
 
 def check_vocabulary(rows: Sequence[np.ndarray], size: int, what: str, first: int = 0) -> None:
-    """Refuse ids behind the embedding's end, where a device reads whatever lies there.
+    """Refuse ids past the embedding's end, where a device reads whatever lies there.
 
     Args:
         size: entries of the model's vocabulary.

@@ -160,7 +160,7 @@ class StepContext:
         self._keys = StepKeys(kind.layer for kind in batch.kinds)
         self._masks: dict[tuple[object, ...], mx.array] = {}
         self._runners: dict[int, Runner] = {}
-        # How often a block paused since its attention: between that and its MLP, and behind it.
+        # How often a block paused since its attention: between that and its MLP, and after it.
         self._pauses = 2
         self._tokens = step.tokens
         if batch.packed:
@@ -170,7 +170,7 @@ class StepContext:
             starts = mx.array(offsets, dtype=mx.int32)
             self._offset = offsets[0] if len(set(offsets)) == 1 else starts
             self._positions = starts[:, None] + mx.arange(step.tokens, dtype=mx.int32)
-            # Nothing reads what a row without a cache passes on behind its end.
+            # Nothing reads what a row without a cache passes on after its end.
             real = [max(0, min(step.tokens, length - step.start)) for length in batch.lengths]
             self._documents = padding(real, step.tokens) if caches is not None else Documents()
         self._visual = None if visual is None else visual.step(step.start, step.tokens)
@@ -244,7 +244,7 @@ class StepContext:
             here = [array for array in (q, k, v) if array is not None]
             self._stretches.start(self._plan, self._batch, *here, paused=self._pauses > 1)
         if path.price.evaluations > 1 and self._batch.schedule.in_flight > 1 and not traced(q):
-            # It evaluates by itself, beside nothing that is still on its way.
+            # It evaluates by itself, while nothing else is still on its way.
             self._stretches.drain()
         spec = self._batch.kinds[self._plan.layer_kinds[layer]].layer
         assert isinstance(spec, AttentionLayer)

@@ -91,9 +91,9 @@ class Pixels:
         self._following: Shown | None = None
 
     def ahead(self, batches: Sequence[Shown]) -> None:
-        """Start decoding for a batch and the one behind it."""
+        """Start decoding for a batch and the one after it."""
         for at, (steps, pictures) in enumerate(batches):
-            # One picture that is looked at next has nothing to be decoded beside.
+            # One picture that is looked at next has nothing to be decoded in parallel with.
             if steps and id(steps[0]) not in self._begun and (at or len(pictures) > 1):
                 self._begun.add(id(steps[0]))
                 for picture in pictures:
@@ -113,7 +113,7 @@ class Pixels:
         return self._ready.pop(id(step)).take()
 
     def prepare(self, step: VisionStep | None, pictures: Sequence[Picture]) -> None:
-        """Have the pixels of the next pass ready when the device is: of this batch, or behind its last of the next."""
+        """Have the pixels of the next pass ready when the device is: of this batch, or after its last of the next."""
         if step is not None:
             self._stack(step, pictures)
         elif self._following is not None and self._following[0]:
@@ -152,7 +152,7 @@ class Pixels:
 
 
 def _stacked(rows: Sequence[np.ndarray], padded: int, channels: int) -> np.ndarray:
-    """Patches of several pictures as (B, padded, features); a still beside films has its one frame repeated."""
+    """Patches of several pictures as (B, padded, features); a still next to films has its one frame repeated."""
     width = max(each.shape[1] for each in rows)
     if len(rows) == 1 and rows[0].shape[0] == padded:
         return rows[0][None]

@@ -222,7 +222,7 @@ SOURCE = """
 
 
 def packed_positions(lengths: Sequence[int], tokens: int) -> np.ndarray:
-    """Position (tokens,) int32 of each token in its own row; 0 of what lies behind the rows, which every model has."""
+    """Position (tokens,) int32 of each token in its own row; 0 of what lies after the rows, which every model has."""
     found = np.zeros(tokens, dtype=np.int32)
     starts = np.cumsum([0, *lengths], dtype=np.int32)
     found[: starts[-1]] = np.arange(starts[-1], dtype=np.int32) - np.repeat(starts[:-1], lengths)

@@ -107,7 +107,7 @@ def run_steps(
 ) -> Generator[tuple[StepPlan, mx.array]]:
     """Run a batch as planned; yields each step with its hidden states (B, tokens, D), unevaluated.
 
-    Of a packed batch they are (1, tokens, D), rows behind one another. The caller evaluates what it keeps of a
+    Of a packed batch they are (1, tokens, D), rows one after another. The caller evaluates what it keeps of a
     step before it takes the next one; that is what bounds a chunked prefill.
 
     Args:

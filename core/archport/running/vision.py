@@ -157,7 +157,7 @@ class Sight:
         self._pixels.close()
 
     def ahead(self, batches: Sequence[BatchPlan], measured: Sequence[Measured]) -> None:
-        """Start decoding the pictures of the batch that is looked at next, and of the one behind it."""
+        """Start decoding the pictures of the batch that is looked at next, and of the one after it."""
         self._pixels.ahead([(batch.quote.vision, pictures_of(batch, measured)) for batch in batches])
 
     def look(self, plan: Plan, batch: BatchPlan, measured: Sequence[Measured]) -> BatchVisual | None:
@@ -169,11 +169,11 @@ class Sight:
         rows = [measured[row] for row in batch.rows] if measured else []
         if not any(row.pictures for row in rows):
             positions = _positions(batch, rows)
-            # Text behind a picture that an earlier call has seen stands where the picture put it.
+            # Text after a picture that an earlier call has seen stands where the picture put it.
             return None if positions is None else BatchVisual((), _index(batch, rows, {}), positions)
         pictures = pictures_of(batch, measured)
         ahead = batch.schedule.in_flight > 1
-        # The plan has the tower's temporaries beside none of an earlier batch's; its inputs may be there before.
+        # The plan budgets the tower's temporaries without an earlier batch's; its inputs may be there before.
         settle, patches = self._stretches.drain, self._pixels.of(batch.quote.vision[0], pictures)
         seen: list[list[mx.array]] = []
         first_of: dict[int, int] = {}

@@ -58,7 +58,7 @@ class Settings:
         keys: sha256 digests of the API keys; empty when none are asked for.
         key_requests: of one key that may be under way at once; None: as many as there are.
         insecure: whether a bind beyond the loopback interface may go without keys.
-        hosts: names that a Host header may have, beside the loopback ones and the bind's own; `*` for any.
+        hosts: names that a Host header may have, besides the loopback ones and the bind's own; `*` for any.
         origins: whose pages may call, as CORS has it.
         token_ids: what to do with inputs that are ids already.
         any_dimensions: whether vectors are cut for models that are not declared to allow it.

@@ -26,7 +26,7 @@ class Names:
     """How one layout of files names the tensors of `RotaryBert`.
 
     Args:
-        prefixes: of a trunk with a head beside it.
+        prefixes: of a trunk with a head next to it.
         renames: (published, own), pieces of names.
         fused: piece of a matrix's name -> the pieces whose rows it holds, one below the other.
     """

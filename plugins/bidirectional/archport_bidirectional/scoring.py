@@ -72,7 +72,7 @@ def stored_scores(checkpoint: CheckpointView, *, typed: bool = True) -> Classifi
 def three_heads(spec: ArchSpec, checkpoint: CheckpointView, dense: EmbeddingHead | None) -> EmbeddingHead | None:
     """The head of a checkpoint that weighs its words and compares its tokens too (bge-m3); None of any other.
 
-    Its layers are files beside the pipeline, `.pt` as published. Source of the formulas: "M3-Embedding:
+    Its layers are files next to the pipeline, `.pt` as published. Source of the formulas: "M3-Embedding:
     Multi-Linguality, Multi-Functionality, Multi-Granularity Text Embeddings Through Self-Knowledge Distillation"
     (Chen et al. 2024), section 3.2; special tokens count as in its authors' code, FlagEmbedding.
 
@@ -234,7 +234,7 @@ def _dense(checkpoint: CheckpointView, folder: str) -> Dense:
 
 
 def _marker(checkpoint: CheckpointView, prefix: Any) -> int | None:
-    """The id of a prefix that is one token of the vocabulary, with or without the space behind it."""
+    """The id of a prefix that is one token of the vocabulary, with or without the space after it."""
     if not prefix:
         return None
     for text in (str(prefix), str(prefix).strip()):

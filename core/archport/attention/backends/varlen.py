@@ -1,4 +1,4 @@
-"""Attention over documents behind one another in one row by one CUDA kernel: no padding, no masks, no new shapes.
+"""Attention over documents one after another in one row by one CUDA kernel: no padding, no masks, no new shapes.
 
 MLX has no such call (its cuDNN plans are made per shape, 67 ms each); the kernel is in kernels/varlen.
 """

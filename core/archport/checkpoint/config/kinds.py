@@ -111,7 +111,7 @@ def check_kinds(config: Mapping[str, Any], level: str = "") -> None:
 
     Args:
         config: one level, as the file has it.
-        level: its name in front of the key in messages, with a dot behind it.
+        level: its name in front of the key in messages, with a dot after it.
 
     Raises:
         CheckpointError: naming the key, its value and what was expected.

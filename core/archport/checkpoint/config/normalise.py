@@ -97,7 +97,7 @@ def _decode(value: Any) -> Any:
 
 
 def _level(config: dict[str, Any], known: ConfigClass | None, name: str) -> dict[str, Any]:
-    """One level of the config and, recursively, its `*_config` children; `name` is its own, with a dot behind it."""
+    """One level of the config and, recursively, its `*_config` children; `name` is its own, with a dot after it."""
     parts = dict(zip(_PARTS, known.parts, strict=True)) if known and known.parts else {}
     for key, child in config.items():
         if key.endswith("_config") and key not in _NEVER_RECURSE and isinstance(child, dict):

@@ -70,7 +70,7 @@ def _flat(config: dict[str, Any], parameters: Mapping[str, Any] | None, defaults
         config["partial_rotary_factor"] = partial
     if defaults is not None and defaults.partial is None:
         _whole_heads(config.pop("partial_rotary_factor", None), rest)
-    # A class that states the trained length beside its rope means that one.
+    # A class that states the trained length next to its rope means that one.
     if config.get("original_max_position_embeddings") is not None and _kind(rest) in _TRAINED:
         rest["original_max_position_embeddings"] = config["original_max_position_embeddings"]
     config["rope_scaling"] = _scaling(config, rest, defaults)
@@ -102,7 +102,7 @@ def _layered(config: dict[str, Any], parameters: dict[str, Any] | None, defaults
         partial = _first(rope.pop("partial_rotary_factor", None), config.get("partial_rotary_factor"))
         if defaults is not None:
             _whole_heads(partial, rope)
-        # Read beside the layer types, where no file has it.
+        # Read next to the layer types, where no file has it.
         rope.pop("truncate", None)
         found.append(_scaling(config, rope, defaults))
     config.pop("rope_parameters", None)

@@ -78,7 +78,7 @@ VOYAGE_PROMPTS = {
 }
 # How the model card of the rerankers puts a query and a passage into one text.
 RERANK_BODY = "question:{query} \n \n passage:{document}"
-# Pooling that is linear in its rows gives the same whether a matrix comes before or behind it.
+# Pooling that is linear in its rows gives the same whether a matrix comes before or after it.
 LINEAR: tuple[PoolingMode, ...] = ("cls", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum")
 
 
@@ -150,7 +150,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
             f"for one of {', '.join(LINEAR)}; the checkpoint asks for {' + '.join(stored.pooling)} and "
             f"{len(stored.dense)} Dense modules"
         )
-    # Published as a matrix per token in front of the pooling. It has no bias, so behind the pooling it gives the same,
+    # Published as a matrix per token in front of the pooling. It has no bias, so after the pooling it gives the same,
     # for one row of a text instead of all.
     projection = Dense("linear", spec.hidden_size, shape[0], bias=False, activation="identity")
     return replace(stored, dense=(projection,))

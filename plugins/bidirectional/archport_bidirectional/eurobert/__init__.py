@@ -37,7 +37,7 @@ KEYS = ConfigKeys(
         *("intermediate_size", "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers"),
         *("num_key_value_heads", "rms_norm_eps", "vocab_size", *ROPE_KEYS),
     ),
-    # Names of tokens beside their ids.
+    # Names of tokens next to their ids.
     inert=("bos_token", "eos_token", "mask_token", "pad_token"),
     refused={"partial_rotary_factor": (1.0,)},
 )

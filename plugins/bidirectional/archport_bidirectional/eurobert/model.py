@@ -1,4 +1,4 @@
-"""EuroBERT's trunk, which is Llama's, with the heads beside it."""
+"""EuroBERT's trunk, which is Llama's, with the heads next to it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class EmbeddingGemma(nn.Module):
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         kept = {name.removeprefix("model."): value for name, value in weights.items()}
-        # Heads that some conversions keep beside the trunk; the pipeline reads them by itself.
+        # Heads that some conversions keep next to the trunk; the pipeline reads them by itself.
         return {name: value for name, value in kept.items() if not name.startswith(("dense.", "lm_head."))}
 
 

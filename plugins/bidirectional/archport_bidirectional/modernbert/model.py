@@ -1,4 +1,4 @@
-"""ModernBERT: pre-norm blocks with rotary positions, two thetas and a gated MLP, and the heads beside them."""
+"""ModernBERT: pre-norm blocks with rotary positions, two thetas and a gated MLP, and the heads next to them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class ModernBert(nn.Module):
 
 
 def published(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """The inverse of `sanitize`: the module's tensors under published names, behind the usual prefix."""
+    """The inverse of `sanitize`: the module's tensors under published names, after the usual prefix."""
     named: dict[str, mx.array] = {}
     for name, value in weights.items():
         fused = next((old for old, parts in _FUSED.items() if any(part in name for part in parts)), None)

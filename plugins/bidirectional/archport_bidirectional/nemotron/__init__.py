@@ -1,4 +1,4 @@
-"""llama_nemotron_vl: Llama blocks without a causal mask behind a SigLIP tower; texts, images, and images with text."""
+"""llama_nemotron_vl: Llama blocks without a causal mask after a SigLIP tower; texts, images, and images with text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How llama_nemotron_vl cuts an image: a grid of square tiles near its aspect, and a thumbnail beside several of them.
+"""How llama_nemotron_vl cuts an image: a grid of square tiles near its aspect, and a thumbnail next to several of them.
 
 Reads headers when asked for a grid, pixels when asked for a tile. Knows no tokens.
 """

@@ -91,7 +91,7 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
             # The pooling head makes one of them all.
             merge_size=vision["image_size"] // vision["patch_size"],
         )
-    # A plan has a layer behind the tower; images alone pass through none, and one of a single token costs nothing.
+    # A plan has a layer after the tower; images alone pass through none, and one of a single token costs nothing.
     blocks = text or {**(vision or {}), "num_hidden_layers": 1, "vocab_size": 1, "max_position_embeddings": 1}
     return ArchSpec(
         arch="siglip",

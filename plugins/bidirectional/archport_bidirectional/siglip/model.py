@@ -1,6 +1,6 @@
 """SigLIP's towers, one or two, as one trunk: texts through blocks, images through a vision tower and its pooling head.
 
-An image is a row of one token, whose place its pooled features take behind the text blocks. Knows no files.
+An image is a row of one token, whose place its pooled features take after the text blocks. Knows no files.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Siglip(nn.Module):
     def see(self, patches: mx.array, ctx: TowerContext) -> list[mx.array]:
         """The pooled features (B, 1, D) of pictures."""
         x = self.vision_model(patches, ctx)
-        # Every picture has all patches of its square; what a plan pads behind them is nobody's.
+        # Every picture has all patches of its square; what a plan pads after them is nobody's.
         return [self.vision_head(x[:, : self._patches])]
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -32,7 +32,7 @@ class SiglipTower(nn.Module):
     def __call__(self, patches: mx.array, ctx: TowerContext) -> mx.array:
         """Rows (B, L, hidden) of patches (B, L, features) uint8, in the order in which they are merged."""
         order = merged_order(self._side, self._merge)
-        # Behind a picture's end a plan may have padded; those rows take any position.
+        # Past a picture's end a plan may have padded; those rows take any position.
         order = np.pad(order, (0, patches.shape[1] - len(order)))
         places = mx.array(np.broadcast_to(order, patches.shape[:2]))
 

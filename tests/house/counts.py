@@ -3,6 +3,7 @@
     python tests/house/counts.py                    print the counts of this tree
     python tests/house/counts.py --json             the same as JSON
     python tests/house/counts.py --against FILE     print them next to an earlier --json
+    python tests/house/counts.py --since REV        statements that commits since REV added, and that others took out
 
 Reads sources, and runs three small calls with a profiler to see which files they enter. Judges nothing.
 """
@@ -13,6 +14,7 @@ import argparse
 import ast
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -184,6 +186,34 @@ def counts() -> dict[str, Any]:
     }
 
 
+def since(rev: str) -> Iterator[str]:
+    """What became of the statements of core and plugins since a commit: commits that took some out on balance, each by
+    name, and the sum of what all others, which brought features and tests' subjects, added.
+    """
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    @cache
+    def of_blob(blob: str) -> int:
+        text = "" if set(blob) == {"0"} else git("cat-file", "-p", blob)
+        return sum(isinstance(node, ast.stmt) for node in ast.walk(ast.parse(text)))
+
+    added, lost = 0, list[tuple[int, str]]()
+    for commit in git("log", "--no-merges", "--format=%H %s", f"{rev}..HEAD").splitlines():
+        change = 0
+        for line in git("diff-tree", "-r", "--no-renames", "--no-commit-id", commit.split()[0]).splitlines():
+            (_, _, before, after, _), path = line.partition("\t")[0].split(), line.partition("\t")[2]
+            core = path.startswith("core/archport/") or (path.startswith("plugins/") and "/archport_" in path)
+            if core and path.endswith(".py") and "/tests/" not in path:
+                change += of_blob(after) - of_blob(before)
+        added += max(change, 0)
+        lost += [(change, commit[:8] + commit[40:])] if change < 0 else []
+    yield f"{added:>7} statements added by commits since {rev} that add on balance"
+    yield f"{sum(change for change, _ in lost):>7} by the {len(lost)} others, which take out:"
+    yield from (f"{change:>7}  {name}" for change, name in sorted(lost))
+
+
 def shown(found: dict[str, Any], before: dict[str, Any] | None) -> Iterator[str]:
     """The counts in lines, next to earlier ones where there are some."""
 
@@ -215,7 +245,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--against", type=Path, help="an earlier --json to compare with")
+    parser.add_argument("--since", metavar="REV", help="a commit to tell from what became of statements")
     asked = parser.parse_args()
+    if asked.since:
+        print("\n".join(since(asked.since)))
+        return 0
     found = counts()
     before = json.loads(asked.against.read_text(encoding="utf-8")) if asked.against else None
     print(json.dumps(found, indent=1) if asked.json else "\n".join(shown(found, before)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from archport.contract import ArchSpec, CheckpointView, Example, Head, Task, TextInputs, Trunk
+from archport.contract import ArchSpec, Example, Task, Trunk
 from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import KEYS as BERT_KEYS
 from archport_bidirectional.bert import TAGS, learned_positions
@@ -51,12 +51,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     return albert(spec, config)
 
 
-def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    return encoder_head(spec, checkpoint)
-
-
-def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    return pylate_inputs(spec, checkpoint)
+head = encoder_head
+inputs = pylate_inputs
 
 
 def examples() -> Sequence[Example]:

@@ -8,13 +8,10 @@ from typing import Any
 from archport.contract import (
     ArchSpec,
     AttentionLayer,
-    CheckpointView,
     ConfigKeys,
     Example,
-    Head,
     SpecError,
     Task,
-    TextInputs,
     Trunk,
     head_width,
 )
@@ -117,12 +114,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     return deberta_v2(spec, config)
 
 
-def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    return encoder_head(spec, checkpoint)
-
-
-def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    return pylate_inputs(spec, checkpoint)
+head = encoder_head
+inputs = pylate_inputs
 
 
 # As deberta-v3 is published.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, Task, TextInputs, Trunk
+from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, Task, Trunk
 from archport_bidirectional.bert import TAGS, learned_positions
 from archport_bidirectional.configs import named
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
@@ -55,8 +55,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     return encoder_head(spec, checkpoint, typed=False)
 
 
-def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    return pylate_inputs(spec, checkpoint)
+inputs = pylate_inputs
 
 
 def examples() -> Sequence[Example]:

@@ -15,7 +15,6 @@ from archport.contract import (
     Head,
     SpecError,
     Task,
-    TextInputs,
     Trunk,
     classification_head,
 )
@@ -88,8 +87,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     return late if late is not None else stored_scores(checkpoint)
 
 
-def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    return pylate_inputs(spec, checkpoint)
+inputs = pylate_inputs
 
 
 EXAMPLE = {

@@ -19,7 +19,6 @@ from archport.contract import (
     Head,
     SpecError,
     Task,
-    TextInputs,
     Trunk,
     head_width,
 )
@@ -108,8 +107,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     return None
 
 
-def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    return pylate_inputs(spec, checkpoint)
+inputs = pylate_inputs
 
 
 EXAMPLE = {

@@ -12,13 +12,10 @@ from archport.contract import (
     ROPE_KEYS,
     ArchSpec,
     AttentionLayer,
-    CheckpointView,
     ConfigKeys,
     Example,
     Footprint,
-    Head,
     Task,
-    TextInputs,
     Trunk,
     head_width,
 )
@@ -76,12 +73,8 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     return jina(spec, config)
 
 
-def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    return encoder_head(spec, checkpoint)
-
-
-def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    return pylate_inputs(spec, checkpoint)
+head = encoder_head
+inputs = pylate_inputs
 
 
 EXAMPLE = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, SpecError, Task, TextInputs, Trunk
+from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, SpecError, Task, Trunk
 from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import TAGS, learned_positions
 from archport_bidirectional.configs import named
@@ -62,8 +62,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     return encoder_head(spec, checkpoint, typed=False)
 
 
-def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    return pylate_inputs(spec, checkpoint)
+inputs = pylate_inputs
 
 
 def examples() -> Sequence[Example]:

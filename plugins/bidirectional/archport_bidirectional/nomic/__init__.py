@@ -12,7 +12,6 @@ from archport.contract import (
     CheckpointView,
     ConfigKeys,
     Example,
-    Head,
     SpecError,
     Task,
     TextInputs,
@@ -111,8 +110,7 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     return nomic_bert(spec, config)
 
 
-def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
-    return encoder_head(spec, checkpoint)
+head = encoder_head
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:

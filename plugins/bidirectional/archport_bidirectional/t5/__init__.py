@@ -18,7 +18,6 @@ from archport.contract import (
     Head,
     SpecError,
     Task,
-    TextInputs,
     Trunk,
 )
 from archport_bidirectional.bert import TAGS
@@ -108,8 +107,7 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
     return encoder_head(spec, checkpoint, typed=False)
 
 
-def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    return pylate_inputs(spec, checkpoint)
+inputs = pylate_inputs
 
 
 EXAMPLE = {

@@ -113,7 +113,7 @@ def parameters_of(module: Any) -> list[tuple[str, mx.array]]:
 def fill(checkpoint: Any, module: Any, *, cuts: Any = None, dtype: str, **_: Any) -> None:
     """Stands in for `load_weights`: every tensor from the normal distribution, by its name, and cut as it would be."""
     layers = checkpoint.config["num_hidden_layers"]
-    kind = getattr(mx, checkpoint.config["torch_dtype"] if dtype == "checkpoint" else dtype)
+    kind = getattr(mx, "bfloat16" if dtype == "checkpoint" else dtype)
     for name, array in parameters_of(module):
         # Rows that end in a sum are smaller, as trained models begin, or forty layers would drown the first.
         scale = 0.02 / (2 * layers) ** 0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02

@@ -47,10 +47,9 @@ A family is what a plugin calls one (`ArchSpec.arch`). The last plugin is an exa
 - goldens: further folders of recorded outputs, read by tests of the plugin ([list](../tests/goldens/README.md)).
 - bf16: examples that are finite and close to float32 in bfloat16, and in float16 where it is not refused:
   `half_precision_is_finite`.
-- quantised: examples packed to 8 and 4 bits, in `quantised_round_trip`.
+- quantised: examples quantised to 8 and 4 bits, in `quantised_round_trip`.
 - packed on CUDA: examples whose documents share a row: `packed_documents_do_not_leak`, on a CPU in `make test`, on a
-  GPU in `make test-device`. T5, DeBERTa, jina-v3, CLIP, Qwen2 and the Llama, Ministral 3, Gemma 1, Gemma 2 and GLM-4
-  MoE of the example have been on a CPU alone so far.
+  GPU in `make test-device`.
 
 The kit builds layers. A table of vectors has none, and transformers no class for it: its goldens are vectors of
 sentence-transformers and model2vec.

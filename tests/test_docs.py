@@ -47,6 +47,7 @@ SKIPPED = {
     ("index.md", "downloads Qwen/Qwen3-VL-Embedding-2B"),
     ("reliability.md", "runs for up to half an hour"),
     ("devices.md", "needs a GPU"),
+    ("two-gpus.md", "needs two devices"),
     ("serving.md", "starts a server"),
     ("command-line.md", "runs for three minutes"),
     ("bulk.md", "needs Ray"),

@@ -33,6 +33,9 @@ _TABLE: dict[tuple[str, str], dict[str, float]] = {
 # Bytes that a plan for a device has beside what a model moves: cuBLAS's workspace, and two pages of rounding for each
 # of some hundred buffers that are in flight. They outweigh tiny models, whose other bytes are what tests compare.
 PLANNED_BESIDE = {"cpu": 0, "cuda": (32 << 20) + (4 << 20), "metal": 4 << 20}[DEVICE]
+# How far a plan may be above a measured peak. On a GPU what kernels held comes back with the graph of kernels that they
+# ran in, and where one graph ends and another begins differs from run to run: a plan has room for all of them.
+PLANNED_ABOVE = {"cpu": 1.25, "cuda": 1.5, "metal": 1.5}[DEVICE]
 
 
 def tolerance(what: str, dtype: str = "float32") -> float:

@@ -260,6 +260,7 @@ def test_whoever_keeps_an_interrupt_or_a_refusal_keeps_none_of_its_arrays(kind, 
         return step(self, tokens)
 
     generated(model, PROMPTS)
+    mx.synchronize()
     before = mx.get_active_memory()
     monkeypatch.setattr(Decoding, "step", failing)
     with pytest.raises(kind) as kept:
@@ -301,6 +302,7 @@ def test_the_frames_of_the_error_that_a_caller_handles_are_its_own():
 def test_a_stream_that_is_dropped_in_a_cycle_is_freed_by_the_collector_of_another_thread():
     model = engine.load(GOLDENS / "qwen3-moe", prefix_cache=0)
     generated(model, PROMPTS)
+    mx.synchronize()
     before = mx.get_active_memory()
     cycle: list[Any] = [model.generate(PROMPTS, max_tokens=100, stream=True)]
     next(cycle[0])
@@ -318,6 +320,7 @@ def test_a_stream_that_is_dropped_in_a_cycle_is_freed_by_the_collector_of_anothe
 def test_a_block_closes_a_stream_and_waits_for_the_step_that_runs_ahead():
     model = engine.load(GOLDENS / "qwen3-moe", prefix_cache=0)
     generated(model, PROMPTS)
+    mx.synchronize()
     before = mx.get_active_memory()
     with model.generate(PROMPTS, max_tokens=100, stream=True) as pieces:  # pyright: ignore
         next(pieces)

@@ -29,6 +29,7 @@ def test_patches_are_those_of_the_qwen_processor(at: int):
     np.testing.assert_allclose(normalise(rows, *CLIP, repeat=2), GOLDEN[f"clip_{at}"], atol=1e-6)
 
 
+@pytest.mark.needs("PIL")
 @pytest.mark.parametrize("at", range(4))
 def test_a_resized_image_is_that_of_the_siglip_processor(at: int):
     image = resize(GOLDEN[f"image_{at}"], 32, 48)

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from archport.checkpoint.disk import inside
 from archport.checkpoint.headers import TensorInfo
 from archport.contract.split import Cut
@@ -54,6 +52,8 @@ def cut_array(whole: mx.array, name: str, cut: Cut, folder: Path, stored: Tensor
         pieces = [whole[each] for each in at]
         # Contiguous, or a view would keep all of it.
         return mx.contiguous(pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=axis))
+    import numpy as np
+
     path = inside(folder, stored.file, "the index")
     bits = np.dtype(_BITS.get(kind, kind)).newbyteorder("<")
     mapped = np.memmap(path, bits, "r", stored.offset, stored.shape)

@@ -36,6 +36,7 @@ def test_a_text_is_read_at_its_first_end_token_as_transformers_does(model, index
     assert relative(model.embed(TEXTS[index], normalize=False)[0], GOLDEN[f"text_{index}"]) <= 1e-5
 
 
+@pytest.mark.needs("PIL")
 @pytest.mark.parametrize("index", range(len(IMAGES)))
 def test_an_image_has_the_processors_pixels_and_the_towers_vector(model, index):
     reader = model.inputs.reader

@@ -33,6 +33,7 @@ def model():
     return engine.load(FOLDER)
 
 
+@pytest.mark.needs("PIL")
 @pytest.mark.parametrize("index", range(COUNT))
 def test_an_image_has_the_published_tiles_and_pixels(index):
     image = TiledImage(measure_image(GOLDEN[f"pixels_{index}"]), 32, 6)
@@ -53,6 +54,7 @@ def test_grids_follow_aspect_and_area_within_the_tiles_allowed(size, most, grid)
     assert choose_grid(*size, 512, most) == grid
 
 
+@pytest.mark.needs("PIL")
 @pytest.mark.parametrize("index", range(COUNT))
 def test_an_image_becomes_the_published_tokens_and_vector(model, index):
     item = items()[index]

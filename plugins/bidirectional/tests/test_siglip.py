@@ -33,6 +33,7 @@ def test_a_text_takes_all_positions_and_equals_transformers(model, index):
     assert relative(model.embed(TEXTS[index], normalize=False)[0], GOLDEN[f"text_{index}"]) <= 1e-5
 
 
+@pytest.mark.needs("PIL")
 @pytest.mark.parametrize("index", range(len(IMAGES)))
 def test_an_image_has_the_processors_pixels_and_the_towers_vector(model, index):
     reader = model.inputs.reader
@@ -95,6 +96,7 @@ def test_the_text_tower_alone_equals_transformers_and_sees_no_image(alone):
         alone["text"].embed({"image": IMAGES[0]})
 
 
+@pytest.mark.needs("PIL")
 def test_the_image_tower_alone_equals_transformers_needs_no_tokenizer_and_reads_no_text(alone):
     vectors = alone["vision"].embed([{"image": image} for image in IMAGES], normalize=False)
     for index, vector in enumerate(vectors):

@@ -38,7 +38,7 @@ LIARS_OF_SHAPES = [
         "it brings a fast backend that ignores lengths which differ by more than 64",
         plugin("neighbourly", examples=[ENCODER], archport_sdpa_backends=lambda: [NEIGHBOURLY]),
         "in a batch of rows of 1, 200, 100, 200 tokens",
-        where_padded={"no_length_is_special": "what a row is padded with there is another row of its batch"},
+        also={"no_length_is_special": "what a row is padded with is another row of its batch"},
     ),
     Liar(
         "no_length_is_special",

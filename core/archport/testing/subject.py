@@ -277,8 +277,9 @@ class Tiny:
         plan = self.plan(lengths, spans=[self.spans(row) for row in rows], **options)
         found: dict[int, np.ndarray] = {}
         for batch in plan.batches:
-            hidden = self.run(replace(plan, batches=(batch,)), rows)
-            found |= dict(zip(sorted(batch.rows), hidden, strict=True))
+            # A plan of these rows alone, which are numbered anew.
+            alone = replace(plan, batches=(replace(batch, rows=tuple(range(len(batch.rows)))),))
+            found |= dict(zip(batch.rows, self.run(alone, [rows[row] for row in batch.rows]), strict=True))
         return [found[row][:length] for row, length in enumerate(lengths)]
 
     def caches(self, plan: Plan) -> Caches | None:

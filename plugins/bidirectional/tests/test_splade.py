@@ -151,8 +151,10 @@ def test_a_model_of_a_large_vocabulary_keeps_to_its_plan(monkeypatch, tmp_path: 
     readings = [record.reading for record in caplog.records if hasattr(record, "reading")]  # pyright: ignore
     assert readings
     assert all(reading.holds for reading in readings)
-    # Of so small a model the workspace that a plan keeps for a GPU is most.
-    assert not CPU or all(reading.measured >= reading.planned / 2 for reading in readings)
+    # Of so small a model the workspace that a plan keeps for a GPU is most; a batch of few tokens has room for a block
+    # of logits that it does not fill.
+    largest = max(readings, key=lambda reading: reading.rows * reading.tokens)
+    assert not CPU or largest.measured >= largest.planned / 2
 
 
 def test_a_bad_text_is_set_aside_and_the_others_have_vectors(model):

@@ -5,6 +5,7 @@ import pytest
 from archport.bulk.parts import Part, Turns
 from archport.bulk.rows import Row
 from archport.contract import InputError
+from archport.device import processes
 from archport.device.processes import ids_of
 
 
@@ -44,6 +45,22 @@ def test_all_devices_of_a_machine_without_a_gpu_are_one():
     assert ids_of("all") == ["0"]
 
 
-def test_no_devices_are_refused():
+@pytest.mark.parametrize("devices", ["0", "", "0,", "1,1"])
+def test_no_devices_are_refused(devices):
     with pytest.raises(InputError, match="expected all, a number"):
-        ids_of("0")
+        ids_of(devices)
+
+
+@pytest.mark.parametrize("devices", ["99999999", "9" * 5000, "0,zz", "0,4096", "GPU-0"])
+def test_devices_that_are_not_there_are_refused_before_a_process_starts(devices, monkeypatch):
+    monkeypatch.setattr(processes, "_gpus", lambda: 0)
+    with pytest.raises(InputError, match="cores and no GPU: expected all, a number from 1 to"):
+        ids_of(devices)
+
+
+def test_a_gpu_has_a_number_that_this_process_sees_or_a_name(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert ids_of("2") == ["0", "1"]
+    assert ids_of("1,GPU-9b71") == ["1", "GPU-9b71"]
+    with pytest.raises(InputError, match="2 GPUs that this process sees"):
+        ids_of("3")

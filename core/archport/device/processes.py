@@ -11,23 +11,46 @@ from pathlib import Path
 from typing import Any
 
 from archport.contract import InputError
+from archport.contract.errors import shown
 from archport.device.workers import cores
 
 
 def ids_of(devices: str) -> list[str]:
-    """The ids that `all`, a number of devices or a list of ids stands for; a machine without a CUDA GPU has one device.
+    """The ids that `all`, a number of devices or a list of ids stands for.
+
+    A machine without a CUDA GPU has one device, for which as many processes as it has cores may be asked.
 
     Raises:
-        InputError: for anything else.
+        InputError: for anything else, and for devices that are not there.
     """
     if devices == "all":
         import mlx.core as mx
 
         return [str(index) for index in range(max(1, mx.device_count(mx.gpu)))]
-    ids = [str(index) for index in range(int(devices))] if devices.isdecimal() else devices.split(",")
+    gpus = _gpus()
+    most, what = (gpus, "GPUs that this process sees") if gpus else (cores(), "cores and no GPU")
+    if devices.isdecimal():
+        # No more are listed than it takes to refuse them: a number may have any size.
+        ids = [str(index) for index in range(min(int(devices[-4000:]), most + 1))]
+    else:
+        ids = devices.split(",")
     if not ids or not all(ids) or len(set(ids)) != len(ids):
-        raise InputError(f"devices={devices!r}; expected all, a number of devices from 1 on, or ids, as 0,2,3")
+        raise InputError(f"devices={shown(devices)}; expected all, a number of devices from 1 on, or ids, as 0,2,3")
+    for id in ids:
+        # NVIDIA has names for devices and for their parts.
+        named = gpus and id.startswith(("GPU-", "MIG-"))
+        if not named and not (id.isdecimal() and int(id[-4000:]) < most):
+            raise InputError(
+                f"devices={shown(devices)}; this machine has {most} {what}: expected all, a number from 1 to {most}, "
+                f"or ids from 0 to {most - 1}"
+            )
     return ids
+
+
+def _gpus() -> int:
+    """CUDA GPUs that this process may see, counted without starting one."""
+    visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    return len(visible) or len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def environment_of(at: int, ids: Sequence[str], variable: str) -> dict[str, str]:

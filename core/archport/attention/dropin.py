@@ -99,17 +99,17 @@ def scaled_dot_product_attention(
     plain = sinks is None and window is None and budget is None and backend.__class__ is str
     plain = plain and (mask is None or mask.__class__ is str)
     if not plain or _default_device is None:
-        return _any(q, k, v, scale, mask, sinks, window, backend, budget)
+        return _any_call(q, k, v, scale, mask, sinks, window, backend, budget)
     # What was decided for these shapes and types runs again without asking; what is refused never gets here. A call of
     # MLX takes some microseconds to describe, and this is to add no more than one.
     on = _default_device() == _gpu
     run = _known.get((q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, mask, backend, on))
     if run is None:
-        return _any(q, k, v, scale, mask, sinks, window, backend, budget)
+        return _any_call(q, k, v, scale, mask, sinks, window, backend, budget)
     return run(q, k, v, scale, sinks)
 
 
-def _any(
+def _any_call(
     q: mx.array,
     k: mx.array,
     v: mx.array,

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -267,11 +268,18 @@ def main() -> None:
         callers = stack.enter_context(Callers())
         found |= throughput(asked, model, texts, callers, (port, server.pid), peers)
         rate = 0.5 * found["requests_per_second"]["archport"]
-        found["poisson"] = arrivals(asked, callers, port, rate)
-        found["chat beside a flood"] = beside(asked, callers, port)
-        found["overload"] = overload(asked, callers, archport_command, 8 * rate)
+        parts: dict[str, Callable[[], object]] = {
+            "poisson": lambda: arrivals(asked, callers, port, rate),
+            "chat beside a flood": lambda: beside(asked, callers, port),
+            "overload": lambda: overload(asked, callers, archport_command, 8 * rate),
+        }
         if asked.mixed:
-            found["memory"] = mixed(asked, callers, port, server.pid)
+            parts["memory"] = lambda: mixed(asked, callers, port, server.pid)
+        # The last one takes many minutes: what is known by then is told.
+        print(json.dumps(found), file=sys.stderr, flush=True)
+        for name, part in parts.items():
+            found[name] = part()
+            print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
     print(json.dumps(found, indent=1))
 
 

@@ -193,3 +193,38 @@ def test_who_wanted_nothing_is_owed_nothing():
         turns.append(shares.turn(True, True))
         shares.spent(turns[-1], 1.0)
     assert turns.count("chat") >= 6
+
+
+class Generation:
+    """Texts that are always under way."""
+
+    ready, awaited, reserved = True, False, 0
+
+    def step(self):
+        pass
+
+    def close_all(self, error):
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "talking", "tokens"),
+    [
+        # A large model on a CPU: no token of a text waits for longer than it must.
+        (100.0, True, 64),
+        # A small one there: rows run in windows that do not waste their share.
+        (2500.0, True, 248),
+        # A GPU: as many as a short time is enough for.
+        (100_000.0, True, 3000),
+        (2500.0, False, 1248),
+    ],
+)
+def test_windows_beside_generated_texts_are_short_and_not_wasteful(device, rate, talking, tokens):
+    work = Work()
+    for _ in range(1000):
+        ask(device, work, *[1.0] * 4)
+    device.steps = [Generation()] if talking else []
+    device.scheduler.rate = rate
+    while not work.windows:
+        device.turn()
+    assert work.windows[0] * 4 == tokens

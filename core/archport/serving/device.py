@@ -27,6 +27,9 @@ log = logging.getLogger("archport.serving")
 
 # After the last token of a text, for so long windows are as short as beside one.
 TALKING_SECONDS = 2.0
+# Windows below so many tokens waste the rows' share on what every window costs, as much as some 50 tokens on a CPU. So
+# beside texts that are generated they are as large, where that is not too long for one token to wait.
+WORTHWHILE_TOKENS, WORTHWHILE_SECONDS = 256, 0.1
 # Time that generation may have beyond its share while somebody waits for a first token, which takes a few steps.
 CREDIT_SECONDS = 0.25
 
@@ -241,11 +244,7 @@ class Device:
                 if self.reserved < before:
                     self.scheduler.resume()
             else:
-                # Who talked a moment ago asks again, and does not wait for a long window then.
-                shared = bool(talking) or begin - self._talked < TALKING_SECONDS
-                seconds, least = (self._shared_seconds, 64) if shared else (self._seconds, 256)
-                tokens = int(min(self._most_tokens, max(least, self.scheduler.rate * seconds)))
-                window = self.scheduler.take(tokens)
+                window = self.scheduler.take(self._tokens(bool(talking), begin))
                 if window is not None:
                     self._window(window)
         finally:
@@ -253,6 +252,17 @@ class Device:
             self._shares.spent(kind, took)
             self.busy_since = None
         return True
+
+    def _tokens(self, talking: bool, now: float) -> int:
+        """Tokens of the next window: a little of the time of those who wait for tokens, or much of nobody's."""
+        rate = self.scheduler.rate
+        if not talking and now - self._talked >= TALKING_SECONDS:
+            return int(min(self._most_tokens, max(256, rate * self._seconds)))
+        # Who talked a moment ago asks again, and does not wait for a long window then.
+        tokens = max(64, rate * self._shared_seconds)
+        if talking:
+            tokens = max(tokens, min(WORTHWHILE_TOKENS, rate * WORTHWHILE_SECONDS))
+        return int(min(self._most_tokens, tokens))
 
     def _call(self, function: Callable[[], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():

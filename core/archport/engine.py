@@ -53,6 +53,7 @@ def load(
     plugins: Sequence[Plugin] | None = None,
     share_weights: bool = True,
     tensor_parallel: bool = False,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Load a model that is ready to run.
 
@@ -72,6 +73,8 @@ def load(
         share_weights: use the buffers of a model of this process whose files, plugin and dtype are the same.
         tensor_parallel: split the model over the processes that `mx.distributed` joins, one a device, as `mlx.launch`
             starts them. Every process loads it and makes the same calls; each gets the whole answers.
+        adapter: a folder or hub id of a LoRA adapter in PEFT's layout, which the weights are loaded with; in place of
+            one that lies next to them. A `name` that leads to an adapter alone loads the base that it names, with it.
 
     Raises:
         ModelNotFound: the name leads nowhere; near matches are listed.
@@ -86,15 +89,17 @@ def load(
     options: dict[str, Any] = {
         "dtype": dtype, "max_context": max_context, "memory_budget": memory_budget, "limits": limits,
         "prefix_cache": prefix_cache, "plugin": plugin, "share_weights": share_weights,
-        "tensor_parallel": tensor_parallel,
+        "tensor_parallel": tensor_parallel, "adapter": adapter,
     }  # fmt: skip
-    about = describe(name, revision=revision, overrides=overrides, plugin=plugin, plugins=plugins, weights=True)
+    about = describe(
+        name, revision=revision, overrides=overrides, plugin=plugin, plugins=plugins, weights=True, adapter=adapter
+    )
     try:
         model = _loaded(about, options)
     except Exception as error:
         if not unexpected(error) or failure_of(error):
             raise
-        again = partial(loading.read_again, name, revision, plugins or (about.plugin,))
+        again = partial(loading.read_again, name, revision, plugins or (about.plugin,), adapter)
         better = explained(error, about.checkpoint.folder, () if overrides else (about.plugin,), again)
         if better is error:
             raise
@@ -130,7 +135,10 @@ class Recipe:
         options: Mapping[str, Any],
     ) -> Recipe:
         checkpoint = about.checkpoint
-        name = str(checkpoint.folder.resolve()) if checkpoint.source == "folder" else checkpoint.name
+        name = (
+            str((checkpoint.root or checkpoint.folder).resolve()) if checkpoint.source == "folder" else checkpoint.name
+        )
+        options = {**options, "adapter": checkpoint.adapter}
         modules = tuple(module.__name__ for module in overrides)
         given = None if plugins is None else tuple(
             (replace(plugin, module=None), plugin.module.__name__) for plugin in plugins if plugin.module is not None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -92,6 +93,7 @@ def describe(
     plugins: Sequence[Plugin] | None = None,
     progress: bool | None = None,
     weights: bool = False,
+    adapter: str | Path | None = None,
 ) -> Description:
     """Resolve a name and ask the one plugin that claims it; reads configs and headers only, on the hub too.
 
@@ -99,6 +101,7 @@ def describe(
         plugin: the name of the only plugin to ask, where several claim it.
         plugins: who may claim it; the installed ones when left out.
         weights: fetch the weights from the hub as well, to load them next.
+        adapter: as `load` takes it.
 
     Raises:
         ModelNotFound, CheckpointError, ClaimError, PluginError: see `load`.
@@ -107,7 +110,8 @@ def describe(
     known = known if plugin is None else (named(plugin, known),)
 
     def attempt(*, weights: bool = False) -> Description:
-        return _described(name, revision, overrides, known, progress, weights=weights)
+        found = partial(resolve, name, revision=revision, progress=progress, weights=weights, adapter=adapter)
+        return _described(found, overrides, known)
 
     try:
         about = attempt(weights=weights)
@@ -124,17 +128,11 @@ def describe(
 
 
 def _described(
-    name: str | Path,
-    revision: str | None,
-    overrides: Sequence[ModuleType],
-    plugins: Sequence[Plugin],
-    progress: bool | None,
-    *,
-    weights: bool,
+    found: Callable[..., Checkpoint], overrides: Sequence[ModuleType], plugins: Sequence[Plugin]
 ) -> Description:
     plugins = tuple(plugins)
-    checkpoint = resolve(name, models=known_models(plugins), revision=revision, progress=progress, weights=weights)
-    where = f"{checkpoint.body_path / 'config.json'}"
+    checkpoint = found(models=known_models(plugins))
+    where = f"{checkpoint.config_path}"
     try:
         if has_large_counts(checkpoint.config):
             check_counts(checkpoint.config, checkpoint.tensors)
@@ -150,9 +148,11 @@ def _described(
     return Description(checkpoint, plugin, spec, Hooks(_speakers(plugin, overrides)), bool(overrides))
 
 
-def read_again(name: str | Path, revision: str | None, plugins: Sequence[Plugin]) -> None:
+def read_again(
+    name: str | Path, revision: str | None, plugins: Sequence[Plugin], adapter: str | Path | None = None
+) -> None:
     """Go through the small files of a checkpoint as `load` does, up to where its tensors are read; for `explained`."""
-    about = _described(name, revision, (), plugins, None, weights=False)
+    about = _described(partial(resolve, name, revision=revision, weights=False, adapter=adapter), (), plugins)
     about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
     about.hooks.build(about.spec, about.checkpoint.config)
@@ -302,8 +302,7 @@ def load_trunk(
     # Another module's hooks may build another trunk from the same files.
     if not share or about.overridden or split is not None:
         return read()
-    body = about.checkpoint.body_path
-    files = stamp([*body.glob("*.safetensors"), *body.glob("*.json")])
+    files = stamp(about.checkpoint.deciding_files())
     trunk, there = shared((about.plugin.module, repr(about.spec), choice.dtype, choice.dequantize, files), read)
     if there:
         log.info(

@@ -163,7 +163,11 @@ def test_pickles_alone_are_refused_with_the_way_out(make: Callable[..., Path]):
 
 @pytest.mark.parametrize(
     ("file", "message"),
-    [("model.gguf", "archport reads safetensors"), ("adapter_model.safetensors", "merged"), ("x.txt", "no weights")],
+    [
+        ("model.gguf", "archport reads safetensors"),
+        ("adapter_model.safetensors", "need adapter_config"),
+        ("x.txt", "no weights"),
+    ],
 )
 def test_a_folder_without_a_model_says_what_it_holds(make: Callable[..., Path], file: str, message: str):
     with pytest.raises(CheckpointError, match=message):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from archport.checkpoint import Checkpoint, read_head, read_inputs, resolve
+from archport.checkpoint import Checkpoint, read_head, read_inputs
 from archport.contract.errors import CheckpointError
 from archport.contract.heads import EmbeddingHead, YesNoHead
 
@@ -122,18 +121,6 @@ def test_query_expansion_outside_late_interaction_is_refused(opened: Callable[..
 def test_a_pipeline_without_a_transformer_is_named(opened: Callable[..., Checkpoint], kind: str):
     with pytest.raises(CheckpointError, match=f"begins with a module of type '.*{kind}'"):
         opened(files=pipeline(kind, "Normalize"))
-
-
-def test_an_adapter_beside_base_weights_is_refused(opened: Callable[..., Checkpoint]):
-    with pytest.raises(CheckpointError, match=r"holds an adapter \(adapter_config\.json, of 'base'\)"):
-        opened(files={"adapter_config.json": {"base_model_name_or_path": "base"}})
-
-
-def test_an_adapter_alone_is_called_one(make: Callable[..., Path]):
-    folder = make(files={"adapter_config.json": {"base_model_name_or_path": "base"}})
-    (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="holds an adapter"):
-        resolve(folder, models={})
 
 
 def test_config_args_win_over_the_config(opened: Callable[..., Checkpoint]):

@@ -2,6 +2,7 @@
 
 Runs in an environment with torch, transformers and sentence-transformers of the versions in the `goldens` dependency
 group. `quantised` only records: quantise.py, which needs mlx and mlx-lm, makes those checkpoints first.
+`adapters` comes last: its bases are other goldens.
 """
 
 import sys
@@ -9,7 +10,7 @@ import sys
 import torch
 
 NAMES = ("minilm", "qwen3", "qwen3-families", "qwen2", "qwen35", "qwen3-vl", "bert", "encoders", "published")
-NAMES += ("tokenizers", "quantised")
+NAMES += ("tokenizers", "quantised", "adapters")
 
 
 def main(names: list[str]) -> None:
@@ -80,6 +81,10 @@ def main(names: list[str]) -> None:
             golden_tokenizers.record()
         elif name == "quantised":
             from golden_quantised import record
+
+            record()
+        elif name == "adapters":
+            from golden_adapters import record
 
             record()
         else:

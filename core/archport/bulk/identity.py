@@ -23,7 +23,8 @@ def model_settings(model: Model) -> dict[str, Any]:
     return {
         "model": model.name,
         "revision": checkpoint.revision,
-        "weights": weights_digest(checkpoint.folder),
+        **({} if checkpoint.adapter is None else {"adapter": checkpoint.adapter}),
+        "weights": weights_digest(*checkpoint.folders),
         "dtype": model.dtype.dtype,
     }
 
@@ -47,17 +48,18 @@ def provenance(model: Model, prompt: str, dimensions: int) -> dict[str, Any]:
     return about
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(*folders: Path) -> str:
     """Of a checkpoint's files: names and sizes, small ones whole, and of large ones sixteen places."""
     found = blake2b(digest_size=16)
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.is_file()):
-        size = path.stat().st_size
-        found.update(repr((path.relative_to(folder).as_posix(), size)).encode("utf-8", "surrogatepass"))
-        with path.open("rb") as file:
-            if size <= _WHOLE:
-                found.update(file.read())
-                continue
-            for piece in range(_PIECES):
-                file.seek((size - _PIECE) * piece // (_PIECES - 1))
-                found.update(file.read(_PIECE))
+    for folder in folders:
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in _READ and path.is_file()):
+            size = path.stat().st_size
+            found.update(repr((path.relative_to(folder).as_posix(), size)).encode("utf-8", "surrogatepass"))
+            with path.open("rb") as file:
+                if size <= _WHOLE:
+                    found.update(file.read())
+                    continue
+                for piece in range(_PIECES):
+                    file.seek((size - _PIECE) * piece // (_PIECES - 1))
+                    found.update(file.read(_PIECE))
     return found.hexdigest()

@@ -33,10 +33,10 @@ class Found:
     score: float
 
 
-def model_of(folder: Path | str) -> tuple[str, str | None]:
-    """(name, revision) of the model that a job was made with."""
-    manifest, _ = opened(folder)
-    return manifest.settings["model"], manifest.settings["revision"]
+def model_of(folder: Path | str) -> tuple[str, str | None, str | None]:
+    """(name, revision, adapter) of the model that a job was made with."""
+    settings = opened(folder)[0].settings
+    return settings["model"], settings["revision"], settings.get("adapter")
 
 
 def complete(folder: Path | str) -> bool:

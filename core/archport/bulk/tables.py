@@ -174,7 +174,7 @@ class EmbedBatch:
 
             about = engine.describe(self._name, revision=self._load["revision"], weights=True)
             settings = {**self._load, "errors": self._errors, "options": self._options}
-            settings["weights"] = weights_digest(about.checkpoint.folder)
+            settings["weights"] = weights_digest(*about.checkpoint.folders)
             self._settings = json.dumps(settings, sort_keys=True).encode()
         found = blake2b(self._settings, digest_size=20)
         for text in texts:

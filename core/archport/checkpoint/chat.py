@@ -46,10 +46,7 @@ def read_chat(checkpoint: Checkpoint) -> ChatFiles:
         CheckpointError: a template or an id that is not what it should be, or no tokenizer.
     """
     special, stated = special_tokens(checkpoint)
-    body = checkpoint.body_path
-    # Old pipelines keep the tokenizer's files next to the transformer, some next to the pipeline.
-    places = [body] if body == checkpoint.folder else [body, checkpoint.folder]
-    found = next((templates for place in places if (templates := _templates(place))), {})
+    found = next((templates for place in checkpoint.places if (templates := _templates(place))), {})
     return ChatFiles(
         {name: source for name, (source, _) in found.items()},
         special,

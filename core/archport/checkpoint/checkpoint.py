@@ -6,10 +6,12 @@ Reads nothing but headers and JSON. Knows nothing of where the folder came from 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from archport.checkpoint.adapter_files import Adapter
+from archport.checkpoint.adapting import Adapted, adapted_config, fitted
 from archport.checkpoint.config import CLASSES, normalise_config
 from archport.checkpoint.disk import files_in, inside, read_object
 from archport.checkpoint.files import TABLES, body_folder, module_kind, pipeline_modules, shorten
@@ -42,6 +44,9 @@ class Checkpoint:
         revision: the commit of a hub checkpoint, None elsewhere.
         body: where in the folder the transformer is, "" except in some old pipelines.
         fetched: headers of weight files that stayed on the hub, for a checkpoint that is only described.
+        adapted: an adapter that its weights are loaded with.
+        root: the folder of an adapter that was loaded by its own name; its small files go before the base's.
+        base: the checkpoint with the weights, where they are in another folder than the pipeline.
     """
 
     name: str
@@ -52,20 +57,71 @@ class Checkpoint:
     revision: str | None = None
     body: str = ""
     fetched: Fetched | None = field(default=None, repr=False)
+    adapted: Adapted | None = field(default=None, repr=False)
+    root: Path | None = None
+    base: Checkpoint | None = None
     # Headers and the tokenizer are read once, on first use; a frozen value with slots needs a place for them.
     memo: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every stored tensor of the transformer by name, from the headers. Raises CheckpointError on damaged files."""
+        """Every tensor of the transformer by name, from the headers, as it is with its adapter where it has one.
+
+        Raises CheckpointError on damaged files.
+        """
+        return self.stored_tensors if self.adapted is None else self.adapted.tensors
+
+    @property
+    def stored_tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the transformer's own files."""
+        if self.base is not None:
+            return self.base.stored_tensors
         if "tensors" not in self.memo:
             self.memo["tensors"] = read_tensors(self.folder, self.body, self.fetched)
         return self.memo["tensors"]
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the transformer's tensors as stored."""
+        """Bytes of the transformer's tensors as stored, with its adapter in them."""
         return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def weights_folder(self) -> Path:
+        """What the files of the transformer's tensors are relative to."""
+        return self.folder if self.base is None else self.base.folder
+
+    @property
+    def places(self) -> list[Path]:
+        """Where tokenizer files may be, the first that has some decides.
+
+        Old pipelines keep them next to the transformer, some next to the pipeline; an adapter may have its own.
+        """
+        base = [] if self.base is None else self.base.places
+        own = [] if self.root in (None, self.folder) else [self.root]
+        return list(dict.fromkeys([*own, self.body_path, self.folder, *base]))
+
+    @property
+    def folders(self) -> list[Path]:
+        """Every folder that it is read from, its own first."""
+        base = [] if self.base is None else [self.base.folder]
+        adapter = [] if self.adapted is None else [self.adapted.adapter.folder]
+        return list(dict.fromkeys([*([] if self.root is None else [self.root]), self.folder, *base, *adapter]))
+
+    @property
+    def adapter(self) -> str | None:
+        """The folder or hub id of an adapter that the name it was loaded by does not lead to."""
+        found = None if self.adapted is None else self.adapted.adapter
+        return None if found is None or self.root is not None or found.folder == self.body_path else found.name
+
+    @property
+    def config_path(self) -> Path:
+        """Its config.json."""
+        return (self.base or self).body_path / "config.json"
+
+    def deciding_files(self) -> list[Path]:
+        """The files that decide its weights."""
+        bodies = {(self.base or self).body_path, *([] if self.adapted is None else [self.adapted.adapter.folder])}
+        return [path for body in bodies for kind in ("*.safetensors", "*.json") for path in body.glob(kind)]
 
     @property
     def body_path(self) -> Path:
@@ -74,13 +130,18 @@ class Checkpoint:
 
     def json(self, path: str) -> dict[str, Any] | None:
         """A JSON object of the checkpoint, None when the file is absent."""
-        return read_object(inside(self.folder, path, "the caller"))
+        base = [] if self.base is None else [self.base.folder]
+        found = (
+            read_object(inside(folder, path, "the caller"))
+            for folder in dict.fromkeys([self.root or self.folder, self.folder, *base])
+        )
+        return next((value for value in found if value is not None), None)
 
     @property
     def label(self) -> str:
         """The last part of the hub id or folder, in small letters."""
         # A folder may be called "." or end in a slash.
-        last = self.folder.resolve().name if self.source == "folder" else self.name.rsplit("/", 1)[-1]
+        last = (self.root or self.folder).resolve().name if self.source == "folder" else self.name.rsplit("/", 1)[-1]
         return last.lower()
 
     @property
@@ -137,18 +198,20 @@ def open_checkpoint(
     source: Source,
     revision: str | None = None,
     fetched: Fetched | None = None,
+    adapter: Adapter | None = None,
 ) -> Checkpoint:
     """The checkpoint in a folder, with its config read and normalised.
 
     Args:
         fetched: headers of weight files that are not in the folder.
+        adapter: one that its weights are loaded with.
 
     Raises:
-        CheckpointError: no readable `config.json`.
+        CheckpointError: no readable `config.json`, or an adapter of another model.
     """
     body = body_folder(folder)
     place = inside(folder, body, "modules.json")
-    _check_whole(folder, place)
+    _check_whole(folder)
     path = inside(place, "config.json", "a checkpoint")
     raw = _of_table(folder, body, fetched) if _is_table(folder) else read_object(path)
     if raw is None:
@@ -161,13 +224,34 @@ def open_checkpoint(
     if "num_labels" in over:
         # Names of labels that are not as many are none.
         raw = {key: value for key, value in raw.items() if key not in ("id2label", "label2id")}
+    fit = None
+    if adapter is not None:
+        fit = fitted(adapter, str(folder), read_tensors(folder, body, fetched))
+        raw = adapted_config(raw, fit)
     try:
         config = normalise_config({**raw, **over})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not config.get("architectures") and config.get("model_type") in CLASSES:
         config["architectures"] = _implied(config, read_tensors(folder, body, fetched))
-    return Checkpoint(name, requested, source, folder, config, revision, body, fetched)
+    return Checkpoint(name, requested, source, folder, config, revision, body, fetched, fit)
+
+
+def by_adapter(
+    base: Checkpoint, root: Path, *, name: str, requested: str, source: Source, revision: str | None
+) -> Checkpoint:
+    """The checkpoint that an adapter's own name leads to: its pipeline and small files, and else those of its base.
+
+    Args:
+        base: opened with the adapter.
+        root: the folder of the adapter.
+    """
+    facts: dict[str, Any] = {"name": name, "requested": requested, "source": source, "revision": revision}
+    if pipeline_modules(root) is None:
+        return replace(base, **facts, root=root, memo={})
+    return Checkpoint(
+        folder=root, config=base.config, body=body_folder(root), adapted=base.adapted, root=root, base=base, **facts
+    )
 
 
 def _is_table(folder: Path) -> bool:
@@ -206,16 +290,8 @@ def _implied(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     return [] if found is None else [found]
 
 
-def _check_whole(folder: Path, place: Path) -> None:
+def _check_whole(folder: Path) -> None:
     """Refuse, in its own words, what is no checkpoint of one transformer."""
-    adapter = read_object(inside(place, "adapter_config.json", "a checkpoint"))
-    if adapter is not None:
-        base = adapter.get("base_model_name_or_path")
-        raise CheckpointError(
-            f"{place}: holds an adapter (adapter_config.json, of {base!r}), which transformers applies to the base "
-            "model and archport does not. Merge it: load it with peft, call merge_and_unload(), and save the model; or "
-            "remove adapter_config.json to run the base weights without it."
-        )
     first = next(iter(pipeline_modules(folder) or ()), None)
     if first is not None and module_kind(first) in _NO_TRANSFORMER:
         raise CheckpointError(

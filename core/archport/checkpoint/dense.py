@@ -105,11 +105,11 @@ def _tensors(checkpoint: Checkpoint, dense: Dense) -> tuple[str, dict[str, mx.ar
     if path.is_file():
         return str(path), load_arrays(path)
     prefix = f"dense.{folders.index(dense.folder)}." if dense.folder in folders else f"{dense.folder}."
-    inner = {name: info for name, info in checkpoint.tensors.items() if name.startswith(prefix)}
+    inner = {name: info for name, info in checkpoint.stored_tensors.items() if name.startswith(prefix)}
     if inner:
         loaded: dict[str, mx.array] = {}
         for file in {info.file for info in inner.values()}:
-            loaded.update(load_arrays(inside(checkpoint.folder, file, "the index")))
+            loaded.update(load_arrays(inside(checkpoint.weights_folder, file, "the index")))
         return f"{checkpoint.folder}: {prefix}*", {name.removeprefix(prefix): loaded[name] for name in inner}
     names = files_in(folder) if folder.is_dir() else []
     if any(name.endswith(UNSAFE_WEIGHTS) for name in names):

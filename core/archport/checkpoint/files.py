@@ -14,6 +14,8 @@ from archport.checkpoint.disk import inside, read_json
 from archport.contract.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
+# Of an adapter in PEFT's layout.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".pickle")
 
 # Module kinds that are a transformer; sparse encoders were saved with the second one before sentence-transformers 5.4.
@@ -43,6 +45,9 @@ class Opened(Protocol):
 
     @property
     def body_path(self) -> Path: ...
+
+    @property
+    def places(self) -> list[Path]: ...
 
     @property
     def config(self) -> Mapping[str, Any]: ...
@@ -150,8 +155,8 @@ def weight_files(names: Collection[str], index: Mapping[str, Any] | None, where:
     models = [name for name in stored if not _NOT_A_MODEL.match(name)]
     if stored and not models:
         raise CheckpointError(
-            f"{where}: holds only {', '.join(stored)}, which is not a whole model. "
-            "An adapter has to be merged into its base model and saved before archport can load it."
+            f"{where}: holds only {', '.join(stored)}, which is not a whole model. The weights of an adapter need "
+            f"{ADAPTER_CONFIG} next to them."
         )
     preferred = [name for name in models if not name.startswith("consolidated")]
     return preferred or models
@@ -168,7 +173,11 @@ def weights_needed(names: Collection[str], read: Callable[[str], Any], where: st
     body = next((module_folder(entry) for entry in entries if module_kind(entry) in BODIES), "")
     prefix = f"{body}/" if body else ""
     here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-    main = weight_files({name for name in here if "/" not in name}, read(f"{prefix}{INDEX}"), where)
+    flat = {name for name in here if "/" not in name}
+    adapter = [ADAPTER_WEIGHTS] if {ADAPTER_CONFIG, ADAPTER_WEIGHTS} <= flat else []
+    # The base of an adapter that is alone is a checkpoint of its own.
+    alone = bool(adapter) and not is_whole_model(flat)
+    main = adapter if alone else weight_files(flat, read(f"{prefix}{INDEX}"), where) + adapter
     dense: list[str] = []
     for folder in [str(entry["path"]).strip("/") for entry in entries if module_kind(entry) == "Dense"]:
         inner = [name for name in names if name.startswith(f"{folder}/")]
@@ -186,11 +195,29 @@ def _of_model(name: str) -> bool:
     return name.endswith(".safetensors") and name.rsplit("/", 1)[-1].removesuffix(".safetensors") not in HEADS_APART
 
 
+def is_whole_model(names: Iterable[str]) -> bool:
+    """Whether the files of one folder may hold weights of a whole model, and not an adapter's alone."""
+    return any(_of_model(name) and not _NOT_A_MODEL.match(name) for name in names)
+
+
+def refuse_adapter_pickle(names: Iterable[str], where: str) -> None:
+    """Say how to convert an adapter whose weights are a pickle only."""
+    pickles = [name for name in names if name.startswith("adapter_model.") and name.endswith(UNSAFE_WEIGHTS)]
+    if pickles:
+        raise CheckpointError(
+            f"{where}: the adapter's weights are only {shorten(pickles)}, which can run code when they are read, so "
+            "archport never opens them. Convert them where you trust them: safetensors.torch.save_file(torch.load("
+            f"{pickles[0]!r}, weights_only=True), {ADAPTER_WEIGHTS!r})."
+        )
+
+
 def refuse_without_safetensors(names: Iterable[str], where: str) -> None:
     """Say what a checkpoint without any safetensors file holds instead, and how to convert it."""
     listed = list(names)
     if any(_of_model(name) for name in listed):
         return
+    if ADAPTER_CONFIG in listed:
+        refuse_adapter_pickle(listed, where)
     pickles = sorted(name for name in listed if name.endswith(UNSAFE_WEIGHTS))
     gguf = sorted(name for name in listed if name.endswith(".gguf"))
     if pickles:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from archport.checkpoint.disk import inside, read_json
 from archport.checkpoint.files import (
+    ADAPTER_CONFIG,
     refuse_without_safetensors,
     shorten,
     small_files,
@@ -128,8 +129,9 @@ def find_cached(repo: str, revision: str | None) -> Snapshot | None:
     try:
         if names is None:
             here = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-            # A table of vectors has none.
-            config = [] if "modules.json" in here and "config.json" not in here else ["config.json"]
+            # A table of vectors has none, and an adapter has its own.
+            others = {"modules.json", ADAPTER_CONFIG}.intersection(here)
+            config = [] if others and "config.json" not in here else ["config.json"]
             needed = [*config, *weights_needed(here, _reader(folder), repo)]
             whole = any(name.endswith(".safetensors") for name in needed)
         else:

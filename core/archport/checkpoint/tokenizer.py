@@ -61,10 +61,10 @@ def load_tokenizer(checkpoint: Opened, *, lowercase: bool = False) -> Tokenizer:
 
 def _found(checkpoint: Opened) -> Tokenizer:
     folder = checkpoint.body_path
-    # Old pipelines keep the tokenizer next to the transformer, some next to the pipeline.
-    places = [folder] if folder == checkpoint.folder else [folder, checkpoint.folder]
     settings = transformer_settings(checkpoint.folder)
-    tokenizer = next((found for place in places if (found := _read(place, checkpoint, settings)) is not None), None)
+    tokenizer = next(
+        (found for place in checkpoint.places if (found := _read(place, checkpoint, settings)) is not None), None
+    )
     if tokenizer is None:
         raise CheckpointError(
             f"{folder}: there is no tokenizer; looked for tokenizer.json, vocab.txt, {', '.join(_SLOW_FILES)}. "

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from archport.checkpoint.adapting import merged, unpacked
 from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.counts import keys_of_misfits
 from archport.checkpoint.cutting import cut_array, cut_of
 from archport.checkpoint.disk import inside
-from archport.checkpoint.files import shorten
+from archport.checkpoint.files import ADAPTER_WEIGHTS, shorten
 from archport.checkpoint.fit import check_fit
 from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.quantization import packed_bits, packing, read_quantization
@@ -74,12 +75,17 @@ def load_weights(
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    stored = _read_lazily(checkpoint, checkpoint.tensors)
+    stored, fit = _read_lazily(checkpoint, checkpoint.stored_tensors), checkpoint.adapted
+    if fit is not None:
+        own = load_arrays(inside(fit.adapter.folder, ADAPTER_WEIGHTS, "an adapter"))
+        stored = merged(fit, stored, own, dtype)
+    changed = frozenset[str]() if fit is None else fit.changed
     weights = _sanitized(stored, module)
-    origins = {id(array): checkpoint.tensors[name] for name, array in stored.items()} if cuts else {}
+    kept_as_is = {name: array for name, array in stored.items() if name not in changed} if cuts else {}
+    origins = {id(array): checkpoint.tensors[name] for name, array in kept_as_is.items()}
     places = {name: origins[id(array)] for name, array in weights.items() if id(array) in origins}
     # Sources of casts would otherwise stay until all are done.
-    del stored
+    del stored, kept_as_is
     if dequantize:
         _unpack(checkpoint, module, weights, dtype, _packed_paths(weights))
     else:
@@ -101,7 +107,7 @@ def load_weights(
         wide = isinstance(module, Sensitive) and module.in_float32(name)
         whole = weights.pop(name)
         cut = cut_of(name, cuts) if cuts else None
-        kept = whole if cut is None else cut_array(whole, name, cut, checkpoint.folder, places.get(name))
+        kept = whole if cut is None else cut_array(whole, name, cut, checkpoint.weights_folder, places.get(name))
         array = _cast(kept, "float32" if wide else dtype)
         if array.ndim == 3:
             # MLX's product of sorted rows with stacked experts is wrong on CUDA where a plugin's `sanitize` left them
@@ -150,7 +156,7 @@ def _read_lazily(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> d
         )
     weights: dict[str, mx.array] = {}
     for file in sorted({info.file for info in tensors.values()}):
-        path = inside(checkpoint.folder, file, "the index")
+        path = inside(checkpoint.weights_folder, file, "the index")
         weights.update(load_arrays(path))
     return weights
 
@@ -254,21 +260,12 @@ def _unpack(
     for path in paths:
         if f"{path}.weight" not in parameters:
             continue
-        settings = _proven(path, weights, parameters[f"{path}.weight"].shape[-1])
+        if f"{path}.weight" not in weights:
+            raise CheckpointError(f"{path}: the checkpoint has its scales and not its packed weight.")
         scales, biases = weights.pop(f"{path}.scales"), weights.pop(f"{path}.biases", None)
         target = getattr(mx, _dense_dtype(dtype, str(scales.dtype).removeprefix("mlx.core."), checkpoint.config))
-        if settings.mode == "affine":
-            # Widened first: MLX unpacks in the dtype of the scales and would round to 16 bits on the way.
-            scales, biases = scales.astype(target), None if biases is None else biases.astype(target)
-        weights[f"{path}.weight"] = mx.dequantize(
-            weights[f"{path}.weight"],
-            scales,
-            biases,
-            group_size=settings.group_size,
-            bits=settings.bits,
-            mode=settings.mode,
-            dtype=target,
-        )
+        columns = parameters[f"{path}.weight"].shape[-1]
+        weights[f"{path}.weight"] = unpacked(path, weights[f"{path}.weight"], scales, biases, columns, target)
 
 
 def _dense_dtype(dtype: WeightDType, scales_dtype: str, config: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import typer
 from archport.cli import INTERRUPTED, SOME_FAILED
 from archport.cli.batch_watch import BatchWatch
 from archport.cli.embed import DEFAULT_MODEL, Output, Outputs, Overflow, Precision, TopK
-from archport.cli.options import Dtype, MaxContext, MemoryBudget, Revision, note
+from archport.cli.options import Adapter, Dtype, MaxContext, MemoryBudget, Revision, note
 from archport.cli.words import in_flags
 
 Inputs = Annotated[list[str], typer.Argument(metavar="IN...", help="Files, folders, or - for standard input.")]
@@ -92,6 +92,7 @@ def batch(
     revision: Revision = None,
     memory_budget: MemoryBudget = None,
     max_context: MaxContext = None,
+    adapter: Adapter = None,
 ) -> None:
     """Embed the rows of files into a folder, part by part; what ends it in between costs one part.
 
@@ -132,7 +133,14 @@ def batch(
 
     from archport import engine
 
-    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
+    loaded = engine.load(
+        model,
+        dtype=dtype,
+        revision=revision,
+        memory_budget=memory_budget,
+        max_context=max_context,
+        adapter=adapter,
+    )
     names = list(inspect.signature(batch).parameters)
     watch = BatchWatch(opened, quiet=quiet, said=lambda message: in_flags(message, names))
     if dry_run:

@@ -9,6 +9,7 @@ import typer
 
 from archport.cli.generate import DEFAULT_MODEL, print_stream
 from archport.cli.options import (
+    Adapter,
     Bias,
     Dtype,
     Frequency,
@@ -62,6 +63,7 @@ def chat(
     revision: Revision = None,
     memory_budget: MemoryBudget = None,
     max_context: MaxContext = None,
+    adapter: Adapter = None,
 ) -> None:
     """Talk to a model. /new starts over, /exit or the end of input ends; Ctrl-C stops an answer.
 
@@ -69,7 +71,14 @@ def chat(
     """
     from archport import engine
 
-    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
+    loaded = engine.load(
+        model,
+        dtype=dtype,
+        revision=revision,
+        memory_budget=memory_budget,
+        max_context=max_context,
+        adapter=adapter,
+    )
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,

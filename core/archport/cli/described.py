@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from archport.contract import InputError
+
 if TYPE_CHECKING:
     from archport.attention import Chooser
     from archport.contract import ArchSpec, DeviceFacts, DType
@@ -51,16 +53,18 @@ def planner_of(about: Described, device: DeviceFacts, *, budget: int | None, cho
     )
 
 
-def described(model: str, device: DeviceFacts, dtype: str | None = None) -> Described:
+def described(model: str, device: DeviceFacts, dtype: str | None = None, adapter: str | None = None) -> Described:
     """A model's spec and hooks, from its config alone where there are no weights.
 
     Raises:
         ModelNotFound, CheckpointError, ClaimError: as loading it would.
     """
-    return described_on(model, [device], dtype)[0]
+    return described_on(model, [device], dtype, adapter)[0]
 
 
-def described_on(model: str, devices: Sequence[DeviceFacts], dtype: str | None = None) -> list[Described]:
+def described_on(
+    model: str, devices: Sequence[DeviceFacts], dtype: str | None = None, adapter: str | None = None
+) -> list[Described]:
     """As `described`, for each of some devices: the files are read once, and a hub is asked once.
 
     Raises:
@@ -69,12 +73,16 @@ def described_on(model: str, devices: Sequence[DeviceFacts], dtype: str | None =
     path = Path(model).expanduser()
     config = path / "config.json" if path.is_dir() else path
     if config.suffix == ".json" and config.is_file() and not any(config.parent.glob("*.safetensors")):
+        if adapter is not None:
+            raise InputError(
+                f"adapter={adapter!r}: {path} has no weights that it could belong to; name the whole model"
+            )
         return _from_config(config, devices, dtype)
     from archport.checkpoint import weight_bytes
     from archport.checkpoint.dtype import LoadDType, choose_dtype
     from archport.loading import describe
 
-    about = describe(model)
+    about = describe(model, adapter=adapter)
 
     def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
         return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)

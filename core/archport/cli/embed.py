@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archport.cli.options import MaxContext, called, end_with, read_lines
+from archport.cli.options import Adapter, MaxContext, called, end_with, read_lines
 from archport.cli.words import rows_called, skipped
 from archport.contract import ArchportError
 from archport.reading.columns import Unreadable, json_value
@@ -97,6 +97,7 @@ def embed(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     memory_budget: Annotated[str | None, typer.Option(metavar="BYTES", help="For example 16GB.")] = None,
     max_context: MaxContext = None,
+    adapter: Adapter = None,
 ) -> None:
     """Embed texts and print their vectors; sparse ones with the tokens that they weigh.
 
@@ -118,7 +119,14 @@ def embed(
     from archport import engine
     from archport.answering.collecting import Collected
 
-    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
+    loaded = engine.load(
+        model,
+        dtype=dtype,
+        revision=revision,
+        memory_budget=memory_budget,
+        max_context=max_context,
+        adapter=adapter,
+    )
     options: dict[str, Any] = {
         "prompt": prompt,
         "prompt_name": prompt_name,

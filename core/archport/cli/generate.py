@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from archport.cli.options import (
+    Adapter,
     Bias,
     Dtype,
     Frequency,
@@ -86,6 +87,7 @@ def generate(
     revision: Revision = None,
     memory_budget: MemoryBudget = None,
     max_context: MaxContext = None,
+    adapter: Adapter = None,
 ) -> None:
     """Generate text; one prompt is printed as it is made, several (.jsonl) run as one batch and print JSON.
 
@@ -104,7 +106,14 @@ def generate(
 
     from archport import engine
 
-    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
+    loaded = engine.load(
+        model,
+        dtype=dtype,
+        revision=revision,
+        memory_budget=memory_budget,
+        max_context=max_context,
+        adapter=adapter,
+    )
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,

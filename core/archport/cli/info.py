@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from archport.cli.embed import DEFAULT_MODEL
+from archport.cli.options import Adapter
 from archport.contract import (
     AttentionLayer,
     ClassificationHead,
@@ -25,12 +26,13 @@ from archport.contract import (
 def info(
     model: Annotated[str, typer.Option("--model", "-m", help="Folder, hub id or alias.")] = DEFAULT_MODEL,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    adapter: Adapter = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show who claims a model, its layers by kind, widths, semantics, context and parameter bytes."""
     from archport.loading import describe
 
-    facts = gather(describe(model, revision=revision))
+    facts = gather(describe(model, revision=revision, adapter=adapter))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
@@ -49,10 +51,16 @@ def gather(about: Any) -> dict[str, Any]:
     head = about.hooks.head(spec, checkpoint)
     inputs = about.hooks.inputs(spec, checkpoint)
     spec = narrowed(about, head).spec
+    fit = checkpoint.adapted
     quantised = spec.quantization and f"{spec.quantization.bits}-bit {spec.quantization.mode}"
     return {
         "model": checkpoint.name,
         "found_in": f"{checkpoint.source}: {checkpoint.folder}",
+        **(
+            {}
+            if fit is None
+            else {"adapter": f"{fit.adapter.name}, {len(fit.terms)} matrices, {len(fit.whole)} replaced"}
+        ),
         "claimed_by": about.plugin.label,
         "architecture": spec.arch,
         "tasks": ", ".join(spec.tasks),

@@ -18,6 +18,9 @@ from archport.reading.columns import Unreadable, decoded, json_value
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder, hub id or alias.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or checkpoint.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
+Adapter = Annotated[
+    str | None, typer.Option(metavar="FOLDER|ID", help="A LoRA adapter (PEFT) that the weights are loaded with.")
+]
 MemoryBudget = Annotated[str | None, typer.Option(metavar="BYTES", help="For example 16GB.")]
 MaxContext = Annotated[int | None, typer.Option(help="Longest text in tokens, at most the model's positions.")]
 MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most; 0 only reads the prompt.")]

@@ -10,6 +10,7 @@ import typer
 
 from archport.cli.described import Described, described, planner_of
 from archport.cli.embed import DEFAULT_MODEL
+from archport.cli.options import Adapter
 from archport.cli.words import message_and_code
 from archport.contract import InputError
 
@@ -40,6 +41,7 @@ def plan(
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16, bfloat16 or checkpoint, as when loading.")
     ] = None,
+    adapter: Adapter = None,
     mask: Annotated[str | None, typer.Option(help="'dense' prices one (B,1,S,S) mask in float32.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Every number and every reason.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -77,16 +79,16 @@ def plan(
 
         limit = None if budget is None else parse_bytes(budget, what="budget")
         if not written:
-            draw(model, device_of(device), new_tokens=new, budget=limit, dtype=dtype, as_json=as_json)
+            draw(model, device_of(device), new_tokens=new, budget=limit, dtype=dtype, as_json=as_json, adapter=adapter)
             return
-        data = explored(model, devices_of(device), new_tokens=new, budget=limit, dtype=dtype)
+        data = explored(model, devices_of(device), new_tokens=new, budget=limit, dtype=dtype, adapter=adapter)
         if html is not None:
             write_page(html, data)
         if points is not None:
             write_points(points, data)
         return
     where = device_of(device)
-    about = described(model, where, dtype)
+    about = described(model, where, dtype, adapter)
     try:
         planned = make(
             about,

@@ -56,12 +56,19 @@ def variants(about: Described, device: DeviceFacts, *, budget: int | None) -> li
 
 
 def draw(
-    model: str, device: DeviceFacts, *, new_tokens: int, budget: int | None, dtype: str | None, as_json: bool
+    model: str,
+    device: DeviceFacts,
+    *,
+    new_tokens: int,
+    budget: int | None,
+    dtype: str | None,
+    as_json: bool,
+    adapter: str | None = None,
 ) -> None:
     """Print the table of one device, the longest context and the heaviest packing that fit."""
     from archport.planning.frontier import contexts_of, frontier, longest_context
 
-    about = described(model, device, dtype)
+    about = described(model, device, dtype, adapter)
     contexts, pack = contexts_of(about.spec.max_positions), "embed" in about.spec.tasks
     forms = variants(about, device, budget=budget)
     points = frontier(forms[0].planner, contexts, new_tokens=new_tokens, pack=pack)
@@ -134,13 +141,19 @@ def _as_json(about: Described, form: Variant, points: Sequence[Point], longest: 
 
 
 def explored(
-    model: str, devices: Sequence[DeviceFacts], *, new_tokens: int, budget: int | None, dtype: str | None
+    model: str,
+    devices: Sequence[DeviceFacts],
+    *,
+    new_tokens: int,
+    budget: int | None,
+    dtype: str | None,
+    adapter: str | None = None,
 ) -> dict[str, Any]:
     """What the explorer of a model on some devices shows: see `explorer_data`."""
     from archport.pages.explorer import Form, explorer_data
     from archport.planning.frontier import contexts_of
 
-    abouts = described_on(model, devices, dtype)
+    abouts = described_on(model, devices, dtype, adapter)
     forms = [
         Form(device, form.name, form.planner, form.planner.budget, form.estimated)
         for device, about in zip(devices, abouts, strict=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from archport.cli.embed import OnError, OnErrors, Overflow, TextFile
-from archport.cli.options import Dtype, MaxContext, MemoryBudget, Model, Revision, end_with, note
+from archport.cli.options import Adapter, Dtype, MaxContext, MemoryBudget, Model, Revision, end_with, note
 from archport.cli.words import rows_called, skipped
 from archport.contract import ArchportError
 
@@ -39,6 +39,7 @@ def rerank(
     revision: Revision = None,
     memory_budget: MemoryBudget = None,
     max_context: MaxContext = None,
+    adapter: Adapter = None,
 ) -> None:
     """Rank documents by how well they answer a query; score, index and document, best first.
 
@@ -51,7 +52,14 @@ def rerank(
 
     from archport import engine
 
-    loaded = engine.load(model, dtype=dtype, revision=revision, memory_budget=memory_budget, max_context=max_context)
+    loaded = engine.load(
+        model,
+        dtype=dtype,
+        revision=revision,
+        memory_budget=memory_budget,
+        max_context=max_context,
+        adapter=adapter,
+    )
     started = time.perf_counter()
 
     def name(index: int) -> str:

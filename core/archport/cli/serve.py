@@ -75,6 +75,12 @@ def serve(
     revision: Annotated[
         str | None, typer.Option(envvar="ARCHPORT_SERVE_REVISION", help="Branch, tag or commit on the hub.")
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|ID", envvar="ARCHPORT_SERVE_ADAPTER", help="A LoRA adapter (PEFT), with one --model."
+        ),
+    ] = None,
     max_context: Annotated[
         int | None, typer.Option(envvar="ARCHPORT_SERVE_MAX_CONTEXT", help="Longest text in tokens.")
     ] = None,
@@ -158,7 +164,9 @@ def serve(
         limits=limits,
     )
     set_up_logs(logging.WARNING if quiet else logging.INFO)
-    options: dict[str, Any] = {"dtype": dtype, "revision": revision, "max_context": max_context}
+    if adapter is not None and len(model) > 1:
+        raise typer.BadParameter("--adapter belongs to one --model; serve an adapter by its own name: -m ID=ADAPTER")
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision, "max_context": max_context, "adapter": adapter}
     models = [wanted(each, options) for each in model]
     server = Server(settings, models, memory_budget=memory_budget, started=lambda each: _started(each, quiet=quiet))
     code = server.run()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from archport.cli.options import Dtype, MemoryBudget, Revision, note
+from archport.cli.options import Adapter, Dtype, MemoryBudget, Revision, note
 
 
 def similar(
@@ -20,6 +20,7 @@ def similar(
     dtype: Dtype = None,
     revision: Revision = None,
     memory_budget: MemoryBudget = None,
+    adapter: Adapter = None,
 ) -> None:
     """Print the rows of a job nearest to a query: score and id, the nearest first.
 
@@ -27,7 +28,7 @@ def similar(
     """
     from archport.bulk.search import complete, model_of, search
 
-    name, commit = model_of(out)
+    name, commit, its_adapter = model_of(out)
 
     from archport import engine
 
@@ -37,6 +38,7 @@ def similar(
         dtype=dtype,
         revision=revision if model is not None or revision is not None else commit,
         memory_budget=memory_budget,
+        adapter=adapter if model is not None or adapter is not None else its_adapter,
     )
     found = search(out, query, loaded, top_k)
     if not complete(out):

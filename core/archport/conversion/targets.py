@@ -91,6 +91,11 @@ def targets_of(about: Description, settings: Settings) -> list[Target]:
     """
     tensors = about.checkpoint.tensors
     where = str(about.checkpoint.folder)
+    if about.checkpoint.adapted is not None:
+        raise CheckpointError(
+            f"{where}: has an adapter ({about.checkpoint.adapted.adapter.name}), which the output would lack. Merge it "
+            "with peft (merge_and_unload) and convert the result."
+        )
     _refuse_packed(where, about, tensors)
     whole = [_as_stored(info) for info in sorted(tensors.values(), key=lambda info: (info.file, info.offset))]
     if settings.quantization is None:

@@ -152,7 +152,8 @@ class Shelf:
         """A model that shares the budget with the others; runs on the device's thread."""
         wanted, registry = self._wanted[id], self._state.registry
         taken = sum(map(lasting_bytes, registry.all)) + self._state.device.reserved
-        about = engine.describe(wanted.name, revision=wanted.options.get("revision"))
+        options = wanted.options
+        about = engine.describe(wanted.name, revision=options.get("revision"), adapter=options.get("adapter"))
         # Refused before any weight is read.
         model = engine.load(wanted.name, memory_budget=max(1, self._budget - taken), **wanted.options)
 

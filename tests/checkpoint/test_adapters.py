@@ -112,6 +112,15 @@ def test_a_module_is_found_whatever_trunk_or_model_was_saved(
     assert list(checkpoint.adapted.terms) == [f"{stored}layer.0.weight"]
 
 
+def test_what_an_adapter_stores_whole_takes_the_base_s_place_before_it_is_added_to(
+    make: Callable[..., Path], adapter: Adapters
+):
+    pair, own = factors(), np.full((8, 8), 3, np.float32)
+    tensors = {**named("layer.0", pair), "base_model.model.layer.0.base_layer.weight": own}
+    got = weights(opened(make(tensors=base_tensors()), adapter(tensors)))["layer.0.weight"]
+    np.testing.assert_allclose(got, own + 4 * pair["lora_B.weight"] @ pair["lora_A.weight"], rtol=1e-5, atol=1e-5)
+
+
 def test_a_matrix_stored_turned_gets_what_is_added_turned(make: Callable[..., Path], adapter: Adapters):
     base, pair = base_tensors(), factors(out=12, inner=8)
     checkpoint = opened(make(tensors=base), adapter(named("layer.1", pair), fan_in_fan_out=True))

@@ -60,12 +60,19 @@ def save(model: PeftModel, name: str, base: str, arrays: dict[str, np.ndarray], 
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as place:
-        model.save_pretrained(place)
+        # Else the whole table comes along.
+        model.save_pretrained(place, save_embedding_layers=False)
         folder.mkdir(parents=True)
         shutil.copy(Path(place) / "adapter_model.safetensors", folder)
         config = json.loads((Path(place) / "adapter_config.json").read_text())
-    write_json(folder / "adapter_config.json", config | {"base_model_name_or_path": base})
+    write_json(folder / "adapter_config.json", config | settled(config, base))
     finish(folder, base, arrays, **notes)
+
+
+def settled(config: dict[str, Any], base: str) -> dict[str, Any]:
+    """Return what two runs would write otherwise: the base's place, and names that peft keeps as a set."""
+    targets = config["target_modules"]
+    return {"base_model_name_or_path": base, "target_modules": targets if isinstance(targets, str) else sorted(targets)}
 
 
 def finish(folder: Path, base: str, arrays: dict[str, np.ndarray], **notes: Any) -> None:
@@ -96,6 +103,12 @@ def hidden(model: torch.nn.Module, base: str) -> dict[str, np.ndarray]:
 @torch.no_grad()
 def logits(model: torch.nn.Module, base: str) -> dict[str, np.ndarray]:
     return {f"logits_{i}": model(input_ids=ids_of(base, text)).logits[0].numpy() for i, text in enumerate(TEXTS)}
+
+
+def logits_of_last(model: torch.nn.Module, base: str) -> dict[str, np.ndarray]:
+    rows = [{"ids": ids_of(base, text)[0].tolist()} for text in TEXTS]
+    arrays = {f"logits_{i}": array for i, array in enumerate(last_logits(model, rows))}
+    return arrays | {f"ids_{i}": np.asarray(row["ids"], np.int32) for i, row in enumerate(rows)}
 
 
 def record_bert() -> None:
@@ -142,6 +155,11 @@ def record_qwen3() -> None:
     model = adapted(base, 312, r=2, task_type="SEQ_CLS", target_modules=["q_proj", "down_proj"])
     save(model, "qwen3-labels", "qwen3-causal-sharded", logits(model, "qwen3-causal-sharded"))
 
+    for seed, name in ((315, "embed_tokens"), (316, "lm_head")):
+        base = AutoModelForCausalLM.from_pretrained(HERE / "qwen3-tied", dtype=torch.float32)
+        model = adapted(base, seed, r=1, target_modules=[name])
+        save(model, f"qwen3-tied-{name}", "qwen3-tied", logits_of_last(model, "qwen3-tied"))
+
     folder = HERE / "qwen3-4bit"
     config = json.loads((folder / "config.json").read_text())
     settings = config.pop("quantization")
@@ -164,7 +182,7 @@ def record_qwen3() -> None:
         model.save_pretrained(place)
         shutil.copytree(place, out, ignore=shutil.ignore_patterns("README.md"))
     config = json.loads((out / "adapter_config.json").read_text())
-    write_json(out / "adapter_config.json", config | {"base_model_name_or_path": "qwen3-embed"})
+    write_json(out / "adapter_config.json", config | settled(config, "qwen3-embed"))
     finish(out, "qwen3-embed", vectors)
 
 

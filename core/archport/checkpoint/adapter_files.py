@@ -79,6 +79,7 @@ class Adapter:
         task_type: PEFT's word for what it was trained for.
         saved: names of modules that it replaces.
         turned: whether square matrices are stored as (in, out).
+        tying: whether an output head that shares the token embeddings stays theirs when they are replaced.
         terms: module -> what is added, by the names of transformers' modules.
         whole: tensors that replace the base's, by their names there.
     """
@@ -91,6 +92,7 @@ class Adapter:
     task_type: str | None
     saved: frozenset[str]
     turned: bool
+    tying: bool
     terms: Mapping[str, LowRank]
     whole: Mapping[str, TensorInfo]
 
@@ -135,6 +137,7 @@ def read_adapter(folder: Path, name: str, fetched: Mapping[str, TensorInfo] | No
         task_type=_text(where, config, "task_type"),
         saved=frozenset(_words(where, config, "modules_to_save")),
         turned=config.get("fan_in_fan_out") is True,
+        tying=config.get("ensure_weight_tying") is True,
         terms=terms,
         whole=whole,
     )

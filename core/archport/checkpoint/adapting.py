@@ -40,6 +40,7 @@ class Adapted:
         biases: what is added to a stored bias, by its name.
         whole: what replaces or joins the base's tensors, by the name that it then has.
         before: of the tensors that are replaced, what they were.
+        copied: name -> whose values it has before anything is added: of an output head that no longer is the table.
         tensors: the checkpoint's tensors with the adapter in them: dense where a quantised one is adapted.
     """
 
@@ -48,24 +49,28 @@ class Adapted:
     biases: Mapping[str, LowRank]
     whole: Mapping[str, TensorInfo]
     before: Mapping[str, TensorInfo]
+    copied: Mapping[str, str]
     tensors: Mapping[str, TensorInfo]
 
     @property
     def changed(self) -> frozenset[str]:
         """Names of `tensors` that are in no file as they are loaded."""
-        return frozenset({*self.terms, *self.biases, *self.whole})
+        return frozenset({*self.terms, *self.biases, *self.whole, *self.copied})
 
 
-def fitted(adapter: Adapter, base: str, stored: Mapping[str, TensorInfo]) -> Adapted:
+def fitted(adapter: Adapter, base: str, stored: Mapping[str, TensorInfo], *, generates: bool = False) -> Adapted:
     """Find the base's weight for each tensor of an adapter.
 
     Args:
         base: how messages call the base.
         stored: its tensors.
+        generates: whether its class has an output head, which may share the token embeddings.
 
     Raises:
         CheckpointError: tensors that fit no weight of the base, by name or by shape.
     """
+    copied = _own_head(adapter, stored) if generates else {}
+    stored = {**stored, **{name: replace(stored[source], name=name) for name, source in copied.items()}}
     names = _Names(adapter, stored)
     terms: dict[str, LowRank] = {}
     biases: dict[str, LowRank] = {}
@@ -73,23 +78,6 @@ def fitted(adapter: Adapter, base: str, stored: Mapping[str, TensorInfo]) -> Ada
     tensors = dict(stored)
     homeless: list[str] = []
     misshapen: list[str] = []
-    for path, term in adapter.terms.items():
-        name = names.find(f"{path}.weight")
-        bias = None if term.bias is None else names.find(f"{path}.bias")
-        if name is None or (term.bias is not None and bias is None):
-            homeless.append(path if name is None else f"{path}.bias")
-            continue
-        if name in terms:
-            raise CheckpointError(f"{adapter.name}: {path} and another module are both {name} of {base}.")
-        info = _dense(name, stored, term)
-        if not _fits(info.shape, term, turned=adapter.turned):
-            misshapen.append(f"{path} adds {term.shape} to {info.shape}")
-        terms[name] = term
-        tensors[name] = info
-        for leaf in ("scales", "biases"):
-            tensors.pop(f"{name.removesuffix('.weight')}.{leaf}", None)
-        if bias is not None:
-            biases[bias] = term
     for path, info in adapter.whole.items():
         name = names.find(path)
         if name is None and not adapter.saved.isdisjoint(path.split(".")):
@@ -99,18 +87,38 @@ def fitted(adapter: Adapter, base: str, stored: Mapping[str, TensorInfo]) -> Ada
             homeless.append(path)
             continue
         before = stored.get(name)
-        packed = f"{name.removesuffix('.weight')}.scales" in stored
+        packed = before is not None and _drop_packing(name, tensors)
         if before is not None and not packed and before.shape[1:] != info.shape[1:]:
             misshapen.append(f"{path} {info.shape} for {before.shape}")
         whole[name] = info
         tensors[name] = replace(info, name=name)
-        if packed:
-            for leaf in ("scales", "biases"):
-                tensors.pop(f"{name.removesuffix('.weight')}.{leaf}", None)
+    for path, term in adapter.terms.items():
+        name = names.find(f"{path}.weight")
+        bias = None if term.bias is None else names.find(f"{path}.bias")
+        if name is None or (term.bias is not None and bias is None):
+            homeless.append(path if name is None else f"{path}.bias")
+            continue
+        if name in terms:
+            raise CheckpointError(f"{adapter.name}: {path} and another module are both {name} of {base}.")
+        info = _dense(name, tensors, term)
+        if not _fits(info.shape, term, turned=adapter.turned):
+            misshapen.append(f"{path} adds {term.shape} to {info.shape}")
+        _drop_packing(name, tensors)
+        terms[name] = term
+        tensors[name] = info
+        if bias is not None:
+            biases[bias] = term
     if homeless or misshapen:
         raise CheckpointError(_misfit(adapter, base, homeless, misshapen))
     before = {name: stored[name] for name in whole if name in stored}
-    return Adapted(adapter, terms, biases, whole, before, tensors)
+    return Adapted(adapter, terms, biases, whole, before, copied, tensors)
+
+
+def _drop_packing(name: str, tensors: dict[str, Any]) -> bool:
+    """Remove the scales of a matrix that is packed no longer; whether it was."""
+    path = name.removesuffix(".weight")
+    gone = [tensors.pop(f"{path}.{leaf}", None) for leaf in ("scales", "biases")]
+    return gone[0] is not None
 
 
 def _misfit(adapter: Adapter, base: str, homeless: list[str], misshapen: list[str]) -> str:
@@ -124,6 +132,30 @@ def _misfit(adapter: Adapter, base: str, homeless: list[str], misshapen: list[st
         f"It was trained on {adapter.base!r}; load that one" if adapter.base else "Load the base that it was trained on"
     )
     return "\n  ".join([*lines, f"{said}, with adapter=."])
+
+
+def _own_head(adapter: Adapter, stored: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """The tensors of an output head that is the token embeddings no longer, each with the one that it begins as.
+
+    PEFT changes the one of both that it was told to change, and leaves the other as it was.
+    """
+    tables = [name for name in stored if name.endswith("embed_tokens.weight")]
+    if len(tables) != 1:
+        return {}
+    table = tables[0].removesuffix(".weight")
+    outer = table.removesuffix("model.embed_tokens") if table.endswith(".model.embed_tokens") else ""
+    adapted = {path.rpartition(".")[2] for path in adapter.terms}
+    replaced = {path.removesuffix(".weight").rpartition(".")[2] for path in adapter.whole} & adapter.saved
+    changed = (adapted | replaced) & {"embed_tokens", "lm_head"}
+    if f"{outer}lm_head.weight" in stored or not changed or "lm_head" in replaced:
+        return {}
+    if adapter.tying and not adapted.isdisjoint(changed):
+        raise CheckpointError(
+            f"{adapter.name}: ensure_weight_tying with {' and '.join(sorted(changed))}: archport does not add to token "
+            "embeddings and an output head together. Merge the adapter with peft, and load the result."
+        )
+    leaves = [leaf for leaf in ("weight", "scales", "biases") if f"{table}.{leaf}" in stored and not adapter.tying]
+    return {f"{outer}lm_head.{leaf}": f"{table}.{leaf}" for leaf in leaves}
 
 
 class _Names:
@@ -229,11 +261,14 @@ def merged(
     """
     import mlx.core as mx
 
-    weights = dict(stored)
+    weights = {**stored, **{name: stored[source] for name, source in fit.copied.items()}}
 
     def kind(name: str) -> Any:
         return getattr(mx, fit.tensors[name].dtype) if dtype == "checkpoint" else mx.float32
 
+    for name, info in fit.whole.items():
+        _drop_packing(name, weights)
+        weights[name] = own[info.name]
     for name, term in fit.terms.items():
         module = name.removesuffix(".weight")
         base = weights[name]
@@ -245,11 +280,6 @@ def merged(
         if turned or term.table:
             more = more.T
         weights[name] = (base.astype(mx.float32) + more.reshape(base.shape)).astype(kind(name))
-    for name, info in fit.whole.items():
-        for leaf in ("scales", "biases"):
-            if name.endswith(".weight"):
-                weights.pop(f"{name.removesuffix('.weight')}.{leaf}", None)
-        weights[name] = own[info.name]
     for name, term in fit.biases.items():
         assert term.bias is not None, "a bias that is adapted has one"
         more = term.scale * own[term.bias.name].astype(mx.float32)

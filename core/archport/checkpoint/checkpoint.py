@@ -226,7 +226,9 @@ def open_checkpoint(
         raw = {key: value for key, value in raw.items() if key not in ("id2label", "label2id")}
     fit = None
     if adapter is not None:
-        fit = fitted(adapter, str(folder), read_tensors(folder, body, fetched))
+        named = raw.get("architectures")
+        generates = isinstance(named, list) and str(named[:1]).endswith(("ForCausalLM']", "ForConditionalGeneration']"))
+        fit = fitted(adapter, str(folder), read_tensors(folder, body, fetched), generates=generates)
         raw = adapted_config(raw, fit)
     try:
         config = normalise_config({**raw, **over})

@@ -3,6 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from archport.contract import Experts
 from archport.layers import SparseMLP, stack_experts
@@ -71,6 +72,35 @@ def test_what_the_last_product_multiplies_has_the_strides_of_rows(combine):
     inner = module.switch_mlp.activation(given, given)
     mx.eval(inner)
     assert memoryview(inner).strides == (4 * W, 4 * W, 4)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [1, 37])
+def test_experts_without_a_gate_and_a_bias_of_their_sum_are_what_float64_makes(tokens, bias):
+    spec = Experts(count=COUNT, per_token=CHOSEN, intermediate_size=W, layers=(0,), biases=bias)
+    module = SparseMLP(D, spec, act="relu", bias=bias, gated=False, output_bias=True)
+    names = {name for name, _ in tree_flatten(module.switch_mlp.parameters())}
+    assert names == {
+        f"{name}.{leaf}" for name in ("fc1", "fc2") for leaf in (("weight", "bias") if bias else ("weight",))
+    }
+    dice = np.random.default_rng(3)
+    made = {
+        name: dice.standard_normal(each.shape) / each.shape[-1] ** 0.5
+        for name, each in tree_flatten(module.parameters())
+    }
+    module.load_weights([(name, mx.array(value.astype(np.float32))) for name, value in made.items()])
+    x, want = dice.standard_normal((tokens, D)).astype(np.float32), []
+    for row in x:
+        scores = made["gate.weight"] @ row + made.get("gate.bias", 0.0)
+        shares = np.exp(scores) / np.exp(scores).sum()
+        inner = np.maximum(made["switch_mlp.fc1.weight"] @ row + made.get("switch_mlp.fc1.bias", 0.0), 0.0)
+        answers = np.einsum("edw,ew->ed", made["switch_mlp.fc2.weight"], inner) + made.get("switch_mlp.fc2.bias", 0.0)
+        best = np.argsort(-scores)[:CHOSEN]
+        # Shares of all experts, which are not scaled, and one bias of what they make together.
+        want.append(shares[best] @ answers[best] + made["bias"])
+    got = np.array(module(mx.array(x)[None]))[0]
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
 def test_biases_of_experts_are_stacked_with_their_matrices():

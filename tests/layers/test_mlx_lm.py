@@ -50,6 +50,18 @@ def test_switch_glu_has_the_parameter_names_of_converted_checkpoints():
     assert names == {f"{part}_proj.weight" for part in ("gate", "up", "down")}
 
 
+def test_switch_mlp_has_two_matrices_and_an_activation_between_them():
+    from mlx.utils import tree_flatten
+
+    experts = reused("models.switch_layers.SwitchMLP")(8, 4, 3)
+    assert {name for name, _ in tree_flatten(experts.parameters())} == {"fc1.weight", "fc2.weight"}
+    experts.activation = mx.abs
+    x, chosen = mx.random.normal((1, 2, 8)), mx.array([[[2], [0]]])
+    first, second = experts.fc1.weight, experts.fc2.weight
+    want = mx.stack([second[at] @ mx.abs(first[at] @ x[0, row]) for row, at in enumerate((2, 0))])
+    assert mx.allclose(experts(x, chosen)[0, :, 0], want, atol=1e-6).item()
+
+
 def test_experts_one_by_one_equal_the_grouped_product():
     from archport.contract import Experts
     from archport.layers import SparseMLP

@@ -348,7 +348,7 @@ class ArchSpec:
         max_positions: the longest sequence the position scheme admits, in tokens.
         dtype: element type of the unquantised weights as stored.
         tied_head: whether the output head is the embedding matrix.
-        gated_mlp: whether the MLP has a gate matrix next to up and down (SwiGLU, GeGLU), which plans price.
+        gated_mlp: whether the MLP, and each expert, has a gate next to up and down (SwiGLU, GeGLU), which plans price.
         qk_norm: whether q and k are normalised per head, which copies them; plans price it.
         experts, quantization, vision: None where the checkpoint has none.
         dtypes_refused: element types that overflow in this family, each with the reason.

@@ -1,7 +1,8 @@
 """Mixture-of-experts MLP: a router picks a few experts per token, and their answers are added by its weights.
 
-Parameter names are those of converted checkpoints: `gate`, `switch_mlp.{gate,up,down}_proj` with all experts stacked,
-`shared_expert` and `shared_expert_gate`, or `shared_experts`. Knows nothing of how a repository names or splits them.
+Parameter names are those of converted checkpoints: `gate`, `switch_mlp.{gate,up,down}_proj` with all experts stacked
+(`switch_mlp.fc1` and `fc2` of experts without a gate), `shared_expert` and `shared_expert_gate`, or `shared_experts`.
+Knows nothing of how a repository names or splits them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from archport.contract.split import Cut, Rank, columns, out
 from archport.device.evaluation import traced
 from archport.device.mlx_lm import reused
 from archport.device.ranks import Ranks
-from archport.layers.activations import activation, gated
+from archport.layers.activations import activation
+from archport.layers.activations import gated as gated_product
 from archport.layers.mlp import GatedMLP
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -32,11 +34,14 @@ class SparseMLP(nn.Module):
         renormalise: whether the weights of the chosen experts are scaled to sum to one; a `router` says so itself.
         act: name of the activation inside an expert.
         bias: whether the router and the matrices of every expert have biases.
-        combine: what an expert makes of (gate, up), arrays of one shape; act(gate) * up when left out.
+        combine: what an expert makes of (gate, up), arrays of one shape; act(gate) * up when left out. Without a gate
+            it is called with (up).
         router: what chooses: a `SigmoidRouter`, or a module that is called and answers like one. When left out, a
             linear layer whose softmax weighs the largest.
         shared_gate: whether a gate weighs the shared expert's answer per token. The expert is `shared_expert` with it,
             and `shared_experts` without.
+        gated: whether an expert has a gate matrix next to up and down, as the spec's `gated_mlp` says.
+        output_bias: whether a bias (D,), the parameter `bias`, is added once to what a token's experts make together.
 
     Raises:
         SpecError: for an activation that is not known.
@@ -50,22 +55,30 @@ class SparseMLP(nn.Module):
         renormalise: bool = False,
         act: str = "silu",
         bias: bool = False,
-        combine: Callable[[mx.array, mx.array], mx.array] | None = None,
+        combine: Callable[..., mx.array] | None = None,
         router: nn.Module | None = None,
         shared_gate: bool = True,
+        gated: bool = True,
+        output_bias: bool = False,
     ) -> None:
         super().__init__()
         self._per_token, self._renormalise, self._routed = experts.per_token, renormalise, router is not None
         self._ranks: Ranks | None = None
         plain = activation(act)
-        self._combine = combine or (lambda gate, up: plain(gate) * up)
+        self._inward, self._outward = (("gate_proj", "up_proj"), "down_proj") if gated else (("fc1",), "fc2")
+        inside: Callable[..., mx.array] = (lambda gate, up: plain(gate) * up) if gated else plain
+        self._combine = inside = combine or inside
         self.gate = nn.Linear(hidden_size, experts.count, bias=bias) if router is None else router
-        self.switch_mlp = reused("models.switch_layers.SwitchGLU")(
+        self.switch_mlp = reused(f"models.switch_layers.{'SwitchGLU' if gated else 'SwitchMLP'}")(
             hidden_size, experts.intermediate_size, experts.count, bias=bias
         )
-        if bias or combine is not None or act not in ("silu", "swish"):
-            together = combine or gated(plain)
+        if not gated:
+            self.switch_mlp.activation = lambda up: _in_order(inside(up))
+        elif bias or combine is not None or act not in ("silu", "swish"):
+            together = combine or gated_product(plain)
             self.switch_mlp.activation = lambda up, gate: _in_order(together(gate, up))
+        if output_bias:
+            self.bias = mx.zeros((hidden_size,))
         if experts.shared_intermediate_size and not shared_gate:
             self.shared_experts = GatedMLP(hidden_size, experts.shared_intermediate_size, plain)
         elif experts.shared_intermediate_size:
@@ -74,9 +87,9 @@ class SparseMLP(nn.Module):
 
     def cuts(self, rank: Rank) -> Mapping[str, Cut]:
         """What one rank of a group keeps of each matrix: a share of every expert's width; the router is everyone's."""
-        width = self.switch_mlp.down_proj.weight.shape[-1]
-        inward, outward = out(rank, width, "columns of an expert"), columns(rank, width, "columns of an expert")
-        own = {"gate_proj": inward, "up_proj": inward, "down_proj": outward}
+        width = self.switch_mlp[self._outward].weight.shape[-1]
+        own = dict.fromkeys(self._inward, out(rank, width, "columns of an expert"))
+        own[self._outward] = columns(rank, width, "columns of an expert")
         found = {f"switch_mlp.{name}": cut for name, cut in own.items()}
         for shared in ("shared_expert", "shared_experts"):
             if shared in self:
@@ -86,7 +99,7 @@ class SparseMLP(nn.Module):
     def split(self, ranks: Ranks) -> None:
         """Run this rank's share of every expert, and sum what all of them make."""
         self._ranks = ranks
-        down = self.switch_mlp.down_proj
+        down = self.switch_mlp[self._outward]
         if ranks.rank.number and "bias" in down:
             # Part of every rank's sum otherwise.
             down.bias = mx.zeros_like(down.bias)
@@ -100,11 +113,13 @@ class SparseMLP(nn.Module):
             y = y + self.shared_experts(x)
         elif "shared_expert" in self:
             y = y + mx.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
-        return y if self._ranks is None else self._ranks.sum(y)
+        if self._ranks is not None:
+            y = self._ranks.sum(y)
+        return y + self["bias"] if "bias" in self else y
 
     def _is_slow(self, x: mx.array) -> bool:
         """Whether MLX's grouped product is one small product per token here (on a CPU), or none (in 16 bits there)."""
-        dense = "scales" not in self.switch_mlp.gate_proj
+        dense = "scales" not in self.switch_mlp[self._outward]
         return dense and mx.default_device().type == mx.DeviceType.cpu and not traced(x)
 
     def _expert_by_expert(self, x: mx.array, chosen: mx.array) -> mx.array:
@@ -117,8 +132,8 @@ class SparseMLP(nn.Module):
         rows, parts = x.reshape(-1, D), list[mx.array]()
         for expert, first, end in zip(found.tolist(), starts, [*starts[1:], len(order)], strict=True):
             own = rows[mx.array(order[first:end] // self._per_token)]
-            inner = self._combine(_of_expert(mlp.gate_proj, expert, own), _of_expert(mlp.up_proj, expert, own))
-            parts.append(_of_expert(mlp.down_proj, expert, inner))
+            inner = self._combine(*(_of_expert(mlp[name], expert, own) for name in self._inward))
+            parts.append(_of_expert(mlp[self._outward], expert, inner))
             # Or every expert's inside would wait for the last one's.
             mx.eval(parts[-1])
         back = mx.array(np.argsort(order))

@@ -222,7 +222,9 @@ def block_of(spec: ArchSpec, layer: LayerSpec, experts: bool) -> str:
 
 
 def mlp_of(spec: ArchSpec, experts: bool) -> str:
-    return "experts MLP" if experts else "gated MLP" if spec.gated_mlp else "plain MLP"
+    if experts:
+        return "experts MLP" if spec.gated_mlp else "experts MLP + plain"
+    return "gated MLP" if spec.gated_mlp else "plain MLP"
 
 
 def _widths(spec: ArchSpec, layer: LayerSpec, experts: bool, s: int) -> dict[str, float]:
@@ -244,7 +246,8 @@ def _widths(spec: ArchSpec, layer: LayerSpec, experts: bool, s: int) -> dict[str
         widths |= {"expert": inner, "shared": shared, "wide": e.per_token * inner + shared}
         # Eight bytes of each expert's place, whatever the type.
         widths |= {"routed": e.per_token * spec.hidden_size, "routes": 8 * e.count / s}
-        widths["biases"] = e.per_token * (2 * inner + spec.hidden_size) if e.biases else 0
+        inward = 2 if spec.gated_mlp else 1
+        widths["biases"] = e.per_token * (inward * inner + spec.hidden_size) if e.biases else 0
     return widths
 
 
@@ -258,7 +261,8 @@ def _arrays(spec: ArchSpec, layer: LayerSpec, experts: bool, s: int, widths: Map
         arrays["the projections of q, k and v"] = widths["q"] + widths["gate"] + widths["k"] + widths["v"]
     if experts and spec.experts is not None:
         arrays["the experts' inputs"] = widths["routed"]
-        arrays["the experts' gate and up"] = 2 * spec.experts.per_token * widths["expert"]
+        name, inward = ("the experts' gate and up", 2) if spec.gated_mlp else ("the experts' insides", 1)
+        arrays[name] = inward * spec.experts.per_token * widths["expert"]
     elif spec.gated_mlp:
         arrays["gate and up"] = 2 * widths["mlp"]
     else:

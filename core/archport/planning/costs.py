@@ -136,7 +136,7 @@ def matrix_elements(spec: ArchSpec, layer: LayerSpec, experts: bool) -> int:
     D = spec.hidden_size
     if experts and spec.experts is not None:
         e = spec.experts
-        mlp = 3 * D * (e.count * e.intermediate_size + e.shared_intermediate_size) + D * e.count
+        mlp = mlp_matrices(spec) * D * (e.count * e.intermediate_size + e.shared_intermediate_size) + D * e.count
     else:
         mlp = mlp_matrices(spec) * D * spec.intermediate_size
     return mixer_elements(spec, layer) + mlp
@@ -147,11 +147,14 @@ def active_elements(spec: ArchSpec, layer: LayerSpec, experts: bool) -> int:
     D = spec.hidden_size
     if experts and spec.experts is not None:
         e = spec.experts
-        return mixer_elements(spec, layer) + 3 * D * (e.per_token * e.intermediate_size + e.shared_intermediate_size)
-    return mixer_elements(spec, layer) + mlp_matrices(spec) * D * spec.intermediate_size
+        width = e.per_token * e.intermediate_size + e.shared_intermediate_size
+    else:
+        width = spec.intermediate_size
+    return mixer_elements(spec, layer) + mlp_matrices(spec) * D * width
 
 
 def mlp_matrices(spec: ArchSpec) -> int:
+    """Matrices of an MLP, or of one expert."""
     return 3 if spec.gated_mlp else 2
 
 

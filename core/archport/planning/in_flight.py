@@ -22,6 +22,7 @@ from archport.planning.costs import (
     MIB,
     POINTWISE_BANDWIDTH,
     WAIT_SECONDS,
+    mlp_matrices,
 )
 from archport.planning.facts import ModelFacts
 
@@ -270,7 +271,7 @@ def _pass_seconds(model: ModelFacts, B: int, tokens: int, kv: Sequence[KVAllocat
         if experts is not None and each.experts:
             # Rows meet experts of their own, until all are met.
             met = min(experts.count, B * experts.per_token) - experts.per_token
-            read += element * 3 * model.spec.hidden_size * experts.intermediate_size * met
+            read += element * mlp_matrices(model.spec) * model.spec.hidden_size * experts.intermediate_size * met
         keys = 0
         if isinstance(layer, AttentionLayer):
             keys = tokens if layer.reach[0] is None else min(tokens, layer.reach[0] + 1)

@@ -113,8 +113,6 @@ def test_a_table_that_its_code_widened_is_read_whole():
     "change",
     [
         {"prenorm": True},
-        {"qkv_proj_bias": True},
-        {"mlp_fc1_bias": True},
         {"use_rms_norm": True},
         {"parallel_block": True},
         {"rotary_emb_fraction": 0.5},
@@ -122,7 +120,7 @@ def test_a_table_that_its_code_widened_is_read_whole():
         {"rotary_emb_interleaved": True},
         {"rotary_scaling_factor": 2},
         {"rotary_emb_scale_base": 512},
-        {"activation_function": "gelu"},
+        {"activation_function": "relu"},
         {"num_experts": 8, "moe_every_n_layers": 2},
     ],
     ids=json.dumps,

@@ -1,4 +1,8 @@
-"""NomicBert v1 and v1.5: BERT blocks with rotated heads and a gated MLP, by their repository and by transformers 5."""
+"""NomicBert: BERT blocks with rotated heads, by their repository and by transformers 5.
+
+v1 and v1.5 have a gated MLP and no biases. v2 has biases, plain MLPs, and experts in every other layer; its repository
+alone publishes it, since transformers' class drops the experts and draws other MLPs at random.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from archport.contract import (
     CheckpointView,
     ConfigKeys,
     Example,
+    Experts,
     SpecError,
     Task,
     TextInputs,
@@ -28,9 +33,12 @@ ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "NomicBertForSequenceClassification": ("classify", "rerank"),
     "NomicBertForTokenClassification": ("tag",),
 }
-MODELS = {name: name for name in ("nomic-ai/nomic-embed-text-v1", "nomic-ai/nomic-embed-text-v1.5")}
+MODELS = {f"nomic-ai/nomic-embed-text-{name}": f"nomic-ai/nomic-embed-text-{name}" for name in ("v1", "v1.5", "v2-moe")}
 # What the repository's own code calls the activation of a gated MLP.
 GATES = {"swiglu": "silu", "geglu": "gelu", "glu": "sigmoid"}
+# And that of an MLP without a gate.
+PLAIN = {"gelu": "gelu"}
+BIASES = ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias")
 # Keys of the repository's files whose class fills in something else than transformers does: they have to be there.
 STATED = ("n_embd", "n_head", "n_layer", "n_inner", "n_positions", "layer_norm_epsilon", "activation_function")
 STATED += ("rotary_emb_base", "rotary_emb_fraction", "vocab_size")
@@ -39,7 +47,7 @@ KEYS = ConfigKeys(
     obeyed=(
         *("head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_norm_eps", "max_position_embeddings"),
         *("num_attention_heads", "num_hidden_layers", "type_vocab_size", "vocab_size", *ROPE_KEYS),
-        *(*STATED, "pad_vocab_size_multiple"),
+        *(*STATED, *BIASES, "pad_vocab_size_multiple", "num_experts", "moe_every_n_layers", "moe_top_k"),
     ),
     # How its code runs and was trained, and GPT-2's keys that its classes do not read.
     inert=(
@@ -47,13 +55,17 @@ KEYS = ConfigKeys(
         *("max_trained_positions", "n_ctx", "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx"),
         *("scale_attn_weights", "summary_activation", "summary_first_dropout", "summary_proj_to_labels"),
         *("summary_type", "summary_use_proj", "use_flash_attn", "use_xentropy", "model_max_length"),
+        # The pooler is no part of what pipelines read; how experts were trained, and by which kernels.
+        *("add_pooling_layer", "moe_impl", "moe_resid_pdrop", "router_aux_loss_coef"),
     ),
     refused={
         **dict.fromkeys(("prenorm", "parallel_block", "parallel_block_tied_norm", "use_rms_norm"), ()),
-        **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias", "rotary_emb_interleaved"), ()),
+        "rotary_emb_interleaved": (),
         # Frequencies that depend on the length of the batch, and decay by distance.
         **dict.fromkeys(("rotary_scaling_factor", "rotary_emb_scale_base"), ()),
-        **dict.fromkeys(("num_experts", "moe_every_n_layers", "num_shared_experts", "expert_choice_router"), ()),
+        # Nobody published what uses them, and the repository's code reads none of them.
+        **dict.fromkeys(("num_shared_experts", "expert_choice_router", "moe_normalize_expert_weights"), ()),
+        "ffn_div": (1,),
         "position_embedding_type": ("rope", "rotary"),
     },
 )
@@ -66,6 +78,8 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     KEYS.check(config)
     if is_hub(config):
         _check_hub(config)
+    else:
+        _check_saved(config)
     heads, width = config["num_attention_heads"], config["hidden_size"]
     head_dim = config.get("head_dim") or head_width("nomic_bert", width, heads)
     tasks = ARCHITECTURES[name]
@@ -81,13 +95,50 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
         max_positions=config["max_position_embeddings"],
         dtype=config.get("dtype", "float32"),
         tied_head="fill_mask" not in tasks or config.get("tie_word_embeddings") is not False,
+        gated_mlp=is_gated(config),
         qk_norm=False,
+        experts=_experts(config),
     )
 
 
 def is_hub(config: Mapping[str, Any]) -> bool:
     """Whether the file speaks its repository's words, which are GPT-2's, and not transformers'."""
     return config.get("n_embd") is not None
+
+
+def is_gated(config: Mapping[str, Any]) -> bool:
+    """Whether MLPs have a gate, as transformers' always have."""
+    return not is_hub(config) or config["activation_function"] in GATES
+
+
+def _experts(config: Mapping[str, Any]) -> Experts | None:
+    """The experts of layers 1, 1 + n, 1 + 2 n ..., where n is `moe_every_n_layers`; as wide as the other MLPs."""
+    every = config.get("moe_every_n_layers") or 0
+    layers = tuple(index for index in range(config["num_hidden_layers"]) if every > 0 and index % every == 1)
+    if not layers:
+        return None
+    count, chosen = config.get("num_experts"), config.get("moe_top_k")
+    if not count or not chosen:
+        raise SpecError(
+            f"nomic_bert: moe_every_n_layers={every} puts experts into {len(layers)} layers, and config.json has "
+            f"num_experts={count!r}, moe_top_k={chosen!r}; expected how many there are, and how many a token visits"
+        )
+    if is_gated(config):
+        raise SpecError(
+            f"nomic_bert: experts with activation_function={config['activation_function']!r}; expected 'gelu', since "
+            "published experts have no gate"
+        )
+    return Experts(count=count, per_token=chosen, intermediate_size=config["intermediate_size"], layers=layers)
+
+
+def _check_saved(config: Mapping[str, Any]) -> None:
+    """Refuse keys of the repository's files next to transformers' words, whose class reads none of them."""
+    found = [f"{key}={config[key]!r}" for key in (*BIASES, "num_experts", "moe_every_n_layers") if config.get(key)]
+    if found:
+        raise SpecError(
+            f"nomic_bert: config.json says {', '.join(found)} and is in transformers' words, whose class has neither "
+            "biases nor experts; expected n_embd and the other words of the model's repository"
+        )
 
 
 def _check_hub(config: Mapping[str, Any]) -> None:
@@ -98,10 +149,9 @@ def _check_hub(config: Mapping[str, Any]) -> None:
         raise SpecError(
             f"nomic_bert: rotary_emb_fraction={config['rotary_emb_fraction']!r}; expected 1.0, heads that turn whole"
         )
-    if config["activation_function"] not in GATES:
-        raise SpecError(
-            f"nomic_bert: activation_function={config['activation_function']!r}; expected one of {', '.join(GATES)}"
-        )
+    if config["activation_function"] not in {**GATES, **PLAIN}:
+        known = ", ".join({**GATES, **PLAIN})
+        raise SpecError(f"nomic_bert: activation_function={config['activation_function']!r}; expected one of {known}")
 
 
 def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
@@ -115,7 +165,7 @@ head = encoder_head
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
     # The card asks for these words.
-    if checkpoint.label.startswith("nomic-embed-text-v1"):
+    if checkpoint.label.startswith("nomic-embed-text-v"):
         known = {"query": "search_query: ", "document": "search_document: "}
         known |= {"classification": "classification: ", "clustering": "clustering: "}
         return prompted(checkpoint, known, query="query", document="document")
@@ -159,6 +209,26 @@ HUB_EXAMPLE = {
     "qkv_proj_bias": False,
     "torch_dtype": "float32",
 }
+# nomic-embed-text-v2-moe's file, shrunk.
+EXPERTS_EXAMPLE = {
+    **HUB_EXAMPLE,
+    "n_layer": 4,
+    "activation_function": "gelu",
+    "type_vocab_size": 1,
+    "layer_norm_epsilon": 1e-5,
+    "rotary_emb_base": 10000,
+    "qkv_proj_bias": True,
+    "mlp_fc1_bias": True,
+    "mlp_fc2_bias": True,
+    "moe_every_n_layers": 2,
+    "num_experts": 4,
+    "moe_top_k": 2,
+    "moe_impl": "megablocks",
+    "moe_normalize_expert_weights": False,
+    "num_shared_experts": 0,
+    "expert_choice_router": False,
+    "ffn_div": 1,
+}
 
 
 def examples() -> Sequence[Example]:
@@ -170,6 +240,7 @@ def examples() -> Sequence[Example]:
         Example("nomic bert, masked language model", masked, seed=32, publish=_saved),
         Example("nomic bert, classifier of three labels", classifier, seed=33, publish=_saved),
         Example("nomicbert, labels of tokens", tagger, seed=61, publish=_saved),
+        Example("nomic bert v2, with experts", EXPERTS_EXAMPLE, seed=62, publish=_hub_experts),
     ]
 
 
@@ -177,6 +248,12 @@ def _hub(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     from archport_bidirectional.nomic.model import HUB
 
     return HUB.published(weights)
+
+
+def _hub_experts(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    from archport_bidirectional.nomic.model import HUB_PLAIN, apart
+
+    return HUB_PLAIN.published(apart(weights))
 
 
 def _saved(weights: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -35,6 +35,7 @@ LEVELS = {
     "runtime": 7,
     "loading": 8,
     "model": 9,
+    "routed": 9.5,
     "engine": 10,
     "testing": 11,
     "bulk": 11,

@@ -33,6 +33,7 @@ from archport.device.process import use_device
 from archport.faults import explained, unexpected
 from archport.loading import Description, describe
 from archport.model import Model
+from archport.routed import RoutedModel
 from archport.running.calls import public
 
 __all__ = ["Model", "ModelMemory", "describe", "load"]
@@ -185,4 +186,5 @@ def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
     if planner.dtype == "float32":
         tf32.warn_if_rounded()
     runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs, max_tokens, options["prefix_cache"])
-    return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)
+    kind = Model if about.checkpoint.routes is None else RoutedModel
+    return kind(about, device=device, budget=budget, dtype=choice, runtime=runtime)

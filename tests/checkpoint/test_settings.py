@@ -117,7 +117,7 @@ def test_query_expansion_outside_late_interaction_is_refused(opened: Callable[..
         read_head(opened(files=files))
 
 
-@pytest.mark.parametrize("kind", ["SparseStaticEmbedding", "Router", "WordEmbeddings"])
+@pytest.mark.parametrize("kind", ["SparseStaticEmbedding", "BoW", "WordEmbeddings"])
 def test_a_pipeline_without_a_transformer_is_named(opened: Callable[..., Checkpoint], kind: str):
     with pytest.raises(CheckpointError, match=f"begins with a module of type '.*{kind}'"):
         opened(files=pipeline(kind, "Normalize"))

@@ -53,6 +53,7 @@ def main(names: list[str]) -> None:
             import golden_encoders
             import golden_heads
             import golden_nemotron
+            import golden_routed
             import golden_siglip
             import golden_splade
             import golden_static
@@ -65,6 +66,7 @@ def main(names: list[str]) -> None:
             golden_siglip.record()
             golden_clip.record()
             golden_splade.record()
+            golden_routed.record()
             golden_static.record()
             golden_tags.record()
         elif name == "published":

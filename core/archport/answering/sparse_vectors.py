@@ -84,7 +84,9 @@ def taken_in(vectors: Any, what: str) -> SparseVectors:
             f"{what} has shape {array.shape} and type {array.dtype}; expected sparse vectors of embed, a sparse array "
             "of scipy, or floats (N, V)"
         )
-    return SparseVectors.of([nonzero(row) for row in array], array.shape[1])
+    # A table's weights may be below zero.
+    rows = [(np.flatnonzero(row), row[np.flatnonzero(row)]) for row in array]
+    return SparseVectors.of(rows, array.shape[1])
 
 
 def nonzero(row: np.ndarray) -> SparseRow:
@@ -94,11 +96,11 @@ def nonzero(row: np.ndarray) -> SparseRow:
 
 
 def largest(row: SparseRow, top_k: int | None) -> SparseRow:
-    """The largest weights of a row, still by ascending id; of equal ones those of lower ids."""
+    """The weights of a row that are furthest from zero, still by ascending id; of equal ones those of lower ids."""
     ids, weights = row
     if top_k is None or len(ids) <= top_k:
         return row
-    kept = np.sort(np.argsort(-weights, kind="stable")[:top_k])
+    kept = np.sort(np.argsort(-np.abs(weights), kind="stable")[:top_k])
     return ids[kept], weights[kept]
 
 

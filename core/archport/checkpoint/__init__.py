@@ -14,6 +14,8 @@ from archport.checkpoint.inputs import read_inputs
 from archport.checkpoint.pipeline import read_head
 from archport.checkpoint.quantization import read_quantization
 from archport.checkpoint.resolve import near_matches, resolve
+from archport.checkpoint.routes import Role, Routes
+from archport.checkpoint.static_weights import StaticTable, load_static_table
 from archport.checkpoint.tokenizer import (
     duplicate,
     is_panic,
@@ -28,7 +30,10 @@ from archport.checkpoint.weights import WeightDType, load_weights, weight_bytes
 __all__ = [
     "ChatFiles",
     "Checkpoint",
+    "Role",
+    "Routes",
     "Source",
+    "StaticTable",
     "TensorInfo",
     "WeightDType",
     "check_counts",
@@ -37,6 +42,7 @@ __all__ = [
     "has_large_counts",
     "is_panic",
     "load_dense",
+    "load_static_table",
     "load_tokenizer",
     "load_weights",
     "mask_token",

@@ -14,8 +14,9 @@ from archport.checkpoint.adapter_files import Adapter
 from archport.checkpoint.adapting import Adapted, adapted_config, fitted
 from archport.checkpoint.config import CLASSES, normalise_config
 from archport.checkpoint.disk import files_in, inside, read_object
-from archport.checkpoint.files import TABLES, body_folder, module_kind, pipeline_modules, shorten
+from archport.checkpoint.files import TABLES, body_folder, module_kind, pipeline_modules, routes_of, shorten
 from archport.checkpoint.headers import Fetched, TensorInfo, read_header, read_tensors
+from archport.checkpoint.routes import Routes
 from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
 from archport.contract.heads import Activation, Head
@@ -149,6 +150,11 @@ class Checkpoint:
         """The kinds of the pipeline's modules in order, None without a pipeline."""
         entries = pipeline_modules(self.folder)
         return None if entries is None else tuple(module_kind(entry) for entry in entries)
+
+    @property
+    def routes(self) -> Routes | None:
+        """Which modules answer queries and which documents, where the pipeline begins with a router."""
+        return routes_of(self.folder)
 
     def stored_head(self) -> Head:
         """What the pipeline files say of the head; see `read_head`."""
@@ -303,4 +309,4 @@ def _check_whole(folder: Path) -> None:
 
 
 # Modules that a pipeline may begin with in a Transformer's place.
-_NO_TRANSFORMER = frozenset({"Asym", "BoW", "CLIPModel", "Router", "SparseStaticEmbedding", "WordEmbeddings"})
+_NO_TRANSFORMER = frozenset({"BoW", "CLIPModel", "SparseStaticEmbedding", "WordEmbeddings"})

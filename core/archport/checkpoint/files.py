@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from archport.checkpoint.disk import inside, read_json
+from archport.checkpoint.routes import Routes, expanded, read_routes
 from archport.contract.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -63,8 +64,24 @@ class Opened(Protocol):
 def pipeline_modules(folder: Path) -> list[dict[str, Any]] | None:
     """The entries of `modules.json`, each with `type` and `path`; None when the file is absent.
 
-    They run in the order of the list, whatever `idx` says.
+    They run in the order of the list, whatever `idx` says. In a router's place stand the modules of its main route.
     """
+    entries = expanded(_listed_modules(folder), _reader(folder))
+    for entry in entries or ():
+        inside(folder, entry["path"], "modules.json")
+    return entries
+
+
+def routes_of(folder: Path) -> Routes | None:
+    """Which modules answer which role, where the pipeline begins with a router."""
+    return read_routes(_listed_modules(folder), _reader(folder))
+
+
+def _reader(folder: Path) -> Callable[[str], Any]:
+    return lambda name: read_json(inside(folder, name, "modules.json"))
+
+
+def _listed_modules(folder: Path) -> list[dict[str, Any]] | None:
     path = inside(folder, "modules.json", "a pipeline")
     value = read_json(path)
     if value is None:
@@ -163,13 +180,14 @@ def weight_files(names: Collection[str], index: Mapping[str, Any] | None, where:
 
 
 def weights_needed(names: Collection[str], read: Callable[[str], Any], where: str) -> list[str]:
-    """The weight files of a whole checkpoint: the transformer's and those of its Dense modules.
+    """The weight files of a whole checkpoint: the transformer's, those of its Dense modules and of a router's tables.
 
     Args:
         names: every file of the checkpoint, relative to its root.
         read: gives the parsed JSON of one of them, None when absent.
     """
-    entries = [entry for entry in read("modules.json") or [] if isinstance(entry, dict)]
+    listed = [entry for entry in read("modules.json") or [] if isinstance(entry, dict)]
+    entries = expanded(listed, read) or []
     body = next((module_folder(entry) for entry in entries if module_kind(entry) in BODIES), "")
     prefix = f"{body}/" if body else ""
     here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
@@ -185,9 +203,12 @@ def weights_needed(names: Collection[str], read: Callable[[str], Any], where: st
             refuse_without_safetensors(inner, where)
         # Some conversions keep these matrices in the main file, and no weights here.
         dense += [name for name in inner if name == f"{folder}/model.safetensors"]
+    routes = read_routes(listed, read)
+    # Tables of weights that a router sends texts to.
+    tables = [f"{folder}/model.safetensors" for folder in routes.static.values()] if routes is not None else []
     # Heads that bge-m3 has next to its pipeline.
     apart = [f"{name}.safetensors" for name in HEADS_APART if f"{name}.safetensors" in names]
-    return [f"{prefix}{name}" for name in main] + dense + apart
+    return [f"{prefix}{name}" for name in main] + dense + tables + apart
 
 
 def _of_model(name: str) -> bool:

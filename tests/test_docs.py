@@ -54,6 +54,7 @@ SKIPPED = {
     ("sparse.md", "downloads BAAI/bge-m3"),
     ("sparse.md", "needs torch"),
     ("sparse.md", "downloads naver/splade-cocondenser-ensembledistil"),
+    ("sparse.md", "downloads opensearch-project/opensearch-neural-sparse-encoding-doc-v3-distill"),
     ("bulk.md", "needs Dask and Spark"),
     ("integrations.md", "needs bertopic"),
     ("integrations.md", "needs chromadb"),

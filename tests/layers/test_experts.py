@@ -115,3 +115,18 @@ def test_biases_of_experts_are_stacked_with_their_matrices():
         f"mlp.switch_mlp.{part}_proj.{leaf}" for part in ("gate", "up", "down") for leaf in ("weight", "bias")
     }
     assert found["mlp.switch_mlp.up_proj.bias"][:, 0].tolist() == list(range(COUNT))
+
+
+@pytest.mark.parametrize("packed", [("gate_proj", "up_proj"), ("down_proj",)])
+def test_experts_of_which_one_product_stays_unpacked_are_what_their_rounded_matrices_make(packed):
+    spec = Experts(count=COUNT, per_token=CHOSEN, intermediate_size=W if len(packed) == 2 else 64, layers=(0,))
+    width = 64 if len(packed) == 2 else D
+    module = filled(SparseMLP(width, spec, renormalise=True), 3)
+    x = mx.array(np.random.default_rng(4).standard_normal((1, 7, width)).astype(np.float32))
+    experts = module.switch_mlp
+    quantised = {name: experts[name].to_quantized(32, 8) for name in packed}
+    for name, own in quantised.items():
+        experts[name].weight = mx.dequantize(own.weight, own.scales, own.biases, group_size=32, bits=8)
+    rounded = module(x)
+    experts.update_modules(quantised)
+    np.testing.assert_allclose(np.array(module(x)), np.array(rounded), atol=1e-5)

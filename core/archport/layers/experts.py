@@ -119,7 +119,8 @@ class SparseMLP(nn.Module):
 
     def _is_slow(self, x: mx.array) -> bool:
         """Whether MLX's grouped product is one small product per token here (on a CPU), or none (in 16 bits there)."""
-        dense = "scales" not in self.switch_mlp[self._outward]
+        # A width that the groups do not divide leaves one of them unpacked.
+        dense = not any("scales" in self.switch_mlp[name] for name in (*self._inward, self._outward))
         return dense and mx.default_device().type == mx.DeviceType.cpu and not traced(x)
 
     def _expert_by_expert(self, x: mx.array, chosen: mx.array) -> mx.array:

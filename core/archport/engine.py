@@ -18,9 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from archport import loading
+from archport import loading, tasks
 from archport.attention import limits_from_environment
-from archport.contract import AttentionLimits
+from archport.contract import AttentionLimits, InputError
 from archport.contract.plugins import Plugin
 from archport.contract.sizes import parse_bytes
 from archport.device import tf32, workers
@@ -55,6 +55,7 @@ def load(
     share_weights: bool = True,
     tensor_parallel: bool = False,
     adapter: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> Model:
     """Load a model that is ready to run.
 
@@ -76,6 +77,7 @@ def load(
             starts them. Every process loads it and makes the same calls; each gets the whole answers.
         adapter: a folder or hub id of a LoRA adapter in PEFT's layout, which the weights are loaded with; in place of
             one that lies next to them. A `name` that leads to an adapter alone loads the base that it names, with it.
+        adapters: name -> such an adapter, each kept apart from the weights: calls say with `task=` which one runs.
 
     Raises:
         ModelNotFound: the name leads nowhere; near matches are listed.
@@ -91,12 +93,13 @@ def load(
         "dtype": dtype, "max_context": max_context, "memory_budget": memory_budget, "limits": limits,
         "prefix_cache": prefix_cache, "plugin": plugin, "share_weights": share_weights,
         "tensor_parallel": tensor_parallel, "adapter": adapter,
+        "adapters": adapters,
     }  # fmt: skip
     about = describe(
         name, revision=revision, overrides=overrides, plugin=plugin, plugins=plugins, weights=True, adapter=adapter
     )
     try:
-        model = _loaded(about, options)
+        model = _loaded(about, {**options, "plugins": plugins or (about.plugin,)})
     except Exception as error:
         if not unexpected(error) or failure_of(error):
             raise
@@ -139,7 +142,8 @@ class Recipe:
         name = (
             str((checkpoint.root or checkpoint.folder).resolve()) if checkpoint.source == "folder" else checkpoint.name
         )
-        options = {**options, "adapter": checkpoint.adapter}
+        kept = None if options["adapters"] is None else {name: _place(it) for name, it in options["adapters"].items()}
+        options = {**options, "adapter": checkpoint.adapter, "adapters": kept}
         modules = tuple(module.__name__ for module in overrides)
         given = None if plugins is None else tuple(
             (replace(plugin, module=None), plugin.module.__name__) for plugin in plugins if plugin.module is not None
@@ -165,6 +169,12 @@ class Recipe:
         return load(**self.arguments())
 
 
+def _place(adapter: str | Path) -> str:
+    """An adapter's folder as other processes find it, or its hub id."""
+    path = Path(adapter).expanduser()
+    return str(path.resolve() if path.is_dir() else adapter)
+
+
 def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
     """What is loaded of a description by the options of `load`: the stages behind the claim."""
     device, memory_budget = this_device(), options["memory_budget"]
@@ -177,14 +187,24 @@ def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
     about = loading.narrowed(about, head)
     max_tokens, ceiling = loading.context_ceiling(about, inputs, options["max_context"])
     split = loading.split_over(about) if options["tensor_parallel"] else None
-    choice = loading.admit_weights(about, options["dtype"], device, budget, 1.0 if split is None else split.share)
+    apart = tasks.find_apart(about.checkpoint, options["adapters"], options["plugins"])
+    if apart is not None and split is not None:
+        raise InputError("adapters= with tensor_parallel=True: adapters that are kept apart run in one process each")
+    share = 1.0 if split is None else split.share
+    choice = loading.admit_weights(about, options["dtype"], device, budget - tasks.most_bytes(apart), share)
     use_device()
     tf32.choose_precision()
-    trunk = loading.load_trunk(about, choice, share=options["share_weights"], split=split)
+    # A merged product has no place of its own for each term.
+    trunk = loading.load_trunk(about, choice, share=options["share_weights"], split=split, merge=apart is None)
     limits = limits_from_environment(options["limits"])
-    planner = loading.make_planner(about, trunk, device, budget, ceiling, limits, split)
+    described = about if apart is None else replace(about, spec=tasks.priced(about.spec, apart))
+    planner = loading.make_planner(described, trunk, device, budget, ceiling, limits, split)
+    planner = planner if apart is None else tasks.holding(planner, apart)
     if planner.dtype == "float32":
         tf32.warn_if_rounded()
     runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs, max_tokens, options["prefix_cache"])
+    if apart is not None:
+        build = partial(about.hooks.build, about.spec, about.checkpoint.config)
+        runtime = tasks.with_tasks(runtime, apart, build, planner.dtype)
     kind = Model if about.checkpoint.routes is None else RoutedModel
     return kind(about, device=device, budget=budget, dtype=choice, runtime=runtime)

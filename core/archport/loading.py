@@ -268,13 +268,14 @@ def admit_weights(
 
 
 def load_trunk(
-    about: Description, choice: DTypeChoice, *, share: bool = False, split: ModelSplit | None = None
+    about: Description, choice: DTypeChoice, *, share: bool = False, split: ModelSplit | None = None, merge: bool = True
 ) -> Trunk:
     """The plugin's module, filled from the checkpoint.
 
     Args:
         share: use the buffers of a trunk of this process that was read from the same files in the same way.
         split: what this process holds of it, where it runs it together with others.
+        merge: projections of one input into one product.
     """
     import mlx.core as mx
 
@@ -294,7 +295,8 @@ def load_trunk(
         )
         if split is not None:
             split_modules(trunk, split, join())
-        merge_projections(trunk)
+        if merge:
+            merge_projections(trunk)
         # Layers draw first weights, which nobody reads; the chain of keys would stay behind, some 70 KB a load.
         mx.eval(mx.random.state)
         return trunk
@@ -302,13 +304,12 @@ def load_trunk(
     # Another module's hooks may build another trunk from the same files.
     if not share or about.overridden or split is not None:
         return read()
-    files = stamp(about.checkpoint.deciding_files())
-    trunk, there = shared((about.plugin.module, repr(about.spec), choice.dtype, choice.dequantize, files), read)
+    how = (choice.dtype, choice.dequantize, merge)
+    key = (about.plugin.module, repr(about.spec), how, stamp(about.checkpoint.deciding_files()))
+    trunk, there = shared(key, read)
     if there:
-        log.info(
-            "%s: the weights are shared with a model that is loaded already; share_weights=False reads them anew",
-            about.checkpoint.name,
-        )
+        name, other = about.checkpoint.name, "share_weights=False reads them anew"
+        log.info("%s: the weights are shared with a model that is loaded already; %s", name, other)
     return trunk
 
 

@@ -23,6 +23,7 @@ from archport.planning import Plan
 from archport.reading.texts import Overflow, listed
 from archport.running.calls import DeviceIterator, awaited, device_call, public
 from archport.runtime import Closed, Runtime
+from archport.tasks import chosen
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 class Model:
     """A loaded model. Made by `load`.
 
-    `aembed`, `aencode_query`, `aencode_document`, `arerank`, `aclassify` and `agenerate` are the calls for asyncio: the
-    event loop runs on, calls of one process take turns, and a call that has begun outlives its cancelled task.
+    `aembed`, `aencode_query`, `aencode_document`, `arerank`, `aclassify` and `agenerate` are for asyncio: calls of one
+    process take turns, and one that has begun outlives its cancelled task.
 
     Attributes:
         name: what was loaded: a hub id or a folder.
@@ -52,6 +53,7 @@ class Model:
         max_tokens: longest text it takes, in tokens.
         dtype: what its weights became, and why.
         head, inputs: what its rows become, and its prompts.
+        tasks: names of adapters that are kept apart; a call's `task` says which of them runs, and without it none does.
         recipe: loads it again, in another process too.
     """
 
@@ -61,7 +63,7 @@ class Model:
         self, about: Description, device: DeviceFacts, budget: int, dtype: DTypeChoice, runtime: Runtime
     ) -> None:
         self.name, self.spec, self.plugin = about.checkpoint.name, about.spec, about.plugin
-        self.checkpoint = about.checkpoint
+        self.checkpoint, self.tasks = about.checkpoint, tuple(runtime.tasks)
         self.device, self.budget, self.dtype, self._runtime = device, budget, dtype, runtime
         self.head, self.inputs, self.max_tokens = runtime.head, runtime.tokeniser.inputs, runtime.tokeniser.max_tokens
 
@@ -75,11 +77,10 @@ class Model:
     @public
     def embed(
         self, texts: str | Mapping[str, Any] | Iterable[Any], *,
-        prompt: str | None = None, prompt_name: str | None = None,
-        dimensions: int | None = None, normalize: bool | None = None,
-        max_tokens: int | None = None, overflow: Overflow = "error", precision: Precision = "float32",
-        output: Output | Sequence[Output] = "vectors", top_k: int | None = None,
-        progress: bool | Callable[..., object] = False, errors: Errors = "raise",
+        prompt: str | None = None, prompt_name: str | None = None, dimensions: int | None = None,
+        normalize: bool | None = None, max_tokens: int | None = None, overflow: Overflow = "error",
+        precision: Precision = "float32", output: Output | Sequence[Output] = "vectors", top_k: int | None = None,
+        task: str | None = None, progress: bool | Callable[..., object] = False, errors: Errors = "raise",
     ) -> np.ndarray | Collected[np.ndarray]:  # fmt: skip
         """One vector per text, in the order of the texts.
 
@@ -112,7 +113,7 @@ class Model:
         """
         form = {"dimensions": dimensions, "normalize": normalize, "precision": precision, "top_k": top_k}
         asked = {"prompt": prompt, "prompt_name": prompt_name, "max_tokens": max_tokens, "overflow": overflow}
-        return self._runtime.embed(texts, output, form, {**asked, "progress": progress}, errors)
+        return chosen(self._runtime, task).embed(texts, output, form, {**asked, "progress": progress}, errors)
 
     @checked
     def stream(
@@ -169,18 +170,16 @@ class Model:
     @public
     def generate(
         self, prompt: object, *,
-        max_tokens: int | Sequence[int | None] | None = 256,
-        temperature: float | Sequence[float] = 0.0, top_p: float | Sequence[float] = 1.0,
-        top_k: int | Sequence[int] = 0, min_p: float | Sequence[float] = 0.0,
+        max_tokens: int | Sequence[int | None] | None = 256, temperature: float | Sequence[float] = 0.0,
+        top_p: float | Sequence[float] = 1.0, top_k: int | Sequence[int] = 0, min_p: float | Sequence[float] = 0.0,
         repetition_penalty: float | Sequence[float | None] | None = None,
         presence_penalty: float | Sequence[float] = 0.0, frequency_penalty: float | Sequence[float] = 0.0,
         logit_bias: Mapping[int, float] | Sequence[Mapping[int, float] | None] | None = None,
-        seed: int | Sequence[int | None] | None = None,
-        stop: str | Iterable[str | Iterable[str] | None] | None = None,
+        seed: int | Sequence[int | None] | None = None, stop: str | Iterable[str | Iterable[str] | None] | None = None,
         stop_token_ids: Iterable[int | Iterable[int] | None] | None = None, min_tokens: int | Sequence[int] = 0,
         n: int | None = None, logprobs: int | None = None, stream: bool = False, progress: bool = False,
         tools: Sequence[Mapping[str, object]] | None = None, continue_final_message: bool | str = False,
-        **template: object,
+        task: str | None = None, **template: object,
     ) -> Generation | list[Generation] | list[list[Generation]] | DeviceIterator[Piece]:  # fmt: skip
         """Go on from a prompt.
 
@@ -232,7 +231,7 @@ class Model:
             "stop_token_ids": stop_token_ids, "min_tokens": min_tokens, "logprobs": logprobs, "progress": progress,
         }  # fmt: skip
         given = {"tools": tools, "continue_final_message": continue_final_message, "options": template}
-        return self._runtime.generate(prompt, given, options, stream=stream)
+        return chosen(self._runtime, task).generate(prompt, given, options, stream=stream)
 
     @checked
     def plan(self, lengths: Sequence[int], *, cached: int | Sequence[int] = 0, new_tokens: int | None = 0) -> Plan:
@@ -282,7 +281,7 @@ class Model:
         self, query: Query, documents: Iterable[Any], *,
         instruction: str | None = None, top_k: int | None = None, return_documents: bool = False,
         raw_scores: bool = False, max_tokens: int | None = None, overflow: Overflow = "error",
-        share_prefix: bool = True, progress: bool = False, errors: Errors = "raise",
+        share_prefix: bool = True, progress: bool = False, errors: Errors = "raise", task: str | None = None,
     ) -> list[Ranked] | Collected[list[Ranked]]:  # fmt: skip
         """Documents by how well they answer a query, the best first.
 
@@ -306,7 +305,7 @@ class Model:
             InputError, AdmissionRefused, NonFiniteOutput: naming the document's index.
         """
         asked = (instruction, raw_scores, max_tokens, overflow, share_prefix, progress)
-        return self._runtime.rerank(query, documents, asked, top_k, return_documents, errors)
+        return chosen(self._runtime, task).rerank(query, documents, asked, top_k, return_documents, errors)
 
     @overload
     def classify(
@@ -320,6 +319,7 @@ class Model:
     def classify(
         self, texts: TextsOrPairs, *,
         raw_scores: bool = False, max_tokens: int | None = None, overflow: Overflow = "error", errors: Errors = "raise",
+        task: str | None = None,
     ) -> list[Classified] | Collected[list[Classified]]:  # fmt: skip
         """Scores of every label for texts, or for pairs of texts, in their order.
 
@@ -332,7 +332,8 @@ class Model:
         Raises:
             InputError, AdmissionRefused, NonFiniteOutput: naming the text's index.
         """
-        return self._runtime.classify(listed(texts), errors, raw=raw_scores, max_tokens=max_tokens, overflow=overflow)
+        runtime = chosen(self._runtime, task)
+        return runtime.classify(listed(texts), errors, raw=raw_scores, max_tokens=max_tokens, overflow=overflow)
 
     @public
     def fill_mask(
@@ -347,8 +348,9 @@ class Model:
 
     @public
     def tag(
-        self, texts: str | Iterable[str], *, max_tokens: int | None = None, overflow: Overflow = "error"
-    ) -> list[list[Span]]:
+        self, texts: str | Iterable[str], *, max_tokens: int | None = None, overflow: Overflow = "error",
+        task: str | None = None,
+    ) -> list[list[Span]]:  # fmt: skip
         """Per text its labelled spans, as transformers' pipeline joins them (`aggregation_strategy="simple"`).
 
         Returns:
@@ -357,7 +359,7 @@ class Model:
         Raises:
             InputError, ContextLengthExceeded, NonFiniteOutput: naming the text's index.
         """
-        return self._runtime.tagger()(listed(texts), max_tokens=max_tokens, overflow=overflow)
+        return chosen(self._runtime, task).tagger()(listed(texts), max_tokens=max_tokens, overflow=overflow)
 
     @checked
     def decode(self, vectors: Any, top_k: int | None = None) -> list[list[tuple[str, float]]]:

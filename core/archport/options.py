@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         progress: bool
         tools: Sequence[Mapping[str, object]] | None
         continue_final_message: bool | str
+        task: str | None
         # Other libraries' words, which a call refuses: no value has their type.
         max_new_tokens: Never
         do_sample: Never
@@ -60,6 +61,7 @@ class EmbedOptions(TypedDict, total=False):
     output: Output | Sequence[Output]
     top_k: int | None
     progress: bool | Callable[..., object]
+    task: str | None
 
 
 class RerankOptions(TypedDict, total=False):
@@ -73,6 +75,7 @@ class RerankOptions(TypedDict, total=False):
     overflow: Overflow
     share_prefix: bool
     progress: bool
+    task: str | None
 
 
 class ClassifyOptions(TypedDict, total=False):
@@ -81,6 +84,7 @@ class ClassifyOptions(TypedDict, total=False):
     raw_scores: bool
     max_tokens: int | None
     overflow: Overflow
+    task: str | None
 
 
 def outputs_of(output: Any) -> tuple[str, ...]:

@@ -74,6 +74,7 @@ class Runtime:
         mask: vocabulary id of the mask token, of a masked language model.
         more: (weight, bias) of each layer of what an embedding head has besides its vectors, "sparse" and "tokens"; an
             output is missing whose layers are not stored as safetensors.
+        tasks: the same with each adapter that is kept apart, by its name.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Runtime:
     prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(0))
     mask: int | None = None
     more: Mapping[str, tuple[tuple[mx.array, mx.array | None], ...]] = field(default_factory=dict[str, Any])
+    tasks: Mapping[str, Runtime] = field(default_factory=dict[str, "Runtime"])
     _made: dict[str, Scorer] = field(default_factory=dict[str, "Scorer"], init=False, repr=False, compare=False)
 
     @property
@@ -424,7 +426,8 @@ class Runtime:
         return duplicate(self.tokeniser.tokenizer)
 
     def memory(self) -> ModelMemory:
-        return ModelMemory(self.encoder.plan.weights.total, self.prefixes.bytes, process_memory())
+        prefixes = sum(each.prefixes.bytes for each in (self, *self.tasks.values()))
+        return ModelMemory(self.encoder.plan.weights.total, prefixes, process_memory())
 
     def facts(self) -> dict[str, str]:
         return {"weights": format_bytes(self.encoder.plan.weights.total)}

@@ -97,11 +97,25 @@ def resolve(
     trail = _Trail(_checked_name("model name", name), models, progress, weights)
     found = _located(name, revision, trail)
     if adapter is not None:
-        given = _located(adapter, None, trail.to(_checked_name("adapter", adapter)))
-        return _with_adapter(found, given, trail)
+        given = _given_adapter(adapter, trail)
+        if adapter_alone(_body(found), found.fetched):
+            raise CheckpointError(
+                f"{found.name}: is an adapter itself, and archport loads one of a base. Name the base and one adapter."
+            )
+        return _opened(found, trail, given)
     if adapter_alone(_body(found), found.fetched):
         return _of_adapter(found, trail)
     return _opened(found, trail, _adapter_in(found))
+
+
+def resolve_adapter(name: str | Path, *, models: Mapping[str, str], progress: bool | None = None) -> Adapter:
+    """Find an adapter, fetching it when it is nowhere on this machine.
+
+    Raises:
+        ModelNotFound, InputError: as `resolve`.
+        CheckpointError: what is there is no adapter, or none that archport runs.
+    """
+    return _given_adapter(name, _Trail(str(name), models, progress, weights=True))
 
 
 def _checked_name(what: str, name: str | Path) -> str:
@@ -151,19 +165,16 @@ def _adapter_in(found: _Location) -> Adapter | None:
     return read_adapter(place, found.name, (found.fetched or {}).get(f"{prefix}{ADAPTER_WEIGHTS}"))
 
 
-def _with_adapter(found: _Location, given: _Location, trail: _Trail) -> Checkpoint:
-    """A base with an adapter that the caller named."""
-    adapter = _adapter_in(given)
+def _given_adapter(name: str | Path, trail: _Trail) -> Adapter:
+    """An adapter that the caller named."""
+    found = _located(name, None, trail.to(_checked_name("adapter", name)))
+    adapter = _adapter_in(found)
     if adapter is None:
         raise CheckpointError(
-            f"{given.folder}: there is no {ADAPTER_CONFIG}, so this is not an adapter. Expected {ADAPTER_CONFIG} and "
+            f"{found.folder}: there is no {ADAPTER_CONFIG}, so this is not an adapter. Expected {ADAPTER_CONFIG} and "
             f"{ADAPTER_WEIGHTS}, as peft saves them."
         )
-    if adapter_alone(_body(found), found.fetched):
-        raise CheckpointError(
-            f"{found.name}: is an adapter itself, and archport loads one of a base. Name the base and one adapter."
-        )
-    return _opened(found, trail, adapter)
+    return adapter
 
 
 def _of_adapter(found: _Location, trail: _Trail) -> Checkpoint:

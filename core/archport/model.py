@@ -46,8 +46,7 @@ class Model:
 
     Attributes:
         name: what was loaded: a hub id or a folder.
-        spec: what its plugin declares.
-        plugin: who claimed it.
+        spec, plugin: what its plugin declares, and who that is.
         checkpoint: its folder, and the commit of one from the hub.
         device, budget: where it runs and the bytes it may use.
         max_tokens: longest text it takes, in tokens.

@@ -188,8 +188,10 @@ def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
     max_tokens, ceiling = loading.context_ceiling(about, inputs, options["max_context"])
     split = loading.split_over(about) if options["tensor_parallel"] else None
     apart = tasks.find_apart(about.checkpoint, options["adapters"], options["plugins"])
-    if apart is not None and split is not None:
-        raise InputError("adapters= with tensor_parallel=True: adapters that are kept apart run in one process each")
+    if split is not None:
+        if options["adapters"]:
+            raise InputError("adapters= with tensor_parallel=True: adapters that are kept apart run in one process")
+        apart = None
     share = 1.0 if split is None else split.share
     choice = loading.admit_weights(about, options["dtype"], device, budget - tasks.most_bytes(apart), share)
     use_device()

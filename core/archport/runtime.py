@@ -348,8 +348,10 @@ class Runtime:
         """Options of `Model.embed` for texts of a role: with its prompt and limit where the caller chose none."""
         role = dict(options)
         if options.get("prompt") is None and options.get("prompt_name") is None:
-            # A role without a prompt has none; the default one is for texts without a role.
-            role |= {"prompt": ""} if prompt_name is None else {"prompt_name": prompt_name}
+            task = self.tasks.get(options.get("task") or "", self)
+            # A role without a prompt has none; the default one is for texts without a role. A task has its own words.
+            if prompt_name is not None or task.tokeniser is self.tokeniser:
+                role |= {"prompt": ""} if prompt_name is None else {"prompt_name": prompt_name}
         if tokens is not None and options.get("max_tokens") is None:
             role["max_tokens"] = min(tokens, self.encoder.plan.max_context)
         return role

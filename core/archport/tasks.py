@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archport.checkpoint import Checkpoint
-from archport.checkpoint.adapting import Adapted, fitted
+from archport.checkpoint.adapting import fitted
 from archport.checkpoint.apart import check_apart, factors_of, own_tensors, sources_of
 from archport.checkpoint.resolve import resolve_adapter
+from archport.checkpoint.stacked import Task, stored_tasks
 from archport.contract import ArchSpec, Footprint, InputError
 from archport.contract.errors import shown
 from archport.contract.plugins import Plugin, known_models
 from archport.contract.spec import DType, itemsize
 from archport.memory.prefix_cache import PrefixCache
+from archport.reading.texts import TextTokeniser
 from archport.running.encode import Encoder
 
 if TYPE_CHECKING:
@@ -30,41 +34,48 @@ class Apart:
     """Adapters that fit a base, by the names that calls know them by.
 
     Args:
-        fits: what each adds to which stored matrix.
+        tasks: what each adds to which stored matrix, and how its factors are read.
     """
 
-    fits: Mapping[str, Adapted]
+    tasks: Mapping[str, Task]
 
     def nbytes(self, dtype: DType) -> int:
         """Bytes of all that they add, once loaded."""
-        factors = (info for fit in self.fits.values() for term in fit.terms.values() for info in (term.a, term.b))
+        terms = (term for task in self.tasks.values() for term in task.fit.terms.values())
+        factors = (info for term in terms for info in (term.a, term.b))
         return itemsize(dtype) * sum(info.size for info in factors)
 
     def widest(self) -> int:
         """Numbers per token of the widest term: its output, and the factor in between."""
-        terms = [term for fit in self.fits.values() for term in fit.terms.values()]
+        terms = [term for task in self.tasks.values() for term in task.fit.terms.values()]
         return max((term.b.shape[0] + term.a.shape[0] for term in terms), default=0)
 
 
 def find_apart(
     checkpoint: Checkpoint, adapters: Mapping[str, str | Path] | None, plugins: Sequence[Plugin]
 ) -> Apart | None:
-    """The adapters of a load that are kept apart; None where there are none. Reads headers only, and fetches files.
+    """The adapters of a load that are kept apart, those that the checkpoint stores itself first; None without any.
+
+    Reads headers only, and fetches files.
 
     Raises:
         InputError: names that are none.
         ModelNotFound, CheckpointError: an adapter that is not there, is none, does not fit, or can't be kept apart.
     """
-    if not adapters:
-        return None
+    found = stored_tasks(checkpoint)
+    adapters = {} if adapters is None else adapters
     if not isinstance(adapters, Mapping) or not all(isinstance(name, str) and name for name in adapters):
         raise InputError(f"adapters={shown(adapters)}; expected names, each with a folder or hub id")
-    fits: dict[str, Adapted] = {}
     for name, place in adapters.items():
+        if name in found:
+            raise InputError(
+                f"adapters= names {shown(name)}, a task that {checkpoint.name} has itself; name it otherwise"
+            )
         adapter = resolve_adapter(place, models=known_models(tuple(plugins)))
-        fits[name] = fitted(adapter, str(checkpoint.folder), checkpoint.stored_tensors)
-        check_apart(fits[name])
-    return Apart(fits)
+        fit = fitted(adapter, str(checkpoint.folder), checkpoint.stored_tensors)
+        check_apart(fit)
+        found[name] = Task(fit, partial(own_tensors, fit))
+    return Apart(found) if found else None
 
 
 def most_bytes(apart: Apart | None) -> int:
@@ -103,19 +114,29 @@ def with_tasks(runtime: Runtime, apart: Apart, build: Callable[[], Trunk], dtype
     from archport.layers.low_rank import Term, with_terms
 
     encoder, made = runtime.encoder, dict[str, Any]()
-    for name, fit in apart.fits.items():
-        factors = factors_of(fit, sources_of(fit, build()), own_tensors(fit), dtype)
+    limit = runtime.prefixes.limit // (1 + len(apart.tasks))
+    for name, task in apart.tasks.items():
+        factors = factors_of(task.fit, sources_of(task.fit, build()), task.load(), dtype)
         mx.eval([array for pair in factors.values() for array in pair])
         terms: dict[str, Term] = {path: Term(*pair) for path, pair in factors.items()}
         trunk = with_terms(encoder.trunk, terms)
         made[name] = replace(
             runtime,
             encoder=Encoder(trunk, encoder.spec, encoder.plan, encoder.rule),
+            tokeniser=_instructed(runtime.tokeniser, name, task.instruction),
             # What one task leaves behind is of no use to another.
-            prefixes=PrefixCache(runtime.prefixes.limit // (1 + len(apart.fits))),
+            prefixes=PrefixCache(limit),
         )
-    own = PrefixCache(runtime.prefixes.limit // (1 + len(apart.fits)))
-    return replace(runtime, tasks=made, prefixes=own)
+    return replace(runtime, tasks=made, prefixes=PrefixCache(limit))
+
+
+def _instructed(tokeniser: TextTokeniser, name: str, instruction: str | None) -> TextTokeniser:
+    """A tokeniser that puts a task's own words in front of texts, where a call names no others."""
+    if instruction is None:
+        return tokeniser
+    made, inputs = copy.copy(tokeniser), tokeniser.inputs
+    made.inputs = replace(inputs, prompts={**inputs.prompts, name: instruction}, default_prompt=name)
+    return made
 
 
 def chosen(runtime: Runtime, task: str | None) -> Runtime:

@@ -94,14 +94,19 @@ def test_a_table_is_added_to_by_its_tokens(fit: Callable[..., Adapted]):
     np.testing.assert_allclose(found["table"], whole(it, "words"), rtol=1e-5)
 
 
+def test_a_matrix_that_the_model_leaves_out_gets_nothing(fit: Callable[..., Adapted]):
+    found = sources_of(fit("gate", "up"), Named(lambda weights: {"two.weight": weights["up.weight"]}))
+    assert list(found) == ["two"]
+
+
 @pytest.mark.parametrize(
     "rule",
     [
         lambda weights: {"both.weight": mx.concatenate([weights["gate.weight"], weights["up.weight"]])},
         lambda weights: {"one.weight": weights["gate.weight"].T, "two.weight": weights["up.weight"]},
-        lambda weights: {"two.weight": weights["up.weight"]},
+        lambda weights: {"stack.weight": mx.stack([weights["gate.weight"], weights["up.weight"]])},
     ],
-    ids=["joined", "turned", "dropped"],
+    ids=["joined", "turned", "stacked"],
 )
 def test_what_is_no_choice_of_rows_of_one_matrix_is_refused(fit: Callable[..., Adapted], rule: Any):
     with pytest.raises(CheckpointError, match="with adapter="):

@@ -73,6 +73,8 @@ class Adapter:
     Args:
         name: the folder or hub id that it was found by.
         folder: where its two files are.
+        terms: module -> what is added, by the names of transformers' modules.
+        whole: tensors that replace the base's, by their names there.
         base: the folder or hub id that it says it was trained on.
         base_revision: the version of it.
         model_class: transformers' class that the base was loaded as, where the file says so.
@@ -80,21 +82,19 @@ class Adapter:
         saved: names of modules that it replaces.
         turned: whether square matrices are stored as (in, out).
         tying: whether an output head that shares the token embeddings stays theirs when they are replaced.
-        terms: module -> what is added, by the names of transformers' modules.
-        whole: tensors that replace the base's, by their names there.
     """
 
     name: str
     folder: Path
-    base: str | None
-    base_revision: str | None
-    model_class: str | None
-    task_type: str | None
-    saved: frozenset[str]
-    turned: bool
-    tying: bool
     terms: Mapping[str, LowRank]
     whole: Mapping[str, TensorInfo]
+    base: str | None = None
+    base_revision: str | None = None
+    model_class: str | None = None
+    task_type: str | None = None
+    saved: frozenset[str] = frozenset()
+    turned: bool = False
+    tying: bool = False
 
 
 def adapter_alone(folder: Path, fetched: Fetched | None = None) -> bool:

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 
+_FIRST = 1 << 10
+_OTHERWISE = (
+    "holds more than the rows of one matrix that is adapted, so that what is added to it can't be kept apart. Load "
+    "this adapter alone, with adapter=."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where the rows of a module's matrix are in the files.
@@ -37,7 +44,9 @@ class Source:
 
 
 def sources_of(fit: Adapted, module: Any) -> dict[str, Source]:
-    """Path of a module -> where its matrix is stored, of every matrix that an adapter adds to.
+    """Path of a module -> where its matrix is stored, of every matrix that an adapter adds to and the model has.
+
+    A pooler that no pipeline reads is none of those.
 
     Args:
         module: with `sanitize`; thrown away afterwards.
@@ -49,7 +58,8 @@ def sources_of(fit: Adapted, module: Any) -> dict[str, Source]:
 
     starts: dict[str, int] = {}
     names: list[str] = []
-    end = 1
+    # Above what a plugin may add to zeros.
+    end = _FIRST
     for name in fit.terms:
         starts[name] = end
         names += [name]
@@ -57,28 +67,18 @@ def sources_of(fit: Adapted, module: Any) -> dict[str, Source]:
     bounds = np.array([starts[name] for name in names])
     stand_ins = {name: _stand_in(info, starts.get(name)) for name, info in fit.tensors.items()}
     found: dict[str, Source] = {}
-    reached: set[str] = set()
     for name, array in module.sanitize(stand_ins).items():
-        if array.ndim != 2 or array.dtype != mx.float32 or not name.endswith(".weight"):
+        if not array.size or float(mx.max(array.astype(mx.float32))) < _FIRST:
             continue
-        ids = np.array(array[:, 0]).astype(np.int64)
-        if not ids.size or not ids.any():
-            continue
-        last = np.array(array[:, -1]).astype(np.int64)
+        if array.ndim != 2 or not name.endswith(".weight"):
+            raise CheckpointError(f"{fit.adapter.name}: {name} {_OTHERWISE}")
+        ids = np.array(array[:, 0].astype(mx.float32)).astype(np.int64)
+        last = np.array(array[:, -1].astype(mx.float32)).astype(np.int64)
         owners = np.searchsorted(bounds, ids, side="right") - 1
         if (ids != last).any() or (owners != owners[0]).any() or owners[0] < 0:
-            raise CheckpointError(
-                f"{fit.adapter.name}: {name} holds more than the rows of one matrix that is adapted, so that what is "
-                "added to it can't be kept apart. Load this adapter alone, with adapter=."
-            )
+            raise CheckpointError(f"{fit.adapter.name}: {name} {_OTHERWISE}")
         source = names[owners[0]]
         found[name.removesuffix(".weight")] = Source(source, ids - starts[source])
-        reached.add(source)
-    if lost := [name for name in names if name not in reached]:
-        raise CheckpointError(
-            f"{fit.adapter.name}: the model has no module for {shorten(lost)}, which are adapted. Load this adapter "
-            "alone, with adapter=."
-        )
     return found
 
 

@@ -17,6 +17,8 @@ from archport_bidirectional.encoder import Embeddings
 from archport_bidirectional.heads import Act, Dense, MaskedHead
 
 _HEADS = ("pooler", "classifier", "lm_head")
+# A matrix that has adapters next to it, and those, which the engine reads.
+_ORIGINAL, _STACKS = ".parametrizations.weight.original", ".parametrizations.weight.0.lora_"
 # Buffers that some versions stored.
 _UNUSED = (".inv_freq", "embeddings.position_ids")
 
@@ -135,6 +137,7 @@ class RotaryBert(nn.Module):
         return self.lm_head.logits(hidden, self.embeddings.word_embeddings)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        weights = {name.replace(_ORIGINAL, ".weight"): value for name, value in weights.items() if _STACKS not in name}
         for layout in self._layouts:
             weights = layout.own(weights)
         # A head of another task is no part of what this module was asked for.

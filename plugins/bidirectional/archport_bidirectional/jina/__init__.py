@@ -1,6 +1,7 @@
 """jina-embeddings-v3: XLM-RoBERTa with rotated heads, by its repository and by transformers 5.
 
-The names are those of both; an adapter per task, which its repository keeps next to every matrix, is not read.
+Configs and names are those of both. The adapters of its tasks, which its repository keeps next to every matrix, are the
+engine's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from archport.contract import (
     ConfigKeys,
     Example,
     Footprint,
+    SpecError,
     Task,
     Trunk,
     head_width,
@@ -30,22 +32,33 @@ ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
     "JinaEmbeddingsV3ForSequenceClassification": ("classify", "rerank"),
     "JinaEmbeddingsV3ForTokenClassification": ("tag",),
 }
+# Of its repository, whose config says XLM-RoBERTa.
+HUB_ARCHITECTURE = "XLMRobertaModel"
 KEYS = ConfigKeys(
     "jina_embeddings_v3",
     obeyed=(
         *("head_dim", "hidden_act", "hidden_size", "intermediate_size", "layer_norm_eps", "max_position_embeddings"),
         *("num_attention_heads", "num_hidden_layers", "type_vocab_size", "vocab_size", *ROPE_KEYS),
+        *("rotary_emb_base", "lora_adaptations", "lora_alpha", "lora_rank", "task_instructions"),
+    ),
+    # How its repository's code runs and was trained; dimensions that vectors may be cut to.
+    inert=(
+        *("emb_pooler", "load_trained_adapters", "lora_dropout_p", "lora_main_params_trainable"),
+        *("matryoshka_dimensions", "output_past", "truncate_dim", "use_flash_attn", "use_reentrant"),
     ),
     refused={"partial_rotary_factor": (1.0,), "position_embedding_type": ("rope", "rotary")},
 )
-MODELS = {name: name for name in ("jinaai/jina-embeddings-v3-hf",)}
+MODELS = {name: name for name in ("jinaai/jina-embeddings-v3", "jinaai/jina-embeddings-v3-hf")}
 
 
 def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
+    of_hub = is_rotary(config) and named(config, (HUB_ARCHITECTURE,)) is not None
+    name = "JinaEmbeddingsV3Model" if of_hub else named(config, ARCHITECTURES)
     if name is None:
         return None
     KEYS.check(config)
+    if of_hub and not isinstance(config.get("rotary_emb_base"), int | float):
+        raise SpecError(f"jina_embeddings_v3: rotary_emb_base={config.get('rotary_emb_base')!r}; expected a number")
     heads, width = config["num_attention_heads"], config["hidden_size"]
     head_dim = config.get("head_dim") or head_width("jina_embeddings_v3", width, heads)
     tasks = ARCHITECTURES[name]
@@ -71,6 +84,11 @@ def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
     from archport_bidirectional.jina.model import jina
 
     return jina(spec, config)
+
+
+def is_rotary(config: Mapping[str, Any]) -> bool:
+    """Whether a config of XLM-RoBERTa means this model, whose code goes by that name."""
+    return config.get("position_embedding_type") == "rotary"
 
 
 head = encoder_head

@@ -38,10 +38,12 @@ SAVED = Names(
 def jina(spec: ArchSpec, config: Mapping[str, Any]) -> RotaryBert:
     """The trunk of a claimed config."""
     D, act = spec.hidden_size, activation(config["hidden_act"])
+    # Its repository's word, and transformers'.
+    theta = config["rotary_emb_base"] if config.get("rotary_emb_base") is not None else config["rope_theta"]
     return RotaryBert(
         spec,
         (HUB, SAVED),
-        rotary=Rotary(spec.attention_layers[0].head_dim, config["rope_theta"], config.get("rope_scaling")),
+        rotary=Rotary(spec.attention_layers[0].head_dim, theta, config.get("rope_scaling")),
         mlp=lambda _: MLP(D, spec.intermediate_size, act, bias=True),
         eps=config["layer_norm_eps"],
         token_types=config["type_vocab_size"],

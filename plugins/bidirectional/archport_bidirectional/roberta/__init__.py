@@ -52,7 +52,8 @@ MODELS = {
 
 def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     name = named(config, ARCHITECTURES)
-    if name is None:
+    # jina-embeddings-v3's repository says XLM-RoBERTa too.
+    if name is None or (name == "XLMRobertaModel" and config.get("position_embedding_type") == "rotary"):
         return None
     # The rows of the table up to the padding index belong to no token.
     arch, tasks = ARCHITECTURES[name]

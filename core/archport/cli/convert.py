@@ -37,6 +37,7 @@ def convert(
     ] = None,
     measure: Annotated[bool, typer.Option(help="Run both versions and print the loss.")] = True,
     revision: options.Revision = None,
+    adapter: options.Adapter = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Quantise a checkpoint, or change its element type, shard by shard; archport and mlx-lm load the output.
@@ -49,7 +50,8 @@ def convert(
 
     if not measure and texts is not None:
         raise typer.BadParameter("--texts is what the loss is measured on; leave --no-measure out")
-    settings = settings_of(bits=bits, group_size=group_size, mode=mode, dtype=dtype, keep=tuple(keep or ()))
+    merge, kept = adapter is not None, tuple(keep or ())
+    settings = settings_of(bits=bits, group_size=group_size, mode=mode, dtype=dtype, keep=kept, merge=merge)
     lines = None if texts is None else _lines(texts)
     with counted("converting", None, shown=sys.stderr.isatty()) as done:
         count = 0
@@ -59,8 +61,8 @@ def convert(
             done(written - count)
             count = written
 
-        made = run(model, out, settings, revision=revision, progress=progress)
-    loss = _measure(model, revision, out, lines) if measure else {"reason": "--no-measure"}
+        made = run(model, out, settings, revision=revision, progress=progress, adapter=adapter)
+    loss = _measure(model, revision, adapter, out, lines) if measure else {"reason": "--no-measure"}
     if as_json:
         typer.echo(json.dumps({**_facts(made), "loss": loss}, indent=2))
         return
@@ -89,9 +91,11 @@ def _summary(made: Conversion) -> str:
     )
 
 
-def _measure(model: str, revision: str | None, out: Path, texts: list[str] | None) -> dict[str, Any]:
+def _measure(
+    model: str, revision: str | None, adapter: str | None, out: Path, texts: list[str] | None
+) -> dict[str, Any]:
     """The loss, or the reason why it could not be measured: the output stands either way."""
-    asked = {"model": model, "revision": revision, "out": str(out), "texts": texts}
+    asked = {"model": model, "revision": revision, "adapter": adapter, "out": str(out), "texts": texts}
     # Its own messages and bars are of no interest; what it found is the last line.
     run = subprocess.run(
         [sys.executable, "-c", _MEASURE], input=json.dumps(asked), capture_output=True, text=True, check=False
@@ -111,7 +115,8 @@ def measured() -> None:
     asked = json.loads(sys.stdin.read())
     given = {} if asked["texts"] is None else {"texts": asked["texts"]}
     try:
-        loss = measure_loss(asked["model"], asked["out"], revision=asked["revision"], **given)
+        version = {"revision": asked["revision"], "adapter": asked["adapter"]}
+        loss = measure_loss(asked["model"], asked["out"], **version, **given)
     except Exception as error:
         print(json.dumps({"reason": message_and_code(error)[0]}))
         return

@@ -53,6 +53,7 @@ def convert(
     *,
     revision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    adapter: str | Path | None = None,
 ) -> Conversion:
     """Write a checkpoint again as `settings` says, going on where an interrupted call with the same arguments stopped.
 
@@ -62,6 +63,7 @@ def convert(
         name: a folder, hub id or alias.
         out: a folder that is new or empty, or what an interrupted conversion left.
         progress: is told (tensors that are written, of how many).
+        adapter: one whose sums with the matrices are written, as `load` takes it.
 
     Raises:
         InputError: the folder holds something else, the disk has too little space, or the settings fit no tensor.
@@ -69,7 +71,7 @@ def convert(
         ModelNotFound, ClaimError: see `load`.
     """
     place = Path(out)
-    about = describe(name, revision=revision, weights=True)
+    about = describe(name, revision=revision, weights=True, adapter=adapter)
     if settings.dtype is not None and (why := about.spec.dtypes_refused.get(settings.dtype)):
         raise InputError(f"dtype={settings.dtype!r} is refused for {about.spec.arch}: {why}")
     targets = targets_of(about, settings)
@@ -98,7 +100,7 @@ def convert(
                         progress(before + index, len(targets))
 
                 if count < len(output.targets):
-                    write_file(checkpoint.folder, part, output.targets, count, note)
+                    write_file(checkpoint.weights_folder, part, output.targets, count, note)
                 os.replace(part, path)
             written += len(output.targets)
         copied = folder.copy_files(checkpoint, place)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from archport.checkpoint import Checkpoint, normalise_config
+from archport.checkpoint.adapting import adapted_config
 from archport.checkpoint.disk import inside, read_object
-from archport.checkpoint.files import HEADS_APART, INDEX, UNSAFE_WEIGHTS
+from archport.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEADS_APART, INDEX, UNSAFE_WEIGHTS
 from archport.contract import InputError
 from archport.contract.errors import CheckpointError
 from archport.conversion.settings import Settings
@@ -64,10 +65,11 @@ def begin(out: Path, checkpoint: Checkpoint, settings: Settings) -> dict[str, in
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; expected a new folder for the output")
-    source = checkpoint.folder.resolve()
-    if source in (out.resolve(), *out.resolve().parents):
-        where = "the checkpoint itself" if out.resolve() == source else f"inside the checkpoint {checkpoint.folder}"
-        raise InputError(f"{out} is {where}, whose files come along; write into another folder")
+    for folder in checkpoint.folders:
+        source = folder.resolve()
+        if source in (out.resolve(), *out.resolve().parents):
+            where = "the checkpoint itself" if out.resolve() == source else f"inside the checkpoint {folder}"
+            raise InputError(f"{out} is {where}, whose files come along; write into another folder")
     record = {"source": checkpoint.name, "files": _fingerprint(checkpoint), "settings": settings.described()}
     out.mkdir(parents=True, exist_ok=True)
     here = sorted(os.listdir(out))
@@ -101,8 +103,12 @@ def note(out: Path, file: str, count: int) -> None:
 
 def _fingerprint(checkpoint: Checkpoint) -> list[list[Any]]:
     found: list[list[Any]] = []
-    for file in sorted({info.file for info in checkpoint.tensors.values()}):
-        status = os.stat(inside(checkpoint.folder, file, INDEX))
+    for file in sorted({info.file for info in checkpoint.stored_tensors.values()}):
+        status = os.stat(inside(checkpoint.weights_folder, file, INDEX))
+        found.append([file, status.st_size, status.st_mtime_ns])
+    for file in () if checkpoint.adapted is None else (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        assert checkpoint.adapted is not None, "else there are no such files"
+        status = os.stat(inside(checkpoint.adapted.adapter.folder, file, "an adapter"))
         found.append([file, status.st_size, status.st_mtime_ns])
     return found
 
@@ -111,23 +117,34 @@ def copy_files(checkpoint: Checkpoint, out: Path) -> list[str]:
     """Copy every file that is no weight of the transformer; returns their names.
 
     Modules after the transformer keep their own weights. Hidden files, and weights in formats that archport does not
-    read, stay behind.
+    read, stay behind, and so do an adapter's, which the output has in its matrices.
     """
+    copied: dict[str, None] = {}
+    own = checkpoint.root or checkpoint.folder
+    # Of an adapter that was named itself, its files last: they go before its base's.
+    for folder in dict.fromkeys([checkpoint.weights_folder, checkpoint.folder, own]):
+        copied |= dict.fromkeys(_copy_folder(checkpoint, folder, out))
+    return list(copied)
+
+
+def _copy_folder(checkpoint: Checkpoint, folder: Path, out: Path) -> list[str]:
     body = f"{checkpoint.body}/" if checkpoint.body else ""
     copied: list[str] = []
-    for root, folders, files in os.walk(checkpoint.folder):
+    for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            relative = (Path(root) / name).relative_to(checkpoint.folder).as_posix()
+            relative = (Path(root) / name).relative_to(folder).as_posix()
             place = relative.removesuffix(name)
             if name.startswith(".") or name.endswith(_OTHER_FORMATS) or relative == f"{body}config.json":
+                continue
+            if checkpoint.adapted is not None and name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
                 continue
             if place == body and name.endswith(".safetensors") and name.removesuffix(".safetensors") not in HEADS_APART:
                 continue
             target = out / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{name}.part")
-            shutil.copyfile(inside(checkpoint.folder, relative, "the checkpoint"), part)
+            shutil.copyfile(inside(folder, relative, "the checkpoint"), part)
             os.replace(part, target)
             copied.append(relative)
     return copied
@@ -142,9 +159,12 @@ def finish(checkpoint: Checkpoint, out: Path, outputs: Sequence[Output], setting
         }
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _replace(place / INDEX, json.dumps(index, indent=2))
-    config = read_object(inside(checkpoint.body_path, "config.json", "a checkpoint"))
+    config = read_object(inside(checkpoint.config_path.parent, "config.json", "a checkpoint"))
     if config is None:
-        raise CheckpointError(f"{checkpoint.body_path}: config.json was removed meanwhile")
+        raise CheckpointError(f"{checkpoint.config_path.parent}: config.json was removed meanwhile")
+    fit = checkpoint.adapted
+    if fit is not None:
+        config = adapted_config(config, fit) | ({"tie_word_embeddings": False} if fit.copied else {})
     _replace(place / "config.json", json.dumps(_config(config, settings), indent=2, ensure_ascii=False) + "\n")
     for name in (PROGRESS, RECORD):
         (out / name).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import mlx.core as mx
 import numpy as np
@@ -72,8 +72,12 @@ def measure_loss(
     *,
     revision: str | None = None,
     memory_budget: int | str | None = None,
+    adapter: str | Path | None = None,
 ) -> Loss:
     """Run both versions over texts: vectors where the model makes them, else perplexity, else scores of pairs.
+
+    Args:
+        adapter: one that the source is loaded with.
 
     Raises:
         InputError: no text, or a model that makes none of these.
@@ -82,8 +86,8 @@ def measure_loss(
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise InputError("texts is empty; expected at least one text to measure the loss on")
-    kind, before = _answers(source, texts, revision, memory_budget)
-    _, after = _answers(out, texts, None, memory_budget)
+    kind, before = _answers(source, texts, memory_budget, revision=revision, adapter=adapter)
+    _, after = _answers(out, texts, memory_budget)
     if kind == "cosine":
         lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
         cosines = (before * after).sum(axis=1) / np.maximum(lengths, 1e-30)
@@ -97,9 +101,9 @@ Kind = Literal["cosine", "perplexity", "scores"]
 
 
 def _answers(
-    name: str | Path, texts: Sequence[str], revision: str | None, memory_budget: int | str | None
+    name: str | Path, texts: Sequence[str], memory_budget: int | str | None, **version: Any
 ) -> tuple[Kind, np.ndarray]:
-    with load(name, revision=revision, memory_budget=memory_budget, prefix_cache=0) as model:
+    with load(name, memory_budget=memory_budget, prefix_cache=0, **version) as model:
         return _answered(model, texts)
 
 

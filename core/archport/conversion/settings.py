@@ -46,6 +46,7 @@ def settings_of(
     mode: str | None = None,
     dtype: str | None = None,
     keep: Sequence[str] = (),
+    merge: bool = False,
 ) -> Settings:
     """The settings that a caller's arguments mean.
 
@@ -55,6 +56,7 @@ def settings_of(
         mode: "mxfp4", "mxfp8" or "nvfp4", each of which fixes bits and group.
         dtype: "float32", "float16" or "bfloat16".
         keep: patterns of tensor names that stay dense.
+        merge: whether an adapter is merged, so that nothing else need be asked for.
 
     Raises:
         InputError: nothing is asked for, two things that exclude each other, or what MLX has no format for.
@@ -75,7 +77,7 @@ def settings_of(
         raise InputError(f"{mode=} and {group_size=} need bits; pass bits=4, 6 or 8")
     else:
         stated = None
-    if stated is None and dtype is None:
+    if stated is None and dtype is None and not merge:
         raise InputError("nothing to convert: pass bits=, mode= or dtype=")
     try:
         found = None if stated is None else read_quantization({"quantization": stated})

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from logging import getLogger
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from archport.checkpoint.files import shorten
@@ -22,6 +23,7 @@ from archport.checkpoint.weights import Sensitive
 from archport.contract import InputError
 from archport.contract.errors import CheckpointError
 from archport.contract.spec import DType, Quantization
+from archport.conversion.additions import Additions
 from archport.conversion.settings import Settings
 from archport.loading import Description
 
@@ -38,14 +40,18 @@ class Stretch:
     """Consecutive bytes of a source file: rows of a tensor.
 
     Args:
-        file: relative to the checkpoint.
+        file: relative to the checkpoint, or to an adapter that brings the tensor.
         offset: its first byte in the file.
         nbytes: how many.
+        folder: what the file is relative to, where that is not the checkpoint.
+        added: (first row, end) -> what an adapter adds to these rows, (rows, columns) float32; None where it does not.
     """
 
     file: str
     offset: int
     nbytes: int
+    folder: Path | None = None
+    added: Callable[[int, int], mx.array] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,11 @@ class Target:
     stretches: tuple[Stretch, ...]
     to: str
     packed: Quantization | None = None
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter adds to it."""
+        return any(stretch.added is not None for stretch in self.stretches)
 
     def stored(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """(name, element type, shape) of each tensor that it becomes."""
@@ -91,13 +102,12 @@ def targets_of(about: Description, settings: Settings) -> list[Target]:
     """
     tensors = about.checkpoint.tensors
     where = str(about.checkpoint.folder)
-    if about.checkpoint.adapted is not None:
-        raise CheckpointError(
-            f"{where}: has an adapter ({about.checkpoint.adapted.adapter.name}), which the output would lack. Merge it "
-            "with peft (merge_and_unload) and convert the result."
-        )
     _refuse_packed(where, about, tensors)
-    whole = [_as_stored(info) for info in sorted(tensors.values(), key=lambda info: (info.file, info.offset))]
+    brought = frozenset[str]() if about.checkpoint.adapted is None else frozenset(about.checkpoint.adapted.whole)
+    # What an adapter brings comes after the checkpoint's files, as another one.
+    ordered = sorted(tensors.values(), key=lambda info: (info.name in brought, info.file, info.offset))
+    adds = None if about.checkpoint.adapted is None else Additions(about.checkpoint.adapted)
+    whole = [_as_stored(info, adds) for info in ordered]
     if settings.quantization is None:
         module = about.hooks.build(about.spec, about.checkpoint.config)
         wide = isinstance(module, Sensitive) and module
@@ -108,9 +118,12 @@ def targets_of(about: Description, settings: Settings) -> list[Target]:
     return _Packer(about, settings, settings.quantization).targets(whole)
 
 
-def _as_stored(info: TensorInfo) -> Target:
-    """A stored tensor as it is."""
-    return Target(info.name, info.dtype, info.shape, (Stretch(info.file, info.offset, info.nbytes),), info.dtype)
+def _as_stored(info: TensorInfo, adds: Additions | None) -> Target:
+    """A stored tensor as it is, but for what an adapter does to it."""
+    stretch = Stretch(info.file, info.offset, info.nbytes)
+    if adds is not None:
+        stretch = replace(stretch, folder=adds.folder(info.name), added=adds.to(info))
+    return Target(info.name, info.dtype, info.shape, (stretch,), info.dtype)
 
 
 def _refuse_packed(where: str, about: Description, tensors: Mapping[str, TensorInfo]) -> None:
@@ -292,10 +305,11 @@ def _unfused(target: Target, layer: str, matrix: str, modules: Mapping[str, Any]
     if not count or owner is None or tuple(owner.weight.shape) != (count, rows // len(names), columns):
         yield target
         return
-    size = target.stretches[0].nbytes // (count * len(names))
+    first = target.stretches[0]
+    size = first.nbytes // (count * len(names))
     for half, path in enumerate(paths):
         stretches = tuple(
-            Stretch(target.stretches[0].file, target.stretches[0].offset + (expert * len(names) + half) * size, size)
+            replace(first, offset=first.offset + (expert * len(names) + half) * size, nbytes=size)
             for expert in range(count)
         )
         yield replace(target, name=f"{path}.weight", shape=(count, rows // len(names), columns), stretches=stretches)

@@ -19,7 +19,7 @@ from archport.checkpoint.disk import inside
 from archport.checkpoint.headers import LENGTH_BYTES
 from archport.contract.errors import CheckpointError
 from archport.contract.spec import itemsize
-from archport.conversion.targets import FLOATING, Target
+from archport.conversion.targets import FLOATING, Stretch, Target
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -108,13 +108,19 @@ def _write_target(source: Path, descriptor: int, target: Target, places: dict[st
     offsets = [places[name][0] for name in names]
     columns = target.shape[-1] if target.shape else 1
     size = next((itemsize(dtype) for dtype in FLOATING if dtype == target.dtype), 1)
-    # A whole row of a matrix that is quantised; elements of whatever is cast; bytes of what stays.
-    unit = size * columns if target.packed else size
-    for data in _chunks(source, target, unit):
-        if target.packed is None and target.to == target.dtype:
+    # A whole row of a matrix that is quantised or added to; elements of whatever is cast; bytes of what stays.
+    columns = columns if len(target.shape) > 1 else 1
+    unit = size * columns if target.packed or target.adapted else size
+    for data, stretch, start in _chunks(source, target, unit):
+        if target.packed is None and target.to == target.dtype and stretch.added is None:
             made: list[bytes | memoryview] = [data]
         else:
-            dense = _array(data, target.dtype).astype(getattr(mx, target.to))
+            read = _array(data, target.dtype)
+            if stretch.added is not None:
+                row = start // unit
+                more = stretch.added(row, row + len(data) // unit)
+                read = read.astype(mx.float32) + more.reshape(-1)
+            dense = read.astype(getattr(mx, target.to))
             made = [_bytes(array) for array in _quantised(dense, target, columns)]
         for at, piece in enumerate(made):
             _put(descriptor, piece, offsets[at])
@@ -132,12 +138,12 @@ def _quantised(dense: mx.array, target: Target, columns: int) -> Sequence[mx.arr
     return mx.quantize(dense.reshape(-1, columns), group_size=packing.group_size, bits=packing.bits, mode=packing.mode)
 
 
-def _chunks(source: Path, target: Target, unit: int) -> Iterator[bytes]:
-    """A tensor's bytes, whole units at a time."""
+def _chunks(source: Path, target: Target, unit: int) -> Iterator[tuple[bytes, Stretch, int]]:
+    """(a tensor's bytes, whole units at a time, the stretch that they are of, where in it they begin)."""
     floats = target.packed is not None and target.packed.mode != "affine"
     most = max((FLOAT_CHUNK if floats else CHUNK) // unit, 1) * unit
     for stretch in target.stretches:
-        path = inside(source, stretch.file, "the index")
+        path = inside(stretch.folder or source, stretch.file, "the index")
         with path.open("rb", buffering=0) as file:
             file.seek(stretch.offset)
             left = stretch.nbytes
@@ -145,7 +151,7 @@ def _chunks(source: Path, target: Target, unit: int) -> Iterator[bytes]:
                 data = _read(file.fileno(), min(most, left))
                 if len(data) < min(most, left):
                     raise CheckpointError(f"{path}: ends early, in {target.name!r}. Fetch the file again.")
-                yield data
+                yield data, stretch, stretch.nbytes - left
                 left -= len(data)
 
 

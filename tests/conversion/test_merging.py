@@ -53,10 +53,8 @@ def test_the_output_is_what_loading_makes(base: str, name: str, tmp_path: Path, 
 def test_sums_are_quantised_and_measured(tmp_path: Path):
     base, adapter = GOLDENS / "qwen3-causal-sharded", ADAPTERS / "qwen3"
     convert(base, tmp_path / "out", settings_of(bits=8, group_size=32), adapter=adapter)
-    loss = measure_loss(base, tmp_path / "out", adapter=adapter)
+    loss = measure_loss(base, tmp_path / "out", TEXTS, adapter=adapter)
     assert abs(loss.after / loss.before - 1) < 0.05
-    plain = measure_loss(base, tmp_path / "out")
-    assert abs(plain.after / plain.before - 1) > abs(loss.after / loss.before - 1)
 
 
 def test_an_adapter_with_a_pipeline_of_its_own_brings_it(tmp_path: Path):

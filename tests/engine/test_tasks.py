@@ -57,7 +57,7 @@ def prompts() -> list[list[int]]:
 
 
 def tokens(model: engine.Model, **options: Any) -> list[list[int]]:
-    return [list(one.tokens) for one in model.generate(prompts(), max_tokens=16, **options)]
+    return [list(one.tokens) for one in model.generate(prompts()[:2], max_tokens=8, **options)]
 
 
 def test_hidden_states_of_a_task_are_peft_s():
@@ -69,7 +69,7 @@ def test_hidden_states_of_a_task_are_peft_s():
 
 
 def test_tokens_of_a_task_are_peft_s():
-    wanted = [arrays("qwen3")[f"greedy_{index}"].tolist()[:16] for index in range(4)]
+    wanted = [arrays("qwen3")[f"greedy_{index}"].tolist()[:8] for index in range(2)]
     assert tokens(kept(QWEN, "qwen3"), task="qwen3") == wanted
 
 

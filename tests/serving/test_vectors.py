@@ -6,9 +6,14 @@ import asyncio
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+from archport import engine
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
 
 TEXTS = ["one", "two words", "a third text that is a little longer than the others", "one"]
 
@@ -86,6 +91,19 @@ def test_prompts_by_name_role_and_word(make, tiny):
     assert (
         serving.ask("/v1/embeddings", {"input": "a", "prompt_name": names[0]}).headers["x-archport-prompt"] == names[0]
     )
+
+
+def test_a_task_of_the_model_runs_with_its_adapter(make):
+    folder = GOLDENS / "adapters" / "bert-patterns"
+    from archport.serving.models import served_model
+
+    model = engine.load(GOLDENS / "bert-plain", adapters={"retrieval.query": folder, "other": folder}, dtype="float32")
+    serving = make()
+    held = lambda: serving.state.device.reserved  # noqa: E731
+    serving.state.registry.add(served_model("bert", model, {}, held=held))
+    for task in ("retrieval.query", "other", None):
+        response = serving.ask("/v1/embeddings", {"input": TEXTS, **({} if task is None else {"task": task})})
+        np.testing.assert_allclose(vectors(response), model.embed(TEXTS, task=task), atol=1e-5)
 
 
 def test_cohere_s_types(make, expected):

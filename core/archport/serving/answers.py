@@ -22,7 +22,7 @@ from archport.answering.token_vectors import TokenEmbedder, maxsim
 from archport.answering.vectors import Embedder, EmbedRequest
 from archport.answering.yes_no import YesNoScorer
 from archport.contract import ClassificationHead, EmbeddingHead, InputError, TokenHead
-from archport.reading.texts import Overflow
+from archport.reading.texts import Overflow, TextTokeniser
 from archport.serving.device import Device
 from archport.serving.errors import refused, unsupported
 from archport.serving.models import Served
@@ -116,17 +116,20 @@ class Answers(Requests):
         normalize: bool | None = None,
         cutting: Cutting | None = None,
         param: str = "input",
+        task: str | None = None,
     ) -> tuple[list[np.ndarray], list[int]]:
         """(a vector (D,) float32 of every item, tokens of every item).
 
         Args:
             items: texts, ids of tokens, or mappings of a model that sees.
+            task: of the model's, whose adapter runs.
         """
         served.need("embed")
         prompt, cutting = prompt or Prompt(), cutting or Cutting()
         self._check_dimensions(served, dimensions)
-        embedder = _cutting_at(served.runtime.embedder(), cutting)
-        text = _prompt_text(served, prompt, timing)
+        runtime = served.of_task(task)
+        embedder = _cutting_at(runtime.embedder(), cutting)
+        text = _prompt_text(runtime.tokeniser, prompt, timing)
         request = EmbedRequest(text, dimensions, normalize, _limit(served, cutting), cutting.overflow)
         work = VectorWork(embedder, request)
         ids = [index for index, item in enumerate(items) if isinstance(item, np.ndarray)]
@@ -135,7 +138,7 @@ class Answers(Requests):
         else:
             read = partial(work.read, items)
         rows = await self.rows(served, items, read, timing, param, pack=True)
-        job = await self.run(("embed", served.id, *work.form(rows)), work, rows, timing)
+        job = await self.run(("embed", served.id, task, *work.form(rows)), work, rows, timing)
         return job.results, [row.tokens for row in rows]
 
     async def embed_tokens(
@@ -147,7 +150,7 @@ class Answers(Requests):
             served.need("embed_tokens")
         prompt, cutting = prompt or Prompt(), cutting or Cutting()
         work = TokenWork(served.runtime.tokens(hidden=True), "query" if prompt.role == "query" else "document")
-        text = _prompt_text(served, prompt, timing)
+        text = _prompt_text(served.runtime.tokeniser, prompt, timing)
         options = {"prompt": text, **_cut(served, cutting)}
         rows = await self.rows(served, items, lambda: work.read(items, **options), timing, param)
         job = await self.run(("tokens", served.id, work.role), work, rows, timing)
@@ -160,7 +163,10 @@ class Answers(Requests):
         """(ids of the vocabulary and their weights (n, 2) of every item, tokens of every item)."""
         served.need("embed_sparse")
         work = SparseWork(served.runtime.sparse())
-        options = {"prompt": _prompt_text(served, prompt or Prompt(), timing), **_cut(served, cutting or Cutting())}
+        options = {
+            "prompt": _prompt_text(served.runtime.tokeniser, prompt or Prompt(), timing),
+            **_cut(served, cutting or Cutting()),
+        }
         rows = await self.rows(served, items, lambda: work.read(items, **options), timing, param)
         job = await self.run(("sparse", served.id), work, rows, timing)
         return job.results, [row.tokens for row in rows]
@@ -356,9 +362,9 @@ class Answers(Requests):
         return rows
 
 
-def _prompt_text(served: Served, prompt: Prompt, timing: Timing) -> str:
+def _prompt_text(tokeniser: TextTokeniser, prompt: Prompt, timing: Timing) -> str:
     """The text in front of every input, and its name in the timing."""
-    inputs = served.runtime.tokeniser.inputs
+    inputs = tokeniser.inputs
     name = prompt.name
     if prompt.text is None and name is None and prompt.role is not None:
         name = inputs.query_prompt if prompt.role == "query" else inputs.document_prompt
@@ -370,7 +376,7 @@ def _prompt_text(served: Served, prompt: Prompt, timing: Timing) -> str:
     timing.prompt = name if prompt.text is None else "literal"
     if prompt.text is None and name is None:
         timing.prompt = inputs.default_prompt
-    return served.runtime.tokeniser.prompt(prompt.text, name)
+    return tokeniser.prompt(prompt.text, name)
 
 
 def _limit(served: Served, cutting: Cutting) -> int | None:

@@ -81,6 +81,13 @@ class Served:
     # The longest row that is known to fit.
     _fits: int = 0
 
+    def of_task(self, task: str | None) -> Runtime:
+        """Its parts with the adapter of a task, in plans that share the process's budget; the base's own for None."""
+        if task is None:
+            return self.runtime
+        made = self.runtime.tasks[task]
+        return replace(made, encoder=replace(made.encoder, plan=self.runtime.encoder.plan))
+
     @property
     def capabilities(self) -> tuple[str, ...]:
         """What it can be asked for, in the words of `GET /v1/models`."""

@@ -52,11 +52,14 @@ async def embeddings(context: Context, body: EmbeddingsBody) -> Response:
         raise refused("input is missing; expected a string, or an array of them.", "empty_input", "input")
     else:
         items = items_of(body.input, "input", state.settings.limits, body.modality)
+    # An adapter of the model's own goes by its name, and has its own words.
+    task = body.task if body.task in served.model.tasks else None
     vectors, tokens = await state.answers.embed(
         served,
         items,
         context.timing,
-        prompt=prompt_of(body.prompt, body.prompt_name, body.input_type, body.task),
+        prompt=prompt_of(body.prompt, body.prompt_name, body.input_type, None if task else body.task),
+        task=task,
         dimensions=body.dimensions,
         normalize=body.normalize,
         cutting=cutting_of(body.truncate, body.truncation_side, body.truncate_prompt_tokens),

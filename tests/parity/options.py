@@ -297,7 +297,7 @@ GLM4_MOE = {
     "use_qk_norm": [False, True],
     "moe_intermediate_size": [32, 24, 40],
     "num_experts_per_tok": [2, 1, 3],
-    "n_shared_experts": [1, 2],
+    "n_shared_experts": [1, 2, 0],
     "n_group": [1, 2, 4],
     "topk_group": [1, 2],
     "routed_scaling_factor": [1.0, 2.5],

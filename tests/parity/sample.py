@@ -154,6 +154,7 @@ LATER: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("glm4-moe", "Glm4MoeForCausalLM",
      {"n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "use_qk_norm": True, "attention_bias": True,
       "routed_scaling_factor": 2.5, "raw.rms_norm_eps": DROP, "raw.rope_scaling": SCALED}),
+    ("glm4-moe", "Glm4MoeForCausalLM", {"n_shared_experts": 0, "first_k_dense_replace": 0}),
 )  # fmt: skip
 PLACES = range(len(CASES), len(CASES) + len(PIPELINES))
 # Past the 40 positions that one of them states; pairs long enough to run what they share once.

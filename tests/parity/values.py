@@ -37,7 +37,7 @@ def value(name: str, shape: Sequence[int], seed: int, *, zero_centred: bool) -> 
         return 0.5 * noise
     inner = int(np.prod(shape[1:])) if len(shape) > 3 else shape[-1]
     gain = 1.6 if ("q_proj" in name or "k_proj" in name or "query" in name or "key" in name) else 1.0
-    return (gain / np.sqrt(inner)).astype(np.float32) * noise
+    return (gain / np.sqrt(max(inner, 1))).astype(np.float32) * noise
 
 
 def values(shapes: Mapping[str, Sequence[int]], seed: int, *, zero_centred: bool) -> dict[str, np.ndarray]:

@@ -23,6 +23,9 @@ def renamed(weights: Mapping[str, mx.array], spec: ArchSpec) -> dict[str, mx.arr
         layer = LAYER.match(name)
         if layer is not None and int(layer[1]) >= len(spec.layers):
             continue
+        if ".shared_experts." in name and not value.size:
+            # transformers saves the matrices of no shared expert, without a number in them.
+            continue
         block, experts, matrix = name.partition(".mlp.experts.")
         if experts and matrix == "gate_up_proj":
             gate, up = mx.split(value, 2, axis=1)

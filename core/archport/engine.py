@@ -33,7 +33,7 @@ from archport.device.process import use_device
 from archport.faults import explained, unexpected
 from archport.loading import Description, describe
 from archport.model import Model
-from archport.routed import RoutedModel
+from archport.routed import RoutedModel, budgets_of, described_routes
 from archport.running.calls import public
 
 __all__ = ["Model", "ModelMemory", "describe", "load"]
@@ -99,7 +99,9 @@ def load(
         name, revision=revision, overrides=overrides, plugin=plugin, plugins=plugins, weights=True, adapter=adapter
     )
     try:
-        model = _loaded(about, {**options, "plugins": plugins or (about.plugin,)})
+        given = {**options, "plugins": plugins or (about.plugin,)}
+        routed = about.checkpoint.routes is not None
+        model = _routed(about, overrides, plugins, given) if routed else _loaded(about, given)
     except Exception as error:
         if not unexpected(error) or failure_of(error):
             raise
@@ -175,6 +177,19 @@ def _place(adapter: str | Path) -> str:
     return str(path.resolve() if path.is_dir() else adapter)
 
 
+def _routed(
+    about: Description, overrides: Sequence[ModuleType], plugins: Sequence[Plugin] | None, options: Mapping[str, Any]
+) -> Model:
+    """The model of a router's main route, with one for each other route; each plans next to the others' weights."""
+    others = described_routes(about, overrides, plugins, options["adapter"])
+    budgets = budgets_of([about, *others.values()], options["dtype"], this_device(), options["memory_budget"])
+    main, *made = (
+        _loaded(own, {**options, "memory_budget": budget})
+        for own, budget in zip([about, *others.values()], budgets, strict=True)
+    )
+    return RoutedModel.of(main, dict(zip(others, made, strict=True)))
+
+
 def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
     """What is loaded of a description by the options of `load`: the stages behind the claim."""
     device, memory_budget = this_device(), options["memory_budget"]
@@ -208,5 +223,4 @@ def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
     if apart is not None:
         build = partial(about.hooks.build, about.spec, about.checkpoint.config)
         runtime = tasks.with_tasks(runtime, apart, build, planner.dtype)
-    kind = Model if about.checkpoint.routes is None else RoutedModel
-    return kind(about, device=device, budget=budget, dtype=choice, runtime=runtime)
+    return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)

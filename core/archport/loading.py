@@ -111,7 +111,7 @@ def describe(
 
     def attempt(*, weights: bool = False) -> Description:
         found = partial(resolve, name, revision=revision, progress=progress, weights=weights, adapter=adapter)
-        return _described(found, overrides, known)
+        return described(found, overrides, known)
 
     try:
         about = attempt(weights=weights)
@@ -127,7 +127,7 @@ def describe(
     return about
 
 
-def _described(
+def described(
     found: Callable[..., Checkpoint], overrides: Sequence[ModuleType], plugins: Sequence[Plugin]
 ) -> Description:
     plugins = tuple(plugins)
@@ -152,7 +152,7 @@ def read_again(
     name: str | Path, revision: str | None, plugins: Sequence[Plugin], adapter: str | Path | None = None
 ) -> None:
     """Go through the small files of a checkpoint as `load` does, up to where its tensors are read; for `explained`."""
-    about = _described(partial(resolve, name, revision=revision, weights=False, adapter=adapter), (), plugins)
+    about = described(partial(resolve, name, revision=revision, weights=False, adapter=adapter), (), plugins)
     about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
     about.hooks.build(about.spec, about.checkpoint.config)

@@ -60,6 +60,15 @@ def test_an_older_router_says_the_same_in_config_json():
     assert found.roles == {"document": None, None: "query", "query": "query"}
 
 
+def test_a_route_that_is_more_than_a_table_is_a_pipeline_of_its_own():
+    content = stated({"query": ["small"], "document": ["body"], "text": ["static"]}, default_route="text")
+    found = routes(content)
+    assert (found.main, found.others, found.static) == ("document", ("query", "text"), {"text": "static"})
+    entries = [*ENTRY, {"type": "sentence_transformers.models.Normalize", "path": "1_Normalize"}]
+    own = expanded(entries, {"router_config.json": content}.get, "query")
+    assert [entry["path"] for entry in own] == ["small", "1_Normalize"]
+
+
 def test_routes_of_the_same_modules_are_one():
     found = routes(stated({"query": ["body"], "document": ["body"]}))
     assert found.static == {}
@@ -69,11 +78,6 @@ def test_routes_of_the_same_modules_are_one():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (
-            stated({"query": ["small"], "document": ["body"]}),
-            "'query' runs Transformer, and 'document' runs Transformer",
-        ),
-        (stated({"query": ["static", "more"], "document": ["body"]}), "runs SparseStaticEmbedding, Transformer"),
         (stated({"query": ["a"]}, route_mappings={"(None, None)": "b"}), "leads to b; its routes are query"),
         (stated({"query": ["a"]}, route_mappings={"query": "query"}), "expected .task, modality."),
         (stated({"query": ["a"]}, default_route="b"), "leads to b"),

@@ -5,7 +5,7 @@ Imports neither mlx nor the hub client nor tokenizers until one of them is neede
 """
 
 from archport.checkpoint.chat import ChatFiles, read_chat
-from archport.checkpoint.checkpoint import Checkpoint, Source
+from archport.checkpoint.checkpoint import Checkpoint, Source, open_checkpoint
 from archport.checkpoint.config import normalise_config
 from archport.checkpoint.counts import check_counts, has_large_counts
 from archport.checkpoint.dense import check_widths, load_dense, stored_apart
@@ -49,6 +49,7 @@ __all__ = [
     "near_matches",
     "no_tokenizer",
     "normalise_config",
+    "open_checkpoint",
     "read_chat",
     "read_head",
     "read_inputs",

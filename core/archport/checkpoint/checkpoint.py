@@ -48,6 +48,7 @@ class Checkpoint:
         adapted: an adapter that its weights are loaded with.
         root: the folder of an adapter that was loaded by its own name; its small files go before the base's.
         base: the checkpoint with the weights, where they are in another folder than the pipeline.
+        route: of a pipeline that begins with a router; None for its main one.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Checkpoint:
     adapted: Adapted | None = field(default=None, repr=False)
     root: Path | None = None
     base: Checkpoint | None = None
+    route: str | None = None
     # Headers and the tokenizer are read once, on first use; a frozen value with slots needs a place for them.
     memo: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
@@ -148,13 +150,15 @@ class Checkpoint:
     @property
     def modules(self) -> tuple[str, ...] | None:
         """The kinds of the pipeline's modules in order, None without a pipeline."""
-        entries = pipeline_modules(self.folder)
+        entries = pipeline_modules(self.folder, self.route)
         return None if entries is None else tuple(module_kind(entry) for entry in entries)
 
     @property
     def routes(self) -> Routes | None:
         """Which modules answer queries and which documents, where the pipeline begins with a router."""
-        return routes_of(self.folder)
+        if "routes" not in self.memo:
+            self.memo["routes"] = routes_of(self.folder)
+        return self.memo["routes"]
 
     def stored_head(self) -> Head:
         """What the pipeline files say of the head; see `read_head`."""
@@ -205,28 +209,30 @@ def open_checkpoint(
     revision: str | None = None,
     fetched: Fetched | None = None,
     adapter: Adapter | None = None,
+    route: str | None = None,
 ) -> Checkpoint:
     """The checkpoint in a folder, with its config read and normalised.
 
     Args:
         fetched: headers of weight files that are not in the folder.
         adapter: one that its weights are loaded with.
+        route: whose modules are the pipeline, where it begins with a router; None for the main one.
 
     Raises:
         CheckpointError: no readable `config.json`, or an adapter of another model.
     """
-    body = body_folder(folder)
+    body = body_folder(folder, route)
     place = inside(folder, body, "modules.json")
-    _check_whole(folder)
+    _check_whole(folder, route)
     path = inside(place, "config.json", "a checkpoint")
-    raw = _of_table(folder, body, fetched) if _is_table(folder) else read_object(path)
+    raw = _of_table(folder, body, fetched) if _is_table(folder, route) else read_object(path)
     if raw is None:
         present = files_in(folder)
         raise CheckpointError(
             f"{folder}: there is no {path.relative_to(folder)}, so this is not a checkpoint. "
             f"Found: {shorten(present) or 'nothing'}. Expected config.json, tokenizer.json and *.safetensors."
         )
-    over = transformer_settings(folder).config
+    over = transformer_settings(folder, route).config
     if "num_labels" in over:
         # Names of labels that are not as many are none.
         raw = {key: value for key, value in raw.items() if key not in ("id2label", "label2id")}
@@ -242,7 +248,7 @@ def open_checkpoint(
         raise CheckpointError(f"{path}: {error}") from error
     if not config.get("architectures") and config.get("model_type") in CLASSES:
         config["architectures"] = _implied(config, read_tensors(folder, body, fetched))
-    return Checkpoint(name, requested, source, folder, config, revision, body, fetched, fit)
+    return Checkpoint(name, requested, source, folder, config, revision, body, fetched, fit, route=route)
 
 
 def by_adapter(
@@ -262,8 +268,8 @@ def by_adapter(
     )
 
 
-def _is_table(folder: Path) -> bool:
-    return any(module_kind(entry) in TABLES for entry in pipeline_modules(folder) or ())
+def _is_table(folder: Path, route: str | None) -> bool:
+    return any(module_kind(entry) in TABLES for entry in pipeline_modules(folder, route) or ())
 
 
 def _of_table(folder: Path, body: str, fetched: Fetched | None) -> dict[str, Any]:
@@ -298,9 +304,9 @@ def _implied(config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     return [] if found is None else [found]
 
 
-def _check_whole(folder: Path) -> None:
+def _check_whole(folder: Path, route: str | None) -> None:
     """Refuse, in its own words, what is no checkpoint of one transformer."""
-    first = next(iter(pipeline_modules(folder) or ()), None)
+    first = next(iter(pipeline_modules(folder, route) or ()), None)
     if first is not None and module_kind(first) in _NO_TRANSFORMER:
         raise CheckpointError(
             f"{folder}: its pipeline begins with a module of type {first['type']!r}, which archport does not run; "

@@ -100,7 +100,11 @@ def _tensors(checkpoint: Checkpoint, dense: Dense) -> tuple[str, dict[str, mx.ar
         _only_linear(str(path), header, dense)
         loaded = load_arrays(path)
         return str(path), {name.removeprefix("linear."): array for name, array in loaded.items()}
-    folders = [entry["path"] for entry in pipeline_modules(checkpoint.folder) or [] if module_kind(entry) == "Dense"]
+    folders = [
+        entry["path"]
+        for entry in pipeline_modules(checkpoint.folder, checkpoint.route) or []
+        if module_kind(entry) == "Dense"
+    ]
     path = inside(checkpoint.folder, f"{dense.folder}.safetensors", "a head")
     if path.is_file():
         return str(path), load_arrays(path)

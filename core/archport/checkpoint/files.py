@@ -6,7 +6,7 @@ Knows the published layouts (sharded, sentence-transformers, original formats). 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,9 @@ class Opened(Protocol):
     def folder(self) -> Path: ...
 
     @property
+    def route(self) -> str | None: ...
+
+    @property
     def body(self) -> str: ...
 
     @property
@@ -61,12 +64,15 @@ class Opened(Protocol):
     def token_id(self, token: str) -> int | None: ...
 
 
-def pipeline_modules(folder: Path) -> list[dict[str, Any]] | None:
+def pipeline_modules(folder: Path, route: str | None = None) -> list[dict[str, Any]] | None:
     """The entries of `modules.json`, each with `type` and `path`; None when the file is absent.
 
-    They run in the order of the list, whatever `idx` says. In a router's place stand the modules of its main route.
+    They run in the order of the list, whatever `idx` says. In a router's place stand the modules of a route.
+
+    Args:
+        route: None for the main one.
     """
-    entries = expanded(_listed_modules(folder), _reader(folder))
+    entries = expanded(_listed_modules(folder), _reader(folder), route)
     for entry in entries or ():
         inside(folder, entry["path"], "modules.json")
     return entries
@@ -116,9 +122,9 @@ def module_kind(entry: Mapping[str, Any]) -> str:
     return str(entry["type"]).rsplit(".", 1)[-1]
 
 
-def body_folder(folder: Path) -> str:
-    """Where the transformer itself is, relative to the checkpoint: "" except in some old pipelines."""
-    for entry in pipeline_modules(folder) or []:
+def body_folder(folder: Path, route: str | None = None) -> str:
+    """Where the transformer itself is, relative to the checkpoint: "" except in some old pipelines and routes."""
+    for entry in pipeline_modules(folder, route) or []:
         if module_kind(entry) in BODIES:
             return module_folder(entry)
     return ""
@@ -180,14 +186,32 @@ def weight_files(names: Collection[str], index: Mapping[str, Any] | None, where:
 
 
 def weights_needed(names: Collection[str], read: Callable[[str], Any], where: str) -> list[str]:
-    """The weight files of a whole checkpoint: the transformer's, those of its Dense modules and of a router's tables.
+    """The weight files of a whole checkpoint: the transformer's and those of its Dense modules, of every route.
 
     Args:
         names: every file of the checkpoint, relative to its root.
         read: gives the parsed JSON of one of them, None when absent.
     """
     listed = [entry for entry in read("modules.json") or [] if isinstance(entry, dict)]
-    entries = expanded(listed, read) or []
+    routes = read_routes(listed, read)
+    if routes is None:
+        found = _weights_of(names, read, where, listed)
+    else:
+        # Those of the routes that roles take; tables of weights have one file each.
+        others = [expanded(listed, read, route) or [] for route in routes.others if route not in routes.static]
+        pipelines = [expanded(listed, read) or [], *others]
+        found = [name for entries in pipelines for name in _weights_of(names, read, where, entries)]
+        found += [f"{folder}/model.safetensors" for folder in routes.static.values()]
+    # Heads that bge-m3 has next to its pipeline.
+    return list(
+        dict.fromkeys([*found, *(f"{name}.safetensors" for name in HEADS_APART if f"{name}.safetensors" in names)])
+    )
+
+
+def _weights_of(
+    names: Collection[str], read: Callable[[str], Any], where: str, entries: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """The weight files of one pipeline."""
     body = next((module_folder(entry) for entry in entries if module_kind(entry) in BODIES), "")
     prefix = f"{body}/" if body else ""
     here = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
@@ -203,12 +227,7 @@ def weights_needed(names: Collection[str], read: Callable[[str], Any], where: st
             refuse_without_safetensors(inner, where)
         # Some conversions keep these matrices in the main file, and no weights here.
         dense += [name for name in inner if name == f"{folder}/model.safetensors"]
-    routes = read_routes(listed, read)
-    # Tables of weights that a router sends texts to.
-    tables = [f"{folder}/model.safetensors" for folder in routes.static.values()] if routes is not None else []
-    # Heads that bge-m3 has next to its pipeline.
-    apart = [f"{name}.safetensors" for name in HEADS_APART if f"{name}.safetensors" in names]
-    return [f"{prefix}{name}" for name in main] + dense + tables + apart
+    return [f"{prefix}{name}" for name in main] + dense
 
 
 def _of_model(name: str) -> bool:

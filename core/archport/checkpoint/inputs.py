@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from archport.checkpoint.files import body_folder
+from archport.checkpoint.files import Opened, body_folder
 from archport.checkpoint.pipeline import pipeline_settings
 from archport.checkpoint.transformer import TransformerSettings, token_count, transformer_settings
 from archport.contract.errors import CheckpointError
-from archport.contract.inputs import CheckpointView, TextInputs
+from archport.contract.inputs import TextInputs
 
 
-def read_inputs(checkpoint: CheckpointView) -> TextInputs:
+def read_inputs(checkpoint: Opened) -> TextInputs:
     """How text becomes tokens.
 
     The limit is the pipeline's, else the tokenizer's; None when neither states one.
@@ -23,7 +23,7 @@ def read_inputs(checkpoint: CheckpointView) -> TextInputs:
     Raises:
         CheckpointError: prompts that are not text, a default prompt that does not exist, or a limit that is none.
     """
-    transformer, stated = transformer_settings(checkpoint.folder), pipeline_settings(checkpoint)
+    transformer, stated = transformer_settings(checkpoint.folder, checkpoint.route), pipeline_settings(checkpoint)
     prompts = _prompts(checkpoint, stated)
     default = stated.get("default_prompt_name")
     # Both roles have a prompt, be it none.
@@ -51,7 +51,7 @@ def read_inputs(checkpoint: CheckpointView) -> TextInputs:
     )
 
 
-def _prompts(checkpoint: CheckpointView, stated: dict[str, Any]) -> dict[str, str]:
+def _prompts(checkpoint: Opened, stated: dict[str, Any]) -> dict[str, str]:
     prompts = stated.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
         raise CheckpointError(
@@ -60,12 +60,15 @@ def _prompts(checkpoint: CheckpointView, stated: dict[str, Any]) -> dict[str, st
     return {name: text or "" for name, text in prompts.items()}
 
 
-def _max_tokens(checkpoint: CheckpointView, transformer: TransformerSettings) -> int | None:
+def _max_tokens(checkpoint: Opened, transformer: TransformerSettings) -> int | None:
     if not transformer.truncates:
         return None
     if transformer.call_limit is not None:
         return transformer.call_limit
-    body = body_folder(checkpoint.folder)
+    body = body_folder(checkpoint.folder, checkpoint.route)
+    if transformer.plain_tokenizer:
+        own = (checkpoint.json(f"{body}/tokenizer.json" if body else "tokenizer.json") or {}).get("truncation") or {}
+        return token_count(str(checkpoint.folder), "tokenizer.json: truncation.max_length", own.get("max_length"))
     name = "tokenizer_config.json"
     # Old pipelines keep the tokenizer next to the transformer, some next to the pipeline.
     tokenizer = (checkpoint.json(f"{body}/{name}") if body else None) or checkpoint.json(name) or {}

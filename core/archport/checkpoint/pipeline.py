@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from archport.checkpoint.files import TABLES, TRANSFORMERS, module_kind, pipeline_modules
+from archport.checkpoint.files import TABLES, TRANSFORMERS, Opened, module_kind, pipeline_modules
 from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
 from archport.contract.heads import (
@@ -26,7 +26,6 @@ from archport.contract.heads import (
     SparsePooling,
     YesNoHead,
 )
-from archport.contract.inputs import CheckpointView
 
 log = logging.getLogger("archport")
 
@@ -51,7 +50,7 @@ _POOLING_NAMES: Mapping[str, PoolingMode] = {
 _LOGARITHMS = {"relu": 1, "log1p_relu": 2}
 
 
-def read_head(checkpoint: CheckpointView) -> Head:
+def read_head(checkpoint: Opened) -> Head:
     """What this checkpoint's pipeline makes of its rows: a vector per text, sparse or not, or scores of pairs.
 
     Without `modules.json`: the last token for an `...ForCausalLM` that is causal, else the mean; no normalisation.
@@ -59,13 +58,13 @@ def read_head(checkpoint: CheckpointView) -> Head:
     Raises:
         CheckpointError: a module, order, pooling mode, activation or similarity that archport does not know.
     """
-    entries = pipeline_modules(checkpoint.folder)
+    entries = pipeline_modules(checkpoint.folder, checkpoint.route)
     if entries is None:
         names = checkpoint.config.get("architectures") or [""]
         generates = str(names[0]).endswith("ForCausalLM") and checkpoint.config.get("causal") is not False
         mode: PoolingMode = "last" if generates else "mean"
         return EmbeddingHead((mode,), source=f"default without modules.json: {mode}", stated=False)
-    stated, transformer = pipeline_settings(checkpoint), transformer_settings(checkpoint.folder)
+    stated, transformer = pipeline_settings(checkpoint), transformer_settings(checkpoint.folder, checkpoint.route)
     kinds = [module_kind(entry) for entry in entries]
     if transformer.expands:
         raise CheckpointError(
@@ -114,7 +113,7 @@ class _Steps:
         scored: what made the scores.
     """
 
-    checkpoint: CheckpointView
+    checkpoint: Opened
     scoring: bool
     pooling: tuple[PoolingMode, ...] = ()
     include_prompt: bool = True
@@ -188,7 +187,7 @@ class _Steps:
         return self.scored
 
 
-def _splade(checkpoint: CheckpointView, entries: list[dict[str, Any]], kinds: list[str], task: str) -> SparseHead:
+def _splade(checkpoint: Opened, entries: list[dict[str, Any]], kinds: list[str], task: str) -> SparseHead:
     if len(kinds) != 2 or kinds[0] not in TRANSFORMERS or kinds[1] != "SpladePooling" or task != "fill-mask":
         raise CheckpointError(
             f"{checkpoint.folder}: modules.json has the modules {', '.join(kinds)}, the first for the task {task!r}; "
@@ -214,7 +213,7 @@ def _splade(checkpoint: CheckpointView, entries: list[dict[str, Any]], kinds: li
     return SparseHead(pooling, _LOGARITHMS[activation], top_k=top_k, similarity=similarity, source="modules.json")
 
 
-def _logit_score(checkpoint: CheckpointView, entries: list[dict[str, Any]], kinds: list[str]) -> YesNoHead:
+def _logit_score(checkpoint: Opened, entries: list[dict[str, Any]], kinds: list[str]) -> YesNoHead:
     if kinds != ["Transformer", "LogitScore"]:
         raise CheckpointError(
             f"{checkpoint.folder}: modules.json has the modules {', '.join(kinds)}; expected Transformer, LogitScore."
@@ -235,7 +234,7 @@ def _logit_score(checkpoint: CheckpointView, entries: list[dict[str, Any]], kind
     return YesNoHead(yes, no, f"{folder}/config.json", read_score_activation(checkpoint, 1))
 
 
-def read_score_activation(checkpoint: CheckpointView, labels: int) -> Activation:
+def read_score_activation(checkpoint: Opened, labels: int) -> Activation:
     """What raw scores of pairs go through: of the pipeline's file, else of config.json, else sigmoid of one score.
 
     A name that is none of torch's is passed over, as sentence-transformers does without trust in a repository's code.
@@ -263,14 +262,14 @@ def read_score_activation(checkpoint: CheckpointView, labels: int) -> Activation
     return "sigmoid" if labels == 1 else "identity"
 
 
-def pipeline_settings(checkpoint: CheckpointView) -> dict[str, Any]:
+def pipeline_settings(checkpoint: Opened) -> dict[str, Any]:
     """`config_sentence_transformers.json`, which counts next to a `modules.json` only."""
     if checkpoint.modules is None:
         return {}
     return checkpoint.json("config_sentence_transformers.json") or {}
 
 
-def _module_config(checkpoint: CheckpointView, folder: str, kind: str) -> dict[str, Any]:
+def _module_config(checkpoint: Opened, folder: str, kind: str) -> dict[str, Any]:
     path = f"{folder}/config.json" if folder else "config.json"
     config = checkpoint.json(path)
     if config is None:
@@ -278,7 +277,7 @@ def _module_config(checkpoint: CheckpointView, folder: str, kind: str) -> dict[s
     return config
 
 
-def _pooling(checkpoint: CheckpointView, folder: str, config: Mapping[str, Any]) -> tuple[PoolingMode, ...]:
+def _pooling(checkpoint: Opened, folder: str, config: Mapping[str, Any]) -> tuple[PoolingMode, ...]:
     stated = config.get("pooling_mode")
     if stated is None:
         flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
@@ -299,7 +298,7 @@ def _pooling(checkpoint: CheckpointView, folder: str, config: Mapping[str, Any])
     return tuple(modes)
 
 
-def _dense(checkpoint: CheckpointView, folder: str, config: Mapping[str, Any]) -> Dense:
+def _dense(checkpoint: Opened, folder: str, config: Mapping[str, Any]) -> Dense:
     where = f"{checkpoint.folder}: {folder}/config.json"
     stated = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     name: Activation = "identity" if stated is None else _activation(f"{where}: activation_function", stated)
@@ -319,7 +318,7 @@ def _activation(where: str, stated: Any) -> Activation:
     raise CheckpointError(f"{where}={stated!r}; expected torch.nn's module of {', '.join(get_args(Activation))}.")
 
 
-def _check_names(checkpoint: CheckpointView, folder: str, config: Mapping[str, Any], kind: str) -> None:
+def _check_names(checkpoint: Opened, folder: str, config: Mapping[str, Any], kind: str) -> None:
     """Refuse a module that reads or makes something else than the pooled vector."""
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
@@ -329,7 +328,7 @@ def _check_names(checkpoint: CheckpointView, folder: str, config: Mapping[str, A
             )
 
 
-def _similarity(checkpoint: CheckpointView, settings: Mapping[str, Any], default: Similarity = "cosine") -> Similarity:
+def _similarity(checkpoint: Opened, settings: Mapping[str, Any], default: Similarity = "cosine") -> Similarity:
     stated = settings.get("similarity_fn_name") or default
     for known in get_args(Similarity):
         if stated == known:

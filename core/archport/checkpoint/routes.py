@@ -1,8 +1,8 @@
 """Which modules of a pipeline answer which role: sentence-transformers' Router, and Asym before it.
 
 A router lists modules by route in router_config.json (config.json of older ones), and rules that lead from a role to a
-route. archport runs one transformer: its route's modules stand in the router's place, and other roles may be answered
-by a SparseStaticEmbedding. Source of the rules: sentence-transformers 6.2. Reads JSON, and no module's own files.
+route. The modules of one route stand in the router's place, each route a pipeline of its own; one may be a table of
+weights alone. Source of the rules: sentence-transformers 6.2. Reads JSON, and no module's own files.
 """
 
 from __future__ import annotations
@@ -40,10 +40,18 @@ class Routes:
     main: str
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """The routes besides the main one that some role takes."""
+        return tuple(sorted({route for route in self.roles.values() if route is not None and route != self.main}))
+
+    @property
     def static(self) -> Mapping[str, str]:
-        """Route -> the folder of its SparseStaticEmbedding, of the routes besides the main one that a role takes."""
-        others = {route for route in self.roles.values() if route is not None and route != self.main}
-        return {route: str(self.modules[route][0]["path"]) for route in sorted(others)}
+        """Route -> the folder of its SparseStaticEmbedding, of the other routes that are such a table alone."""
+        return {
+            route: str(self.modules[route][0]["path"])
+            for route in self.others
+            if [_kind(entry) for entry in self.modules[route]] == [STATIC]
+        }
 
 
 def read_routes(entries: Sequence[Entry] | None, read: Callable[[str], Any]) -> Routes | None:
@@ -83,30 +91,21 @@ def read_routes(entries: Sequence[Entry] | None, read: Callable[[str], Any]) -> 
     # Routes of the same modules are one.
     same = {route for route in taken if modules[route] == modules[main]}
     led: dict[Role, str | None] = {role: main if route in same else route for role, route in roles.items()}
-    found = Routes(where, modules, led, main)
-    for route in found.static:
-        _check(found, route)
-    return found
+    return Routes(where, modules, led, main)
 
 
-def expanded(entries: list[dict[str, Any]] | None, read: Callable[[str], Any]) -> list[dict[str, Any]] | None:
-    """The entries with the main route's modules in a router's place; arguments and errors as `read_routes`."""
+def expanded(
+    entries: list[dict[str, Any]] | None, read: Callable[[str], Any], route: str | None = None
+) -> list[dict[str, Any]] | None:
+    """The entries with a route's modules in a router's place; arguments and errors as `read_routes`.
+
+    Args:
+        route: None for the main one.
+    """
     routes = read_routes(entries, read)
     if routes is None or entries is None:
         return entries
-    return [*(dict(entry) for entry in routes.modules[routes.main]), *entries[1:]]
-
-
-def _check(routes: Routes, route: str) -> None:
-    """Refuse a route besides the main one that is more than a table of weights."""
-    kinds, others = ([_kind(entry) for entry in routes.modules[name]] for name in (route, routes.main))
-    if kinds == [STATIC]:
-        return
-    raise CheckpointError(
-        f"{routes.where}: the route {route!r} runs {', '.join(kinds)}, and {routes.main!r} runs {', '.join(others)}; "
-        f"archport runs one of them, and besides it {STATIC} alone. Save each route as a model of its own: "
-        f"SentenceTransformer(modules=[*model[0].sub_modules[{route!r}], *list(model)[1:]]).save_pretrained(folder)."
-    )
+    return [*(dict(entry) for entry in routes.modules[route or routes.main]), *entries[1:]]
 
 
 def _modules(where: str, stated: Mapping[str, Any], folder: str) -> dict[str, tuple[Entry, ...]]:

@@ -61,7 +61,7 @@ def load_tokenizer(checkpoint: Opened, *, lowercase: bool = False) -> Tokenizer:
 
 def _found(checkpoint: Opened) -> Tokenizer:
     folder = checkpoint.body_path
-    settings = transformer_settings(checkpoint.folder)
+    settings = transformer_settings(checkpoint.folder, checkpoint.route)
     tokenizer = next(
         (found for place in checkpoint.places if (found := _read(place, checkpoint, settings)) is not None), None
     )
@@ -98,7 +98,7 @@ def truncation_side(checkpoint: Opened) -> Literal["right", "left"]:
     load_tokenizer(checkpoint)
     folder = f"{checkpoint.body}/" if checkpoint.body else ""
     stated = checkpoint.json(f"{folder}tokenizer_config.json") or {}
-    values = {**stated, **transformer_settings(checkpoint.folder).tokenizer}
+    values = {**stated, **transformer_settings(checkpoint.folder, checkpoint.route).tokenizer}
     side = values.get("truncation_side", checkpoint.memo["truncation side"])
     if side != "right" and side != "left":
         raise CheckpointError(f"{checkpoint.folder}: truncation_side={side!r}; expected 'right' or 'left'.")

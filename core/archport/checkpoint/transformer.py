@@ -100,13 +100,13 @@ class TransformerSettings:
     plain_tokenizer: bool = False
 
 
-def transformer_settings(folder: Path) -> TransformerSettings:
+def transformer_settings(folder: Path, route: str | None = None) -> TransformerSettings:
     """The settings of the Transformer module in a checkpoint's folder; the defaults without a pipeline.
 
     Raises:
         CheckpointError: a key that changes numbers in a way that archport does not follow, or a value that is none.
     """
-    entries = pipeline_modules(folder)
+    entries = pipeline_modules(folder, route)
     if entries is None:
         return TransformerSettings()
     if any(module_kind(entry) in TABLES for entry in entries):
@@ -114,7 +114,7 @@ def transformer_settings(folder: Path) -> TransformerSettings:
         return TransformerSettings(special_tokens=False, plain_tokenizer=True)
     masked = any(module_kind(entry) == "MLMTransformer" for entry in entries)
     task = "fill-mask" if masked else "feature-extraction"
-    place = inside(folder, body_folder(folder), "modules.json")
+    place = inside(folder, body_folder(folder, route), "modules.json")
     # As the reference: an empty file counts as none.
     for name in _FILES:
         stated = read_object(inside(place, name, "a pipeline"))

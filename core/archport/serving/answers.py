@@ -21,6 +21,7 @@ from archport.answering.tags import OUTSIDE, Span, spans, token_labels
 from archport.answering.token_vectors import TokenEmbedder, maxsim
 from archport.answering.vectors import Embedder, EmbedRequest
 from archport.answering.yes_no import YesNoScorer
+from archport.checkpoint import Role
 from archport.contract import ClassificationHead, EmbeddingHead, InputError, TokenHead
 from archport.reading.texts import Overflow, TextTokeniser
 from archport.serving.device import Device
@@ -366,6 +367,7 @@ def _prompt_text(tokeniser: TextTokeniser, prompt: Prompt, timing: Timing) -> st
     """The text in front of every input, and its name in the timing."""
     inputs = tokeniser.inputs
     name = prompt.name
+    _check_route(served, prompt)
     if prompt.text is None and name is None and prompt.role is not None:
         name = inputs.query_prompt if prompt.role == "query" else inputs.document_prompt
         if name is None:
@@ -377,6 +379,23 @@ def _prompt_text(tokeniser: TextTokeniser, prompt: Prompt, timing: Timing) -> st
     if prompt.text is None and name is None:
         timing.prompt = inputs.default_prompt
     return tokeniser.prompt(prompt.text, name)
+
+
+def _check_route(served: Served, prompt: Prompt) -> None:
+    """Refuse texts that the model's files send to other modules than those that the server runs."""
+    routes, inputs = served.model.checkpoint.routes, served.runtime.tokeniser.inputs
+    if routes is None:
+        return
+    role: Role = prompt.role
+    if role is None and prompt.name is not None:
+        role = "query" if prompt.name == inputs.query_prompt else "document"
+    if routes.roles[role] != routes.main:
+        ran = ", ".join(str(each) for each, route in routes.roles.items() if route == routes.main)
+        raise unsupported(
+            f"{served.id!r} answers {role or 'texts without a role'} by modules of their own ({routes.where}); this server "
+            f"runs those of {ran}.",
+            prompt.param,
+        )
 
 
 def _limit(served: Served, cutting: Cutting) -> int | None:

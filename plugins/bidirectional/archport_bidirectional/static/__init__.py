@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -62,24 +61,13 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
     """Tokens as tokenizer.json gives them, at most as many as it keeps of a text; no other file has a limit."""
-    place, own = _place(checkpoint)
-    tokenizer = checkpoint.json(f"{place}tokenizer.json") or {}
-    limit = (tokenizer.get("truncation") or {}).get("max_length")
-    dropped: tuple[int, ...] = ()
-    if own:
+    stored = checkpoint.stored_inputs()
+    limit, dropped = stored.max_tokens, tuple[int, ...]()
+    if not (checkpoint.folder / "modules.json").is_file():
         # As model2vec reads its own layout: unknown tokens do not count.
         limit = (checkpoint.json("config.json") or {}).get("max_length", limit or _KEPT)
-        dropped = _unknown(tokenizer.get("model") or {})
-    return replace(checkpoint.stored_inputs(), max_tokens=limit, empty_token=spec.vocab_size - 1, dropped=dropped)
-
-
-def _place(checkpoint: CheckpointView) -> tuple[str, bool]:
-    """(the table's folder, with a slash, and whether there is no pipeline of sentence-transformers around it)."""
-    path = checkpoint.folder / "modules.json"
-    if not path.is_file():
-        return "", True
-    first = str(json.loads(path.read_text(encoding="utf-8"))[0]["path"]).strip("/")
-    return ("" if first in ("", ".") else f"{first}/"), False
+        dropped = _unknown((checkpoint.json("tokenizer.json") or {}).get("model") or {})
+    return replace(stored, max_tokens=limit, empty_token=spec.vocab_size - 1, dropped=dropped)
 
 
 def _unknown(model: Mapping[str, Any]) -> tuple[int, ...]:

@@ -181,7 +181,7 @@ def _routed(
     about: Description, overrides: Sequence[ModuleType], plugins: Sequence[Plugin] | None, options: Mapping[str, Any]
 ) -> Model:
     """The model of a router's main route, with one for each other route; each plans next to the others' weights."""
-    others = described_routes(about, overrides, plugins, options["adapter"])
+    others = described_routes(about, overrides, plugins, adapted=bool(options["adapter"] or options["adapters"]))
     budgets = budgets_of([about, *others.values()], options["dtype"], this_device(), options["memory_budget"])
     main, *made = (
         _loaded(own, {**options, "memory_budget": budget})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Self, cast
 
@@ -23,9 +22,12 @@ from archport.model import Model
 
 
 def described_routes(
-    about: Description, overrides: Sequence[ModuleType], plugins: Sequence[Plugin] | None, adapter: str | Path | None
+    about: Description, overrides: Sequence[ModuleType], plugins: Sequence[Plugin] | None, *, adapted: bool
 ) -> dict[str, Description]:
     """Route -> what its files describe, of every route besides the main one that is a model of its own.
+
+    Args:
+        adapted: whether adapters were asked for.
 
     Raises:
         InputError: with an adapter, which is one model's.
@@ -33,9 +35,9 @@ def described_routes(
     """
     here, routes = about.checkpoint, about.checkpoint.routes
     names = [] if routes is None else [name for name in routes.others if name not in routes.static]
-    if names and adapter is not None:
+    if names and adapted:
         raise InputError(
-            f"adapter= with {here.name}, whose router has {1 + len(names)} models; merge it into one first"
+            f"{here.name} has a router of {1 + len(names)} models, and adapters are one's; merge them first"
         )
     known = discover() if plugins is None else tuple(plugins)
 

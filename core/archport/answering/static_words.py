@@ -54,6 +54,7 @@ class StaticWords:
         precision: str = "float32",
         dimensions: int | None = None,
         normalize: bool | None = None,
+        task: str | None = None,
         progress: bool | Counter = False,
         errors: Errors = "raise",
     ) -> Any:
@@ -66,7 +67,8 @@ class StaticWords:
         if top_k is not None and top_k < 1:
             raise InputError(f"{top_k=}; expected a number >= 1, or None for the model's own")
         exact = None if precision == "float32" else precision
-        refuse_given("sparse", {"precision": exact, "dimensions": dimensions, "normalize": normalize})
+        fixed = {"precision": exact, "dimensions": dimensions, "normalize": normalize, "task": task}
+        refuse_given("sparse", fixed)
         text = self._tokeniser.prompt(prompt, prompt_name)
         read = partial(self._tokeniser, prompt=text, max_tokens=max_tokens, overflow=overflow)
         items = cast("list[str]", [texts] if isinstance(texts, str | Mapping) else list(iterable(texts)))

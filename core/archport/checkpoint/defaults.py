@@ -7,13 +7,11 @@ from archport.contract import CheckpointView, Head, TextInputs, hookimpl
 
 @hookimpl(trylast=True)
 def archport_head(checkpoint: CheckpointView) -> Head:
-    from archport.checkpoint import read_head
 
-    return read_head(checkpoint)
+    return checkpoint.stored_head()
 
 
 @hookimpl(trylast=True)
 def archport_inputs(checkpoint: CheckpointView) -> TextInputs:
-    from archport.checkpoint import read_inputs
 
-    return read_inputs(checkpoint)
+    return checkpoint.stored_inputs()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.disk import inside, read_object
 from archport.checkpoint.headers import read_header
@@ -16,6 +14,7 @@ from archport.checkpoint.weights import load_arrays
 from archport.contract.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
     from tokenizers import Tokenizer
 
 
@@ -44,6 +43,7 @@ def load_static_table(checkpoint: Checkpoint, folder: str) -> StaticTable:
             tokenizer, or one of words that have no weight.
     """
     import mlx.core as mx
+    import numpy as np
 
     place = inside(checkpoint.folder, folder, "router_config.json")
     config = read_object(inside(place, "config.json", "a pipeline")) or {}

@@ -392,8 +392,8 @@ def _check_route(served: Served, prompt: Prompt) -> None:
     if routes.roles[role] != routes.main:
         ran = ", ".join(str(each) for each, route in routes.roles.items() if route == routes.main)
         raise unsupported(
-            f"{served.id!r} answers {role or 'texts without a role'} by modules of their own ({routes.where}); this server "
-            f"runs those of {ran}.",
+            f"{served.id!r} answers {role or 'texts without a role'} by modules of their own ({routes.where}); this "
+            f"server runs those of {ran}.",
             prompt.param,
         )
 

@@ -127,6 +127,16 @@ def test_text_embeddings_inference_s_bare_arrays(make, tiny, expected):
         np.testing.assert_allclose(np.array(mine, np.float32), theirs, atol=1e-5)
 
 
+def test_a_role_that_other_modules_answer_is_refused_by_their_file(make, tiny):
+    serving, model = make("routed"), tiny("routed")
+    (row,) = serving.ask("/embed_sparse", {"inputs": "a cat", "prompt_name": "document"}).json()
+    want = model.encode_document("a cat", output="sparse").toarray()[0]
+    np.testing.assert_allclose([entry["value"] for entry in row], want[want > 0], rtol=1e-5)
+    answer = serving.ask("/embed_sparse", {"inputs": "a cat", "prompt_name": "query"})
+    assert answer.status_code == 400
+    assert "answers query by modules of their own (router_config.json)" in answer.json()["error"]
+
+
 def test_text_embeddings_inference_s_sparse_vectors(make, tiny):
     texts = ["a cat", "the software", "a"]
     serving, model = make("splade"), tiny("splade")

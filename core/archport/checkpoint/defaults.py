@@ -7,11 +7,9 @@ from archport.contract import CheckpointView, Head, TextInputs, hookimpl
 
 @hookimpl(trylast=True)
 def archport_head(checkpoint: CheckpointView) -> Head:
-
     return checkpoint.stored_head()
 
 
 @hookimpl(trylast=True)
 def archport_inputs(checkpoint: CheckpointView) -> TextInputs:
-
     return checkpoint.stored_inputs()

@@ -390,7 +390,7 @@ def _check_route(served: Served, prompt: Prompt) -> None:
     if role is None and prompt.name is not None:
         role = "query" if prompt.name == inputs.query_prompt else "document"
     if routes.roles[role] != routes.main:
-        ran = ", ".join(str(each) for each, route in routes.roles.items() if route == routes.main)
+        ran = ", ".join(str(name) for name, route in routes.roles.items() if route == routes.main)
         raise unsupported(
             f"{served.id!r} answers {role or 'texts without a role'} by modules of their own ({routes.where}); this "
             f"server runs those of {ran}.",

@@ -33,7 +33,6 @@ from archport.device.process import use_device
 from archport.faults import explained, unexpected
 from archport.loading import Description, describe
 from archport.model import Model
-from archport.routed import RoutedModel, budgets_of, described_routes
 from archport.running.calls import public
 
 __all__ = ["Model", "ModelMemory", "describe", "load"]
@@ -181,6 +180,8 @@ def _routed(
     about: Description, overrides: Sequence[ModuleType], plugins: Sequence[Plugin] | None, options: Mapping[str, Any]
 ) -> Model:
     """The model of a router's main route, with one for each other route; each plans next to the others' weights."""
+    from archport.routed import RoutedModel, budgets_of, described_routes
+
     others = described_routes(about, overrides, plugins, adapted=bool(options["adapter"] or options["adapters"]))
     budgets = budgets_of([about, *others.values()], options["dtype"], this_device(), options["memory_budget"])
     main, *made = (

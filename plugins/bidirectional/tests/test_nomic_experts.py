@@ -131,12 +131,12 @@ def tensors(config, seed):
 
 
 def gelu(x):
-    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return x * (0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))).astype(x.dtype)
 
 
-def reference(config, weights, ids, router=None):
-    """Hidden states (L, D) of one row in float64. `router` changes the shares, for tests of what the formula says."""
-    w = {name: value.astype(np.float64) for name, value in weights.items()}
+def reference(config, weights, ids, router=None, kind=np.float64):
+    """Hidden states (L, D) of one row. `router` changes the shares, for tests of what the formula says."""
+    w = {name: value.astype(kind) for name, value in weights.items()}
     H, eps, k = config["n_head"], config["layer_norm_epsilon"], config["moe_top_k"]
 
     def linear(path, x):
@@ -153,7 +153,7 @@ def reference(config, weights, ids, router=None):
     def turned(x):
         half = x.shape[-1] // 2
         speeds = float(config["rotary_emb_base"]) ** (-np.arange(half) / half)
-        angle = np.arange(x.shape[1])[:, None] * speeds
+        angle = (np.arange(x.shape[1])[:, None] * speeds).astype(kind)
         a, b = x[..., :half], x[..., half:]
         return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
 
@@ -229,8 +229,11 @@ def verify(folder, written, seed):
     together = model.forward(ids, mask)
     for at, row in enumerate(rows):
         want = reference(config, weights, row)
-        assert far(model.forward(row[None].astype(np.int32))[0], want) <= 1e-5, (config, len(row))
-        assert far(together[at, : len(row)], want) <= 1e-5, (config, len(row))
+        # Sharp attention and tied experts: float32 itself is as far in a few draws.
+        limit = max(1e-5, 2 * far(reference(config, weights, row, kind=np.float32), want))
+        assert limit <= 1e-4, (config, len(row))
+        assert far(model.forward(row[None].astype(np.int32))[0], want) <= limit, (config, len(row))
+        assert far(together[at, : len(row)], want) <= limit, (config, len(row))
 
 
 @pytest.mark.parametrize("seed", range(4))

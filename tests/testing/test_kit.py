@@ -56,6 +56,14 @@ def test_a_known_failure_that_fails_is_reported_as_known_with_its_reason(liars):
     assert "compiling a pass" in outcome.message
 
 
+@pytest.mark.parametrize("name", ["toy", "liars"])
+def test_without_a_compiler_a_trace_is_exported(name, request, monkeypatch):
+    monkeypatch.setattr("archport.testing.checks.batches.compiles", lambda: False)
+    plugin = request.getfixturevalue(name)
+    outcome = only(plugin if name == "toy" else named(plugin, "compile_safe"), "compile_safe")
+    assert (outcome.status == "ok") == (name == "toy")
+
+
 def test_a_known_failure_that_passes_is_a_failure(toy):
     outcome = only(toy, "compile_safe", known_failures={"compile_safe": "acme#7: reads a value"})
     assert outcome.status == "unexpected pass"

@@ -30,6 +30,20 @@ def traced(*arrays: mx.array | None) -> bool:
     return False
 
 
+def compiles() -> bool:
+    """Whether `mx.compile` traces functions here: on a CPU without g++ MLX runs them as they are."""
+    import mlx.core as mx
+
+    answers: list[bool] = []
+
+    def asked(x: mx.array) -> mx.array:
+        answers.append(traced(x))
+        return x
+
+    mx.compile(asked)(mx.zeros((1,)))
+    return answers[0]
+
+
 # How long buffers may take to come back before the device is asked to finish everything: 18 us is usual, 230 the most
 # that was seen on an H200.
 RELEASE_SECONDS = 3e-4

@@ -130,7 +130,7 @@ class Answers(Requests):
         self._check_dimensions(served, dimensions)
         runtime = served.of_task(task)
         embedder = _cutting_at(runtime.embedder(), cutting)
-        text = _prompt_text(runtime.tokeniser, prompt, timing)
+        text = _prompt_text(served, runtime.tokeniser, prompt, timing)
         request = EmbedRequest(text, dimensions, normalize, _limit(served, cutting), cutting.overflow)
         work = VectorWork(embedder, request)
         ids = [index for index, item in enumerate(items) if isinstance(item, np.ndarray)]
@@ -151,7 +151,7 @@ class Answers(Requests):
             served.need("embed_tokens")
         prompt, cutting = prompt or Prompt(), cutting or Cutting()
         work = TokenWork(served.runtime.tokens(hidden=True), "query" if prompt.role == "query" else "document")
-        text = _prompt_text(served.runtime.tokeniser, prompt, timing)
+        text = _prompt_text(served, served.runtime.tokeniser, prompt, timing)
         options = {"prompt": text, **_cut(served, cutting)}
         rows = await self.rows(served, items, lambda: work.read(items, **options), timing, param)
         job = await self.run(("tokens", served.id, work.role), work, rows, timing)
@@ -165,7 +165,7 @@ class Answers(Requests):
         served.need("embed_sparse")
         work = SparseWork(served.runtime.sparse())
         options = {
-            "prompt": _prompt_text(served.runtime.tokeniser, prompt or Prompt(), timing),
+            "prompt": _prompt_text(served, served.runtime.tokeniser, prompt or Prompt(), timing),
             **_cut(served, cutting or Cutting()),
         }
         rows = await self.rows(served, items, lambda: work.read(items, **options), timing, param)
@@ -363,7 +363,7 @@ class Answers(Requests):
         return rows
 
 
-def _prompt_text(tokeniser: TextTokeniser, prompt: Prompt, timing: Timing) -> str:
+def _prompt_text(served: Served, tokeniser: TextTokeniser, prompt: Prompt, timing: Timing) -> str:
     """The text in front of every input, and its name in the timing."""
     inputs = tokeniser.inputs
     name = prompt.name

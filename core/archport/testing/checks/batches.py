@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from archport.contract import InputError
+from archport.device.evaluation import compiles
 from archport.testing.check import CheckFailed, check, fail
 from archport.testing.measure import as_array, gap, held
 from archport.testing.subject import Tiny
 from archport.testing.weights import picture
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from archport.engine import Model
 
 
@@ -231,6 +235,19 @@ def deterministic(t: Tiny) -> str:
     return "5 runs: equal"
 
 
+def _in_one_trace(function: Callable[[mx.array], mx.array], ids: mx.array) -> mx.array:
+    """What a function makes when it is traced: compiled, or exported where MLX compiles nothing."""
+    import mlx.core as mx
+
+    if compiles():
+        return mx.compile(function)(ids)
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/pass.mlxfn"
+        mx.export_function(path, function, ids)
+        again: Any = mx.import_function(path)
+        return again(ids)[0]
+
+
 @check("tiny")
 def compile_safe(t: Tiny) -> str:
     """Under mx.compile the module gives the same numbers: it reads no value of an array while it runs.
@@ -246,12 +263,15 @@ def compile_safe(t: Tiny) -> str:
     plan = t.plan([len(row)], spans=[t.spans(row)])
     (batch,) = plan.batches
     (step,) = batch.steps
-    compiled = mx.compile(lambda ids: t.trunk(ids, StepContext(plan, batch, step, (0,), None, Stretches())))
+
+    def run(ids: mx.array) -> mx.array:
+        return t.trunk(ids, StepContext(plan, batch, step, (0,), None, Stretches()))
+
     # As wide as the plan has it: a device pads rows to few shapes.
     ids = np.zeros((1, step.tokens), np.int32)
     ids[0, : len(row)] = row
     try:
-        got = compiled(mx.array(ids))
+        got = _in_one_trace(run, mx.array(ids))
         mx.eval(got)
     # MLX raises ValueError or RuntimeError, by what the module does.
     except Exception as error:

@@ -98,6 +98,9 @@ def embed(
     memory_budget: Annotated[str | None, typer.Option(metavar="BYTES", help="For example 16GB.")] = None,
     max_context: MaxContext = None,
     adapter: Adapter = None,
+    task: Annotated[
+        str | None, typer.Option(help="A task that the model has an adapter for, such as retrieval.query.")
+    ] = None,
 ) -> None:
     """Embed texts and print their vectors; sparse ones with the tokens that they weigh.
 
@@ -137,6 +140,7 @@ def embed(
         "output": output.value,
         "top_k": top_k,
         "progress": sys.stderr.isatty(),
+        "task": task,
     }
 
     def name(index: int) -> str:

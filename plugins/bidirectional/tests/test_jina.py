@@ -6,14 +6,17 @@ plus lora_A[task] lora_B[task] alpha / rank; its `encode` puts the task's instru
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from archport import engine
+from archport.cli.commands import app
 from archport.contract import CheckpointError, InputError
 
 D, INNER, WORDS, RANK, ALPHA = 64, 96, 199, 4, 2
@@ -163,6 +166,13 @@ def test_without_a_task_no_adapter_runs(model: engine.Model, by_hand: Callable[.
 def test_a_prompt_takes_the_place_of_an_instruction(model: engine.Model, by_hand: Callable[..., engine.Model]):
     wanted = by_hand(0).embed(TEXTS, prompt="t055 ")
     assert far(model.embed(TEXTS, task="retrieval.query", prompt="t055 "), wanted) < 1e-5
+
+
+def test_the_command_line_takes_a_task(model: engine.Model, published: Path):
+    asked = ("embed", *TEXTS, "-m", str(published), "--task", "retrieval.query", "--dtype", "float32")
+    done = CliRunner().invoke(app, [*asked, "--format", "json"])
+    assert done.exit_code == 0, done.output
+    assert far(np.array(json.loads(done.stdout)), model.embed(TEXTS, task=TASKS[0])) < 1e-5
 
 
 def test_another_task_is_refused(model: engine.Model):

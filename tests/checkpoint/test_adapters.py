@@ -195,6 +195,14 @@ def test_another_base_is_refused_with_every_module_that_does_not_fit(make: Calla
     assert "layer.0 adds (4, 8) to (8, 8)" in said
 
 
+def test_a_pooler_that_the_base_does_not_store_is_passed_over(make: Callable[..., Path], adapter: Adapters):
+    pooler = {**named("pooler.dense", factors()), "base_model.model.pooler.dense.bias": np.zeros(8, np.float32)}
+    checkpoint = opened(make(tensors=base_tensors()), adapter({**named("layer.0", factors()), **pooler}))
+    assert checkpoint.adapted is not None
+    assert list(checkpoint.adapted.terms) == ["layer.0.weight"]
+    assert checkpoint.tensors.keys() == checkpoint.stored_tensors.keys()
+
+
 def test_a_name_that_may_be_two_weights_is_refused(make: Callable[..., Path], adapter: Adapters):
     base = {**base_tensors("text."), **base_tensors("vision.")}
     with pytest.raises(CheckpointError, match=r"layer\.0\.weight may be each of text\.layer\.0\.weight, vision"):

@@ -84,7 +84,7 @@ def fitted(adapter: Adapter, base: str, stored: Mapping[str, TensorInfo], *, gen
             # A head that the base does not have.
             name = path
         if name is None:
-            homeless.append(path)
+            homeless += [] if _of_absent_pooler(path) else [path]
             continue
         before = stored.get(name)
         packed = before is not None and _drop_packing(name, tensors)
@@ -96,7 +96,8 @@ def fitted(adapter: Adapter, base: str, stored: Mapping[str, TensorInfo], *, gen
         name = names.find(f"{path}.weight")
         bias = None if term.bias is None else names.find(f"{path}.bias")
         if name is None or (term.bias is not None and bias is None):
-            homeless.append(path if name is None else f"{path}.bias")
+            missing = path if name is None else f"{path}.bias"
+            homeless += [] if _of_absent_pooler(missing) else [missing]
             continue
         if name in terms:
             raise CheckpointError(f"{adapter.name}: {path} and another module are both {name} of {base}.")
@@ -112,6 +113,15 @@ def fitted(adapter: Adapter, base: str, stored: Mapping[str, TensorInfo], *, gen
         raise CheckpointError(_misfit(adapter, base, homeless, misshapen))
     before = {name: stored[name] for name in whole if name in stored}
     return Adapted(adapter, terms, biases, whole, before, copied, tensors)
+
+
+def _of_absent_pooler(path: str) -> bool:
+    """Whether a module is in a pooler, where the base stores none.
+
+    transformers makes one for a trunk that was saved without, so that adapters of all linear layers have a term for it.
+    Nothing reads it: a head that does is refused for want of it.
+    """
+    return "pooler" in path.split(".")
 
 
 def _drop_packing(name: str, tensors: dict[str, Any]) -> bool:

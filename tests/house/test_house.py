@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import archport  # noqa: F401
+
+# isort: split
 import importlib.util
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from archport import engine
+
+ROOT = Path(__file__).parents[2]
+GOLDENS = ROOT / "tests" / "goldens"
+# Plans of rows in one packed row, of windows, of a recurrence, and of pictures' models.
+EXPLAINED = ("qwen3-embed", "modernbert", "qwen35-text", "qwen3-vl")
+MOST_FILES_TO_EXPLAIN = 10
 
 
 def _module(name: str) -> ModuleType:
@@ -48,6 +60,26 @@ def test_the_readers_path_names_seven_files_that_are_there():
     files = re.findall(r"^\d\. `([^`]+)`", section, re.M)
     assert len(files) == 7
     assert [name for name in files if not (root / name).is_file()] == []
+
+
+def explained(house: ModuleType, name: str, folder: Path, lengths: list[int]) -> list[str]:
+    """The files that explaining a fresh plan of a golden checkpoint for rows of these lengths enters."""
+    # A copy, because reading a checkpoint may write next to it.
+    model = engine.load(shutil.copytree(GOLDENS / name, folder / name))
+    return house.entered(model.plan(lengths).explain)
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_a_plan_keeps_what_it_is_explained_by(house: ModuleType, tmp_path: Path, name: str):
+    files = explained(house, name, tmp_path, [400, 30, 200, 31])
+    assert len(files) <= MOST_FILES_TO_EXPLAIN, files
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in GOLDENS.glob("*/config.json")))
+def test_every_golden_s_plan_keeps_what_it_is_explained_by(house: ModuleType, tmp_path: Path, name: str):
+    files = explained(house, name, tmp_path, [24, 9, 20, 10])
+    assert len(files) <= MOST_FILES_TO_EXPLAIN, files
 
 
 def test_no_new_identifier_holds_a_word_that_the_glossary_replaces():

@@ -388,6 +388,8 @@ class AttentionPath:
     Args:
         against: backend name -> why it was not taken, for `explain()`.
         excess: why even the chosen path breaks the call's limits; "" when it keeps them. A plan refuses such a path.
+        chosen_at: the path of the rows that stood for these when the backend was chosen, with the reasons of that
+            choice; None where it was chosen at this very call.
     """
 
     call: AttentionCall
@@ -395,6 +397,7 @@ class AttentionPath:
     price: Price
     against: tuple[tuple[str, str], ...] = ()
     excess: str = ""
+    chosen_at: AttentionPath | None = field(default=None, repr=False, compare=False)
 
 
 _FEATURE_WORDS: dict[Feature, str] = {

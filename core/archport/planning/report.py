@@ -150,9 +150,18 @@ def _in_short(plan: Plan, kind: KindPlan, index: int, batch: BatchPlan) -> list[
     for label, step in _shown(batch):
         path = step.paths[index]
         told = describe_form(path) if isinstance(path, RecurrentPath) else describe_path(path)
-        other = next((f"; not {name}: {reason}" for name, reason in _against(plan, path)), "")
-        lines.append(f"    {label}: {told}{other}")
+        lines.append(f"    {label}: {told}{_first_against(path)}")
     return [*lines, *(f"    pinned   {pin}" for pin in kind.pins)]
+
+
+def _first_against(path: AttentionPath | RecurrentPath) -> str:
+    """The first alternative to a path and its problem, as they were when the path was chosen."""
+    if isinstance(path, RecurrentPath) or path.chosen_at is None:
+        return next((f"; not {name}: {reason}" for name, reason in path.against), "")
+    rows = path.chosen_at.call.lengths
+    what = ("document" if path.call.mask == "documents" else "row") + ("s" if len(rows) > 1 else "")
+    chosen = f" (chosen for {len(rows):,} {what} of up to {max(rows):,} tokens)"
+    return next((f"; not {name}: {reason}{chosen}" for name, reason in path.chosen_at.against), "")
 
 
 def _cache(kv: KVAllocation) -> str:

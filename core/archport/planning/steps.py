@@ -218,7 +218,8 @@ def _path(model: ModelFacts, call: AttentionCall, name: str | None) -> Attention
     On CUDA and on a CPU a path is chosen for a shape and serves all rows in it: fresh texts cost no search. Padded rows
     are chosen for as if the longest filled the shape and the others were short; on CUDA, which keeps its shapes, that
     is the path's price, and on a CPU a path has the price of its own rows. Packed ones are chosen for documents about
-    as long as the longest, and priced as they are: `reasons` says later what speaks against the other backends then.
+    as long as the longest, and priced as they are. Such a path keeps what it was chosen by; `reasons` says later what
+    speaks against the other backends at its own rows.
     """
     rows = call.lengths
     packed = call.mask == "documents" and call.B == 1 and len(rows) > 1
@@ -241,7 +242,7 @@ def _path(model: ModelFacts, call: AttentionCall, name: str | None) -> Attention
     if not packed and model.device.kind == "cuda":
         return replace(found, call=call)
     price = found.backend.price(call, model.device)
-    return AttentionPath(call, found.backend, price, excess=price.excess(call, model.device))
+    return AttentionPath(call, found.backend, price, excess=price.excess(call, model.device), chosen_at=found)
 
 
 def reasons(model: ModelFacts, path: AttentionPath) -> tuple[tuple[str, str], ...]:

@@ -269,9 +269,9 @@ def test_the_threshold_variable_forces_chunks_of_the_size_variable(S, expected, 
     sizes = []
     real = chunked.stream
 
-    def spy(seen, q, k, v, a, b, chunk, **kwargs):
+    def spy(seen, on, a, b, chunk, **kwargs):
         sizes.append(chunk)
-        return real(seen, q, k, v, a, b, chunk, **kwargs)
+        return real(seen, on, a, b, chunk, **kwargs)
 
     monkeypatch.setattr(chunked, "stream", spy)
     q, k, v = inputs(1, 2, 1, 16, S, 64)

@@ -243,13 +243,15 @@ def test_padding_on_the_right_needs_no_lengths_where_causal_rows_begin_together(
 
 def test_partial_results_over_disjoint_keys_merge_to_the_whole(inputs, attention64, excess):
     from archport.attention.backends.chunked import merge, stream
+    from archport.attention.mlx_call import Operands
     from archport.attention.visibility import visibility
 
     q, k, v = inputs(2, 4, 2, 30, 100, 64)
     parts = []
     for lo, hi in ((0, 40), (40, 41), (41, 100)):
         seen = visibility(AttentionCall(2, 4, 2, 30, hi - lo, 64, 64, "float32"))
-        parts.append(stream(seen, q, k[:, :, lo:hi], v[:, :, lo:hi], 0, 30, 16, scale=SCALE))
+        on = Operands(q, k[:, :, lo:hi], v[:, :, lo:hi], SCALE)
+        parts.append(stream(seen, on, 0, 30, 16))
     # A part that saw nothing may hold anything.
     parts.insert(1, (mx.full(parts[0][0].shape, float("nan")), mx.full(parts[0][1].shape, -mx.inf)))
     out, lse = merge(parts)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from archport.attention.backends.builtin import builtin_backends
 from archport.attention.backends.flash import Flash
-from archport.attention.backends.one_call import Fused
+from archport.attention.backends.one_call import OneCall
 from archport.attention.backends.split import Split
 from archport.attention.choose import Chooser, choose
 from archport.attention.local import local_device
@@ -30,6 +30,17 @@ SIZE_VARIABLE = "MLX_SDPA_CHUNK_SIZE"
 # Shapes whose decisions are kept.
 MOST_KNOWN = 1024
 Runner = Callable[["mx.array", "mx.array", "mx.array", float, "mx.array | None"], "mx.array"]
+
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a call asks for on top of MLX's own arguments; as `scaled_dot_product_attention` takes them."""
+
+    window: Reach | None
+    backend: str
+    budget: int | None
+
 
 _chooser: Chooser | None = None
 _known: dict[tuple[object, ...], Runner] = {}
@@ -99,13 +110,13 @@ def scaled_dot_product_attention(
     plain = sinks is None and window is None and budget is None and backend.__class__ is str
     plain = plain and (mask is None or mask.__class__ is str)
     if not plain or _default_device is None:
-        return _any_call(q, k, v, scale, mask, sinks, window, backend, budget)
+        return _any_call(q, k, v, scale, mask, sinks, Settings(window, backend, budget))
     # What was decided for these shapes and types runs again without asking; what is refused never gets here. A call of
     # MLX takes some microseconds to describe, and this is to add no more than one.
     on = _default_device() == _gpu
     run = _known.get((q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, mask, backend, on))
     if run is None:
-        return _any_call(q, k, v, scale, mask, sinks, window, backend, budget)
+        return _any_call(q, k, v, scale, mask, sinks, Settings(window, backend, budget))
     return run(q, k, v, scale, sinks)
 
 
@@ -116,9 +127,7 @@ def _any_call(
     scale: float,
     mask: str | mx.array | None,
     sinks: mx.array | None,
-    window: Reach | None,
-    backend: str,
-    budget: int | None,
+    asked: Settings,
 ) -> mx.array:
     """A call of any kind: what was decided for its shapes, types and settings, or is now."""
     global _default_device, _gpu
@@ -126,8 +135,9 @@ def _any_call(
 
     _default_device, _gpu = mx.default_device, mx.Device(mx.gpu)
     if isinstance(mask, mx.array):
-        return _decided(q, k, v, scale, mask, sinks, window, backend, budget)(q, k, v, scale, sinks)
-    key: tuple[object, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, mask, backend)
+        return _decided(q, k, v, scale, mask, sinks, asked)(q, k, v, scale, sinks)
+    window, budget = asked.window, asked.budget
+    key: tuple[object, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, mask, asked.backend)
     key += (mx.default_device() == _gpu,)
     if not (sinks is None and window is None and budget is None):
         key += (
@@ -138,9 +148,9 @@ def _any_call(
         run = _known.get(key)
     except TypeError:
         # Something that no call takes, and that can't be a key.
-        return _decided(q, k, v, scale, mask, sinks, window, backend, budget)(q, k, v, scale, sinks)
+        return _decided(q, k, v, scale, mask, sinks, asked)(q, k, v, scale, sinks)
     if run is None:
-        run = _decided(q, k, v, scale, mask, sinks, window, backend, budget)
+        run = _decided(q, k, v, scale, mask, sinks, asked)
         if len(_known) >= MOST_KNOWN:
             _known.clear()
         _known[key] = run
@@ -154,9 +164,7 @@ def _decided(
     scale: float,
     mask: str | mx.array | None,
     sinks: mx.array | None,
-    window: Reach | None,
-    backend: str,
-    budget: int | None,
+    asked: Settings,
 ) -> Runner:
     """What runs calls of these shapes and types."""
     import mlx.core as mx
@@ -164,7 +172,7 @@ def _decided(
     # MLX's own checks, its promotion of types and its words: a lazy call that is never evaluated.
     checked = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
     dtype = checked.dtype
-    limits = _limits_of_process()
+    limits, window, budget = _limits_of_process(), asked.window, asked.budget
     if budget is not None:
         if not isinstance(budget, int) or isinstance(budget, bool) or budget < 0:
             raise InputError(f"budget={budget!r}; expected bytes >= 0, or None")
@@ -195,7 +203,7 @@ def _decided(
         return lambda q, k, v, scale, sinks: mx.fast.scaled_dot_product_attention(
             q, k, v, scale=scale, mask=mask, sinks=sinks
         )
-    run = _runner(_shared_chooser()(call, device, None if backend == "auto" else backend), array)
+    run = _runner(_shared_chooser()(call, device, None if asked.backend == "auto" else asked.backend), array)
     if {x.dtype for x in (q, k, v)} == {dtype}:
         return run
     return lambda q, k, v, scale, sinks: run(q.astype(dtype), k.astype(dtype), v.astype(dtype), scale, sinks)
@@ -206,7 +214,7 @@ def _runner(path: AttentionPath, mask: mx.array | None) -> Runner:
     import mlx.core as mx
 
     call, price, backend = path.call, path.price, path.backend
-    direct = backend.plain(call, price) if isinstance(backend, Fused) else None
+    direct = backend.plain(call, price) if isinstance(backend, OneCall) else None
     if direct is not None:
         return direct
     if not isinstance(backend, Flash | Split):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from archport.attention.tiles import key_step
-from archport.attention.visibility import Visibility, numbered
+from archport.attention.visibility import Tile, numbered, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, DistanceVectors
 from archport.contract.errors import InputError
 
@@ -39,10 +39,8 @@ def finite(mask: mx.array) -> mx.array:
     return mx.maximum(mask, mx.array(lowest(mask.dtype), mask.dtype))
 
 
-def build(
-    seen: Visibility, a: int, b: int, lo: int, hi: int, *, array: mx.array | None, additive: bool, dtype: mx.Dtype
-) -> mx.array:
-    """The mask of queries [a, b) on keys [lo, hi), broadcastable to (B, H, b - a, hi - lo).
+def build(tile: Tile, *, array: mx.array | None, additive: bool, dtype: mx.Dtype) -> mx.array:
+    """The mask of a tile's queries on its keys, broadcastable to (B, H, queries, keys).
 
     Args:
         array: the caller's mask, bool or additive, broadcastable to (B, H, q_len, kv_len); combined with the reach.
@@ -50,12 +48,12 @@ def build(
     """
     import mlx.core as mx
 
-    shown = _in_reach(seen, a, b, lo, hi)
+    shown = _in_reach(tile)
     if array is None:
         if shown is None:
-            shown = mx.ones((1, 1, 1, hi - lo), dtype=mx.bool_)
+            shown = mx.ones((1, 1, 1, tile.hi - tile.lo), dtype=mx.bool_)
         return _additive(shown, dtype) if additive else shown
-    part = cut(array, a, b, lo, hi)
+    part = cut(array, tile)
     if part.dtype == mx.bool_:
         part = part if shown is None else mx.logical_and(part, shown)
         return _additive(part, dtype) if additive else part
@@ -101,12 +99,9 @@ def stop_sharing() -> None:
     _SHARED.set(None)
 
 
-def shared(seen: Visibility, a: int, b: int, lo: int, hi: int, *, additive: bool, dtype: mx.Dtype) -> mx.array:
+def shared(tile: Tile, *, additive: bool, dtype: mx.Dtype) -> mx.array:
     """`build` without a caller's mask, once per place and `sharing` block."""
-    return known(
-        (seen, a, b, lo, hi, additive, dtype),
-        lambda: build(seen, a, b, lo, hi, array=None, additive=additive, dtype=dtype),
-    )
+    return known((tile, additive, dtype), lambda: build(tile, array=None, additive=additive, dtype=dtype))
 
 
 def known(key: tuple[object, ...], make: Callable[[], mx.array]) -> mx.array:
@@ -119,11 +114,11 @@ def known(key: tuple[object, ...], make: Callable[[], mx.array]) -> mx.array:
     return held[key]
 
 
-def cut(mask: mx.array, a: int, b: int, lo: int, hi: int) -> mx.array:
-    """Rows [a, b) and columns [lo, hi) of a mask in broadcast form, as a view of four axes."""
+def cut(mask: mx.array, tile: Tile) -> mx.array:
+    """A tile's rows and columns of a mask in broadcast form, as a view of four axes."""
     mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    rows = slice(a, b) if mask.shape[2] > 1 else slice(None)
-    columns = slice(lo, hi) if mask.shape[3] > 1 else slice(None)
+    rows = slice(tile.a, tile.b) if mask.shape[2] > 1 else slice(None)
+    columns = slice(tile.lo, tile.hi) if mask.shape[3] > 1 else slice(None)
     return mask[:, :, rows, columns]
 
 
@@ -133,11 +128,12 @@ def _additive(shown: mx.array, dtype: mx.Dtype) -> mx.array:
     return mx.where(shown, mx.array(0, dtype), mx.array(lowest(dtype), dtype))
 
 
-def _in_reach(seen: Visibility, a: int, b: int, lo: int, hi: int) -> mx.array | None:
+def _in_reach(tile: Tile) -> mx.array | None:
     """Bool (1 or B, 1, rows, keys) of what reach and key lengths admit; None when they admit everything."""
     import mlx.core as mx
 
-    keys = mx.arange(lo, hi, dtype=mx.int32)
+    seen, a, b, hi = tile.seen, tile.a, tile.b, tile.hi
+    keys = mx.arange(tile.lo, hi, dtype=mx.int32)
     shown: mx.array | None = None
     if seen.windowed or seen.right is not None:
         start = mx.array(seen.offsets, dtype=mx.int32).reshape(-1, 1, 1, 1)
@@ -149,7 +145,7 @@ def _in_reach(seen: Visibility, a: int, b: int, lo: int, hi: int) -> mx.array | 
         if seen.right is not None and (seen.chunk is None or seen.right == 0):
             right = keys <= at + seen.right
             if seen.spanned(a, b):
-                of_queries, of_keys = numbered(seen, a, b, lo, hi)
+                of_queries, of_keys = numbered(tile)
                 right = mx.logical_or(right, mx.array(of_queries)[:, None, :, None] == mx.array(of_keys)[:, None, None])
             shown = right if shown is None else mx.logical_and(shown, right)
     if min(seen.key_lengths) < hi:
@@ -174,15 +170,16 @@ class Line:
         """The same for some query heads."""
         return replace(self, values=self.values[heads])
 
-    def tile(self, seen: Visibility, a: int, b: int, lo: int, hi: int, q: mx.array, k: mx.array) -> mx.array:
-        """The numbers (1 or B, H, b - a, hi - lo) of queries [a, b) and keys [lo, hi); a view where rows lie alike."""
+    def tile(self, tile: Tile, q: mx.array, k: mx.array) -> mx.array:
+        """The numbers (1 or B, H, queries, keys) of a tile; a view where rows lie alike."""
         import mlx.core as mx
 
         heads, n = self.values.shape
+        shape, first = (1, heads, tile.b - tile.a, tile.hi - tile.lo), tile.lo - tile.a - self.first
         rows = [
             # One step down is one distance less.
-            mx.as_strided(self.values, (1, heads, b - a, hi - lo), (0, n, -1, 1), lo - (offset + a) - self.first)
-            for offset in seen.offsets
+            mx.as_strided(self.values, shape, (0, n, -1, 1), first - offset)
+            for offset in tile.seen.offsets
         ]
         return rows[0] if len(rows) == 1 else mx.concatenate(rows)
 
@@ -205,24 +202,22 @@ class VectorLine:
         queries, keys = (None if each is None else each[heads] for each in (self.queries, self.keys))
         return replace(self, queries=queries, keys=keys)
 
-    def tile(self, seen: Visibility, a: int, b: int, lo: int, hi: int, q: mx.array, k: mx.array) -> mx.array:
-        """The numbers (B, H, b - a, hi - lo) of queries q (B, H, b - a, Dh) on keys k (B, K, hi - lo, Dh)."""
+    def tile(self, tile: Tile, q: mx.array, k: mx.array) -> mx.array:
+        """The numbers (B, H, T, C) of a tile's queries q (B, H, T, Dh) on its keys k (B, K, C, Dh)."""
         import mlx.core as mx
 
-        if len(seen.offsets) == 1:
-            return self._numbers(seen.offsets[0], a, b, lo, hi, q, k)
-        rows = [
-            self._numbers(offset, a, b, lo, hi, q[row : row + 1], k[row : row + 1])
-            for row, offset in enumerate(seen.offsets)
-        ]
+        offsets = tile.seen.offsets
+        if len(offsets) == 1:
+            return self._numbers(tile, offsets[0], q, k)
+        rows = [self._numbers(tile, offset, q[row : row + 1], k[row : row + 1]) for row, offset in enumerate(offsets)]
         return mx.concatenate(rows)
 
-    def _numbers(self, offset: int, a: int, b: int, lo: int, hi: int, q: mx.array, k: mx.array) -> mx.array:
+    def _numbers(self, tile: Tile, offset: int, q: mx.array, k: mx.array) -> mx.array:
         import mlx.core as mx
 
-        T, C, found = b - a, hi - lo, list[mx.array]()
+        lo, T, C, found = tile.lo, tile.b - tile.a, tile.hi - tile.lo, list[mx.array]()
         # Where the line holds the distance of a key from the last query of the tile, which is the least there is.
-        at = -(offset + b - 1) - self.first
+        at = -(offset + tile.b - 1) - self.first
         B, H = q.shape[:2]
         if self.queries is not None:
             n = T + C - 1
@@ -243,9 +238,7 @@ class VectorLine:
         return found[0] if len(found) == 1 else found[0] + found[1]
 
 
-def line_of(
-    call: AttentionCall, seen: Visibility, rule: DistanceBias | None, dtype: mx.Dtype
-) -> Line | VectorLine | None:
+def line_of(call: AttentionCall, rule: DistanceBias | None, dtype: mx.Dtype) -> Line | VectorLine | None:
     """What a rule says of a call, in `dtype`; numbers are shared by the layers of one step that are handed one rule.
 
     Raises:
@@ -255,8 +248,9 @@ def line_of(
         return None
     import mlx.core as mx
 
-    first = -(max(seen.offsets) + call.q_len - 1)
-    last = call.kv_len - 1 - min(seen.offsets)
+    offsets = visibility(call).offsets
+    first = -(max(offsets) + call.q_len - 1)
+    last = call.kv_len - 1 - min(offsets)
     if call.bias == "content":
         return _vectors(call, rule(mx.arange(first, last + 1, dtype=mx.int32)), first, last + 1 - first, dtype)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from archport.attention.backends.one_call import Fused
+from archport.attention.backends.one_call import OneCall
 from archport.contract.attention import AttentionPath, DistanceBias
 from archport.contract.errors import InputError
 
@@ -60,7 +60,7 @@ def prepare(path: AttentionPath) -> Runner:
         (call.B, call.n_kv_heads, call.kv_len, call.head_dim),
         (call.B, call.n_kv_heads, call.kv_len, call.v_head_dim),
     )
-    direct = backend.plain(call, price) if isinstance(backend, Fused) else None
+    direct = backend.plain(call, price) if isinstance(backend, OneCall) else None
 
     def run(
         q: mx.array,

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from archport.attention import masks
-from archport.attention.masks import line_of, score_dtype
-from archport.attention.mlx_call import attend_block
+from archport.attention.mlx_call import Operands, attend_block
 from archport.attention.tiles import lane_blocks
-from archport.attention.visibility import Visibility, visibility
-from archport.contract.attention import AttentionCall, DistanceBias, Price
+from archport.attention.visibility import Tile, Visibility, visibility
+from archport.contract.attention import AttentionCall, Price
 from archport.device.evaluation import Chain, Pipeline, finish, traced
 
 if TYPE_CHECKING:
@@ -23,64 +22,27 @@ if TYPE_CHECKING:
 Keys = Callable[[Visibility, int, int], tuple[int, int]]
 
 
-def run(
-    call: AttentionCall,
-    price: Price,
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    *,
-    scale: float,
-    mask: mx.array | None,
-    sinks: mx.array | None,
-    keys: Keys,
-    bias: DistanceBias | None = None,
-) -> mx.array:
+def run(call: AttentionCall, price: Price, on: Operands, keys: Keys) -> mx.array:
     """Attention tile by tile.
 
     Args:
         keys: the keys [lo, hi) that a tile of queries [a, b) is given.
     """
-
-    seen = visibility(call)
-    rows = price.q_tile
-    line = line_of(call, seen, bias, score_dtype(call, q.dtype))
+    seen, rows, dtype = visibility(call), price.q_tile, on.q.dtype
     if price.evaluations <= 1:
-        lo, hi = keys(seen, 0, call.q_len)
-        return attend_block(
-            call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks, bias=line
-        )
-    lazy = traced(q, k, v, mask, sinks)
-    out = _Joined(call, price) if price.depth > 1 and not lazy else _Written(call, q.dtype, lazy=lazy)
+        return attend_block(call, price, Tile(seen, 0, call.q_len, *keys(seen, 0, call.q_len)), on)
+    lazy = traced(on.q, on.k, on.v, on.mask, on.sinks)
+    out = _Joined(call, price) if price.depth > 1 and not lazy else _Written(call, dtype, lazy=lazy)
     for at, kv_heads, heads in lane_blocks(call, price.lanes):
-        lane = seen.of_rows(at.start, at.stop)
+        lane, visible = on.of_lanes(at, kv_heads, heads), seen.of_rows(at.start, at.stop)
         prepared: dict[tuple[int, int, int, int], mx.array] = {}
-        lane_q, lane_k, lane_v = q[at, heads], k[at, kv_heads], v[at, kv_heads]
-        lane_mask = None if mask is None else _mask_lane(mask, at, heads)
-        lane_sinks = None if sinks is None else sinks[heads]
-        lane_bias = None if line is None else line.of_heads(heads)
         for a in range(0, call.q_len, rows):
             b = min(a + rows, call.q_len)
-            lo, hi = keys(lane, a, b)
-            tile = attend_block(
-                call,
-                price,
-                lane,
-                out.ordered(lane_q[:, :, a:b]),
-                lane_k,
-                lane_v,
-                a,
-                b,
-                lo,
-                hi,
-                scale=scale,
-                mask=lane_mask,
-                sinks=lane_sinks,
-                prepared=_shared_mask(call, lane, a, b, lo, hi, q.dtype, prepared),
-                bias=lane_bias,
-            )
-            out.add(tile, (at, heads, slice(a, b)))
-            del tile
+            tile = Tile(visible, a, b, *keys(visible, a, b))
+            mask = _shared_mask(call, tile, dtype, prepared)
+            made = attend_block(call, price, tile, lane.of_queries(out.ordered(lane.q[:, :, a:b])), mask)
+            out.add(made, (at, heads, slice(a, b)))
+            del made, mask
         prepared.clear()
     return out.whole()
 
@@ -135,37 +97,19 @@ class _Joined:
         return sum(tile.nbytes for tile in self._tiles)
 
 
-def _mask_lane(mask: mx.array, at: slice, heads: slice) -> mx.array:
-    mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
-    return mask[at if mask.shape[0] > 1 else slice(None), heads if mask.shape[1] > 1 else slice(None)]
-
-
 def _shared_mask(
-    call: AttentionCall,
-    seen: Visibility,
-    a: int,
-    b: int,
-    lo: int,
-    hi: int,
-    dtype: mx.Dtype,
-    prepared: dict[tuple[int, int, int, int], mx.array],
+    call: AttentionCall, tile: Tile, dtype: mx.Dtype, prepared: dict[tuple[int, int, int, int], mx.array]
 ) -> mx.array | None:
     """The mask that equally placed bands share: it depends on where the keys lie relative to the queries only."""
-    if (
-        call.bias
-        or seen.has_array
-        or seen.rows > 1
-        or seen.spans
-        or seen.key_lengths[0] < hi
-        or seen.form(a, b, lo, hi) != "array"
-    ):
+    seen, a, lo = tile.seen, tile.a, tile.lo
+    own = call.bias or seen.has_array or seen.rows > 1 or seen.spans or seen.key_lengths[0] < tile.hi
+    if own or tile.form != "array":
         return None
     # In chunks it also depends on where the tile begins in its own.
-    place = (b - a, hi - lo, a - lo, 0 if seen.chunk is None else (seen.start + lo) % seen.chunk)
+    place = (tile.b - a, tile.hi - lo, a - lo, 0 if seen.chunk is None else (seen.start + lo) % seen.chunk)
     if place not in prepared:
         # One mask is held at a time: bands at the edges have masks of their own.
         prepared.clear()
-        prepared[place] = masks.build(
-            seen, a, b, lo, hi, array=None, additive=call.additive and call.softcap is None, dtype=dtype
-        )
+        additive = call.additive and call.softcap is None
+        prepared[place] = masks.build(tile, array=None, additive=additive, dtype=dtype)
     return prepared[place]

@@ -127,6 +127,26 @@ class Visibility:
         return "array"
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Queries [a, b) and keys [lo, hi) of a call, or of some rows of one.
+
+    Args:
+        seen: what the call, or these rows of it, make visible.
+    """
+
+    seen: Visibility
+    a: int
+    b: int
+    lo: int
+    hi: int
+
+    @property
+    def form(self) -> Form:
+        """How MLX can be told what these queries see of these keys."""
+        return self.seen.form(self.a, self.b, self.lo, self.hi)
+
+
 def visibility(call: AttentionCall) -> Visibility:
     """What `call` makes visible, normalised: limits that exclude nothing are dropped. Not for `documents`."""
     left, right = call.visible_reach
@@ -167,20 +187,21 @@ def _shared(values: tuple[T, ...]) -> tuple[T, ...]:
 NO_QUERY, NO_KEY = -1, -2
 
 
-def numbered(seen: Visibility, a: int, b: int, lo: int, hi: int) -> tuple[np.ndarray, np.ndarray]:
+def numbered(tile: Tile) -> tuple[np.ndarray, np.ndarray]:
     """(R, b - a) and (R, hi - lo) int32: the number of each query's and key's span in its row.
 
     R is 1 where all rows lie alike, else their number. A query and a key of one row are in one span where both have
     the same number.
     """
+    seen, size = tile.seen, tile.b - tile.a
     rows = max(len(seen.offsets), len(seen.spans))
-    queries = np.full((rows, b - a), NO_QUERY, np.int32)
-    keys = np.full((rows, hi - lo), NO_KEY, np.int32)
+    queries = np.full((rows, size), NO_QUERY, np.int32)
+    keys = np.full((rows, tile.hi - tile.lo), NO_KEY, np.int32)
     for row in range(rows):
-        first = seen.offsets[row if len(seen.offsets) > 1 else 0] + a
+        first = seen.offsets[row if len(seen.offsets) > 1 else 0] + tile.a
         for number, (start, stop) in enumerate(seen.spans[row if len(seen.spans) > 1 else 0]):
-            if stop <= first or start >= first + b - a:
+            if stop <= first or start >= first + size:
                 continue
             queries[row, max(0, start - first) : max(0, stop - first)] = number
-            keys[row, max(0, start - lo) : max(0, stop - lo)] = number
+            keys[row, max(0, start - tile.lo) : max(0, stop - tile.lo)] = number
     return queries, keys

@@ -54,6 +54,21 @@ class Answered:
         return [index for index in range(len(self.ids)) if index not in self.errors]
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How vectors are written.
+
+    Args:
+        width: of vectors, where there are none.
+        precision: of their numbers.
+        ranges: of int8 and uint8.
+    """
+
+    width: int
+    precision: Precision = "float32"
+    ranges: Ranges | None = None
+
+
 def named(error: ArchportError, place: str) -> ArchportError:
     """An error that names a row of a call by its place in the input."""
     message = str(error)
@@ -92,9 +107,7 @@ def answered(
     told: Counter,
     *,
     on_error: str,
-    width: int,
-    precision: Precision = "float32",
-    ranges: Ranges | None = None,
+    form: Form,
     skipped: Callable[[str], None] = lambda _: None,
 ) -> Answered:
     """Vectors of a part's rows.
@@ -102,8 +115,6 @@ def answered(
     Args:
         options: of `Model.embed`.
         on_error: `fail` raises the first row's error, `skip` leaves bad rows out, `record` keeps them with their error.
-        width: of vectors, where there are none.
-        ranges: of int8 and uint8.
         skipped: told why a row has no vector.
 
     Raises:
@@ -134,7 +145,7 @@ def answered(
         first=part.first,
         count=len(part.rows),
         ids=[part.ids[index] for index in kept],
-        vectors=_together([vectors[index] for index in kept if index in vectors], options, width, precision, ranges),
+        vectors=_together([vectors[index] for index in kept if index in vectors], options, form),
         errors={at: _plain(every[index]) for at, index in enumerate(kept) if index not in vectors},
         failed=len(every),
         tokens=sum(run),
@@ -148,19 +159,17 @@ def _plain(error: ArchportError) -> str:
     return str(error).encode("utf-8", "backslashreplace").decode()
 
 
-def _together(
-    vectors: list[Any], options: dict[str, Any], width: int, precision: Precision, ranges: Ranges | None
-) -> np.ndarray | SparseVectors:
+def _together(vectors: list[Any], options: dict[str, Any], form: Form) -> np.ndarray | SparseVectors:
     if options.get("output") == "sparse":
-        return SparseVectors.of(vectors, width)
+        return SparseVectors.of(vectors, form.width)
     ragged = options.get("output") == "tokens" or any(vector.ndim == 2 for vector in vectors)
     if ragged:
         objects = np.empty(len(vectors), dtype=object)
         for index, vector in enumerate(vectors):
             objects[index] = vector
         return objects
-    stacked = np.stack(vectors) if vectors else np.zeros((0, width), np.float32)
-    return quantise(stacked, precision, ranges)
+    stacked = np.stack(vectors) if vectors else np.zeros((0, form.width), np.float32)
+    return quantise(stacked, form.precision, form.ranges)
 
 
 def _requested(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 
 from archport.answering.precision import Precision, Ranges, calibrated
-from archport.bulk.answers import Answered, answered, embedded
+from archport.bulk.answers import Answered, Form, answered, embedded
 from archport.bulk.formats import OutputFormat
 from archport.bulk.identity import model_settings, provenance
 from archport.bulk.ids import Ids
@@ -242,8 +242,8 @@ def _run_all(
                 watch.part(part, record, before=True)
                 continue
             made = answered(
-                model, part, job.options, watch, on_error=job.on_error, width=width, precision=job.precision,
-                ranges=ranges, skipped=watch.skipped,
+                model, part, job.options, watch, on_error=job.on_error, form=Form(width, job.precision, ranges),
+                skipped=watch.skipped,
             )  # fmt: skip
             writes.start(part, made)
             # Parts leave holes of many sizes: a million rows took a tenth more at the end than after a few parts.

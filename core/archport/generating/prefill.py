@@ -77,8 +77,17 @@ def prefill(
     visual = None if visual is None else visual.behind(first)
     images = () if visual is None else visual.images
     lengths = [len(row) - first for row in rows]
-    plan = _plan(encoder, lengths, first, new_tokens, prefixes, images, seeing, readout, answers)
-    plan = encoder.with_pictures(plan, () if visual is None else visual.measured)
+    request = Request(
+        lengths=lengths,
+        cached=[first] * len(lengths),
+        new_tokens=new_tokens,
+        mode="generate",
+        images=images,
+        spans=seeing,
+        readout=readout,
+        answers=answers,
+    )
+    plan = encoder.with_pictures(_plan(encoder, request, prefixes), () if visual is None else visual.measured)
     (batch,) = plan.batches
     rest = [row[first:] for row in rows]
     with verified(plan, held=draft) as watch:
@@ -138,36 +147,14 @@ def _found(rows: Sequence[np.ndarray], prefixes: PrefixCache | None) -> Snapshot
     return prefixes.find(shortest[: shared + 1])
 
 
-def _plan(
-    encoder: Encoder,
-    lengths: Sequence[int],
-    cached: int,
-    new_tokens: int | None,
-    prefixes: PrefixCache | None,
-    images: Sequence[Sequence[int]],
-    spans: Sequence[Sequence[Span]],
-    readout: Readout | None,
-    answers: int,
-) -> Plan:
-    held = prefixes.limit if prefixes is not None else 0
-    request = Request(
-        lengths=lengths,
-        cached=[cached] * len(lengths),
-        new_tokens=new_tokens,
-        mode="generate",
-        images=images,
-        spans=spans,
-        readout=readout,
-        answers=answers,
-        resident=held,
-    )
-    try:
+def _plan(encoder: Encoder, request: Request, prefixes: PrefixCache | None) -> Plan:
+    """The plan of a request next to what earlier calls left, or in its place where both do not fit."""
+    if prefixes is None or not prefixes.limit:
         return encoder.plan(request)
+    try:
+        return encoder.plan(replace(request, resident=prefixes.limit))
     except AdmissionRefused:
-        if not held or prefixes is None:
-            raise
-        plan = encoder.plan(replace(request, resident=0))
-        # What earlier calls left gives way to this one.
+        plan = encoder.plan(request)
         prefixes.clear()
         return plan
 

@@ -38,10 +38,15 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """A prompt as ids, and with its pictures where it has any."""
+    """A prompt as ids, and with its pictures where it has any.
+
+    Args:
+        param: where the request has it, for errors.
+    """
 
     ids: np.ndarray
     measured: Measured | None = None
+    param: str = "messages"
 
 
 class Chats:
@@ -202,7 +207,7 @@ class Generations:
             found = served.runtime.prompts()(prompt, tools=tools, options=template, continue_final_message=continued)
             (measured,) = found.measured
             visual = bool(measured.pictures) or measured.positions is not None
-            return Prompted(found.rows[0], measured if visual else None)
+            return Prompted(found.rows[0], measured if visual else None, param)
 
         try:
             prompted = await self._requests.host(read, characters * 4)
@@ -225,7 +230,6 @@ class Generations:
         *,
         answers: int = 1,
         logprobs: int | None = None,
-        param: str = "messages",
         constraint: Callable[[], Constraint] | None = None,
         markers: Sequence[str] = (),
     ) -> AsyncIterator[Piece]:
@@ -263,7 +267,7 @@ class Generations:
             # A plan of a new shape takes longer than the event loop should.
             await self.host(lambda: chats.check(talk))
         except Exception as error:
-            raise of_input(error, param, None, served) from error
+            raise of_input(error, prompted.param, None, served) from error
         if chats.batch.waiting >= self._limits.queue_requests:
             raise overloaded(chats.batch.waiting * 0.05)
         begin = time.monotonic()

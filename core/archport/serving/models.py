@@ -223,9 +223,6 @@ def served_model(
     others: Callable[[], int] = lambda: 0,
     held: Callable[[], int] = lambda: 0,
     budget: int | None = None,
-    revision: str | None = None,
-    folder: Path | None = None,
-    dtype: str | None = None,
 ) -> Served:
     """A loaded model, sharing the budget.
 
@@ -234,7 +231,6 @@ def served_model(
         others: bytes that other models of the process hold for good.
         held: bytes that running generations have reserved.
         budget: bytes that all models may use together; the model's own when left out.
-        revision, folder, dtype: see `Served`.
     """
     runtime = model._runtime
     encoder = runtime.encoder
@@ -243,7 +239,7 @@ def served_model(
     alone = sharing(planner, others)
     shared = sharing(planner, lambda: others() + held() + remembered)
     own = replace(runtime, encoder=replace(encoder, plan=shared))
-    return Served(id, model, config, own, alone, revision, folder, dtype)
+    return Served(id, model, config, own, alone)
 
 
 def lasting_bytes(served: Served) -> int:

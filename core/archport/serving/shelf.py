@@ -10,7 +10,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from archport import engine
@@ -160,17 +160,11 @@ class Shelf:
         def others() -> int:
             return sum(lasting_bytes(each) for each in registry.all if each.id != id)
 
-        return served_model(
-            id,
-            model,
-            about.checkpoint.config,
-            others=others,
-            held=lambda: self._state.device.reserved,
-            budget=self._budget,
-            revision=about.checkpoint.revision,
-            folder=about.checkpoint.folder,
-            dtype=wanted.options.get("dtype"),
+        config, dtype = about.checkpoint.config, wanted.options.get("dtype")
+        served = served_model(
+            id, model, config, others=others, held=lambda: self._state.device.reserved, budget=self._budget
         )
+        return replace(served, revision=about.checkpoint.revision, folder=about.checkpoint.folder, dtype=dtype)
 
     @property
     def unloaded(self) -> list[str]:

@@ -138,7 +138,7 @@ class Talks:
         called = [False] * wish.answers
         pieces = self._generations.pieces(
             served, prompted, timing, wish.options, answers=wish.answers, logprobs=wish.logprobs,
-            param="messages" if chat else "prompt", constraint=constraint, markers=style.markers if chat else (),
+            constraint=constraint, markers=style.markers if chat else (),
         )  # fmt: skip
         first = True
         try:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from archport.attention import masks, prices
 from archport.attention.capped import hide, scores
-from archport.attention.masks import Line, VectorLine, line_of
+from archport.attention.masks import line_of
+from archport.attention.mlx_call import Operands
 from archport.attention.tiles import (
     SMALLEST,
     biased_row_bytes,
@@ -21,7 +22,7 @@ from archport.attention.tiles import (
     mask_bytes,
     tile_form,
 )
-from archport.attention.visibility import Visibility, visibility
+from archport.attention.visibility import Tile, Visibility, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
 from archport.device.evaluation import Chain, finish, traced
@@ -74,26 +75,12 @@ class Chunked:
 
         seen = visibility(call)
         chain, lazy = Chain(), traced(q, k, v, mask, sinks)
-        line = line_of(call, seen, bias, mx.float32)
+        on = Operands(q, k, v, scale, mask, sinks, line_of(call, bias, mx.float32))
         out = mx.zeros((call.B, call.n_heads, call.q_len, call.v_head_dim), dtype=q.dtype)
         for a in range(0, call.q_len, price.q_tile):
             b = min(a + price.q_tile, call.q_len)
             part = chain.link(q[:, :, a:b]) if lazy else q[:, :, a:b]
-            tile, _ = stream(
-                seen,
-                part,
-                k,
-                v,
-                a,
-                b,
-                price.k_chunk,
-                scale=scale,
-                mask=mask,
-                sinks=sinks,
-                softcap=call.softcap,
-                bias=line,
-                lazy=lazy,
-            )
+            tile, _ = stream(seen, on.of_queries(part), a, b, price.k_chunk, softcap=call.softcap, lazy=lazy)
             if b - a == call.q_len:
                 return tile
             out[:, :, a:b] = tile
@@ -149,27 +136,13 @@ class Chunked:
 
 
 def stream(
-    seen: Visibility,
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    a: int,
-    b: int,
-    chunk: int,
-    *,
-    scale: float,
-    mask: mx.array | None = None,
-    sinks: mx.array | None = None,
-    softcap: float | None = None,
-    bias: Line | VectorLine | None = None,
-    lazy: bool = False,
+    seen: Visibility, on: Operands, a: int, b: int, chunk: int, *, softcap: float | None = None, lazy: bool = False
 ) -> tuple[mx.array, mx.array]:
-    """Attention of query rows [a, b), which is all that `q` holds, merged over chunks of keys.
+    """Attention of query rows [a, b), which are all that `on.q` holds, merged over chunks of keys.
 
     Args:
-        q, k, v: (B, H, b - a, Dh), (B, K, S, Dh), (B, K, S, Dv).
         chunk: keys per chunk.
-        softcap, bias: what becomes of the scores, and what is added to them, before keys are hidden.
+        softcap: what becomes of the scores before a bias is added and keys are hidden.
         lazy: evaluate nothing.
 
     Returns:
@@ -178,6 +151,7 @@ def stream(
     """
     import mlx.core as mx
 
+    q, k, v, sinks = on.q, on.k, on.v, on.sinks
     B, heads, rows, _ = q.shape
     kv_heads, Dv = k.shape[1], v.shape[3]
     group = heads // kv_heads
@@ -194,10 +168,11 @@ def stream(
     first, last = seen.key_range(a, b)
     for lo in range(first // chunk * chunk, last, chunk):
         hi = min(lo + chunk, last)
-        added = None if bias is None else bias.tile(seen, a, b, lo, hi, q, k[:, :, lo:hi])
-        logits = scores(q, k[:, :, lo:hi], scale=scale, softcap=softcap, bias=added)
-        if seen.form(a, b, lo, hi) != "none":
-            shown = masks.build(seen, a, b, lo, hi, array=mask, additive=False, dtype=q.dtype)
+        tile = Tile(seen, a, b, lo, hi)
+        added = None if on.bias is None else on.bias.tile(tile, q, k[:, :, lo:hi])
+        logits = scores(q, k[:, :, lo:hi], scale=on.scale, softcap=softcap, bias=added)
+        if tile.form != "none":
+            shown = masks.build(tile, array=on.mask, additive=False, dtype=q.dtype)
             logits = hide(logits, shown, group, -mx.inf)
         peak = mx.maximum(top, logits.max(axis=-1, keepdims=True))
         if not lazy:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archport.attention import prices, run_tiles, tiles
-from archport.attention.masks import Line, VectorLine, line_of
+from archport.attention.masks import Line, VectorLine, line_of, score_dtype
+from archport.attention.mlx_call import Operands
 from archport.attention.tiles import content_flops, key_step, lane_blocks, lane_shape, line_bytes
-from archport.attention.visibility import Visibility, numbered, visibility
+from archport.attention.visibility import Tile, Visibility, numbered, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
 from archport.device import vectormath, workers
@@ -116,13 +117,12 @@ class Host:
         if not vectormath.available() or traced(q, k, v, mask, sinks):
             # A transformation has no values to read. MLX's own call per tile, in order, as `tiled` does there.
             lazy = replace(price, evaluations=_tiles(call, price.q_tile, price.lanes), route="composite")
-            return run_tiles.run(
-                call, lazy, q, k, v, scale=scale, mask=mask, sinks=sinks, bias=bias, keys=Visibility.key_range
-            )
+            own = line_of(call, bias, score_dtype(call, q.dtype))
+            return run_tiles.run(call, lazy, Operands(q, k, v, scale, mask, sinks, own), Visibility.key_range)
         # Zeros that nobody else holds: the view writes into the array's own memory. Heads lie beside each other as the
         # output projection wants them.
         out = mx.zeros((call.B, call.q_len, call.n_heads, call.v_head_dim), dtype=q.dtype)
-        line = line_of(call, visibility(call), bias, mx.float32)
+        line = line_of(call, bias, mx.float32)
         lines = [line.values] if isinstance(line, Line) else [line.queries, line.keys] if line is not None else []
         mx.eval([array for array in (q, k, v, mask, sinks, *lines, out) if array is not None])
         seen, rows = visibility(call), price.q_tile
@@ -134,9 +134,7 @@ class Host:
         ]
         scores = queries_of(call, price.lanes, min(rows, call.q_len)) * seen.widest(rows)
         scratch = scores, _met(call, price.lanes, min(rows, call.q_len), seen.widest(rows))
-        fill(
-            np.asarray(out), call, pieces, scratch, price.depth, q, k, v, scale=scale, mask=mask, sinks=sinks, line=line
-        )
+        fill(np.asarray(out), call, pieces, scratch, price.depth, Operands(q, k, v, scale, mask, sinks, line))
         return out.transpose(0, 2, 1, 3)
 
 
@@ -209,14 +207,7 @@ def fill(
     pieces: list[Piece],
     scratch: tuple[int, int],
     threads: int,
-    q: mx.array,
-    k: mx.array,
-    v: mx.array,
-    *,
-    scale: float,
-    mask: mx.array | None,
-    sinks: mx.array | None,
-    line: Line | VectorLine | None,
+    on: Operands,
 ) -> None:
     """Write the attention of evaluated arrays into `out` (B, L, H, Dv), piece by piece.
 
@@ -224,14 +215,14 @@ def fill(
         scratch: numbers of the largest piece's scores, and of its products with vectors by distance.
         threads: pieces at once.
     """
-    B, L, K = call.B, call.q_len, call.n_kv_heads
+    B, L, K, line = call.B, call.q_len, call.n_kv_heads, on.bias
     group = call.n_heads // K
     # Views with one more axis, for the query heads that share keys.
-    queries = _rows(q).reshape(B, K, group, L, call.head_dim)
-    keys, values = _rows(k)[:, :, None], _rows(v)[:, :, None]
+    queries = _rows(on.q).reshape(B, K, group, L, call.head_dim)
+    keys, values = _rows(on.k)[:, :, None], _rows(on.v)[:, :, None]
     result = out.reshape(B, L, K, group, call.v_head_dim).transpose(0, 2, 3, 1, 4)
-    shown = None if mask is None else _grouped(np.asarray(mask), K, group)
-    logits = None if sinks is None else np.asarray(sinks).reshape(1, K, group, 1, 1)
+    shown = None if on.mask is None else _grouped(np.asarray(on.mask), K, group)
+    logits = None if on.sinks is None else np.asarray(on.sinks).reshape(1, K, group, 1, 1)
     added = np.asarray(line.values).reshape(K, group, -1) if isinstance(line, Line) else None
     vectors = _Vectors.of(line, K) if isinstance(line, VectorLine) else None
     first = 0 if line is None else line.first
@@ -242,28 +233,29 @@ def fill(
         def work(piece: Piece) -> None:
             at, heads, a, b, lane = piece.rows, piece.heads, piece.first, piece.last, piece.seen
             lo, hi = lane.key_range(a, b)
+            tile = Tile(lane, a, b, lo, hi)
             of_queries = slice(piece.start + a, piece.start + b)
             of_keys = slice(piece.start + lo, piece.start + hi)
             tile_q = queries[at, heads, :, of_queries]
             shape = (*tile_q.shape[:3], hi - lo, b - a)
             scores = numbers[: prod(shape)].reshape(shape)
             tile_k = np.broadcast_to(keys[at, heads, :, of_keys], (*shape[:4], call.head_dim))
-            vectormath.matmul(tile_k, tile_q.swapaxes(-1, -2), scores, scale=scale)
+            vectormath.matmul(tile_k, tile_q.swapaxes(-1, -2), scores, scale=on.scale)
             if call.softcap is not None:
                 scores *= 1 / call.softcap
                 np.tanh(scores, out=scores)
                 scores *= call.softcap
             if added is not None:
-                _add_bias(scores, added[heads], first, lane, a, b, lo, hi)
+                _add_bias(scores, added[heads], first, tile)
             if vectors is not None:
                 tile_keys = keys[at, heads, :, lo:hi]
                 for row, offset in enumerate(lane.offsets):
                     one = slice(None) if len(lane.offsets) == 1 else slice(row, row + 1)
                     nearest = lo - (offset + b - 1) - first
                     vectors.add(scores[one], tile_q[one], tile_keys[one], products, heads, nearest)
-            hidden = _hidden(lane, a, b, lo, hi)
+            hidden = _hidden(tile)
             if shown is not None:
-                part = _cut_mask(shown, at, heads, a, b, lo, hi)
+                part = _cut_mask(shown, at, heads, tile)
                 if part.dtype == np.bool_:
                     hidden.append((slice(None), slice(None), ~part))
                 else:
@@ -303,21 +295,19 @@ def _softmax(scores: np.ndarray, hidden: list[Hidden], logits: np.ndarray | None
     return np.maximum(total, np.finfo(np.float32).tiny, out=total)
 
 
-def _add_bias(
-    scores: np.ndarray, line: np.ndarray, first: int, seen: Visibility, a: int, b: int, lo: int, hi: int
-) -> None:
-    """Add to scores (b, K, G, keys, queries) of queries [a, b) what a line (K, G, n) says of each distance.
+def _add_bias(scores: np.ndarray, line: np.ndarray, first: int, tile: Tile) -> None:
+    """Add to a tile's scores (b, K, G, keys, queries) what a line (K, G, n) says of each distance.
 
     Args:
         first: distance of the line's first number.
     """
-    K, group, _ = line.shape
-    for row, offset in enumerate(seen.offsets):
-        rows = slice(None) if len(seen.offsets) == 1 else slice(row, row + 1)
+    shape, offsets = (*line.shape[:2], tile.hi - tile.lo, tile.b - tile.a), tile.seen.offsets
+    for row, offset in enumerate(offsets):
+        rows = slice(None) if len(offsets) == 1 else slice(row, row + 1)
         # A view whose next query is one distance less.
-        start = line[:, :, lo - (offset + a) - first :]
+        start = line[:, :, tile.lo - (offset + tile.a) - first :]
         strides = (*start.strides[:2], start.itemsize, -start.itemsize)
-        scores[rows] += np.lib.stride_tricks.as_strided(start, (K, group, hi - lo, b - a), strides, writeable=False)
+        scores[rows] += np.lib.stride_tricks.as_strided(start, shape, strides, writeable=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,8 +381,9 @@ def _slanted(met: np.ndarray, shape: tuple[int, int], steps: tuple[int, int], fi
     return np.lib.stride_tricks.as_strided(flat, (*met.shape[:-2], *shape), strides, writeable=False)
 
 
-def _hidden(seen: Visibility, a: int, b: int, lo: int, hi: int) -> list[Hidden]:
-    """What reach and lengths hide from queries [a, b) of keys [lo, hi), where they hide anything."""
+def _hidden(tile: Tile) -> list[Hidden]:
+    """What reach and lengths hide from a tile's queries of its keys, where they hide anything."""
+    seen, a, b, lo, hi = tile.seen, tile.a, tile.b, tile.lo, tile.hi
     found: list[Hidden] = []
     for row in range(seen.rows):
         rows = slice(None) if seen.rows == 1 else slice(row, row + 1)
@@ -403,7 +394,7 @@ def _hidden(seen: Visibility, a: int, b: int, lo: int, hi: int) -> list[Hidden]:
         if sided and seen.right is not None and (first := max(lo, offset + a + seen.right + 1)) < hi:
             later = np.arange(first, hi)[:, None] > at + seen.right
             if seen.spanned(a, b):
-                of_queries, of_keys = numbered(seen, a, b, first, hi)
+                of_queries, of_keys = numbered(Tile(seen, a, b, first, hi))
                 line = row if len(of_keys) > 1 else 0
                 later &= of_keys[line][:, None] != of_queries[line]
             found.append((rows, slice(first - lo, hi - lo), later))
@@ -434,7 +425,7 @@ def _grouped(mask: np.ndarray, K: int, group: int) -> np.ndarray:
     return mask.reshape(B, K if heads > 1 else 1, group if heads > 1 else 1, L, S).swapaxes(-1, -2)
 
 
-def _cut_mask(mask: np.ndarray, at: slice, heads: slice, a: int, b: int, lo: int, hi: int) -> np.ndarray:
+def _cut_mask(mask: np.ndarray, at: slice, heads: slice, tile: Tile) -> np.ndarray:
     """The part of a grouped mask that one tile needs."""
-    places = (at, heads, slice(None), slice(lo, hi), slice(a, b))
+    places = (at, heads, slice(None), slice(tile.lo, tile.hi), slice(tile.a, tile.b))
     return mask[tuple(place if length > 1 else slice(None) for place, length in zip(places, mask.shape, strict=True))]

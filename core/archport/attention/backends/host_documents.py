@@ -28,6 +28,7 @@ from archport.attention.backends.host import (
     queries_of,
     tile_bytes,
 )
+from archport.attention.mlx_call import Operands
 from archport.attention.tiles import visited
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, Feature, MaskKind, Price
@@ -99,7 +100,7 @@ class HostDocuments:
 
         del mask
         if not vectormath.available() or traced(q, k, v, sinks):
-            return _traced(call, price, q, k, v, scale, sinks)
+            return _traced(call, price, Operands(q, k, v, scale, None, sinks))
         out = mx.zeros((1, call.q_len, call.n_heads, call.v_head_dim), dtype=q.dtype)
         mx.eval([array for array in (q, k, v, sinks, out) if array is not None])
         pieces, most = list[Piece](), 0
@@ -112,8 +113,7 @@ class HostDocuments:
             ]
         # The longest first keep all threads busy to the end.
         pieces.sort(key=lambda piece: -(piece.last - piece.first))
-        fill(np.asarray(out), call, pieces, (most, 0), price.depth, q, k, v, scale=scale, mask=None, sinks=sinks,
-             line=None)  # fmt: skip
+        fill(np.asarray(out), call, pieces, (most, 0), price.depth, Operands(q, k, v, scale, None, sinks))
         return out.transpose(0, 2, 1, 3)
 
 
@@ -144,19 +144,17 @@ def _documents(call: AttentionCall, price: Price) -> Iterator[tuple[int, Attenti
         start += length
 
 
-def _traced(
-    call: AttentionCall, price: Price, q: mx.array, k: mx.array, v: mx.array, scale: float, sinks: mx.array | None
-) -> mx.array:
+def _traced(call: AttentionCall, price: Price, on: Operands) -> mx.array:
     """MLX's own call per tile of every document, where a transformation has no values to read."""
     import mlx.core as mx
 
     found: list[mx.array] = []
     for start, part, cut in _documents(call, price):
         lazy = replace(price, q_tile=cut.rows, lanes=cut.lanes, evaluations=cut.tiles, route="composite")
-        own = [each[:, :, start : start + part.q_len] for each in (q, k, v)]
-        found.append(run_tiles.run(part, lazy, *own, scale=scale, mask=None, sinks=sinks, keys=Visibility.key_range))
+        q, k, v = (array[:, :, start : start + part.q_len] for array in (on.q, on.k, on.v))
+        found.append(run_tiles.run(part, lazy, Operands(q, k, v, on.scale, None, on.sinks), Visibility.key_range))
     left = call.q_len - sum(call.lengths)
-    return mx.concatenate([*found, mx.zeros((1, call.n_heads, left, call.v_head_dim), dtype=q.dtype)], axis=2)
+    return mx.concatenate([*found, mx.zeros((1, call.n_heads, left, call.v_head_dim), dtype=on.q.dtype)], axis=2)
 
 
 @lru_cache(4096)

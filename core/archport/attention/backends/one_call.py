@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from archport.attention import prices
 from archport.attention.masks import line_of, score_dtype
-from archport.attention.mlx_call import attend_block
+from archport.attention.mlx_call import Operands, attend_block
 from archport.attention.routes import NO_SOFTCAP, FastCall, Routes, TableRoutes, padded_dims
 from archport.attention.tiles import content_flops, largest_of_mask, lies_at_once, mask_bytes, whole
-from archport.attention.visibility import visibility
+from archport.attention.visibility import Tile, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts
 
@@ -44,11 +44,28 @@ class OneCall:
         bias: DistanceBias | None = None,
     ) -> mx.array:
         seen = visibility(call)
+        line = line_of(call, bias, score_dtype(call, q.dtype))
+        tile = Tile(seen, 0, call.q_len, *seen.key_range(0, call.q_len))
+        return attend_block(call, price, tile, Operands(q, k, v, scale, mask, sinks, line))
+
+    def plain(self, call: AttentionCall, price: Price) -> Plain | None:
+        """MLX's own call, where `run` comes down to that: no array mask, no keys cut off, no padded heads."""
+        seen = visibility(call)
         lo, hi = seen.key_range(0, call.q_len)
-        line = line_of(call, seen, bias, score_dtype(call, q.dtype))
-        return attend_block(
-            call, price, seen, q, k, v, 0, call.q_len, lo, hi, scale=scale, mask=mask, sinks=sinks, bias=line
-        )
+        form = seen.form(0, call.q_len, lo, hi)
+        if (
+            form == "array"
+            or call.bias
+            or (lo, hi) != (0, call.kv_len)
+            or call.softcap is not None
+            or price.route == "forced"
+            or price.padded != (0, 0)
+        ):
+            return None
+        import mlx.core as mx
+
+        told, fast = "causal" if form == "causal" else None, mx.fast.scaled_dot_product_attention
+        return lambda q, k, v, scale, sinks: fast(q, k, v, scale=scale, mask=told, sinks=sinks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,24 +90,6 @@ class Fused(OneCall):
         prices = [self._priced(call, device, *variant) for variant in self._variants(call, device)]
         # The first within the limits and fastest; padding that breaks them loses to a slower kernel that does not.
         return min(prices, key=lambda price: (bool(price.excess(call, device)), price.seconds))
-
-    def plain(self, call: AttentionCall, price: Price) -> Plain | None:
-        """MLX's own call, where `run` comes down to that: no array mask, no keys cut off, no padded heads."""
-        seen = visibility(call)
-        lo, hi = seen.key_range(0, call.q_len)
-        form = seen.form(0, call.q_len, lo, hi)
-        if (
-            form == "array"
-            or call.bias
-            or (lo, hi) != (0, call.kv_len)
-            or price.route != "fused"
-            or price.padded != (0, 0)
-        ):
-            return None
-        import mlx.core as mx
-
-        told, fast = "causal" if form == "causal" else None, mx.fast.scaled_dot_product_attention
-        return lambda q, k, v, scale, sinks: fast(q, k, v, scale=scale, mask=told, sinks=sinks)
 
     def _variants(self, call: AttentionCall, device: DeviceFacts) -> list[tuple[FastCall, str, tuple[int, int]]]:
         """Ways to reach a fused kernel: (the call MLX sees, route, padded dims)."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from archport.attention import run_tiles, tiles
+from archport.attention.masks import line_of, score_dtype
+from archport.attention.mlx_call import Operands
 from archport.attention.routes import Routes, TableRoutes
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
@@ -60,7 +62,8 @@ class Tiled:
         sinks: mx.array | None = None,
         bias: DistanceBias | None = None,
     ) -> mx.array:
-        return run_tiles.run(call, price, q, k, v, scale=scale, mask=mask, sinks=sinks, bias=bias, keys=self.keys)
+        line = line_of(call, bias, score_dtype(call, q.dtype))
+        return run_tiles.run(call, price, Operands(q, k, v, scale, mask, sinks, line), self.keys)
 
 
 def _on_grid(seen: Visibility, a: int, b: int) -> tuple[int, int]:

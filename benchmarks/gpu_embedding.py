@@ -23,11 +23,11 @@ import numpy as np
 import archport
 from archport.attention import attend
 from archport.contract import AttentionCall, AttentionLayer, EmbeddingHead, MaskPolicy
+from archport.device.evaluation import Stretches
 from archport.device.facts import this_device
 from archport.loading import path_chooser
 from archport.running.encode import Encoder
 from archport.running.pool import VectorHead
-from archport.running.stretches import Stretches
 from archport.testing.plans import planned
 
 memory: dict[str, Any] = runpy.run_path(str(Path(__file__).with_name("model_memory.py")))

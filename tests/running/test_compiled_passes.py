@@ -21,7 +21,7 @@ from archport.contract.plugins import claim, discover
 from archport.device.evaluation import compiles
 from archport.device.profiles import profile
 from archport.planning import Planner, Request
-from archport.running import compiled_pass
+from archport.running import steps
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 MODELS = ("qwen3-embed", "bert-plain", "modernbert", "embeddinggemma", "qwen35-text", "qwen3-moe")
@@ -61,8 +61,8 @@ CONFIGS = {
 @pytest.fixture
 def everywhere(monkeypatch):
     """Compile on whatever device, whatever the plan: a CPU evaluates after each layer."""
-    monkeypatch.setattr(compiled_pass, "compiles", lambda kind: True)
-    monkeypatch.setattr(compiled_pass, "compilable", lambda plan, batch, step: not batch.packed)
+    monkeypatch.setattr(steps, "compiles", lambda kind: True)
+    monkeypatch.setattr(steps, "compilable", lambda plan, batch, step: not batch.packed)
 
 
 def loaded(name: str) -> engine.Model:
@@ -103,7 +103,7 @@ def test_replaced_weights_are_seen():
 
 @pytest.mark.usefixtures("everywhere")
 def test_as_many_shapes_as_are_kept_and_no_more(monkeypatch):
-    monkeypatch.setattr(compiled_pass, "MOST", 2)
+    monkeypatch.setattr(steps, "MOST", 2)
     model = loaded("qwen3-embed")
     for words in (1, 40, 80, 120, 1, 40, 80, 120, 120):
         model.embed([" word" * words])
@@ -145,7 +145,7 @@ def test_what_passes_are_kept_by_can_be_looked_up_on_every_device(name):
     for device in ("h200", "m3-max-128gb", "cpu"):
         planner = Planner.of(spec_of(name), profile(device), Chooser(builtin_backends()), dtype="bfloat16")
         batch = planner(Request(lengths=[5, 90, 300])).batches[0]
-        assert hash(compiled_pass._key(batch, batch.steps[0]))
+        assert hash(steps._key(batch, batch.steps[0]))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_on_an_h200_what_fits_the_plan_in_one_evaluation_is_compiled(lengths, wh
     planner = Planner.of(spec_of("qwen3-0.6b"), profile("h200"), Chooser(builtin_backends()), dtype="bfloat16")
     plan = planner(Request(lengths=lengths))
     batch = plan.batches[0]
-    assert compiled_pass.compilable(plan, batch, batch.steps[0]) is whole
+    assert steps.compilable(plan, batch, batch.steps[0]) is whole
 
 
 def spec_of(name: str):

@@ -14,13 +14,13 @@ from archport.answering.rerank import RerankRequest, ScoreKind
 from archport.answering.yes_no import scored
 from archport.contract import EmbeddingHead, InputError, LayerContext, NonFiniteOutput, Trunk
 from archport.contract.heads import ClassificationHead, Classifier, ScoreActivation, TypedTrunk
+from archport.device.evaluation import Stretches
 from archport.device.progress import Counter, nothing_shown
 from archport.planning import BatchPlan, Plan
 from archport.reading.pairs import Item, JoinedTokeniser, PairTokeniser
 from archport.reading.texts import Overflow, check_text, check_vocabulary
 from archport.running.encode import Encoder, run_scored
 from archport.running.pool import VectorHead
-from archport.running.stretches import Stretches
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ import numpy as np
 from archport.answering.collecting import Errors, rows_named, rows_together
 from archport.answering.readers import Reader
 from archport.contract import InputError, NonFiniteOutput
+from archport.device.evaluation import Stretches
 from archport.device.progress import Counter, nothing_shown
 from archport.reading.texts import Overflow, TextTokeniser, Tokens, check_vocabulary, iterable
 from archport.running.encode import Encoder, verified
 from archport.running.steps import run_steps
-from archport.running.stretches import Stretches
 
 # Texts tokenised and sorted together.
 _WINDOW = 2048

@@ -15,6 +15,7 @@ from archport.answering.rerank import RerankRequest, ScoreKind
 from archport.contract import ArchportError, InputError, Measured, NonFiniteOutput
 from archport.contract.arguments import as_array
 from archport.contract.heads import TokenHead
+from archport.device.evaluation import Stretches
 from archport.device.progress import Counter, nothing_shown
 from archport.planning import Readout
 from archport.reading.texts import Overflow, TextTokeniser, check_vocabulary, iterable
@@ -22,7 +23,6 @@ from archport.running.calls import device_call
 from archport.running.encode import Encoder, verified
 from archport.running.pool import project, unit_length
 from archport.running.steps import batch_caches, run_steps
-from archport.running.stretches import Stretches
 
 # Scores held at a time.
 _MOST = 1 << 24

@@ -15,13 +15,13 @@ import numpy as np
 from archport.answering.collecting import Collected, Errors, rows_named, vectors_apart
 from archport.answering.precision import check_dimensions, quantise
 from archport.contract import DeviceKind, Measured, NonFiniteOutput
+from archport.device.evaluation import Stretches
 from archport.device.progress import Counter, counted, nothing_shown
 from archport.planning import BatchPlan, Plan
 from archport.reading.ahead import TokensAhead
 from archport.reading.texts import Overflow, TextTokeniser, Tokens, check_vocabulary, iterable
 from archport.running.encode import Encoder, run_ahead, verified
 from archport.running.pool import VectorHead
-from archport.running.stretches import Stretches
 from archport.running.vision import Sight
 
 # Texts tokenised and sorted together: enough to fill batches with equal lengths, few enough to hold. A GPU starts on a

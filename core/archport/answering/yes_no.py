@@ -22,6 +22,7 @@ from archport.answering.rerank import RerankRequest, ScoreKind
 from archport.contract import AdmissionRefused, CausalLM, Measured, PairReader, YesNoHead
 from archport.contract.heads import Activation
 from archport.device import evaluation
+from archport.device.evaluation import Stretches
 from archport.memory import Snapshot, put, row_bytes, take
 from archport.planning import BatchPlan, Plan, Request
 from archport.reading.pairs import Pairs, common_prefix
@@ -29,7 +30,6 @@ from archport.reading.texts import TextTokeniser, check_vocabulary, token_limit
 from archport.running.encode import Encoder, Kept, run_scored, verified
 from archport.running.pool import activated
 from archport.running.steps import batch_caches, run_steps
-from archport.running.stretches import Stretches
 from archport.running.vision import Sight
 
 

@@ -32,7 +32,6 @@ MOST_KNOWN = 1024
 Runner = Callable[["mx.array", "mx.array", "mx.array", float, "mx.array | None"], "mx.array"]
 
 
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a call asks for on top of MLX's own arguments; as `scaled_dot_product_attention` takes them."""

@@ -132,6 +132,33 @@ class Pipeline:
         return True
 
 
+class Stretches:
+    """Stretches of layers that are being evaluated, over all batches of a request, within what its plan may hold."""
+
+    def __init__(self) -> None:
+        self._pipeline = Pipeline(depth=4)
+
+    def start(self, *arrays: mx.array, room: int | None) -> None:
+        """Evaluate `arrays`.
+
+        Args:
+            room: start that as soon as no more bytes are in use; None: wait until it is done.
+        """
+        if room is not None:
+            self._pipeline.start(*arrays, room=room)
+        else:
+            self.finish(*arrays)
+
+    def finish(self, *arrays: mx.array) -> None:
+        """Evaluate `arrays` and have back what that took, before anything else is started."""
+        if not traced(*arrays):
+            finish(*arrays)
+
+    def drain(self) -> None:
+        """Wait for all stretches, so that what comes next finds none of their temporaries."""
+        self._pipeline.drain()
+
+
 class Chain:
     """Makes pieces of a traced graph depend on each other, where nothing may be evaluated.
 

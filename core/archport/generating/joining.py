@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import AdmissionRefused, Span
+from archport.device.evaluation import Stretches
 from archport.generating.generate import Generator as TextGenerator
 from archport.generating.prefill import can_be_cut, cut_edge
 from archport.generating.talks import Talk
@@ -20,7 +21,6 @@ from archport.reading.prompts import VisualPrompts, of_prompts
 from archport.running.encode import verified
 from archport.running.pool import Pooling
 from archport.running.steps import batch_caches, run_steps, spans_of
-from archport.running.stretches import Stretches
 
 
 @dataclass(slots=True)

@@ -335,6 +335,16 @@ class Plan:
         """Distinct (B, L) that reach the device."""
         return frozenset((batch.shape.B, step.tokens) for batch in self.batches for step in batch.steps)
 
+    def ahead(self, batch: BatchPlan, *, paused: bool = True) -> int | None:
+        """Bytes that may be in use when a batch's next stretch of layers is started; None where each is waited for.
+
+        Args:
+            paused: whether the stretch is one of those that the plan counted on.
+        """
+        if batch.schedule.in_flight < 2:
+            return None
+        return self.moving - batch.quote.stretch[0 if paused else 1]
+
     def explain(self, *, verbose: bool = False) -> str:
         """Why every batch is as it is, in plain text: rows, chunk, schedule, paths, each with what was rejected first.
 

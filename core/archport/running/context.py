@@ -25,12 +25,11 @@ from archport.contract import (
     VisualRows,
 )
 from archport.contract.deprecation import documents_as_segments
-from archport.device.evaluation import traced
+from archport.device.evaluation import Stretches, traced
 from archport.layers.norm_rotate import NormRotate
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.planning import BatchPlan, Plan, StepPlan
 from archport.running.pool import packed_positions
-from archport.running.stretches import Stretches
 from archport.running.vision import BatchVisual
 
 KeysValues = tuple[mx.array, mx.array]
@@ -191,7 +190,7 @@ class StepContext:
     def state(self, layer: int, *inputs: mx.array) -> StateStep:
         path = recurrent_path(layer, self._paths[self._plan.layer_kinds[layer]])
         if self._ends_before(layer):
-            self._stretches.start(self._plan, self._batch, *inputs, paused=self._pauses > 1)
+            self._stretches.start(*inputs, room=self._plan.ahead(self._batch, paused=self._pauses > 1))
         self._pauses = 0
         held = None if self._caches is None else self._caches[layer]
         return StateStep(path, held if isinstance(held, RecurrentState) else None)
@@ -242,7 +241,7 @@ class StepContext:
         check_softcap(layer, path, softcap)
         if self._ends_before(layer):
             here = [array for array in (q, k, v) if array is not None]
-            self._stretches.start(self._plan, self._batch, *here, paused=self._pauses > 1)
+            self._stretches.start(*here, room=self._plan.ahead(self._batch, paused=self._pauses > 1))
         if path.price.evaluations > 1 and self._batch.schedule.in_flight > 1 and not traced(q):
             # It evaluates by itself, while nothing else is still on its way.
             self._stretches.drain()
@@ -259,7 +258,7 @@ class StepContext:
         if self._batch.batch.visible:
             out = self._seeing(out, path.call.reach[0])
         if self._batch.schedule.split:
-            self._stretches.start(self._plan, self._batch, out)
+            self._stretches.start(out, room=self._plan.ahead(self._batch))
             self._pauses = 0
         return out
 
@@ -273,7 +272,7 @@ class StepContext:
 
     def pause(self, x: mx.array) -> None:
         if self._batch.schedule.split:
-            self._stretches.start(self._plan, self._batch, x)
+            self._stretches.start(x, room=self._plan.ahead(self._batch))
             self._pauses += 1
 
     def _ends_before(self, layer: int) -> bool:

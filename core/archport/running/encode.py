@@ -21,17 +21,16 @@ import numpy as np
 from archport.contract import ArchSpec, InputError, Measured, Reader, SpanRule, Trunk
 from archport.contract.arguments import as_array
 from archport.device import evaluation
+from archport.device.evaluation import Stretches
 from archport.device.pool import bounded, pool, wired
 from archport.device.ranks import joined
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan, Planner, Request
 from archport.reading.ids import beyond, id_rows, named
 from archport.running.calls import note
-from archport.running.compiled_pass import CompiledPasses
 from archport.running.pixels import with_host_bytes
 from archport.running.pool import PackedPooling, Pooling, VectorHead
-from archport.running.steps import batch_caches, run_steps, spans_of
-from archport.running.stretches import Stretches
+from archport.running.steps import CompiledPasses, batch_caches, run_steps, spans_of
 from archport.running.vision import BatchVisual, Sight
 
 VARIABLE = "ARCHPORT_VERIFY_MEMORY"
@@ -306,7 +305,7 @@ class Encoder:
                     pooling.evaluate(hidden)
                 del hidden
         rows = pooling.rows()
-        stretches.start(plan, batch, rows)
+        stretches.start(rows, room=plan.ahead(batch))
         return rows
 
     def forward(self, input_ids: object, attention_mask: object = None) -> mx.array:

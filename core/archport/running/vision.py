@@ -15,10 +15,9 @@ import numpy as np
 
 from archport.attention import prepare
 from archport.contract import ArchportError, Measured, Picture, Reader, Trunk, VisionTrunk
-from archport.device.evaluation import Pipeline, finish, traced
+from archport.device.evaluation import Pipeline, Stretches, finish, traced
 from archport.planning import BatchPlan, Plan, VisionStep
 from archport.running.pixels import Pixels, pictures_of
-from archport.running.stretches import Stretches
 
 
 class StepVisual:

@@ -326,8 +326,8 @@ def peaks(run: Callable[[], object], *, weights: int, runs: int = RUNS) -> Itera
 
 def run_plan(encoder: Encoder, plan: Plan, rows: Sequence[np.ndarray], head: VectorHead) -> None:
     """Pool the rows of a request as planned, two batches under way as `embed` has them, and drop the vectors."""
+    from archport.device.evaluation import Stretches
     from archport.running.encode import run_ahead
-    from archport.running.stretches import Stretches
 
     stretches = Stretches()
 

@@ -162,8 +162,8 @@ def test_float32_logits_equal_mlx_lm(name):
 
 @pytest.mark.parametrize("name", ["qwen3-embed", "qwen3-moe"])
 def test_the_trunk_can_be_compiled(name):
+    from archport.device.evaluation import Stretches
     from archport.running.context import StepContext
-    from archport.running.stretches import Stretches
 
     model = engine.load(GOLDENS / name, dtype="float32")
     encoder = model._runtime.encoder

@@ -47,8 +47,8 @@ def model():
 
 
 def hidden_of(model, item):
+    from archport.device.evaluation import Stretches
     from archport.running.steps import batch_caches, run_steps
-    from archport.running.stretches import Stretches
 
     encoder, tokeniser, stretches = model._runtime.encoder, model._runtime.tokeniser, Stretches()
     tokens = tokeniser([item])

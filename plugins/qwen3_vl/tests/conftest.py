@@ -101,9 +101,9 @@ def run() -> Callable[..., tuple[np.ndarray, Any]]:
 
 def hidden_of(model: engine.Model, item: object, **planned: Any) -> tuple[np.ndarray, Any]:
     """Hidden states (L, D) of one input, measured or not, as planned, and what the tower saw of it."""
+    from archport.device.evaluation import Stretches
     from archport.reading.texts import Tokens
     from archport.running.steps import batch_caches, run_steps
-    from archport.running.stretches import Stretches
 
     encoder, tokeniser, stretches = model._runtime.encoder, model._runtime.tokeniser, Stretches()
     ready = isinstance(item, Measured)

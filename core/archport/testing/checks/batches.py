@@ -256,8 +256,8 @@ def compile_safe(t: Tiny) -> str:
     """
     import mlx.core as mx
 
+    from archport.device.evaluation import Stretches
     from archport.running.context import StepContext
-    from archport.running.stretches import Stretches
 
     row = t.tokens(t.length(20))
     plan = t.plan([len(row)], spans=[t.spans(row)])

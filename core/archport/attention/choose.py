@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from archport.contract.attention import AttentionCall, AttentionPath, Backend, Price, missing_features
+from archport.contract.attention import AttentionCall, AttentionPath, Backend, Price, missing_features, unsuited
 from archport.contract.deprecation import spelt
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import InputError
@@ -39,7 +39,7 @@ def choose(
         if pin is not None and backend.name != pin:
             against[backend.name] = f"`{pin}` is pinned"
             continue
-        reasons = missing_features(backend, call) or backend.reasons_against(call, device)
+        reasons = unsuited(backend, device) or missing_features(backend, call) or backend.reasons_against(call, device)
         if reasons:
             against[backend.name] = "; ".join(reasons)
         else:

@@ -343,7 +343,9 @@ class Backend(Protocol):
     """One way to run scaled-dot-product attention. The object that prices a call is the object that runs it.
 
     A backend that also runs calls with a soft cap or a bias says so by an attribute `features`, a set of `Feature`;
-    one without is never asked about such calls. `run` is handed `bias=` (a `DistanceBias`) where `call.bias` is set.
+    one without is never asked about such calls. One that is written for some kinds of device names them by an attribute
+    `devices`, a set of `DeviceKind`, and is not asked on others. `run` is handed `bias=` (a `DistanceBias`) where
+    `call.bias` is set.
     """
 
     @property
@@ -400,6 +402,7 @@ class AttentionPath:
     chosen_at: AttentionPath | None = field(default=None, repr=False, compare=False)
 
 
+_KIND_WORDS = {"cpu": "a CPU", "cuda": "a CUDA GPU", "metal": "a Metal GPU"}
 _FEATURE_WORDS: dict[Feature, str] = {
     "softcap": "a soft cap",
     "bias": "a bias by distance",
@@ -407,6 +410,15 @@ _FEATURE_WORDS: dict[Feature, str] = {
     "chunk": "attention within chunks",
     "spans": "spans whose tokens see each other",
 }
+
+
+def unsuited(backend: Backend, device: DeviceFacts) -> list[str]:
+    """Why a backend may not be asked about calls on a device: it is written for other kinds."""
+    kinds: Collection[str] = getattr(backend, "devices", (device.kind,))
+    if device.kind in kinds:
+        return []
+    written = " and ".join(_KIND_WORDS[kind] for kind in sorted(kinds))
+    return [f"it is written for {written}, and MLX computes on {_KIND_WORDS[device.kind]}"]
 
 
 def missing_features(backend: Backend, call: AttentionCall) -> list[str]:

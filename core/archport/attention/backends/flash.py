@@ -14,7 +14,7 @@ from archport.attention.backends import tensor_cores
 from archport.attention.backends.documents import misfits
 from archport.attention.backends.tensor_cores import WIDE
 from archport.contract.attention import AttentionCall, Feature, MaskKind, Price, Reach
-from archport.contract.device import DeviceFacts
+from archport.contract.device import DeviceFacts, DeviceKind
 from archport.kernels.flash import Document, Tiling, Units, tiles
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Flash:
 
     features: frozenset[Feature] = frozenset({"softcap"})
     name: str = "flash"
+    devices: frozenset[DeviceKind] = frozenset({"cuda"})
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if device.compute_capability < 80:

@@ -19,8 +19,8 @@ from archport.attention.masks import Line, VectorLine, line_of, score_dtype
 from archport.attention.mlx_call import Operands
 from archport.attention.tiles import content_flops, key_step, lane_blocks, lane_shape, line_bytes
 from archport.attention.visibility import Tile, Visibility, numbered, visibility
-from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
-from archport.contract.device import DeviceFacts
+from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price, unsuited
+from archport.contract.device import DeviceFacts, DeviceKind
 from archport.device import vectormath, workers
 from archport.device.evaluation import traced
 
@@ -46,10 +46,11 @@ class Host:
 
     features: frozenset[Feature] = frozenset({"softcap", "bias", "content", "chunk", "spans"})
     name: str = "host"
+    devices: frozenset[DeviceKind] = frozenset({"cpu"})
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
-        if device.kind != "cpu":
-            return ["MLX computes on a GPU"]
+        if wrong := unsuited(self, device):
+            return wrong
         reasons: list[str] = []
         if not device.vector_threads:
             reasons.append("MKL's vector functions are not there")

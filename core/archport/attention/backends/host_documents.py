@@ -31,8 +31,8 @@ from archport.attention.backends.host import (
 from archport.attention.mlx_call import Operands
 from archport.attention.tiles import visited
 from archport.attention.visibility import Visibility, visibility
-from archport.contract.attention import AttentionCall, Feature, MaskKind, Price
-from archport.contract.device import DeviceFacts
+from archport.contract.attention import AttentionCall, Feature, MaskKind, Price, unsuited
+from archport.contract.device import DeviceFacts, DeviceKind
 from archport.device import vectormath
 from archport.device.evaluation import traced
 
@@ -46,8 +46,11 @@ class HostDocuments:
 
     features: frozenset[Feature] = frozenset({"softcap"})
     name: str = "host_documents"
+    devices: frozenset[DeviceKind] = frozenset({"cpu"})
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
+        if wrong := unsuited(self, device):
+            return wrong
         if call.mask != "documents" or call.B != 1:
             return ["the call is not one row of documents"]
         reasons = Host().reasons_against(replace(call, mask="none"), device) + misfits(call)

@@ -12,7 +12,7 @@ from archport.attention import masks, prices
 from archport.attention.backends import tensor_cores
 from archport.attention.backends.tensor_cores import WIDE
 from archport.contract.attention import AttentionCall, Feature, Price
-from archport.contract.device import DeviceFacts
+from archport.contract.device import DeviceFacts, DeviceKind
 from archport.kernels import decode
 from archport.kernels.launches import integers
 
@@ -32,6 +32,7 @@ class Split:
 
     features: frozenset[Feature] = frozenset({"softcap"})
     name: str = "split"
+    devices: frozenset[DeviceKind] = frozenset({"cuda"})
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
         if device.compute_capability < 80:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from archport.attention import masks, prices
 from archport.attention.backends import tensor_cores
-from archport.contract.attention import AttentionCall, Price
-from archport.contract.device import DeviceFacts
+from archport.contract.attention import AttentionCall, Price, unsuited
+from archport.contract.device import DeviceFacts, DeviceKind
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -29,10 +29,11 @@ class Varlen:
     """Flash attention on tensor cores, each document by itself."""
 
     name: str = "varlen"
+    devices: frozenset[DeviceKind] = frozenset({"cuda"})
 
     def reasons_against(self, call: AttentionCall, device: DeviceFacts) -> list[str]:
-        if device.kind != "cuda":
-            return ["the kernel is written for CUDA"]
+        if wrong := unsuited(self, device):
+            return wrong
         if call.mask != "documents" or call.B != 1:
             return ["the call is not one row of documents"]
         narrow = call.head_dim % 16 == 0 and call.head_dim <= WIDEST

@@ -370,7 +370,7 @@ def make_runtime(
     max_tokens: int,
     prefix_cache: int | str | None,
 ) -> Runtime:
-    from archport.memory.prefix_cache import PrefixCache
+    from archport.memory.snapshot import PrefixCache
     from archport.reading.texts import Side, TextTokeniser
     from archport.running.encode import Encoder
     from archport.runtime import Runtime

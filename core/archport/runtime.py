@@ -31,7 +31,7 @@ from archport.contract import (
 )
 from archport.contract.sizes import format_bytes
 from archport.device.memory import ModelMemory, process_memory
-from archport.memory.prefix_cache import PrefixCache
+from archport.memory.snapshot import PrefixCache
 from archport.options import outputs_of
 from archport.planning import Plan, Request
 from archport.reading.texts import TextTokeniser, listed
@@ -359,7 +359,7 @@ class Runtime:
     def generate(
         self, prompt: object, reading: Mapping[str, Any], options: Mapping[str, Any], *, stream: bool
     ) -> Generation | list[Generation] | list[list[Generation]] | DeviceIterator[Piece]:
-        from archport.generating.options import generate_request
+        from archport.generating.pieces import generate_request
 
         generator = self.generator()
         read = self.prompts()(prompt, **reading)

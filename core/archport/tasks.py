@@ -18,7 +18,7 @@ from archport.contract import ArchSpec, Footprint, InputError
 from archport.contract.errors import shown
 from archport.contract.plugins import Plugin, known_models
 from archport.contract.spec import DType, itemsize
-from archport.memory.prefix_cache import PrefixCache
+from archport.memory.snapshot import PrefixCache
 from archport.reading.texts import TextTokeniser
 from archport.running.encode import Encoder
 

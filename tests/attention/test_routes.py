@@ -12,7 +12,7 @@ from tolerances import DEVICE
 
 from archport.attention import ProbedRoutes, TableRoutes, probe
 from archport.attention.local import has_nax, local_device
-from archport.attention.routes import METAL_FULL, FastCall, padded_dims, too_large
+from archport.attention.prices import METAL_FULL, FastCall, padded_dims, too_large
 
 
 def fast(L, S, D, Dv=None, *, form="none", dtype="bfloat16", B=1, H=8, K=8, sinks=False):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from archport.contract import InputError
-from archport.generating.options import generate_request
+from archport.generating.pieces import generate_request
 
 DEFAULTS = {
     "max_tokens": 256, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": None,

@@ -19,7 +19,7 @@ from archport.contract import AttentionLayer, KVAllocation, NonFiniteOutput
 from archport.contract.hookspecs import hookimpl
 from archport.generating.generate import Generator
 from archport.memory import Caches, take
-from archport.memory.prefix_cache import PrefixCache, PrefixDraft
+from archport.memory.snapshot import PrefixCache, PrefixDraft
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TEXT = ("qwen3-causal-sharded", "qwen3-moe", "qwen3-windowed", "qwen35-text", "qwen3-next")

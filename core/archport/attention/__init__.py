@@ -7,8 +7,8 @@ from archport.attention.backends.builtin import builtin_backends
 from archport.attention.choose import Chooser, choose
 from archport.attention.dropin import limits_from_environment, scaled_dot_product_attention
 from archport.attention.masks import sharing, stop_sharing
+from archport.attention.prices import TableRoutes
 from archport.attention.probe import ProbedRoutes, probed_routes
-from archport.attention.routes import TableRoutes
 from archport.attention.run import Runner, attend, prepare
 
 __all__ = [

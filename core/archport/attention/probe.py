@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from archport.attention.local import local_device, mlx_version
-from archport.attention.routes import FastCall, Route, Routes, TableRoutes, lacks_threadgroup
+from archport.attention.prices import FastCall, Route, Routes, TableRoutes, lacks_threadgroup
 from archport.contract.device import DeviceFacts
 
 LOG = logging.getLogger(__name__)

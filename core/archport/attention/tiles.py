@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from archport.attention import prices
-from archport.attention.routes import FastCall, Kernel, Routes
+from archport.attention.prices import FastCall, Kernel, Routes
 from archport.attention.visibility import Form, Visibility, visibility
 from archport.contract.attention import AttentionCall, Price
 from archport.contract.device import DeviceFacts

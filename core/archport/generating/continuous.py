@@ -26,7 +26,7 @@ from archport.generating.pieces import GenerateRequest
 from archport.generating.sampling import Sampler
 from archport.generating.talks import Drawn, Row, Talk, draw, not_finite, rows_of, sampler_of
 from archport.memory import joined
-from archport.memory.prefix_cache import PrefixDraft
+from archport.memory.snapshot import PrefixDraft
 from archport.planning import Plan, Request
 from archport.running.calls import device_call
 from archport.running.encode import verified

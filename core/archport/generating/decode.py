@@ -30,7 +30,7 @@ from archport.contract import (
 from archport.contract.deprecation import documents_as_segments
 from archport.layers.compiled import compiles
 from archport.memory import Caches, KVCache, RecurrentState
-from archport.memory.prefix_cache import PrefixDraft, remember
+from archport.memory.snapshot import PrefixDraft, remember
 from archport.planning import BatchPlan, Plan, Planner
 from archport.running.context import StateStep, StepKeys, check_softcap, recurrent_path
 

@@ -35,7 +35,7 @@ from archport.generating.pieces import (
 )
 from archport.generating.prefill import Prefilled, prefill
 from archport.generating.sampling import Sampler, drawing_bytes
-from archport.memory.prefix_cache import PrefixCache, PrefixDraft, remember
+from archport.memory.snapshot import PrefixCache, PrefixDraft, remember
 from archport.planning import Readout
 from archport.reading.prompts import of_prompts
 from archport.running.encode import Encoder

@@ -15,7 +15,7 @@ from archport.generating.generate import Generator as TextGenerator
 from archport.generating.prefill import can_be_cut, cut_edge
 from archport.generating.talks import Talk
 from archport.memory import Caches, Snapshot, put
-from archport.memory.prefix_cache import PrefixDraft, remember
+from archport.memory.snapshot import PrefixDraft, remember
 from archport.planning import Plan, Request
 from archport.reading.prompts import VisualPrompts, of_prompts
 from archport.running.encode import verified

@@ -14,7 +14,7 @@ import numpy as np
 from archport.contract import AdmissionRefused, Span
 from archport.device.evaluation import Stretches
 from archport.memory import Caches, KVCache, Snapshot, put, put_rows, take
-from archport.memory.prefix_cache import PrefixCache, PrefixDraft, matching, remember
+from archport.memory.snapshot import PrefixCache, PrefixDraft, matching, remember
 from archport.planning import Plan, Readout, Request
 from archport.reading.prompts import VisualPrompts
 from archport.running.encode import Encoder, Watch, verified

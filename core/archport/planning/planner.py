@@ -16,6 +16,7 @@ from archport.contract import (
     ArchSpec,
     AttentionPath,
     BatchShape,
+    ContextLengthExceeded,
     DeviceFacts,
     DType,
     InputError,
@@ -30,7 +31,7 @@ from archport.planning.facts import ModelFacts, NoPins, Pins
 from archport.planning.in_flight import decoding_seconds
 from archport.planning.plan import BatchPlan, Plan
 from archport.planning.quote import quote
-from archport.planning.refusals import refuse, refuse_context, refuse_dense
+from archport.planning.refusals import refuse, refuse_dense
 from archport.planning.search import admitted, leanest, most_tokens, schedule_of
 from archport.planning.shapes import Group, padded_length, prompt_width, smallest_chunk, spans_of
 from archport.planning.steps import decode_step, reasons
@@ -95,7 +96,7 @@ class Planner(ModelFacts):
         self.tidy()
         _check_pictures(self.spec, request)
         request = replace(request, spans=spans_of(self.spec, request.lengths, request.spans))
-        refuse_context(self, request)
+        _check_context(self, request)
         batches = _dense_batch(self, request) if request.dense else _batches(self, request)
         plan = Plan(
             arch=self.spec.arch,
@@ -171,6 +172,42 @@ def _check_pictures(spec: ArchSpec, request: Request) -> None:
             raise InputError(
                 f"images: row {row} has {length} tokens for pictures of {pictures} patches; {merged} patches make one "
                 "token"
+            )
+
+
+def _check_context(model: ModelFacts, request: Request) -> None:
+    """Refuse rows beyond the context, and a context beyond the model's positions.
+
+    Raises:
+        ContextLengthExceeded: with both numbers.
+    """
+    positions = model.spec.max_positions
+    if model.max_context < 1 or model.max_context > positions:
+        raise ContextLengthExceeded(
+            f"max_context={model.max_context:,} tokens, but {model.spec.arch} has positions for {positions:,}; "
+            f"choose a max_context between 1 and {positions:,}",
+            binding="the model's positions",
+            requested=model.max_context,
+            ceiling=positions,
+            max_tokens_that_fit=positions,
+        )
+    for row, (length, before) in enumerate(zip(request.lengths, request.cached, strict=True)):
+        total = length + before + request.new
+        if total > model.max_context:
+            parts = [f"{length:,} tokens"]
+            parts += [f"{before:,} cached"] if before else []
+            parts += [f"{request.new:,} to generate"] if request.new else []
+            raised = (
+                "or raise max_context" if model.max_context < positions else "because the model has no more positions"
+            )
+            made = f" ({' + '.join(parts)})" if len(parts) > 1 else ""
+            raise ContextLengthExceeded(
+                f"row {row} needs a context of {total:,} tokens{made}, but the limit is "
+                f"{model.max_context:,}; shorten the input, {raised}",
+                binding="max_context" if model.max_context < positions else "the model's positions",
+                requested=total,
+                ceiling=model.max_context,
+                max_tokens_that_fit=max(0, model.max_context - before - request.new),
             )
 
 

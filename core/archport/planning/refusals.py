@@ -12,53 +12,16 @@ from typing import NoReturn
 from archport.contract import (
     AdmissionRefused,
     BufferTooLarge,
-    ContextLengthExceeded,
     MemoryBudgetExceeded,
     WorkBoundExceeded,
 )
-from archport.planning.batch import Batch, Quote, Request
+from archport.planning.batch import Batch, Quote
 from archport.planning.caches import pinned_surplus
 from archport.planning.facts import ModelFacts
 from archport.planning.shapes import most_that_fits, prompt_width
 from archport.planning.vision import within
 
 Fits = Callable[[ModelFacts, Batch], bool]
-
-
-def refuse_context(model: ModelFacts, request: Request) -> None:
-    """Refuse rows beyond the context, and a context beyond the model's positions.
-
-    Raises:
-        ContextLengthExceeded: with both numbers.
-    """
-    positions = model.spec.max_positions
-    if model.max_context < 1 or model.max_context > positions:
-        raise ContextLengthExceeded(
-            f"max_context={model.max_context:,} tokens, but {model.spec.arch} has positions for {positions:,}; "
-            f"choose a max_context between 1 and {positions:,}",
-            binding="the model's positions",
-            requested=model.max_context,
-            ceiling=positions,
-            max_tokens_that_fit=positions,
-        )
-    for row, (length, before) in enumerate(zip(request.lengths, request.cached, strict=True)):
-        total = length + before + request.new
-        if total > model.max_context:
-            parts = [f"{length:,} tokens"]
-            parts += [f"{before:,} cached"] if before else []
-            parts += [f"{request.new:,} to generate"] if request.new else []
-            raised = (
-                "or raise max_context" if model.max_context < positions else "because the model has no more positions"
-            )
-            made = f" ({' + '.join(parts)})" if len(parts) > 1 else ""
-            raise ContextLengthExceeded(
-                f"row {row} needs a context of {total:,} tokens{made}, but the limit is "
-                f"{model.max_context:,}; shorten the input, {raised}",
-                binding="max_context" if model.max_context < positions else "the model's positions",
-                requested=total,
-                ceiling=model.max_context,
-                max_tokens_that_fit=max(0, model.max_context - before - request.new),
-            )
 
 
 def refuse_dense(model: ModelFacts, batch: Batch) -> None:

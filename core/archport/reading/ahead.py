@@ -27,7 +27,8 @@ class TokensAhead:
     def __init__(self, texts: Iterable[Any], tokenise: Tokenise, sizes: Sequence[int]) -> None:
         self._source, self._tokenise = iter(texts), tokenise
         self._sizes = chain(sizes, repeat(sizes[-1]))
-        self._threads = Threads("archport-tokenise", 1) if isinstance(texts, Sequence) else None
+        self._whole = isinstance(texts, Sequence)
+        self._threads: Threads | None = None
         self._coming: Coming[tuple[int, Tokens]] | None = None
         self._read = 0
 
@@ -55,8 +56,9 @@ class TokensAhead:
             if window is None:
                 raise StopIteration
             tokens = window()
-        following = self._window() if self._threads is not None else None
-        if following is not None and self._threads is not None:
+        following = self._window() if self._whole else None
+        if following is not None:
+            self._threads = self._threads or Threads("archport-tokenise", 1)
             self._coming = self._threads.start(following)
         return tokens
 

@@ -28,7 +28,7 @@ from archport.device.process import enter
 from archport.device.ranks import group_call
 
 if TYPE_CHECKING:
-    from archport.memory.prefix_cache import PrefixCache
+    from archport.memory.snapshot import PrefixCache
     from archport.planning import Plan
 
 

@@ -17,8 +17,7 @@ import numpy as np
 
 from archport.contract import InputError, Measured
 from archport.generating.continuous import ContinuousBatch
-from archport.generating.options import generate_request
-from archport.generating.pieces import Piece
+from archport.generating.pieces import Piece, generate_request
 from archport.generating.talks import Constraint, Talk
 from archport.planning import Plan
 from archport.serving.device import Device

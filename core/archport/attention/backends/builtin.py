@@ -11,7 +11,7 @@ from archport.attention.backends.one_call import Composite, Fused
 from archport.attention.backends.split import Split
 from archport.attention.backends.tiled import Banded, Tiled
 from archport.attention.backends.varlen import Varlen
-from archport.attention.routes import Routes, TableRoutes
+from archport.attention.prices import Routes, TableRoutes
 from archport.contract.attention import Backend
 
 

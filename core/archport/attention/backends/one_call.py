@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from archport.attention import prices
 from archport.attention.masks import line_of, score_dtype
 from archport.attention.mlx_call import Operands, attend_block
-from archport.attention.routes import NO_SOFTCAP, FastCall, Routes, TableRoutes, padded_dims
+from archport.attention.prices import NO_SOFTCAP, FastCall, Routes, TableRoutes, padded_dims
 from archport.attention.tiles import content_flops, largest_of_mask, lies_at_once, mask_bytes, whole
 from archport.attention.visibility import Tile, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from archport.attention import run_tiles, tiles
 from archport.attention.masks import line_of, score_dtype
 from archport.attention.mlx_call import Operands
-from archport.attention.routes import Routes, TableRoutes
+from archport.attention.prices import Routes, TableRoutes
 from archport.attention.visibility import Visibility, visibility
 from archport.contract.attention import AttentionCall, DistanceBias, Feature, Price
 from archport.contract.device import DeviceFacts

@@ -13,8 +13,8 @@ import mlx.core as mx
 import numpy as np
 
 from archport.attention import attend, builtin_backends, choose
+from archport.attention.prices import FastCall, TableRoutes
 from archport.attention.probe import ProbedRoutes, ask
-from archport.attention.routes import FastCall, TableRoutes
 from archport.contract import AttentionCall, AttentionPath, DeviceFacts, DType
 from archport.testing.measure import as_array, reference
 

@@ -32,9 +32,11 @@ MOST_LINES_OF_A_FUNCTION = 60
 PUBLIC_FOLDERS = ("core/archport/cli/", "core/archport/compat/", "core/archport/contract/")
 PUBLIC_FILES = ("core/archport/engine.py", "core/archport/model.py")
 PUBLIC_FUNCTIONS = (
+    "core/archport/answering/static_words.py:embed",
     "core/archport/attention/dropin.py:scaled_dot_product_attention",
     "core/archport/bulk/tables.py:__init__",
     "core/archport/layers/attention.py:__init__",
+    "core/archport/layers/experts.py:__init__",
 )
 BACKENDS = "core/archport/attention/backends/"
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import shutil
@@ -105,8 +106,10 @@ def test_a_copy_in_another_process_has_the_adapter():
     np.testing.assert_array_equal(other.embed(about["texts"]), model.embed(about["texts"]))
 
 
-def test_weights_are_shared_with_the_same_adapter_only():
-    base = GOLDENS / "bert-plain"
+def test_weights_are_shared_with_the_same_adapter_only(tmp_path):
+    # A folder that no other test loads, and no weights of theirs that go meanwhile.
+    base = shutil.copytree(GOLDENS / "bert-plain", tmp_path / "base")
+    gc.collect()
     before = count()
     first, again = (engine.load(base, adapter=ADAPTERS / "bert-patterns", dtype="float32") for _ in range(2))
     assert count() == before + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -182,7 +183,7 @@ def monotone(drawn: ModuleType, specs: dict[str, ArchSpec], count: int, seed: in
         if request.device != device:
             choose, device = Chooser(builtin_backends()), request.device
         roomy = request.plan(choose, budget=2**50)
-        least, chunk = roomy.minimum, 0
+        least, steps = roomy.minimum, math.inf
         for step in range(20):
             budget = int(0.95 * least * (2.2 * max(roomy.peak, least) / least) ** (step / 19))
             try:
@@ -191,8 +192,10 @@ def monotone(drawn: ModuleType, specs: dict[str, ArchSpec], count: int, seed: in
                 assert budget < least, f"{request}: refused at {budget:,}"
                 continue
             assert budget >= least, f"{request}: admitted at {budget:,}"
-            assert plan.chunk >= chunk, f"{request}: chunk {plan.chunk} after {chunk} at {budget:,}"
-            chunk = plan.chunk
+            # Not tokens of a step: rows that are packed together in little room may run apart in more.
+            most = max(len(batch.steps) for batch in plan.batches)
+            assert most <= steps, f"{request}: {most} steps after {steps} at {budget:,}"
+            steps = most
 
 
 def test_more_budget_never_refuses_nor_splits_more(drawn: ModuleType, specs: dict[str, ArchSpec]):

@@ -130,6 +130,11 @@ def describe(
 def described(
     found: Callable[..., Checkpoint], overrides: Sequence[ModuleType], plugins: Sequence[Plugin]
 ) -> Description:
+    """What the one plugin that claims a checkpoint says of it.
+
+    Args:
+        found: finds it, given `models`: the names that plugins know.
+    """
     plugins = tuple(plugins)
     checkpoint = found(models=known_models(plugins))
     where = f"{checkpoint.config_path}"

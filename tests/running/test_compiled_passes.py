@@ -18,7 +18,7 @@ from archport import engine
 from archport.attention import Chooser, builtin_backends
 from archport.checkpoint import normalise_config
 from archport.contract.plugins import claim, discover
-from archport.device.evaluation import compiles
+from archport.device.evaluation import compile_traces
 from archport.device.profiles import profile
 from archport.planning import Planner, Request
 from archport.running import steps
@@ -122,7 +122,7 @@ def test_threads_and_copies_have_traces_of_their_own():
         assert (len(passes._shapes.traces), len(copied._shapes.traces)) == (1, 0)
 
 
-@pytest.mark.skipif(not compiles(), reason="mx.compile needs g++ on a CPU, and runs functions as they are without it")
+@pytest.mark.skipif(not compile_traces(), reason="mx.compile needs g++ on a CPU, and traces nothing without it")
 @pytest.mark.usefixtures("everywhere")
 def test_a_trunk_that_reads_values_while_it_runs_is_run_as_it_is():
     want = np.array(loaded("qwen3-embed").embed(SHORT[:1]))

@@ -58,7 +58,7 @@ def test_a_known_failure_that_fails_is_reported_as_known_with_its_reason(liars):
 
 @pytest.mark.parametrize("name", ["toy", "liars"])
 def test_without_a_compiler_a_trace_is_exported(name, request, monkeypatch):
-    monkeypatch.setattr("archport.testing.checks.batches.compiles", lambda: False)
+    monkeypatch.setattr("archport.testing.checks.batches.compile_traces", lambda: False)
     plugin = request.getfixturevalue(name)
     outcome = only(plugin if name == "toy" else named(plugin, "compile_safe"), "compile_safe")
     assert (outcome.status == "ok") == (name == "toy")

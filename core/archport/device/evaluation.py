@@ -30,7 +30,7 @@ def traced(*arrays: mx.array | None) -> bool:
     return False
 
 
-def compiles() -> bool:
+def compile_traces() -> bool:
     """Whether `mx.compile` traces functions here: on a CPU without g++ MLX runs them as they are."""
     import mlx.core as mx
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from archport.contract import InputError
-from archport.device.evaluation import compiles
+from archport.device.evaluation import compile_traces
 from archport.testing.check import CheckFailed, check, fail
 from archport.testing.measure import as_array, gap, held
 from archport.testing.subject import Tiny
@@ -239,7 +239,7 @@ def _in_one_trace(function: Callable[[mx.array], mx.array], ids: mx.array) -> mx
     """What a function makes when it is traced: compiled, or exported where MLX compiles nothing."""
     import mlx.core as mx
 
-    if compiles():
+    if compile_traces():
         return mx.compile(function)(ids)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/pass.mlxfn"

@@ -239,7 +239,8 @@ def open_checkpoint(
     fit = None
     if adapter is not None:
         named = raw.get("architectures")
-        generates = isinstance(named, list) and str(named[:1]).endswith(("ForCausalLM']", "ForConditionalGeneration']"))
+        first = str(named[0]) if isinstance(named, list) and named else ""
+        generates = first.endswith(("ForCausalLM", "ForConditionalGeneration"))
         fit = fitted(adapter, str(folder), read_tensors(folder, body, fetched), generates=generates)
         raw = adapted_config(raw, fit)
     try:

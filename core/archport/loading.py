@@ -59,7 +59,7 @@ from archport.contract import (
 from archport.contract.arguments import checked
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models, named
-from archport.contract.sizes import format_bytes, parse_bytes
+from archport.contract.sizes import format_bytes
 from archport.faults import explained, unexpected
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ def make_runtime(
         tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in stored),
         chat=chat,
         stops=files.stops,
-        prefixes=PrefixCache(prefix_cache_bytes(prefix_cache, planner.budget)),
+        prefixes=PrefixCache.of_size(prefix_cache, planner.budget),
         mask=mask_token(about.checkpoint) if "fill_mask" in about.spec.tasks else None,
         more=more,
     )
@@ -446,10 +446,3 @@ def _span_rule(about: Description, inputs: TextInputs) -> SpanRule | None:
             "spans=True; declare the layers whose tokens see each other within a span, or leave the rule out"
         )
     return inputs.spans
-
-
-def prefix_cache_bytes(asked: int | str | None, budget: int) -> int:
-    """Bytes that the prefix cache may hold: what was asked for, else a sixteenth of the budget and at most 4 GiB."""
-    if asked is None:
-        return min(budget // 16, 4 << 30)
-    return 0 if asked == 0 else parse_bytes(asked, what="prefix_cache")

@@ -15,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from archport.contract import DType, LayerSpec, RecurrentLayer
+from archport.contract.sizes import parse_bytes
 from archport.contract.spec import itemsize
 from archport.memory.cache import KVCache
 from archport.memory.caches import Caches
@@ -179,6 +180,13 @@ class PrefixCache:
     limit: int
     _entries: list[Entry] = field(default_factory=list["Entry"], repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @classmethod
+    def of_size(cls, asked: int | str | None, budget: int) -> PrefixCache:
+        """One that may hold what was asked for, else a sixteenth of the budget and at most 4 GiB."""
+        if asked is None:
+            return cls(min(budget // 16, 4 << 30))
+        return cls(0 if asked == 0 else parse_bytes(asked, what="prefix_cache"))
 
     @property
     def bytes(self) -> int:

@@ -103,6 +103,19 @@ def test_experts_without_a_gate_and_a_bias_of_their_sum_are_what_float64_makes(t
     assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
+@pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="a GPU runs experts in groups")
+def test_an_expert_s_matrix_is_read_where_it_lies():
+    spec = Experts(count=COUNT, per_token=CHOSEN, intermediate_size=4 * W, layers=(0,))
+    module = SparseMLP(D, spec)
+    x = mx.ones((1, 1, D))
+    mx.eval(module.parameters(), x)
+    matrix = module.switch_mlp.down_proj.weight[0].nbytes
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(module(x))
+    assert mx.get_peak_memory() - before < matrix
+
+
 def test_biases_of_experts_are_stacked_with_their_matrices():
     apart = {
         f"mlp.experts.{expert}.{part}_proj.{leaf}": mx.full((3,), expert)

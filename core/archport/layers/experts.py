@@ -167,7 +167,8 @@ def _in_order(x: mx.array) -> mx.array:
 
 def _of_expert(stacked: nn.Module, expert: int, x: mx.array) -> mx.array:
     """One expert's output (n, M) for its tokens x (n, N)."""
-    weight = stacked["weight"][expert].T
+    # A slice is a view; MLX copies what a number picks.
+    weight = stacked["weight"][expert : expert + 1].squeeze(0).T
     return mx.addmm(stacked["bias"][expert], x, weight) if "bias" in stacked else x @ weight
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from archport.contract import SpecError
+from archport.device.evaluation import compile_traces
 from archport.layers import activations
-from archport.layers.activations import activation
+from archport.layers.activations import ACTIVATIONS, activation
 
 THEIRS = {"gelu": nn.gelu, "gelu_new": nn.gelu_approx, "gelu_pytorch_tanh": nn.gelu_approx, "silu": nn.silu}
 # Made by make_activations.py.
@@ -121,3 +122,16 @@ def test_every_function_of_a_large_array_is_that_of_a_small_one(name: str, x: mx
     small = [activation(name)(x[0, row]) for row in (0, 50, 99)]
     found = activation(name)(x)
     assert max(mx.abs(found[0, row] - each).max().item() for row, each in zip((0, 50, 99), small, strict=True)) < 2e-5
+
+
+@pytest.mark.skipif(not compile_traces(), reason="without a compiler MLX runs the steps of a function apart")
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_a_function_in_16_bits_needs_no_array_beside_its_input_s(name: str):
+    function, x = ACTIVATIONS[name], mx.zeros((1 << 16,), mx.bfloat16)
+    # What is compiled is there from here on.
+    mx.eval(x, function(x + 1))
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(function(x + 1))
+    # The approximation is too long for one of MLX's fused operations.
+    assert mx.get_peak_memory() - before <= (2.1 if function is activations.gelu_tanh else 1.1) * x.nbytes

@@ -90,6 +90,10 @@ def silu(x: mx.array) -> mx.array:
     return activating.activate(x, "silu") if activating.worthwhile(x) else nn.silu(x)
 
 
+# One operation each, as MLX's own are: otherwise every step's array, as wide as the MLP, waits for the last.
+_one = functools.partial(mx.compile, shapeless=True)
+
+
 def _clipped_gelu(x: mx.array) -> mx.array:
     return mx.clip(nn.gelu(x), -10, 10)
 
@@ -99,6 +103,11 @@ def _laplace(x: mx.array) -> mx.array:
     # MLX's erf is off by up to 5e-7 on a CPU.
     if vectormath.available() and _is_on_host(x):
         return _on_host(x, _host_laplace)
+    return _plain_laplace(x)
+
+
+@_one
+def _plain_laplace(x: mx.array) -> mx.array:
     return 0.5 * (1.0 + mx.erf((x - 0.707107) / (0.282095 * sqrt(2.0))))
 
 
@@ -109,15 +118,16 @@ def _linear(x: mx.array) -> mx.array:
 def _mish(x: mx.array) -> mx.array:
     if host_is_faster(x):
         return _on_host(x, _host_mish)
-    return x * mx.tanh(nn.softplus(x))
+    return nn.mish(x)
 
 
 def _quick_gelu(x: mx.array) -> mx.array:
     if host_is_faster(x):
         return _on_host(x, _host_quick_gelu)
-    return x * mx.sigmoid(1.702 * x)
+    return nn.gelu_fast_approx(x)
 
 
+@_one
 def _relu2(x: mx.array) -> mx.array:
     return mx.square(nn.relu(x))
 
@@ -125,15 +135,16 @@ def _relu2(x: mx.array) -> mx.array:
 def _leaky_relu(x: mx.array) -> mx.array:
     if host_is_faster(x):
         return _on_host(x, _host_leaky_relu)
-    return mx.maximum(0.01 * x, x)
+    return nn.leaky_relu(x)
 
 
 def _hardswish(x: mx.array) -> mx.array:
     if host_is_faster(x):
         return _on_host(x, _host_hardswish)
-    return x * mx.clip(x + 3, 0, 6) / 6
+    return nn.hardswish(x)
 
 
+@_one
 def _sqrt_softplus(x: mx.array) -> mx.array:
     return mx.sqrt(nn.softplus(x))
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 import pytest
 
 from archport import engine
-from archport.contract import EmbeddingHead
+from archport.contract import AttentionPath, EmbeddingHead
 from archport.contract.plugins import discover
 from archport.running.pool import VectorHead
 from archport.testing.measure import host_ahead, peaks, run_plan
@@ -61,6 +61,14 @@ def measured(
     return plan.peak, list(found)
 
 
+def unseen(tiny: Tiny, shape: Sequence[int]) -> int:
+    """Bytes of a plan's peak that MLX doesn't count: numpy holds them while attention runs on the host."""
+    plan = tiny.plan([tiny.length(length) for length in shape], planner=tiny.model._runtime.encoder.plan)
+    paths = [path for batch in plan.batches for step in batch.steps for path in step.paths]
+    on_host = all(isinstance(path, AttentionPath) and path.backend.name.startswith("host") for path in paths)
+    return plan.bytes["attention"] if paths and on_host else 0
+
+
 @pytest.mark.parametrize("shape", [(30, 1, 1), (5, 30, 30), (1,) * 9, (30, *(1,) * 15)], ids=str)
 @pytest.mark.parametrize("family", ["llama_bidirec", "qwen3_bidirectional", "bert", "modernbert", "qwen35"])
 def test_the_host_far_ahead_takes_no_more_than_the_plan_says(family, shape):
@@ -87,10 +95,10 @@ def test_no_run_of_any_family_is_above_its_plan_and_no_plan_far_above_its_runs()
         for shape in SHAPES:
             planned, found = measured(tiny, shape, RUNS)
             above += [f"{name} {shape}: {peak:,} of {planned:,}" for peak in found if peak > planned]
-            if planned > LARGE and planned > 1.25 * max(found):
+            if planned > LARGE and planned - unseen(tiny, shape) > 1.25 * max(found):
                 far.append(f"{name} {shape}: {max(found):,} of {planned:,}")
             if planned <= LARGE:
-                ratios.append(planned / max(found))
+                ratios.append((planned - unseen(tiny, shape)) / max(found))
         if mx.default_device().type == mx.DeviceType.cpu and ratios and median(ratios) > 1.3:
             far.append(f"{name}: the median is {median(ratios):.2f} times the highest run")
     assert not above

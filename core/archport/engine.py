@@ -201,7 +201,7 @@ def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
     head = about.hooks.head(about.spec, about.checkpoint)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
     about = loading.narrowed(about, head)
-    max_tokens, ceiling = loading.context_ceiling(about, inputs, options["max_context"])
+    max_tokens, ceiling = loading.context_ceiling(about.checkpoint.name, about.spec, inputs, options["max_context"])
     split = loading.split_over(about) if options["tensor_parallel"] else None
     apart = tasks.find_apart(about.checkpoint, options["adapters"], options["plugins"])
     if split is not None:

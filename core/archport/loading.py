@@ -206,13 +206,13 @@ def narrowed(about: Description, head: Head) -> Description:
     return replace(about, spec=replace(about.spec, tasks=tuple(left) or about.spec.tasks))
 
 
-def context_ceiling(about: Description, inputs: TextInputs, max_context: int | None) -> tuple[int, int]:
+def context_ceiling(name: str, spec: ArchSpec, inputs: TextInputs, max_context: int | None) -> tuple[int, int]:
     """(tokens that a text may have by default, tokens that any text may have, in whatever role).
 
     Raises:
         ContextLengthExceeded: more is asked for than the model has positions.
     """
-    positions = about.spec.max_positions
+    positions = spec.max_positions
     if max_context is None:
         default = min(positions, inputs.max_tokens or positions)
         return default, min(positions, max(default, inputs.query_tokens or 0, inputs.document_tokens or 0))
@@ -220,7 +220,7 @@ def context_ceiling(about: Description, inputs: TextInputs, max_context: int | N
         raise InputError(f"{max_context=}; expected a positive integer")
     if max_context > positions:
         raise ContextLengthExceeded(
-            f"{max_context=} is above the {positions} positions of {about.checkpoint.name}; it is refused, not lowered",
+            f"{max_context=} is above the {positions} positions of {name}; it is refused, not lowered",
             requested=max_context,
             ceiling=positions,
             max_tokens_that_fit=positions,

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from archport.cli.plan import plan
-from archport.contract import BufferTooLarge, InputError
+from archport import engine
+from archport.cli.described import described
+from archport.cli.info import gather
+from archport.cli.plan import device_of, plan
+from archport.contract import BufferTooLarge, ContextLengthExceeded, InputError
 
 HERE = Path(__file__).parent
+GOLDENS = HERE.parent / "goldens"
 QWEN = str(HERE.parent / "planning" / "data" / "qwen3_embedding_06b.json")
-BERT = str(HERE.parent / "goldens" / "bert-plain")
+BERT = str(GOLDENS / "bert-plain")
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +87,54 @@ def test_a_checkpoint_on_this_machine_is_planned_with_its_own_bytes(invoke):
 
 def test_an_unknown_mask_is_named(invoke):
     assert isinstance(invoke(*ROWS, "--mask", "sparse").exception, InputError)
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of 512 positions whose pipeline takes 100 tokens of a text."""
+    folder = tmp_path_factory.mktemp("plans") / "limited"
+    shutil.copytree(GOLDENS / "bert-plain", folder)
+    shutil.copytree(folder / "pipelines" / "mean", folder, dirs_exist_ok=True)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 100}))
+    return str(folder)
+
+
+def test_a_text_beyond_the_pipeline_s_limit_is_refused_as_where_it_is_loaded(limited: str, invoke):
+    assert invoke("-m", limited, "--tokens", "100").exit_code == 0
+    message = "context of 101 tokens, but the limit is 100; shorten the input, or raise max_context"
+    for refused in (lambda: invoke("-m", limited, "--tokens", "101").exception, lambda: _refusal(limited)):
+        assert isinstance(refused(), ContextLengthExceeded)
+        assert message in str(refused())
+
+
+def _refusal(folder: str) -> Exception:
+    with pytest.raises(ContextLengthExceeded) as caught:
+        engine.load(folder).plan([101])
+    return caught.value
+
+
+def test_a_limit_that_was_asked_for_takes_the_place_of_the_pipeline_s(limited: str, invoke):
+    assert invoke("-m", limited, "--tokens", "200", "--max-context", "200").exit_code == 0
+    assert isinstance(invoke("-m", limited, "--tokens", "60", "--max-context", "50").exception, ContextLengthExceeded)
+    for model in (limited, QWEN):
+        beyond = invoke("-m", model, "--tokens", "1", "--max-context", "99999").exception
+        assert "is above the" in str(beyond)
+
+
+def test_what_fits_ends_with_the_pipeline_s_limit(limited: str, invoke, tmp_path: Path):
+    told = invoke("-m", limited, "--device", "h200").output
+    assert "as published 100, " in told
+    assert "(the model's limit is 100)" in told
+    assert "heaviest weights that fit the whole context: as published" in told
+    numbers = json.loads(invoke("-m", limited, "--device", "h200", "--json").output)
+    assert numbers["heaviest_that_fits"] == "as published"
+    data = json.loads(invoke("-m", limited, "--device", "h200", "--points", "-").output)
+    assert (data["contexts"][-1], {form["longest"] for form in data["forms"]}) == (100, {100})
+
+
+@pytest.mark.parametrize("name", ["pylate", "routed", "qwen3-embed", "bert-plain"])
+def test_the_context_of_a_plan_is_the_loaded_model_s(name: str):
+    model = engine.load(GOLDENS / name)
+    about = described(str(GOLDENS / name), device_of(None))
+    assert about.max_context == model._runtime.encoder.plan.max_context
+    assert gather(engine.describe(GOLDENS / name))["context"].startswith(f"{model.max_tokens} tokens by default")

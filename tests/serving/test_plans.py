@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import json
 import logging
+import shutil
 import sys
 import time
 from typing import Any
@@ -13,7 +17,12 @@ from typer.testing import CliRunner
 
 from archport.cli.plan import plan
 from archport.serving import frontiers
+from archport.serving.app import State
+from archport.serving.frontiers import Question
+from archport.serving.models import Registry
 from archport.serving.security import keys_of
+from archport.serving.settings import Settings
+from archport.serving.shelf import Shelf, Wanted
 from pages.points import check_points, data_of
 
 from .conftest import GOLDENS
@@ -130,6 +139,31 @@ def test_a_failure_is_told_once_and_logged_and_then_tried_again(make, monkeypatc
     assert "it went wrong" not in answer.text
     monkeypatch.setattr(frontiers, "_COMMAND", (sys.executable, "-c", "print('{}')"))
     assert planned(serving, "device=cpu").json() == {"title": "bert-plain"}
+
+
+def test_a_model_is_planned_as_it_was_loaded(tmp_path):
+    state = State(Settings(), Registry())
+    state.device.start()
+    adapter = str(GOLDENS / "adapters" / "qwen3-4bit")
+    options = {"dtype": "checkpoint", "max_context": 99, "adapter": adapter, "revision": None}
+    # An adapter by its own name.
+    named = shutil.copytree(GOLDENS / "adapters" / "qwen3-4bit", tmp_path / "named")
+    config = json.loads((named / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(GOLDENS / "qwen3-4bit")
+    (named / "adapter_config.json").write_text(json.dumps(config))
+    wanted = [Wanted(str(GOLDENS / "qwen3-4bit"), "one", options), Wanted(str(named), "two", {"dtype": "checkpoint"})]
+    shelf = Shelf(state, wanted, 1 << 30)
+    try:
+        asyncio.run(shelf.load_all())
+        for served in state.registry.all:
+            question = Question(served.id, str(served.folder), None, 0, None, served.loading)
+            told = json.loads(invoke(*question.arguments, "--tokens", "8", "--json").output)
+            plan = served.model.plan([8])
+            assert (told["bytes"]["weights"], told["max_context"]) == (plan.bytes["weights"], plan.max_context)
+    finally:
+        state.device.stop()
+        state.answers.close()
+        gc.unfreeze()
 
 
 def test_the_document_lists_its_parameters_and_that_it_may_take_a_while(make):

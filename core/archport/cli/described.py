@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,11 +17,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """How a model would be loaded, as far as plans depend on it: arguments of `engine.load`."""
+
+    dtype: str | None = None
+    max_context: int | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Described:
     """What a plan needs to know of a model.
 
     Args:
         weight_bytes: bytes of the weights on the planned device; None to estimate them from the spec.
+        max_context: tokens that a text may have, as where it is loaded.
         dtype: element type of the computation; None: the device's usual one.
     """
 
@@ -29,6 +39,7 @@ class Described:
     hooks: Hooks
     label: str
     weight_bytes: int | None
+    max_context: int
     dtype: DType | None = None
 
 
@@ -41,7 +52,7 @@ def planner_of(about: Described, device: DeviceFacts, *, budget: int | None, cho
     from archport.loading import path_chooser
     from archport.planning import Planner
 
-    return Planner.of(
+    planner = Planner.of(
         about.spec,
         device,
         choose or path_chooser(about.hooks, simulated=device.simulated),
@@ -51,25 +62,26 @@ def planner_of(about: Described, device: DeviceFacts, *, budget: int | None, cho
         pins=about.hooks,
         plugin=about.label,
     )
+    return replace(planner, max_context=about.max_context)
 
 
-def described(model: str, device: DeviceFacts, dtype: str | None = None, adapter: str | None = None) -> Described:
+def described(model: str, device: DeviceFacts, loading: Loading | None = None) -> Described:
     """A model's spec and hooks, from its config alone where there are no weights.
 
     Raises:
-        ModelNotFound, CheckpointError, ClaimError: as loading it would.
+        ModelNotFound, CheckpointError, ClaimError, ContextLengthExceeded: as loading it would.
     """
-    return described_on(model, [device], dtype, adapter)[0]
+    return described_on(model, [device], loading)[0]
 
 
-def described_on(
-    model: str, devices: Sequence[DeviceFacts], dtype: str | None = None, adapter: str | None = None
-) -> list[Described]:
+def described_on(model: str, devices: Sequence[DeviceFacts], loading: Loading | None = None) -> list[Described]:
     """As `described`, for each of some devices: the files are read once, and a hub is asked once.
 
     Raises:
-        ModelNotFound, CheckpointError, ClaimError: as loading it would.
+        ModelNotFound, CheckpointError, ClaimError, ContextLengthExceeded: as loading it would.
     """
+    loading = loading or Loading()
+    dtype, adapter = loading.dtype, loading.adapter
     path = Path(model).expanduser()
     config = path / "config.json" if path.is_dir() else path
     if config.suffix == ".json" and config.is_file() and not any(config.parent.glob("*.safetensors")):
@@ -77,12 +89,14 @@ def described_on(
             raise InputError(
                 f"adapter={adapter!r}: {path} has no weights that it could belong to; name the whole model"
             )
-        return _from_config(config, devices, dtype)
+        return _from_config(config, devices, loading)
     from archport.checkpoint import weight_bytes
     from archport.checkpoint.dtype import LoadDType, choose_dtype
-    from archport.loading import describe
+    from archport.loading import context_ceiling, describe
 
     about = describe(model, adapter=adapter)
+    inputs = about.hooks.inputs(about.spec, about.checkpoint)
+    _, ceiling = context_ceiling(about.checkpoint.name, about.spec, inputs, loading.max_context)
 
     def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
         return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
@@ -91,7 +105,8 @@ def described_on(
     for device in devices:
         choice = choose_dtype(dtype, about.spec, device.kind, budget=device.default_budget, bytes_of=bytes_of)
         weights = bytes_of(choice.dtype, choice.dequantize)
-        made.append(Described(about.spec, about.hooks, about.plugin.label, weights, _computed(dtype, about.spec)))
+        computed = _computed(dtype, about.spec)
+        made.append(Described(about.spec, about.hooks, about.plugin.label, weights, ceiling, computed))
     return made
 
 
@@ -100,16 +115,15 @@ def _computed(dtype: str | None, spec: ArchSpec) -> DType | None:
     return spec.dtype if dtype == "checkpoint" else cast("DType | None", dtype)
 
 
-def _from_config(path: Path, devices: Sequence[DeviceFacts], dtype: str | None) -> list[Described]:
+def _from_config(path: Path, devices: Sequence[DeviceFacts], loading: Loading) -> list[Described]:
     """A model of which there is only a config: its weights are estimated."""
-    from dataclasses import replace
-
     from archport.checkpoint import normalise_config, read_quantization
     from archport.checkpoint.disk import read_object
     from archport.checkpoint.dtype import choose_dtype
-    from archport.contract import CheckpointError
+    from archport.contract import CheckpointError, TextInputs
     from archport.contract.hooks import Hooks, Speaker
     from archport.contract.plugins import claim, discover
+    from archport.loading import context_ceiling
 
     raw = read_object(path)
     if raw is None:
@@ -120,6 +134,7 @@ def _from_config(path: Path, devices: Sequence[DeviceFacts], dtype: str | None) 
     spec = replace(spec, quantization=spec.quantization or read_quantization(config))
     for device in devices:
         # An unknown name, or one in which the family overflows, is refused as it is when loading.
-        choose_dtype(dtype, spec, device.kind, budget=device.default_budget, bytes_of=lambda *_: 0)
+        choose_dtype(loading.dtype, spec, device.kind, budget=device.default_budget, bytes_of=lambda *_: 0)
     hooks = Hooks([Speaker(plugin.label, plugin.module)])
-    return [Described(spec, hooks, plugin.label, None, _computed(dtype, spec))] * len(devices)
+    _, ceiling = context_ceiling(str(path), spec, TextInputs(), loading.max_context)
+    return [Described(spec, hooks, plugin.label, None, ceiling, _computed(loading.dtype, spec))] * len(devices)

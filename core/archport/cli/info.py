@@ -18,6 +18,7 @@ from archport.contract import (
     LayerSpec,
     SparseHead,
     TaggingHead,
+    TextInputs,
     TokenHead,
     YesNoHead,
 )
@@ -45,11 +46,12 @@ def info(
 def gather(about: Any) -> dict[str, Any]:
     """The facts of a described model, ready to print."""
     from archport.contract.sizes import format_bytes
-    from archport.loading import narrowed
+    from archport.loading import context_ceiling, narrowed
 
     spec, checkpoint = about.spec, about.checkpoint
     head = about.hooks.head(spec, checkpoint)
     inputs = about.hooks.inputs(spec, checkpoint)
+    context, _ = context_ceiling(checkpoint.name, spec, inputs, None)
     spec = narrowed(about, head).spec
     fit = checkpoint.adapted
     quantised = spec.quantization and f"{spec.quantization.bits}-bit {spec.quantization.mode}"
@@ -69,7 +71,7 @@ def gather(about: Any) -> dict[str, Any]:
         "head_dim": ", ".join(map(str, spec.head_dims)),
         "hidden_size": spec.hidden_size,
         "vocabulary": spec.vocab_size,
-        "context": f"{inputs.max_tokens or spec.max_positions} tokens by default, {spec.max_positions} positions",
+        "context": f"{context} tokens by default{_roles(inputs)}, {spec.max_positions} positions",
         "parameter_bytes": f"{checkpoint.weight_bytes:,} ({format_bytes(checkpoint.weight_bytes)})",
         "stored_as": quantised or spec.dtype,
         "pipeline": f"{_pipeline(head)} (from {head.source})",
@@ -77,6 +79,12 @@ def gather(about: Any) -> dict[str, Any]:
         "prompts": [f"{name}: {text!r}" for name, text in inputs.prompts.items()] or "none",
         "inputs_from": inputs.source,
     }
+
+
+def _roles(inputs: TextInputs) -> str:
+    """Limits of queries and documents, where they have their own."""
+    limits = {"queries": inputs.query_tokens, "documents": inputs.document_tokens}
+    return "".join(f", {tokens} of {role}" for role, tokens in limits.items() if tokens is not None)
 
 
 def _pipeline(head: Head) -> str:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archport.cli.described import Described, described, planner_of
+from archport.cli.described import Described, Loading, described, planner_of
 from archport.cli.embed import DEFAULT_MODEL
-from archport.cli.options import Adapter
+from archport.cli.options import Adapter, MaxContext
 from archport.cli.words import message_and_code
 from archport.contract import InputError
 
@@ -41,6 +41,7 @@ def plan(
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16, bfloat16 or checkpoint, as when loading.")
     ] = None,
+    max_context: MaxContext = None,
     adapter: Adapter = None,
     mask: Annotated[str | None, typer.Option(help="'dense' prices one (B,1,S,S) mask in float32.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Every number and every reason.")] = False,
@@ -68,6 +69,7 @@ def plan(
     rows = 1 if batch is None else batch
     if not 1 <= rows <= MOST_ROWS:
         raise InputError(f"--batch {batch}: expected 1 to {MOST_ROWS:,} rows")
+    loading = Loading(dtype, max_context, adapter)
     written = html is not None or points is not None
     if written or tokens is None:
         flags = {"--batch": batch, "--cached": cached, "--mask": mask, "--verbose": verbose}
@@ -79,16 +81,16 @@ def plan(
 
         limit = None if budget is None else parse_bytes(budget, what="budget")
         if not written:
-            draw(model, device_of(device), new_tokens=new, budget=limit, dtype=dtype, as_json=as_json, adapter=adapter)
+            draw(model, device_of(device), loading, new_tokens=new, budget=limit, as_json=as_json)
             return
-        data = explored(model, devices_of(device), new_tokens=new, budget=limit, dtype=dtype, adapter=adapter)
+        data = explored(model, devices_of(device), loading, new_tokens=new, budget=limit)
         if html is not None:
             write_page(html, data)
         if points is not None:
             write_points(points, data)
         return
     where = device_of(device)
-    about = described(model, where, dtype, adapter)
+    about = described(model, where, loading)
     try:
         planned = make(
             about,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from archport.cli.described import Described, described, described_on, planner_of
+from archport.cli.described import Described, Loading, described, described_on, planner_of
 from archport.contract import InputError
 from archport.contract.sizes import format_bytes
 
@@ -56,20 +56,13 @@ def variants(about: Described, device: DeviceFacts, *, budget: int | None) -> li
 
 
 def draw(
-    model: str,
-    device: DeviceFacts,
-    *,
-    new_tokens: int,
-    budget: int | None,
-    dtype: str | None,
-    as_json: bool,
-    adapter: str | None = None,
+    model: str, device: DeviceFacts, loading: Loading, *, new_tokens: int, budget: int | None, as_json: bool
 ) -> None:
     """Print the table of one device, the longest context and the heaviest packing that fit."""
     from archport.planning.frontier import contexts_of, frontier, longest_context
 
-    about = described(model, device, dtype, adapter)
-    contexts, pack = contexts_of(about.spec.max_positions), "embed" in about.spec.tasks
+    about = described(model, device, loading)
+    contexts, pack = contexts_of(about.max_context), "embed" in about.spec.tasks
     forms = variants(about, device, budget=budget)
     points = frontier(forms[0].planner, contexts, new_tokens=new_tokens, pack=pack)
     longest = {
@@ -93,7 +86,7 @@ def _lines(about: Described, forms: Sequence[Variant], points: Sequence[Point], 
     from archport.planning.frontier import BATCHES
 
     planner = forms[0].planner
-    device, limit = planner.device, about.spec.max_positions
+    device, limit = planner.device, about.max_context
     where = f"{device.name} ({'profile, budget estimated' if device.simulated else 'this machine'})"
     cells = [
         f"{format_bytes(point.plan.peak)} {duration(point.plan.seconds)}" if point.plan is not None else "-"
@@ -121,7 +114,7 @@ def _lines(about: Described, forms: Sequence[Variant], points: Sequence[Point], 
 def _as_json(about: Described, form: Variant, points: Sequence[Point], longest: dict[str, int]) -> dict[str, Any]:
     from archport.planning.report import rounded
 
-    whole = [name for name, tokens in longest.items() if tokens == about.spec.max_positions]
+    whole = [name for name, tokens in longest.items() if tokens == about.max_context]
     return {
         "arch": about.spec.arch,
         "device": form.planner.device.name,
@@ -141,32 +134,25 @@ def _as_json(about: Described, form: Variant, points: Sequence[Point], longest: 
 
 
 def explored(
-    model: str,
-    devices: Sequence[DeviceFacts],
-    *,
-    new_tokens: int,
-    budget: int | None,
-    dtype: str | None,
-    adapter: str | None = None,
+    model: str, devices: Sequence[DeviceFacts], loading: Loading, *, new_tokens: int, budget: int | None
 ) -> dict[str, Any]:
     """What the explorer of a model on some devices shows: see `explorer_data`."""
     from archport.pages.explorer import Form, explorer_data
     from archport.planning.frontier import contexts_of
 
-    abouts = described_on(model, devices, dtype, adapter)
+    abouts = described_on(model, devices, loading)
     forms = [
         Form(device, form.name, form.planner, form.planner.budget, form.estimated)
         for device, about in zip(devices, abouts, strict=True)
         for form in variants(about, device, budget=budget)
     ]
-    spec = abouts[0].spec
-    contexts = contexts_of(spec.max_positions)
+    contexts = contexts_of(abouts[0].max_context)
 
     def told(what: str) -> None:
         if sys.stderr.isatty():
             print(f"\r\033[Karchport: planning for {what}", end="", file=sys.stderr, flush=True)
 
-    pack = "embed" in spec.tasks
+    pack = "embed" in abouts[0].spec.tasks
     data = explorer_data(model, forms, contexts, new_tokens=new_tokens, pack=pack, progress=told)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)

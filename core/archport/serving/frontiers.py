@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -47,7 +49,7 @@ class Question:
         device: a profile; None for this machine.
         new_tokens: of each context; 0 plans embeddings.
         budget: bytes a plan may use; None for the device's own.
-        dtype: as when the model was loaded.
+        loading: how the model was loaded, in flags of `archport plan`.
     """
 
     model: str
@@ -55,14 +57,22 @@ class Question:
     device: str | None = None
     new_tokens: int = 0
     budget: int | None = None
-    dtype: str | None = None
+    loading: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
         """Of `archport plan`."""
-        given = {"--device": self.device, "--budget": self.budget, "--dtype": self.dtype}
-        more = [part for flag, value in given.items() if value is not None for part in (flag, str(value))]
-        return ["-m", self.source, "--new", str(self.new_tokens), *more]
+        more = _flags({"--device": self.device, "--budget": self.budget})
+        return ["-m", self.source, "--new", str(self.new_tokens), *self.loading, *more]
+
+
+def loading_flags(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Flags of `archport plan` that plan a model as `engine.load` loads it by these options."""
+    return _flags({f"--{name.replace('_', '-')}": options.get(name) for name in ("dtype", "max_context", "adapter")})
+
+
+def _flags(given: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(part for flag, value in given.items() if value is not None for part in (flag, str(value)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ def _question(state: Any, model: str | None, device: str | None, new: str | None
     name = None if device is None else profile(device).name
     # The budget is this machine's; others have their own.
     budget = state.budget if name is None else None
-    return Question(served.id, str(served.folder or served.model.name), name, int(new), budget, served.dtype)
+    return Question(served.id, str(served.folder or served.model.name), name, int(new), budget, served.loading)
 
 
 def _state(state: Any) -> str:

@@ -65,7 +65,7 @@ class Served:
         alone: its planner without what running generations hold, for what can never fit.
         revision: commit or branch that was loaded, where it came from a hub.
         folder: of its files.
-        dtype: that it was asked to be loaded in; None where the checkpoint and the device choose.
+        loading: how it was loaded, in flags of `archport plan`.
         created: seconds since 1970.
     """
 
@@ -76,7 +76,7 @@ class Served:
     alone: SharedPlanner
     revision: str | None = None
     folder: Path | None = None
-    dtype: str | None = None
+    loading: tuple[str, ...] = ()
     created: int = field(default_factory=lambda: int(time.time()))
     # The longest row that is known to fit.
     _fits: int = 0

@@ -17,6 +17,7 @@ from archport import engine
 from archport.contract import InputError, MemoryBudgetExceeded
 from archport.serving.app import State
 from archport.serving.errors import Refused, unavailable
+from archport.serving.frontiers import loading_flags
 from archport.serving.models import Served, lasting_bytes, public_id, served_model
 
 
@@ -160,11 +161,11 @@ class Shelf:
         def others() -> int:
             return sum(lasting_bytes(each) for each in registry.all if each.id != id)
 
-        config, dtype = about.checkpoint.config, wanted.options.get("dtype")
-        served = served_model(
-            id, model, config, others=others, held=lambda: self._state.device.reserved, budget=self._budget
-        )
-        return replace(served, revision=about.checkpoint.revision, folder=about.checkpoint.folder, dtype=dtype)
+        checkpoint, held = about.checkpoint, lambda: self._state.device.reserved
+        served = served_model(id, model, checkpoint.config, others=others, held=held, budget=self._budget)
+        # Of an adapter that was named itself, the adapter's.
+        folder = checkpoint.root or checkpoint.folder
+        return replace(served, revision=checkpoint.revision, folder=folder, loading=loading_flags(options))
 
     @property
     def unloaded(self) -> list[str]:

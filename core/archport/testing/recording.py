@@ -137,7 +137,7 @@ def _of_model(model: str, plugin: Plugin | None) -> Source:
     about = describe(model, plugins=None if plugin is None else (plugin,), weights=True)
     checkpoint, inputs = about.checkpoint, about.hooks.inputs(about.spec, about.checkpoint)
     spec = narrowed(about, about.hooks.head(about.spec, checkpoint)).spec
-    limit, _ = context_ceiling(about, inputs, None)
+    limit, _ = context_ceiling(about.checkpoint.name, about.spec, inputs, None)
     return Source(checkpoint.folder, checkpoint.body_path, spec, _architectures(checkpoint.config), limit)
 
 

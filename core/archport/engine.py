@@ -203,7 +203,8 @@ def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
     about = loading.narrowed(about, head)
     max_tokens, ceiling = loading.context_ceiling(about.checkpoint.name, about.spec, inputs, options["max_context"])
     split = loading.split_over(about) if options["tensor_parallel"] else None
-    apart = tasks.find_apart(about.checkpoint, options["adapters"], options["plugins"])
+    build = partial(about.hooks.build, about.spec, about.checkpoint.config)
+    apart = tasks.find_apart(about.checkpoint, options["adapters"], options["plugins"], build)
     if split is not None:
         if options["adapters"]:
             raise InputError("adapters= with tensor_parallel=True: adapters that are kept apart run in one process")
@@ -222,6 +223,5 @@ def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
         tf32.warn_if_rounded()
     runtime = loading.make_runtime(about, trunk, planner, choice, head, inputs, max_tokens, options["prefix_cache"])
     if apart is not None:
-        build = partial(about.hooks.build, about.spec, about.checkpoint.config)
-        runtime = tasks.with_tasks(runtime, apart, build, planner.dtype)
+        runtime = tasks.with_tasks(runtime, apart, planner.dtype)
     return Model(about, device=device, budget=budget, dtype=choice, runtime=runtime)

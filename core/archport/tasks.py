@@ -1,4 +1,7 @@
-"""Adapters that are kept apart from one base: a trunk for each around the same weights, and what it adds to a plan."""
+"""Adapters that are kept apart from one base: a trunk for each around the same weights, and what it adds to a plan.
+
+Plans and `archport info` ask without a backend of MLX, so what runs is imported where a trunk is made.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from archport.checkpoint import Checkpoint
 from archport.checkpoint.adapting import fitted
-from archport.checkpoint.apart import check_apart, factors_of, own_tensors, sources_of
+from archport.checkpoint.apart import Source, check_apart, factor_count, factors_of, own_tensors, sources_of
 from archport.checkpoint.resolve import resolve_adapter
 from archport.checkpoint.stacked import Task, stored_tasks
 from archport.contract import ArchSpec, Footprint, InputError
 from archport.contract.errors import shown
 from archport.contract.plugins import Plugin, known_models
 from archport.contract.spec import DType, itemsize
-from archport.memory.snapshot import PrefixCache
-from archport.reading.texts import TextTokeniser
-from archport.running.encode import Encoder
 
 if TYPE_CHECKING:
     from archport.contract import Trunk
     from archport.layers.low_rank import Term
     from archport.planning import Planner
+    from archport.reading.texts import TextTokeniser
     from archport.runtime import Runtime
 
 
@@ -35,15 +36,20 @@ class Apart:
 
     Args:
         tasks: what each adds to which stored matrix, and how its factors are read.
+        sources: of each, which rows of which stored matrix a module has, by the module's path.
     """
 
     tasks: Mapping[str, Task]
+    sources: Mapping[str, Mapping[str, Source]]
 
     def nbytes(self, dtype: DType) -> int:
         """Bytes of all that they add, once loaded."""
-        terms = (term for task in self.tasks.values() for term in task.fit.terms.values())
-        factors = (info for term in terms for info in (term.a, term.b))
-        return itemsize(dtype) * sum(info.size for info in factors)
+        return sum(self.nbytes_of(name, dtype) for name in self.tasks)
+
+    def nbytes_of(self, name: str, dtype: DType) -> int:
+        """Bytes that one of them adds, once loaded."""
+        terms = self.tasks[name].fit.terms
+        return itemsize(dtype) * sum(factor_count(terms[it.name], it) for it in self.sources[name].values())
 
     def widest(self) -> int:
         """Numbers per token of the widest term: its output, and the factor in between."""
@@ -52,11 +58,17 @@ class Apart:
 
 
 def find_apart(
-    checkpoint: Checkpoint, adapters: Mapping[str, str | Path] | None, plugins: Sequence[Plugin]
+    checkpoint: Checkpoint,
+    adapters: Mapping[str, str | Path] | None,
+    plugins: Sequence[Plugin],
+    build: Callable[[], Trunk],
 ) -> Apart | None:
     """The adapters of a load that are kept apart, those that the checkpoint stores itself first; None without any.
 
     Reads headers only, and fetches files.
+
+    Args:
+        build: makes the plugin's module, unfilled.
 
     Raises:
         InputError: names that are none.
@@ -75,7 +87,14 @@ def find_apart(
         fit = fitted(adapter, str(checkpoint.folder), checkpoint.stored_tensors)
         check_apart(fit)
         found[name] = Task(fit, partial(own_tensors, fit))
-    return Apart(found) if found else None
+    if not found:
+        return None
+    module, sources = build(), dict[str, Mapping[str, Source]]()
+    for name, task in found.items():
+        # Tasks that a checkpoint stores itself are of one layout.
+        alike = next((other for other in sources if found[other].fit is task.fit), None)
+        sources[name] = sources_of(task.fit, module) if alike is None else sources[alike]
+    return Apart(found, sources)
 
 
 def most_bytes(apart: Apart | None) -> int:
@@ -99,24 +118,22 @@ def holding(planner: Planner, apart: Apart) -> Planner:
     return replace(planner, weights=replace(weights, total=weights.total + apart.nbytes(planner.dtype)))
 
 
-def with_tasks(runtime: Runtime, apart: Apart, build: Callable[[], Trunk], dtype: DType) -> Runtime:
+def with_tasks(runtime: Runtime, apart: Apart, dtype: DType) -> Runtime:
     """A runtime with one for each adapter, which shares its weights, its tokeniser and its plans.
 
     Args:
-        build: makes the plugin's module, unfilled.
         dtype: element type of the factors.
-
-    Raises:
-        CheckpointError: a matrix that can't be adapted apart.
     """
     import mlx.core as mx
 
     from archport.layers.low_rank import Term, with_terms
+    from archport.memory.snapshot import PrefixCache
+    from archport.running.encode import Encoder
 
     encoder, made = runtime.encoder, dict[str, Any]()
     limit = runtime.prefixes.limit // (1 + len(apart.tasks))
     for name, task in apart.tasks.items():
-        factors = factors_of(task.fit, sources_of(task.fit, build()), task.load(), dtype)
+        factors = factors_of(task.fit, apart.sources[name], task.load(), dtype)
         mx.eval([array for pair in factors.values() for array in pair])
         terms: dict[str, Term] = {path: Term(*pair) for path, pair in factors.items()}
         trunk = with_terms(encoder.trunk, terms)
@@ -149,6 +166,6 @@ def chosen(runtime: Runtime, task: str | None) -> Runtime:
         return runtime
     if task not in runtime.tasks:
         known = ", ".join(runtime.tasks)
-        expected = f"expected one of {known}" if known else "it has none; name some: engine.load(..., adapters={...})"
+        expected = f"expected one of {known}" if known else "it has none; adapters= of engine.load names some"
         raise InputError(f"task={shown(task)} of {runtime.name}; {expected}")
     return runtime.tasks[task]

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from archport import engine
 from archport.checkpoint import weight_bytes
 from archport.cli.commands import app
+from archport.contract import InputError
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 BASE, ADAPTER = str(GOLDENS / "bert-plain"), str(GOLDENS / "adapters" / "bert-patterns")
@@ -37,6 +39,83 @@ def test_plan_prices_what_the_adapter_makes_dense():
     about = engine.describe(QWEN[1], adapter=QWEN[3])
     assert plans[0]["bytes"]["weights"] == weight_bytes(about.checkpoint, dtype="checkpoint", dequantize=False)
     assert plans[0]["bytes"]["weights"] > plans[1]["bytes"]["weights"]
+
+
+# Of both kinds of trunk, and a base that stays packed.
+APART = [("bert-plain", "bert-patterns"), ("qwen3-causal-sharded", "qwen3"), ("qwen3-4bit", "qwen3-4bit")]
+
+
+@pytest.mark.parametrize(("base", "name"), APART)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "checkpoint"])
+def test_the_weights_of_a_plan_are_those_that_are_loaded_with_every_adapter(base: str, name: str, dtype: str):
+    place = str(GOLDENS / "adapters" / name)
+    given = ("plan", "-m", str(GOLDENS / base), "--tokens", "8", "--dtype", dtype, "--json")
+    some = ("--adapters", f"one={place}", "--adapters", f"two={place}")
+    planned, plain = (json.loads(run(*given, *more).stdout)["bytes"]["weights"] for more in (some, ()))
+    model, alone = (
+        engine.load(GOLDENS / base, dtype=dtype, adapters=adapters) for adapters in ({"one": place, "two": place}, None)
+    )
+    added = model.memory().weights - alone.memory().weights
+    assert planned - plain == added == sum(_factors(task.encoder.trunk) for task in model._runtime.tasks.values()) > 0
+    # Headers count what a trunk drops, too; bert-plain has nothing of that.
+    assert plain == alone.memory().weights if base == "bert-plain" else plain >= alone.memory().weights
+
+
+def _factors(trunk: Any) -> int:
+    """Bytes of the terms in a task's trunk."""
+    modules = dict(trunk.named_modules()).values()
+    return sum(module[name].nbytes for module in modules for name in ("lora_down", "lora_up") if name in module)
+
+
+def _added(dtype: str) -> int:
+    model, alone = (engine.load(BASE, dtype=dtype, adapters=adapters) for adapters in ({"one": ADAPTER}, None))
+    return model.memory().weights - alone.memory().weights
+
+
+def test_what_fits_has_every_adapter_in_every_packing():
+    given = ("plan", "-m", BASE, "--device", "m1-8gb", "--points", "-")
+    plain, more = (json.loads(run(*given, *some).stdout) for some in ((), ("--adapters", f"one={ADAPTER}")))
+    at = str(plain["components"].index("weights"))
+    for without, form in zip(plain["forms"], more["forms"], strict=True):
+        assert form["points"][0][1][at] - without["points"][0][1][at] == _added("float32")
+
+
+def test_a_plan_of_adapters_has_the_temporaries_of_the_loaded_model():
+    model = engine.load(BASE, adapters={"one": ADAPTER})
+    told = json.loads(run("plan", "-m", BASE, "--adapters", f"one={ADAPTER}", "--tokens", "300", "--json").stdout)
+    assert told["bytes"] == model.plan([300]).to_dict()["bytes"]
+
+
+def test_info_names_the_adapters_that_are_kept_apart():
+    (line,) = json.loads(run("info", "-m", BASE, "--adapters", f"one={ADAPTER}", "--json").stdout)["adapters"]
+    assert line.startswith(f"one: {ADAPTER}, ")
+    assert f" matrices, {_added('float32'):,} bytes (" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--adapters", "one"], "--adapters 'one'; expected NAME=FOLDER or NAME=ID, such as search=me/lora"),
+        (["--adapters", "=place"], "--adapters '=place'; expected NAME=FOLDER or NAME=ID"),
+        (["--adapters", "one="], "--adapters 'one='; expected NAME=FOLDER or NAME=ID"),
+        (["--adapters", "one=a", "--adapters", "one=b"], "--adapters 'one=b': 'one' is 'a' already; give each"),
+        (
+            ["--adapters", "one=a", "--adapter", "b"],
+            "--adapter 'b' is merged into the weights that --adapters run next",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "info"])
+def test_adapters_that_are_no_pairs_are_wrong_usage(command: str, given: list[str], message: str):
+    done = run(command, "-m", BASE, *given)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+
+
+def test_adapters_of_a_config_alone_are_refused():
+    config = str(GOLDENS.parent / "planning" / "data" / "qwen3_embedding_06b.json")
+    with pytest.raises(InputError, match=r"adapters=one: .*has no weights that it could belong to"):
+        run("plan", "-m", config, "--tokens", "8", "--adapters", f"one={ADAPTER}")
 
 
 def test_info_names_the_adapter():

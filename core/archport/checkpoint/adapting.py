@@ -27,6 +27,8 @@ _KIND = re.compile(r"(For[A-Z]\w*|Model)$")
 # Where the names of labels are as many as the rows of a matrix.
 _LABELS = ("classifier.out_proj.weight", "classifier.weight", "score.weight")
 _CARRIERS = ("model", "language_model")
+# A factor of the adapters that a checkpoint stores itself: a slice for each task.
+STACKED_FACTOR = re.compile(r"^(?P<module>.+)\.parametrizations\.weight\.0\.lora_(?P<factor>[AB])$")
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 

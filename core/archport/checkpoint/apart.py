@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from archport.checkpoint.adapter_files import LowRank
 from archport.checkpoint.adapting import Adapted
 from archport.checkpoint.disk import inside
 from archport.checkpoint.files import ADAPTER_WEIGHTS, shorten
@@ -128,6 +129,12 @@ def factors_of(fit: Adapted, sources: Mapping[str, Source], own: Mapping[str, mx
         down, up = (a.T[rows], b.T) if term.table else (a.T, b[rows].T)
         made[path] = mx.contiguous(down.astype(kind)), mx.contiguous((term.scale * up).astype(kind))
     return made
+
+
+def factor_count(term: LowRank, source: Source) -> int:
+    """Numbers in what `factors_of` makes for a module: the factor that its rows do not divide is there in full."""
+    whole = term.b.shape[0] if term.table else term.shape[1]
+    return term.a.shape[0] * (len(source.rows) + whole)
 
 
 def own_tensors(fit: Adapted) -> dict[str, mx.array]:

@@ -7,13 +7,12 @@ next to it are the stacks. The config names the tasks in their order (`lora_adap
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from archport.checkpoint.adapter_files import Adapter, LowRank
-from archport.checkpoint.adapting import Adapted
+from archport.checkpoint.adapting import STACKED_FACTOR, Adapted
 from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.disk import inside
 from archport.checkpoint.headers import TensorInfo
@@ -21,8 +20,6 @@ from archport.contract.errors import CheckpointError
 
 if TYPE_CHECKING:
     import mlx.core as mx
-
-_FACTOR = re.compile(r"^(?P<module>.+)\.parametrizations\.weight\.0\.lora_(?P<factor>[AB])$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ def stored_tasks(checkpoint: Checkpoint) -> dict[str, Task]:
     tensors, config, where = checkpoint.stored_tensors, checkpoint.config, str(checkpoint.config_path)
     stacks: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
-        if match := _FACTOR.match(name):
+        if match := STACKED_FACTOR.match(name):
             stacks.setdefault(match["module"], {})[match["factor"]] = info
     if not stacks:
         return {}

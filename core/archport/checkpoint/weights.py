@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from archport.checkpoint.adapting import merged, unpacked
+from archport.checkpoint.adapting import STACKED_FACTOR, merged, unpacked
 from archport.checkpoint.checkpoint import Checkpoint
 from archport.checkpoint.counts import keys_of_misfits
 from archport.checkpoint.cutting import cut_array, cut_of
@@ -299,6 +299,7 @@ def weight_bytes(checkpoint: Checkpoint, *, dtype: WeightDType, dequantize: bool
     """Bytes that the tensors take once loaded, from headers only.
 
     An upper bound of what a module holds: a tensor that `sanitize` drops (a tied head, a tower of another task) counts.
+    Adapters that the checkpoint stores do not: `tasks.Apart` has them.
     """
     tensors = checkpoint.tensors
     stated = read_quantization(checkpoint.config)
@@ -306,7 +307,7 @@ def weight_bytes(checkpoint: Checkpoint, *, dtype: WeightDType, dequantize: bool
     for name, info in tensors.items():
         path, _, leaf = name.rpartition(".")
         scales = tensors.get(f"{path}.scales") if leaf in ("weight", "scales", "biases") else None
-        if name.endswith(_DERIVED):
+        if name.endswith(_DERIVED) or STACKED_FACTOR.match(name):
             continue
         if scales is None or not dequantize:
             total += info.size * _ITEMSIZE[dtype] if info.dtype in _ITEMSIZE and dtype != "checkpoint" else info.nbytes

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from archport.contract import ArchSpec, DeviceFacts, DType
     from archport.contract.hooks import Hooks
     from archport.planning import Planner
+    from archport.tasks import Apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Loading:
     dtype: str | None = None
     max_context: int | None = None
     adapter: str | None = None
+    adapters: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Described:
         weight_bytes: bytes of the weights on the planned device; None to estimate them from the spec.
         max_context: tokens that a text may have, as where it is loaded.
         dtype: element type of the computation; None: the device's usual one.
+        apart: the adapters that it has next to its weights.
     """
 
     spec: ArchSpec
@@ -41,6 +45,7 @@ class Described:
     weight_bytes: int | None
     max_context: int
     dtype: DType | None = None
+    apart: Apart | None = None
 
 
 def planner_of(about: Described, device: DeviceFacts, *, budget: int | None, choose: Chooser | None = None) -> Planner:
@@ -51,9 +56,10 @@ def planner_of(about: Described, device: DeviceFacts, *, budget: int | None, cho
     """
     from archport.loading import path_chooser
     from archport.planning import Planner
+    from archport.tasks import holding, priced
 
     planner = Planner.of(
-        about.spec,
+        about.spec if about.apart is None else priced(about.spec, about.apart),
         device,
         choose or path_chooser(about.hooks, simulated=device.simulated),
         budget=budget,
@@ -62,7 +68,8 @@ def planner_of(about: Described, device: DeviceFacts, *, budget: int | None, cho
         pins=about.hooks,
         plugin=about.label,
     )
-    return replace(planner, max_context=about.max_context)
+    planner = replace(planner, max_context=about.max_context)
+    return planner if about.apart is None else holding(planner, about.apart)
 
 
 def described(model: str, device: DeviceFacts, loading: Loading | None = None) -> Described:
@@ -85,28 +92,32 @@ def described_on(model: str, devices: Sequence[DeviceFacts], loading: Loading | 
     path = Path(model).expanduser()
     config = path / "config.json" if path.is_dir() else path
     if config.suffix == ".json" and config.is_file() and not any(config.parent.glob("*.safetensors")):
-        if adapter is not None:
-            raise InputError(
-                f"adapter={adapter!r}: {path} has no weights that it could belong to; name the whole model"
-            )
+        if adapter is not None or loading.adapters:
+            given = f"adapter={adapter!r}" if adapter is not None else f"adapters={', '.join(loading.adapters or ())}"
+            raise InputError(f"{given}: {path} has no weights that it could belong to; name the whole model")
         return _from_config(config, devices, loading)
     from archport.checkpoint import weight_bytes
     from archport.checkpoint.dtype import LoadDType, choose_dtype
-    from archport.loading import context_ceiling, describe
+    from archport.loading import context_ceiling, describe, narrowed
+    from archport.tasks import find_apart, most_bytes
 
     about = describe(model, adapter=adapter)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
     _, ceiling = context_ceiling(about.checkpoint.name, about.spec, inputs, loading.max_context)
+    spec = narrowed(about, about.hooks.head(about.spec, about.checkpoint)).spec
+    build = partial(about.hooks.build, spec, about.checkpoint.config)
+    apart = find_apart(about.checkpoint, loading.adapters, (about.plugin,), build)
 
     def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
         return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
 
     made: list[Described] = []
     for device in devices:
-        choice = choose_dtype(dtype, about.spec, device.kind, budget=device.default_budget, bytes_of=bytes_of)
+        left = device.default_budget - most_bytes(apart)
+        choice = choose_dtype(dtype, about.spec, device.kind, budget=left, bytes_of=bytes_of)
         weights = bytes_of(choice.dtype, choice.dequantize)
         computed = _computed(dtype, about.spec)
-        made.append(Described(about.spec, about.hooks, about.plugin.label, weights, ceiling, computed))
+        made.append(Described(about.spec, about.hooks, about.plugin.label, weights, ceiling, computed, apart))
     return made
 
 

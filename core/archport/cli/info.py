@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Annotated, Any
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from archport.cli.embed import DEFAULT_MODEL
-from archport.cli.options import Adapter
+from archport.cli.options import Adapter, Adapters, adapters_of
 from archport.contract import (
     AttentionLayer,
     ClassificationHead,
@@ -23,17 +25,23 @@ from archport.contract import (
     YesNoHead,
 )
 
+if TYPE_CHECKING:
+    from archport.contract import DType
+    from archport.tasks import Apart
+
 
 def info(
     model: Annotated[str, typer.Option("--model", "-m", help="Folder, hub id or alias.")] = DEFAULT_MODEL,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     adapter: Adapter = None,
+    adapters: Adapters = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show who claims a model, its layers by kind, widths, semantics, context and parameter bytes."""
     from archport.loading import describe
 
-    facts = gather(describe(model, revision=revision, adapter=adapter))
+    apart = adapters_of(adapters, adapter)
+    facts = gather(describe(model, revision=revision, adapter=adapter), apart)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
@@ -43,10 +51,15 @@ def info(
             typer.echo(f"{name.replace('_', ' ') if index == 0 else '':<18} {line}")
 
 
-def gather(about: Any) -> dict[str, Any]:
-    """The facts of a described model, ready to print."""
+def gather(about: Any, adapters: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The facts of a described model, ready to print.
+
+    Args:
+        adapters: as `engine.load` takes them.
+    """
     from archport.contract.sizes import format_bytes
     from archport.loading import context_ceiling, narrowed
+    from archport.tasks import find_apart
 
     spec, checkpoint = about.spec, about.checkpoint
     head = about.hooks.head(spec, checkpoint)
@@ -54,6 +67,8 @@ def gather(about: Any) -> dict[str, Any]:
     context, _ = context_ceiling(checkpoint.name, spec, inputs, None)
     spec = narrowed(about, head).spec
     fit = checkpoint.adapted
+    build = partial(about.hooks.build, spec, checkpoint.config)
+    apart = find_apart(checkpoint, adapters, (about.plugin,), build)
     quantised = spec.quantization and f"{spec.quantization.bits}-bit {spec.quantization.mode}"
     return {
         "model": checkpoint.name,
@@ -63,6 +78,7 @@ def gather(about: Any) -> dict[str, Any]:
             if fit is None
             else {"adapter": f"{fit.adapter.name}, {len(fit.terms)} matrices, {len(fit.whole)} replaced"}
         ),
+        **({} if apart is None else {"adapters": _apart(apart, spec.dtype)}),
         "claimed_by": about.plugin.label,
         "architecture": spec.arch,
         "tasks": ", ".join(spec.tasks),
@@ -79,6 +95,18 @@ def gather(about: Any) -> dict[str, Any]:
         "prompts": [f"{name}: {text!r}" for name, text in inputs.prompts.items()] or "none",
         "inputs_from": inputs.source,
     }
+
+
+def _apart(apart: Apart, dtype: DType) -> list[str]:
+    """Each adapter that is kept apart, and what it holds in an element type."""
+    from archport.contract.sizes import format_bytes
+
+    lines: list[str] = []
+    for name, task in apart.tasks.items():
+        size = apart.nbytes_of(name, dtype)
+        where = f"{task.fit.adapter.name}, {len(task.fit.terms)} matrices"
+        lines.append(f"{name}: {where}, {size:,} bytes ({format_bytes(size)}) in {dtype}")
+    return lines
 
 
 def _roles(inputs: TextInputs) -> str:

@@ -21,6 +21,15 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the
 Adapter = Annotated[
     str | None, typer.Option(metavar="FOLDER|ID", help="A LoRA adapter (PEFT) that the weights are loaded with.")
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapters", metavar="NAME=FOLDER|ID", help="A LoRA adapter kept apart from the weights; may be repeated."
+    ),
+]
+Task = Annotated[
+    str | None, typer.Option(help="Which of --adapters runs, or of a model's own, as retrieval.query; default: none.")
+]
 MemoryBudget = Annotated[str | None, typer.Option(metavar="BYTES", help="For example 16GB.")]
 MaxContext = Annotated[int | None, typer.Option(help="Longest text in tokens, at most the model's positions.")]
 MaxTokens = Annotated[int, typer.Option(help="Tokens to generate at most; 0 only reads the prompt.")]
@@ -66,6 +75,33 @@ def biases(given: list[str] | None) -> dict[int, float] | None:
             found[int(token)] = float(bias)
         except ValueError as error:
             raise typer.BadParameter(f"--logit-bias {word!r}; expected ID=BIAS, for example 50256=-100") from error
+    return found or None
+
+
+def adapters_of(given: list[str] | None, adapter: str | None) -> dict[str, str] | None:
+    """Name -> adapter of `NAME=FOLDER|ID` words; None without any.
+
+    Args:
+        adapter: of --adapter, which is the only one then.
+
+    Raises:
+        BadParameter: for a word that is none, a name that is there twice, and adapters of both kinds.
+    """
+    found: dict[str, str] = {}
+    for word in given or ():
+        name, _, place = word.partition("=")
+        if not name or not place:
+            raise typer.BadParameter(f"--adapters {word!r}; expected NAME=FOLDER or NAME=ID, such as search=me/lora")
+        if name in found:
+            raise typer.BadParameter(
+                f"--adapters {word!r}: {name!r} is {found[name]!r} already; give each adapter a name of its own"
+            )
+        found[name] = place
+    if found and adapter is not None:
+        raise typer.BadParameter(
+            f"--adapter {adapter!r} is merged into the weights that --adapters run next to; give it a name, "
+            f"--adapters NAME={adapter}, or leave one of both out"
+        )
     return found or None
 
 

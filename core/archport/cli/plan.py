@@ -10,7 +10,7 @@ import typer
 
 from archport.cli.described import Described, Loading, described, planner_of
 from archport.cli.embed import DEFAULT_MODEL
-from archport.cli.options import Adapter, MaxContext
+from archport.cli.options import Adapter, Adapters, MaxContext, adapters_of
 from archport.cli.words import message_and_code
 from archport.contract import InputError
 
@@ -43,6 +43,7 @@ def plan(
     ] = None,
     max_context: MaxContext = None,
     adapter: Adapter = None,
+    adapters: Adapters = None,
     mask: Annotated[str | None, typer.Option(help="'dense' prices one (B,1,S,S) mask in float32.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Every number and every reason.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -69,7 +70,7 @@ def plan(
     rows = 1 if batch is None else batch
     if not 1 <= rows <= MOST_ROWS:
         raise InputError(f"--batch {batch}: expected 1 to {MOST_ROWS:,} rows")
-    loading = Loading(dtype, max_context, adapter)
+    loading = Loading(dtype, max_context, adapter, adapters_of(adapters, adapter))
     written = html is not None or points is not None
     if written or tokens is None:
         flags = {"--batch": batch, "--cached": cached, "--mask": mask, "--verbose": verbose}

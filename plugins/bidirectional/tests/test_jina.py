@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import mlx.nn as nn
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from archport import engine
 from archport.cli.commands import app
+from archport.cli.described import described, planner_of
+from archport.cli.plan import device_of
 from archport.contract import CheckpointError, InputError
+from archport.running.steps import parameter_bytes
 
 D, INNER, WORDS, RANK, ALPHA = 64, 96, 199, 4, 2
 TASKS = ["retrieval.query", "retrieval.passage", "separation"]
@@ -197,3 +201,18 @@ def test_stacks_that_do_not_fit_the_config_are_refused(
 ):
     with pytest.raises(CheckpointError, match=message):
         engine.load(written(tmp_path / "model", {**HUB, **change}, tensors()))
+
+
+def test_plans_hold_the_adapters_of_its_tasks_as_they_are_loaded(model: engine.Model, published: Path):
+    runtime = model._runtime
+    trunks = [cast(nn.Module, task.encoder.trunk) for task in runtime.tasks.values()]
+    modules = [module for trunk in trunks for module in dict(trunk.named_modules()).values()]
+    # The factor that three matrices cut from one share is in each of them.
+    factors = sum(module[name].nbytes for module in modules for name in ("lora_down", "lora_up") if name in module)
+    own = parameter_bytes(runtime.encoder.trunk)
+    assert model.memory().weights == own + factors
+    device = device_of(None)
+    planner = planner_of(described(str(published), device), device, budget=None)
+    # Headers count the pooler, too, which the trunk has not.
+    assert planner.weights.total == own + factors + 4 * (D * D + D)
+    assert planner.spec.layers == runtime.encoder.plan.spec.layers

@@ -166,6 +166,6 @@ def chosen(runtime: Runtime, task: str | None) -> Runtime:
         return runtime
     if task not in runtime.tasks:
         known = ", ".join(runtime.tasks)
-        expected = f"expected one of {known}" if known else "it has none; adapters= of engine.load names some"
+        expected = f"expected one of {known}" if known else "it has none; name some with adapters= where it is loaded"
         raise InputError(f"task={shown(task)} of {runtime.name}; {expected}")
     return runtime.tasks[task]

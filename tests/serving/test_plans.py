@@ -151,7 +151,12 @@ def test_a_model_is_planned_as_it_was_loaded(tmp_path):
     config = json.loads((named / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(GOLDENS / "qwen3-4bit")
     (named / "adapter_config.json").write_text(json.dumps(config))
-    wanted = [Wanted(str(GOLDENS / "qwen3-4bit"), "one", options), Wanted(str(named), "two", {"dtype": "checkpoint"})]
+    apart = {"dtype": "checkpoint", "adapters": {"a": adapter, "b": adapter}}
+    wanted = [
+        Wanted(str(GOLDENS / "qwen3-4bit"), "one", options),
+        Wanted(str(named), "two", {"dtype": "checkpoint"}),
+        Wanted(str(GOLDENS / "qwen3-4bit"), "three", apart),
+    ]
     shelf = Shelf(state, wanted, 1 << 30)
     try:
         asyncio.run(shelf.load_all())

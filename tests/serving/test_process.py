@@ -18,7 +18,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+
+from archport import engine
 
 BERT = str(Path(__file__).parents[1] / "goldens" / "bert-plain")
 COMMAND = [sys.executable, "-c", "from archport.cli import main; main()", "serve", "-m", f"bert={BERT}"]
@@ -51,6 +54,19 @@ class Process:
         self.process.send_signal(signal.SIGTERM)
         _, errors = self.process.communicate(timeout=30)
         return self.process.returncode, errors.decode()
+
+
+def test_requests_choose_among_adapters_of_the_command_line():
+    folder = Path(BERT).parent / "adapters" / "bert-patterns"
+    made = Process("--adapters", f"one={folder}", env={"ARCHPORT_SERVE_QUIET": "1"})
+    try:
+        model = engine.load(BERT, adapters={"one": folder})
+        for task in ("one", None):
+            answer = httpx.post(f"{made.url}/v1/embeddings", json={"input": "a cat", "task": task}, timeout=30).json()
+            wanted = model.embed("a cat", task=task)[0]
+            np.testing.assert_allclose(answer["data"][0]["embedding"], wanted, atol=1e-5)
+    finally:
+        made.end()
 
 
 @pytest.fixture

@@ -104,6 +104,10 @@ def test_a_task_of_the_model_runs_with_its_adapter(make):
     for task in ("retrieval.query", "other", None):
         response = serving.ask("/v1/embeddings", {"input": TEXTS, **({} if task is None else {"task": task})})
         np.testing.assert_allclose(vectors(response), model.embed(TEXTS, task=task), atol=1e-5)
+    error = serving.ask("/v1/embeddings", {"input": TEXTS, "task": "another"}).json()["error"]
+    assert (error["param"], error["message"]) == (
+        "task", "task is 'another'; this model stores: retrieval.query, other."
+    )  # fmt: skip
 
 
 def test_cohere_s_types(make, expected):

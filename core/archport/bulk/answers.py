@@ -14,6 +14,7 @@ from archport.answering.sparse_vectors import SparseVectors, is_sparse, taken_in
 from archport.bulk.parts import Part
 from archport.contract import ArchportError, InputError
 from archport.device.progress import Counter
+from archport.tasks import chosen
 
 if TYPE_CHECKING:
     from archport.engine import Model
@@ -182,7 +183,7 @@ def _requested(
     widths: dict[int | None, list[int]] = {}
     for index in good:
         widths.setdefault((part.rows[index].request or {}).get("dimensions"), []).append(index)
-    tokeniser = model._runtime.embedder().tokeniser
+    tokeniser = chosen(model._runtime, options.get("task")).embedder().tokeniser
     for width, rows in widths.items():
         texts = [(row, text) for row in rows for text in part.rows[row].item]
         own = options if width is None else {**options, "dimensions": width}

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import archport
+from archport.checkpoint.resolve import resolve_adapter
 from archport.contract import EmbeddingHead, SparseHead
+from archport.contract.plugins import discover, known_models
 
 if TYPE_CHECKING:
-    from archport.engine import Model
+    from archport.engine import Model, Recipe
 
 # Files of up to so many bytes are read whole, and larger ones in places.
 _WHOLE, _PIECE, _PIECES = 1 << 20, 1 << 16, 16
 _READ = (".json", ".txt", ".model", ".jinja", ".safetensors")
 
 
-def model_settings(model: Model) -> dict[str, Any]:
-    """What vectors depend on, of the model."""
+def model_settings(model: Model, task: str | None = None) -> dict[str, Any]:
+    """What vectors depend on, of the model.
+
+    Args:
+        task: the adapter that runs, of those that are kept apart.
+    """
     checkpoint = model.checkpoint
+    # Of the model's own tasks the checkpoint's files are all that there is.
+    place = (cast("Recipe", model.recipe).options["adapters"] or {}).get(task)
+    own = [] if place is None else [resolve_adapter(place, models=known_models(discover())).folder]
     return {
         "model": model.name,
         "revision": checkpoint.revision,
         **({} if checkpoint.adapter is None else {"adapter": checkpoint.adapter}),
-        "weights": weights_digest(*checkpoint.folders),
+        **({} if task is None else {"task": task}),
+        **({} if place is None else {"adapters": {task: str(place)}}),
+        "weights": weights_digest(*checkpoint.folders, *own),
         "dtype": model.dtype.dtype,
     }
 

@@ -23,6 +23,7 @@ from archport.contract import InputError
 from archport.contract.errors import shown
 from archport.device.heap import give_back_freed_memory
 from archport.device.progress import nothing_shown
+from archport.tasks import chosen
 
 if TYPE_CHECKING:
     from archport.engine import Model
@@ -42,7 +43,7 @@ class Job:
         out: the folder for it.
         output_format: parquet, jsonl, npy, sqlite, or openai for answers of an OpenAI batch.
         output, top_k, prompt, prompt_name, dimensions, normalize, max_tokens, overflow, precision: as `Model.embed` has
-            them.
+            them, and so is `task`.
         calibrate: for int8 and uint8, a file of texts to measure ranges by, in any format of inputs, or the ranges of
             another job; None takes the first 10,000 rows.
         part_rows: rows of a part, which is what may be lost when the machine stops; None: those of the job that is
@@ -71,6 +72,7 @@ class Job:
     overwrite: bool = False
     shard: tuple[int, int] = (0, 1)
     device: tuple[int, int] = (0, 1)
+    task: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("shard", "device"):
@@ -92,7 +94,7 @@ class Job:
     def options(self) -> dict[str, Any]:
         """Of `Model.embed`."""
         names = ("prompt", "prompt_name", "dimensions", "normalize", "max_tokens", "overflow", "output", "top_k")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, **({} if self.task is None else {"task": self.task})}
 
     @property
     def alone(self) -> bool:
@@ -326,7 +328,7 @@ def _manifest(model: Model, inputs: Inputs, job: Job) -> tuple[Manifest, int]:
         # What is wrong with the options is wrong without texts, too.
         width = int(model.embed([], errors="collect", **job.options).results.shape[1])
     settings: dict[str, Any] = {
-        **model_settings(model),
+        **model_settings(model, job.task),
         **{name: getattr(job, name) for name in ("prompt", "prompt_name", "dimensions", "normalize", "max_tokens")},
         **{name: getattr(job, name) for name in ("overflow", "output", "precision", "calibrate")},
         # Jobs that were begun before there was such an option go on.
@@ -336,7 +338,7 @@ def _manifest(model: Model, inputs: Inputs, job: Job) -> tuple[Manifest, int]:
         "image_field": inputs.fields.image,
         "id_field": inputs.fields.id,
     }
-    prompt = model._runtime.tokeniser.prompt(job.prompt, job.prompt_name)
+    prompt = chosen(model._runtime, job.task).tokeniser.prompt(job.prompt, job.prompt_name)
     about = {**provenance(model, prompt, width), "on_error": job.on_error}
     return Manifest(settings, inputs.identity(), about), width
 

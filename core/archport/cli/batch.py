@@ -16,7 +16,7 @@ import typer
 from archport.cli import INTERRUPTED, SOME_FAILED
 from archport.cli.batch_watch import BatchWatch
 from archport.cli.embed import DEFAULT_MODEL, Output, Outputs, Overflow, Precision, TopK
-from archport.cli.options import Adapter, Dtype, MaxContext, MemoryBudget, Revision, note
+from archport.cli.options import Adapter, Adapters, Dtype, MaxContext, MemoryBudget, Revision, Task, adapters_of, note
 from archport.cli.words import in_flags
 
 Inputs = Annotated[list[str], typer.Argument(metavar="IN...", help="Files, folders, or - for standard input.")]
@@ -93,6 +93,8 @@ def batch(
     memory_budget: MemoryBudget = None,
     max_context: MaxContext = None,
     adapter: Adapter = None,
+    adapters: Adapters = None,
+    task: Task = None,
 ) -> None:
     """Embed the rows of files into a folder, part by part; what ends it in between costs one part.
 
@@ -101,7 +103,7 @@ def batch(
     """
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite contradict each other")
-    piece = _piece(shard)
+    piece, apart = _piece(shard), adapters_of(adapters, adapter)
     if devices is not None and "-" in inputs:
         raise typer.BadParameter("--devices reads every input once per process, and standard input can be read once")
 
@@ -118,7 +120,7 @@ def batch(
         out=out, output_format=kind, output=output.value, top_k=top_k, prompt=prompt, prompt_name=prompt_name,
         dimensions=dimensions, max_tokens=max_tokens, overflow=overflow.value, precision=precision.value,
         calibrate=calibrate, part_rows=part_rows, on_error=on_error.value, resume=resume, overwrite=overwrite,
-        shard=piece, device=this_one(),
+        shard=piece, device=this_one(), task=task,
     )  # fmt: skip
     if kind == "parquet":
         from archport.bulk.extras import parquet
@@ -140,6 +142,7 @@ def batch(
         memory_budget=memory_budget,
         max_context=max_context,
         adapter=adapter,
+        adapters=apart,
     )
     names = list(inspect.signature(batch).parameters)
     watch = BatchWatch(opened, quiet=quiet, said=lambda message: in_flags(message, names))

@@ -10,6 +10,7 @@ import typer
 from archport.cli.generate import DEFAULT_MODEL, print_stream
 from archport.cli.options import (
     Adapter,
+    Adapters,
     Bias,
     Dtype,
     Frequency,
@@ -26,9 +27,11 @@ from archport.cli.options import (
     Seed,
     Stop,
     StopToken,
+    Task,
     Temperature,
     TopK,
     TopP,
+    adapters_of,
     biases,
     note,
 )
@@ -64,11 +67,15 @@ def chat(
     memory_budget: MemoryBudget = None,
     max_context: MaxContext = None,
     adapter: Adapter = None,
+    adapters: Adapters = None,
+    task: Task = None,
 ) -> None:
     """Talk to a model. /new starts over, /exit or the end of input ends; Ctrl-C stops an answer.
 
     Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 4 would not fit memory.
     """
+    apart = adapters_of(adapters, adapter)
+
     from archport import engine
 
     loaded = engine.load(
@@ -78,6 +85,7 @@ def chat(
         memory_budget=memory_budget,
         max_context=max_context,
         adapter=adapter,
+        adapters=apart,
     )
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -93,6 +101,7 @@ def chat(
         "stop": stop or (),
         "stop_token_ids": stop_token_id or (),
         "min_tokens": min_tokens,
+        "task": task,
         **({"enable_thinking": False} if no_thinking else {}),
     }
     opening = [{"role": "system", "content": system}] if system is not None else []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archport.cli.options import Adapter, MaxContext, called, end_with, read_lines
+from archport.cli.options import Adapter, Adapters, MaxContext, Task, adapters_of, called, end_with, read_lines
 from archport.cli.words import rows_called, skipped
 from archport.contract import ArchportError
 from archport.reading.columns import Unreadable, json_value
@@ -98,9 +98,8 @@ def embed(
     memory_budget: Annotated[str | None, typer.Option(metavar="BYTES", help="For example 16GB.")] = None,
     max_context: MaxContext = None,
     adapter: Adapter = None,
-    task: Annotated[
-        str | None, typer.Option(help="A task that the model has an adapter for, such as retrieval.query.")
-    ] = None,
+    adapters: Adapters = None,
+    task: Task = None,
 ) -> None:
     """Embed texts and print their vectors; sparse ones with the tokens that they weigh.
 
@@ -116,6 +115,7 @@ def embed(
         raise typer.BadParameter("npy is binary: send it to a file or another program, for example > vectors.npy")
     if format is Format.npy and output is not Output.vectors:
         raise typer.BadParameter(f"--format npy holds one vector per text; --output {output} goes with jsonl or json")
+    apart = adapters_of(adapters, adapter)
     file = None if input is None else TextFile(input)
     source: Iterable[Any] = seen(texts, image) if image else file if file else texts or ()
 
@@ -129,6 +129,7 @@ def embed(
         memory_budget=memory_budget,
         max_context=max_context,
         adapter=adapter,
+        adapters=apart,
     )
     options: dict[str, Any] = {
         "prompt": prompt,

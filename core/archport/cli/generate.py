@@ -11,6 +11,7 @@ import typer
 
 from archport.cli.options import (
     Adapter,
+    Adapters,
     Bias,
     Dtype,
     Frequency,
@@ -27,9 +28,11 @@ from archport.cli.options import (
     Seed,
     Stop,
     StopToken,
+    Task,
     Temperature,
     TopK,
     TopP,
+    adapters_of,
     biases,
     called,
     note,
@@ -88,6 +91,8 @@ def generate(
     memory_budget: MemoryBudget = None,
     max_context: MaxContext = None,
     adapter: Adapter = None,
+    adapters: Adapters = None,
+    task: Task = None,
 ) -> None:
     """Generate text; one prompt is printed as it is made, several (.jsonl) run as one batch and print JSON.
 
@@ -104,6 +109,8 @@ def generate(
     if chat or system is not None:
         prompts = [_messages(each, system) for each in prompts]
 
+    apart = adapters_of(adapters, adapter)
+
     from archport import engine
 
     loaded = engine.load(
@@ -113,6 +120,7 @@ def generate(
         memory_budget=memory_budget,
         max_context=max_context,
         adapter=adapter,
+        adapters=apart,
     )
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -128,6 +136,7 @@ def generate(
         "stop": stop or (),
         "stop_token_ids": stop_token_id or (),
         "min_tokens": min_tokens,
+        "task": task,
         "n": n,
         **({"enable_thinking": False} if no_thinking else {}),
     }

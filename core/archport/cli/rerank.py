@@ -10,7 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from archport.cli.embed import OnError, OnErrors, Overflow, TextFile
-from archport.cli.options import Adapter, Dtype, MaxContext, MemoryBudget, Model, Revision, end_with, note
+from archport.cli.options import (
+    Adapter,
+    Adapters,
+    Dtype,
+    MaxContext,
+    MemoryBudget,
+    Model,
+    Revision,
+    Task,
+    adapters_of,
+    end_with,
+    note,
+)
 from archport.cli.words import rows_called, skipped
 from archport.contract import ArchportError
 
@@ -40,6 +52,8 @@ def rerank(
     memory_budget: MemoryBudget = None,
     max_context: MaxContext = None,
     adapter: Adapter = None,
+    adapters: Adapters = None,
+    task: Task = None,
 ) -> None:
     """Rank documents by how well they answer a query; score, index and document, best first.
 
@@ -47,6 +61,7 @@ def rerank(
     """
     if bool(documents) == (input is not None):
         raise typer.BadParameter("give documents as arguments or with --input FILE (- for standard input), not both")
+    apart = adapters_of(adapters, adapter)
     file = None if input is None else TextFile(input)
     texts = documents or list(file or ())
 
@@ -59,6 +74,7 @@ def rerank(
         memory_budget=memory_budget,
         max_context=max_context,
         adapter=adapter,
+        adapters=apart,
     )
     started = time.perf_counter()
 
@@ -73,6 +89,7 @@ def rerank(
         "max_tokens": max_tokens,
         "overflow": overflow.value,
         "progress": sys.stderr.isatty(),
+        "task": task,
     }
     errors: dict[int, ArchportError] = {}
     with rows_called(name):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archport.cli.options import note
+from archport.cli.options import adapters_of, note
 from archport.contract import InputError
 
 if TYPE_CHECKING:
@@ -81,6 +81,14 @@ def serve(
             metavar="FOLDER|ID", envvar="ARCHPORT_SERVE_ADAPTER", help="A LoRA adapter (PEFT), with one --model."
         ),
     ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER|ID",
+            envvar="ARCHPORT_SERVE_ADAPTERS",
+            help="One kept apart, with one --model, for requests whose task is NAME; may be repeated.",
+        ),
+    ] = None,
     max_context: Annotated[
         int | None, typer.Option(envvar="ARCHPORT_SERVE_MAX_CONTEXT", help="Longest text in tokens.")
     ] = None,
@@ -140,6 +148,10 @@ def serve(
     from archport.serving.server import Server, set_up_logs, wanted
     from archport.serving.settings import Limits, Settings
 
+    apart = adapters_of(adapters, adapter)
+    if len(model) > 1 and (apart is not None or adapter is not None):
+        flag = "--adapter belongs" if apart is None else "--adapters belong"
+        raise typer.BadParameter(f"{flag} to one --model; serve an adapter by its own name: -m ID=ADAPTER")
     # The variable reaches the processes of each device as well.
     if devices is not None and DEVICE not in os.environ:
         raise typer.Exit(run_on(devices, sys.argv[1:], host, port, note))
@@ -164,9 +176,9 @@ def serve(
         limits=limits,
     )
     set_up_logs(logging.WARNING if quiet else logging.INFO)
-    if adapter is not None and len(model) > 1:
-        raise typer.BadParameter("--adapter belongs to one --model; serve an adapter by its own name: -m ID=ADAPTER")
-    options: dict[str, Any] = {"dtype": dtype, "revision": revision, "max_context": max_context, "adapter": adapter}
+    options: dict[str, Any] = {
+        "dtype": dtype, "revision": revision, "max_context": max_context, "adapter": adapter, "adapters": apart,
+    }  # fmt: skip
     models = [wanted(each, options) for each in model]
     server = Server(settings, models, memory_budget=memory_budget, started=lambda each: _started(each, quiet=quiet))
     code = server.run()

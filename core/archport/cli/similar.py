@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from archport.cli.options import Adapter, Dtype, MemoryBudget, Revision, note
+from archport.cli.options import Adapter, Adapters, Dtype, MemoryBudget, Revision, Task, adapters_of, note
 
 
 def similar(
@@ -21,6 +21,8 @@ def similar(
     revision: Revision = None,
     memory_budget: MemoryBudget = None,
     adapter: Adapter = None,
+    adapters: Adapters = None,
+    task: Task = None,
 ) -> None:
     """Print the rows of a job nearest to a query: score and id, the nearest first.
 
@@ -28,19 +30,20 @@ def similar(
     """
     from archport.bulk.search import complete, model_of, search
 
-    name, commit, its_adapter = model_of(out)
+    apart, made = adapters_of(adapters, adapter), model_of(out)
+    its_own = model is None and adapter is None and apart is None
 
     from archport import engine
 
-    chosen = model if model is not None else name
     loaded = engine.load(
-        chosen,
+        model if model is not None else made.name,
         dtype=dtype,
-        revision=revision if model is not None or revision is not None else commit,
+        revision=revision if model is not None or revision is not None else made.revision,
         memory_budget=memory_budget,
-        adapter=adapter if model is not None or adapter is not None else its_adapter,
+        adapter=made.adapter if its_own else adapter,
+        adapters=made.adapters if its_own else apart,
     )
-    found = search(out, query, loaded, top_k)
+    found = search(out, query, loaded, top_k, task)
     if not complete(out):
         note(f"archport: the job in {out} has not come to its end; these are the nearest of the rows that are there")
     if as_json:

@@ -373,7 +373,8 @@ def _prompt_text(served: Served, tokeniser: TextTokeniser, prompt: Prompt, timin
         if name is None:
             return ""
     if name is not None and name not in inputs.prompts:
-        stored = ", ".join(sorted(inputs.prompts)) or "none"
+        tasks = served.model.tasks if prompt.param == "task" else ()
+        stored = ", ".join([*tasks, *sorted(inputs.prompts)]) or "none"
         raise refused(f"{prompt.param} is {name[:100]!r}; this model stores: {stored}.", "invalid_prompt", prompt.param)
     timing.prompt = name if prompt.text is None else "literal"
     if prompt.text is None and name is None:

@@ -68,7 +68,9 @@ class Question:
 
 def loading_flags(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Flags of `archport plan` that plan a model as `engine.load` loads it by these options."""
-    return _flags({f"--{name.replace('_', '-')}": options.get(name) for name in ("dtype", "max_context", "adapter")})
+    own = _flags({f"--{name.replace('_', '-')}": options.get(name) for name in ("dtype", "max_context", "adapter")})
+    apart: Mapping[str, object] = options.get("adapters") or {}
+    return (*own, *(part for name, place in apart.items() for part in ("--adapters", f"{name}={place}")))
 
 
 def _flags(given: Mapping[str, object]) -> tuple[str, ...]:

@@ -232,6 +232,23 @@ def test_forward_takes_mlx_arrays_and_gives_zeros_for_a_row_of_padding(model):
     assert not hidden[1].any()
 
 
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_forward_holds_its_states_once_and_what_a_batch_needs(padding: str):
+    small = engine.load(GOLDENS / "bert-plain", dtype="float32", memory_budget="3MB")
+    ids, mask = np.full((2000, 16), 7), np.ones((2000, 16))
+    mask[::2, {"none": slice(0), "left": slice(4), "right": slice(12, None)}[padding]] = 0
+    mx.eval(small.forward(ids, mask))
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    hidden = small.forward(ids, mask)
+    mx.eval(hidden)
+    plan = small.last_plan
+    assert plan is not None
+    assert len(plan.batches) > 10
+    assert mx.get_peak_memory() - before <= hidden.nbytes + plan.peak - plan.bytes["weights"]
+
+
 def test_max_context_above_the_positions_is_refused_and_below_it_binds():
     with pytest.raises(ContextLengthExceeded) as refused:
         engine.load(GOLDENS / "bert-plain", max_context=513)

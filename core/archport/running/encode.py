@@ -328,21 +328,23 @@ class Encoder:
         starts, lengths = _extents(attention_mask, ids.shape)
         ids = _known(ids, starts, lengths, self.spec.vocab_size)
         real = [row for row, length in enumerate(lengths) if length]
-        out: list[mx.array | None] = [None] * len(ids)
-        if real:
-            plan = self.planned([ids[row, starts[row] : starts[row] + lengths[row]] for row in real])
-            with verified(plan) as watch:
-                for batch in watch.batches(plan.batches):
-                    rows = [real[index] for index in batch.rows]
-                    tokens = [ids[row, starts[row] : starts[row] + lengths[row]] for row in rows]
-                    hidden = self._hidden(plan, batch, tokens)
-                    for index, row in enumerate(rows):
-                        before, after = starts[row], L - starts[row] - lengths[row]
-                        out[row] = mx.pad(hidden[index, : lengths[row]], [(before, after), (0, 0)])
-        blank = mx.zeros(
-            (L, self.spec.hidden_size), dtype=next((row.dtype for row in out if row is not None), mx.float32)
-        )
-        return mx.stack([blank if row is None else row for row in out])
+        if not real:
+            return mx.zeros((*ids.shape, self.spec.hidden_size))
+        plan = self.planned([ids[row, starts[row] : starts[row] + lengths[row]] for row in real])
+        out = mx.zeros((*ids.shape, self.spec.hidden_size), getattr(mx, self.plan.dtype))
+        mx.eval(out)
+        with verified(plan, Kept(out.nbytes)) as watch:
+            for batch in watch.batches(plan.batches):
+                rows = [real[index] for index in batch.rows]
+                tokens = [ids[row, starts[row] : starts[row] + lengths[row]] for row in rows]
+                hidden = self._hidden(plan, batch, tokens)
+                for index, row in enumerate(rows):
+                    # A slice is a view; a number alone (`hidden[index]`), `mx.pad` and `mx.stack` would copy.
+                    out[row, starts[row] : starts[row] + lengths[row]] = hidden[index, : lengths[row]]
+                # Into the buffer that is there, or every batch's states would wait for the last one's.
+                evaluation.finish(out)
+                del hidden
+        return out
 
     def _hidden(self, plan: Plan, batch: BatchPlan, ids: Sequence[np.ndarray]) -> mx.array:
         """Hidden states (B, L, D) of a batch's rows, evaluated."""

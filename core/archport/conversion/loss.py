@@ -136,7 +136,7 @@ def perplexity(model: Model, texts: Sequence[str]) -> float:
         wanted = mx.array(ids[1:])
         for start in range(0, len(ids) - 1, _POSITIONS):
             end = min(start + _POSITIONS, len(ids) - 1)
-            logits = trunk.logits(hidden[:, start:end])[0].astype(mx.float32)
+            logits = trunk.logits(hidden[:, start:end]).squeeze(0).astype(mx.float32)
             scores = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
             total -= float(mx.take_along_axis(scores, wanted[start:end, None], axis=-1).sum())
         count += len(ids) - 1

@@ -165,8 +165,10 @@ class Block(nn.Module):
         B, L, h = x.shape
         width = h // self._heads
         qkv = ctx.rows(self._project, x, *angles).reshape(B, L, 3, self._heads, width).transpose(2, 0, 3, 1, 4)
-        out = ctx.attend(self._index, qkv[0], qkv[1], qkv[2], scale=width**-0.5)
-        del qkv
+        # Views: MLX copies what a number picks.
+        q, k, v = (part.squeeze(0) for part in mx.split(qkv, 3))
+        out = ctx.attend(self._index, q, k, v, scale=width**-0.5)
+        del qkv, q, k, v
         return ctx.rows(self._transform, x, out.transpose(0, 2, 1, 3).reshape(B, L, h))
 
     def _project(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:

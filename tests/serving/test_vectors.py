@@ -250,3 +250,13 @@ def test_the_document_lists_every_address_that_answers(make):
     serving = make("bert-plain")
     paths = serving.ask("/openapi.json").json()["paths"]
     assert set(paths) == {each.path.replace(":path}", "}") for each in serving.app.endpoints}
+
+
+def test_the_record_of_random_requests_is_of_this_document(make):
+    """`make test-openapi` records it: every address was asked, and answered as the document says that it may be."""
+    record = json.loads((GOLDENS.parent / "clients" / "openapi.json").read_text(encoding="utf-8"))
+    statuses = {path.replace(":path}", "}"): set(codes) for path, codes in record["statuses"].items()}
+    paths = make("bert-plain").ask("/openapi.json").json()["paths"]
+    told = {path: {code for each in methods.values() for code in each["responses"]} for path, methods in paths.items()}
+    assert set(statuses) == {path for path in told if not path.startswith(("/health", "/metrics"))}
+    assert {path: codes - told[path] for path, codes in statuses.items() if not codes <= told[path]} == {}

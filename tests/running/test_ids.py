@@ -86,8 +86,10 @@ def test_an_array_of_mlx_is_read_by_its_own_type(model):
 
 @pytest.mark.parametrize("padding", [-100, 2**40, 10**30])
 def test_padding_may_hold_anything(model, padding):
-    found = model.forward([[1, 2, padding], [1, 2, 3]], [[1, 1, 0], [1, 1, 1]])
-    assert mx.array_equal(found[0, :2], found[1, :2]).item()
+    found, usual = (model.forward([[1, 2, at], [1, 2, 3]], [[1, 1, 0], [1, 1, 1]]) for at in (padding, 0))
+    assert mx.array_equal(found, usual).item()
+    # A row's place in a product may change its last digits.
+    assert mx.allclose(found[0, :2], found[1, :2], rtol=1e-5, atol=1e-5).item()
     assert not found[0, 2].any().item()
 
 

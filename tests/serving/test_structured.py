@@ -119,6 +119,34 @@ def test_texts_have_the_schemas_that_were_asked_for(make, model):
     assert ended >= 0.9 * count
 
 
+@pytest.mark.parametrize("decoder", [None, {"type": "WordPiece", "prefix": "##", "cleanup": True}])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"response_format": {"type": "json_object"}}),
+        ("/v1/responses", {"input": "a", "text": {"format": {"type": "json_object"}}}),
+        ("/api/chat", {"format": "json", "stream": False}),
+        ("/api/generate", {"prompt": "a", "format": {"type": "object"}}),
+    ],
+)
+def test_a_tokenizer_that_grammars_can_not_read_is_told_as_an_unsupported_operation(
+    make, model, tmp_path, decoder, path, body
+):
+    from archport.serving.models import served_model
+
+    shutil.copytree(model.checkpoint.folder, tmp_path / "odd")
+    stated = json.loads((tmp_path / "odd" / "tokenizer.json").read_text())
+    (tmp_path / "odd" / "tokenizer.json").write_text(json.dumps({**stated, "decoder": decoder}))
+    (tmp_path / "odd" / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    serving = make()
+    odd = engine.load(tmp_path / "odd", dtype="float32")
+    serving.state.registry.add(served_model("odd", odd, {}, held=lambda: serving.state.device.reserved))
+    said = serving.ask(path, {"model": "odd", "messages": [{"role": "user", "content": "a"}], **body})
+    assert said.status_code == 400
+    assert "llguidance can't read this model's tokenizer" in said.text
+    assert "decoder" in said.text
+
+
 @pytest.mark.truth
 def test_texts_of_forty_schemas_have_them_and_nine_of_ten_end(make, model):
     ended, wrong, count = run(make, model, range(100, 140))

@@ -42,7 +42,12 @@ class Grammars:
         if not self._ends:
             raise unsupported("This model names no final token, so no text of a given form can end.", param)
         vocabulary = max(self._width, tokenizer.get_vocab_size())
-        self._tokenizer = llguidance.LLTokenizer(tokenizer.to_str(), n_vocab=vocabulary, eos_token=self._ends)
+        try:
+            self._tokenizer = llguidance.LLTokenizer(tokenizer.to_str(), n_vocab=vocabulary, eos_token=self._ends)
+        except ValueError as error:
+            # It knows the decoders of byte-level and byte-fallback vocabularies only.
+            why = str(error).splitlines()[0][:300]
+            raise unsupported(f"llguidance can't read this model's tokenizer: {why}.", param) from error
 
     def constraint(
         self, grammar: str, opened: int | None = None, param: str = "response_format"

@@ -128,7 +128,7 @@ LINES: list[tuple[tuple[str, ...], int, str]] = [
     ((*G, "a", "--top-k", "-1"), 2, "--top-k -1; expected"),
     ((*G, "a", "--min-p", "nan"), 2, "--min-p nan; expected"),
     ((*G, "a", "--repetition-penalty", "0"), 2, "--repetition-penalty 0"),
-    ((*G, "a", "--stop", ""), 2, "--stop"),
+    ((*G, "a", "--stop", ""), 2, "--stop ''; expected"),
     ((*G, "a", "--max-tokens", "-1"), 2, "--max-tokens -1; expected"),
     ((*G, "a", "--max-tokens", "0"), 0, ""),
     ((*G, ""), 1, "PROMPT is empty"),
@@ -203,6 +203,11 @@ def some(lines):
 @pytest.mark.parametrize(("arguments", "code", "said"), some(LINES))
 def test_a_command_line_ends_with_its_code_and_a_message_in_its_own_words(monkeypatch, arguments, code, said):
     check(in_this_process(monkeypatch, *arguments), arguments, code, said)
+
+
+def test_a_flag_that_was_given_several_times_is_told_as_it_was_given(monkeypatch):
+    ended = in_this_process(monkeypatch, *G, "a", "--stop", "a", "--stop", "")
+    check(ended, "--stop", 2, "--stop a --stop ''; expected")
 
 
 @pytest.mark.parametrize(("arguments", "environment", "code", "said"), some(ENVIRONMENTS))

@@ -5,6 +5,7 @@ Knows how messages are written, and no single one of them.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from archport.contract import ArchportError, BufferTooLarge, DeviceFailure, Inpu
 
 # "text 3", as the library calls the fourth one.
 _ROW = re.compile(r"\b(?:text|document|input|prompt) (\d+)\b")
-_VALUE = r"""=(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[\w.+-]*\w)?)"""
+_VALUE = r"""=(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<several>[(\[{][^()\[\]{}]*[)\]}])|(?P<bare>[\w.+-]*\w)?)"""
 _PLAIN = re.compile(r"[\w.+-]+")
 _METHOD = re.compile(r"\bModel\.(embed|rerank|generate|plan)\b")
 # What flags are called otherwise in the library.
@@ -122,11 +123,25 @@ def in_flags(text: str, names: list[str]) -> str:
     others = {name: own for name, own in _OTHERWISE.items() if own in names and name not in names}
     flags |= {name: f"--{own.replace('_', '-')}" for name, own in others.items()}
     for name, flag in flags.items():
-        text = re.sub(rf"(?<![\w-]){name}{_VALUE}", lambda found, flag=flag: f"{flag}{_value(found)}", text)
+        text = re.sub(rf"(?<![\w-]){name}{_VALUE}", lambda found, flag=flag: _given(flag, found), text)
         # Without a value only what can't be an English word.
         if "_" in name:
             text = re.sub(rf"(?<![\w-]){name}\b(?!=)", flag, text)
     return _CODE.sub("", _METHOD.sub(r"`archport \1`", text))
+
+
+def _given(flag: str, found: re.Match[str]) -> str:
+    """A flag with the value that an argument has in a message; with several values, as often as it was given."""
+    if found["several"] is None:
+        return f"{flag}{_value(found)}"
+    try:
+        values = ast.literal_eval(found["several"])
+    except (SyntaxError, ValueError):
+        values = ()
+    # What was cut short, and what is no list of flags, stays as it is.
+    if not isinstance(values, tuple | list) or not values or ... in values:
+        return f"{flag} {found['several']}"
+    return " ".join(f"{flag} {each if _PLAIN.fullmatch(str(each)) else repr(each)}" for each in values)
 
 
 def _value(found: re.Match[str]) -> str:

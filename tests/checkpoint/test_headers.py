@@ -137,6 +137,29 @@ def test_an_outdated_index_next_to_a_whole_file_is_passed_over(make: Callable[..
     assert len(resolve(make(files={"model.safetensors.index.json": index}), models={}).tensors) == 4
 
 
+def test_a_whole_file_counts_and_not_the_shards_of_an_older_upload_next_to_it(
+    make: Callable[..., Path], raw_shard: Callable[..., bytes]
+):
+    """transformers looks for model.safetensors first; pushing a model to the hub leaves the shards that were there."""
+    old = raw_shard({"a": ENTRY}, b"x" * 8)
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    files = {"model.safetensors.index.json": index, "model-00001-of-00001.safetensors": old}
+    tensors = resolve(make(files=files), models={}).tensors
+    assert {info.file for info in tensors.values()} == {"model.safetensors"}
+
+
+def test_an_index_that_names_the_whole_file_and_others_is_followed(
+    make: Callable[..., Path], raw_shard: Callable[..., bytes]
+):
+    shard = raw_shard({"a": ENTRY}, b"x" * 8)
+    index = {"weight_map": {"a": "more.safetensors", "b": "model.safetensors"}}
+    files = {"model.safetensors.index.json": index, "more.safetensors": shard}
+    tensors = resolve(
+        make(tensors={}, files={**files, "model.safetensors": raw_shard({"b": ENTRY}, b"x" * 8)}), models={}
+    ).tensors
+    assert {name: info.file for name, info in tensors.items()} == {"a": "more.safetensors", "b": "model.safetensors"}
+
+
 @pytest.mark.parametrize("file", ["../x.safetensors", "/tmp/x.safetensors", "a/../../x.safetensors"])
 def test_an_index_that_leaves_the_folder_is_refused(make: Callable[..., Path], file: str):
     folder = make(tensors={}, files={"model.safetensors.index.json": {"weight_map": {"a": file}}, "x.safetensors": b""})

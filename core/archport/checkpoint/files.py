@@ -149,10 +149,10 @@ def small_files(names: Iterable[str]) -> list[str]:
 def weight_files(names: Collection[str], index: Mapping[str, Any] | None, where: str) -> list[str]:
     """The safetensors files, out of one folder's `names`, that together hold the model once.
 
-    The index decides; without one `model.safetensors`, then shards by their names, then what else looks like a model.
-    A repository often carries the same weights twice (`consolidated.safetensors`, a half-precision variant). A file
-    that the index names is returned even when it is not in `names`, for the caller to report; only an outdated index
-    next to an unsplit `model.safetensors` is passed over.
+    An unsplit `model.safetensors` decides, as in transformers: shards and an index next to it are those of an older
+    upload. Then the index, shards by their names, and what else looks like a model. A repository often carries the same
+    weights twice (`consolidated.safetensors`, a half-precision variant). A file that the index names is returned even
+    when it is not in `names`, for the caller to report.
 
     Raises:
         CheckpointError: the index is malformed, a shard is missing, or there are only adapter weights.
@@ -163,7 +163,7 @@ def weight_files(names: Collection[str], index: Mapping[str, Any] | None, where:
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise CheckpointError(f"{where}/{INDEX}: `weight_map` is not an object of tensor name to file name.")
         shards = sorted(set(weight_map.values()))
-        if shards and (all(shard in names for shard in shards) or "model.safetensors" not in names):
+        if shards and ("model.safetensors" in shards or "model.safetensors" not in names):
             return shards
     if "model.safetensors" in stored:
         return ["model.safetensors"]

@@ -5,6 +5,7 @@ How rows are scored is the engine's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,12 @@ def label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(names.get(str(i), names.get(i, f"LABEL_{i}"))) for i in range(label_count(config)))
 
 
+def _told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The same names, with its place after each that several labels have: scores are given by name."""
+    counts = Counter(names)
+    return tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(names))
+
+
 def classification_head(
     checkpoint: CheckpointView,
     pooling: PoolingMode,
@@ -35,14 +42,15 @@ def classification_head(
     """The head of a checkpoint for sequence classification.
 
     Probabilities are those of transformers' pipeline: softmax over labels, sigmoid of a single one or of independent
-    ones, nothing for a regression. Pairs are ranked as sentence-transformers' CrossEncoder does.
+    ones, nothing for a regression. Pairs are ranked as sentence-transformers' CrossEncoder does. A name that
+    several labels have is followed by the label's place, as in "neutral (2)".
 
     Args:
         pooling: which row is scored.
         token_types, temperature, padding: as in `ClassificationHead`.
     """
     config = checkpoint.config
-    names = label_names(config)
+    names = _told_apart(label_names(config))
     problem = config.get("problem_type")
     activation: ScoreActivation = "softmax" if len(names) > 1 else "sigmoid"
     if problem == "multi_label_classification":

@@ -56,6 +56,18 @@ def test_labels_have_their_names_and_probabilities_that_sum_to_one(models):
     assert found.score == max(found.scores.values()) == found.scores[found.label]
 
 
+def test_labels_of_one_name_keep_their_own_scores(models, tmp_path):
+    shutil.copytree(GOLDENS / "bert-classify", tmp_path / "same")
+    path = tmp_path / "same" / "config.json"
+    stated = {**json.loads(path.read_text()), "id2label": {"0": "yes", "1": "no", "2": "yes"}}
+    path.write_text(json.dumps(stated))
+    text = "a cat sat on the mat."
+    (found,), (want,) = engine.load(tmp_path / "same").classify([text]), models("bert-classify").classify([text])
+    assert list(found.scores) == ["yes (0)", "no", "yes (2)"]
+    assert list(found.scores.values()) == list(want.scores.values())
+    assert found.score == found.scores[found.label]
+
+
 @pytest.mark.parametrize("name", ["xlm-roberta-rerank", "modernbert-rerank"])
 def test_scores_of_pairs_equal_cross_encoder_with_its_activation(models, name):
     stored, golden = recorded(name)

@@ -416,7 +416,8 @@ def make_runtime(
         head,
         tuple(load_dense(about.checkpoint, dense, choice.dtype) for dense in stored),
         chat=chat,
-        stops=files.stops,
+        # No row of the head makes a token beyond it, and MLX writes out of bounds where one is masked.
+        stops=frozenset(each for each in files.stops if each < about.spec.vocab_size),
         prefixes=PrefixCache.of_size(prefix_cache, planner.budget),
         mask=mask_token(about.checkpoint) if "fill_mask" in about.spec.tasks else None,
         more=more,

@@ -68,6 +68,17 @@ def test_a_bias_of_a_hundred_decides_and_one_of_minus_a_hundred_forbids(model):
     assert first not in model.generate(IDS, max_tokens=12, logit_bias={first: -100}).tokens
 
 
+def test_a_final_token_beyond_the_vocabulary_is_none(tmp_path, model):
+    """Tokenizers are given tokens that the model's matrices have no rows for; masking one wrote out of bounds."""
+    shutil.copytree(GOLDENS / "qwen3-windowed", tmp_path / "more")
+    width = model.spec.vocab_size
+    (tmp_path / "more" / "generation_config.json").write_text(json.dumps({"eos_token_id": [width - 1, width, 99999]}))
+    more = engine.load(tmp_path / "more", dtype="float32")
+    assert more._runtime.stops == {width - 1}
+    alone = load("qwen3-windowed", stops={width - 1}).generate(IDS, max_tokens=6, min_tokens=4)
+    assert more.generate(IDS, max_tokens=6, min_tokens=4).tokens == alone.tokens
+
+
 def test_a_stop_token_ends_a_text_as_a_final_token_does(model):
     free = model.generate(IDS, max_tokens=8)
     token = free.tokens[4]

@@ -18,8 +18,8 @@ from archport.contract import hookspecs
 from archport.contract.attention import AttentionCall, Backend, MaskPolicy
 from archport.contract.deprecation import spelt
 from archport.contract.device import DeviceFacts
-from archport.contract.errors import ArchportError, PluginError
-from archport.contract.heads import Head
+from archport.contract.errors import ArchportError, CheckpointError, PluginError
+from archport.contract.heads import Head, YesNoHead
 from archport.contract.inputs import CheckpointView, Example, TextInputs
 from archport.contract.memory import BatchShape, KVAllocation, Limits
 from archport.contract.model import Trunk
@@ -158,6 +158,12 @@ class Hooks:
         if not isinstance(answer, Head):
             kinds = " or ".join(kind.__name__ for kind in get_args(Head))
             raise _wrong(who, "archport_head", answer, f"one of {kinds}, or None")
+        # MLX reads rows out of bounds, and the process may end there.
+        if isinstance(answer, YesNoHead) and max(answer.yes, answer.no or 0) >= spec.vocab_size:
+            raise CheckpointError(
+                f"{answer.source}: scores are the logits of token ids yes={answer.yes}, no={answer.no}; the model's "
+                f"vocabulary has {spec.vocab_size} entries. The file or the tokenizer is another model's."
+            )
         return answer
 
     def inputs(self, spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:

@@ -1,6 +1,7 @@
 """Qwen3-Reranker against its recorded recipe: bytes, cuts, scores; and one shared prefix against none."""
 
 import json
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,7 +10,7 @@ import pytest
 
 from archport import engine
 from archport.answering import yes_no
-from archport.contract import ContextLengthExceeded, InputError, NonFiniteOutput
+from archport.contract import CheckpointError, ContextLengthExceeded, InputError, NonFiniteOutput
 
 GOLDEN = Path(__file__).parents[3] / "tests" / "goldens" / "qwen3-reranker"
 PAIRS = json.loads((GOLDEN / "pairs.json").read_text())
@@ -197,3 +198,19 @@ def test_a_score_that_is_not_finite_is_an_error():
     norm.weight = mx.full(norm.weight.shape, mx.nan)
     with pytest.raises(NonFiniteOutput, match="document 0"):
         broken.rerank("a", ["b"])
+
+
+@pytest.mark.parametrize(("yes", "no"), [(10**6, 6), (6, 10**6), (10**6, None)])
+def test_answers_beyond_the_vocabulary_are_refused_when_the_model_is_loaded(tmp_path, yes, no):
+    """Their rows of the head would be read out of bounds, which ends the process."""
+    shutil.copytree(GOLDEN, tmp_path / "far")
+    kinds = {"": "Transformer", "1_LogitScore": "LogitScore"}
+    modules = [{"path": path, "type": f"sentence_transformers.{kind}"} for path, kind in kinds.items()]
+    (tmp_path / "far" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "far" / "1_LogitScore").mkdir()
+    (tmp_path / "far" / "1_LogitScore" / "config.json").write_text(
+        json.dumps({"true_token_id": yes, "false_token_id": no})
+    )
+    (tmp_path / "far" / "config_sentence_transformers.json").write_text('{"model_type": "CrossEncoder"}')
+    with pytest.raises(CheckpointError, match=r"1_LogitScore/config\.json: .*vocabulary has"):
+        engine.load(tmp_path / "far")

@@ -19,7 +19,7 @@ from archport.contract.attention import AttentionCall, Backend, MaskPolicy
 from archport.contract.deprecation import spelt
 from archport.contract.device import DeviceFacts
 from archport.contract.errors import ArchportError, CheckpointError, PluginError
-from archport.contract.heads import Head, YesNoHead
+from archport.contract.heads import Head, TokenHead, YesNoHead
 from archport.contract.inputs import CheckpointView, Example, TextInputs
 from archport.contract.memory import BatchShape, KVAllocation, Limits
 from archport.contract.model import Trunk
@@ -158,11 +158,12 @@ class Hooks:
         if not isinstance(answer, Head):
             kinds = " or ".join(kind.__name__ for kind in get_args(Head))
             raise _wrong(who, "archport_head", answer, f"one of {kinds}, or None")
-        # MLX reads rows out of bounds, and the process may end there.
-        if isinstance(answer, YesNoHead) and max(answer.yes, answer.no or 0) >= spec.vocab_size:
+        beyond = [token for token in _tokens_of(answer) if token >= spec.vocab_size]
+        if beyond:
+            # MLX reads rows out of bounds: the answer is garbage, or the process ends.
             raise CheckpointError(
-                f"{answer.source}: scores are the logits of token ids yes={answer.yes}, no={answer.no}; the model's "
-                f"vocabulary has {spec.vocab_size} entries. The file or the tokenizer is another model's."
+                f"{answer.source}: the head needs token id {beyond[0]}; the model's vocabulary has {spec.vocab_size} "
+                "entries. The file or the tokenizer is another model's."
             )
         return answer
 
@@ -234,3 +235,13 @@ def _checked(who: str, hook: str, value: Any, kind: type[T], expected: str) -> T
 
 def _optional(who: str, hook: str, value: Any, kind: type[T], expected: str) -> T | None:
     return None if value is None else _checked(who, hook, value, kind, expected)
+
+
+def _tokens_of(head: Head) -> list[int]:
+    """Vocabulary ids that a head itself runs or reads."""
+    found: list[int | None] = []
+    if isinstance(head, YesNoHead):
+        found = [head.yes, head.no]
+    elif isinstance(head, TokenHead):
+        found = [head.query_marker, head.document_marker, head.expansion.token if head.expansion else None]
+    return [token for token in found if token is not None]

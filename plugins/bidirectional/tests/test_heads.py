@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from archport import engine
-from archport.contract import ContextLengthExceeded, InputError
+from archport.contract import CheckpointError, ContextLengthExceeded, InputError
 from archport.loading import describe
 
 GOLDENS = Path(__file__).parents[3] / "tests" / "goldens"
@@ -256,6 +256,23 @@ def test_pylate_without_words_of_its_own_skips_punctuation_and_fills_queries(tmp
     assert {about.checkpoint.token_id(mark) for mark in ",.!"} <= set(head.skipped)
     assert about.checkpoint.token_id("the") not in head.skipped
     assert (head.expansion.length, head.query_tokens) == (32, 32)
+
+
+def test_a_token_of_late_interaction_beyond_the_vocabulary_is_refused_when_the_model_is_loaded(tmp_path):
+    """Only the tokenizer was given it, so no row of the table is its own."""
+    folder = shutil.copytree(GOLDENS / "pylate", tmp_path / "far")
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    tokenizer, settings = (
+        json.loads((folder / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json")
+    )
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"].append({"id": vocabulary, "content": "<fill>", "special": True, **flags})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "mask_token": "<fill>"}))
+    with pytest.raises(
+        CheckpointError, match=f"token id {vocabulary}; the model's vocabulary has {vocabulary} entries"
+    ):
+        engine.load(folder)
 
 
 def test_a_negative_maxsim_stays_negative_beside_longer_documents():

@@ -13,9 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, DistanceBias, LayerContext, label_count
+from archport.contract import ArchSpec, DistanceBias, LayerContext
 from archport.layers import MLP, Attention, Embedding, PostNormBlock, activation
-from archport_bidirectional.heads import MaskedHead
 
 # TensorFlow conversions kept its names for the norms' parameters.
 _OLD_NORMS = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
@@ -90,14 +89,44 @@ BERT_BLOCK = (
 )
 
 
-class PostNormEncoder(nn.Module):
-    """Parameters `embeddings`, `encoder.layer.N`, and of the heads that there are `pooler`, `classifier`, `lm_head`.
+class Headed(nn.Module):
+    """A trunk's `embeddings` and the heads after it: of `pooler`, `classifier` and `lm_head` those that there are.
+
+    Args:
+        heads: by name.
+    """
+
+    def __init__(self, spec: ArchSpec, embeddings: Embeddings, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._tied = spec.tied_head
+        self.embeddings = embeddings
+        for name, head in heads.items():
+            self[name] = head
+
+    def scores(self, pooled: mx.array) -> mx.array:
+        """Scores (B, labels) of first tokens (B, D), or (B, L, labels) of every token."""
+        return self["classifier"](self["pooler"](pooled) if "pooler" in self else pooled)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Logits (n, V) of the words at hidden rows (n, D)."""
+        return self["lm_head"].logits(hidden, self.embeddings.word_embeddings)
+
+    def settled(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """The tensors of the trunk and of these heads; those of other tasks' heads are no part of the module."""
+        unused = {head for head in _HEADS if head not in self}
+        kept = {name: value for name, value in weights.items() if name.partition(".")[0] not in unused}
+        if "lm_head" not in self:
+            return kept
+        return self["lm_head"].settle(kept, "lm_head", "embeddings.word_embeddings", tied=self._tied)
+
+
+class PostNormEncoder(Headed):
+    """Parameters `embeddings`, `encoder.layer.N`, and those of the heads.
 
     Args:
         names: of the published tensors.
         padding: RoBERTa's padding index, after which its positions start; None counts positions from zero.
         projection: from the width of the embeddings to that of the blocks, where these differ.
-        lm_head, pooler, classifier: None for tasks that the checkpoint is not for.
     """
 
     def __init__(
@@ -106,24 +135,16 @@ class PostNormEncoder(nn.Module):
         names: Names,
         embeddings: Embeddings,
         encoder: nn.Module,
+        heads: Mapping[str, nn.Module],
         *,
         padding: int | None = None,
         projection: nn.Linear | None = None,
-        lm_head: MaskedHead | None = None,
-        pooler: nn.Module | None = None,
-        classifier: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        self._names, self._padding, self._tied = names, padding, spec.tied_head
-        self.embeddings, self.encoder = embeddings, encoder
+        super().__init__(spec, embeddings, heads)
+        self._names, self._padding = names, padding
+        self.encoder = encoder
         if projection is not None:
             self.embeddings_project = projection
-        if lm_head is not None:
-            self.lm_head = lm_head
-        if pooler is not None:
-            self.pooler = pooler
-        if classifier is not None:
-            self.classifier = classifier
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext, token_types: mx.array | None = None) -> mx.array:
         positions = ctx.positions
@@ -134,25 +155,9 @@ class PostNormEncoder(nn.Module):
             x = self["embeddings_project"](x)
         return self.encoder(x, ctx)
 
-    def scores(self, pooled: mx.array) -> mx.array:
-        """Scores (B, labels) of first tokens (B, D), or (B, L, labels) of every token."""
-        return self.classifier(self.pooler(pooled) if "pooler" in self else pooled)
-
-    def logits(self, hidden: mx.array) -> mx.array:
-        """Logits (n, V) of the words at hidden rows (n, D)."""
-        return self.lm_head.logits(hidden, self.embeddings.word_embeddings)
-
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-        kept: dict[str, mx.array] = {}
-        for published, value in weights.items():
-            name = self._names.own(published)
-            top = "" if name is None else name.partition(".")[0]
-            # A pooler, or a head of another task, is no part of what this module was asked for.
-            if name is not None and (top in self or top not in _HEADS):
-                kept[name] = value
-        if "lm_head" not in self:
-            return kept
-        return self.lm_head.settle(kept, "lm_head", "embeddings.word_embeddings", tied=self._tied)
+        named = ((self._names.own(published), value) for published, value in weights.items())
+        return self.settled({name: value for name, value in named if name is not None})
 
 
 def after_padding(input_ids: mx.array, positions: mx.array, padding: int) -> mx.array:
@@ -219,11 +224,6 @@ def block(index: int, spec: ArchSpec, act: str, eps: float, bias: DistanceBias |
         D,
         eps,
     )
-
-
-def token_classifier(spec: ArchSpec, config: Mapping[str, Any]) -> nn.Linear | None:
-    """The classifier of every token, of a checkpoint that is for that; all families have the same."""
-    return nn.Linear(spec.hidden_size, label_count(config)) if "tag" in spec.tasks else None
 
 
 def epsilon(config: Mapping[str, Any]) -> float:

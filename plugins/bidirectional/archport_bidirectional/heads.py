@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.layers import settle_head
+from archport.contract import ArchSpec, label_count
+from archport.layers import activation, settle_head
 
 Act = Callable[[mx.array], mx.array]
 
@@ -93,3 +95,35 @@ class Bias(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.bias = mx.zeros((width,))
+
+
+def heads(
+    spec: ArchSpec,
+    config: Mapping[str, Any],
+    *,
+    words: str,
+    eps: float,
+    width: int | None = None,
+    labels: str = "tanh",
+    pooled: bool,
+) -> dict[str, nn.Module]:
+    """The heads of a checkpoint's tasks, by name: `lm_head` for `fill_mask`, `classifier` for `tag` and `classify`, and
+    for the latter a `pooler` in front of it where `pooled`.
+
+    Args:
+        words, labels: activations of the masked-LM head, and of what stands in front of a text's labels.
+        eps: of the norms.
+        width: of the word embeddings, where it is not that of the blocks.
+        pooled: whether a text's labels are one matrix after a pooler (BERT), or a classifier of two (RoBERTa).
+    """
+    D, count = spec.hidden_size, label_count(config)
+    named: dict[str, nn.Module] = {}
+    if "fill_mask" in spec.tasks:
+        named["lm_head"] = MaskedHead(D, spec.vocab_size, activation(words), eps, out=width)
+    if "classify" in spec.tasks and pooled:
+        named["pooler"] = Dense(D, activation(labels))
+    if "tag" in spec.tasks or "pooler" in named:
+        named["classifier"] = nn.Linear(D, count)
+    elif "classify" in spec.tasks:
+        named["classifier"] = DenseOut(D, count, activation(labels))
+    return named

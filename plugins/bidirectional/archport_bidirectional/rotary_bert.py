@@ -13,10 +13,8 @@ import mlx.nn as nn
 
 from archport.contract import ArchSpec, LayerContext
 from archport.layers import Attention, PostNormBlock, Rotary
-from archport_bidirectional.encoder import Embeddings
-from archport_bidirectional.heads import Act, Dense, MaskedHead
+from archport_bidirectional.encoder import Embeddings, Headed
 
-_HEADS = ("pooler", "classifier", "lm_head")
 # A matrix that has adapters next to it, and those, which the engine reads.
 _ORIGINAL, _STACKS = ".parametrizations.weight.original", ".parametrizations.weight.0.lora_"
 # Buffers that some versions stored.
@@ -70,42 +68,35 @@ class Names:
         return found
 
 
-class RotaryBert(nn.Module):
-    """Parameters `embeddings` and `layers.N`, the shared encoder block.
-
-    For the task `fill_mask` also `lm_head`; for `classify` a `pooler` and a `classifier`, for `tag` a `classifier`.
+class RotaryBert(Headed):
+    """Parameters `embeddings` and `layers.N`, the shared encoder block, and those of the heads.
 
     Args:
         spec: of the checkpoint.
         layouts: how its files may name tensors, each applied in turn.
+        heads: by name.
         rotary: of all layers.
         mlp: the MLP of the layer with that number.
         eps: of every norm.
         token_types: kinds of tokens; 0 where they are not told apart.
         bias: whether attention's matrices have biases.
-        labels: of a classifier.
-        act: of the masked-LM head.
-        classifier: of texts, where it is not BERT's pooler with a matrix after it.
     """
 
     def __init__(
         self,
         spec: ArchSpec,
         layouts: Sequence[Names],
+        heads: Mapping[str, nn.Module],
         *,
         rotary: Rotary,
         mlp: Callable[[int], nn.Module],
         eps: float,
         token_types: int,
         bias: bool,
-        labels: int,
-        act: Act,
-        classifier: nn.Module | None = None,
     ) -> None:
-        super().__init__()
         D = spec.hidden_size
-        self._layouts, self._tied = tuple(layouts), spec.tied_head
-        self.embeddings = Embeddings(spec.vocab_size, D, 0, token_types, eps)
+        super().__init__(spec, Embeddings(spec.vocab_size, D, 0, token_types, eps), heads)
+        self._layouts = tuple(layouts)
         self.layers = [
             PostNormBlock(
                 Attention(index, layer, D, bias=bias, output_bias=bias, rotary=rotary),
@@ -115,12 +106,6 @@ class RotaryBert(nn.Module):
             )
             for index, layer in enumerate(spec.attention_layers)
         ]
-        if "fill_mask" in spec.tasks:
-            self.lm_head = MaskedHead(D, spec.vocab_size, act, eps)
-        if "classify" in spec.tasks and classifier is None:
-            self.pooler = Dense(D, mx.tanh)
-        if {"classify", "tag"} & set(spec.tasks):
-            self.classifier = nn.Linear(D, labels) if classifier is None else classifier
 
     def __call__(self, input_ids: mx.array, ctx: LayerContext, token_types: mx.array | None = None) -> mx.array:
         x = self.embeddings(input_ids, None, token_types)
@@ -128,25 +113,8 @@ class RotaryBert(nn.Module):
             x = block(x, ctx)
         return x
 
-    def scores(self, pooled: mx.array) -> mx.array:
-        """Scores (B, labels) of first tokens (B, D), or (B, L, labels) of every token."""
-        return self.classifier(self.pooler(pooled) if "pooler" in self else pooled)
-
-    def logits(self, hidden: mx.array) -> mx.array:
-        """Logits (n, V) of the words at hidden rows (n, D)."""
-        return self.lm_head.logits(hidden, self.embeddings.word_embeddings)
-
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         weights = {name.replace(_ORIGINAL, ".weight"): value for name, value in weights.items() if _STACKS not in name}
         for layout in self._layouts:
             weights = layout.own(weights)
-        # A head of another task is no part of what this module was asked for.
-        unused = {head for head in _HEADS if head not in self}
-        kept = {
-            name: value
-            for name, value in weights.items()
-            if name.partition(".")[0] not in unused and not name.endswith(_UNUSED)
-        }
-        if "lm_head" not in self:
-            return kept
-        return self.lm_head.settle(kept, "lm_head", "embeddings.word_embeddings", tied=self._tied)
+        return self.settled({name: value for name, value in weights.items() if not name.endswith(_UNUSED)})

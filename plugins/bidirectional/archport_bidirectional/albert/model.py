@@ -9,10 +9,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, LayerContext, label_count
-from archport.layers import activation
-from archport_bidirectional.encoder import Embeddings, Names, PostNormEncoder, block, epsilon, token_classifier
-from archport_bidirectional.heads import Dense, MaskedHead
+from archport.contract import ArchSpec, LayerContext
+from archport_bidirectional.encoder import Embeddings, Names, PostNormEncoder, block, epsilon
+from archport_bidirectional.heads import heads
 
 NAMES = Names(
     "albert.",
@@ -91,15 +90,11 @@ class SharedEncoder(nn.Module):
 
 def albert(spec: ArchSpec, config: Mapping[str, Any]) -> PostNormEncoder:
     """The module of a checkpoint, with an `lm_head` for `fill_mask`, a `pooler` and a `classifier` for `classify`."""
-    D, eps, E = spec.hidden_size, epsilon(config), config.get("embedding_size", 128)
-    masked, labelled = "fill_mask" in spec.tasks, "classify" in spec.tasks
-    act = activation(config.get("hidden_act", "gelu_new"))
+    eps, E = epsilon(config), config.get("embedding_size", 128)
     return PostNormEncoder(
         spec,
         NAMES,
         Embeddings(spec.vocab_size, E, spec.max_positions, config.get("type_vocab_size", 2), eps),
         SharedEncoder(spec, config, E, eps),
-        lm_head=MaskedHead(D, spec.vocab_size, act, eps, out=E) if masked else None,
-        pooler=Dense(D, mx.tanh) if labelled else None,
-        classifier=nn.Linear(D, label_count(config)) if labelled else token_classifier(spec, config),
+        heads(spec, config, words=config.get("hidden_act", "gelu_new"), eps=eps, width=E, pooled=True),
     )

@@ -6,21 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
-
-from archport.contract import ArchSpec, label_count
-from archport.layers import activation
-from archport_bidirectional.encoder import (
-    BERT_BLOCK,
-    Embeddings,
-    Encoder,
-    Names,
-    PostNormEncoder,
-    epsilon,
-    token_classifier,
-)
-from archport_bidirectional.heads import Dense, DenseOut, MaskedHead
+from archport.contract import ArchSpec
+from archport_bidirectional.encoder import BERT_BLOCK, Embeddings, Encoder, Names, PostNormEncoder, epsilon
+from archport_bidirectional.heads import heads
 
 NAMES = Names(
     "bert.",
@@ -45,20 +33,15 @@ def bert(spec: ArchSpec, config: Mapping[str, Any], padding: int | None = None) 
     Args:
         padding: RoBERTa's padding index; None for BERT.
     """
-    D, eps, act = spec.hidden_size, epsilon(config), config.get("hidden_act", "gelu")
+    eps, act = epsilon(config), config.get("hidden_act", "gelu")
     unused = 0 if padding is None else padding + 1
-    masked = MaskedHead(D, spec.vocab_size, activation("gelu" if padding is not None else act), eps)
-    labels = label_count(config) if "classify" in spec.tasks else 0
-    classifier = token_classifier(spec, config)
-    if labels:
-        classifier = nn.Linear(D, labels) if padding is None else DenseOut(D, labels)
     return PostNormEncoder(
         spec,
         NAMES if padding is None else ROBERTA,
-        Embeddings(spec.vocab_size, D, spec.max_positions + unused, config.get("type_vocab_size", 2), eps),
+        Embeddings(
+            spec.vocab_size, spec.hidden_size, spec.max_positions + unused, config.get("type_vocab_size", 2), eps
+        ),
         Encoder(spec, act, eps),
+        heads(spec, config, words=act if padding is None else "gelu", eps=eps, pooled=padding is None),
         padding=padding,
-        lm_head=masked if "fill_mask" in spec.tasks else None,
-        pooler=Dense(D, mx.tanh) if labels and padding is None else None,
-        classifier=classifier,
     )

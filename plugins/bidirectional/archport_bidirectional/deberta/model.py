@@ -14,11 +14,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from archport.contract import ArchSpec, DistanceVectors, LayerContext, label_count
+from archport.contract import ArchSpec, DistanceVectors, LayerContext
 from archport.layers import MLP, Attention, Embedding, PostNormBlock, activation
 from archport_bidirectional.deberta import relative_positions, relative_terms, stated_terms
-from archport_bidirectional.encoder import Embeddings, Names, PostNormEncoder, epsilon, token_classifier
-from archport_bidirectional.heads import Dense, MaskedHead
+from archport_bidirectional.encoder import Embeddings, Names, PostNormEncoder, epsilon
+from archport_bidirectional.heads import heads
 
 NAMES = Names(
     "deberta.",
@@ -166,15 +166,12 @@ class DebertaV2(PostNormEncoder):
 
 def deberta_v2(spec: ArchSpec, config: Mapping[str, Any]) -> DebertaV2:
     """The module of a checkpoint, with an `lm_head` for `fill_mask`, a `pooler` and a `classifier` for `classify`."""
-    D, eps = spec.hidden_size, epsilon(config)
-    masked, labelled = "fill_mask" in spec.tasks, "classify" in spec.tasks
+    eps, act = epsilon(config), config["hidden_act"]
     rows = config["max_position_embeddings"] if config["position_biased_input"] else 0
     return DebertaV2(
         spec,
         NAMES,
-        Embeddings(spec.vocab_size, D, rows, config["type_vocab_size"], eps),
+        Embeddings(spec.vocab_size, spec.hidden_size, rows, config["type_vocab_size"], eps),
         Encoder(spec, config, eps),
-        lm_head=MaskedHead(D, spec.vocab_size, activation(config["hidden_act"]), eps) if masked else None,
-        pooler=Dense(D, activation(config["pooler_hidden_act"])) if labelled else None,
-        classifier=nn.Linear(D, label_count(config)) if labelled else token_classifier(spec, config),
+        heads(spec, config, words=act, eps=eps, labels=config["pooler_hidden_act"], pooled=True),
     )

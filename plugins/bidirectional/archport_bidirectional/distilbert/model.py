@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import mlx.nn as nn
-
-from archport.contract import ArchSpec, label_count
-from archport.layers import activation
-from archport_bidirectional.encoder import Embeddings, Encoder, Names, PostNormEncoder, token_classifier
-from archport_bidirectional.heads import Dense, MaskedHead
+from archport.contract import ArchSpec
+from archport_bidirectional.encoder import Embeddings, Encoder, Names, PostNormEncoder
+from archport_bidirectional.heads import heads
 
 NAMES = Names(
     "distilbert.",
@@ -38,14 +35,11 @@ EPSILON = 1e-12
 
 def distilbert(spec: ArchSpec, config: Mapping[str, Any]) -> PostNormEncoder:
     """The module of a checkpoint, with an `lm_head` for `fill_mask`, a `pooler` and a `classifier` for `classify`."""
-    D, act = spec.hidden_size, config.get("activation", "gelu")
-    masked, labelled = "fill_mask" in spec.tasks, "classify" in spec.tasks
+    act = config.get("activation", "gelu")
     return PostNormEncoder(
         spec,
         NAMES,
-        Embeddings(spec.vocab_size, D, spec.max_positions, 0, EPSILON),
+        Embeddings(spec.vocab_size, spec.hidden_size, spec.max_positions, 0, EPSILON),
         Encoder(spec, act, EPSILON),
-        lm_head=MaskedHead(D, spec.vocab_size, activation(act), EPSILON) if masked else None,
-        pooler=Dense(D, nn.relu) if labelled else None,
-        classifier=nn.Linear(D, label_count(config)) if labelled else token_classifier(spec, config),
+        heads(spec, config, words=act, eps=EPSILON, labels="relu", pooled=True),
     )

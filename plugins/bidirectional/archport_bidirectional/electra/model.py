@@ -7,18 +7,9 @@ from typing import Any
 
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, label_count
-from archport.layers import activation, gelu
-from archport_bidirectional.encoder import (
-    BERT_BLOCK,
-    Embeddings,
-    Encoder,
-    Names,
-    PostNormEncoder,
-    epsilon,
-    token_classifier,
-)
-from archport_bidirectional.heads import DenseOut, MaskedHead
+from archport.contract import ArchSpec
+from archport_bidirectional.encoder import BERT_BLOCK, Embeddings, Encoder, Names, PostNormEncoder, epsilon
+from archport_bidirectional.heads import heads
 
 NAMES = Names(
     "electra.",
@@ -36,15 +27,11 @@ def electra(spec: ArchSpec, config: Mapping[str, Any]) -> PostNormEncoder:
     """The module of a checkpoint, with an `lm_head` for `fill_mask` and a `classifier` for `classify`."""
     D, eps = spec.hidden_size, epsilon(config)
     E = config.get("embedding_size", D)
-    masked = MaskedHead(D, spec.vocab_size, activation("gelu"), eps, out=E) if "fill_mask" in spec.tasks else None
     return PostNormEncoder(
         spec,
         NAMES,
         Embeddings(spec.vocab_size, E, spec.max_positions, config.get("type_vocab_size", 2), eps),
         Encoder(spec, config.get("hidden_act", "gelu"), eps),
+        heads(spec, config, words="gelu", eps=eps, width=E, labels="gelu", pooled=False),
         projection=nn.Linear(E, D) if E != D else None,
-        lm_head=masked,
-        classifier=DenseOut(D, label_count(config), gelu)
-        if "classify" in spec.tasks
-        else token_classifier(spec, config),
     )

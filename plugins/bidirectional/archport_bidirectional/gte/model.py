@@ -8,8 +8,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, label_count
+from archport.contract import ArchSpec
 from archport.layers import GatedMLP, Rotary, activation
+from archport_bidirectional.heads import heads
 from archport_bidirectional.rotary_bert import Names, RotaryBert
 
 _PROJECTIONS = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")
@@ -46,17 +47,16 @@ class Gated(GatedMLP):
 def gte(spec: ArchSpec, config: Mapping[str, Any]) -> RotaryBert:
     """The trunk of a claimed config."""
     # transformers has a GELU in the masked-LM head, whatever the config says; GTE's own code obeys it.
-    act = config["hidden_act"] if config.get("model_type") == "new" else "gelu"
+    words = config["hidden_act"] if config.get("model_type") == "new" else "gelu"
     return RotaryBert(
         spec,
         (HUB, SAVED),
+        heads(spec, config, words=words, eps=config["layer_norm_eps"], pooled=True),
         rotary=_rotary(spec.attention_layers[0].head_dim, config["rope_theta"], config.get("rope_scaling")),
         mlp=lambda _: Gated(spec, config["hidden_act"]),
         eps=config["layer_norm_eps"],
         token_types=config["type_vocab_size"],
         bias=True,
-        labels=label_count(config),
-        act=activation(act),
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from archport.contract import ArchSpec, label_count
+from archport.contract import ArchSpec
 from archport.layers import MLP, Rotary, activation
-from archport_bidirectional.heads import DenseOut
+from archport_bidirectional.heads import heads
 from archport_bidirectional.rotary_bert import Names, RotaryBert
 
 _MLP = ((".mlp.fc1.", ".mlp.up_proj."), (".mlp.fc2.", ".mlp.down_proj."))
@@ -43,13 +43,11 @@ def jina(spec: ArchSpec, config: Mapping[str, Any]) -> RotaryBert:
     return RotaryBert(
         spec,
         (HUB, SAVED),
+        # RoBERTa's masked-LM head has this one, whatever the config says.
+        heads(spec, config, words="gelu", eps=config["layer_norm_eps"], pooled=False),
         rotary=Rotary(spec.attention_layers[0].head_dim, theta, config.get("rope_scaling")),
         mlp=lambda _: MLP(D, spec.intermediate_size, act, bias=True),
         eps=config["layer_norm_eps"],
         token_types=config["type_vocab_size"],
         bias=True,
-        labels=label_count(config),
-        # RoBERTa's masked-LM head has this one, whatever the config says.
-        act=activation("gelu"),
-        classifier=DenseOut(D, label_count(config)) if "classify" in spec.tasks else None,
     )

@@ -7,10 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from archport.contract import ArchSpec, label_count
-from archport.layers import RelativeBuckets, activation
-from archport_bidirectional.encoder import Embeddings, Encoder, Names, PostNormEncoder, epsilon, token_classifier
-from archport_bidirectional.heads import DenseOut, MaskedHead
+from archport.contract import ArchSpec
+from archport.layers import RelativeBuckets
+from archport_bidirectional.encoder import Embeddings, Encoder, Names, PostNormEncoder, epsilon
+from archport_bidirectional.heads import heads
 from archport_bidirectional.mpnet import BUCKETS, PADDING
 
 NAMES = Names(
@@ -47,13 +47,12 @@ class MPNet(PostNormEncoder):
 
 def mpnet(spec: ArchSpec, config: Mapping[str, Any]) -> MPNet:
     """The module of a checkpoint, with an `lm_head` for `fill_mask` and a `classifier` for `classify`."""
-    D, eps = spec.hidden_size, epsilon(config)
+    eps = epsilon(config)
     return MPNet(
         spec,
         NAMES,
-        Embeddings(spec.vocab_size, D, spec.max_positions + PADDING + 1, 0, eps),
+        Embeddings(spec.vocab_size, spec.hidden_size, spec.max_positions + PADDING + 1, 0, eps),
         BiasedEncoder(spec, config.get("hidden_act", "gelu"), eps),
+        heads(spec, config, words="gelu", eps=eps, pooled=False),
         padding=PADDING,
-        lm_head=MaskedHead(D, spec.vocab_size, activation("gelu"), eps) if "fill_mask" in spec.tasks else None,
-        classifier=DenseOut(D, label_count(config)) if "classify" in spec.tasks else token_classifier(spec, config),
     )

@@ -13,8 +13,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import ArchSpec, label_count
+from archport.contract import ArchSpec
 from archport.layers import MLP, GatedMLP, Rotary, SparseMLP, activation
+from archport_bidirectional.heads import heads
 from archport_bidirectional.nomic import GATES, PLAIN, is_gated, is_hub
 from archport_bidirectional.rotary_bert import Names, RotaryBert
 
@@ -72,13 +73,12 @@ def nomic_bert(spec: ArchSpec, config: Mapping[str, Any]) -> RotaryBert:
     return NomicBert(
         spec,
         (HUB if is_gated(config) else HUB_PLAIN, SAVED),
+        heads(spec, config, words=act, eps=config["layer_norm_eps"], pooled=True),
         rotary=Rotary(spec.attention_layers[0].head_dim, config["rope_theta"], config.get("rope_scaling")),
         mlp=lambda index: _mlp(spec, config, index, act),
         eps=config["layer_norm_eps"],
         token_types=config["type_vocab_size"],
         bias=hub and bool(config.get("qkv_proj_bias")),
-        labels=label_count(config),
-        act=activation(act),
     )
 
 

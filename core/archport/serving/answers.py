@@ -50,6 +50,21 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which vectors of a text are asked for; None for the model's own.
+
+    Args:
+        dimensions: how many leading ones.
+        normalize: whether they have unit length.
+        task: whose adapter makes them.
+    """
+
+    dimensions: int | None = None
+    normalize: bool | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Cutting:
     """What to do with a text over the limit.
 
@@ -113,33 +128,29 @@ class Answers(Requests):
         timing: Timing,
         *,
         prompt: Prompt | None = None,
-        dimensions: int | None = None,
-        normalize: bool | None = None,
+        wanted: Wanted | None = None,
         cutting: Cutting | None = None,
         param: str = "input",
-        task: str | None = None,
     ) -> tuple[list[np.ndarray], list[int]]:
         """(a vector (D,) float32 of every item, tokens of every item).
 
         Args:
             items: texts, ids of tokens, or mappings of a model that sees.
-            task: of the model's, whose adapter runs.
         """
         served.need("embed")
-        prompt, cutting = prompt or Prompt(), cutting or Cutting()
-        self._check_dimensions(served, dimensions)
-        runtime = served.of_task(task)
+        prompt, wanted, cutting = prompt or Prompt(), wanted or Wanted(), cutting or Cutting()
+        self._check_dimensions(served, wanted.dimensions)
+        runtime = served.of_task(wanted.task)
         embedder = _cutting_at(runtime.embedder(), cutting)
         text = _prompt_text(served, runtime.tokeniser, prompt, timing)
-        request = EmbedRequest(text, dimensions, normalize, _limit(served, cutting), cutting.overflow)
+        request = EmbedRequest(text, wanted.dimensions, wanted.normalize, _limit(served, cutting), cutting.overflow)
         work = VectorWork(embedder, request)
-        ids = [index for index, item in enumerate(items) if isinstance(item, np.ndarray)]
-        if ids:
+        if any(isinstance(item, np.ndarray) for item in items):
             read = partial(self._ids, served, items, prompt, embedder.tokeniser.max_tokens, param)
         else:
             read = partial(work.read, items)
         rows = await self.rows(served, items, read, timing, param, pack=True)
-        job = await self.run(("embed", served.id, task, *work.form(rows)), work, rows, timing)
+        job = await self.run(("embed", served.id, wanted.task, *work.form(rows)), work, rows, timing)
         return job.results, [row.tokens for row in rows]
 
     async def embed_tokens(

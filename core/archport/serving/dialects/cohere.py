@@ -9,6 +9,7 @@ from pydantic import Field, StrictInt, StrictStr
 from starlette.responses import Response
 
 from archport.answering.precision import quantise
+from archport.serving.answers import Wanted
 from archport.serving.dialects.items import cutting_of, items_of, prompt_of
 from archport.serving.dialects.openai import encoded
 from archport.serving.errors import Fault, refused
@@ -63,7 +64,7 @@ async def embed(context: Context, body: EmbedBody) -> Response:
         items,
         context.timing,
         prompt=prompt_of(input_type=body.input_type),
-        dimensions=body.output_dimension,
+        wanted=Wanted(body.output_dimension),
         cutting=cutting_of(body.truncate, None, body.max_tokens, default="end"),
         param=name,
     )

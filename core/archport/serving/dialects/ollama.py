@@ -9,7 +9,7 @@ from pydantic import Field, StrictInt, StrictStr
 from starlette.responses import Response
 
 from archport import __version__
-from archport.serving.answers import Cutting
+from archport.serving.answers import Cutting, Wanted
 from archport.serving.dialects.items import items_of
 from archport.serving.errors import Fault
 from archport.serving.http import Body, Context, Texts, json_response
@@ -37,7 +37,7 @@ async def embed(context: Context, body: EmbedBody) -> Response:
         return json_response(context, {"model": served.id, "embeddings": []})
     items = items_of(body.input, "input", state.settings.limits)
     vectors, tokens = await state.answers.embed(
-        served, items, context.timing, dimensions=body.dimensions, normalize=True,
+        served, items, context.timing, wanted=Wanted(body.dimensions, normalize=True),
         cutting=Cutting("end" if body.truncate else "none"),
     )  # fmt: skip
     answer = {

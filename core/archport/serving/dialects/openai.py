@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, StrictInt, StrictStr
 from starlette.responses import Response
 
+from archport.serving.answers import Wanted
 from archport.serving.dialects.items import cutting_of, items_of, messages_item, prompt_of
 from archport.serving.errors import Fault, refused
 from archport.serving.http import Body, Context, IdRows, Ids, Objects, Texts, json_response
@@ -59,9 +60,7 @@ async def embeddings(context: Context, body: EmbeddingsBody) -> Response:
         items,
         context.timing,
         prompt=prompt_of(body.prompt, body.prompt_name, body.input_type, None if task else body.task),
-        task=task,
-        dimensions=body.dimensions,
-        normalize=body.normalize,
+        wanted=Wanted(body.dimensions, body.normalize, task),
         cutting=cutting_of(body.truncate, body.truncation_side, body.truncate_prompt_tokens),
     )
     usage: dict[str, Any] = {"prompt_tokens": sum(tokens), "total_tokens": sum(tokens)}

@@ -15,7 +15,7 @@ from tokenizers import Encoding
 
 from archport import __version__
 from archport.contract import ClassificationHead, EmbeddingHead, SparseHead, TaggingHead
-from archport.serving.answers import Cutting, Prompt
+from archport.serving.answers import Cutting, Prompt, Wanted
 from archport.serving.dialects.items import cutting_of, items_of, prompt_of
 from archport.serving.errors import Fault, refused, unsupported
 from archport.serving.http import Body, Context, IdRows, Ids, Texts, json_response
@@ -60,8 +60,8 @@ async def embed(context: Context, body: EmbedBody) -> Response:
     served = state.registry.find(None, "embed")
     items = items_of(body.inputs, "inputs", state.settings.limits)
     vectors, _ = await state.answers.embed(
-        served, items, context.timing, prompt=prompt_of(prompt_name=body.prompt_name), dimensions=body.dimensions,
-        normalize=body.normalize, cutting=_cutting(body), param="inputs",
+        served, items, context.timing, prompt=prompt_of(prompt_name=body.prompt_name),
+        wanted=Wanted(body.dimensions, body.normalize), cutting=_cutting(body), param="inputs",
     )  # fmt: skip
     return json_response(context, vectors)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import numpy as np
+from tokenizers import Tokenizer
 
 from archport.answering.collecting import Collected, Errors, collected
 from archport.answering.precision import check_dimensions
@@ -33,15 +34,13 @@ from archport.contract.sizes import format_bytes
 from archport.device.memory import ModelMemory, process_memory
 from archport.memory.snapshot import PrefixCache
 from archport.options import outputs_of
-from archport.planning import Plan, Request
+from archport.planning import Plan, Readout, Request
 from archport.reading.texts import TextTokeniser, listed
 from archport.running.calls import DeviceIterator
 from archport.running.encode import Encoder
 from archport.running.pool import VectorHead
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from archport.answering.labels import Classified, LabelScorer
     from archport.answering.masked_words import MaskFiller
     from archport.answering.outputs import OutputEmbedder
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
     from archport.answering.vectors import Embedder
     from archport.generating.generate import Generator
     from archport.generating.pieces import Generation, Piece
-    from archport.planning import Readout
     from archport.reading.chat import ChatTemplate
     from archport.reading.pairs import Pairs
     from archport.reading.prompts import PromptReader

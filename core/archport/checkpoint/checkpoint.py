@@ -16,7 +16,10 @@ from archport.checkpoint.config import CLASSES, normalise_config
 from archport.checkpoint.disk import files_in, inside, read_object
 from archport.checkpoint.files import TABLES, body_folder, module_kind, pipeline_modules, routes_of, shorten
 from archport.checkpoint.headers import Fetched, TensorInfo, read_header, read_tensors
+from archport.checkpoint.inputs import read_inputs
+from archport.checkpoint.pipeline import read_head, read_score_activation
 from archport.checkpoint.routes import Routes
+from archport.checkpoint.tokenizer import load_tokenizer, tells_pairs_apart
 from archport.checkpoint.transformer import transformer_settings
 from archport.contract.errors import CheckpointError
 from archport.contract.heads import Activation, Head
@@ -162,20 +165,14 @@ class Checkpoint:
 
     def stored_head(self) -> Head:
         """What the pipeline files say of the head; see `read_head`."""
-        from archport.checkpoint.pipeline import read_head
-
         return read_head(self)
 
     def score_activation(self, labels: int) -> Activation:
         """What raw scores of pairs go through; see `read_score_activation`."""
-        from archport.checkpoint.pipeline import read_score_activation
-
         return read_score_activation(self, labels)
 
     def stored_inputs(self) -> TextInputs:
         """What the pipeline files say of prompts and limits; see `read_inputs`."""
-        from archport.checkpoint.inputs import read_inputs
-
         return read_inputs(self)
 
     def tensor_shape(self, name: str) -> tuple[int, ...] | None:
@@ -189,14 +186,10 @@ class Checkpoint:
 
     def tells_pairs_apart(self) -> bool:
         """Whether the tokenizer numbers the texts of a pair (token_type_ids)."""
-        from archport.checkpoint.tokenizer import tells_pairs_apart
-
         return tells_pairs_apart(self)
 
     def token_id(self, token: str) -> int | None:
         """The vocabulary id of a token, None when the tokenizer does not hold it."""
-        from archport.checkpoint.tokenizer import load_tokenizer
-
         return load_tokenizer(self).token_to_id(token)
 
 

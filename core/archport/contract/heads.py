@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from archport.contract.errors import SpecError
-from archport.contract.model import Trunk
+from archport.contract.model import LayerContext, Trunk
 
 if TYPE_CHECKING:
     import mlx.core as mx
-
-    from archport.contract.model import LayerContext
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum"]
 SparsePooling = Literal["max", "sum"]

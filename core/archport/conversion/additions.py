@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import mlx.core as mx
 
 from archport.checkpoint.adapting import Adapted
 from archport.checkpoint.apart import own_tensors
 from archport.checkpoint.headers import TensorInfo
 from archport.contract.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 
 class Additions:
@@ -46,8 +44,6 @@ class Additions:
             )
 
         def rows(first: int, end: int) -> mx.array:
-            import mlx.core as mx
-
             if bias is not None:
                 assert bias.bias is not None, "a bias that is adapted has one"
                 return bias.scale * self._own[bias.bias.name][first:end].astype(mx.float32)[:, None]

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from logging import getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
+
+import mlx.core as mx
 
 from archport.checkpoint.files import shorten
 from archport.checkpoint.headers import TensorInfo
@@ -26,9 +28,6 @@ from archport.contract.spec import DType, Quantization
 from archport.conversion.additions import Additions
 from archport.conversion.settings import Settings
 from archport.loading import Description
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 FLOATING: tuple[DType, ...] = get_args(DType)
 _EXPERT = re.compile(r"^(?P<layer>.+)\.experts\.(?P<index>\d+)\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight$")
@@ -322,8 +321,6 @@ def _tail(path: str) -> str:
 
 def _spread(value: int, dtype: str, shape: tuple[int, ...]) -> mx.array:
     """An array of one element that takes no memory, unlike every other of another value."""
-    import mlx.core as mx
-
     kind = getattr(mx, dtype, mx.uint8)
     one = mx.array(value % 2 == 0) if kind == mx.bool_ else mx.array(value % 199).astype(kind)
     return mx.broadcast_to(one, shape) if math.prod(shape) else mx.zeros(shape, kind)

@@ -11,8 +11,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from archport.checkpoint.disk import inside
@@ -20,9 +21,6 @@ from archport.checkpoint.headers import LENGTH_BYTES
 from archport.contract.errors import CheckpointError
 from archport.contract.spec import itemsize
 from archport.conversion.targets import FLOATING, Stretch, Target
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 # Of the source, held at once; its float32 copy and what is made of it are as large again, each.
 CHUNK = 8 << 20
@@ -102,8 +100,6 @@ def _put(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def _write_target(source: Path, descriptor: int, target: Target, places: dict[str, tuple[int, int]]) -> None:
-    import mlx.core as mx
-
     names = [name for name, _, _ in target.stored()]
     offsets = [places[name][0] for name in names]
     columns = target.shape[-1] if target.shape else 1
@@ -130,8 +126,6 @@ def _write_target(source: Path, descriptor: int, target: Target, places: dict[st
 
 
 def _quantised(dense: mx.array, target: Target, columns: int) -> Sequence[mx.array]:
-    import mlx.core as mx
-
     packing = target.packed
     if packing is None:
         return [dense]
@@ -164,16 +158,12 @@ def _read(descriptor: int, count: int) -> bytes:
 
 
 def _array(data: bytes, dtype: str) -> mx.array:
-    import mlx.core as mx
-
     if dtype == "bfloat16":
         return mx.array(np.frombuffer(data, np.uint16)).view(mx.bfloat16)
     return mx.array(np.frombuffer(data, dtype))
 
 
 def _bytes(array: mx.array) -> memoryview:
-    import mlx.core as mx
-
     whole = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
     flat: Any = np.array(whole, copy=False).reshape(-1).view(np.uint8)
     return memoryview(flat)

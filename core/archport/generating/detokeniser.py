@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from tokenizers import Tokenizer, decoders
+from tokenizers import Regex, Tokenizer, decoders
 
 BYTE = re.compile(r"<0x([0-9a-fA-F]{2}|\+[0-9a-fA-F])>")
 UNKNOWN = "\ufffd"
@@ -130,8 +130,6 @@ def _joined_step(told: dict[str, Any]) -> Step | None:
 
 
 def _replace(told: dict[str, Any]) -> decoders.Decoder:
-    from tokenizers import Regex
-
     pattern = told["pattern"]
     return decoders.Replace(pattern["String"] if "String" in pattern else Regex(pattern["Regex"]), told["content"])
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import mlx.core as mx
 
 from archport.contract import AttentionLayer, Footprint, LayerContext, LayerSpec
 from archport.testing.measure import host_ahead
-
-if TYPE_CHECKING:
-    import mlx.core as mx
-
-    from archport.testing.subject import Tiny
+from archport.testing.subject import Tiny
 
 # Rows and tokens of each: enough that an array is far above a page.
 ROWS, TOKENS = 32, 128
@@ -74,8 +72,6 @@ class _Meter:
         self._layer, self._asked = layer, True
 
     def pause(self, x: mx.array) -> None:
-        import mlx.core as mx
-
         mx.eval(x)
         mx.synchronize()
         if self._layer >= 0:
@@ -88,8 +84,6 @@ class _Meter:
         self._begin(first=False)
 
     def _begin(self, *, first: bool) -> None:
-        import mlx.core as mx
-
         self._asked, self._first = False, first
         mx.synchronize()
         mx.reset_peak_memory()
@@ -113,8 +107,6 @@ class _Metered:
         return self._inner.state(layer, *inputs)
 
     def attend(self, layer: int, q: mx.array, k: mx.array | None, v: mx.array | None, **_: Any) -> mx.array:
-        import mlx.core as mx
-
         self._meter.asked(layer)
         spec = self._meter._spec.layers[layer]
         assert isinstance(spec, AttentionLayer), f"layer {layer} is declared recurrent but called attend"

@@ -9,8 +9,9 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from archport.attention import attend
@@ -27,15 +28,12 @@ from archport.contract import (
     Span,
 )
 from archport.contract.deprecation import documents_as_segments
+from archport.device.evaluation import Stretches
+from archport.planning import BatchPlan, Plan, Planner
 from archport.planning.steps import choose_form
-
-if TYPE_CHECKING:
-    import mlx.core as mx
-
-    from archport.planning import BatchPlan, Plan, Planner
-    from archport.running.context import StateStep
-    from archport.running.encode import Encoder
-    from archport.running.pool import VectorHead
+from archport.running.context import StateStep, StepKeys
+from archport.running.encode import Encoder, run_ahead
+from archport.running.pool import VectorHead
 
 
 def gap(got: object, want: object) -> float:
@@ -50,8 +48,6 @@ def as_array(value: object) -> np.ndarray:
     """A float64 numpy array of any array, bfloat16 of MLX included."""
     if isinstance(value, np.ndarray):
         return value.astype(np.float64)
-    import mlx.core as mx
-
     return np.array(value.astype(mx.float32) if isinstance(value, mx.array) else value, dtype=np.float64)
 
 
@@ -117,8 +113,6 @@ def reference(
 
 def distance_bias(rule: DistanceBias, q: np.ndarray, k: np.ndarray) -> np.ndarray:
     """What a rule adds for queries (B, H, L, Dh) of the last positions on keys (B, H, S, Dh), (1 or B, H, L, S)."""
-    import mlx.core as mx
-
     q_len, kv_len = q.shape[2], k.shape[2]
     place = np.arange(kv_len)[None] - (np.arange(q_len) + kv_len - q_len)[:, None] + kv_len - 1
     line = rule(mx.arange(1 - kv_len, kv_len, dtype=mx.int32))
@@ -210,10 +204,6 @@ class PackedContext:
     decoding = None
 
     def __init__(self, layers: Sequence[LayerSpec], lengths: Sequence[int], planner: Planner) -> None:
-        import mlx.core as mx
-
-        from archport.running.context import StepKeys
-
         self._keys = StepKeys(layers)
         self._layers, self._lengths, self._planner = layers, tuple(lengths), planner
         self._positions = mx.concatenate([mx.arange(length, dtype=mx.int32) for length in lengths])[None]
@@ -227,8 +217,6 @@ class PackedContext:
         return None
 
     def rotate(self, q: mx.array, k: mx.array, rope: Any) -> tuple[mx.array, mx.array]:
-        import mlx.core as mx
-
         edges = np.cumsum(self._lengths)[:-1].tolist()
         turned = [
             mx.concatenate([rope(part, 0) for part in mx.split(array, edges, axis=2)], axis=2) for array in (q, k)
@@ -273,8 +261,6 @@ class PackedContext:
     segments = documents_as_segments()
 
     def state(self, layer: int, *_: object) -> StateStep:
-        from archport.running.context import StateStep
-
         spec = self._layers[layer]
         assert isinstance(spec, RecurrentLayer), f"layer {layer} is declared an attention layer but asked for state"
         return StateStep(choose_form(spec, self._planner.device, B=1, tokens=sum(self._lengths), dtype="float32"), None)
@@ -306,8 +292,6 @@ def peaks(run: Callable[[], object], *, weights: int, runs: int = RUNS) -> Itera
         run: evaluates what it makes.
         weights: bytes of them that are there already.
     """
-    import mlx.core as mx
-
     steps = random.Random(0)
     for turn in range(runs):
         mx.synchronize()
@@ -326,9 +310,6 @@ def peaks(run: Callable[[], object], *, weights: int, runs: int = RUNS) -> Itera
 
 def run_plan(encoder: Encoder, plan: Plan, rows: Sequence[np.ndarray], head: VectorHead) -> None:
     """Pool the rows of a request as planned, two batches under way as `embed` has them, and drop the vectors."""
-    from archport.device.evaluation import Stretches
-    from archport.running.encode import run_ahead
-
     stretches = Stretches()
 
     def start(batch: BatchPlan) -> mx.array:
@@ -348,8 +329,6 @@ def host_ahead() -> Iterator[None]:
 
     Something slow in front of each evaluation keeps the device busy while the host hands it the rest.
     """
-    import mlx.core as mx
-
     busy = _waiting() if mx.cuda.is_available() else _multiplying()
     evaluate, started = mx.eval, mx.async_eval
 
@@ -370,8 +349,6 @@ def host_ahead() -> Iterator[None]:
 
 def _multiplying() -> Callable[[], mx.array]:
     """A product that a CPU needs long for."""
-    import mlx.core as mx
-
     row, column = mx.ones((1, 1 << 20)), mx.ones((1 << 20, 1))
     mx.eval(row, column)
     return lambda: row @ column
@@ -383,8 +360,6 @@ TICKS = 10_000_000
 
 def _waiting() -> Callable[[], mx.array]:
     """A kernel of one thread that looks at the clock; no product of a few bytes keeps a GPU busy."""
-    import mlx.core as mx
-
     # MLX's stubs call it an object.
     wait: Any = mx.fast.cuda_kernel(
         name="wait",
@@ -402,8 +377,6 @@ def _waiting() -> Callable[[], mx.array]:
 @contextmanager
 def held(bytes_: int) -> Iterator[None]:
     """Run a block while so many bytes of the device are taken by somebody else."""
-    import mlx.core as mx
-
     ballast = mx.zeros((bytes_ // 4,), dtype=mx.float32)
     mx.eval(ballast)
     yield

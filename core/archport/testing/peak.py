@@ -6,17 +6,14 @@ Knows what a run's peak depends on, and no limit.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING
 
 from archport.contract import AttentionPath, EmbeddingHead, RecurrentPath
+from archport.planning import Plan
+from archport.planning.batch import StepPlan
+from archport.running.pool import VectorHead
 from archport.testing.measure import RUNS, host_ahead, peaks, run_plan
+from archport.testing.subject import Tiny
 from archport.testing.touched import Itself, alike, reading
-
-if TYPE_CHECKING:
-    from archport.planning import Plan
-    from archport.planning.batch import StepPlan
-    from archport.running.pool import VectorHead
-    from archport.testing.subject import Tiny
 
 # Runs at least, so that what only some of them hold is seen.
 LEAST = 3
@@ -43,8 +40,6 @@ def measured_peak(t: Tiny, plan: Plan, predicted: int, factor: float, *, floor: 
 
 def _head(t: Tiny) -> VectorHead:
     """What pools the rows: the example's own head, or where it makes no vectors the plainest."""
-    from archport.running.pool import VectorHead
-
     return t.model._runtime.embedder().head if t.embeds else VectorHead(EmbeddingHead(("mean",)))
 
 

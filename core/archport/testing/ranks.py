@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from archport import engine
@@ -84,8 +85,6 @@ class _Readings(logging.Handler):
 
 def answered(asked: Asked, **options: Any) -> Answered:
     """What this process answers, together with its group where `tensor_parallel` is among the options."""
-    import mlx.core as mx
-
     readings = _Readings()
     logging.getLogger("archport").addHandler(readings)
     try:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 # What picks the largest of some scores, and is asked for their indices.
 PICKS = ("argpartition", "argsort")
@@ -27,8 +25,6 @@ class Pick:
 @contextmanager
 def noted() -> Iterator[list[Pick]]:
     """Note what is picked within a block; on every device, and of any module."""
-    import mlx.core as mx
-
     found: list[Pick] = []
     real: dict[str, Callable[..., Any]] = {name: getattr(mx, name) for name in PICKS}
 

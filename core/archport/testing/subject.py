@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import mlx.core as mx
 import numpy as np
 
 from archport import engine
@@ -35,14 +36,12 @@ from archport.contract import (
 )
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin
-from archport.running.steps import spans_of
-
-if TYPE_CHECKING:
-    import mlx.core as mx
-
-    from archport.memory import Caches
-    from archport.planning import Plan, Planner
-    from archport.testing.recorded import Recorded
+from archport.device import tf32
+from archport.memory import Caches
+from archport.planning import Plan, Planner
+from archport.running.steps import batch_caches, run_steps, spans_of
+from archport.testing.recorded import Recorded
+from archport.testing.writing import random_weights, write_checkpoint
 
 
 class Subject:
@@ -120,8 +119,6 @@ class Tiny:
     @cached_property
     def weights(self) -> dict[str, mx.array]:
         """The random tensors under the module's own names."""
-        from archport.testing.writing import random_weights
-
         return random_weights(self.build(), self.example)
 
     @cached_property
@@ -133,8 +130,6 @@ class Tiny:
     @cached_property
     def fingerprint(self) -> str:
         """What a reference that was recorded from this example depends on: its config, its tensors and their size."""
-        import mlx.core as mx
-
         shapes = sorted((name, list(value.shape)) for name, value in self.published.items())
         stated = json.dumps([dict(self.example.config), self.example.seed, self.example.scale, shapes], sort_keys=True)
         # Rounded, for tensors are drawn anew on every machine.
@@ -152,8 +147,6 @@ class Tiny:
 
     def write(self, name: str, weights: Mapping[str, mx.array], **more: Any) -> Path:
         """A checkpoint of this example with these tensors; `more` goes into its config.json."""
-        from archport.testing.writing import write_checkpoint
-
         folder = Path(self._home.name) / name
         write_checkpoint(folder, {**self.example.config, **more}, weights, self.spec)
         return folder
@@ -178,8 +171,6 @@ class Tiny:
 
     def build(self) -> Trunk:
         """A fresh module, with the seed of the example."""
-        import mlx.core as mx
-
         mx.random.seed(self.example.seed)
         return self.hooks.build(self.spec, self.config)
 
@@ -228,8 +219,6 @@ class Tiny:
     @property
     def limit(self) -> float:
         """Relative difference that rounding alone may make in float32 on this device."""
-        from archport.device import tf32
-
         # Where TF32 was asked for, products round their inputs to ten bits.
         return 5e-3 if tf32.in_use() else 2e-5
 
@@ -284,8 +273,6 @@ class Tiny:
 
     def caches(self, plan: Plan) -> Caches | None:
         """Empty caches of the plan's only batch."""
-        from archport.running.steps import batch_caches
-
         (batch,) = plan.batches
         return batch_caches(self.spec, plan, batch)
 
@@ -307,10 +294,6 @@ class Tiny:
             trunk: the module to run; the loaded one when left out.
             wrap: put around every step's context.
         """
-        import mlx.core as mx
-
-        from archport.running.steps import run_steps
-
         (batch,) = plan.batches
         inner = trunk or self.trunk
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
-if TYPE_CHECKING:
-    from archport.contract import Trunk
+from archport.contract import Trunk
 
 # What reads more than one attribute of a part; whatever MLX's modules and dicts bring but these.
 ONE = frozenset({"__call__", "__getattr__", "get", "training"})
@@ -57,7 +58,6 @@ def reading(trunk: Trunk) -> Iterator[Reads]:
 
 def _noting(kind: Any, path: str, reads: Reads) -> type:
     """A class like `kind` for the part at a path, which notes what is read of it."""
-    import mlx.nn as nn
 
     def called(self: Any, *arguments: Any, **options: Any) -> Any:
         outermost, reads.passing = not reads.passing, True
@@ -118,9 +118,6 @@ class Itself:
 
 def alike(value: object) -> object:
     """Something hashable that is equal of values that do the same; what is unknown equals itself alone."""
-    import mlx.core as mx
-    import mlx.nn as nn
-
     if value is None or isinstance(value, str | int | float | bool | bytes):
         return type(value).__name__, value
     if isinstance(value, mx.array | np.ndarray):

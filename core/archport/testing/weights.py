@@ -6,17 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from archport.contract import AttentionLayer, ClassificationHead, InputError, TaggingHead
 from archport.testing.measure import Attended, Tap, as_array, taps
-
-if TYPE_CHECKING:
-    import mlx.core as mx
-
-    from archport.testing.subject import Tiny
+from archport.testing.subject import Tiny
 
 # Tokens of the row that is looked at; with experts so many that each is visited by some.
 TOKENS, TOKENS_OF_EXPERTS = 24, 64
@@ -41,8 +39,6 @@ def moved_by(t: Tiny) -> dict[str, frozenset[str]]:
 
 
 def _moved(t: Tiny) -> dict[str, frozenset[str]]:
-    import mlx.core as mx
-
     trunk = cast(Any, t.bare())
     row = t.tokens(t.length(TOKENS if t.spec.experts is None else TOKENS_OF_EXPERTS))
     first = t.hidden(row, trunk=trunk)
@@ -75,8 +71,6 @@ def _moved(t: Tiny) -> dict[str, frozenset[str]]:
 
 def _moving_pictures(t: Tiny, names: list[str]) -> list[str]:
     """Those of the tensors that move what the model answers to a picture; all where nothing here opens pictures."""
-    from mlx.utils import tree_flatten
-
     image = {"image": picture(t)}
     model = t.load(t.folder)
     trunk = cast(Any, model._runtime.encoder.trunk)
@@ -106,8 +100,6 @@ def picture(t: Tiny) -> np.ndarray:
 
 def changed(value: mx.array) -> mx.array:
     """The same tensor with every element moved by about its own size."""
-    import mlx.core as mx
-
     numbers = np.array(value.astype(mx.float32))
     noise = np.random.default_rng(numbers.size).standard_normal(numbers.shape)
     return mx.array((numbers + noise * (0.5 * np.abs(numbers).max() + 0.1)).astype(np.float32)).astype(value.dtype)

@@ -10,14 +10,13 @@ import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from archport.contract import ArchSpec, Example, Trunk, VisionTower
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 SPECIAL = (
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
@@ -35,9 +34,6 @@ CHARACTERS = string.ascii_lowercase + " " + string.ascii_uppercase + string.digi
 
 def random_weights(trunk: Trunk, example: Example) -> dict[str, mx.array]:
     """Random tensors for every parameter of a fresh module: matrices around 0, vectors around their default."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-
     rng = np.random.default_rng(example.seed)
     filled: dict[str, mx.array] = {}
     for name, default in sorted(dict(tree_flatten(cast(Any, trunk).parameters())).items()):
@@ -52,8 +48,6 @@ def random_weights(trunk: Trunk, example: Example) -> dict[str, mx.array]:
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: Mapping[str, mx.array], spec: ArchSpec) -> None:
     """config.json, model.safetensors and tokenizer.json, as a hub repository has them; for a tower its sizes too."""
-    import mlx.core as mx
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     mx.save_safetensors(str(folder / "model.safetensors"), dict(weights), metadata={"format": "pt"})

@@ -6,9 +6,9 @@ Qwen3-Reranker for checkpoints that are called rerankers; knows nothing of masks
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from archport.contract import (
     ROPE_KEYS,
@@ -33,9 +33,6 @@ from archport.contract import (
     head_width,
     hookimpl,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # Architecture -> what its checkpoints may be for; which of it one is for, its head says.
 TRUNK: tuple[Task, ...] = ("embed",)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import mlx.core as mx
 import numpy as np
 
 from archport.contract import InputError
-from archport.device.evaluation import compile_traces
+from archport.device.evaluation import Stretches, compile_traces
+from archport.engine import Model
+from archport.running.context import StepContext
 from archport.testing.check import CheckFailed, check, fail
 from archport.testing.measure import as_array, gap, held
 from archport.testing.subject import Tiny
 from archport.testing.weights import picture
-
-if TYPE_CHECKING:
-    import mlx.core as mx
-
-    from archport.engine import Model
-
 
 # Rows of a large batch that differ; they repeat.
 DISTINCT = 7
@@ -198,8 +195,6 @@ def _image_between(t: Tiny, model: Model) -> str:
 
 def _held_by(trunk: object) -> set[str]:
     """Arrays that any part of a module holds, public or private, by path and shape."""
-    import mlx.core as mx
-
     found: set[str] = set()
     for path, part in cast(Any, trunk).named_modules():
         for name, value in {**dict(part), **vars(part)}.items():
@@ -237,8 +232,6 @@ def deterministic(t: Tiny) -> str:
 
 def _in_one_trace(function: Callable[[mx.array], mx.array], ids: mx.array) -> mx.array:
     """What a function makes when it is traced: compiled, or exported where MLX compiles nothing."""
-    import mlx.core as mx
-
     if compile_traces():
         return mx.compile(function)(ids)
     with tempfile.TemporaryDirectory() as folder:
@@ -254,11 +247,6 @@ def compile_safe(t: Tiny) -> str:
 
     Use shapes instead of `.item()`, `.tolist()` and numpy, and call no mx.eval.
     """
-    import mlx.core as mx
-
-    from archport.device.evaluation import Stretches
-    from archport.running.context import StepContext
-
     row = t.tokens(t.length(20))
     plan = t.plan([len(row)], spans=[t.spans(row)])
     (batch,) = plan.batches

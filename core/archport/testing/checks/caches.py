@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import numpy as np
 
 from archport.contract import (
@@ -58,8 +59,6 @@ def decode_equals_full_forward(t: Tiny) -> str:
 
     A module must not tell a step of one token from a row of one token: its position and keys come from the context.
     """
-    import mlx.core as mx
-
     needs_steps(t)
     prompt, new = t.length(40), 12
     row = t.tokens(prompt + new) if prompt + new <= t.spec.max_positions else t.tokens(prompt)
@@ -151,8 +150,6 @@ def ceiling_refuses_before_allocation(t: Tiny) -> str:
 
     Pin no ceiling above the context in `archport_kv_allocation`.
     """
-    import mlx.core as mx
-
     ceiling = t.model.max_tokens
     mx.synchronize()
     before = mx.get_active_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import mlx.core as mx
 import numpy as np
 
 from archport.contract import CausalLM
@@ -34,8 +35,6 @@ def logits_are_those_of_the_head(t: Tiny) -> str:
     Take both from one matrix: the output head, or the embedding where the two are tied. What is done to the rows'
     products, such as a scale, belongs into the rows; a soft cap is declared, `ArchSpec(logit_softcap=)`.
     """
-    import mlx.core as mx
-
     trunk, V = _head(t), t.spec.vocab_size
     hidden = np.stack([t.hidden(t.tokens(t.length(19), seed)) for seed in (0, 1)]).astype(np.float32)
     rows = as_array(trunk.head_rows(list(range(V))))
@@ -109,8 +108,6 @@ def batches_decode_as_one_pass(t: Tiny) -> str:
     Positions, keys and the number of rows come from the context: a row must not know of the others, nor how many
     tokens are cached.
     """
-    import mlx.core as mx
-
     needs_steps(t)
     worst = 0.0
     base = min(CACHED, t.length(CACHED + STEPS + max(DECODED)) - STEPS - max(DECODED))
@@ -146,8 +143,6 @@ def generated_tokens_are_the_likeliest(t: Tiny) -> str:
 
     Keep nothing between calls of `logits`, and give one position the logits that it has among many.
     """
-    import mlx.core as mx
-
     trunk = _head(t)
     if "generate" not in t.spec.tasks:
         skip(f"declared for {', '.join(t.spec.tasks)}: it generates nothing")

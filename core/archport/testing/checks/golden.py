@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import mlx.core as mx
 import numpy as np
 
 from archport.contract import EmbeddingHead
@@ -152,8 +153,6 @@ def golden_logits_match(g: Golden) -> str:
 
     Read logits from the matrix that the checkpoint has for them, with its bias, scale and soft cap.
     """
-    import mlx.core as mx
-
     want = _recorded(g, "logits", "logits")
     hidden = np.stack([states[-1] for states in _recorded(g, "hidden", "hidden states")])
     words = "generate" in g.model.spec.tasks or "rerank" in g.model.spec.tasks

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from archport.contract import AttentionLayer, CausalLM, CheckpointError, Trunk
 from archport.testing.check import CheckFailed, check, fail, skip
 from archport.testing.measure import Tap, as_array, gap, taps
 from archport.testing.subject import Tiny
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 
 @check("tiny")
@@ -62,8 +62,6 @@ def spec_matches_weights(t: Tiny) -> str:
             fail(f"layer {call.layer} attends with q, k, v {shapes}; declared {wanted}, sinks={layer.sinks}")
         if not (np.isfinite(call.scale) and call.scale > 0):
             fail(f"layer {call.layer} scales its scores by {call.scale}; expected a positive number")
-    import mlx.nn as nn
-
     tables = [m.weight.shape for m in cast(Any, t.bare()).modules() if isinstance(m, nn.Embedding)]
     if tables and t.spec.vocab_size not in [shape[0] for shape in tables]:
         fail(f"no embedding has the declared {t.spec.vocab_size} rows; found {tables}")
@@ -95,8 +93,6 @@ def damaged_checkpoint_is_refused(t: Tiny) -> str:
     """
     # A matrix: no derived buffer that a module may do without.
     name = max(t.published, key=lambda each: (t.published[each].ndim, t.published[each].size))
-    import mlx.core as mx
-
     cases: dict[str, dict[str, mx.array]] = {
         "missing": {key: value for key, value in t.published.items() if key != name},
         "misshapen": {**t.published, name: t.published[name][:-1]},
@@ -127,10 +123,6 @@ def quantised_round_trip(t: Tiny) -> str:
 
     Call linear and embedding modules instead of reading their `.weight`: packed ones hold integers.
     """
-    import mlx.core as mx
-    import mlx.nn as nn
-    from mlx.utils import tree_flatten
-
     group = 32
     row, worst, count = t.tokens(t.length(24)), 0.0, 0
     for bits in (8, 4):
@@ -173,8 +165,6 @@ def quantised_round_trip(t: Tiny) -> str:
 
 def _words(t: Tiny, trunk: Trunk, hidden: np.ndarray) -> np.ndarray | None:
     """Logits of hidden states (L, D), and a few rows of the head; None of a model without one."""
-    import mlx.core as mx
-
     if not t.has_head:
         return None
     head, ids = cast(CausalLM, trunk), [5, 0, t.spec.vocab_size - 1]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from archport.contract import ArchSpec, AttentionCall, AttentionLayer, AttentionLimits
@@ -15,9 +16,6 @@ from archport.contract.spec import kv_sources
 from archport.testing.check import check, fail, skip
 from archport.testing.measure import Attended, PackedContext, Tap, as_array, gap, reference, taps, visible
 from archport.testing.subject import Tiny
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 # Below this a change counts as none, relative to the largest value.
 STILL = 1e-6
@@ -100,8 +98,6 @@ def _surely(spec: ArchSpec, L: int) -> np.ndarray:
 
 def moved_by_key(tap: Tap, call: Attended, k: mx.array, at: int) -> np.ndarray:
     """How far each row (L,) of a layer's attention moves when the key and value at one position change, relatively."""
-    import mlx.core as mx
-
     bump = mx.zeros((1, 1, k.shape[2], 1)).at[:, :, at].add(1.0).astype(k.dtype)
     v = None if call.v is None else call.v + 2 * bump
     largest = np.abs(as_array(k if call.v is None else call.v)).max()
@@ -200,8 +196,6 @@ def packed_documents_do_not_leak(t: Tiny) -> str:
     Take positions from `ctx.positions` and rotate with `ctx.rotate`; never count tokens in the module. Where
     something passes from token to token, `ctx.documents.age` says where it must not.
     """
-    import mlx.core as mx
-
     documents = [t.tokens(length, seed) for seed, length in enumerate((11, 5, 17))]
     context = PackedContext(t.spec.layers, [len(d) for d in documents], replace(t.planner, dtype="float32"))
     packed = as_array(t.trunk(mx.array(np.concatenate(documents)[None]), context))[0]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from archport.attention import attend
@@ -28,9 +29,6 @@ from archport.testing.check import check, fail, skip
 from archport.testing.checks.masks import captured, observing_length
 from archport.testing.measure import as_array, gap, reference, together
 from archport.testing.subject import Tiny
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 # Policies that say a layer's reach and the lengths of rows themselves; where one of the others is right, it is planned.
 CARRYING: tuple[MaskKind, ...] = ("window", "documents", "key_padding", "dense")
@@ -174,8 +172,6 @@ def _difference(
     t: Tiny, request: Request, layer: AttentionLayer, batch: BatchPlan, step: StepPlan, path: AttentionPath
 ) -> float:
     """How far a path is from float64 at the rows that are no padding, for random queries, keys and values."""
-    import mlx.core as mx
-
     call, drawn = path.call, np.random.default_rng(t.example.seed)
     made = captured(t, observing_length(t))[dict((each, index) for index, each in t.attention)[layer]]
     shapes = (

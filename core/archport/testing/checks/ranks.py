@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from weakref import WeakKeyDictionary
 
+import mlx.core as mx
 import numpy as np
 
 from archport.contract import SpecError
@@ -30,8 +31,6 @@ def two_ranks_answer_as_one(t: Tiny) -> str:
     Compose the module of `archport.layers`, and read a table or an output head by calling it and by `head_rows`: each
     rank holds a part of its weight.
     """
-    import mlx.core as mx
-
     if not mx.distributed.is_available("ring"):
         skip("this build of MLX has no ring backend")
     if isinstance(t, GuestTiny) or not _importable(t):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import mlx.core as mx
 import numpy as np
 
 from archport.contract import ArchportError, ClassificationHead, ContextLengthExceeded, InputError
@@ -84,8 +85,6 @@ def _scores_are_of_the_pooled_row(t: Tiny) -> str:
     head = t.model.head
     if not isinstance(head, ClassificationHead):
         skip(f"a {type(head).__name__} pools nothing")
-    import mlx.core as mx
-
     worst, tokeniser = 0.0, t.model._runtime.labels().tokeniser
     for index, text in enumerate(TEXTS):
         (scores,), ((ids,), _) = t.answers(text), tokeniser([text])

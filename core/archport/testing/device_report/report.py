@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import archport
-from archport.contract import InputError
+from archport.contract import DeviceFacts, InputError
+from archport.device import tf32
+from archport.device.facts import this_device
 from archport.testing.device_report.privacy import Scrubber
-
-if TYPE_CHECKING:
-    from archport.contract import DeviceFacts
 
 Examine = Callable[[], tuple[list[tuple[str, str]], list[str]]]
 FORMAT = 1
@@ -139,9 +138,6 @@ def _part(
 ) -> None:
     """Run a part; entries of long ones are there as soon as they are made."""
     # Before any product: MLX reads its switch once.
-    from archport.device import tf32
-    from archport.device.facts import this_device
-
     tf32.choose_precision()
     facts, done = device or this_device(), clock.until(_UNTIL[name])
     if name == "machine":

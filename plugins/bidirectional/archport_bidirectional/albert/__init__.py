@@ -6,20 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from archport.contract import ArchSpec, Example, Task, Trunk
+from archport.contract import ArchSpec, Example, Task
 from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import KEYS as BERT_KEYS
 from archport_bidirectional.bert import TAGS, learned_positions
-from archport_bidirectional.configs import named
+from archport_bidirectional.configs import named, of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("albert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    "AlbertModel": ("embed", "rerank"),
-    "AlbertForMaskedLM": ("embed", "fill_mask"),
+    **tasks_of("Albert"),
     "AlbertForPreTraining": ("embed", "fill_mask"),
-    "AlbertForSequenceClassification": ("classify", "rerank"),
-    "AlbertForTokenClassification": ("tag",),
 }
 KEYS = replace(
     BERT_KEYS,
@@ -45,12 +42,8 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     return learned_positions("albert", config, positions, ARCHITECTURES[name], keys=KEYS, repeats=repeats)
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.albert.model import albert
-
-    return albert(spec, config)
-
-
+build = of_model(__name__, "albert")
+_published = of_model(__name__, "NAMES.published")
 head = encoder_head
 inputs = pylate_inputs
 
@@ -77,9 +70,3 @@ def examples() -> Sequence[Example]:
         Example("albert, classifier of two labels", classifier, seed=44, publish=_published),
         Example("albert, labels of tokens", tagger, seed=46, publish=_published),
     ]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.albert.model import NAMES
-
-    return NAMES.published(weights)

@@ -15,19 +15,15 @@ from archport.contract import (
     Head,
     Task,
     TextInputs,
-    Trunk,
     head_width,
 )
-from archport_bidirectional.configs import named
+from archport_bidirectional.configs import named, of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs, stanford_colbert
 
 ARCHS = ("bert",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    "BertModel": ("embed", "rerank"),
-    "BertForMaskedLM": ("embed", "fill_mask"),
+    **tasks_of("Bert"),
     "BertForPreTraining": ("embed", "fill_mask"),
-    "BertForSequenceClassification": ("classify", "rerank"),
-    "BertForTokenClassification": ("tag",),
     "HF_ColBERT": ("embed", "rerank"),
 }
 KEYS = ConfigKeys(
@@ -97,10 +93,8 @@ def learned_positions(
     )
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.bert.model import bert
-
-    return bert(spec, config)
+build = of_model(__name__, "bert")
+_published = of_model(__name__, "NAMES.published")
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
@@ -146,10 +140,3 @@ def examples() -> Sequence[Example]:
         Example("bert, classifier of two labels", classifier, seed=12, publish=_published),
         Example("bert, labels of tokens", tagger, seed=44, publish=_published),
     ]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The trunk's tensors as published BERT checkpoints name them."""
-    from archport_bidirectional.bert.model import NAMES
-
-    return NAMES.published(weights)

@@ -23,7 +23,7 @@ from archport.contract import (
     VisionTower,
     head_width,
 )
-from archport_bidirectional.configs import has_pipeline, named
+from archport_bidirectional.configs import has_pipeline, named, of_model
 
 ARCHS = ("clip",)
 ARCHITECTURES = ("CLIPModel",)
@@ -162,6 +162,9 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs:
     return replace(checkpoint.stored_inputs(), max_tokens=spec.max_positions, reader=reader)
 
 
+_published = of_model(__name__, "published")
+
+
 def examples() -> Sequence[Example]:
     half = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "hidden_act": "quick_gelu"}
     config: dict[str, Any] = {
@@ -175,9 +178,3 @@ def examples() -> Sequence[Example]:
         "torch_dtype": "float32",
     }  # fmt: skip
     return [Example("clip, two towers", config, seed=91, publish=_published)]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.clip.model import published
-
-    return published(weights)

@@ -11,21 +11,14 @@ from archport.contract import (
     ConfigKeys,
     Example,
     SpecError,
-    Task,
-    Trunk,
     head_width,
 )
 from archport_bidirectional.bert import TAGS
-from archport_bidirectional.configs import named
+from archport_bidirectional.configs import named, of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("deberta_v2",)
-ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    "DebertaV2Model": ("embed", "rerank"),
-    "DebertaV2ForMaskedLM": ("embed", "fill_mask"),
-    "DebertaV2ForSequenceClassification": ("classify", "rerank"),
-    "DebertaV2ForTokenClassification": ("tag",),
-}
+ARCHITECTURES = tasks_of("DebertaV2")
 KEYS = ConfigKeys(
     "deberta_v2",
     obeyed=(
@@ -108,12 +101,8 @@ def relative_positions(config: Mapping[str, Any]) -> int:
     return stated if stated >= 1 else config["max_position_embeddings"]
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.deberta.model import deberta_v2
-
-    return deberta_v2(spec, config)
-
-
+build = of_model(__name__, "deberta_v2")
+_published = of_model(__name__, "NAMES.published")
 head = encoder_head
 inputs = pylate_inputs
 
@@ -156,9 +145,3 @@ def examples() -> Sequence[Example]:
         Example("deberta v2, masked language model with one term", masked, seed=73, publish=_published),
         Example("deberta v3, labels of tokens", tagger, seed=74, publish=_published),
     ]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.deberta.model import NAMES
-
-    return NAMES.published(weights)

@@ -21,11 +21,10 @@ from archport.contract import (
     SpecError,
     Task,
     TextInputs,
-    Trunk,
     classification_head,
     head_width,
 )
-from archport_bidirectional.configs import has_pipeline, named, prompted
+from archport_bidirectional.configs import has_pipeline, named, of_model, prompted
 
 KEYS = ConfigKeys(
     "decoder blocks without a causal mask",
@@ -115,10 +114,7 @@ def decoder_spec(arch: str, config: Mapping[str, Any], tasks: tuple[Task, ...] =
     )
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.decoders.model import DecoderEncoder
-
-    return DecoderEncoder(spec, config)
+build = of_model(__name__, "DecoderEncoder")
 
 
 def config_pooling(checkpoint: CheckpointView) -> PoolingMode:

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, Task, Trunk
+from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head
 from archport_bidirectional.bert import TAGS, learned_positions
-from archport_bidirectional.configs import named
+from archport_bidirectional.configs import named, of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("distilbert",)
-ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    "DistilBertModel": ("embed", "rerank"),
-    "DistilBertForMaskedLM": ("embed", "fill_mask"),
-    "DistilBertForSequenceClassification": ("classify", "rerank"),
-    "DistilBertForTokenClassification": ("tag",),
-}
+ARCHITECTURES = tasks_of("DistilBert")
 KEYS = ConfigKeys(
     "distilbert",
     obeyed=(
@@ -45,10 +40,8 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     return learned_positions("distilbert", sizes, config["max_position_embeddings"], ARCHITECTURES[name], keys=KEYS)
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.distilbert.model import distilbert
-
-    return distilbert(spec, config)
+build = of_model(__name__, "distilbert")
+_published = of_model(__name__, "NAMES.published")
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
@@ -82,9 +75,3 @@ def examples() -> Sequence[Example]:
         Example("distilbert, classifier of two labels", classifier, seed=36, publish=_published),
         Example("distilbert, labels of tokens", tagger, seed=410, publish=_published),
     ]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.distilbert.model import NAMES
-
-    return NAMES.published(weights)

@@ -6,21 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from archport.contract import ArchSpec, Example, Task, Trunk
+from archport.contract import ArchSpec, Example, Task
 from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import KEYS as BERT_KEYS
 from archport_bidirectional.bert import TAGS, learned_positions
-from archport_bidirectional.configs import named
+from archport_bidirectional.configs import named, of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("electra",)
 ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    "ElectraModel": ("embed", "rerank"),
+    **tasks_of("Electra"),
     # The published discriminators.
     "ElectraForPreTraining": ("embed", "rerank"),
-    "ElectraForMaskedLM": ("embed", "fill_mask"),
-    "ElectraForSequenceClassification": ("classify", "rerank"),
-    "ElectraForTokenClassification": ("tag",),
 }
 KEYS = replace(
     BERT_KEYS,
@@ -45,12 +42,8 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     return learned_positions("electra", config, config["max_position_embeddings"], ARCHITECTURES[name], keys=KEYS)
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.electra.model import electra
-
-    return electra(spec, config)
-
-
+build = of_model(__name__, "electra")
+_published = of_model(__name__, "NAMES.published")
 head = encoder_head
 inputs = pylate_inputs
 
@@ -68,9 +61,3 @@ def examples() -> Sequence[Example]:
         Example("electra, cross-encoder", reranker, seed=40, publish=_published),
         Example("electra, labels of tokens", tagger, seed=47, publish=_published),
     ]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.electra.model import NAMES
-
-    return NAMES.published(weights)

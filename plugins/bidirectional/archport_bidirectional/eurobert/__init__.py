@@ -14,20 +14,13 @@ from archport.contract import (
     Example,
     Head,
     SpecError,
-    Task,
-    Trunk,
     classification_head,
 )
-from archport_bidirectional.configs import named
+from archport_bidirectional.configs import named, of_model, tasks_of
 from archport_bidirectional.scoring import pylate, pylate_inputs, stored_scores, tagging
 
 ARCHS = ("eurobert",)
-ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    "EuroBertModel": ("embed", "rerank"),
-    "EuroBertForMaskedLM": ("embed", "fill_mask"),
-    "EuroBertForSequenceClassification": ("classify", "rerank"),
-    "EuroBertForTokenClassification": ("tag",),
-}
+ARCHITECTURES = tasks_of("EuroBert")
 MODELS = {f"EuroBERT/EuroBERT-{size}": f"EuroBERT/EuroBERT-{size}" for size in ("210m", "610m", "2.1B")}
 KEYS = ConfigKeys(
     "eurobert",
@@ -71,10 +64,7 @@ def pooling(config: Mapping[str, Any]) -> str:
     return config.get("clf_pooling") or config["classifier_pooling"]
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.eurobert.model import EuroBert
-
-    return EuroBert(spec, config)
+build = of_model(__name__, "EuroBert")
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:

@@ -16,9 +16,8 @@ from archport.contract import (
     Example,
     SpecError,
     TextInputs,
-    Trunk,
 )
-from archport_bidirectional.configs import has_pipeline, named, prompted
+from archport_bidirectional.configs import has_pipeline, named, of_model, prompted
 
 ARCHS = ("embeddinggemma",)
 ARCHITECTURES = ("Gemma3TextModel", "Gemma3TextForEmbedding")
@@ -102,10 +101,7 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.gemma.model import EmbeddingGemma
-
-    return EmbeddingGemma(spec, config)
+build = of_model(__name__, "EmbeddingGemma")
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> EmbeddingHead | None:

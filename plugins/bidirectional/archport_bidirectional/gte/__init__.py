@@ -18,23 +18,13 @@ from archport.contract import (
     Example,
     Head,
     SpecError,
-    Task,
-    Trunk,
     head_width,
 )
-from archport_bidirectional.configs import has_pipeline, named
+from archport_bidirectional.configs import has_pipeline, named, of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("gte",)
-_TASKS: Mapping[str, tuple[Task, ...]] = {
-    "Model": ("embed", "rerank"),
-    "ForMaskedLM": ("embed", "fill_mask"),
-    "ForSequenceClassification": ("classify", "rerank"),
-    "ForTokenClassification": ("tag",),
-}
-ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    f"{prefix}{suffix}": tasks for prefix in ("Gte", "New") for suffix, tasks in _TASKS.items()
-}
+ARCHITECTURES = tasks_of("Gte", "New")
 MODELS = {
     name: name
     for name in (
@@ -93,10 +83,9 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     )
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.gte.model import gte
-
-    return gte(spec, config)
+build = of_model(__name__, "gte")
+_hub = of_model(__name__, "HUB.published")
+_saved = of_model(__name__, "SAVED.published")
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
@@ -140,15 +129,3 @@ def examples() -> Sequence[Example]:
         Example("gte, cross-encoder of its repository", {**reranker, "type_vocab_size": 1}, seed=36, publish=_hub),
         Example("gte, labels of tokens", tagger, seed=62, publish=_saved),
     ]
-
-
-def _hub(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.gte.model import HUB
-
-    return HUB.published(weights)
-
-
-def _saved(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.gte.model import SAVED
-
-    return SAVED.published(weights)

@@ -17,21 +17,14 @@ from archport.contract import (
     Example,
     Footprint,
     SpecError,
-    Task,
-    Trunk,
     head_width,
 )
 from archport_bidirectional.bert import TAGS
-from archport_bidirectional.configs import named
+from archport_bidirectional.configs import named, of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("jina_embeddings_v3",)
-ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    "JinaEmbeddingsV3Model": ("embed", "rerank"),
-    "JinaEmbeddingsV3ForMaskedLM": ("embed", "fill_mask"),
-    "JinaEmbeddingsV3ForSequenceClassification": ("classify", "rerank"),
-    "JinaEmbeddingsV3ForTokenClassification": ("tag",),
-}
+ARCHITECTURES = tasks_of("JinaEmbeddingsV3")
 # Of its repository, whose config says XLM-RoBERTa.
 HUB_ARCHITECTURE = "XLMRobertaModel"
 KEYS = ConfigKeys(
@@ -80,10 +73,9 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     )
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.jina.model import jina
-
-    return jina(spec, config)
+build = of_model(__name__, "jina")
+_hub = of_model(__name__, "HUB.published")
+_saved = of_model(__name__, "SAVED.published")
 
 
 def is_rotary(config: Mapping[str, Any]) -> bool:
@@ -123,15 +115,3 @@ def examples() -> Sequence[Example]:
         Example("jina v3, classifier of three labels", classifier, seed=83, publish=_saved),
         Example("jina v3, labels of tokens", tagger, seed=84, publish=_saved),
     ]
-
-
-def _hub(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.jina.model import HUB
-
-    return HUB.published(weights)
-
-
-def _saved(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.jina.model import SAVED
-
-    return SAVED.published(weights)

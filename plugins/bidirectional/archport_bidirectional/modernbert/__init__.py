@@ -15,22 +15,15 @@ from archport.contract import (
     Example,
     Head,
     SpecError,
-    Task,
     TextInputs,
-    Trunk,
     classification_head,
     head_width,
 )
-from archport_bidirectional.configs import has_pipeline, named, prompted
+from archport_bidirectional.configs import NOMIC_PROMPTS, has_pipeline, named, of_model, prompted, tasks_of
 from archport_bidirectional.scoring import pylate, pylate_inputs, tagging
 
 ARCHS = ("modernbert",)
-ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    "ModernBertModel": ("embed", "rerank"),
-    "ModernBertForMaskedLM": ("embed", "fill_mask"),
-    "ModernBertForSequenceClassification": ("classify", "rerank"),
-    "ModernBertForTokenClassification": ("tag",),
-}
+ARCHITECTURES = tasks_of("ModernBert")
 MODELS = {
     name: name
     for name in (
@@ -102,10 +95,8 @@ def layer_types(config: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.modernbert.model import ModernBert
-
-    return ModernBert(spec, config)
+build = of_model(__name__, "ModernBert")
+_published = of_model(__name__, "published")
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
@@ -124,11 +115,8 @@ def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    # The card asks for these words.
     if checkpoint.label.startswith("modernbert-embed"):
-        known = {"query": "search_query: ", "document": "search_document: "}
-        known |= {"classification": "classification: ", "clustering": "clustering: "}
-        return prompted(checkpoint, known, query="query", document="document")
+        return prompted(checkpoint, NOMIC_PROMPTS, query="query", document="document")
     return pylate_inputs(spec, checkpoint)
 
 
@@ -163,9 +151,3 @@ def examples() -> Sequence[Example]:
         Example("modernbert, masked language model", masked, seed=14, publish=_published),
         Example("modernbert, cross-encoder", {**reranker, "classifier_pooling": "mean"}, seed=15, publish=_published),
     ]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.modernbert.model import published
-
-    return published(weights)

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, SpecError, Task, Trunk
+from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, SpecError
 from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import TAGS, learned_positions
-from archport_bidirectional.configs import named
+from archport_bidirectional.configs import named, of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("mpnet",)
-ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    "MPNetModel": ("embed", "rerank"),
-    "MPNetForMaskedLM": ("embed", "fill_mask"),
-    "MPNetForSequenceClassification": ("classify", "rerank"),
-    "MPNetForTokenClassification": ("tag",),
-}
+ARCHITECTURES = tasks_of("MPNet")
 KEYS = ConfigKeys(
     "mpnet",
     obeyed=(
@@ -52,10 +47,8 @@ def claim(config: Mapping[str, Any]) -> ArchSpec | None:
     return learned_positions("mpnet", config, rows - PADDING - 1, ARCHITECTURES[name], keys=KEYS, bias=True)
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.mpnet.model import mpnet
-
-    return mpnet(spec, config)
+build = of_model(__name__, "mpnet")
+_published = of_model(__name__, "NAMES.published")
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
@@ -83,9 +76,3 @@ def examples() -> Sequence[Example]:
         Example("mpnet, classifier of two labels", classifier, seed=33, publish=_published),
         Example("mpnet, labels of tokens", tagger, seed=45, publish=_published),
     ]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.mpnet.model import NAMES
-
-    return NAMES.published(weights)

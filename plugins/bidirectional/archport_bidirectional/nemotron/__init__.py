@@ -20,7 +20,7 @@ from archport.contract import (
     VisionTower,
     head_width,
 )
-from archport_bidirectional.configs import has_pipeline, named, prompted
+from archport_bidirectional.configs import has_pipeline, named, of_model, prompted
 from archport_bidirectional.decoders import config_pooling, decoder_spec
 from archport_bidirectional.siglip import VISION
 
@@ -117,6 +117,9 @@ def settings(checkpoint: CheckpointView) -> Settings:
     )
 
 
+_published = of_model(__name__, "published")
+
+
 def examples() -> Sequence[Example]:
     text = {
         "model_type": "llama",
@@ -152,9 +155,3 @@ def examples() -> Sequence[Example]:
         "torch_dtype": "float32",
     }
     return [Example("llama_nemotron_vl, tiles of four tokens", config, seed=17, publish=_published)]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.nemotron.model import published
-
-    return published(weights)

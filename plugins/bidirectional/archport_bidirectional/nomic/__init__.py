@@ -18,21 +18,14 @@ from archport.contract import (
     Example,
     Experts,
     SpecError,
-    Task,
     TextInputs,
-    Trunk,
     head_width,
 )
-from archport_bidirectional.configs import named, prompted
+from archport_bidirectional.configs import NOMIC_PROMPTS, named, of_model, prompted, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("nomic_bert",)
-ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
-    "NomicBertModel": ("embed", "rerank"),
-    "NomicBertForMaskedLM": ("embed", "fill_mask"),
-    "NomicBertForSequenceClassification": ("classify", "rerank"),
-    "NomicBertForTokenClassification": ("tag",),
-}
+ARCHITECTURES = tasks_of("NomicBert")
 MODELS = {f"nomic-ai/nomic-embed-text-{name}": f"nomic-ai/nomic-embed-text-{name}" for name in ("v1", "v1.5", "v2-moe")}
 # What the repository's own code calls the activation of a gated MLP.
 GATES = {"swiglu": "silu", "geglu": "gelu", "glu": "sigmoid"}
@@ -154,21 +147,15 @@ def _check_hub(config: Mapping[str, Any]) -> None:
         raise SpecError(f"nomic_bert: activation_function={config['activation_function']!r}; expected one of {known}")
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.nomic.model import nomic_bert
-
-    return nomic_bert(spec, config)
-
-
+build = of_model(__name__, "nomic_bert")
+_hub = of_model(__name__, "HUB.published")
+_saved = of_model(__name__, "SAVED.published")
 head = encoder_head
 
 
 def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
-    # The card asks for these words.
     if checkpoint.label.startswith("nomic-embed-text-v"):
-        known = {"query": "search_query: ", "document": "search_document: "}
-        known |= {"classification": "classification: ", "clustering": "clustering: "}
-        return prompted(checkpoint, known, query="query", document="document")
+        return prompted(checkpoint, NOMIC_PROMPTS, query="query", document="document")
     return pylate_inputs(spec, checkpoint)
 
 
@@ -244,19 +231,7 @@ def examples() -> Sequence[Example]:
     ]
 
 
-def _hub(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.nomic.model import HUB
-
-    return HUB.published(weights)
-
-
 def _hub_experts(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     from archport_bidirectional.nomic.model import HUB_PLAIN, apart
 
     return HUB_PLAIN.published(apart(weights))
-
-
-def _saved(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.nomic.model import SAVED
-
-    return SAVED.published(weights)

@@ -17,20 +17,14 @@ from archport.contract import (
     Trunk,
 )
 from archport_bidirectional.bert import EXAMPLE, learned_positions
-from archport_bidirectional.configs import has_pipeline, named, prompted
+from archport_bidirectional.configs import has_pipeline, named, of_model, prompted, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs, three_heads
 
-_TASKS: Mapping[str, tuple[Task, ...]] = {
-    "Model": ("embed", "rerank"),
-    "ForMaskedLM": ("embed", "fill_mask"),
-    "ForSequenceClassification": ("classify", "rerank"),
-    "ForTokenClassification": ("tag",),
-}
 ARCHS = ("xlm_roberta", "roberta", "camembert")
 ARCHITECTURES: Mapping[str, tuple[str, tuple[Task, ...]]] = {
-    f"{prefix}{suffix}": (arch, tasks)
+    name: (arch, tasks)
     for prefix, arch in {"XLMRoberta": "xlm_roberta", "Roberta": "roberta", "Camembert": "camembert"}.items()
-    for suffix, tasks in _TASKS.items()
+    for name, tasks in tasks_of(prefix).items()
 }
 MODELS = {
     name: name
@@ -96,6 +90,9 @@ def inputs(spec: ArchSpec, checkpoint: CheckpointView) -> TextInputs | None:
     return pylate_inputs(spec, checkpoint)
 
 
+_published = of_model("archport_bidirectional.bert", "ROBERTA.published")
+
+
 def examples() -> Sequence[Example]:
     config = {
         **EXAMPLE,
@@ -115,9 +112,3 @@ def examples() -> Sequence[Example]:
         Example("roberta, masked language model", {**config, **roberta}, seed=65, publish=_published),
         Example("camembert, masked language model", {**config, **camembert}, seed=66, publish=_published),
     ]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.bert.model import ROBERTA
-
-    return ROBERTA.published(weights)

@@ -20,7 +20,7 @@ from archport.contract import (
     VisionTower,
     head_width,
 )
-from archport_bidirectional.configs import has_pipeline, named
+from archport_bidirectional.configs import has_pipeline, named, of_model
 
 ARCHS = ("siglip",)
 TEXT_ALONE, IMAGES_ALONE = "SiglipTextModel", "SiglipVisionModel"
@@ -159,6 +159,9 @@ def _token(checkpoint: CheckpointView, stated: Any, default: int) -> int:
     return default if found is None else found
 
 
+_published = of_model(__name__, "published")
+
+
 def examples() -> Sequence[Example]:
     half = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     config: dict[str, Any] = {
@@ -173,9 +176,3 @@ def examples() -> Sequence[Example]:
         Example("siglip, two towers", config, seed=18, publish=_published),
         Example("siglip, texts alone", {**alone, "torch_dtype": "float32"}, seed=19, publish=_published),
     ]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.siglip.model import published
-
-    return published(weights)

@@ -18,10 +18,9 @@ from archport.contract import (
     Head,
     SpecError,
     Task,
-    Trunk,
 )
 from archport_bidirectional.bert import TAGS
-from archport_bidirectional.configs import named
+from archport_bidirectional.configs import named, of_model
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("t5",)
@@ -97,10 +96,8 @@ def every_layer_has_its_own(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "umt5"
 
 
-def build(spec: ArchSpec, config: Mapping[str, Any]) -> Trunk:
-    from archport_bidirectional.t5.model import T5
-
-    return T5(spec, config)
+build = of_model(__name__, "T5")
+_published = of_model(__name__, "published")
 
 
 def head(spec: ArchSpec, checkpoint: CheckpointView) -> Head | None:
@@ -140,9 +137,3 @@ def examples() -> Sequence[Example]:
         Example("umt5, a table of distances in every layer", own, seed=53, publish=_published),
         Example("t5, labels of tokens", tagger, seed=54, publish=_published),
     ]
-
-
-def _published(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    from archport_bidirectional.t5.model import published
-
-    return published(weights)

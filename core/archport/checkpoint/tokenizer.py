@@ -25,7 +25,6 @@ from archport.checkpoint.added_tokens import (
 from archport.checkpoint.disk import LARGEST_TOKENIZER, check_entries, inside, read_object, read_text
 from archport.checkpoint.files import Opened
 from archport.checkpoint.growth import LONGEST_WORD, check_growth
-from archport.checkpoint.tokenizer_classes import RECIPES, Recipe
 from archport.checkpoint.tokenizer_names import GENERIC, TYPED, class_name, is_generic
 from archport.checkpoint.transformer import TransformerSettings, transformer_settings
 from archport.checkpoint.vocabularies import check_vocabulary, lines, word_pieces
@@ -33,6 +32,8 @@ from archport.contract.errors import ArchportError, CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from archport.checkpoint.tokenizer_classes import Recipe
 
 # A value that only 32 bits without a sign hold. Begins with the colon, which is looked for fast.
 _LARGE_VALUE = re.compile(r":[ \t\n\r]*[2-4][0-9]{9}")
@@ -156,6 +157,8 @@ def _lowercased(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _read(folder: Path, checkpoint: Opened, settings: TransformerSettings) -> Tokenizer | None:
+    from archport.checkpoint.tokenizer_classes import RECIPES
+
     stated = read_object(inside(folder, "tokenizer_config.json", "a tokenizer")) or {}
     fast = inside(folder, "tokenizer.json", "a tokenizer")
     vocabulary = (folder / "vocab.txt").is_file()

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 
 from archport.contract.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -54,8 +53,6 @@ class Recipe:
 
 
 def _bert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
-    from tokenizers import decoders, normalizers, pre_tokenizers
-
     model: Any = tokenizer.model
     model.unk_token, model.continuing_subword_prefix, model.max_input_chars_per_word = (
         str(named["unk_token"]),
@@ -73,8 +70,6 @@ def _bert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, norma
 
 
 def _close_bert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
-    from tokenizers import processors
-
     cls, sep = _required(named, "cls_token"), _required(named, "sep_token")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=[f"{cls}:0", "$A:0", f"{sep}:0"],
@@ -84,16 +79,12 @@ def _close_bert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named)
 
 
 def _byte_level(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
-    from tokenizers import decoders, pre_tokenizers
-
     _plain_bpe(tokenizer)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_flag(settings, "add_prefix_space", False))
     tokenizer.decoder = decoders.ByteLevel()
 
 
 def _close_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
-    from tokenizers import processors
-
     cls, sep = _required(named, "cls_token"), _required(named, "sep_token")
     prefix = _flag(settings, "add_prefix_space", False)
     tokenizer.post_processor = processors.RobertaProcessing(
@@ -102,8 +93,6 @@ def _close_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Nam
 
 
 def _close_mpnet(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
-    from tokenizers import processors
-
     cls, sep = _required(named, "cls_token"), _required(named, "sep_token")
     tokenizer.post_processor = processors.RobertaProcessing(
         (sep, _id(tokenizer, sep)), (cls, _id(tokenizer, cls)), True, False
@@ -111,8 +100,6 @@ def _close_mpnet(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named
 
 
 def _xlm_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
-    from tokenizers import decoders, normalizers, pre_tokenizers
-
     mapped = [each for each in normalisers if isinstance(each, normalizers.Precompiled)]
     if mapped:
         tokenizer.normalizer = mapped[0]
@@ -125,8 +112,6 @@ def _xlm_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named
 
 
 def _close_xlm_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
-    from tokenizers import processors
-
     bos, eos = _required(named, "bos_token"), _required(named, "eos_token")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=[bos, "$A", eos],
@@ -136,8 +121,6 @@ def _close_xlm_roberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named:
 
 
 def _albert(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
-    from tokenizers import normalizers
-
     mapped = [each for each in normalisers if isinstance(each, normalizers.Precompiled)]
     _xlm_roberta(tokenizer, settings, named, normalisers)
     steps: list[Any] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
@@ -153,8 +136,6 @@ def _t5(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normali
 
 
 def _close_t5(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
-    from tokenizers import processors
-
     # The class puts this text there, with the id of whatever ends texts.
     ends = [("</s>", _id(tokenizer, _required(named, "eos_token")))]
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -173,8 +154,6 @@ def _sentinels(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _deberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
-    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
-
     steps: list[Any] = [normalizers.Lowercase()] if _flag(settings, "do_lower_case", False) else []
     steps += [normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "), normalizers.NFC()]
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Strip(left=False, right=True)])
@@ -186,8 +165,6 @@ def _deberta(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, no
 
 
 def _clip(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
-    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
-
     _plain_bpe(tokenizer, unk=str(named["unk_token"]))
     model: Any = tokenizer.model
     model.continuing_subword_prefix, model.end_of_word_suffix = "", "</w>"
@@ -201,8 +178,6 @@ def _clip(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, norma
 
 
 def _close_clip(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named) -> None:
-    from tokenizers import processors
-
     bos, eos = _required(named, "bos_token"), _required(named, "eos_token")
     tokenizer.post_processor = processors.RobertaProcessing(
         (eos, _id(tokenizer, eos)), (bos, _id(tokenizer, bos)), False, False
@@ -210,8 +185,6 @@ def _close_clip(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named)
 
 
 def _gemma(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
-    from tokenizers import decoders, normalizers, pre_tokenizers
-
     _plain_bpe(tokenizer, unk=str(named["unk_token"]), fuse=True, bytes_too=True)
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -219,8 +192,6 @@ def _gemma(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, norm
 
 
 def _llama(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
-    from tokenizers import decoders, pre_tokenizers
-
     _plain_bpe(tokenizer, fuse=True, bytes_too=True)
     prefix = _flag(settings, "add_prefix_space", True)
     scheme = "never" if not prefix else "always" if _flag(settings, "legacy", False) else "first"
@@ -231,8 +202,6 @@ def _llama(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, norm
 
 def _qwen(pattern: str) -> Callable[[Tokenizer, Mapping[str, Any], Named, list[Any]], None]:
     def build(tokenizer: Tokenizer, settings: Mapping[str, Any], named: Named, normalisers: list[Any]) -> None:
-        from tokenizers import Regex, decoders, normalizers, pre_tokenizers
-
         _plain_bpe(tokenizer)
         prefix = _flag(settings, "add_prefix_space", False)
         tokenizer.normalizer = normalizers.NFC()

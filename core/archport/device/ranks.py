@@ -10,15 +10,13 @@ import os
 import random
 import secrets
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+
+import mlx.core as mx
 
 from archport.contract.errors import ArchportError, InputError
 from archport.contract.split import Rank
 from archport.device.peers import Peers
 from archport.device.process import use_device
-
-if TYPE_CHECKING:
-    import mlx.core as mx
 
 # Bytes of a digest, as numbers that every backend sends.
 _DIGEST = 8
@@ -45,14 +43,10 @@ class Ranks:
 
     def sum(self, x: mx.array) -> mx.array:
         """The sum of every rank's `x`; each rank gets the same bits."""
-        import mlx.core as mx
-
         return mx.distributed.all_sum(x, group=self._group)
 
     def gather(self, x: mx.array) -> mx.array:
         """Every rank's `x` (..., n) side by side, (..., ranks * n)."""
-        import mlx.core as mx
-
         every = mx.distributed.all_gather(x[None], group=self._group)
         return mx.moveaxis(every, 0, -2).reshape(*x.shape[:-1], -1)
 
@@ -86,8 +80,6 @@ class Ranks:
 
     def _everyone(self, mine: bytes) -> list[list[int]]:
         """What every rank handed in, evaluated."""
-        import mlx.core as mx
-
         every = mx.distributed.all_gather(mx.array(list(mine), dtype=mx.int32)[None], group=self._group)
         return every.tolist()  # pyright: ignore[reportReturnType]
 
@@ -103,8 +95,6 @@ def join() -> Ranks:
     """
     global _joined
     if _joined is None:
-        import mlx.core as mx
-
         use_device()
         nccl = "NCCL_HOST_IP" in os.environ and mx.distributed.is_available("nccl")
         group = mx.distributed.init(backend="nccl" if nccl else "any")

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import mlx.core as mx
+
 from archport.attention import stop_sharing
 from archport.checkpoint import is_panic
 from archport.contract import ArchportError, CheckpointError, DeviceFailure, InputError
@@ -80,15 +82,11 @@ def parked_failures() -> None:
     Metal's errors come from another thread, and an evaluation may end well although a command buffer of it failed
     (ml-explore/mlx#3979): what was read then holds zeros. The streams are used once more, which raises it.
     """
-    import mlx.core as mx
-
     if _on_metal():
         mx.synchronize()
 
 
 def _on_metal() -> bool:
-    import mlx.core as mx
-
     return mx.default_device().type != mx.DeviceType.cpu and mx.metal.is_available()
 
 
@@ -161,8 +159,6 @@ def _planned(plan: Plan) -> str:
 
 def _now() -> str:
     """What MLX holds at the time, which tells a plan that was too low from a machine that others fill."""
-    import mlx.core as mx
-
     active, pool = mx.get_active_memory(), mx.get_cache_memory()
     return f"MLX held {format_bytes(active)} and {format_bytes(pool)} of freed buffers when it was told"
 
@@ -310,8 +306,6 @@ class DeviceIterator(Iterator[T]):
 
     def close(self) -> None:
         """Make no more items, and free what they held."""
-        import mlx.core as mx
-
         self._items.close()
         before = sys.exception()
         try:
@@ -352,8 +346,6 @@ def _settled(
 
 def _kept_by_mlx() -> RuntimeError | None:
     """Wait for what the failed call had started; the error that MLX then says, if any."""
-    import mlx.core as mx
-
     try:
         mx.synchronize()
     except RuntimeError as error:

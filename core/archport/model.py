@@ -14,8 +14,7 @@ from archport.answering.collecting import Collect, Collected, Errors, Raise
 from archport.answering.precision import Precision
 from archport.checkpoint.dtype import DTypeChoice
 from archport.contract import DeviceFacts
-from archport.contract.arguments import checked
-from archport.contract.spellings import refuse_foreign
+from archport.contract.arguments import checked, refuse_foreign
 from archport.device.pool import free
 from archport.loading import Description
 from archport.options import ClassifyOptions, EmbedOptions, OnePrompt, Output, Query, RerankOptions, TextsOrPairs

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from archport.reading.ahead import TokensAhead
+from archport.answering.vectors import TokensAhead
 from archport.reading.texts import Tokens
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from archport import engine
 from archport.answering import vectors as embed
+from archport.answering.vectors import TokensAhead
 from archport.device import progress
-from archport.reading.ahead import TokensAhead
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TEXTS = [" ".join(["word"] * (1 + 7 * index % 23)) for index in range(30)]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -199,22 +198,6 @@ class _Source:
         if self._sequence is None:
             for _ in range(count):
                 self._held.popleft()
-
-
-@contextmanager
-def rows_named(what: str, place: Callable[[int], int] = int) -> Generator[None]:
-    """A plan's refusal of one row says which one it is.
-
-    Args:
-        place: a row of the plan to its index in what the caller gave.
-    """
-    try:
-        yield
-    except AdmissionRefused as error:
-        if error.row is not None:
-            error.args = (f"{what} {place(error.row)}: {error}", *error.args[1:])
-            error.row = None
-        raise
 
 
 E = TypeVar("E", bound=ArchportError)

@@ -9,7 +9,6 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
-from archport.answering.collecting import rows_named
 from archport.answering.rerank import RerankRequest, ScoreKind
 from archport.answering.yes_no import scored
 from archport.contract import EmbeddingHead, InputError, LayerContext, NonFiniteOutput, Trunk
@@ -178,8 +177,7 @@ class LabelScorer:
             return
         check_vocabulary(rows, self.encoder.spec.vocab_size, what)
         rows = [_unpadded(row, self.head.padding) for row in rows]
-        with rows_named(what):
-            plan = self.encoder.planned(rows)
+        plan = self.encoder.planned(rows, what=what)
         stretches = Stretches()
         run_scored(plan, lambda batch: self._start(plan, batch, rows, types, stretches), take)
 

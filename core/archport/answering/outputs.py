@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from archport.answering.collecting import Errors, rows_named, rows_together
+from archport.answering.collecting import Errors, rows_together
 from archport.answering.readers import Reader
 from archport.contract import InputError, NonFiniteOutput
 from archport.device.evaluation import Stretches
@@ -85,8 +85,7 @@ class OutputEmbedder:
         if not rows:
             return found
         stretches = Stretches()
-        with rows_named("text", lambda row: first + row):
-            plan = self.encoder.planned(rows, readout=self.reader.readout())
+        plan = self.encoder.planned(rows, what="text", place=lambda row: first + row, readout=self.reader.readout())
         with verified(plan) as watch:
             for batch in watch.batches(plan.batches):
                 ids = [rows[row] for row in batch.rows]

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import mlx.core as mx
 import numpy as np
 
-from archport.answering.collecting import Collected, Errors, rows_named, rows_together
+from archport.answering.collecting import Collected, Errors, rows_together
 from archport.answering.rerank import RerankRequest, ScoreKind
 from archport.contract import ArchportError, InputError, Measured, NonFiniteOutput
 from archport.contract.arguments import as_array
@@ -196,8 +196,7 @@ class TokenEmbedder:
         plain = [index for index, row in enumerate(rows) if hidden_from[index] >= len(row)]
         for some in (plain, short):
             if some:
-                with rows_named("text", lambda row, some=some: first + some[row]):
-                    self._run(some, rows, hidden_from, measured, vectors, done)
+                self._run(some, rows, hidden_from, measured, vectors, done, first)
         if role == "document" and self.head.skipped:
             keep = [~np.isin(row, self.head.skipped) for row in rows]
             vectors = [found[mask] for found, mask in zip(vectors, keep, strict=True)]
@@ -211,12 +210,15 @@ class TokenEmbedder:
         measured: Sequence[Measured],
         vectors: list[np.ndarray],
         done: Counter,
+        first: int,
     ) -> None:
         """Fill in the vectors of some rows; `real` says how many tokens of each row others may see."""
         encoder, stretches = self.encoder, Stretches()
         seen = [measured[index] for index in some] if measured else ()
         plan = encoder.planned(
             [rows[index] for index in some],
+            what="text",
+            place=lambda row: first + some[row],
             images=[[picture.patches for picture in each.pictures] for each in seen],
             visible=[real[index] for index in some],
             readout=vectors_of_tokens(self.head, encoder.spec.hidden_size),

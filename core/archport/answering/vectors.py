@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
+from itertools import chain, islice, pairwise, repeat
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from archport.answering.collecting import Collected, Errors, rows_named, vectors_apart
+from archport.answering.collecting import Collected, Errors, vectors_apart
 from archport.answering.precision import check_dimensions, quantise
 from archport.contract import DeviceKind, Measured, NonFiniteOutput
 from archport.device.evaluation import Stretches
 from archport.device.progress import Counter, counted, nothing_shown
+from archport.device.workers import Coming, Threads
 from archport.planning import BatchPlan, Plan
-from archport.reading.ahead import TokensAhead
 from archport.reading.texts import Overflow, TextTokeniser, Tokens, check_vocabulary, iterable
 from archport.running.encode import Encoder, run_ahead, verified
 from archport.running.pool import VectorHead
@@ -68,6 +69,7 @@ class _Window:
     left: int
 
 
+Tokenise = Callable[[Sequence[Any], int], Tokens]
 # A text: its window, and its index there.
 _Row = tuple[_Window, int]
 
@@ -237,8 +239,9 @@ class Embedder:
         measured = [window.tokens.measured[row] for window, row in rows if window.tokens.measured]
         ids = [window.tokens.ids[row] for window, row in rows]
         images = [tuple(picture.patches for picture in each.pictures) for each in measured]
-        with rows_named("text", lambda row: rows[row][0].first + rows[row][1]):
-            plan = self.encoder.planned(ids, images=images, pack=True)
+        plan = self.encoder.planned(
+            ids, what="text", place=lambda row: rows[row][0].first + rows[row][1], images=images, pack=True
+        )
         return self.encoder.with_pictures(plan, measured), measured
 
     def tokens_of(self, texts: Sequence[str], request: EmbedRequest, first: int) -> Tokens:
@@ -265,6 +268,72 @@ class Embedder:
         prompt = task.rows[0][0].tokens.prompt_tokens
         rows = self.encoder.pooled(task.plan, task.batch, ids, self.head, prompt, stretches, visual)
         return self.head.finish(rows, dimensions=request.dimensions, normalize=request.normalize)
+
+
+class TokensAhead:
+    """Iterates over (index of the first text, its window's tokens); close it, or use it in a `with` block.
+
+    Only a sequence is read ahead: an iterator may take its time, and what it gave before is due first.
+
+    Args:
+        texts: read window by window.
+        tokenise: (texts of a window, index of the first) -> tokens. Its errors are raised at the window's turn.
+        sizes: texts of each window; the last size is that of all further ones.
+    """
+
+    def __init__(self, texts: Iterable[Any], tokenise: Tokenise, sizes: Sequence[int]) -> None:
+        self._source, self._tokenise = iter(texts), tokenise
+        self._sizes = chain(sizes, repeat(sizes[-1]))
+        self._whole = isinstance(texts, Sequence)
+        self._threads: Threads | None = None
+        self._coming: Coming[tuple[int, Tokens]] | None = None
+        self._read = 0
+
+    @property
+    def more(self) -> bool:
+        """Whether a window after the one in use is being tokenised, or is tokenised already."""
+        return self._coming is not None
+
+    def __enter__(self) -> TokensAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[tuple[int, Tokens]]:
+        return self
+
+    def __next__(self) -> tuple[int, Tokens]:
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            tokens = coming.take()
+        else:
+            # Nothing runs yet while the first window is tokenised.
+            window = self._window()
+            if window is None:
+                raise StopIteration
+            tokens = window()
+        following = self._window() if self._whole else None
+        if following is not None:
+            self._threads = self._threads or Threads("archport-tokenise", 1)
+            self._coming = self._threads.start(following)
+        return tokens
+
+    def close(self) -> None:
+        """End the thread; the window that it is at is forgotten."""
+        self._coming = None
+        if self._threads is not None:
+            self._threads.close()
+
+    def _window(self) -> Callable[[], tuple[int, Tokens]] | None:
+        """What tokenises the next window; None after the last text."""
+        texts = list(islice(self._source, next(self._sizes)))
+        first, self._read = self._read, self._read + len(texts)
+        return partial(_tokenised, self._tokenise, texts, first) if texts else None
+
+
+def _tokenised(tokenise: Tokenise, texts: list[Any], first: int) -> tuple[int, Tokens]:
+    return first, tokenise(texts, first)
 
 
 def embed(

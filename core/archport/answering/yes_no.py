@@ -17,7 +17,6 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
-from archport.answering.collecting import rows_named
 from archport.answering.rerank import RerankRequest, ScoreKind
 from archport.contract import AdmissionRefused, CausalLM, Measured, PairReader, YesNoHead
 from archport.contract.heads import Activation
@@ -82,8 +81,7 @@ class YesNoScorer:
         Raises:
             AdmissionRefused: a row does not fit, naming it.
         """
-        with rows_named("document"):
-            plan = self.encoder.planned(rows)
+        plan = self.encoder.planned(rows, what="document")
         stretches = Stretches()
         run_scored(plan, lambda batch: self._start(plan, batch, rows, None, stretches), take)
 
@@ -94,8 +92,7 @@ class YesNoScorer:
     def _plan(self, rows: Sequence[np.ndarray], share: bool) -> tuple[Plan, int]:
         """The plan of all rows, or of what is after the tokens that they share, and how many those are."""
         plan = self.encoder.plan
-        with rows_named("document"):
-            whole = self.encoder.planned(rows)
+        whole = self.encoder.planned(rows, what="document")
         # Tokens of a span may see behind what rows share.
         share = share and self.encoder.rule is None and self.encoder.spec.semantics == "causal"
         shared = common_prefix(rows) if share and len(rows) > 1 else 0
@@ -232,8 +229,7 @@ class VisualScorer:
             return np.zeros(0, np.float32)
         check_vocabulary([each.ids for each in measured], self.encoder.spec.vocab_size, "document")
         images = [[picture.patches for picture in each.pictures] for each in measured]
-        with rows_named("document"):
-            plan = self.encoder.planned([each.ids for each in measured], images=images)
+        plan = self.encoder.planned([each.ids for each in measured], what="document", images=images)
         plan = self.encoder.with_pictures(plan, measured)
         difference, stretches = np.zeros(len(measured), np.float32), Stretches()
 

@@ -28,11 +28,11 @@ from archport.contract import (
     Trunk,
 )
 from archport.contract.deprecation import documents_as_segments
-from archport.layers.compiled import compiles
 from archport.memory import Caches, KVCache, RecurrentState
 from archport.memory.snapshot import PrefixDraft, remember
 from archport.planning import BatchPlan, Plan, Planner
 from archport.running.context import StateStep, StepKeys, check_softcap, recurrent_path
+from archport.running.steps import compiles
 
 # Steps of the same rows before they are compiled, which takes as long as a few of them.
 PATIENCE = 8

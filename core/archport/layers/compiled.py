@@ -14,18 +14,13 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from archport.contract import DeviceKind, LayerContext
+from archport.contract import LayerContext
 from archport.kernels.launches import described_once
 from archport.layers.attention import Attention
 from archport.layers.experts import SparseMLP
 from archport.layers.merging import added
 from archport.layers.mlp import MLP, GatedMLP
 from archport.layers.norm_rotate import NormRotate
-
-
-def compiles(kind: DeviceKind) -> bool:
-    """Whether compiled passes gain something: where the host binds, and where that was measured."""
-    return kind == "cuda"
 
 
 def fused(function: Callable[..., mx.array]) -> Callable[..., mx.array]:

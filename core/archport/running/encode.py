@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from archport.contract import ArchSpec, InputError, Measured, Reader, SpanRule, Trunk
+from archport.contract import AdmissionRefused, ArchSpec, InputError, Measured, Reader, SpanRule, Trunk
 from archport.contract.arguments import as_array
 from archport.device import evaluation
 from archport.device.evaluation import Stretches
@@ -240,11 +240,24 @@ class Encoder:
     rule: SpanRule | None = None
     passes: CompiledPasses = field(default_factory=CompiledPasses, repr=False, compare=False)
 
-    def planned(self, rows: Sequence[np.ndarray], **options: Any) -> Plan:
-        """The plan of rows of ids, and of the spans in them; `options` are those of a `Request`."""
+    def planned(
+        self, rows: Sequence[np.ndarray], *, what: str | None = None, place: Callable[[int], int] = int, **options: Any
+    ) -> Plan:
+        """The plan of rows of ids, and of the spans in them; `options` are those of a `Request`.
+
+        Args:
+            what: how a refusal of one row calls it ("text"); without it the error knows the row alone.
+            place: a row to its index in what the caller gave.
+        """
         spans = spans_of(self.rule, rows)
         seen = () if spans is None else spans.rows
-        return self.plan(Request(lengths=[len(row) for row in rows], spans=seen, **options))
+        try:
+            return self.plan(Request(lengths=[len(row) for row in rows], spans=seen, **options))
+        except AdmissionRefused as error:
+            if what is not None and error.row is not None:
+                error.args = (f"{what} {place(error.row)}: {error}", *error.args[1:])
+                error.row = None
+            raise
 
     def with_pictures(self, plan: Plan, measured: Sequence[Measured]) -> Plan:
         """The plan with the bytes of host memory that the pictures of the inputs that it indexes take at the peak."""

@@ -25,6 +25,7 @@ from archport.contract import (
     ArchSpec,
     AttentionLayer,
     AttentionPath,
+    DeviceKind,
     Documents,
     DType,
     PluginError,
@@ -39,7 +40,7 @@ from archport.contract.deprecation import documents_as_segments
 from archport.contract.errors import shown
 from archport.device.evaluation import Stretches
 from archport.kernels.launches import described_once
-from archport.layers.compiled import Entry, compiles, unchanged, weights_and_modules
+from archport.layers.compiled import Entry, unchanged, weights_and_modules
 from archport.memory import Caches
 from archport.planning import BatchPlan, Plan, StepPlan
 from archport.running.context import StateStep, StepContext
@@ -228,6 +229,11 @@ class _Shapes(threading.local):
 
     def __init__(self) -> None:
         self.traces = OrderedDict[object, _Trace]()
+
+
+def compiles(kind: DeviceKind) -> bool:
+    """Whether compiled passes gain something: where the host binds, and where that was measured."""
+    return kind == "cuda"
 
 
 class CompiledPasses:

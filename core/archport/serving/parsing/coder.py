@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archport.serving.parsing.events import Arguments, Call, Content, Event, begun
+from archport.serving.parsing.events import Arguments, Call, Content, Event, Holding, begun
 from archport.serving.parsing.values import dumps, loads
 
 _OPENINGS = ("<tool_call>", "<function=")
@@ -15,7 +15,7 @@ _PARAMETER = re.compile(r"\s*<parameter=([^>\n]*)>")
 _ENDS = ("</function>", "</tool_call>")
 
 
-class Coder:
+class Coder(Holding):
     """Content, and calls in tags.
 
     Args:
@@ -23,22 +23,18 @@ class Coder:
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__()
         self._types = {name: types for tool in tools for name, types in (_types_of(tool),)}
-        self._held = self._space = self._name = self._lead = ""
+        self._space = self._name = self._lead = ""
         self._state = "outside"
         self._count = self._calls = 0
         self._states = {
             "outside": self._outside, "opened": self._opened, "call": self._call, "closing": self._closing,
         }  # fmt: skip
 
-    def feed(self, text: str) -> list[Event]:
-        """See `Parser`."""
-        self._held += text
-        return self._settled()
-
     def finish(self) -> list[Event]:
         """See `Parser`."""
-        found = self._settled()
+        found = self._settled(last=True)
         if self._state == "outside" and (self._held.strip() or not self._calls):
             found += [Content(self._space + self._held)] if self._space + self._held else []
         elif self._state == "opened":
@@ -46,10 +42,10 @@ class Coder:
         self._held = self._space = ""
         return found
 
-    def _settled(self) -> list[Event]:
+    def _settled(self, *, last: bool) -> list[Event]:
         found: list[Event] = []
         while True:
-            before = self._held, self._state
+            before = (self._held, self._state)
             found += self._states[self._state]()
             if (self._held, self._state) == before:
                 return found

@@ -60,6 +60,22 @@ class Plain:
         return []
 
 
+class Holding:
+    """A parser that holds back what may yet become a marker: in `_held`, text that has come and is not settled."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, text: str) -> list[Event]:
+        """See `Parser`."""
+        self._held += text
+        return self._settled(last=False)
+
+    def _settled(self, *, last: bool) -> list[Event]:
+        """What the held text settles; all that it can where it is the last."""
+        raise NotImplementedError
+
+
 def begun(text: str, markers: Iterable[str]) -> int:
     """Characters at the end of a text that may be the beginning of a marker."""
     most = 0
@@ -82,12 +98,8 @@ def merged(events: Iterable[Event]) -> list[Event]:
     found: list[Event] = []
     for event in events:
         last = found[-1] if found else None
-        if isinstance(event, Content) and isinstance(last, Content):
-            found[-1] = Content(last.text + event.text)
-        elif isinstance(event, Reasoning) and isinstance(last, Reasoning):
-            found[-1] = Reasoning(last.text + event.text)
-        elif isinstance(event, Arguments) and isinstance(last, Arguments):
-            found[-1] = Arguments(last.text + event.text)
+        if isinstance(event, Content | Reasoning | Arguments) and isinstance(last, type(event)):
+            found[-1] = type(event)(last.text + event.text)
         else:
             found.append(event)
     return found

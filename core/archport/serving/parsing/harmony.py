@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from archport.serving.parsing.events import Arguments, Call, Content, Event, Reasoning, begun, first_of
+from archport.serving.parsing.events import Arguments, Call, Content, Event, Holding, Reasoning, begun, first_of
 from archport.serving.parsing.values import JsonValue
 
 # Special tokens that have to stay in the text.
@@ -13,21 +13,16 @@ _ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
 _CALLED = re.compile(r"to=(?:functions\.)?([^\s<]+)")
 
 
-class Harmony:
+class Harmony(Holding):
     """Messages one after the other, each with a head that says what it is."""
 
     def __init__(self) -> None:
-        self._held = ""
+        super().__init__()
         self._kind: str | None = None
         # The prompt ends where the assistant's first head begins.
         self._heads = True
         self._called = False
         self._value = JsonValue()
-
-    def feed(self, text: str) -> list[Event]:
-        """See `Parser`."""
-        self._held += text
-        return self._settled(last=False)
 
     def finish(self) -> list[Event]:
         """See `Parser`."""

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from archport.serving.parsing.events import Arguments, Call, Content, Event, begun
+from archport.serving.parsing.events import Arguments, Call, Content, Event, Holding, begun
 from archport.serving.parsing.values import JsonValue, dumps, loads, sound
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -32,25 +32,20 @@ def _value_of(text: str) -> Any:
     return loads(written + text[count:])
 
 
-class Hermes:
+class Hermes(Holding):
     """Content, and calls in blocks. A block that is no call stays content."""
 
     def __init__(self) -> None:
-        self._held = ""
+        super().__init__()
         self._inside = self._streams = False
         self._value = JsonValue()
         # Space in front of a block belongs to it, and so does what lies between two.
         self._space = ""
         self._blocks = 0
 
-    def feed(self, text: str) -> list[Event]:
-        """See `Parser`."""
-        self._held += text
-        return self._settled()
-
     def finish(self) -> list[Event]:
         """See `Parser`."""
-        found = self._settled()
+        found = self._settled(last=True)
         if self._streams and (rest := self._value.finish()):
             found.append(Arguments(rest))
         elif self._inside and not self._streams:
@@ -63,7 +58,7 @@ class Hermes:
         self._held = self._space = ""
         return found
 
-    def _settled(self) -> list[Event]:
+    def _settled(self, *, last: bool) -> list[Event]:
         found: list[Event] = []
         while True:
             before = (self._held, self._inside, self._streams)

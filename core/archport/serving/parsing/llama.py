@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from archport.serving.parsing.events import Arguments, Call, Content, Event
+from archport.serving.parsing.events import Arguments, Call, Content, Event, Holding
 from archport.serving.parsing.hermes import called
 from archport.serving.parsing.values import JsonValue
 
 TAG = "<|python_tag|>"
 
 
-class Llama:
+class Llama(Holding):
     """Content, unless the answer begins like a call; several calls are separated by semicolons."""
 
     def __init__(self) -> None:
-        self._held = ""
+        super().__init__()
         self._state = "before"
         self._value = JsonValue()
         self._seen = 0
 
-    def feed(self, text: str) -> list[Event]:
-        """See `Parser`."""
-        self._held += text
-        return self._settled(last=False)
-
     def finish(self) -> list[Event]:
         """See `Parser`."""
         found = self._settled(last=True)
-        if self._held and self._state != "calls":
-            found.append(Content(self._held))
-        elif self._held.strip():
-            # What began like a call, and is none.
+        # Also what began like a call, and is none.
+        if self._held and (self._state != "calls" or self._held.strip()):
             found.append(Content(self._held))
         self._held = ""
         return found

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from archport.serving.parsing.events import Event, Parser, Reasoning, begun
+from archport.serving.parsing.events import Event, Holding, Parser, Reasoning, begun
 
 OPEN, CLOSE = "<think>", "</think>"
 
 
-class Thinking:
+class Thinking(Holding):
     """Splits the thinking off.
 
     Args:
@@ -16,15 +16,11 @@ class Thinking:
     """
 
     def __init__(self, rest: Parser, *, opened: bool = False) -> None:
-        self._rest, self._held = rest, ""
+        super().__init__()
+        self._rest = rest
         # before: nothing but space has come; inside: thinking; space: just after it; after: the rest.
         self._state = "inside" if opened else "before"
         self._said = False
-
-    def feed(self, text: str) -> list[Event]:
-        """See `Parser`."""
-        self._held += text
-        return self._settled(last=False)
 
     def finish(self) -> list[Event]:
         """See `Parser`."""

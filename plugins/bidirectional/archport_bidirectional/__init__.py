@@ -2,9 +2,9 @@
 tables of vectors, which see no other token at all.
 
 Every layer is declared bidirectional, so no plan can give it a causal mask or a KV cache; CLIP's text tower alone is
-causal, and keeps nothing. A family is a folder: its
-page has `ARCHS`, `MODELS`, `claim`, `build`, `head`, `inputs` and `examples`, and imports no mlx; its `model.py` holds
-the trunk. This page only asks the families in turn.
+causal, and keeps nothing. A family is a folder: its page has `ARCHS`, `ARCHITECTURES`, `MODELS`, `claim`, `build`,
+`head`, `inputs` and `examples`, and imports no mlx; its `model.py` holds the trunk. This page only asks the families in
+turn.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from archport.contract import ArchSpec, CheckpointView, Example, Head, TextInputs, Trunk, hookimpl
+from archport_bidirectional.configs import named
 
 # One folder each, and one line each: a family is added by writing its folder and naming it here, in alphabetical order.
 # No config is claimed by two of them, so the order means nothing.
@@ -44,6 +45,12 @@ FAMILIES: tuple[ModuleType, ...] = tuple(import_module(f"{__name__}.{folder}") f
 _CAUSAL = tuple(family for family in FAMILIES if family.__name__.endswith(".clip"))
 
 
+def claimed(family: ModuleType, config: Mapping[str, Any]) -> ArchSpec | None:
+    """What a family says of a config; nothing where it names none of the family's architectures."""
+    name = named(config, family.ARCHITECTURES)
+    return None if name is None else family.claim(config, name)
+
+
 def _family(spec: ArchSpec) -> ModuleType:
     return next(family for family in FAMILIES if spec.arch in family.ARCHS)
 
@@ -57,7 +64,7 @@ def archport_models() -> Mapping[str, str]:
 def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     # With `is_decoder` an encoder's name means a causal model; that is nobody's here.
     families = _CAUSAL if config.get("causal", True) else FAMILIES
-    return next((spec for family in families if (spec := family.claim(config)) is not None), None)
+    return next((spec for family in families if (spec := claimed(family, config)) is not None), None)
 
 
 @hookimpl

@@ -50,9 +50,8 @@ MODELS = {
 }
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None or config.get("model_type", "bert") != "bert":
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec | None:
+    if config.get("model_type", "bert") != "bert":
         return None
     return learned_positions("bert", config, config["max_position_embeddings"], ARCHITECTURES[name])
 

@@ -23,7 +23,7 @@ from archport.contract import (
     VisionTower,
     head_width,
 )
-from archport_bidirectional.configs import has_pipeline, named, of_model
+from archport_bidirectional.configs import has_pipeline, of_model
 
 ARCHS = ("clip",)
 ARCHITECTURES = ("CLIPModel",)
@@ -87,8 +87,8 @@ def towers(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return text, vision
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    if named(config, ARCHITECTURES) is None or not config.get("causal", True):
+def claim(config: Mapping[str, Any], _: str) -> ArchSpec | None:
+    if not config.get("causal", True):
         return None
     ROOT.check(config)
     text, vision = towers(config)

@@ -14,7 +14,7 @@ from archport.contract import (
     head_width,
 )
 from archport_bidirectional.bert import TAGS
-from archport_bidirectional.configs import named, of_model, tasks_of
+from archport_bidirectional.configs import of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("deberta_v2",)
@@ -46,10 +46,7 @@ OVERFLOWS = "the hidden states of mDeBERTa grow past float16's largest number"
 TERMS = ("c2p", "p2c")
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None:
-        return None
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec:
     KEYS.check(config)
     width, heads, positions = (config[key] for key in ("hidden_size", "num_attention_heads", "max_position_embeddings"))
     head_dim = head_width("deberta_v2", width, heads)

@@ -81,10 +81,7 @@ RERANK_BODY = "question:{query} \n \n passage:{document}"
 LINEAR: tuple[PoolingMode, ...] = ("cls", "mean", "mean_sqrt_len", "weighted_mean", "last", "sum")
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None:
-        return None
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec:
     tasks: tuple[Task, ...] = ("classify", "rerank") if name.endswith("ForSequenceClassification") else ("embed",)
     return decoder_spec(ARCHITECTURES[name], config, tasks)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head
 from archport_bidirectional.bert import TAGS, learned_positions
-from archport_bidirectional.configs import named, of_model, tasks_of
+from archport_bidirectional.configs import of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("distilbert",)
@@ -32,10 +32,7 @@ MODELS = {
 }
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None:
-        return None
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec:
     sizes = {**config, "intermediate_size": config["hidden_dim"]}
     return learned_positions("distilbert", sizes, config["max_position_embeddings"], ARCHITECTURES[name], keys=KEYS)
 

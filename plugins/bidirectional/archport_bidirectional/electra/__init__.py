@@ -10,7 +10,7 @@ from archport.contract import ArchSpec, Example, Task
 from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import KEYS as BERT_KEYS
 from archport_bidirectional.bert import TAGS, learned_positions
-from archport_bidirectional.configs import named, of_model, tasks_of
+from archport_bidirectional.configs import of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("electra",)
@@ -35,10 +35,7 @@ MODELS = {
 }
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None:
-        return None
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec:
     return learned_positions("electra", config, config["max_position_embeddings"], ARCHITECTURES[name], keys=KEYS)
 
 

@@ -16,7 +16,7 @@ from archport.contract import (
     SpecError,
     classification_head,
 )
-from archport_bidirectional.configs import named, of_model, tasks_of
+from archport_bidirectional.configs import of_model, tasks_of
 from archport_bidirectional.scoring import pylate, pylate_inputs, stored_scores, tagging
 
 ARCHS = ("eurobert",)
@@ -36,10 +36,7 @@ KEYS = ConfigKeys(
 POOLINGS = ("bos", "mean", "late")
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None:
-        return None
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec:
     KEYS.check(config)
     tasks = ARCHITECTURES[name]
     if "classify" in tasks and pooling(config) not in POOLINGS:

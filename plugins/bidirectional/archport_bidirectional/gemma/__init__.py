@@ -17,7 +17,7 @@ from archport.contract import (
     SpecError,
     TextInputs,
 )
-from archport_bidirectional.configs import has_pipeline, named, of_model, prompted
+from archport_bidirectional.configs import has_pipeline, of_model, prompted
 
 ARCHS = ("embeddinggemma",)
 ARCHITECTURES = ("Gemma3TextModel", "Gemma3TextForEmbedding")
@@ -65,9 +65,9 @@ PROMPTS = {
 }
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
+def claim(config: Mapping[str, Any], _: str) -> ArchSpec | None:
     # A causal Gemma 3 has the same name and no flag; it never gets here.
-    if named(config, ARCHITECTURES) is None or not config.get("use_bidirectional_attention"):
+    if not config.get("use_bidirectional_attention"):
         return None
     KEYS.check(config)
     shape = (config["num_attention_heads"], config["num_key_value_heads"], config.get("head_dim", 256))

@@ -20,7 +20,7 @@ from archport.contract import (
     SpecError,
     head_width,
 )
-from archport_bidirectional.configs import has_pipeline, named, of_model, tasks_of
+from archport_bidirectional.configs import has_pipeline, of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("gte",)
@@ -53,9 +53,8 @@ KEYS = ConfigKeys(
 )
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None or config.get("model_type") not in ("gte", "new"):
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec | None:
+    if config.get("model_type") not in ("gte", "new"):
         return None
     KEYS.check(config)
     heads, width = config["num_attention_heads"], config["hidden_size"]

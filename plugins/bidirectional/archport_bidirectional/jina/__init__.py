@@ -17,16 +17,20 @@ from archport.contract import (
     Example,
     Footprint,
     SpecError,
+    Task,
     head_width,
 )
 from archport_bidirectional.bert import TAGS
-from archport_bidirectional.configs import named, of_model, tasks_of
+from archport_bidirectional.configs import of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("jina_embeddings_v3",)
-ARCHITECTURES = tasks_of("JinaEmbeddingsV3")
 # Of its repository, whose config says XLM-RoBERTa.
 HUB_ARCHITECTURE = "XLMRobertaModel"
+ARCHITECTURES: Mapping[str, tuple[Task, ...]] = {
+    **tasks_of("JinaEmbeddingsV3"),
+    HUB_ARCHITECTURE: ("embed", "rerank"),
+}
 KEYS = ConfigKeys(
     "jina_embeddings_v3",
     obeyed=(
@@ -44,10 +48,9 @@ KEYS = ConfigKeys(
 MODELS = {name: name for name in ("jinaai/jina-embeddings-v3", "jinaai/jina-embeddings-v3-hf")}
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    of_hub = is_rotary(config) and named(config, (HUB_ARCHITECTURE,)) is not None
-    name = "JinaEmbeddingsV3Model" if of_hub else named(config, ARCHITECTURES)
-    if name is None:
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec | None:
+    of_hub = name == HUB_ARCHITECTURE
+    if of_hub and not is_rotary(config):
         return None
     KEYS.check(config)
     if of_hub and not isinstance(config.get("rotary_emb_base"), int | float):

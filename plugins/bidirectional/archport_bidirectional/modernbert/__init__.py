@@ -19,7 +19,7 @@ from archport.contract import (
     classification_head,
     head_width,
 )
-from archport_bidirectional.configs import NOMIC_PROMPTS, has_pipeline, named, of_model, prompted, tasks_of
+from archport_bidirectional.configs import NOMIC_PROMPTS, has_pipeline, of_model, prompted, tasks_of
 from archport_bidirectional.scoring import pylate, pylate_inputs, tagging
 
 ARCHS = ("modernbert",)
@@ -56,10 +56,7 @@ OVERFLOWS = "its residual stream grows past float16's largest number, and padded
 GLOBAL_EVERY, LOCAL_ATTENTION, GLOBAL_THETA, LOCAL_THETA = 3, 128, 160_000.0, 10_000.0
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None:
-        return None
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec:
     KEYS.check(config)
     heads, width = config["num_attention_heads"], config["hidden_size"]
     head_dim = head_width("modernbert", width, heads)

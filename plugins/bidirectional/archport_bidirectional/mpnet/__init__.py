@@ -8,7 +8,7 @@ from typing import Any
 from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, SpecError
 from archport_bidirectional.bert import EXAMPLE as BERT
 from archport_bidirectional.bert import TAGS, learned_positions
-from archport_bidirectional.configs import named, of_model, tasks_of
+from archport_bidirectional.configs import of_model, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("mpnet",)
@@ -30,10 +30,7 @@ MODELS = {
 PADDING, BUCKETS = 1, 32
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None:
-        return None
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec:
     rows, buckets = config["max_position_embeddings"], config.get("relative_attention_num_buckets", BUCKETS)
     if buckets < BUCKETS:
         raise SpecError(

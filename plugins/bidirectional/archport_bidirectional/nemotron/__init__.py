@@ -20,7 +20,7 @@ from archport.contract import (
     VisionTower,
     head_width,
 )
-from archport_bidirectional.configs import has_pipeline, named, of_model, prompted
+from archport_bidirectional.configs import has_pipeline, of_model, prompted
 from archport_bidirectional.decoders import config_pooling, decoder_spec
 from archport_bidirectional.siglip import VISION
 
@@ -44,9 +44,9 @@ PROMPTS = {"query": "query: ", "passage": "passage: "}
 TILES = 2
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
+def claim(config: Mapping[str, Any], _: str) -> ArchSpec | None:
     text, vision = config.get("text_config"), config.get("vision_config")
-    if named(config, ARCHITECTURES) is None or not isinstance(text, Mapping) or not isinstance(vision, Mapping):
+    if not isinstance(text, Mapping) or not isinstance(vision, Mapping):
         return None
     KEYS.check(config)
     VISION.check(vision)

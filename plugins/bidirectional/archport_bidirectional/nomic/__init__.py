@@ -21,7 +21,7 @@ from archport.contract import (
     TextInputs,
     head_width,
 )
-from archport_bidirectional.configs import NOMIC_PROMPTS, named, of_model, prompted, tasks_of
+from archport_bidirectional.configs import NOMIC_PROMPTS, of_model, prompted, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("nomic_bert",)
@@ -64,10 +64,7 @@ KEYS = ConfigKeys(
 )
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None:
-        return None
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec:
     KEYS.check(config)
     if is_hub(config):
         _check_hub(config)

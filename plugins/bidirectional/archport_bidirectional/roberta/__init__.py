@@ -17,7 +17,7 @@ from archport.contract import (
     Trunk,
 )
 from archport_bidirectional.bert import EXAMPLE, learned_positions
-from archport_bidirectional.configs import has_pipeline, named, of_model, prompted, tasks_of
+from archport_bidirectional.configs import has_pipeline, of_model, prompted, tasks_of
 from archport_bidirectional.scoring import encoder_head, pylate_inputs, three_heads
 
 ARCHS = ("xlm_roberta", "roberta", "camembert")
@@ -44,10 +44,9 @@ MODELS = {
 }
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec | None:
     # jina-embeddings-v3's repository says XLM-RoBERTa too.
-    if name is None or (name == "XLMRobertaModel" and config.get("position_embedding_type") == "rotary"):
+    if name == "XLMRobertaModel" and config.get("position_embedding_type") == "rotary":
         return None
     # The rows of the table up to the padding index belong to no token.
     arch, tasks = ARCHITECTURES[name]

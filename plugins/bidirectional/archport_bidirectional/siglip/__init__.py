@@ -60,9 +60,7 @@ def towers(config: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, Mapping
     return (None, config) if name == IMAGES_ALONE else (config["text_config"], config["vision_config"])
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    if named(config, ARCHITECTURES) is None:
-        return None
+def claim(config: Mapping[str, Any], _: str) -> ArchSpec:
     text, vision = towers(config)
     if text is not config and vision is not config:
         ROOT.check(config)

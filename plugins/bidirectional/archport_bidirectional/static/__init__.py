@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from archport.contract import ArchSpec, CheckpointView, ConfigKeys, Example, Head, TextInputs, Trunk
-from archport_bidirectional.configs import named
 
 ARCHS = ("static",)
 # What a checkpoint's config is called that has none of its own; sizes are those of the stored table.
@@ -30,9 +29,7 @@ LONGEST = 1 << 20
 _KEPT = 512
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    if named(config, ARCHITECTURES) is None:
-        return None
+def claim(config: Mapping[str, Any], _: str) -> ArchSpec:
     KEYS.check(config)
     return ArchSpec(
         arch="static",

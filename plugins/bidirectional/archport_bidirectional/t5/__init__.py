@@ -20,7 +20,7 @@ from archport.contract import (
     Task,
 )
 from archport_bidirectional.bert import TAGS
-from archport_bidirectional.configs import named, of_model
+from archport_bidirectional.configs import of_model
 from archport_bidirectional.scoring import encoder_head, pylate_inputs
 
 ARCHS = ("t5",)
@@ -52,10 +52,7 @@ LONGEST = 4096
 OVERFLOWS = "its hidden states grow past float16's largest number, where transformers cuts them"
 
 
-def claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    name = named(config, ARCHITECTURES)
-    if name is None:
-        return None
+def claim(config: Mapping[str, Any], name: str) -> ArchSpec:
     KEYS.check(config)
     heads, width = config["num_attention_heads"], config["head_dim"]
     _, gated = activation_of(config)

@@ -77,6 +77,8 @@ def ask_everything(tiny: Tiny, lengths: tuple[int, ...]) -> set[str]:
         # More labels than two are no order of documents.
         if len(model.classify(texts)[0].scores) <= 2:
             model.rerank("aaa", texts)
+    elif "tag" in tasks:
+        model.tag(texts)
     else:
         model.embed(texts)
         model.embed(texts, output="tokens")

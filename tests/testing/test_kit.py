@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import mlx.core as mx
 import pytest
 from tolerances import DEVICE
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from archport.cli.commands import app
 from archport.contract import AttentionCall, InputError, MaskPolicy, masks
 from archport.planning import steps
 from archport.testing import BAD, CHECKS, floor, parametrize_conformance, run_checks
+from archport.testing.checks import batches
 from archport.testing.finding import find, release
 from archport.testing.report import as_markdown, as_text
 from archport.testing.runner import run_check
@@ -58,10 +60,24 @@ def test_a_known_failure_that_fails_is_reported_as_known_with_its_reason(liars):
 
 @pytest.mark.parametrize("name", ["toy", "liars"])
 def test_without_a_compiler_a_trace_is_exported(name, request, monkeypatch):
-    monkeypatch.setattr("archport.testing.checks.batches.compile_traces", lambda: False)
+    monkeypatch.setattr(batches, "compile_traces", lambda: False)
     plugin = request.getfixturevalue(name)
     outcome = only(plugin if name == "toy" else named(plugin, "compile_safe"), "compile_safe")
     assert (outcome.status == "ok") == (name == "toy")
+
+
+# The second makes copies in order, which no file of MLX can hold.
+@pytest.mark.parametrize("function", [lambda x: x + 1, lambda x: mx.contiguous(x.T) + 1])
+def test_without_a_compiler_what_can_be_traced_gives_its_numbers(function, monkeypatch):
+    monkeypatch.setattr(batches, "compile_traces", lambda: False)
+    x = mx.arange(6).reshape(2, 3)
+    assert mx.array_equal(batches._in_one_trace(function, x), function(x)).item()
+
+
+def test_without_a_compiler_what_reads_a_value_is_found(monkeypatch):
+    monkeypatch.setattr(batches, "compile_traces", lambda: False)
+    with pytest.raises(ValueError, match="eval"):
+        batches._in_one_trace(lambda x: mx.contiguous(x.T) + x.sum().item(), mx.arange(6).reshape(2, 3))
 
 
 def test_a_known_failure_that_passes_is_a_failure(toy):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
+from archport.cli.bench_serve import bench_serve
+from archport.contract import InputError
 from archport.serving.driver import Answered, Connection, Target
 
 BODY = b"HTTP/1.1 200 OK\r\nx-compute-tokens: 7\r\ncontent-length: 5\r\n\r\nhello"
@@ -63,3 +66,48 @@ def test_a_connection_that_breaks_is_an_answer_without_a_status():
         return await asking
 
     assert asyncio.run(broken()).status == 0
+
+
+def asked(monkeypatch, url: str, **options) -> tuple[int, str]:
+    """How many requests `bench-serve` sends, and what it says in the end."""
+    sent: list[str] = []
+    ask = Connection.ask
+
+    async def counted(self, path, body):
+        sent.append(path)
+        return await ask(self, path, body)
+
+    monkeypatch.setattr(Connection, "ask", counted)
+    with pytest.raises(InputError) as fault:
+        bench_serve(url, seconds=0.2, concurrency="1", words="1,2", **options)
+    return len(sent), str(fault.value)
+
+
+@pytest.mark.parametrize("rate", [None, 500.0])
+def test_a_port_where_nothing_listens_is_told_by_the_first_requests(monkeypatch, rate):
+    with socket.socket() as bound:
+        # A port that is taken, and that nobody listens on.
+        bound.bind(("127.0.0.1", 0))
+        count, message = asked(monkeypatch, f"http://127.0.0.1:{bound.getsockname()[1]}", rate=rate)
+    assert count <= 2
+    assert "nothing answers there" in message
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_server_that_refuses_is_told_by_the_first_requests(monkeypatch, status):
+    async def refused(self, path, body):
+        return Answered(0.0, 0.001, 0.0, status, 0)
+
+    monkeypatch.setattr(Connection, "ask", refused)
+    count, message = asked(monkeypatch, "http://127.0.0.1:1")
+    assert count <= 2
+    assert str({status: count}) in message
+
+
+def test_a_server_with_too_much_to_do_is_driven(monkeypatch):
+    async def busy(self, path, body):
+        await asyncio.sleep(0.01)
+        return Answered(0.0, 0.001, 0.0, 429, 0)
+
+    monkeypatch.setattr(Connection, "ask", busy)
+    assert asked(monkeypatch, "http://127.0.0.1:1")[0] > 2

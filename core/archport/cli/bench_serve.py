@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated, Any
@@ -12,6 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from archport.contract import InputError
+
+# Statuses of a server that works: an answer, or too much to do for one now.
+_WORKING = {200, 429, 503}
 
 
 class Kind(StrEnum):
@@ -41,8 +45,10 @@ def bench_serve(
     make = driver.texts(model, low, high) if kind is Kind.embed else driver.chats(model, low, high, max_tokens)
     steps = [0] if rate is not None else _numbers(concurrency, "concurrency")
     found: list[tuple[int, Any]] = []
-    # What is made once is made before anything is timed.
-    driver.run(driver.closed_loop(target, make, 1, 30.0, seed - 1, most=2))
+    # What is made once is made before anything is timed, and a server that can't answer is told by two requests.
+    first = driver.summary(driver.run(driver.closed_loop(target, make, 1, 30.0, seed - 1, most=2)))
+    if not set(first.statuses) & _WORKING:
+        raise InputError(_no_answer(url, first.statuses))
     for callers in steps:
         if rate is None:
             answers = driver.run(driver.closed_loop(target, make, callers, seconds, seed))
@@ -50,7 +56,7 @@ def bench_serve(
             answers = driver.run(driver.arrivals(target, make, rate, seconds, seed))
         made = driver.summary(answers)
         if not made.requests:
-            raise InputError(f"url={url!r} answered none of {len(answers)} requests with 200; it said {made.statuses}")
+            raise InputError(_no_answer(url, made.statuses))
         found.append((callers, made))
         if as_json:
             row = {"concurrency": callers or None, "rate": rate, **asdict(made)}
@@ -59,6 +65,13 @@ def bench_serve(
             _tell(callers, made, kind, first=len(found) == 1)
     if not as_json and len(found) > 1:
         _plot(found)
+
+
+def _no_answer(url: str, statuses: Mapping[int, int]) -> str:
+    """What a message says of a server none of whose answers is one; status 0 is a connection that failed."""
+    if set(statuses) <= {0}:
+        return f"url={url!r}: nothing answers there; start a server with `archport serve`, or name the one that runs"
+    return f"url={url!r} answered none of {sum(statuses.values())} requests with 200; it said {dict(statuses)}"
 
 
 def _numbers(text: str, name: str, count: int | None = None) -> list[int]:

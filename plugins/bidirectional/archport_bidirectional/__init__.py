@@ -14,7 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from archport.contract import ArchSpec, CheckpointView, Example, Head, TextInputs, Trunk, hookimpl
+from archport.contract import ArchSpec, CheckpointView, Example, Head, SpecError, TextInputs, Trunk, hookimpl
 from archport_bidirectional.configs import named
 
 # One folder each, and one line each: a family is added by writing its folder and naming it here, in alphabetical order.
@@ -62,9 +62,26 @@ def archport_models() -> Mapping[str, str]:
 
 @hookimpl
 def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
-    # With `is_decoder` an encoder's name means a causal model; that is nobody's here.
-    families = _CAUSAL if config.get("causal", True) else FAMILIES
+    if not config.get("causal", True):
+        return _claimed(FAMILIES, config)
+    spec = _claimed(_CAUSAL, config)
+    if spec is None and config.get("is_decoder") is True:
+        _refuse_decoder(config)
+    return spec
+
+
+def _claimed(families: Sequence[ModuleType], config: Mapping[str, Any]) -> ArchSpec | None:
     return next((spec for family in families if (spec := claimed(family, config)) is not None), None)
+
+
+def _refuse_decoder(config: Mapping[str, Any]) -> None:
+    """Raise SpecError for an encoder's config whose `is_decoder` makes it a causal model; that is nobody's here."""
+    spec = _claimed(FAMILIES, {**config, "causal": False})
+    if spec is not None:
+        raise SpecError(
+            f"{spec.arch}: is_decoder=True of config.json is not supported: it makes the layers causal, and archport "
+            "runs them as an encoder's; expected false"
+        )
 
 
 @hookimpl

@@ -4,7 +4,8 @@ import mlx.utils
 import pytest
 
 from archport.checkpoint import normalise_config
-from archport.contract import SpecError
+from archport.contract import ClaimError, SpecError
+from archport.contract.plugins import claim, discover
 from archport_bidirectional import FAMILIES, archport_build, archport_claim, archport_examples, claimed
 
 
@@ -30,3 +31,25 @@ def test_no_config_of_an_example_is_claimed_by_two_families():
     for tiny in archport_examples():
         config = normalise_config(tiny.config)
         assert sum(claimed(family, config) is not None for family in FAMILIES) == 1, tiny.name
+
+
+ENCODERS = [tiny for tiny in archport_examples() if not normalise_config(tiny.config)["causal"]]
+
+
+@pytest.mark.parametrize("tiny", ENCODERS, ids=lambda tiny: tiny.name)
+def test_an_encoder_that_says_it_is_a_decoder_is_refused_with_the_reason(tiny):
+    config = normalise_config({**tiny.config, "is_decoder": True})
+    if not config["causal"]:
+        # Its name alone says that it is none.
+        assert archport_claim(config) is not None
+        return
+    arch = archport_claim(normalise_config(tiny.config)).arch
+    with pytest.raises(SpecError, match=f"{arch}: is_decoder=True of config.json is not supported"):
+        archport_claim(config)
+
+
+def test_the_reason_reaches_who_loads_a_decoder_by_a_name_of_bert():
+    bert = next(tiny for tiny in ENCODERS if archport_claim(normalise_config(tiny.config)).arch == "bert")
+    config = normalise_config({**bert.config, "is_decoder": True})
+    with pytest.raises(ClaimError, match="bert: is_decoder=True"):
+        claim(config, discover())

@@ -7,7 +7,16 @@ from functools import partial
 from typing import Any
 
 from archport.checkpoint import normalise_config
-from archport.contract import AttentionCall, AttentionLayer, BatchShape, KVAllocation, LayerSpec, Limits, MaskPolicy
+from archport.contract import (
+    AttentionCall,
+    AttentionLayer,
+    BatchShape,
+    KVAllocation,
+    LayerSpec,
+    Limits,
+    MaskPolicy,
+    SpecError,
+)
 from archport.contract.hooks import Hooks
 from archport.contract.plugins import Plugin
 from archport.device.facts import this_device
@@ -82,7 +91,11 @@ def flags_change_the_semantics(s: Subject) -> str:
             # An architecture whose name alone decides.
             continue
         asked += 1
-        spec = s.hooks.claim(config)
+        try:
+            spec = s.hooks.claim(config)
+        except SpecError:
+            # Declined with a reason.
+            continue
         if spec is not None and spec.semantics == tiny.spec.semantics:
             fail(f"{tiny.example.name}: with {flag} in its config it is still declared {spec.semantics}")
     if not asked:

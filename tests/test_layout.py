@@ -34,6 +34,7 @@ LEVELS = {
     "options": 6,
     "runtime": 7,
     "loading": 8,
+    "admission": 8.5,
     "tasks": 8,
     "model": 9,
     "routed": 9.5,

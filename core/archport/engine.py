@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from archport import loading, tasks
+from archport.admission import admit_weights
 from archport.attention import limits_from_environment
 from archport.contract import AttentionLimits, InputError
 from archport.contract.plugins import Plugin
@@ -98,6 +99,9 @@ def load(
         name, revision=revision, overrides=overrides, plugin=plugin, plugins=plugins, weights=True, adapter=adapter
     )
     try:
+        # Whatever builds a module makes arrays.
+        use_device()
+        tf32.choose_precision()
         given = {**options, "plugins": plugins or (about.plugin,)}
         routed = about.checkpoint.routes is not None
         model = _routed(about, overrides, plugins, given) if routed else _loaded(about, given)
@@ -210,9 +214,7 @@ def _loaded(about: Description, options: Mapping[str, Any]) -> Model:
             raise InputError("adapters= with tensor_parallel=True: adapters that are kept apart run in one process")
         apart = None
     share = 1.0 if split is None else split.share
-    choice = loading.admit_weights(about, options["dtype"], device, budget - tasks.most_bytes(apart), share)
-    use_device()
-    tf32.choose_precision()
+    choice, _ = admit_weights(about, options["dtype"], device, budget - tasks.most_bytes(apart), share=share)
     # A merged product has no place of its own for each term.
     trunk = loading.load_trunk(about, choice, share=options["share_weights"], split=split, merge=apart is None)
     limits = limits_from_environment(options["limits"])

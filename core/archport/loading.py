@@ -28,10 +28,9 @@ from archport.checkpoint import (
     special_ids,
     stored_apart,
     truncation_side,
-    weight_bytes,
 )
 from archport.checkpoint import defaults as checkpoint_defaults
-from archport.checkpoint.dtype import DTypeChoice, LoadDType, choose_dtype
+from archport.checkpoint.dtype import DTypeChoice
 from archport.checkpoint.sharing import shared, stamp
 from archport.contract import (
     ArchSpec,
@@ -45,7 +44,6 @@ from archport.contract import (
     EmbeddingHead,
     Head,
     InputError,
-    MemoryBudgetExceeded,
     PluginError,
     SpanRule,
     SparseHead,
@@ -59,7 +57,6 @@ from archport.contract import (
 from archport.contract.arguments import checked
 from archport.contract.hooks import Hooks, Speaker
 from archport.contract.plugins import Plugin, claim, discover, find_fault, known_models, named
-from archport.contract.sizes import format_bytes
 from archport.faults import explained, unexpected
 
 if TYPE_CHECKING:
@@ -240,36 +237,6 @@ def split_over(about: Description) -> ModelSplit:
 
     rank = join().rank
     return split_of(about.hooks.build(about.spec, about.checkpoint.config), about.spec, rank)
-
-
-def admit_weights(
-    about: Description, dtype: str | None, device: DeviceFacts, budget: int, share: float = 1.0
-) -> DTypeChoice:
-    """The element type of the weights; raises MemoryBudgetExceeded when they do not fit, before any is read.
-
-    Args:
-        share: of the weights that this process holds.
-    """
-
-    def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
-        return int(share * weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize))
-
-    stored = {info.dtype for info in about.checkpoint.tensors.values()}
-    choice = choose_dtype(dtype, about.spec, device.kind, budget=budget, bytes_of=bytes_of, stored=stored)
-    if choice.promoted:
-        log.warning("%s: %s", about.checkpoint.name, choice.why)
-    needed = bytes_of(choice.dtype, choice.dequantize)
-    if needed > budget:
-        raise MemoryBudgetExceeded(
-            f"the weights of {about.checkpoint.name} need {format_bytes(needed)} ({needed:,} bytes) in {choice.dtype}; "
-            f"the memory budget is {format_bytes(budget)} ({budget:,} bytes). Raise memory_budget=, choose a smaller "
-            "dtype, or a quantised checkpoint",
-            required_bytes=needed,
-            limit_bytes=budget,
-            binding="memory_budget",
-            breakdown={"weights": needed},
-        )
-    return choice
 
 
 def load_trunk(

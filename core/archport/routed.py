@@ -11,13 +11,14 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any, Self, cast
 
+from archport.admission import admit_weights
 from archport.answering.static_words import StaticWords
-from archport.checkpoint import Checkpoint, Role, Routes, load_static_table, open_checkpoint, weight_bytes
+from archport.checkpoint import Checkpoint, Role, Routes, load_static_table, open_checkpoint
 from archport.contract import CheckpointError, DeviceFacts, InputError, MemoryBudgetExceeded, SparseHead
 from archport.contract.plugins import Plugin, discover
 from archport.contract.sizes import format_bytes, parse_bytes
 from archport.device.memory import ModelMemory
-from archport.loading import Description, admit_weights, described
+from archport.loading import Description, described, narrowed
 from archport.model import Model
 
 
@@ -64,11 +65,9 @@ def budgets_of(
         MemoryBudgetExceeded: for all weights together, before any is read.
     """
     budget = device.default_budget if memory_budget is None else parse_bytes(memory_budget, what="memory_budget")
-    choices = [admit_weights(about, dtype, device, budget) for about in abouts]
-    sizes = [
-        weight_bytes(about.checkpoint, dtype=choice.dtype, dequantize=choice.dequantize)
-        for about, choice in zip(abouts, choices, strict=True)
-    ]
+    heads = [about.hooks.head(about.spec, about.checkpoint) for about in abouts]
+    built = [narrowed(about, head) for about, head in zip(abouts, heads, strict=True)]
+    sizes = [admit_weights(about, dtype, device, budget)[1] for about in built]
     if sum(sizes) > budget:
         raise MemoryBudgetExceeded(
             f"the weights of the {len(sizes)} models of {abouts[0].checkpoint.name} need {format_bytes(sum(sizes))} "

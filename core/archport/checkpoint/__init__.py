@@ -25,7 +25,7 @@ from archport.checkpoint.tokenizer import (
     special_ids,
     truncation_side,
 )
-from archport.checkpoint.weights import WeightDType, load_weights, weight_bytes
+from archport.checkpoint.weights import WeightDType, load_weights, loaded_bytes, weight_bytes
 
 __all__ = [
     "ChatFiles",
@@ -45,6 +45,7 @@ __all__ = [
     "load_static_table",
     "load_tokenizer",
     "load_weights",
+    "loaded_bytes",
     "mask_token",
     "near_matches",
     "no_tokenizer",

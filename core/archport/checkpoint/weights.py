@@ -6,7 +6,7 @@ arrays are read lazily and evaluated in groups, so the peak is the module plus o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ from archport.checkpoint.files import ADAPTER_WEIGHTS, shorten
 from archport.checkpoint.fit import check_fit
 from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.quantization import packed_bits, packing, read_quantization
+from archport.checkpoint.stand_ins import stand_ins
 from archport.contract.errors import ArchportError, CheckpointError, PluginError
 from archport.contract.spec import Quantization
 from archport.contract.split import Cut
@@ -104,11 +105,10 @@ def load_weights(
     group: list[mx.array] = []
     pending = 0
     for name in list(weights):
-        wide = isinstance(module, Sensitive) and module.in_float32(name)
         whole = weights.pop(name)
         cut = cut_of(name, cuts) if cuts else None
         kept = whole if cut is None else cut_array(whole, name, cut, checkpoint.weights_folder, places.get(name))
-        array = _cast(kept, "float32" if wide else dtype)
+        array = _cast(kept, _type_of(module, name, dtype))
         if array.ndim == 3:
             # MLX's product of sorted rows with stacked experts is wrong on CUDA where a plugin's `sanitize` left them
             # transposed or cut.
@@ -143,6 +143,16 @@ def _sanitized(stored: dict[str, mx.array], module: Any) -> dict[str, mx.array]:
 
 
 def _read_lazily(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> dict[str, mx.array]:
+    _check_types(checkpoint, tensors)
+    weights: dict[str, mx.array] = {}
+    for file in sorted({info.file for info in tensors.values()}):
+        path = inside(checkpoint.weights_folder, file, "the index")
+        weights.update(load_arrays(path))
+    return weights
+
+
+def _check_types(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise CheckpointError for tensors of an element type that MLX can't compute with."""
     unreadable = [
         f"{info.name} ({info.dtype})"
         for info in tensors.values()
@@ -154,11 +164,6 @@ def _read_lazily(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> d
             f"{checkpoint.folder}: MLX can't compute with the element type of {shorten(unreadable)}. Use a bfloat16, "
             "float16 or float32 version of this checkpoint, or an MLX conversion of it."
         )
-    weights: dict[str, mx.array] = {}
-    for file in sorted({info.file for info in tensors.values()}):
-        path = inside(checkpoint.weights_folder, file, "the index")
-        weights.update(load_arrays(path))
-    return weights
 
 
 def load_arrays(path: Path) -> dict[str, mx.array]:
@@ -276,6 +281,11 @@ def _dense_dtype(dtype: WeightDType, scales_dtype: str, config: Mapping[str, Any
     return scales_dtype if scales_dtype in _ITEMSIZE else stated if stated in _ITEMSIZE else "bfloat16"
 
 
+def _type_of(module: Any, name: str, dtype: WeightDType) -> WeightDType:
+    """What a tensor of a load in `dtype` is cast to."""
+    return "float32" if isinstance(module, Sensitive) and module.in_float32(name) else dtype
+
+
 def _cast(array: mx.array, dtype: WeightDType) -> mx.array:
     import mlx.core as mx
 
@@ -295,11 +305,40 @@ def _evaluate(checkpoint: Checkpoint, arrays: list[mx.array]) -> None:
         raise CheckpointError(f"{checkpoint.folder}: reading the weights failed ({error}).") from error
 
 
+def loaded_bytes(checkpoint: Checkpoint, module: nn.Module) -> Callable[[WeightDType, bool], int]:
+    """Answers (dtype, dequantize) -> bytes that a module holds once loaded so, from headers only.
+
+    The module's own `sanitize` says which tensors it reads, of stand-ins with the stored names, types and shapes.
+
+    Args:
+        module: unfilled; of no use for a load afterwards.
+
+    Raises:
+        CheckpointError, PluginError: as `load_weights`, for element types and what `sanitize` refuses.
+    """
+    from mlx.utils import tree_flatten
+
+    _check_types(checkpoint, checkpoint.tensors)
+    with stand_ins(checkpoint) as arrays:
+        weights = _sanitized(arrays, module)
+    parameters: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+
+    def held(dtype: WeightDType, dequantize: bool) -> int:
+        found = dict(weights)
+        paths = _packed_paths(found) if dequantize else _of_one_group(module, found)
+        _unpack(checkpoint, module, found, dtype, paths)
+        kept = {name: array for name, array in found.items() if name in parameters or not name.endswith(_DERIVED)}
+        return sum(_cast(array, _type_of(module, name, dtype)).nbytes for name, array in kept.items())
+
+    return held
+
+
 def weight_bytes(checkpoint: Checkpoint, *, dtype: WeightDType, dequantize: bool) -> int:
     """Bytes that the tensors take once loaded, from headers only.
 
-    An upper bound of what a module holds: a tensor that `sanitize` drops (a tied head, a tower of another task) counts.
-    Adapters that the checkpoint stores do not: `tasks.Apart` has them.
+    For where MLX has no backend to ask a module (`loaded_bytes`): a tensor that `sanitize` drops (a tied head, a tower
+    of another task) counts, and one that stays in float32 counts in `dtype`. Adapters that the checkpoint stores do
+    not: `tasks.Apart` has them.
     """
     tensors = checkpoint.tensors
     stated = read_quantization(checkpoint.config)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from archport.checkpoint.stand_ins import is_stand_in, same_numbers
 from archport.kernels.launches import cuda, enough
 from archport.layers.parallel import GatheredLinear, SplitEmbedding
 
@@ -62,23 +63,20 @@ def settle_head(
     if not tied or "weight" not in stored:
         return found, not tied
     words = {leaf: found[f"{embedding}.{leaf}"] for leaf in LEAVES if f"{embedding}.{leaf}" in found}
-    same = words.keys() == stored.keys() and all(_equal(words[leaf], stored[leaf]) for leaf in words)
+    same = words.keys() == stored.keys() and all(same_numbers(words[leaf], stored[leaf]) for leaf in words)
     if words and not same:
-        log.warning(
-            "tie_word_embeddings is true, and the stored %s.weight differs from %s.weight: the stored head is used. "
-            "Set tie_word_embeddings to false in config.json to say so",
-            head,
-            embedding,
-        )
+        if not is_stand_in(stored["weight"]):
+            log.warning(
+                "tie_word_embeddings is true, and the stored %s.weight differs from %s.weight: the stored head is "
+                "used. Set tie_word_embeddings to false in config.json to say so",
+                head,
+                embedding,
+            )
         return found, True
     for leaf in stored:
         value = found.pop(f"{head}.{leaf}")
         found.setdefault(f"{embedding}.{leaf}", value)
     return found, False
-
-
-def _equal(one: mx.array, other: mx.array) -> bool:
-    return one.shape == other.shape and bool(mx.array_equal(one, other).item())
 
 
 THREADS = 256

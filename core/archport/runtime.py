@@ -34,7 +34,8 @@ from archport.contract.sizes import format_bytes
 from archport.device.memory import ModelMemory, process_memory
 from archport.memory.snapshot import PrefixCache
 from archport.options import outputs_of
-from archport.planning import Plan, Readout, Request
+from archport.planning import Plan, Request
+from archport.planning.readouts import readout_of
 from archport.reading.texts import TextTokeniser, listed
 from archport.running.calls import DeviceIterator
 from archport.running.encode import Encoder
@@ -285,11 +286,6 @@ class Runtime:
         full = head.dense[-1].out_features if head.dense else self.encoder.spec.hidden_size * len(head.pooling)
         return min(full, head.dimensions or full)
 
-    @property
-    def readout(self) -> Readout | None:
-        """What `embed` needs after the last layer, where that is more than a row of each text."""
-        return self.sparse().reader.readout() if isinstance(self.head, SparseHead) else None
-
     def tagger(self) -> Tagger:
         """Texts to labelled spans; raises InputError when the head labels no tokens."""
         from archport.answering.tags import Tagger
@@ -370,8 +366,10 @@ class Runtime:
 
     def plan(self, lengths: Sequence[int], cached: int | Sequence[int], new_tokens: int | None) -> Plan:
         start = [cached] * len(lengths) if isinstance(cached, int) else cached
-        pack = isinstance(self.head, EmbeddingHead)
-        request = Request(lengths=lengths, cached=start, new_tokens=new_tokens, pack=pack, readout=self.readout)
+        pack, spec = isinstance(self.head, EmbeddingHead), self.encoder.spec
+        dtype = self.encoder.plan.dtype
+        readout = None if pack else readout_of(self.head, spec.vocab_size, spec.hidden_size, dtype)
+        request = Request(lengths=lengths, cached=start, new_tokens=new_tokens, pack=pack, readout=readout)
         return self.encoder.plan(request)
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:

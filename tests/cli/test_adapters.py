@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from archport import engine
-from archport.checkpoint import weight_bytes
 from archport.cli.commands import app
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -35,8 +34,8 @@ def test_embed_has_the_adapter():
 def test_plan_prices_what_the_adapter_makes_dense():
     plans = [json.loads(run("plan", *given, "--tokens", "8", "--dtype", "checkpoint", "--json").stdout)
              for given in (QWEN, QWEN[:2])]  # fmt: skip
-    about = engine.describe(QWEN[1], adapter=QWEN[3])
-    assert plans[0]["bytes"]["weights"] == weight_bytes(about.checkpoint, dtype="checkpoint", dequantize=False)
+    held = engine.load(QWEN[1], adapter=QWEN[3], dtype="checkpoint").memory().weights
+    assert plans[0]["bytes"]["weights"] == held
     assert plans[0]["bytes"]["weights"] > plans[1]["bytes"]["weights"]
 
 
@@ -56,8 +55,7 @@ def test_the_weights_of_a_plan_are_those_that_are_loaded_with_every_adapter(base
     )
     added = model.memory().weights - alone.memory().weights
     assert planned - plain == added == sum(_factors(task.encoder.trunk) for task in model._runtime.tasks.values()) > 0
-    # Headers count what a trunk drops, too; bert-plain has nothing of that.
-    assert plain == alone.memory().weights if base == "bert-plain" else plain >= alone.memory().weights
+    assert plain == alone.memory().weights
 
 
 def _factors(trunk: Any) -> int:

@@ -13,13 +13,11 @@ import mlx.core as mx
 import numpy as np
 
 from archport.answering.sparse_vectors import SparseRow, handed_out, largest, nonzero
-from archport.answering.token_vectors import objects, projection, vectors_of_tokens
+from archport.answering.token_vectors import objects, projection
 from archport.contract.heads import MaskedLM, SparseHead, TokenHead
 from archport.planning import Readout
+from archport.planning.readouts import logits_of_tokens, tokens_at_once, vectors_of_tokens, weights_of_tokens
 from archport.running.pool import Pooling, VectorHead, project
-
-# Bytes of the logits that exist at once: as many tokens of the batch as these hold, one at the least.
-_PIECE = 1 << 26
 
 
 class Reader(Protocol):
@@ -68,14 +66,11 @@ class SparseReader:
     @property
     def most(self) -> int:
         """Tokens whose logits exist at once."""
-        return max(1, _PIECE // (4 * self.width))
+        return tokens_at_once(self.width)
 
     def readout(self) -> Readout:
         """See `Reader`."""
-        # A row's pooled logits are there next to those of its tokens, three at the least; in 16 bits these are there
-        # twice, in the model's type too.
-        arrays, token = (1, 16 * self.width // 3) if self.wide else (2, 4 * self.width)
-        return Readout("the logits of the vocabulary", "logits", arrays, token=token, most=self.most)
+        return logits_of_tokens(self.width, wide=self.wide)
 
     def read(self, hidden: mx.array, ids: Sequence[np.ndarray], prompt_tokens: int) -> list[SparseRow]:
         """See `Reader`."""
@@ -140,7 +135,7 @@ class OwnWeightReader:
     def readout(self) -> Readout:
         """See `Reader`."""
         assert self.head.own is not None
-        return Readout("hidden states in float32", "outputs", 1, token=4 * (self.head.own.in_features + 4))
+        return weights_of_tokens(self.head.own)
 
     def read(self, hidden: mx.array, ids: Sequence[np.ndarray], prompt_tokens: int) -> list[SparseRow]:
         """See `Reader`."""

@@ -17,7 +17,7 @@ from archport.contract.arguments import as_array
 from archport.contract.heads import TokenHead
 from archport.device.evaluation import Stretches
 from archport.device.progress import Counter, nothing_shown
-from archport.planning import Readout
+from archport.planning.readouts import vectors_of_tokens
 from archport.reading.texts import Overflow, TextTokeniser, check_vocabulary, iterable
 from archport.running.calls import device_call
 from archport.running.encode import Encoder, verified
@@ -246,13 +246,6 @@ def projection(hidden: mx.array, head: TokenHead, weights: Sequence[tuple[mx.arr
     """Vectors (B, L, D') float32 of all tokens of hidden states (B, L, D)."""
     found = project(hidden.astype(mx.float32), head.dense, weights)
     return unit_length(found) if head.normalize else found
-
-
-def vectors_of_tokens(head: TokenHead, width: int) -> Readout:
-    """What `projection` needs for hidden states of a width."""
-    # An array that is made, the one it is made of, and what lies between them.
-    widest = max([width, *(dense.out_features for dense in head.dense)])
-    return Readout("the vectors of all tokens", "outputs", arrays=3, token=4 * widest)
 
 
 def refuse_given(output: str, fixed: Mapping[str, object]) -> None:

@@ -14,18 +14,23 @@ if TYPE_CHECKING:
     from archport.attention import Chooser
     from archport.contract import ArchSpec, DeviceFacts, DType
     from archport.contract.hooks import Hooks
-    from archport.planning import Planner
+    from archport.planning import Planner, Readout
     from archport.tasks import Apart
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How a model would be loaded, as far as plans depend on it: arguments of `engine.load`."""
+    """How a model would be loaded, as far as plans depend on it: arguments of `engine.load`.
+
+    Args:
+        budget: `memory_budget`, in bytes; it decides whether quantised weights are unpacked.
+    """
 
     dtype: str | None = None
     max_context: int | None = None
     adapter: str | None = None
     adapters: Mapping[str, str] | None = None
+    budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ class Described:
         max_context: tokens that a text may have, as where it is loaded.
         dtype: element type of the computation; None: the device's usual one.
         apart: the adapters that it has next to its weights.
+        pack: whether `embed` packs rows of different lengths.
+        readout: what `embed` needs after the last layer, where that is more than a row of each text.
     """
 
     spec: ArchSpec
@@ -46,6 +53,8 @@ class Described:
     max_context: int
     dtype: DType | None = None
     apart: Apart | None = None
+    pack: bool = False
+    readout: Readout | None = None
 
 
 def planner_of(about: Described, device: DeviceFacts, *, budget: int | None, choose: Chooser | None = None) -> Planner:
@@ -96,29 +105,45 @@ def described_on(model: str, devices: Sequence[DeviceFacts], loading: Loading | 
             given = f"adapter={adapter!r}" if adapter is not None else f"adapters={', '.join(loading.adapters or ())}"
             raise InputError(f"{given}: {path} has no weights that it could belong to; name the whole model")
         return _from_config(config, devices, loading)
-    from archport.checkpoint import weight_bytes
-    from archport.checkpoint.dtype import LoadDType, choose_dtype
+    from archport.admission import bytes_of, chosen_dtype
+    from archport.contract import EmbeddingHead
     from archport.loading import context_ceiling, describe, narrowed
+    from archport.planning.readouts import readout_of
     from archport.tasks import find_apart, most_bytes
 
     about = describe(model, adapter=adapter)
     inputs = about.hooks.inputs(about.spec, about.checkpoint)
     _, ceiling = context_ceiling(about.checkpoint.name, about.spec, inputs, loading.max_context)
-    spec = narrowed(about, about.hooks.head(about.spec, about.checkpoint)).spec
+    head = about.hooks.head(about.spec, about.checkpoint)
+    about = narrowed(about, head)
+    spec = about.spec
     build = partial(about.hooks.build, spec, about.checkpoint.config)
     apart = find_apart(about.checkpoint, loading.adapters, (about.plugin,), build)
-
-    def bytes_of(dtype: LoadDType, dequantize: bool) -> int:
-        return weight_bytes(about.checkpoint, dtype=dtype, dequantize=dequantize)
-
+    held = bytes_of(about)
     made: list[Described] = []
     for device in devices:
-        left = device.default_budget - most_bytes(apart)
-        choice = choose_dtype(dtype, about.spec, device.kind, budget=left, bytes_of=bytes_of)
-        weights = bytes_of(choice.dtype, choice.dequantize)
-        computed = _computed(dtype, about.spec)
-        made.append(Described(about.spec, about.hooks, about.plugin.label, weights, ceiling, computed, apart))
+        left = _budget(device, loading) - most_bytes(apart)
+        choice = chosen_dtype(about, dtype, device.kind, left, held)
+        weights = held(choice.dtype, choice.dequantize)
+        computed = spec.dtype if choice.dtype == "checkpoint" else choice.dtype
+        made.append(
+            Described(
+                spec,
+                about.hooks,
+                about.plugin.label,
+                weights,
+                ceiling,
+                computed,
+                apart,
+                pack=isinstance(head, EmbeddingHead),
+                readout=readout_of(head, spec.vocab_size, spec.hidden_size, computed),
+            )
+        )
     return made
+
+
+def _budget(device: DeviceFacts, loading: Loading) -> int:
+    return device.default_budget if loading.budget is None else loading.budget
 
 
 def _computed(dtype: str | None, spec: ArchSpec) -> DType | None:
@@ -145,7 +170,8 @@ def _from_config(path: Path, devices: Sequence[DeviceFacts], loading: Loading) -
     spec = replace(spec, quantization=spec.quantization or read_quantization(config))
     for device in devices:
         # An unknown name, or one in which the family overflows, is refused as it is when loading.
-        choose_dtype(loading.dtype, spec, device.kind, budget=device.default_budget, bytes_of=lambda *_: 0)
+        choose_dtype(loading.dtype, spec, device.kind, budget=_budget(device, loading), bytes_of=lambda *_: 0)
     hooks = Hooks([Speaker(plugin.label, plugin.module)])
     _, ceiling = context_ceiling(str(path), spec, TextInputs(), loading.max_context)
-    return [Described(spec, hooks, plugin.label, None, ceiling, _computed(loading.dtype, spec))] * len(devices)
+    computed, pack = _computed(loading.dtype, spec), "embed" in spec.tasks
+    return [Described(spec, hooks, plugin.label, None, ceiling, computed, pack=pack)] * len(devices)

@@ -70,7 +70,8 @@ def plan(
     rows = 1 if batch is None else batch
     if not 1 <= rows <= MOST_ROWS:
         raise InputError(f"--batch {batch}: expected 1 to {MOST_ROWS:,} rows")
-    loading = Loading(dtype, max_context, adapter, adapters_of(adapters, adapter))
+    limit = None if budget is None else parse_bytes(budget, what="budget")
+    loading = Loading(dtype, max_context, adapter, adapters_of(adapters, adapter), limit)
     written = html is not None or points is not None
     if written or tokens is None:
         flags = {"--batch": batch, "--cached": cached, "--mask": mask, "--verbose": verbose}
@@ -80,11 +81,10 @@ def plan(
                 raise InputError(f"{flag} is for one plan: give its --tokens, and leave out --html and --points")
         from archport.cli.plan_frontier import draw, explored, write_page, write_points
 
-        limit = None if budget is None else parse_bytes(budget, what="budget")
         if not written:
-            draw(model, device_of(device), loading, new_tokens=new, budget=limit, as_json=as_json)
+            draw(model, device_of(device), loading, new_tokens=new, as_json=as_json)
             return
-        data = explored(model, devices_of(device), loading, new_tokens=new, budget=limit)
+        data = explored(model, devices_of(device), loading, new_tokens=new)
         if html is not None:
             write_page(html, data)
         if points is not None:
@@ -99,7 +99,7 @@ def plan(
             lengths=[tokens] * rows,
             cached=cached,
             new_tokens=new,
-            budget=None if budget is None else parse_bytes(budget, what="budget"),
+            budget=limit,
             dense=mask == "dense",
         )
     except AdmissionRefused as refusal:
@@ -123,11 +123,15 @@ def make(
     """The plan of a request; raises AdmissionRefused when there is none."""
     from archport.planning import Request
 
-    # As `embed` runs such rows.
-    pack = "embed" in about.spec.tasks
-    return planner_of(about, device, budget=budget)(
-        Request(lengths=lengths, cached=[cached] * len(lengths), new_tokens=new_tokens, dense=dense, pack=pack)
+    request = Request(
+        lengths=lengths,
+        cached=[cached] * len(lengths),
+        new_tokens=new_tokens,
+        dense=dense,
+        pack=about.pack,
+        readout=about.readout,
     )
+    return planner_of(about, device, budget=budget)(request)
 
 
 def device_of(name: str | None) -> DeviceFacts:

@@ -17,7 +17,7 @@ from archport.contract.sizes import format_bytes
 
 if TYPE_CHECKING:
     from archport.contract import DeviceFacts
-    from archport.planning import Planner
+    from archport.planning import Plan, Planner, Readout, Request
     from archport.planning.frontier import Point
 
 MOST_PAGE_BYTES = 3_000_000
@@ -33,11 +33,17 @@ class Variant:
     Args:
         name: "as published", or how its matrices are packed.
         estimated: whether the bytes of its weights follow from the config alone.
+        readout: what `embed` needs after the last layer.
     """
 
     name: str
     planner: Planner
     estimated: bool
+    readout: Readout | None = None
+
+    def plans(self, request: Request) -> Plan:
+        """The plan of a request, with what the model's head needs."""
+        return self.planner(replace(request, readout=self.readout))
 
 
 def variants(about: Described, device: DeviceFacts, *, budget: int | None) -> list[Variant]:
@@ -47,27 +53,25 @@ def variants(about: Described, device: DeviceFacts, *, budget: int | None) -> li
 
     # Forms differ in their weights alone, so most calls of one are calls of the others.
     choose = replace(path_chooser(about.hooks, simulated=device.simulated), most=REMEMBERED)
-    made = [Variant(PUBLISHED, planner_of(about, device, budget=budget, choose=choose), about.weight_bytes is None)]
+    published = planner_of(about, device, budget=budget, choose=choose)
+    made = [Variant(PUBLISHED, published, about.weight_bytes is None, about.readout)]
     for name, spec in variants_of(about.spec).items():
         if spec.quantization != about.spec.quantization:
             other = replace(about, spec=spec, weight_bytes=None)
-            made.append(Variant(name, planner_of(other, device, budget=budget, choose=choose), estimated=True))
+            planner = planner_of(other, device, budget=budget, choose=choose)
+            made.append(Variant(name, planner, estimated=True, readout=about.readout))
     return made
 
 
-def draw(
-    model: str, device: DeviceFacts, loading: Loading, *, new_tokens: int, budget: int | None, as_json: bool
-) -> None:
+def draw(model: str, device: DeviceFacts, loading: Loading, *, new_tokens: int, as_json: bool) -> None:
     """Print the table of one device, the longest context and the heaviest packing that fit."""
     from archport.planning.frontier import contexts_of, frontier, longest_context
 
     about = described(model, device, loading)
-    contexts, pack = contexts_of(about.max_context), "embed" in about.spec.tasks
-    forms = variants(about, device, budget=budget)
-    points = frontier(forms[0].planner, contexts, new_tokens=new_tokens, pack=pack)
-    longest = {
-        form.name: longest_context(form.planner, contexts[-1], new_tokens=new_tokens, pack=pack) for form in forms
-    }
+    contexts, pack = contexts_of(about.max_context), about.pack
+    forms = variants(about, device, budget=loading.budget)
+    points = frontier(forms[0].plans, contexts, new_tokens=new_tokens, pack=pack)
+    longest = {form.name: longest_context(form.plans, contexts[-1], new_tokens=new_tokens, pack=pack) for form in forms}
     if as_json:
         typer.echo(json.dumps(_as_json(about, forms[0], points, longest), indent=2))
         return
@@ -133,18 +137,16 @@ def _as_json(about: Described, form: Variant, points: Sequence[Point], longest: 
     }
 
 
-def explored(
-    model: str, devices: Sequence[DeviceFacts], loading: Loading, *, new_tokens: int, budget: int | None
-) -> dict[str, Any]:
+def explored(model: str, devices: Sequence[DeviceFacts], loading: Loading, *, new_tokens: int) -> dict[str, Any]:
     """What the explorer of a model on some devices shows: see `explorer_data`."""
     from archport.pages.explorer import Form, explorer_data
     from archport.planning.frontier import contexts_of
 
     abouts = described_on(model, devices, loading)
     forms = [
-        Form(device, form.name, form.planner, form.planner.budget, form.estimated)
+        Form(device, form.name, form.plans, form.planner.budget, form.estimated)
         for device, about in zip(devices, abouts, strict=True)
-        for form in variants(about, device, budget=budget)
+        for form in variants(about, device, budget=loading.budget)
     ]
     contexts = contexts_of(abouts[0].max_context)
 
@@ -152,8 +154,7 @@ def explored(
         if sys.stderr.isatty():
             print(f"\r\033[Karchport: planning for {what}", end="", file=sys.stderr, flush=True)
 
-    pack = "embed" in abouts[0].spec.tasks
-    data = explorer_data(model, forms, contexts, new_tokens=new_tokens, pack=pack, progress=told)
+    data = explorer_data(model, forms, contexts, new_tokens=new_tokens, pack=abouts[0].pack, progress=told)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     return data

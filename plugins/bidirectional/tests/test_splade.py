@@ -9,10 +9,10 @@ import pytest
 from tolerances import CPU
 
 from archport import engine
-from archport.answering import readers
 from archport.answering.readers import SparseReader
 from archport.answering.sparse_vectors import SparseVectors, is_sparse, sparse_similarity, taken_in
 from archport.contract import CheckpointError, InputError, NonFiniteOutput
+from archport.planning import readouts
 
 SPLADE = Path(__file__).parents[3] / "tests" / "goldens" / "splade"
 RECORDED = json.loads((SPLADE / "words.json").read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def test_logits_are_read_in_pieces_of_any_size(monkeypatch, tmp_path: Path, pool
     monkeypatch.setattr(type(trunk), "logits", counted)
     for tokens in (1, 2, 7, 40):
         sizes.clear()
-        monkeypatch.setattr(readers, "_PIECE", 4 * width * tokens)
+        monkeypatch.setattr(readouts, "_PIECE", 4 * width * tokens)
         check(pooled.embed(TEXTS, output="sparse", overflow="truncate"), GOLDEN[pooling])
         assert max(sizes) <= tokens < sum(sizes)
 

@@ -63,20 +63,20 @@ def archport_models() -> Mapping[str, str]:
 @hookimpl
 def archport_claim(config: Mapping[str, Any]) -> ArchSpec | None:
     if not config.get("causal", True):
-        return _claimed(FAMILIES, config)
-    spec = _claimed(_CAUSAL, config)
+        return _first_claim(FAMILIES, config)
+    spec = _first_claim(_CAUSAL, config)
     if spec is None and config.get("is_decoder") is True:
         _refuse_decoder(config)
     return spec
 
 
-def _claimed(families: Sequence[ModuleType], config: Mapping[str, Any]) -> ArchSpec | None:
+def _first_claim(families: Sequence[ModuleType], config: Mapping[str, Any]) -> ArchSpec | None:
     return next((spec for family in families if (spec := claimed(family, config)) is not None), None)
 
 
 def _refuse_decoder(config: Mapping[str, Any]) -> None:
     """Raise SpecError for an encoder's config whose `is_decoder` makes it a causal model; that is nobody's here."""
-    spec = _claimed(FAMILIES, {**config, "causal": False})
+    spec = _first_claim(FAMILIES, {**config, "causal": False})
     if spec is not None:
         raise SpecError(
             f"{spec.arch}: is_decoder=True of config.json is not supported: it makes the layers causal, and archport "

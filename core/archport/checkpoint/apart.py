@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
 import numpy as np
 
 from archport.checkpoint.adapter_files import LowRank
@@ -20,6 +19,9 @@ from archport.checkpoint.disk import inside
 from archport.checkpoint.files import ADAPTER_WEIGHTS, shorten
 from archport.checkpoint.headers import TensorInfo
 from archport.contract.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
 
 _FIRST = 1 << 10
 _OTHERWISE = (
@@ -52,6 +54,8 @@ def sources_of(fit: Adapted, module: Any) -> dict[str, Source]:
     Raises:
         CheckpointError: the module rearranges a matrix otherwise than by its rows.
     """
+    import mlx.core as mx
+
     starts: dict[str, int] = {}
     names: list[str] = []
     # Above what a plugin may add to zeros.
@@ -80,6 +84,8 @@ def sources_of(fit: Adapted, module: Any) -> dict[str, Source]:
 
 def _stand_in(info: TensorInfo, start: int | None) -> mx.array:
     """An array of a tensor's shape that takes no memory: zeros, or in each row its number."""
+    import mlx.core as mx
+
     if start is None or not math.prod(info.shape):
         return mx.broadcast_to(mx.zeros(1, getattr(mx, info.dtype, mx.uint8)), info.shape)
     numbers = mx.arange(start, start + info.shape[0]).astype(mx.float32)
@@ -110,6 +116,8 @@ def factors_of(fit: Adapted, sources: Mapping[str, Source], own: Mapping[str, mx
         own: the adapter's tensors.
         dtype: element type of both.
     """
+    import mlx.core as mx
+
     kind = getattr(mx, dtype)
     made: dict[str, Any] = {}
     for path, source in sources.items():

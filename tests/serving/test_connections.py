@@ -98,16 +98,17 @@ def until(holds, seconds=20):
         time.sleep(0.005)
 
 
-def held_up(server) -> threading.Event:
-    """Has the device wait at its next window of rows until the event is set."""
-    work, go = server.state.device._window, threading.Event()
+def held_up(server) -> tuple[threading.Event, threading.Event]:
+    """Has the device wait at its next window of rows until the second event is set; the first says that it waits."""
+    work, held, go = server.state.device._window, threading.Event(), threading.Event()
 
     def waiting(window):
-        go.wait(20)
+        held.set()
+        go.wait(60)
         work(window)
 
     server.state.device._window = waiting
-    return go
+    return held, go
 
 
 def test_while_the_server_ends_new_requests_are_refused_and_those_under_way_answered(folder):
@@ -115,7 +116,7 @@ def test_while_the_server_ends_new_requests_are_refused_and_those_under_way_answ
     with running(f"bert={bert}", f"tiny={folder}") as server, httpx.Client(base_url=server.url, timeout=30) as kept:
         assert kept.get("/health/ready").status_code == 200
         answers: list = []
-        go = held_up(server)
+        held, go = held_up(server)
         chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
 
         def ask(path, body):
@@ -124,7 +125,10 @@ def test_while_the_server_ends_new_requests_are_refused_and_those_under_way_answ
         asked = [("/v1/embeddings", {"model": "bert", "input": ["a", "b"]}), ("/v1/chat/completions", chat)]
         asked += [("/v1/chat/completions", {**chat, "stream": True})]
         threads = [threading.Thread(target=ask, args=each) for each in asked]
-        for thread in threads:
+        # The embeddings first: a chat that came before them could be answered before the device waits.
+        threads[0].start()
+        assert held.wait(20)
+        for thread in threads[1:]:
             thread.start()
         until(lambda: server.state.active == 3)
         server.tell()

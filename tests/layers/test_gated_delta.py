@@ -17,11 +17,11 @@ def unit(x):
     return x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
 
 
-def inputs(kind, tokens=T, rows=1, seed=0):
+def inputs(kind, tokens=T, rows=1, seed=0, value_dim=DV):
     """q, k, v, log_decay, beta of one of the cases, float32, and a state to start from."""
     rng = np.random.default_rng(seed)
     q, k = unit(rng.normal(size=(rows, tokens, HK, DK))), unit(rng.normal(size=(rows, tokens, HK, DK)))
-    v = rng.normal(size=(rows, tokens, HV, DV))
+    v = rng.normal(size=(rows, tokens, HV, value_dim))
     decay, beta = -rng.exponential(0.3, size=(rows, tokens, HV)), rng.uniform(size=(rows, tokens, HV))
     if kind == "slow decay":
         decay = -rng.uniform(0, 1e-4, size=decay.shape)
@@ -37,7 +37,7 @@ def inputs(kind, tokens=T, rows=1, seed=0):
     elif kind == "resets":
         decay[:, [0, 37, 64, 65, 149 % tokens]] = -np.inf
     q = q * DK**-0.5
-    state = 0.3 * rng.normal(size=(rows, HV, DK, DV))
+    state = 0.3 * rng.normal(size=(rows, HV, DK, value_dim))
     return [x.astype(np.float32) for x in (q, k, v, decay, beta, state)]
 
 

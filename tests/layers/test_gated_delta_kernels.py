@@ -25,28 +25,37 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ t
 NAMES = ["q", "k", "v", "log_decay", "beta", "state_in", "y", "state_out"]
 
 
-@pytest.fixture(scope="module")
-def kernel(tmp_path_factory):
-    heads = {"Hk": rule.HK, "Hv": rule.HV, "Dk": rule.DK, "Dv": rule.DV}
+@pytest.fixture(scope="module", params=[1, 2], ids=["one column a thread", "two columns a thread"])
+def kernel(tmp_path_factory, request):
+    """A function (case) -> y, state."""
+    each = request.param
+    sizes = {"Hk": rule.HK, "Hv": rule.HV, "Dk": rule.DK, "Dv": 16 * each * 2, "Each": each}
     folder = tmp_path_factory.mktemp("kernel")
-    return cuda_on_host.build(folder, kernels.SOURCE, kernels.HEADER, NAMES, heads, kernels.LANES * kernels.COLUMNS)
+    run = cuda_on_host.build(folder, kernels.SOURCE, kernels.HEADER, NAMES, sizes, kernels.THREADS)
 
+    def answers(kind, **more):
+        case = rule.inputs(kind, value_dim=sizes["Dv"], **more)
+        q, _, v, _, _, state = case
+        filled = [*map(np.ascontiguousarray, case), np.full_like(v, np.nan), np.full_like(state, np.nan)]
+        arrays = dict(zip(NAMES, filled, strict=True))
+        run(arrays, q.shape, (2, v.shape[0] * v.shape[2]))
+        return rule.worst((arrays["y"], arrays["state_out"]), rule.float64(*case))
 
-def answers(kernel, case):
-    q, _, v, _, _, state = case
-    filled = [*map(np.ascontiguousarray, case), np.full_like(v, np.nan), np.full_like(state, np.nan)]
-    arrays = dict(zip(NAMES, filled, strict=True))
-    kernel(arrays, q.shape, (v.shape[-1] // kernels.COLUMNS, v.shape[0] * v.shape[2]))
-    return arrays["y"], arrays["state_out"]
+    return answers
 
 
 @pytest.mark.parametrize("kind", rule.CASES)
 def test_the_cuda_kernel_agrees_with_float64(kernel, kind):
-    case = rule.inputs(kind, tokens=70)
-    assert rule.worst(answers(kernel, case), rule.float64(*case)) <= rule.LIMIT
+    assert kernel(kind, tokens=70) <= rule.LIMIT
 
 
-@pytest.mark.parametrize("tokens", [1, 15, 16, 17])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 15, 16, 17])
 def test_the_cuda_kernel_takes_any_number_of_tokens_and_rows(kernel, tokens):
-    case = rule.inputs("random", tokens=tokens, rows=2)
-    assert rule.worst(answers(kernel, case), rule.float64(*case)) <= rule.LIMIT
+    assert kernel("random", tokens=tokens, rows=2) <= rule.LIMIT
+
+
+def test_threads_own_two_columns_where_that_leaves_blocks_enough():
+    assert kernels.columns_each(32, 128, 128) == 2
+    assert kernels.columns_each(16, 128, 128) == 1
+    assert kernels.columns_each(64, 256, 128) == 1
+    assert kernels.columns_each(1024, 128, 48) == 1

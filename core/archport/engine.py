@@ -62,8 +62,9 @@ def load(
     Args:
         name: a folder, a hub id ("Qwen/Qwen3-Embedding-0.6B"), or an alias ("all-MiniLM-L6-v2").
         revision: branch, tag or commit on the hub.
-        dtype: "float32", "float16", "bfloat16", or "checkpoint" for what is stored, quantisation included. Default: the
-            checkpoint's on a GPU, float32 on a CPU (where quantised weights are unpacked if they fit).
+        dtype: "float32", "float16", "bfloat16", or "checkpoint" for what is stored, quantisation included; there a type
+            of 16 bits that most weights are in is that of all. Default: the checkpoint's on a GPU, float32 on a CPU
+            (where quantised weights are unpacked if they fit).
         max_context: longest text in tokens, at most the model's positions. Default: the model's own limit.
         memory_budget: bytes, or "16GB"; default: most of the device, a constant of the machine.
         limits: what one attention call may use; MLX_SDPA_CHUNK_THRESHOLD and MLX_SDPA_CHUNK_SIZE change its chunks.

@@ -131,8 +131,20 @@ def test_floating_tensors_get_the_asked_type(save: Callable[..., Checkpoint], dt
     assert mx.array_equal(loaded.layers[1].up.weight, expected)
 
 
-def test_the_stored_types_are_kept_when_asked(save: Callable[..., Checkpoint]):
-    arrays = {name: array if "norm" in name else array.astype(mx.bfloat16) for name, array in stored(seeded()).items()}
+@pytest.mark.parametrize("most", [mx.bfloat16, mx.float16])
+def test_the_sixteen_bits_that_most_are_stored_in_are_the_type_of_all(save: Callable[..., Checkpoint], most: mx.Dtype):
+    # A norm in float32 would turn all products behind it to float32.
+    arrays = {name: array if "norm" in name else array.astype(most) for name, array in stored(seeded()).items()}
+    checkpoint = save(arrays)
+    loaded = stored(load(checkpoint))
+    assert {array.dtype for array in loaded.values()} == {most}
+    assert sum(array.nbytes for array in loaded.values()) == weight_bytes(
+        checkpoint, dtype="checkpoint", dequantize=False
+    )
+
+
+def test_the_stored_types_are_kept_where_most_is_in_float32(save: Callable[..., Checkpoint]):
+    arrays = {name: array.astype(mx.bfloat16) if "norm" in name else array for name, array in stored(seeded()).items()}
     loaded = stored(load(save(arrays)))
     assert {name: array.dtype for name, array in loaded.items()} == {n: a.dtype for n, a in arrays.items()}
 

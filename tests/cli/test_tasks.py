@@ -159,7 +159,9 @@ def test_adapters_that_are_no_pairs_are_wrong_usage(command: str, given: list[st
     assert message in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("command", ["embed", "rerank", "generate", "chat", "batch"])
+@pytest.mark.parametrize(
+    "command", ["embed", "rerank", "generate", "chat", pytest.param("batch", marks=pytest.mark.needs("pyarrow"))]
+)
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_task_that_there_is_not_is_wrong_usage(monkeypatch, tmp_path: Path, ranker: str, command: str, apart: bool):
     monkeypatch.chdir(tmp_path)

@@ -101,6 +101,7 @@ def test_a_window_of_a_stream_takes_a_task():
     assert gap(found, model.embed(TEXTS, task="bert-patterns")) < 1e-6
 
 
+@pytest.mark.only_on("cpu", reason="matrices of one group a row are unpacked on CUDA, which this tiny base is full of")
 def test_a_quantised_base_stays_packed():
     model = kept(str(GOLDENS / "qwen3-4bit"), "qwen3-4bit", dtype="checkpoint")
     merged = engine.load(GOLDENS / "qwen3-4bit", adapter=ADAPTERS / "qwen3-4bit", dtype="checkpoint")

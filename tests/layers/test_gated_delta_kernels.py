@@ -28,8 +28,8 @@ NAMES = ["q", "k", "v", "log_decay", "beta", "state_in", "y", "state_out"]
 @pytest.fixture(scope="module", params=[1, 2], ids=["one column a thread", "two columns a thread"])
 def kernel(tmp_path_factory, request):
     """A function (case) -> y, state."""
-    each = request.param
-    sizes = {"Hk": rule.HK, "Hv": rule.HV, "Dk": rule.DK, "Dv": 16 * each * 2, "Each": each}
+    columns = request.param
+    sizes = {"Hk": rule.HK, "Hv": rule.HV, "Dk": rule.DK, "Dv": 16 * columns * 2, "Columns": columns}
     folder = tmp_path_factory.mktemp("kernel")
     run = cuda_on_host.build(folder, kernels.SOURCE, kernels.HEADER, NAMES, sizes, kernels.THREADS)
 
@@ -55,7 +55,7 @@ def test_the_cuda_kernel_takes_any_number_of_tokens_and_rows(kernel, tokens):
 
 
 def test_threads_own_two_columns_where_that_leaves_blocks_enough():
-    assert kernels.columns_each(32, 128, 128) == 2
-    assert kernels.columns_each(16, 128, 128) == 1
-    assert kernels.columns_each(64, 256, 128) == 1
-    assert kernels.columns_each(1024, 128, 48) == 1
+    assert kernels.columns_of_a_thread(32, 128, 128) == 2
+    assert kernels.columns_of_a_thread(16, 128, 128) == 1
+    assert kernels.columns_of_a_thread(64, 256, 128) == 1
+    assert kernels.columns_of_a_thread(1024, 128, 48) == 1

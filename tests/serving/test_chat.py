@@ -189,6 +189,7 @@ def test_callers_at_once_say_what_each_says_alone(serving, model):
     assert [each.json()["choices"][0]["message"]["content"] for each in asyncio.run(run())] == expected
 
 
+@pytest.mark.needs("llguidance")
 @pytest.mark.parametrize(
     ("form", "valid"),
     [
@@ -209,6 +210,7 @@ def test_a_text_has_the_form_that_was_asked_for(serving, form, valid):
         assert valid(choice["message"]["content"])
 
 
+@pytest.mark.needs("llguidance")
 @pytest.mark.parametrize(
     "form", [{"type": "yaml"}, {"type": "json_schema"}, {"type": "regex", "pattern": "("}, {"type": "regex"}]
 )

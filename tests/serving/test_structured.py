@@ -113,12 +113,14 @@ def run(make, model, seeds):
     return ended, wrong, len(forms)
 
 
+@pytest.mark.needs("llguidance")
 def test_texts_have_the_schemas_that_were_asked_for(make, model):
     ended, wrong, count = run(make, model, range(8))
     assert wrong == []
     assert ended >= 0.9 * count
 
 
+@pytest.mark.needs("llguidance")
 @pytest.mark.parametrize("decoder", [None, {"type": "WordPiece", "prefix": "##", "cleanup": True}])
 @pytest.mark.parametrize(
     ("path", "body"),

@@ -18,7 +18,7 @@ class DTypeChoice:
     """What weights become when loaded.
 
     Args:
-        dtype: of unquantised weights; `checkpoint` keeps what is stored.
+        dtype: of unquantised weights; `checkpoint`: what most are stored in.
         dequantize: whether packed matrices are unpacked to `dtype`.
         why: one sentence for `archport info`.
         promoted: whether the stored element type was left because this family overflows in it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 from archport.checkpoint.adapting import STACKED_FACTOR, merged, unpacked
 from archport.checkpoint.checkpoint import Checkpoint
@@ -64,7 +64,8 @@ def load_weights(
     Args:
         module: an `mlx.nn.Module` with `sanitize`; its dense submodules are replaced by packed ones where needed.
         quantization: what the config states (`read_quantization`), for the mode of what is packed.
-        dtype: element type of floating tensors; "checkpoint" keeps the stored one.
+        dtype: element type of floating tensors; "checkpoint" is the one of 16 bits that most are stored in, and what
+            is stored where those are in float32.
         dequantize: unpack packed tensors into `dtype` instead of keeping them.
         cuts: what is kept, by the path of a module or parameter; all of it when left out. What lies in a file as the
             module names it is read no further than that.
@@ -101,6 +102,7 @@ def load_weights(
         suspects = keys_of_misfits(checkpoint.config, weights, parameters)
         raise CheckpointError(f"{error}\n  config.json: {shorten(suspects)}." if suspects else str(error)) from None
     del parameters
+    dtype = common_dtype(checkpoint.tensors) if dtype == "checkpoint" else dtype
     ready: list[tuple[str, mx.array]] = []
     group: list[mx.array] = []
     pending = 0
@@ -281,6 +283,20 @@ def _dense_dtype(dtype: WeightDType, scales_dtype: str, config: Mapping[str, Any
     return scales_dtype if scales_dtype in _ITEMSIZE else stated if stated in _ITEMSIZE else "bfloat16"
 
 
+def common_dtype(tensors: Mapping[str, TensorInfo]) -> WeightDType:
+    """What "checkpoint" casts to: the type of 16 bits that most bytes are stored in; else "checkpoint" itself.
+
+    One float32 vector (a norm kept so, or widened by a module's `sanitize`) would turn every product behind it to
+    float32: with Qwen3.5's norms, that was the whole model.
+    """
+    stored = dict.fromkeys(_ITEMSIZE, 0)
+    for info in tensors.values():
+        if info.dtype in stored:
+            stored[info.dtype] += info.nbytes
+    most = max(get_args(WeightDType)[:3], key=lambda name: stored[name])
+    return "checkpoint" if most == "float32" else most
+
+
 def _type_of(module: Any, name: str, dtype: WeightDType) -> WeightDType:
     """What a tensor of a load in `dtype` is cast to."""
     return "float32" if isinstance(module, Sensitive) and module.in_float32(name) else dtype
@@ -327,6 +343,7 @@ def loaded_bytes(checkpoint: Checkpoint, module: nn.Module) -> Callable[[WeightD
         found = dict(weights)
         paths = _packed_paths(found) if dequantize else _of_one_group(module, found)
         _unpack(checkpoint, module, found, dtype, paths)
+        dtype = common_dtype(checkpoint.tensors) if dtype == "checkpoint" else dtype
         kept = {name: array for name, array in found.items() if name in parameters or not name.endswith(_DERIVED)}
         return sum(_cast(array, _type_of(module, name, dtype)).nbytes for name, array in kept.items())
 
@@ -342,14 +359,15 @@ def weight_bytes(checkpoint: Checkpoint, *, dtype: WeightDType, dequantize: bool
     """
     tensors = checkpoint.tensors
     stated = read_quantization(checkpoint.config)
-    total = 0
+    narrow, total = common_dtype(tensors) if dtype == "checkpoint" else dtype, 0
     for name, info in tensors.items():
         path, _, leaf = name.rpartition(".")
         scales = tensors.get(f"{path}.scales") if leaf in ("weight", "scales", "biases") else None
         if name.endswith(_DERIVED) or STACKED_FACTOR.match(name):
             continue
         if scales is None or not dequantize:
-            total += info.size * _ITEMSIZE[dtype] if info.dtype in _ITEMSIZE and dtype != "checkpoint" else info.nbytes
+            cast = info.dtype in _ITEMSIZE and narrow != "checkpoint"
+            total += info.size * _ITEMSIZE[narrow] if cast else info.nbytes
         elif leaf == "weight":
             bits = packed_bits(path, info.shape[-1], scales.shape[-1], scales.dtype, stated)
             total += info.size * 32 // bits * _ITEMSIZE[_dense_dtype(dtype, scales.dtype, checkpoint.config)]

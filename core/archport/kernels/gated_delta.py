@@ -70,7 +70,7 @@ __device__ __forceinline__ float inner_product(const float* a, const float* b, i
 #   y(t) = G(t) S'q(t) + sum over j <= t of D(j, t) k(j).q(t) u(j),    S <- G(4) S + sum of D(j, 4) k(j) u(j)'.
 # Decays are multiplied, never divided, so that one of 0 is exact. The next tile is read while this one is worked on.
 SOURCE = """
-  constexpr int kLanes = 8, kColumns = 16 * Each, kTile = 16, kSteps = kTile / 4, kThreads = 16 * kLanes;
+  constexpr int kLanes = 8, kColumns = 16 * Columns, kTile = 16, kSteps = kTile / 4, kThreads = 16 * kLanes;
   constexpr int kRows = Dk / kLanes, kQuads = kRows / 4, kLoads = kTile * Dk / 4 / kThreads;
   constexpr int kValueLoads = kTile * kColumns / kThreads;
 
@@ -88,13 +88,13 @@ SOURCE = """
   const int first = blockIdx.x * kColumns;
   const size_t tokens = static_cast<size_t>(row) * T;
 
-  float state[Each][kRows];
-  const size_t corner = (static_cast<size_t>(row) * Hv + head) * Dk * Dv + first + mine * Each;
+  float state[Columns][kRows];
+  const size_t corner = (static_cast<size_t>(row) * Hv + head) * Dk * Dv + first + mine * Columns;
   #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const size_t at = corner + static_cast<size_t>(((i / 4) * kLanes + lane) * 4 + i % 4) * Dv;
     #pragma unroll
-    for (int c = 0; c < Each; ++c) {
+    for (int c = 0; c < Columns; ++c) {
       state[c][i] = state_in[at + c];
     }
   }
@@ -186,9 +186,9 @@ SOURCE = """
     #pragma unroll 1
     for (int step = 0; step < kSteps && start + step * 4 < T; ++step) {
       float4 key[4][kQuads];
-      float read_key[Each][4], read_query[Each * 4];
+      float read_key[Columns][4], read_query[Columns * 4];
       #pragma unroll
-      for (int i = 0; i < Each * 4; ++i) {
+      for (int i = 0; i < Columns * 4; ++i) {
         read_key[i / 4][i % 4] = read_query[i] = 0.0f;
       }
       #pragma unroll
@@ -198,7 +198,7 @@ SOURCE = """
           key[t][m] = *reinterpret_cast<const float4*>(&keys[step * 4 + t][(m * kLanes + lane) * 4]);
           const float4 query = *reinterpret_cast<const float4*>(&queries[step * 4 + t][(m * kLanes + lane) * 4]);
           #pragma unroll
-          for (int c = 0; c < Each; ++c) {
+          for (int c = 0; c < Columns; ++c) {
             const float* own = state[c] + 4 * m;
             const float4 quad = {own[0], own[1], own[2], own[3]};
             read_key[c][t] = add_products(quad, key[t][m], read_key[c][t]);
@@ -206,12 +206,12 @@ SOURCE = """
           }
         }
       }
-      float update[Each][4];
+      float update[Columns][4];
       #pragma unroll
       for (int t = 0; t < 4; ++t) {
         #pragma unroll
-        for (int c = 0; c < Each; ++c) {
-          float sum = betas[step * 4 + t] * values[step * 4 + t][mine * Each + c];
+        for (int c = 0; c < Columns; ++c) {
+          float sum = betas[step * 4 + t] * values[step * 4 + t][mine * Columns + c];
           sum -= with_key[step][t][t] * sum_of_lanes(read_key[c][t]);
           #pragma unroll
           for (int j = 0; j < t; ++j) {
@@ -220,9 +220,9 @@ SOURCE = """
           update[c][t] = sum;
         }
       }
-      // Each lane ends with the sum of one token, and of one column where a thread has two.
-      if (Each == 2) {
-        share_sums<Each * 2, 4>(read_query, lane);
+      // Columns lane ends with the sum of one token, and of one column where a thread has two.
+      if (Columns == 2) {
+        share_sums<Columns * 2, 4>(read_query, lane);
       } else {
         #pragma unroll
         for (int t = 0; t < 4; ++t) {
@@ -232,19 +232,19 @@ SOURCE = """
       share_sums<2, 2>(read_query, lane);
       share_sums<1, 1>(read_query, lane);
       {
-        const int t = lane % 4, column = Each == 2 ? lane / 4 : 0, token = start + step * 4 + t;
+        const int t = lane % 4, column = Columns == 2 ? lane / 4 : 0, token = start + step * 4 + t;
         float answer = before[step][t] * read_query[0];
         #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          answer += with_query[step][t][j] * (column == 0 ? update[0][j] : update[Each - 1][j]);
+          answer += with_query[step][t][j] * (column == 0 ? update[0][j] : update[Columns - 1][j]);
         }
-        if (token < T && lane < Each * 4) {
-          y[((tokens + token) * Hv + head) * Dv + first + mine * Each + column] = static_cast<Out>(answer);
+        if (token < T && lane < Columns * 4) {
+          y[((tokens + token) * Hv + head) * Dv + first + mine * Columns + column] = static_cast<Out>(answer);
         }
       }
       const float kept = before[step][3];
       #pragma unroll
-      for (int c = 0; c < Each; ++c) {
+      for (int c = 0; c < Columns; ++c) {
         #pragma unroll
         for (int t = 0; t < 4; ++t) {
           update[c][t] *= after[step][t];
@@ -270,7 +270,7 @@ SOURCE = """
   for (int i = 0; i < kRows; ++i) {
     const size_t at = corner + static_cast<size_t>(((i / 4) * kLanes + lane) * 4 + i % 4) * Dv;
     #pragma unroll
-    for (int c = 0; c < Each; ++c) {
+    for (int c = 0; c < Columns; ++c) {
       state_out[at + c] = state[c][i];
     }
   }
@@ -288,7 +288,7 @@ def _cuda_kernel() -> Any:
     )
 
 
-def columns_each(heads: int, key_dim: int, value_dim: int) -> int:
+def columns_of_a_thread(heads: int, key_dim: int, value_dim: int) -> int:
     """Columns of the state that a thread owns, 1 or 2, with `heads` value heads of all rows together."""
     columns = 2 * THREADS // LANES
     # Wider keys leave no registers for a second column.
@@ -305,11 +305,11 @@ def cuda(
     """
     B, T, Hk, Dk = q.shape
     Hv, Dv = v.shape[2:]
-    each = columns_each(B * Hv, Dk, Dv)
+    columns = columns_of_a_thread(B * Hv, Dk, Dv)
     answers = _cuda_kernel()(
         inputs=[q, k, v, log_decay, beta, state],
-        template=[("Out", v.dtype), ("Hk", Hk), ("Hv", Hv), ("Dk", Dk), ("Dv", Dv), ("Each", each)],
-        grid=(Dv * LANES // each, B * Hv, 1),
+        template=[("Out", v.dtype), ("Hk", Hk), ("Hv", Hv), ("Dk", Dk), ("Dv", Dv), ("Columns", columns)],
+        grid=(Dv * LANES // columns, B * Hv, 1),
         threadgroup=(THREADS, 1, 1),
         output_shapes=[(B, T, Hv, Dv), tuple(state.shape)],
         output_dtypes=[v.dtype, mx.float32],

@@ -194,6 +194,13 @@ def test_packed_matrices_give_the_numbers_of_their_unpacked_selves(tmp_path):
     assert (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b) >= 0.997
 
 
+def test_a_checkpoint_of_sixteen_bits_computes_in_them():
+    # Its norms are summed in float32 while they are read; left so, they would turn every product to float32.
+    loaded = engine.load(GOLDENS / "qwen35-text", dtype="checkpoint")
+    assert loaded.plan([3]).dtype == "bfloat16"
+    assert loaded.forward(rows("qwen35-text")[5][0][None]).dtype == mx.bfloat16
+
+
 def test_decay_rates_stay_in_float32_whatever_the_type():
     loaded = engine.load(GOLDENS / "qwen35-text", dtype="bfloat16")
     block = loaded._runtime.encoder.trunk.model.layers[0].linear_attn

@@ -12,7 +12,7 @@ from archport.device.processes import ids_of
 def parts(lengths):
     """A part of one text for each length."""
     return [
-        Part(at, at, [Row(("rows", "line", at), None, "w" * length)], [at], {}) for at, length in enumerate(lengths)
+        Part(at, at, [Row(("rows", "line", at), None, "w" * length)], [at], {}, "") for at, length in enumerate(lengths)
     ]
 
 

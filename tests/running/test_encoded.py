@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from archport.reading import texts as tokenise
-from archport.reading.texts import TEXTS_PER_BREATH, encoded
+from archport.device import workers
+from archport.device.workers import ITEMS_PER_BREATH
+from archport.reading.texts import encoded
 
 
 class Piece:
@@ -28,7 +29,7 @@ class Pieces:
 @pytest.fixture
 def breaths(monkeypatch):
     taken: list[float] = []
-    monkeypatch.setattr(tokenise.time, "sleep", taken.append)
+    monkeypatch.setattr(workers.time, "sleep", taken.append)
     return taken
 
 
@@ -44,7 +45,7 @@ def test_encodings_come_in_order_and_are_released_one_by_one(breaths):
 
 
 def test_the_interpreter_is_let_go_between_texts_but_not_behind_the_last(breaths):
-    list(encoded(Pieces(), ["text"] * (4 * TEXTS_PER_BREATH)))
+    list(encoded(Pieces(), ["text"] * (4 * ITEMS_PER_BREATH)))
     assert len(breaths) == 3
     breaths.clear()
     list(encoded(Pieces(), ["text"]))

@@ -83,22 +83,34 @@ def fault(part: Part, index: int) -> InputError:
     return InputError(f"{part.rows[index].said}: {part.faults[index]}")
 
 
-def embedded(
-    model: Model, items: Sequence[Any], options: dict[str, Any], told: Counter
-) -> tuple[dict[int, Any], dict[int, ArchportError]]:
-    """Vectors, of sparse ones (ids, weights), and errors by index; equal texts run once."""
-    places: dict[Any, list[int]] = {}
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What became of some items.
+
+    Args:
+        vectors: (n, D), a list of (tokens, D), or SparseVectors, of every item once.
+        places: index of an item -> its row there.
+        errors: index -> why it has none.
+    """
+
+    vectors: Any
+    places: dict[int, int]
+    errors: dict[int, ArchportError]
+
+
+def embedded(model: Model, items: Sequence[Any], options: dict[str, Any], told: Counter) -> Embedded:
+    """Vectors and errors; equal texts run once."""
+    indices: dict[Any, list[int]] = {}
     for index, item in enumerate(items):
-        places.setdefault(item if isinstance(item, str) else (index,), []).append(index)
-    once = [items[indices[0]] for indices in places.values()]
-    all_places = list(places.values())
-    made = model.embed(once, errors="collect", progress=told, **options)
+        indices.setdefault(item if isinstance(item, str) else (index,), []).append(index)
+    alike = list(indices.values())
+    made = model.embed([items[some[0]] for some in alike], errors="collect", progress=told, **options)
     results: Any = made.results
-    if is_sparse(results):
-        given = taken_in(results, "vectors")
-        results = [given.row(at) for at in range(len(given))]
-    found = {index: vector for row, vector in zip(made.rows, results, strict=True) for index in all_places[row]}
-    return found, {index: error for row, error in made.errors.items() for index in all_places[row]}
+    return Embedded(
+        taken_in(results, "vectors") if is_sparse(results) else results,
+        {index: place for place, row in enumerate(made.rows) for index in alike[row]},
+        {index: error for row, error in made.errors.items() for index in alike[row]},
+    )
 
 
 def answered(
@@ -129,28 +141,29 @@ def answered(
         told(done, dropped=dropped, tokens=tokens)
 
     if part.rows and any(part.rows[index].request is not None for index in good):
-        vectors, errors, requests = _requested(model, part, good, options, counted)
+        found, places, errors, requests = _requested(model, part, good, options, counted)
     else:
-        found, failed = embedded(model, [part.rows[index].item for index in good], options, counted)
-        vectors, requests = {good[at]: vector for at, vector in found.items()}, {}
-        errors = {good[at]: error for at, error in failed.items()}
+        made = embedded(model, [part.rows[index].item for index in good], options, counted)
+        found, requests = made.vectors, {}
+        places = {good[at]: place for at, place in made.places.items()}
+        errors = {good[at]: error for at, error in made.errors.items()}
     every: dict[int, ArchportError] = {index: fault(part, index) for index in part.faults}
     every |= {index: named(error, part.rows[index].said) for index, error in errors.items()}
     if every and on_error == "fail":
         raise every[min(every)]
     for index in sorted(every):
         skipped(_plain(every[index]))
-    kept = [index for index in range(len(part.rows)) if index in vectors or on_error == "record"]
+    kept = [index for index in range(len(part.rows)) if index in places or on_error == "record"]
     return Answered(
         number=part.number,
         first=part.first,
         count=len(part.rows),
         ids=[part.ids[index] for index in kept],
-        vectors=_together([vectors[index] for index in kept if index in vectors], options, form),
-        errors={at: _plain(every[index]) for at, index in enumerate(kept) if index not in vectors},
+        vectors=_together(found, [places[index] for index in kept if index in places], form),
+        errors={at: _plain(every[index]) for at, index in enumerate(kept) if index not in places},
         failed=len(every),
         tokens=sum(run),
-        digest=part.digest(),
+        digest=part.digest,
         requests=[(part.rows[index].request, requests.get(index, 0)) for index in kept],
     )
 
@@ -160,23 +173,26 @@ def _plain(error: ArchportError) -> str:
     return str(error).encode("utf-8", "backslashreplace").decode()
 
 
-def _together(vectors: list[Any], options: dict[str, Any], form: Form) -> np.ndarray | SparseVectors:
-    if options.get("output") == "sparse":
-        return SparseVectors.of(vectors, form.width)
-    ragged = options.get("output") == "tokens" or any(vector.ndim == 2 for vector in vectors)
-    if ragged:
-        objects = np.empty(len(vectors), dtype=object)
-        for index, vector in enumerate(vectors):
-            objects[index] = vector
-        return objects
-    stacked = np.stack(vectors) if vectors else np.zeros((0, form.width), np.float32)
-    return quantise(stacked, form.precision, form.ranges)
+def _together(found: Any, places: list[int], form: Form) -> np.ndarray | SparseVectors:
+    """The vectors at these places, in this order."""
+    if isinstance(found, SparseVectors):
+        return SparseVectors.of([found.row(place) for place in places], form.width)
+    if isinstance(found, np.ndarray) and found.ndim == 2:
+        # Most often all of them, as they are.
+        return quantise(found if places == list(range(len(found))) else found[places], form.precision, form.ranges)
+    objects = np.empty(len(places), dtype=object)
+    for index, place in enumerate(places):
+        objects[index] = found[place]
+    return objects
 
 
 def _requested(
     model: Model, part: Part, good: list[int], options: dict[str, Any], told: Counter
-) -> tuple[dict[int, np.ndarray], dict[int, ArchportError], dict[int, int]]:
-    """Vectors (texts, D), errors and tokens of the requests of an OpenAI batch, by row; those of one width together."""
+) -> tuple[list[np.ndarray], dict[int, int], dict[int, ArchportError], dict[int, int]]:
+    """Of an OpenAI batch: vectors (texts, D) of each request, where they are by row, and errors and tokens by row.
+
+    Requests of one width run together.
+    """
     vectors: dict[int, np.ndarray] = {}
     errors: dict[int, ArchportError] = {}
     tokens: dict[int, int] = {}
@@ -188,16 +204,16 @@ def _requested(
         texts = [(row, text) for row in rows for text in part.rows[row].item]
         own = options if width is None else {**options, "dimensions": width}
         try:
-            found, failed = embedded(model, [text for _, text in texts], own, told)
+            made = embedded(model, [text for _, text in texts], own, told)
         except InputError as error:
             # A width that this model does not have.
             errors.update((row, InputError(str(error))) for row in rows)
             continue
-        for at, error in failed.items():
+        for at, error in made.errors.items():
             errors.setdefault(texts[at][0], error)
         several: dict[int, list[np.ndarray]] = {}
-        for at in sorted(found):
-            several.setdefault(texts[at][0], []).append(found[at])
+        for at in sorted(made.places):
+            several.setdefault(texts[at][0], []).append(made.vectors[made.places[at]])
         vectors.update((row, np.stack(each)) for row, each in several.items() if row not in errors)
         whole = [(row, text) for row, text in texts if row not in errors]
         prompt = tokeniser.prompt(options.get("prompt"), options.get("prompt_name"))
@@ -206,4 +222,4 @@ def _requested(
             whole, tokeniser([text for _, text in whole], prompt=prompt, **limits).lengths, strict=True
         ):
             tokens[row] = tokens.get(row, 0) + length
-    return vectors, errors, tokens
+    return list(vectors.values()), {row: place for place, row in enumerate(vectors)}, errors, tokens

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-import numpy as np
-
 from archport.answering.precision import Precision, Ranges, calibrated
 from archport.bulk.answers import Answered, Form, answered, embedded
 from archport.bulk.formats import OutputFormat
@@ -357,7 +355,7 @@ def _check_on_error(job: Job, manifest: Manifest, there: dict[int, Record]) -> N
 
 
 def _check_same(part: Part, record: Record) -> None:
-    if record.input != part.digest() or record.count != len(part.rows):
+    if record.input != part.digest or record.count != len(part.rows):
         raise InputError(
             f"the input changed: the {len(part.rows)} rows from {part.rows[0].said} on "
             f"are not those that part {part.number} was made of. Bring the input back, or give overwrite=True"
@@ -400,6 +398,5 @@ def _ranges(model: Model, measure: Inputs | Ranges, job: Job) -> Ranges:
             items.append(row.item)
         if len(items) >= CALIBRATED:
             break
-    found, _ = embedded(model, items, job.options, nothing_shown)
-    vectors = np.stack(list(found.values())) if found else np.zeros((0, 1), np.float32)
-    return save_ranges(job.out, calibrated(vectors, job.precision))
+    found = embedded(model, items, job.options, nothing_shown)
+    return save_ranges(job.out, calibrated(found.vectors[list(found.places.values())], job.precision))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from archport.answering.streams import MOST_CHARACTERS
 from archport.bulk.ids import Ids
 from archport.bulk.rows import Row
+from archport.device.workers import breathing
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Part:
         rows: what was read.
         ids: of every row, None where it has no good one.
         faults: index -> why that row can't be embedded.
+        digest: what tells it from a part of other rows.
         share: of the input that was read after it; None where nobody knows.
         id_type: of every id, which the first good one decides; None where this and all earlier parts have none.
     """
@@ -31,21 +33,22 @@ class Part:
     rows: list[Row]
     ids: list[int | str | None]
     faults: dict[int, str]
+    digest: str
     share: float | None = None
     id_type: type | None = None
 
-    def digest(self) -> str:
-        """What tells it from a part of other rows."""
-        found = blake2b(digest_size=16)
-        for index, (row, id) in enumerate(zip(self.rows, self.ids, strict=True)):
-            request = None if row.request is None else sorted(row.request.items(), key=repr)
-            said = repr((id, row.item, self.faults.get(index), request))
-            found.update(said.encode("utf-8", "surrogatepass") + b"\0")
-        return found.hexdigest()
+
+def _digest(rows: Iterable[Row], ids: Iterable[int | str | None], faults: Mapping[int, str]) -> str:
+    found = blake2b(digest_size=16)
+    for index, (row, id) in enumerate(breathing(zip(rows, ids, strict=True))):
+        request = None if row.request is None else sorted(row.request.items(), key=repr)
+        said = repr((id, row.item, faults.get(index), request))
+        found.update(said.encode("utf-8", "surrogatepass") + b"\0")
+    return found.hexdigest()
 
 
 def cut(rows: Iterable[Row], ids: Ids, most: int, share: Any) -> Iterator[Part]:
-    """Parts of at most `most` rows, and fewer where texts are long.
+    """Parts of at most `most` rows, and fewer where texts are long; read in a thread that works ahead.
 
     Args:
         ids: takes the ids of every part.
@@ -55,9 +58,10 @@ def cut(rows: Iterable[Row], ids: Ids, most: int, share: Any) -> Iterator[Part]:
     number = first = characters = 0
 
     def part() -> Part:
-        return Part(number, first, some, *ids.take(some, first), share(), ids.type)
+        taken, faults = ids.take(some, first)
+        return Part(number, first, some, taken, faults, _digest(some, taken, faults), share(), ids.type)
 
-    for row in rows:
+    for row in breathing(rows):
         some.append(row)
         characters += row.characters
         if len(some) >= most or characters >= MOST_CHARACTERS:

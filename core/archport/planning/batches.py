@@ -85,7 +85,7 @@ def _packed_seconds(model: ModelFacts, request: Request, groups: tuple[Group, ..
     rows = request.lengths
     sample = tuple(range(0, len(rows), len(groups)))
     tokens = sum(rows[row] for row in sample)
-    attention = _attention_seconds(model, request, Group(sample, packed_width(tokens), packed=True))
+    attention = _attention_seconds(model, _packed(request, [rows[row] for row in sample]))
     return sum(batch_seconds(model, group.padded) for group in groups) + attention * sum(rows) / tokens
 
 
@@ -100,19 +100,35 @@ def _seconds_of(model: ModelFacts) -> Callable[[int, int], float]:
 
 
 def _padded_seconds(model: ModelFacts, request: Request, groups: tuple[Group, ...]) -> float:
-    """The same of batches of padded rows. On CUDA these have few shapes, each of which is priced once."""
+    """The same of batches of padded rows.
+
+    Each shape is priced once, which on CUDA are few: by its longest row and by how much of the others is real, in
+    quarters, and never by the rows that came first. Which rows share a batch decides their last bits, and a job that is
+    resumed has to find those of one that was not.
+    """
     total = 0.0
     for group in groups:
-        alike = all(request.lengths[row] == group.padded for row in group.rows)
-        key = ("attention", request.wishes, len(group.rows), group.padded, alike)
-        total += model.known(key, lambda group=group: round(1e9 * _attention_seconds(model, request, group))) / 1e9
-        total += batch_seconds(model, len(group.rows) * group.padded)
+        count, padded = len(group.rows), group.padded
+        tokens = sum(request.lengths[row] for row in group.rows)
+        quarters = -(-4 * tokens // (count * padded))
+        lengths = (padded, *[max(1, padded * quarters // 4)] * (count - 1))
+        key = ("attention", request.wishes, count, padded, quarters)
+        seconds = model.known(
+            key, lambda lengths=lengths: round(1e9 * _attention_seconds(model, _even(request, lengths)))
+        )
+        total += seconds / 1e9 + batch_seconds(model, count * padded)
     return total
 
 
-def _attention_seconds(model: ModelFacts, request: Request, group: Group) -> float:
-    """Estimated time of the attention of all layers over a group's rows."""
-    batch = batch_of(request, group, others=True)
+def _even(request: Request, lengths: tuple[int, ...]) -> Batch:
+    """Padded rows of these lengths, of which nothing is cached."""
+    ragged = len(set(lengths)) > 1
+    shape = BatchShape(B=len(lengths), L=max(lengths), S=0, new_tokens=request.new, ragged=ragged)
+    return Batch(lengths, (0,) * len(lengths), shape, request, others=True)
+
+
+def _attention_seconds(model: ModelFacts, batch: Batch) -> float:
+    """Estimated time of the attention of all layers over a batch."""
     paths = [
         (index, path_of(model, batch, layer, 0, batch.shape.L, (model.limits,), None)[0])
         for index, layer in enumerate(model.kinds)

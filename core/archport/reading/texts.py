@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,6 +12,7 @@ from tokenizers import Encoding, Tokenizer
 
 from archport.contract import Asked, ContextLengthExceeded, InputError, Measured, Reader, TextInputs
 from archport.contract.errors import shown
+from archport.device.workers import breathing
 from archport.reading.columns import Unreadable, texts_of
 from archport.reading.cutting import WHOLE, Cutters, Kept, Places, Side, around, chosen, common_characters
 from archport.reading.long_texts import LongTexts
@@ -48,11 +48,6 @@ class Tokens:
         return tuple(tuple(picture.patches for picture in row.pictures) for row in self.measured)
 
 
-# After so many texts a thread that tokenises ahead sleeps for so long. It holds the interpreter for all of its work in
-# Python, and the thread that feeds a GPU would wait 5 ms for it, again and again: 80 ms per 4,096 texts, 7 so.
-TEXTS_PER_BREATH, BREATH = 16, 5e-5
-
-
 def encoded(
     tokenizer: Tokenizer,
     items: Sequence[Any],
@@ -73,10 +68,8 @@ def encoded(
     encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
     found = encode([item for index, item in enumerate(items) if index not in ready], **options)
     found.reverse()
-    for index in range(len(items)):
+    for index in breathing(range(len(items))):
         yield ready.pop(index) if index in ready else found.pop()
-        if index + 1 < len(items) and (len(items) - index - 1) % TEXTS_PER_BREATH == 0:
-            time.sleep(BREATH)
 
 
 class TextTokeniser:

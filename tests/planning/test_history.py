@@ -1,4 +1,4 @@
-"""A plan is that of its request, whatever was planned before: a job that is resumed finds the batches of one that was not."""
+"""A plan is that of its request, whatever was planned before: a resumed job has the batches of one that ran through."""
 
 from __future__ import annotations
 

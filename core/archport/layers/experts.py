@@ -8,6 +8,7 @@ Knows nothing of how a repository names or splits them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +24,8 @@ from archport.layers.activations import gated as gated_product
 from archport.layers.mlp import GatedMLP
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
+# What a matrix is stored as, packed or not.
+_MATRIX = ("weight", "scales", "biases")
 
 
 class SparseMLP(nn.Module):
@@ -120,7 +123,7 @@ class SparseMLP(nn.Module):
     def _is_slow(self, x: mx.array) -> bool:
         """Whether MLX's grouped product is one small product per token here (on a CPU), or none (in 16 bits there)."""
         # A width that the groups do not divide leaves one of them unpacked.
-        dense = not any("scales" in self.switch_mlp[name] for name in (*self._inward, self._outward))
+        dense = not all("scales" in self.switch_mlp[name] for name in (*self._inward, self._outward))
         return dense and mx.default_device().type == mx.DeviceType.cpu and not traced(x)
 
     def _expert_by_expert(self, x: mx.array, chosen: mx.array) -> mx.array:
@@ -168,7 +171,14 @@ def _in_order(x: mx.array) -> mx.array:
 def _of_expert(stacked: nn.Module, expert: int, x: mx.array) -> mx.array:
     """One expert's output (n, M) for its tokens x (n, N)."""
     # A slice is a view; MLX copies what a number picks.
-    weight = stacked["weight"][expert : expert + 1].squeeze(0).T
+    own = {name: stacked[name][expert : expert + 1].squeeze(0) for name in _MATRIX if name in stacked}
+    if "scales" in own:
+        how: Any = stacked
+        y = mx.quantized_matmul(
+            x, own["weight"], own["scales"], own.get("biases"), group_size=how.group_size, bits=how.bits, mode=how.mode
+        )
+        return y + stacked["bias"][expert] if "bias" in stacked else y
+    weight = own["weight"].T
     return mx.addmm(stacked["bias"][expert], x, weight) if "bias" in stacked else x @ weight
 
 

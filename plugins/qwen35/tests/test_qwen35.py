@@ -27,12 +27,12 @@ def rows(name):
 
 @pytest.fixture(scope="module")
 def model():
-    return engine.load(GOLDENS / "qwen35-text")
+    return engine.load(GOLDENS / "qwen35-text", dtype="float32")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hidden_states_equal_transformers(name):
-    loaded = engine.load(GOLDENS / name)
+    loaded = engine.load(GOLDENS / name, dtype="float32")
     assert max(relative(loaded.forward(ids[None])[0], hidden) for ids, hidden in rows(name)) <= LIMIT
 
 
@@ -53,7 +53,7 @@ def test_a_padded_batch_gives_the_rows_of_single_runs_and_zeros_at_padding(model
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_padded_batch_equals_single_rows(name, side):
-    loaded = engine.load(GOLDENS / name)
+    loaded = engine.load(GOLDENS / name, dtype="float32")
     recorded = [ids for ids, _ in rows(name)]
     # Nearby lengths, so that rows do share a batch and its padding.
     texts = [recorded[-1][:length] for length in (130, 127, 101)] + [recorded[-2][:length] for length in (100, 97, 3)]
@@ -112,7 +112,7 @@ def classic(config):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_output_head_equals_transformers(name):
-    loaded, golden = engine.load(GOLDENS / name), np.load(GOLDENS / name / "golden.npz")
+    loaded, golden = engine.load(GOLDENS / name, dtype="float32"), np.load(GOLDENS / name / "golden.npz")
     trunk = loaded._runtime.encoder.trunk
     for index in (3, 6):
         hidden = loaded.forward(golden[f"ids_{index}"][None])[:, -1:]
@@ -146,7 +146,7 @@ def test_experts_stored_as_one_stack_give_the_same_numbers(tmp_path):
             found[f"{stem}.experts.down_proj"] = down
         return found
 
-    loaded = engine.load(copied(tmp_path, "qwen35-moe", weights=fused))
+    loaded = engine.load(copied(tmp_path, "qwen35-moe", weights=fused), dtype="float32")
     assert max(relative(loaded.forward(ids[None])[0], hidden) for ids, hidden in rows("qwen35-moe")) <= LIMIT
 
 
@@ -158,7 +158,8 @@ def test_the_drafting_head_is_dropped_and_a_classic_config_read(tmp_path, name):
 
     folder = copied(tmp_path, name, classic, add_draft)
     ids = rows(name)[5][0][None]
-    assert (np.array(engine.load(folder).forward(ids)) == np.array(engine.load(GOLDENS / name).forward(ids))).all()
+    classical, usual = (engine.load(each, dtype="float32").forward(ids) for each in (folder, GOLDENS / name))
+    assert (np.array(classical) == np.array(usual)).all()
 
 
 def test_without_layer_types_every_fourth_layer_is_full(tmp_path):
@@ -168,7 +169,7 @@ def test_without_layer_types_every_fourth_layer_is_full(tmp_path):
 
     folder = copied(tmp_path, "qwen35-wrapper", bare)
     ids, want = rows("qwen35-wrapper")[4]
-    assert relative(engine.load(folder).forward(ids[None])[0], want) <= LIMIT
+    assert relative(engine.load(folder, dtype="float32").forward(ids[None])[0], want) <= LIMIT
 
 
 def test_packed_matrices_give_the_numbers_of_their_unpacked_selves(tmp_path):

@@ -143,7 +143,7 @@ def test_experts_of_which_one_product_stays_unpacked_are_what_their_rounded_matr
     rounded = module(x)
     experts.update_modules(quantised)
     np.testing.assert_allclose(np.array(module(x)), np.array(rounded), atol=1e-5)
-    # MLX's grouped product of what is not packed takes no 16 bits on a CPU. The router chooses alike for being left alone.
+    # MLX's grouped product of what is not packed takes no 16 bits on a CPU. The router is left alone, to choose alike.
     module.set_dtype(mx.bfloat16)
     module.gate.set_dtype(mx.float32)
     found = module(x.astype(mx.bfloat16)).astype(mx.float32)

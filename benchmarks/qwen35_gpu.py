@@ -281,6 +281,7 @@ def prefill(encoder: Any, shape: dict[str, Any], tokens: int) -> tuple[list[str]
     import mlx.core as mx
     import numpy as np
 
+    from archport.device.evaluation import finish
     from archport.running.steps import batch_caches, run_steps
 
     plan = planned(encoder.plan, [tokens], new_tokens=16)
@@ -294,7 +295,8 @@ def prefill(encoder: Any, shape: dict[str, Any], tokens: int) -> tuple[list[str]
     last = None
     for _, hidden in run_steps(encoder.trunk, plan, batch, [ids], caches):
         last = hidden[:, -1]
-        mx.eval(last)
+        # As generation does: a chunk's buffers are given back before the next one begins.
+        finish(last)
     mx.synchronize()
     took, peak = time.perf_counter() - started, mx.get_peak_memory()
     assert last is not None

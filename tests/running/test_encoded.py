@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from archport.device import workers
-from archport.device.workers import ITEMS_PER_BREATH
-from archport.reading.texts import encoded
+from archport.reading import texts as tokenise
+from archport.reading.texts import ITEMS_PER_BREATH, encoded
 
 
 class Piece:
@@ -29,7 +28,7 @@ class Pieces:
 @pytest.fixture
 def breaths(monkeypatch):
     taken: list[float] = []
-    monkeypatch.setattr(workers.time, "sleep", taken.append)
+    monkeypatch.setattr(tokenise.time, "sleep", taken.append)
     return taken
 
 

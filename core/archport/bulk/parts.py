@@ -10,7 +10,7 @@ from typing import Any
 from archport.answering.streams import MOST_CHARACTERS
 from archport.bulk.ids import Ids
 from archport.bulk.rows import Row
-from archport.device.workers import breathing
+from archport.reading.texts import breathing
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
@@ -35,20 +35,6 @@ def cores() -> int:
 def threads() -> int:
     """Threads worth using for float32 work on the host; 0 where MKL is not loaded."""
     return cores() if vectormath.available() else 0
-
-
-# After so many items a thread that works ahead sleeps for so long. It holds the interpreter for all of its work in
-# Python, and the thread that feeds a GPU would wait 5 ms for it, again and again: 80 ms per 4,096 texts that are
-# tokenised, 7 so.
-ITEMS_PER_BREATH, BREATH = 16, 5e-5
-
-
-def breathing(items: Iterable[T]) -> Iterator[T]:
-    """The same items, letting go of the interpreter after every few, for a thread that works ahead of another."""
-    for number, item in enumerate(items):
-        if number and number % ITEMS_PER_BREATH == 0:
-            time.sleep(BREATH)
-        yield item
 
 
 class Coming(Generic[T]):

@@ -21,7 +21,7 @@ def pair():
     def start(number):
         def everyone(mine):
             told[number] = list(mine)
-            barrier.wait(10)
+            barrier.wait(60)
             return list(told)
 
         found[number] = Peers(Rank(number, 2), everyone)
@@ -34,7 +34,7 @@ def pair():
     return found
 
 
-def until(true, seconds=5.0):
+def until(true, seconds=60.0):
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
         time.sleep(0.01)

@@ -63,7 +63,7 @@ def test_the_end_waits_for_threads_that_only_the_system_still_knows(monkeypatch)
     monkeypatch.setattr(process, "_threads", deque(maxlen=10))
     # The threading module does not list it, as it does not list a thread that is being torn down.
     _thread.start_new_thread(work, ())
-    assert started.wait(5)
+    assert started.wait(60)
     began = time.monotonic()
     process._let_threads_end()
     assert ended.is_set() or time.monotonic() - began >= process.ENDING_SECONDS / 10
@@ -72,6 +72,7 @@ def test_the_end_waits_for_threads_that_only_the_system_still_knows(monkeypatch)
 def test_the_end_does_not_wait_for_threads_that_run_on(monkeypatch):
     go_on = threading.Event()
     monkeypatch.setattr(process, "_threads", deque(maxlen=10))
+    monkeypatch.setattr(process, "ENDING_SECONDS", 40)
     thread = threading.Thread(target=lambda: (process.enter(), go_on.wait()))
     thread.start()
     while not process._threads:

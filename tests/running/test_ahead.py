@@ -46,7 +46,7 @@ def test_the_next_window_of_a_sequence_is_tokenised_while_this_one_is_used():
 
     with TokensAhead(["0", "1"], tokenise, (1,)) as ahead:
         next(iter(ahead))
-        assert started.wait(5)
+        assert started.wait(60)
 
 
 def test_an_iterator_is_read_no_further_than_the_window_in_use():

@@ -153,8 +153,8 @@ def test_the_work_of_a_token_does_not_grow_with_the_text(kind):
     ids = [tokenizer.token_to_id(each) for each in ("▁a", "a", "b")] * 2000
     text, taken = RowText(tokenizer, ["zz"]), []
     for first in range(0, len(ids), 1000):
-        start = time.perf_counter()
+        start = time.thread_time()
         for token in ids[first : first + 1000]:
             text.add(token)
-        taken.append(time.perf_counter() - start)
+        taken.append(time.thread_time() - start)
     assert min(taken[3:]) < 2.5 * min(taken[:3])

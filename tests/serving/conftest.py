@@ -108,7 +108,7 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
     """Waits until something holds, at most five seconds."""
 
     def wait(holds: Callable[[], bool]) -> None:
-        until = time.monotonic() + 5
+        until = time.monotonic() + 60
         while not holds():
             assert time.monotonic() < until, "it did not happen"
             time.sleep(0.005)

@@ -59,7 +59,7 @@ def ask(device, work, *values, form="a"):
 def test_jobs_are_answered(device):
     jobs = [ask(device, Work(), 1.0, 2.0) for _ in range(3)]
     device.start()
-    assert all(done.wait(5) for _, done in jobs)
+    assert all(done.wait(60) for _, done in jobs)
     assert [each.item() for each in jobs[2][0].results] == [2.0, 4.0]
 
 
@@ -67,7 +67,7 @@ def test_a_poison_row_fails_alone_and_its_neighbours_are_right(device):
     work = Work()
     good, bad, other = ask(device, work, 1.0), ask(device, work, 5.0, -1.0), ask(device, work, 3.0)
     device.start()
-    assert all(done.wait(5) for _, done in (good, bad, other))
+    assert all(done.wait(60) for _, done in (good, bad, other))
     assert str(bad[0].error) == "text 1 is negative"
     assert good[0].results[0].item() == 2.0
     assert other[0].results[0].item() == 6.0
@@ -79,8 +79,8 @@ def test_a_fault_of_the_engine_fails_the_row_that_has_it(device):
     work = Work()
     good, bad = ask(device, work, 1.0), ask(device, work, 666.0)
     device.start()
-    assert good[1].wait(5)
-    assert bad[1].wait(5)
+    assert good[1].wait(60)
+    assert bad[1].wait(60)
     assert good[0].error is None
     assert isinstance(bad[0].error, RuntimeError)
 
@@ -95,14 +95,14 @@ def test_rows_that_only_together_exceed_the_memory_are_all_answered(device):
     work = Crowded()
     jobs = [ask(device, work, 1.0, 2.0), ask(device, work, 3.0)]
     device.start()
-    assert all(done.wait(5) for _, done in jobs)
+    assert all(done.wait(60) for _, done in jobs)
     assert [each.item() for job, _ in jobs for each in job.results] == [2.0, 4.0, 6.0]
 
 
 def test_nan_is_an_error_and_never_a_result(device):
     job, done = ask(device, Work(), float("nan"))
     device.start()
-    assert done.wait(5)
+    assert done.wait(60)
     assert "NaN" in str(job.error)
 
 
@@ -110,11 +110,12 @@ def test_when_the_thread_dies_everybody_is_answered_and_another_takes_over(devic
     jobs = [ask(device, Work(), 999.0), *(ask(device, Work(), 1.0, form=str(form)) for form in range(5))]
     device.start()
     begin = time.monotonic()
-    assert all(done.wait(1) for _, done in jobs)
-    assert time.monotonic() - begin < 1
+    assert all(done.wait(60) for _, done in jobs)
+    # Long before the deadline of any.
+    assert time.monotonic() - begin < 30
     assert jobs[0][0].error.fault.code == "engine_unhealthy"
     again, done = ask(device, Work(), 4.0)
-    assert done.wait(5)
+    assert done.wait(60)
     assert again.results[0].item() == 8.0
 
 
@@ -122,7 +123,7 @@ def test_after_too_many_deaths_nothing_is_taken_any_more(device, eventually):
     device.start()
     for _ in range(3):
         _, done = ask(device, Work(), 999.0)
-        assert done.wait(5)
+        assert done.wait(60)
     eventually(lambda: not device.alive)
     assert not device.healthy
     with pytest.raises(Refused):
@@ -150,7 +151,7 @@ def test_rows_that_generation_leaves_no_room_for_wait_for_it(device):
     device.steps.append(Chat())
     job, done = ask(device, Tight(), 1.0)
     device.start()
-    assert done.wait(5)
+    assert done.wait(60)
     assert job.error is None
 
 

@@ -9,6 +9,7 @@ import logging
 import shutil
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,11 +119,12 @@ def test_what_nobody_asks_for_again_is_not_planned(make, monkeypatch, eventually
     gate = tmp_path / "open"
     waits_for_it = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.02)\nprint('{{}}')"
     monkeypatch.setattr(frontiers, "_COMMAND", (sys.executable, "-c", waits_for_it))
-    monkeypatch.setattr(frontiers, "PATIENCE", 0.3)
+    clock = [100.0]
+    monkeypatch.setattr(frontiers, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     serving = make("bert-plain")
     for device in ("h200", "m1-8gb", "m1-16gb", "cpu"):
         serving.ask(f"/plans.json?device={device}")
-    time.sleep(0.35)
+    clock[0] += frontiers.PATIENCE + 1
     assert serving.ask("/plans.json?device=cpu").json()["ahead"] == 3
     gate.touch()
     eventually(lambda: not serving.state.frontiers._waiting)

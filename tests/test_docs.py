@@ -340,7 +340,7 @@ def test_an_example_s_own_tests_pass_beside_this_archport(reader: Reader, name: 
         cwd=example,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout
     skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]

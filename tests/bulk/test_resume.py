@@ -276,7 +276,7 @@ def test_a_full_disk_keeps_what_was_written_and_the_job_goes_on(tmp_path: Path, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 
     line = command(path, tmp_path / "out", "--on-error", "skip")
-    ended = subprocess.run(line, capture_output=True, text=True, preexec_fn=little, timeout=120)
+    ended = subprocess.run(line, capture_output=True, text=True, preexec_fn=little, timeout=300)
     assert ended.returncode == 1, ended.stderr
     assert "can't be read or written: File too large" in ended.stderr
     assert list(contents(tmp_path / "out")) == ["part-00000.parquet"]

@@ -57,6 +57,6 @@ def in_a_shell(line: str, *, stdin: bytes | None = None, **environment: str) -> 
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **environment},
-        timeout=120,
+        timeout=300,
     )
     return Ended(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))

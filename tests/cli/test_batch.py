@@ -142,7 +142,7 @@ def command(rows: str, out: Path, *more: str) -> list[str]:
 def test_two_devices_make_the_parts_of_one(batch, rows, tmp_path: Path):
     assert batch(rows).code == 0
     line = command(rows, tmp_path / "two", "--devices", "2", "--quiet")
-    ended = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert (ended.returncode, ended.stderr) == (0, "")
     found, expected = vectors(tmp_path / "two"), vectors(tmp_path / "out")
     assert list(found) == list(expected)
@@ -160,7 +160,7 @@ def test_ctrl_c_ends_a_job_at_its_next_part_and_it_goes_on(tmp_path: Path):
     while process.poll() is None and len(list(out.glob("part-*"))) < 3:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=300)[1]
     assert process.returncode == 130, error
     assert "stopping when this part is written" in error
     assert "stopped after" in error

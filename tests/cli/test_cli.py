@@ -19,7 +19,7 @@ BERT, QWEN = str(GOLDENS / "bert-plain"), str(GOLDENS / "qwen3-embed")
 
 def run(*arguments, stdin=b"", **environment):
     command = [sys.executable, "-c", "from archport.cli import main; main()", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, env={**os.environ, **environment}, timeout=120)
+    return subprocess.run(command, input=stdin, capture_output=True, env={**os.environ, **environment}, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_doctor_names_every_part_and_mends_what_is_slow():
 def test_a_reader_that_leaves_early_is_no_traceback():
     archport = f"{sys.executable} -c 'from archport.cli import main; main()'"
     command = f"{archport} embed --format jsonl -m {BERT} --input - | head -1"
-    done = subprocess.run(command, shell=True, input=b"word\n" * 3000, capture_output=True, timeout=120)
+    done = subprocess.run(command, shell=True, input=b"word\n" * 3000, capture_output=True, timeout=300)
     assert b"Traceback" not in done.stderr
     assert done.stdout.count(b"\n") == 1
 

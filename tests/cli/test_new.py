@@ -20,7 +20,7 @@ from archport.testing import run_checks
 
 def run(*arguments, cwd):
     command = [sys.executable, "-c", "from archport.cli import main; main()", "new", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def run(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
         env={**base, **environ},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

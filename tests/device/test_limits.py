@@ -87,5 +87,5 @@ def test_usable_memory_obeys_the_limit_on_address_space():
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, resource.getrlimit(resource.RLIMIT_AS)[1])); "
         "from archport.device.limits import usable_memory; print(usable_memory())"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
     assert int(done.stdout) <= 2**31

@@ -86,7 +86,7 @@ with first.calling():
 
 def test_a_rank_that_waits_for_one_that_is_gone_ends_and_says_why():
     command = [sys.executable, "-c", WAITS, str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == module.STATUS
     assert "rank 0 ends after waiting" in done.stderr
     assert "rank 1 failed (odd)" in done.stderr

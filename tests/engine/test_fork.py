@@ -42,7 +42,7 @@ goldens = sys.argv[1]
 
 def said(program: str) -> list[str]:
     command = [sys.executable, "-c", FORKED + program, str(GOLDENS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()
 
@@ -130,5 +130,5 @@ def test_a_pool_that_forks_hands_the_refusal_to_the_parent_and_one_that_spawns_a
         "            print(type(error).__name__)\n"
     )
     command = [sys.executable, str(script), str(GOLDENS / "bert-plain"), method]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == answer, done.stderr[-2000:]

@@ -20,7 +20,7 @@ BERT = str(GOLDENS / "bert-plain")
 
 def command(*arguments):
     program = [sys.executable, "-c", "from archport.cli import main; main()", "eval", *map(str, arguments)]
-    return subprocess.run(program, capture_output=True, text=True, timeout=120)
+    return subprocess.run(program, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ class Process:
 
     def end(self) -> tuple[int, str]:
         self.process.send_signal(signal.SIGTERM)
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=300)
         return self.process.returncode, errors.decode()
 
 
@@ -125,7 +125,7 @@ def test_at_the_signal_requests_under_way_are_answered_and_new_ones_refused(serv
         while served.process.poll() is None:
             late.append(client.post("/v1/embeddings", json={"input": "late"}).status_code)
             time.sleep(0.02)
-    errors = served.process.communicate(timeout=30)[1].decode()
+    errors = served.process.communicate(timeout=300)[1].decode()
     for thread in threads:
         thread.join()
     assert served.process.returncode == 0, errors

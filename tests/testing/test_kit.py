@@ -40,13 +40,13 @@ def only(module, check, **options):
 
 def archport(*arguments, cwd=None):
     command = [sys.executable, "-c", "from archport.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, timeout=300)
 
 
 def pytest_run(folder, source):
     (folder / "test_acme.py").write_text(source)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme.py", "-rA"]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=folder, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=folder, timeout=300)
 
 
 def test_a_known_failure_that_fails_is_reported_as_known_with_its_reason(liars):

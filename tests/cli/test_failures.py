@@ -148,7 +148,6 @@ LINES: list[tuple[tuple[str, ...], int, str]] = [
     (("rerank", "-m", BERT, "-q", "a", "b"), 1, "scores no pairs"),
     (("embed", "-m", RERANKER, "a"), 1, "use `archport rerank`"),
     # Plans and the commands around them.
-    (("plan", "-m", PLAN), 2, "--tokens"),
     (("plan", "-m", PLAN, "--tokens", "-1"), 2, ""),
     (("plan", "-m", PLAN, "--tokens", "9" * 30), 1, ""),
     (("plan", "-m", PLAN, "--tokens", "9", "--batch", "0"), 2, "--batch 0"),

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -177,12 +176,13 @@ def test_changing_the_tokenizer_changes_no_answer(model):
 
 
 def test_the_event_loop_runs_on_while_texts_are_embedded(model, monkeypatch):
-    threads = []
+    threads, ticked = [], threading.Event()
     embed = type(model).embed
 
     def slow(self, *args, **options):
         threads.append(threading.current_thread())
-        time.sleep(0.2)
+        # A loop that this held up would never tick.
+        assert ticked.wait(60)
         return embed(self, *args, **options)
 
     monkeypatch.setattr(type(model), "embed", slow)
@@ -193,6 +193,8 @@ def test_the_event_loop_runs_on_while_texts_are_embedded(model, monkeypatch):
         while not task.done():
             await asyncio.sleep(0.01)
             ticks += 1
+            if ticks > 5:
+                ticked.set()
         return await task, ticks
 
     vectors, ticks = asyncio.run(main())

@@ -241,11 +241,14 @@ def test_16384_tokens_take_memory_that_grows_with_them_and_not_with_their_square
         gc.collect()
         mx.synchronize()
         mx.clear_cache()
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        mx.eval(model.forward(row[None]))
-        mx.synchronize()
-        peaks[length] = mx.get_peak_memory() - before
+        peaks[length] = 0
+        # What is held at once depends on how the evaluator's threads meet: a short row's peaks differ by a fifth.
+        for _ in range(5):
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+            mx.eval(model.forward(row[None]))
+            mx.synchronize()
+            peaks[length] = max(peaks[length], mx.get_peak_memory() - before)
         # The hidden states are the caller's, and what other tests hold is in no plan.
         assert peaks[length] + plan.bytes["weights"] <= plan.peak + 4 * length * model.spec.hidden_size
         del plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -327,7 +328,13 @@ def test_a_picture_s_address_in_a_chat_is_422(serving, url):
     assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_media")
 
 
-def test_a_client_that_leaves_ends_its_generation(serving, eventually):
+def test_a_client_that_leaves_ends_its_generation(serving, eventually, monkeypatch):
+    left = threading.Event()
+    chats = serving.state.generations.of(serving.state.registry.find(None))
+    step = chats.batch.step
+    # After the first step, which reserves, the device waits for the client to leave.
+    monkeypatch.setattr(chats.batch, "step", lambda: (serving.state.device.reserved and left.wait(60), step()))
+
     async def run():
         async with serving.client() as client:
             task = asyncio.ensure_future(
@@ -337,6 +344,7 @@ def test_a_client_that_leaves_ends_its_generation(serving, eventually):
                 await asyncio.sleep(0.002)
             task.cancel()
             await asyncio.wait((task,))
+            left.set()
 
     asyncio.run(run())
     eventually(lambda: serving.state.device.reserved == 0)

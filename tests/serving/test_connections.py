@@ -91,7 +91,7 @@ def read_all(connection) -> bytes:
     return b"".join(chunks)
 
 
-def until(holds, seconds=20):
+def until(holds, seconds=60):
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it did not happen"
@@ -127,7 +127,7 @@ def test_while_the_server_ends_new_requests_are_refused_and_those_under_way_answ
         threads = [threading.Thread(target=ask, args=each) for each in asked]
         # The embeddings first: a chat that came before them could be answered before the device waits.
         threads[0].start()
-        assert held.wait(20)
+        assert held.wait(60)
         for thread in threads[1:]:
             thread.start()
         until(lambda: server.state.active == 3)
@@ -173,7 +173,7 @@ def test_an_answer_that_is_being_read_slowly_is_whole_though_the_server_ends(fol
 
 
 def test_a_client_that_reads_nothing_loses_its_connection(folder):
-    with running(f"tiny={folder}", limits={"stalled_seconds": 0.3}) as server:
+    with running(f"tiny={folder}", limits={"stalled_seconds": 2}) as server:
         connection = opened(server, "/v1/embeddings", {"input": ["a text"] * 1500, "encoding_format": "float"})
         until(lambda: server._unsent() > 100_000)
         until(lambda: not server._unsent())
@@ -183,17 +183,18 @@ def test_a_client_that_reads_nothing_loses_its_connection(folder):
 
 
 def test_a_head_that_does_not_come_closes_the_connection_and_a_whole_one_keeps_it(folder):
-    with running(f"tiny={folder}", limits={"header_seconds": 0.3}) as server:
-        silent, half, again = (socket.create_connection(("127.0.0.1", server.port), 10) for _ in range(3))
+    # Long enough for three connections and a request of a machine with other work.
+    with running(f"tiny={folder}", limits={"header_seconds": 2}) as server:
+        silent, half, again = (socket.create_connection(("127.0.0.1", server.port), 60) for _ in range(3))
         half.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: lo")
         live = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
         # Between requests keep-alive has its own, longer, time.
-        for wait in (0, 0.6):
+        for wait in (0, 4):
             time.sleep(wait)
             again.sendall(live)
             answer = b""
-            while not answer.endswith(b"}"):
-                answer += again.recv(1 << 16)
+            while not answer.endswith(b"}") and (more := again.recv(1 << 16)):
+                answer += more
             assert answer.startswith(b"HTTP/1.1 200")
         again.sendall(live[:20])
         for connection in (silent, half, again):

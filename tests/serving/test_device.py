@@ -157,9 +157,9 @@ def test_rows_that_generation_leaves_no_room_for_wait_for_it(device):
 
 def test_a_call_runs_on_the_thread_and_its_error_is_handed_on(device):
     device.start()
-    assert device.call(threading.current_thread).result(5).name == "archport-device"
+    assert device.call(threading.current_thread).result(60).name == "archport-device"
     with pytest.raises(InputError):
-        device.call(lambda: (_ for _ in ()).throw(InputError("no"))).result(5)
+        device.call(lambda: (_ for _ in ()).throw(InputError("no"))).result(60)
 
 
 @pytest.mark.parametrize("awaited", [False, True])

@@ -140,6 +140,8 @@ def test_texts_that_are_written_reserve_kv_and_give_it_back(make):
             body = {"prompt": "a", "max_tokens": 200}
             asked = asyncio.ensure_future(client.post("/v1/completions", json=body))
             while not serving.state.generations.plan(serving.state.registry.find(None)):
+                # A loop that never ends would say less.
+                assert not asked.done()
                 await asyncio.sleep(0.002)
             told = (await client.get("/page.json")).json()
             asked.cancel()

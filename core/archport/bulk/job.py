@@ -226,9 +226,9 @@ def _run_all(
     turns = Turns(job.shard, job.device)
     writes = _Writes(store, watch)
     with writes:
-        for part in _ahead(
-            cut(inputs.rows(), ids, manifest.settings["part_rows"], inputs.share), at_all="-" not in inputs.sources
-        ):
+        ahead = "-" not in inputs.sources
+        parts = cut(inputs.rows(), ids, manifest.settings["part_rows"], inputs.share, ahead=ahead)
+        for part in _ahead(parts, at_all=ahead):
             if stop():
                 summary = replace(summary, stopped=True)
                 break

@@ -38,30 +38,34 @@ class Part:
     id_type: type | None = None
 
 
-def _digest(rows: Iterable[Row], ids: Iterable[int | str | None], faults: Mapping[int, str]) -> str:
+def _digest(rows: Iterable[tuple[Row, int | str | None]], faults: Mapping[int, str]) -> str:
     found = blake2b(digest_size=16)
-    for index, (row, id) in enumerate(breathing(zip(rows, ids, strict=True))):
+    for index, (row, id) in enumerate(rows):
         request = None if row.request is None else sorted(row.request.items(), key=repr)
         said = repr((id, row.item, faults.get(index), request))
         found.update(said.encode("utf-8", "surrogatepass") + b"\0")
     return found.hexdigest()
 
 
-def cut(rows: Iterable[Row], ids: Ids, most: int, share: Any) -> Iterator[Part]:
-    """Parts of at most `most` rows, and fewer where texts are long; read in a thread that works ahead.
+def cut(rows: Iterable[Row], ids: Ids, most: int, share: Any, *, ahead: bool) -> Iterator[Part]:
+    """Parts of at most `most` rows, and fewer where texts are long.
 
     Args:
         ids: takes the ids of every part.
         share: () -> share of the input that was read so far.
+        ahead: whether the thread that cuts works ahead of the one that feeds a device.
     """
+    pace = breathing if ahead else iter
     some: list[Row] = []
     number = first = characters = 0
 
     def part() -> Part:
         taken, faults = ids.take(some, first)
-        return Part(number, first, some, taken, faults, _digest(some, taken, faults), share(), ids.type)
+        return Part(
+            number, first, some, taken, faults, _digest(pace(zip(some, taken, strict=True)), faults), share(), ids.type
+        )
 
-    for row in breathing(rows):
+    for row in pace(rows):
         some.append(row)
         characters += row.characters
         if len(some) >= most or characters >= MOST_CHARACTERS:

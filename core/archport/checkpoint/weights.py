@@ -21,7 +21,7 @@ from archport.checkpoint.headers import TensorInfo
 from archport.checkpoint.quantization import packed_bits, packing, read_quantization
 from archport.checkpoint.stand_ins import stand_ins
 from archport.contract.errors import ArchportError, CheckpointError, PluginError
-from archport.contract.spec import Quantization
+from archport.contract.spec import DType, Quantization
 from archport.contract.split import Cut
 from archport.device.failures import failure_of
 
@@ -102,7 +102,7 @@ def load_weights(
         suspects = keys_of_misfits(checkpoint.config, weights, parameters)
         raise CheckpointError(f"{error}\n  config.json: {shorten(suspects)}." if suspects else str(error)) from None
     del parameters
-    dtype = common_dtype(checkpoint.tensors) if dtype == "checkpoint" else dtype
+    dtype = _cast_to(dtype, checkpoint.tensors)
     ready: list[tuple[str, mx.array]] = []
     group: list[mx.array] = []
     pending = 0
@@ -283,18 +283,23 @@ def _dense_dtype(dtype: WeightDType, scales_dtype: str, config: Mapping[str, Any
     return scales_dtype if scales_dtype in _ITEMSIZE else stated if stated in _ITEMSIZE else "bfloat16"
 
 
-def common_dtype(tensors: Mapping[str, TensorInfo]) -> WeightDType:
-    """What "checkpoint" casts to: the type of 16 bits that most bytes are stored in; else "checkpoint" itself.
+def stored_dtype(tensors: Mapping[str, TensorInfo]) -> DType:
+    """The floating type that most bytes are stored in; float32 where nothing is floating."""
+    stored = dict.fromkeys(get_args(DType), 0)
+    for info in tensors.values():
+        if info.dtype in stored:
+            stored[info.dtype] += info.nbytes
+    return max(stored, key=lambda name: stored[name])
+
+
+def _cast_to(dtype: WeightDType, tensors: Mapping[str, TensorInfo]) -> WeightDType:
+    """What a load in `dtype` casts to: with "checkpoint", the 16 bits that most are stored in, else nothing is cast.
 
     One float32 vector (a norm kept so, or widened by a module's `sanitize`) would turn every product behind it to
     float32: with Qwen3.5's norms, that was the whole model.
     """
-    stored = dict.fromkeys(_ITEMSIZE, 0)
-    for info in tensors.values():
-        if info.dtype in stored:
-            stored[info.dtype] += info.nbytes
-    most = max(get_args(WeightDType)[:3], key=lambda name: stored[name])
-    return "checkpoint" if most == "float32" else most
+    most = stored_dtype(tensors) if dtype == "checkpoint" else dtype
+    return dtype if most == "float32" else most
 
 
 def _type_of(module: Any, name: str, dtype: WeightDType) -> WeightDType:
@@ -343,7 +348,7 @@ def loaded_bytes(checkpoint: Checkpoint, module: nn.Module) -> Callable[[WeightD
         found = dict(weights)
         paths = _packed_paths(found) if dequantize else _of_one_group(module, found)
         _unpack(checkpoint, module, found, dtype, paths)
-        dtype = common_dtype(checkpoint.tensors) if dtype == "checkpoint" else dtype
+        dtype = _cast_to(dtype, checkpoint.tensors)
         kept = {name: array for name, array in found.items() if name in parameters or not name.endswith(_DERIVED)}
         return sum(_cast(array, _type_of(module, name, dtype)).nbytes for name, array in kept.items())
 
@@ -359,15 +364,14 @@ def weight_bytes(checkpoint: Checkpoint, *, dtype: WeightDType, dequantize: bool
     """
     tensors = checkpoint.tensors
     stated = read_quantization(checkpoint.config)
-    narrow, total = common_dtype(tensors) if dtype == "checkpoint" else dtype, 0
+    to, total = _cast_to(dtype, tensors), 0
     for name, info in tensors.items():
         path, _, leaf = name.rpartition(".")
         scales = tensors.get(f"{path}.scales") if leaf in ("weight", "scales", "biases") else None
         if name.endswith(_DERIVED) or STACKED_FACTOR.match(name):
             continue
         if scales is None or not dequantize:
-            cast = info.dtype in _ITEMSIZE and narrow != "checkpoint"
-            total += info.size * _ITEMSIZE[narrow] if cast else info.nbytes
+            total += info.size * _ITEMSIZE[to] if info.dtype in _ITEMSIZE and to != "checkpoint" else info.nbytes
         elif leaf == "weight":
             bits = packed_bits(path, info.shape[-1], scales.shape[-1], scales.dtype, stated)
             total += info.size * 32 // bits * _ITEMSIZE[_dense_dtype(dtype, scales.dtype, checkpoint.config)]

@@ -106,7 +106,7 @@ def described_on(model: str, devices: Sequence[DeviceFacts], loading: Loading | 
             raise InputError(f"{given}: {path} has no weights that it could belong to; name the whole model")
         return _from_config(config, devices, loading)
     from archport.admission import bytes_of, chosen_dtype
-    from archport.checkpoint.weights import common_dtype
+    from archport.checkpoint.weights import stored_dtype
     from archport.contract import EmbeddingHead
     from archport.loading import context_ceiling, describe, narrowed
     from archport.planning.readouts import readout_of
@@ -126,8 +126,7 @@ def described_on(model: str, devices: Sequence[DeviceFacts], loading: Loading | 
         left = _budget(device, loading) - most_bytes(apart)
         choice = chosen_dtype(about, dtype, device.kind, left, held)
         weights = held(choice.dtype, choice.dequantize)
-        stored = common_dtype(about.checkpoint.tensors)
-        computed = choice.dtype if choice.dtype != "checkpoint" else "float32" if stored == "checkpoint" else stored
+        computed = stored_dtype(about.checkpoint.tensors) if choice.dtype == "checkpoint" else choice.dtype
         made.append(
             Described(
                 spec,

@@ -290,9 +290,9 @@ def _cuda_kernel() -> Any:
 
 def columns_of_a_thread(heads: int, key_dim: int, value_dim: int) -> int:
     """Columns of the state that a thread owns, 1 or 2, with `heads` value heads of all rows together."""
-    columns = 2 * THREADS // LANES
+    block = 2 * THREADS // LANES
     # Wider keys leave no registers for a second column.
-    return 2 if key_dim <= 128 and value_dim % columns == 0 and heads * value_dim // columns >= BLOCKS else 1
+    return 2 if key_dim <= 128 and value_dim % block == 0 and heads * value_dim // block >= BLOCKS else 1
 
 
 def cuda(

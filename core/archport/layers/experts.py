@@ -123,8 +123,8 @@ class SparseMLP(nn.Module):
     def _is_slow(self, x: mx.array) -> bool:
         """Whether MLX's grouped product is one small product per token here (on a CPU), or none (in 16 bits there)."""
         # A width that the groups do not divide leaves one of them unpacked.
-        dense = not all("scales" in self.switch_mlp[name] for name in (*self._inward, self._outward))
-        return dense and mx.default_device().type == mx.DeviceType.cpu and not traced(x)
+        packed = all("scales" in self.switch_mlp[name] for name in (*self._inward, self._outward))
+        return not packed and mx.default_device().type == mx.DeviceType.cpu and not traced(x)
 
     def _expert_by_expert(self, x: mx.array, chosen: mx.array) -> mx.array:
         """Answers (B, L, k, D) of each token's experts, one product per expert and matrix."""

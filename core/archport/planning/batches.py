@@ -114,13 +114,13 @@ def _padded_seconds(model: ModelFacts, request: Request, groups: tuple[Group, ..
         lengths = (padded, *[max(1, padded * quarters // 4)] * (count - 1))
         key = ("attention", request.wishes, count, padded, quarters)
         seconds = model.known(
-            key, lambda lengths=lengths: round(1e9 * _attention_seconds(model, _even(request, lengths)))
+            key, lambda lengths=lengths: round(1e9 * _attention_seconds(model, _padded(request, lengths)))
         )
         total += seconds / 1e9 + batch_seconds(model, count * padded)
     return total
 
 
-def _even(request: Request, lengths: tuple[int, ...]) -> Batch:
+def _padded(request: Request, lengths: tuple[int, ...]) -> Batch:
     """Padded rows of these lengths, of which nothing is cached."""
     ragged = len(set(lengths)) > 1
     shape = BatchShape(B=len(lengths), L=max(lengths), S=0, new_tokens=request.new, ragged=ragged)

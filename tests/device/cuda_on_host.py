@@ -1,6 +1,7 @@
 """Run archport's CUDA kernels on a CPU, thread by thread, to check what they compute where there is no GPU.
 
-Every CUDA thread of a block is a thread of the host; barriers and shuffles are barriers. Slow, and exact.
+Every CUDA thread of a block has a stack of its own, and at a barrier or a shuffle the next one goes on: exact, and
+without a thread of the host for each. A kernel whose threads wait for one that has ended is ended with a message.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from pathlib import Path
 import numpy as np
 
 SHIM = """
-#include <barrier>
+#include <algorithm>
 #include <bit>
 #include <cmath>
+#include <csetjmp>
 #include <cstddef>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <thread>
-#include <vector>
-#include <algorithm>
+#include <functional>
+#include <ucontext.h>
 using std::max;
 using std::min;
 using std::exp;
@@ -32,19 +35,69 @@ static float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 #define __align__(bytes) __attribute__((aligned(bytes)))
 struct alignas(16) float4 { float x, y, z, w; };
 struct uint3 { unsigned x, y, z; };
-static thread_local uint3 threadIdx, blockIdx;
+static uint3 threadIdx, blockIdx;
 constexpr int kBlock = THREADS;
 constexpr uint3 blockDim = {kBlock, 1, 1};
-static std::barrier<> block_barrier(kBlock);
-static std::vector<std::barrier<>*> warp_barriers;
+struct Lane {
+  ucontext_t begin;
+  jmp_buf here;
+  bool begun, done;
+};
+constexpr std::size_t kStack = 256 << 10;
+static Lane lanes[kBlock];
+static jmp_buf all_done;
+static std::function<void()> work;
+// Jumps back with the signal mask untouched, which swapcontext asks the kernel for at every switch.
+[[noreturn]] static void enter(unsigned lane) {
+  threadIdx.x = lane;
+  if (lanes[lane].begun) _longjmp(lanes[lane].here, 1);
+  lanes[lane].begun = true;
+  setcontext(&lanes[lane].begin);
+  std::abort();
+}
+// The next of `count` lanes from `first` on that has not ended; this one where all others have.
+static unsigned next_lane(unsigned first, unsigned count) {
+  for (unsigned step = 1; step < count; ++step) {
+    const unsigned lane = first + (threadIdx.x - first + step) % count;
+    if (!lanes[lane].done) return lane;
+  }
+  return threadIdx.x;
+}
+static void run_lane() {
+  work();
+  lanes[threadIdx.x].done = true;
+  const unsigned lane = next_lane(0, kBlock);
+  if (lane == threadIdx.x) _longjmp(all_done, 1);
+  enter(lane);
+}
+struct Barrier {
+  unsigned first, count, arrived, passed;
+  __attribute__((noinline)) void arrive_and_wait() {
+    const unsigned before = passed;
+    if (++arrived == count) {
+      arrived = 0, ++passed;
+      return;
+    }
+    while (static_cast<volatile unsigned&>(passed) == before) {
+      const unsigned lane = next_lane(first, count);
+      if (lane == threadIdx.x) {
+        std::fputs("a barrier waits for CUDA threads that have ended\\n", stderr);
+        std::abort();
+      }
+      if (_setjmp(lanes[threadIdx.x].here) == 0) enter(lane);
+    }
+  }
+};
+static Barrier block_barrier = {0, kBlock};
+static Barrier warp_barriers[kBlock / 32];
 static float exchange[kBlock];
 // What the lanes of a warp show each other.
 static unsigned int shown[kBlock][8];
 static const unsigned short* rows_shown[kBlock];
-static std::barrier<>& warp_barrier() { return *warp_barriers[threadIdx.x / 32]; }
+static Barrier& warp_barrier() { return warp_barriers[threadIdx.x / 32]; }
 static void __syncthreads() { block_barrier.arrive_and_wait(); }
 static float __shfl_xor_sync(unsigned, float value, int mask) {
-  std::barrier<>& warp = warp_barrier();
+  Barrier& warp = warp_barrier();
   exchange[threadIdx.x] = value;
   warp.arrive_and_wait();
   const float other = exchange[threadIdx.x ^ mask];
@@ -197,18 +250,23 @@ static float reciprocal(float x) { return 1.0f / x; }
 
 LAUNCH = """
 extern "C" void launch(PARAMETERS, int blocks_x, int blocks_y) {
-  for (int i = 0; i < kBlock / 32; ++i) warp_barriers.push_back(new std::barrier<>(32));
+  for (unsigned i = 0; i < kBlock / 32; ++i) warp_barriers[i] = {32 * i, 32};
+  char* const stacks = static_cast<char*>(std::malloc(kBlock * kStack));
+  work = [=] { kernel(ARGUMENTS); };
   for (int by = 0; by < blocks_y; ++by)
     for (int bx = 0; bx < blocks_x; ++bx) {
-      std::vector<std::thread> threads;
-      for (unsigned t = 0; t < kBlock; ++t)
-        threads.emplace_back([=] {
-          threadIdx = {t, 0, 0};
-          blockIdx = {static_cast<unsigned>(bx), static_cast<unsigned>(by), 0};
-          kernel(ARGUMENTS);
-        });
-      for (auto& thread : threads) thread.join();
+      blockIdx = {static_cast<unsigned>(bx), static_cast<unsigned>(by), 0};
+      for (unsigned t = 0; t < kBlock; ++t) {
+        Lane& lane = lanes[t];
+        getcontext(&lane.begin);
+        lane.begin.uc_stack.ss_sp = stacks + t * kStack;
+        lane.begin.uc_stack.ss_size = kStack;
+        makecontext(&lane.begin, run_lane, 0);
+        lane.begun = lane.done = false;
+      }
+      if (_setjmp(all_done) == 0) enter(0);
     }
+  std::free(stacks);
 }
 """
 
@@ -243,7 +301,7 @@ def build(
     launch = LAUNCH.replace("PARAMETERS", parameters).replace("ARGUMENTS", ", ".join([*names, shape]))
     (folder / "kernel.cpp").write_text(code + launch)
     library = folder / "kernel.so"
-    command = ["g++", "-std=c++20", "-O1", "-w", "-pthread", "-shared", "-fPIC", "-o", library, folder / "kernel.cpp"]
+    command = ["g++", "-std=c++20", "-O1", "-w", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-o", library, folder / "kernel.cpp"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     launch_c = ctypes.CDLL(str(library)).launch
 

@@ -301,8 +301,8 @@ def build(
     launch = LAUNCH.replace("PARAMETERS", parameters).replace("ARGUMENTS", ", ".join([*names, shape]))
     (folder / "kernel.cpp").write_text(code + launch)
     library = folder / "kernel.so"
-    command = ["g++", "-std=c++20", "-O1", "-w", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-o", library, folder / "kernel.cpp"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    command = ["g++", "-std=c++20", "-O1", "-w", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-o", library]
+    subprocess.run([*command, folder / "kernel.cpp"], check=True, capture_output=True, text=True)
     launch_c = ctypes.CDLL(str(library)).launch
 
     def run(arrays: dict[str, np.ndarray], q_shape: tuple[int, ...], blocks: tuple[int, int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from archport.reading import texts as tokenise
-from archport.reading.texts import ITEMS_PER_BREATH, encoded
+from archport.reading.texts import HELD, encoded
 
 
 class Piece:
@@ -27,8 +27,10 @@ class Pieces:
 
 @pytest.fixture
 def breaths(monkeypatch):
-    taken: list[float] = []
+    """The sleeps taken, where a look at the clock shows a third of what a thread may hold the interpreter for."""
+    taken, clock = [], iter(range(1_000_000))
     monkeypatch.setattr(tokenise.time, "sleep", taken.append)
+    monkeypatch.setattr(tokenise.time, "perf_counter", lambda: next(clock) * HELD / 3)
     return taken
 
 
@@ -44,7 +46,8 @@ def test_encodings_come_in_order_and_are_released_one_by_one(breaths):
 
 
 def test_the_interpreter_is_let_go_between_texts_but_not_behind_the_last(breaths):
-    list(encoded(Pieces(), ["text"] * (4 * ITEMS_PER_BREATH)))
+    list(encoded(Pieces(), ["text"] * 9))
+    # Before the third text, and every third look at the clock from there on; a look is taken after each sleep, too.
     assert len(breaths) == 3
     breaths.clear()
     list(encoded(Pieces(), ["text"]))

@@ -17,6 +17,7 @@ from archport.contract import InputError
 
 # Values that become Python's own at a time.
 _BLOCK = 1024
+_JSON = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def utf8(value: bytes) -> str | Unreadable:
 def json_value(line: str) -> Any:
     """The JSON value of a line; Unreadable where it is none, or none that can be read: too deep, or too many digits."""
     try:
-        return json.loads(line)
+        return _JSON.decode(line)
     except json.JSONDecodeError as error:
         return Unreadable(f"not JSON ({error.msg} at column {error.colno})")
     except RecursionError:

@@ -135,13 +135,22 @@ def killed_and_resumed(
 
 
 def tenths(samples: list[tuple[int, int]]) -> tuple[float, float]:
-    """Mean resident bytes while the last process's first and last tenth of its rows were made."""
-    first = next((done for done, _ in samples if done != samples[0][0]), None)
-    if first is None:
-        sys.exit("the last process made no part while it was watched: give more --rows")
-    made = [(done, size) for done, size in samples if done >= first and size]
-    edge = max(1, len(made) // 10)
-    return float(np.mean([size for _, size in made[:edge]])), float(np.mean([size for _, size in made[-edge:]]))
+    """Mean resident bytes while the last process made the first and the last tenth of its parts.
+
+    Of whole parts: what a part holds grows while it is made. The first one, which also makes what is made once, and
+    the last, which may be short, are left out.
+    """
+    parts: dict[int, list[int]] = {}
+    for done, size in samples:
+        if size:
+            parts.setdefault(done, []).append(size)
+    means = [float(np.mean(sizes)) for sizes in parts.values()][1:]
+    # Behind the last part nothing is made, and before that it is the short one.
+    means = means[:-2] or means
+    if len(means) < 2:
+        sys.exit("the last process made too few parts while it was watched: give more --rows")
+    edge = max(1, len(means) // 10)
+    return float(np.mean(means[:edge])), float(np.mean(means[-edge:]))
 
 
 def main() -> None:

@@ -76,7 +76,8 @@ def slice_of(at: int, of: int) -> list[str]:
     files = [each for top in ("tests", "plugins") for each in (ROOT / top).rglob("test_*.py")]
     files.sort(key=lambda each: (-each.stat().st_size, str(each)))
     # Tests next to `tests` itself run whole programs: what takes longest begins first.
-    return [str(each.relative_to(ROOT)) for each in sorted(files[at - 1 :: of], key=lambda each: (len(each.parts), each))]
+    chosen = sorted(files[at - 1 :: of], key=lambda each: (len(each.parts), each))
+    return [str(each.relative_to(ROOT)) for each in chosen]
 
 
 def run_slice(at: int, of: int, workers: int, out: Path, limit: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from archport.reading import texts as tokenise
-from archport.reading.texts import HELD, encoded
+from archport.reading.texts import WORK_SECONDS, encoded
 
 
 class Piece:
@@ -30,7 +30,7 @@ def breaths(monkeypatch):
     """The sleeps taken, where a look at the clock shows a third of what a thread may hold the interpreter for."""
     taken, clock = [], iter(range(1_000_000))
     monkeypatch.setattr(tokenise.time, "sleep", taken.append)
-    monkeypatch.setattr(tokenise.time, "perf_counter", lambda: next(clock) * HELD / 3)
+    monkeypatch.setattr(tokenise.time, "perf_counter", lambda: next(clock) * WORK_SECONDS / 3)
     return taken
 
 

@@ -51,16 +51,16 @@ class Tokens:
 
 # Seconds that a thread which works ahead holds the interpreter, and then sleeps. The thread that feeds a GPU takes it
 # back some ten thousand times per million tokens, and would wait 5 ms for it, or as long as this one keeps it.
-HELD, BREATH = 5e-5, 5e-5
+WORK_SECONDS, BREATH_SECONDS = 5e-5, 5e-5
 
 
 def breathing(items: Iterable[T]) -> Iterator[T]:
     """The same items, letting go of the interpreter again and again, for a thread that works ahead of another."""
-    until = time.perf_counter() + HELD
+    until = time.perf_counter() + WORK_SECONDS
     for item in items:
         if time.perf_counter() >= until:
-            time.sleep(BREATH)
-            until = time.perf_counter() + HELD
+            time.sleep(BREATH_SECONDS)
+            until = time.perf_counter() + WORK_SECONDS
         yield item
 
 

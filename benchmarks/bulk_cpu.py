@@ -134,8 +134,8 @@ def killed_and_resumed(
     return ended, samples
 
 
-def tenths(samples: list[tuple[int, int]]) -> tuple[float, float]:
-    """Mean resident bytes while the last process made the first and the last tenth of its parts.
+def by_part(samples: list[tuple[int, int]]) -> list[float]:
+    """Mean resident bytes while the last process made each of its parts.
 
     Of whole parts: what a part holds grows while it is made. The first one, which also makes what is made once, and
     the last, which may be short, are left out.
@@ -145,10 +145,16 @@ def tenths(samples: list[tuple[int, int]]) -> tuple[float, float]:
         if size:
             parts.setdefault(done, []).append(size)
     means = [float(np.mean(sizes)) for sizes in parts.values()][1:]
-    # Behind the last part nothing is made, and before that it is the short one.
+    # After the last part nothing is made, and before that it is the short one.
     means = means[:-2] or means
     if len(means) < 2:
         sys.exit("the last process made too few parts while it was watched: give more --rows")
+    return means
+
+
+def tenths(samples: list[tuple[int, int]]) -> tuple[float, float]:
+    """Mean resident bytes while the last process made the first and the last tenth of its parts."""
+    means = by_part(samples)
     edge = max(1, len(means) // 10)
     return float(np.mean(means[:edge])), float(np.mean(means[-edge:]))
 

@@ -107,6 +107,9 @@ def main() -> None:
     ended, samples = kills["killed_and_resumed"](line, folder / "out", given.rows, random.Random(0), longest=2.0)
     for each in ended:
         told(str(each))
+    told(
+        "resident while each part was made, MB: " + " ".join(f"{each / 1e6:,.0f}" for each in kills["by_part"](samples))
+    )
     first, last = kills["tenths"](samples)
     told(
         f"resident: first tenth {first / 1e6:,.0f} MB, last tenth {last / 1e6:,.0f} MB, {last / first:.3f}; bar {HELD}"

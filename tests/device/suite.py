@@ -76,7 +76,8 @@ def slice_of(at: int, of: int) -> list[str]:
     files = [each for top in ("tests", "plugins") for each in (ROOT / top).rglob("test_*.py")]
     files.sort(key=lambda each: (-each.stat().st_size, str(each)))
     # Tests next to `tests` itself run whole programs: what takes longest begins first.
-    chosen = sorted(files[at - 1 :: of], key=lambda each: (len(each.parts), each))
+    # Those right under `tests` run whole programs, those of plugins compile kernels: what takes longest begins first.
+    chosen = sorted(files[at - 1 :: of], key=lambda each: (each.parent != ROOT / "tests", each))
     return [str(each.relative_to(ROOT)) for each in chosen]
 
 
@@ -122,7 +123,7 @@ def checked(name: str, out: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=int, default=0, help="how many; 1 with pytest-xdist, else 8")
+    parser.add_argument("--slices", type=int, default=0, help="how many; 2 with pytest-xdist, else 8")
     parser.add_argument("--slice", type=int, help="run this one alone, from 1")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "test-device")
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--no-checks", action="store_true", help="leave `archport check` out")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    slices = args.slices or (1 if importlib.util.find_spec("xdist") else 8)
+    slices = args.slices or (2 if importlib.util.find_spec("xdist") else 8)
     before, start = digest(), time.monotonic()
     tree = args.out / "tree.txt"
     if args.slice and tree.exists() and tree.read_text() != before:

@@ -152,6 +152,7 @@ def _case(source: Source) -> dict[str, Any]:
         "tasks": list(source.spec.tasks),
         "architectures": list(source.architectures),
         "limit": source.limit,
+        "example": bool(source.name),
     }
 
 

@@ -132,8 +132,11 @@ def record(case: dict[str, Any], out: str) -> dict[str, Any]:
     import transformers
 
     model, head = load(case)
+    # An example's tokenizer is the kit's own. For some model types transformers makes their usual one out of its words,
+    # whatever class the folder names.
+    reader = transformers.PreTrainedTokenizerFast if case["example"] else transformers.AutoTokenizer
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
+        tokenizer = reader.from_pretrained(
             case["body"], local_files_only=True, trust_remote_code=case["trust_remote_code"]
         )
     except Exception as error:

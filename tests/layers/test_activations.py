@@ -36,6 +36,27 @@ def test_the_host_computes_what_mlx_computes(name: str, x: mx.array):
     assert mx.abs(found - THEIRS[name](x)).max().item() < 2e-6
 
 
+@pytest.mark.parametrize(
+    ("theirs", "name"),
+    [
+        *((nn.silu, "silu"), (nn.gelu, "gelu"), (nn.gelu_approx, "gelu_new"), (nn.SiLU(), "silu")),
+        *((nn.GELU(), "gelu"), (nn.GELU("tanh"), "gelu_new"), (nn.GELU("fast"), "quick_gelu")),
+    ],
+)
+def test_blocks_take_mlx_s_activations_for_archport_s(theirs, name: str, x: mx.array):
+    assert activations.own(theirs) is activation(name)
+    assert mx.abs(activation(name)(x) - theirs(x)).max().item() < 2e-6
+
+
+def test_a_block_takes_an_activation_of_anybody_s():
+    for act in (nn.ReLU(), nn.relu, lambda x: nn.relu(x) ** 2):
+        assert activations.own(act) is act
+        gate, up = mx.array([[-1.0, 2.0]]), mx.array([[3.0, 3.0]])
+        both = mx.concatenate([gate, up], axis=-1)
+        assert mx.array_equal(activations.gated(act)(gate, up), act(gate) * up)
+        assert mx.array_equal(activations.gated_halves(act)(both), act(gate) * up)
+
+
 def test_gelu_keeps_its_digits_where_one_plus_erf_cancels():
     from math import erfc, sqrt
 

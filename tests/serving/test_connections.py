@@ -115,6 +115,8 @@ def test_while_the_server_ends_new_requests_are_refused_and_those_under_way_answ
     bert = str(GOLDENS / "bert-plain")
     with running(f"bert={bert}", f"tiny={folder}") as server, httpx.Client(base_url=server.url, timeout=30) as kept:
         assert kept.get("/health/ready").status_code == 200
+        # A client has its answer before the server has ended the request.
+        until(lambda: server.state.active == 0)
         answers: list = []
         held, go = held_up(server)
         chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 60}
@@ -145,7 +147,6 @@ def test_while_the_server_ends_new_requests_are_refused_and_those_under_way_answ
         assert {(each.status_code, each.json()["error"]["code"]) for each in refused} == {(503, "shutting_down")}
         assert all(each.headers["retry-after"] for each in refused)
         assert httpx.get(server.url + "/health/live").status_code == 200
-        # A client has its answer before the server has ended the request.
         until(lambda: server.state.active == 3)
         go.set()
         for thread in threads:

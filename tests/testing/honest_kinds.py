@@ -10,7 +10,7 @@ from lies_of_specs import NoHeadNorms
 from toy_model import Toy
 
 from archport.contract import AttentionLayer, Experts, Footprint, RecurrentLayer
-from archport.layers import Attention, Rotary
+from archport.layers import MLP, Attention, Rotary
 from archport.layers.short_conv import ShortConv
 
 # An inner width that the family adjusts, as LFM2 does: two thirds, rounded to 32.
@@ -174,6 +174,42 @@ CONVOLVED = plugin(
     archport_claim=spec_with(convolved),
 )
 PLAIN = plugin("plain")
+# The model is wide next to its heads, and MLX's own silu is handed to an MLP of archport's.
+WIDE = plugin("wide", examples=[config_with(hidden_size=256, head_dim=8)])
+
+
+class UngatedToy(Toy):
+    """Norms before each half, as decoders have them, around an MLP without a gate; its activation is a module."""
+
+    def __init__(self, spec, config):
+        super().__init__(spec, config)
+        for layer in self.layers:
+            layer.mlp = MLP(spec.hidden_size, spec.intermediate_size, nn.GELU(), bias=True)
+
+
+UNGATED = plugin(
+    "ungated",
+    trunk=UngatedToy,
+    examples=[config_with(intermediate_size=256)],
+    archport_claim=spec_with(lambda spec: replace(spec, gated_mlp=False)),
+)
+
+
+class LearnedToy(UngatedToy):
+    """The same with learned positions alone, as GPT-2 has them."""
+
+    def __init__(self, spec, config):
+        super().__init__(spec, config)
+        for index, layer in enumerate(spec.layers):
+            self.layers[index].self_attn = Attention(index, layer, spec.hidden_size, bias=True, output_bias=True)
+
+
+LEARNED = plugin(
+    "learned",
+    trunk=LearnedToy,
+    examples=[config_with(intermediate_size=256)],
+    archport_claim=spec_with(lambda spec: replace(spec, gated_mlp=False, qk_norm=False, rotary=False)),
+)
 
 
 class ClampedExperts(nn.Module):

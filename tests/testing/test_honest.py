@@ -10,8 +10,12 @@ from archport.testing import CHECKS, run_checks
 from archport.testing.finding import find, release, subject_of
 from archport.testing.subject import Tiny
 
-# Like those of outside plugins: LFM2's width, MLA, yarn, gpt-oss, a recurrence of its own; and the toy itself.
-KINDS = ("ADJUSTED", "LATENT", "SPANNED", "STRETCHED", "SINKING", "CONVOLVED", "PLAIN", "CLAMPED")
+# Like those of outside plugins: LFM2's width, MLA, yarn, gpt-oss, a recurrence of its own, GPT-NeoX's and GPT-2's MLP
+# and positions; and the toy itself.
+KINDS = (
+    *("ADJUSTED", "LATENT", "SPANNED", "STRETCHED", "SINKING", "CONVOLVED", "PLAIN", "CLAMPED"),
+    *("WIDE", "UNGATED", "LEARNED"),
+)
 
 
 def check_named(name):

@@ -350,6 +350,8 @@ class ArchSpec:
         tied_head: whether the output head is the embedding matrix.
         gated_mlp: whether the MLP, and each expert, has a gate next to up and down (SwiGLU, GeGLU), which plans price.
         qk_norm: whether q and k are normalised per head, which copies them; plans price it.
+        rotary: whether they are rotated, which copies them too; None: as causal models and those with a gated MLP
+            usually do.
         experts, quantization, vision: None where the checkpoint has none.
         dtypes_refused: element types that overflow in this family, each with the reason.
         logit_softcap: c where logits are c tanh(products / c) of the output head's products; None where they are these.
@@ -366,6 +368,7 @@ class ArchSpec:
     tied_head: bool = True
     gated_mlp: bool = True
     qk_norm: bool = True
+    rotary: bool | None = None
     experts: Experts | None = None
     quantization: Quantization | None = None
     vision: VisionTower | None = None
@@ -389,13 +392,8 @@ class ArchSpec:
                     f"{self.arch}: layer {index} is a {type(layer).__name__}; expected AttentionLayer or RecurrentLayer"
                 )
         self._check_caches()
-        _positive(
-            self.arch,
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            max_positions=self.max_positions,
-        )
+        widths = ("vocab_size", "hidden_size", "intermediate_size", "max_positions")
+        _positive(self.arch, **{name: getattr(self, name) for name in widths})
         if self.dtype not in get_args(DType):
             raise SpecError(f"{self.arch}: dtype={self.dtype!r}; expected one of {', '.join(get_args(DType))}")
 

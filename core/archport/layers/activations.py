@@ -8,7 +8,7 @@ gradient.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from math import pi, sqrt
 
 import mlx.core as mx
@@ -41,11 +41,30 @@ def activation(name: str) -> Activation:
     return ACTIVATIONS[name]
 
 
-@functools.cache
+def own(act: Activation) -> Activation:
+    """The same function by archport's kernels, for MLX's gelu and silu, functions or modules; any other as it is.
+
+    What plans count a layer's half for is what these hold: MLX's keep the arrays of their steps besides.
+    """
+    if isinstance(act, nn.SiLU):
+        return silu
+    if isinstance(act, nn.GELU):
+        return {"none": gelu, "fast": _quick_gelu}.get(act._approx, gelu_tanh)
+    # Other modules have no hash.
+    return next((function for plain, function in _OWN.items() if plain is act), act)
+
+
+def _once(make: Callable[[Activation], Callable[..., mx.array]]) -> Callable[[Activation], Callable[..., mx.array]]:
+    """`make`, remembering what it made of each function."""
+    kept = functools.cache(make)
+    return functools.wraps(make)(lambda act: kept(act) if isinstance(act, Hashable) else make(act))
+
+
+@_once
 def gated(act: Activation) -> Callable[[mx.array, mx.array], mx.array]:
     """`act(gate) * up` as one function of (gate, up); on a GPU one kernel, which saves a pass over memory."""
     # A kernel of our own has no shape before it is called, which a function for all shapes needs.
-    plain = _PLAIN.get(act, act)
+    plain = _PLAIN.get(act, act) if isinstance(act, Hashable) else act
     together = mx.compile(lambda gate, up: plain(gate) * up, shapeless=True)
 
     def run(gate: mx.array, up: mx.array) -> mx.array:
@@ -54,7 +73,7 @@ def gated(act: Activation) -> Callable[[mx.array, mx.array], mx.array]:
     return run
 
 
-@functools.cache
+@_once
 def gated_halves(act: Activation) -> Callable[[mx.array], mx.array]:
     """The same as a function of gate and up side by side in one array (B, L, 2 W)."""
     apart = gated(act)
@@ -177,6 +196,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 _KINDS: dict[activating.Kind, Activation] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
 _PLAIN: dict[Activation, Activation] = {gelu: nn.gelu, gelu_tanh: nn.gelu_approx, silu: nn.silu}
+_OWN: dict[Activation, Activation] = {plain: function for function, plain in _PLAIN.items()}
 
 
 def host_is_faster(x: mx.array) -> bool:

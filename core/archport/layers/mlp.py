@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from archport.contract.split import Cut, Rank, columns, out
 from archport.device.ranks import Ranks
-from archport.layers.activations import Activation, gated, gated_halves
+from archport.layers.activations import Activation, gated, gated_halves, own
 from archport.layers.merging import MergedLinear, linear_onto
 from archport.layers.parallel import SummedLinear
 
@@ -19,7 +19,7 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, act: Activation, *, bias: bool) -> None:
         super().__init__()
-        self._act = act
+        self._act = own(act)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
 
@@ -42,7 +42,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, act: Activation, *, bias: bool = False) -> None:
         super().__init__()
-        self._gated, self._gated_halves = gated(act), gated_halves(act)
+        self._gated, self._gated_halves = gated(own(act)), gated_halves(own(act))
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)

@@ -213,11 +213,15 @@ def block_of(spec: ArchSpec, layer: LayerSpec, experts: bool) -> str:
     """The table's name of a layer's block; rows of what comes before a " + " count where it has none of its own."""
     if isinstance(layer, RecurrentLayer):
         return "recurrence" if layer.heads is None else "delta net"
-    # Families without a gate are older than rotary positions and norms before each half.
-    words = ["pre-norm" if spec.gated_mlp else "post-norm", *(["experts"] if experts else [])]
+    # Rows of norms before each half are of blocks that rotate q and k, the others of those that leave them as they are.
+    rotated = spec.semantics == "causal" if spec.rotary is None else spec.rotary
+    words = ["pre-norm" if spec.gated_mlp or rotated else "post-norm", *(["experts"] if experts else [])]
     words += ["gated heads"] if layer.gated else ["normed heads"] if spec.qk_norm else []
-    # A spec does not say how many norms a block has. Gemma has four: the bidirectional family with norms of its heads.
-    words += ["four norms"] if spec.semantics == "bidirectional" else []
+    if rotated and not spec.gated_mlp and not experts:
+        words += ["ungated"]
+    elif spec.semantics == "bidirectional":
+        # A spec does not say how many norms a block has. Gemma has four: the bidirectional family with norms of heads.
+        words += ["four norms"]
     return " + ".join(words)
 
 

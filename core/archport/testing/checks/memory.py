@@ -19,7 +19,7 @@ FACTOR = 1.25
 # begins differs by tens of operations: a plan has room for all of them, a run of a tiny model needs less.
 FACTOR_ON_GPU = 1.5
 # Blocks that are not archport's are priced as if they were: attention through a narrow row, say, needs less.
-FACTOR_OF_OTHERS = 1.75
+FACTOR_OF_OTHERS = 1.85
 FACTOR_OF_OTHERS_ON_GPU = FACTOR_OF_OTHERS * FACTOR_ON_GPU / FACTOR
 
 
@@ -27,9 +27,10 @@ FACTOR_OF_OTHERS_ON_GPU = FACTOR_OF_OTHERS * FACTOR_ON_GPU / FACTOR
 def peak_is_predicted(t: Tiny) -> str:
     """No run's peak is above what its plan predicts, and above 32 MB the prediction is within 1.25 of the highest.
 
-    Declare `qk_norm` and `gated_mlp` as the module is built, and make no arrays that the declared widths do not account
-    for: masks, repeated heads, wide temporaries. A layer with modules of its own may need less, down to 1 / 1.75, and
-    declares a `Footprint` where it needs more, or far less; a half that makes more than its footprint fails alone.
+    Declare `qk_norm`, `rotary` and `gated_mlp` as the module is built, and make no arrays that the declared widths do
+    not account for: masks, repeated heads, wide temporaries. A layer with modules of its own may need less, down to
+    1 / 1.85, and declares a `Footprint` where it needs more, or far less; a half that makes more than its footprint
+    fails alone.
     """
     from archport.planning.costs import WORKSPACE
 

@@ -24,6 +24,7 @@ from archport.answering.sparse_vectors import SparseVectors
 from archport.bulk import read, search
 from archport.bulk.answers import Answered
 from archport.bulk.extras import arrow, parquet
+from archport.bulk.formats import save_array
 from archport.bulk.inputs import Inputs
 from archport.bulk.rows import Fields
 from archport.bulk.stores import store_of
@@ -390,3 +391,35 @@ def pyarrow_module():
     import pyarrow
 
     return pyarrow
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        *(np.ones((2, 48), np.float32), np.zeros((0, 5), np.float32), np.zeros((3, 0), np.int8)),
+        *(np.asfortranarray(np.eye(3, 4, dtype=np.float16)), np.arange(12).reshape(3, 4)[:, ::2]),
+    ],
+    ids=["plain", "no rows", "no columns", "by columns", "every other column"],
+)
+def test_an_array_is_written_as_numpy_writes_it(array: np.ndarray):
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    save_array(ours, array)
+    np.save(theirs, np.ascontiguousarray(array))
+    assert ours.getvalue() == theirs.getvalue()
+
+
+@pytest.mark.parametrize("count", [300, 700, 5000])
+def test_an_array_whose_end_does_not_fit_the_disk_is_an_error(tmp_path: Path, count: int):
+    """np.save itself is silent about the first two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write() -> None:
+        with (tmp_path / "x.npy").open("wb") as file:
+            save_array(file, np.ones(count, np.float32))
+
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        with pytest.raises(OSError, match="File too large"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -48,6 +48,7 @@ def test_a_jsonl_file_becomes_an_npy_array(vectors, tmp_path):
     file = tmp_path / "texts.jsonl"
     file.write_text('"one"\n{"text": "two words", "id": 7}\n')
     done = run("embed", "-m", BERT, "--input", str(file), "--format", "npy")
+    assert done.returncode == 0, done.stderr
     array = np.load(io.BytesIO(done.stdout))
     assert array.dtype == np.float32
     assert close(array, vectors)

@@ -234,6 +234,20 @@ def arrays(vectors: list[Any], provenance: Mapping[str, Any]) -> Any:
 _TYPES = {"float32": "float32", "int8": "int8", "uint8": "uint8", "binary": "int8", "ubinary": "uint8"}
 
 
+def save_array(file: BinaryIO, array: np.ndarray) -> None:
+    """Write an array as `np.save` does, byte for byte, by the file's own `write`.
+
+    numpy writes to a copy of a real file's descriptor, and what fails when it closes that, such as the last 4 KB on a
+    full disk, is lost without an error.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    whole = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(whole))
+    file.write(whole.reshape(-1).view(np.uint8).data)
+
+
 class NumpyFiles:
     """STEM.npy holds a vector for every line of STEM.ids.jsonl; one that is missing is NaN, or 0 in 8 bits.
 
@@ -258,15 +272,15 @@ class NumpyFiles:
             flat = np.concatenate(list(vectors)) if len(vectors) else np.zeros((0, 0), np.float32)
             return {
                 **ids,
-                f"{stem}.ends.npy": lambda file: np.save(file, ends),
-                f"{stem}.npy": lambda file: np.save(file, flat),
+                f"{stem}.ends.npy": lambda file: save_array(file, ends),
+                f"{stem}.npy": lambda file: save_array(file, flat),
             }
         full = vectors
         if part.errors:
             nothing = np.nan if vectors.dtype.kind == "f" else 0
             full = np.full((len(part.ids), vectors.shape[1]), nothing, vectors.dtype)
             full[kept] = vectors
-        return {**ids, f"{stem}.npy": lambda file: np.save(file, full)}
+        return {**ids, f"{stem}.npy": lambda file: save_array(file, full)}
 
     def read(self, folder: Path, stem: str) -> Stored:
         values = list(_values(folder / f"{stem}.ids.jsonl"))

@@ -230,9 +230,9 @@ def _plain(model: Model, vectors: Any) -> Any:
 
 def _write(vectors: Any, rows: Sequence[int], format: Format) -> None:
     if format is Format.npy:
-        import numpy as np
+        from archport.bulk.formats import save_array
 
-        np.save(sys.stdout.buffer, vectors)
+        save_array(sys.stdout.buffer, vectors)
     elif format is Format.jsonl:
         for index, row in zip(rows, _lists(vectors), strict=True):
             shown = row if isinstance(row, dict) else {"embedding": row}

@@ -75,7 +75,6 @@ def slice_of(at: int, of: int) -> list[str]:
     """Test files of slice `at` (from 1) of `of`; the large ones spread by size, which goes with their time."""
     files = [each for top in ("tests", "plugins") for each in (ROOT / top).rglob("test_*.py")]
     files.sort(key=lambda each: (-each.stat().st_size, str(each)))
-    # Tests next to `tests` itself run whole programs: what takes longest begins first.
     # Those right under `tests` run whole programs, those of plugins compile kernels: what takes longest begins first.
     chosen = sorted(files[at - 1 :: of], key=lambda each: (each.parent != ROOT / "tests", each))
     return [str(each.relative_to(ROOT)) for each in chosen]

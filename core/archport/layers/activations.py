@@ -8,7 +8,7 @@ gradient.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from math import pi, sqrt
 
 import mlx.core as mx
@@ -50,21 +50,16 @@ def own(act: Activation) -> Activation:
         return silu
     if isinstance(act, nn.GELU):
         return {"none": gelu, "fast": _quick_gelu}.get(act._approx, gelu_tanh)
-    # Other modules have no hash.
+    # Modules have no hash; what they do when they are called has one.
+    act = act.__call__ if isinstance(act, nn.Module) else act
     return next((function for plain, function in _OWN.items() if plain is act), act)
 
 
-def _once(make: Callable[[Activation], Callable[..., mx.array]]) -> Callable[[Activation], Callable[..., mx.array]]:
-    """`make`, remembering what it made of each function."""
-    kept = functools.cache(make)
-    return functools.wraps(make)(lambda act: kept(act) if isinstance(act, Hashable) else make(act))
-
-
-@_once
+@functools.cache
 def gated(act: Activation) -> Callable[[mx.array, mx.array], mx.array]:
     """`act(gate) * up` as one function of (gate, up); on a GPU one kernel, which saves a pass over memory."""
     # A kernel of our own has no shape before it is called, which a function for all shapes needs.
-    plain = _PLAIN.get(act, act) if isinstance(act, Hashable) else act
+    plain = _PLAIN.get(act, act)
     together = mx.compile(lambda gate, up: plain(gate) * up, shapeless=True)
 
     def run(gate: mx.array, up: mx.array) -> mx.array:
@@ -73,7 +68,7 @@ def gated(act: Activation) -> Callable[[mx.array, mx.array], mx.array]:
     return run
 
 
-@_once
+@functools.cache
 def gated_halves(act: Activation) -> Callable[[mx.array], mx.array]:
     """The same as a function of gate and up side by side in one array (B, L, 2 W)."""
     apart = gated(act)

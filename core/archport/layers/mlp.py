@@ -42,7 +42,8 @@ class GatedMLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, act: Activation, *, bias: bool = False) -> None:
         super().__init__()
-        self._gated, self._gated_halves = gated(own(act)), gated_halves(own(act))
+        act = own(act)
+        self._gated, self._gated_halves = gated(act), gated_halves(act)
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)

@@ -10,6 +10,7 @@ import pytest
 from archport import engine
 from archport.checkpoint import normalise_config
 from archport.contract import ClaimError, ContextLengthExceeded, InputError, SpecError
+from archport.planning.activations import block_of
 from archport_bidirectional.clip import towers
 from archport_bidirectional.clip.reader import scaling
 
@@ -26,6 +27,11 @@ def relative(got, want):
 @pytest.fixture(scope="module")
 def model():
     return engine.load(FOLDER)
+
+
+def test_texts_are_priced_as_blocks_that_rotate_nothing(model):
+    """Decoders without a gate are taken to rotate; priced so, a plan was 1.36 times what was measured."""
+    assert block_of(model.spec, model.spec.layers[0], False) == "post-norm"
 
 
 @pytest.mark.parametrize("index", range(len(TEXTS)))

@@ -118,6 +118,7 @@ def claim(config: Mapping[str, Any], _: str) -> ArchSpec | None:
         dtype=config.get("dtype", "float32"),
         gated_mlp=False,
         qk_norm=False,
+        rotary=False,
         vision=VisionTower(
             layers=(layer(vision, semantics="bidirectional"),) * vision["num_hidden_layers"],
             hidden_size=vision["hidden_size"],

@@ -42,9 +42,12 @@ def whole(path: Path, write: Callable[[BinaryIO], object], *, replace: bool = Tr
         else:
             _named(temporary, path)
             temporary.unlink(missing_ok=True)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            # A full disk says nothing of the file.
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

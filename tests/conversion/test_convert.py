@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -243,6 +244,21 @@ def test_a_killed_process_is_gone_on_from(tmp_path: Path):
     process.wait()
     assert process.returncode == -signal.SIGKILL
     convert(source, out, settings)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_full_disk_is_told_with_the_file_and_gone_on_from(tmp_path: Path):
+    source, settings, out = GOLDENS / "qwen3-causal-sharded", settings_of(bits=4, group_size=32), tmp_path / "out"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        with pytest.raises(OSError, match="File too large") as full:
+            convert(source, out, settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert full.value.filename == str(out / "model-00001-of-00003.safetensors.part")
+    convert(source, out, settings)
+    convert(source, tmp_path / "whole", settings)
     assert files(out) == files(tmp_path / "whole")
 
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from archport.bulk.answers import Answered
 from archport.contract import InputError
+from archport.contract.errors import of_file
 
 MANIFEST, RECORDS, RANGES, TOTAL = "_manifest.json", "_parts{}.jsonl", "_ranges.json", "_total.json"
 VERSION = 1
@@ -33,7 +34,7 @@ def whole(path: Path, write: Callable[[BinaryIO], object], *, replace: bool = Tr
     """
     temporary = path.with_name(f"_{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with of_file(path), temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -42,12 +43,9 @@ def whole(path: Path, write: Callable[[BinaryIO], object], *, replace: bool = Tr
         else:
             _named(temporary, path)
             temporary.unlink(missing_ok=True)
-    except BaseException as error:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename is None:
-            # A full disk says nothing of the file.
-            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

@@ -7,7 +7,9 @@ Errors that mean "your argument is wrong" are also `ValueError`, so code that ex
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -32,6 +34,17 @@ _SHOWN = _Shown()
 def shown(value: object) -> str:
     """A value as messages show it: its representation, bounded, whatever it is."""
     return _SHOWN.repr(value)
+
+
+@contextmanager
+def of_file(path: Path) -> Iterator[None]:
+    """An OSError inside that names no file, as a full disk's does, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 class ArchportError(Exception):

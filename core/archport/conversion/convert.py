@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archport.contract import InputError
+from archport.contract.errors import of_file
 from archport.contract.arguments import checked
 from archport.contract.sizes import format_bytes
 from archport.conversion import folder
@@ -100,7 +101,8 @@ def convert(
                         progress(before + index, len(targets))
 
                 if count < len(output.targets):
-                    write_file(checkpoint.weights_folder, part, output.targets, count, note)
+                    with of_file(part):
+                        write_file(checkpoint.weights_folder, part, output.targets, count, note)
                 os.replace(part, path)
             written += len(output.targets)
         copied = folder.copy_files(checkpoint, place)

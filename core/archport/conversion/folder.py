@@ -19,7 +19,7 @@ from archport.checkpoint.adapting import adapted_config
 from archport.checkpoint.disk import inside, read_object
 from archport.checkpoint.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, HEADS_APART, INDEX, UNSAFE_WEIGHTS
 from archport.contract import InputError
-from archport.contract.errors import CheckpointError
+from archport.contract.errors import CheckpointError, of_file
 from archport.conversion.settings import Settings
 from archport.conversion.targets import Target
 
@@ -194,7 +194,7 @@ def _replace(path: Path, text: str) -> None:
     """Write a file so that it is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
+    with of_file(path), part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -7,7 +7,7 @@ Errors that mean "your argument is wrong" are also `ValueError`, so code that ex
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def shown(value: object) -> str:
 
 
 @contextmanager
-def of_file(path: Path) -> Iterator[None]:
+def of_file(path: Path) -> Generator[None]:
     """An OSError inside that names no file, as a full disk's does, names this one."""
     try:
         yield

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archport.contract import InputError
-from archport.contract.errors import of_file
 from archport.contract.arguments import checked
+from archport.contract.errors import of_file
 from archport.contract.sizes import format_bytes
 from archport.conversion import folder
 from archport.conversion.settings import Settings
